@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Needs make and a Python of at least 3.11; the rest goes into $(VENV).
+#   make test                        everything a change must pass
+#   make test PYTHON=python3.12 VENV=.venv312
+
+VENV ?= .venv
+PYTHON ?=
+PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help venv lint test test-all demo examples bench clean
+
+help:
+	@echo "make venv       create $(VENV) and install the package for development"
+	@echo "make test       linters, types, architecture, fast tests"
+	@echo "make test-all   the same with the slow tests"
+	@echo "make demo       run examples/demo.py"
+	@echo "make examples   run every script in examples/"
+	@echo "make bench      run the benchmarks"
+	@echo "make clean      remove caches and builds, and $(VENV) if made here"
+	@echo "PYTHON=... chooses the interpreter for a new environment, VENV=... its folder."
+
+venv: $(STAMP)
+
+# A candidate must run (a version manager's stub may not), be new enough, and be
+# able to make an environment with pip in it.
+$(STAMP): pyproject.toml
+	@set -e; \
+	new="import sys; sys.exit(sys.version_info < (3, 11))"; \
+	if ! { [ -x "$(PY)" ] && "$(PY)" -m pip --version; } >/dev/null 2>&1; then \
+	  python=; bare=; \
+	  for candidate in $(PYTHONS); do \
+	    "$$candidate" -c "$$new" >/dev/null 2>&1 || continue; \
+	    if "$$candidate" -c "import ensurepip, venv" >/dev/null 2>&1; then \
+	      python=$$candidate; break; \
+	    fi; \
+	    bare="$$bare $$candidate"; \
+	  done; \
+	  if [ -z "$$python" ] && [ -n "$$bare" ]; then \
+	    echo "Error: found$$bare, without the modules venv and ensurepip." >&2; \
+	    echo "Install them (Debian and Ubuntu: the package python3-venv)," \
+	      "or name another Python: make venv PYTHON=/path/to/python" >&2; \
+	    exit 1; \
+	  elif [ -z "$$python" ]; then \
+	    echo "Error: no Python of at least 3.11 among: $(PYTHONS)." >&2; \
+	    echo "Name one: make venv PYTHON=/path/to/python" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Creating $(VENV) with $$python ($$("$$python" --version))"; \
+	  "$$python" -m venv --clear "$(VENV)"; \
+	fi; \
+	echo "Installing numpyro_infograd and its tools into $(VENV) (minutes, once)"; \
+	"$(PY)" -m pip install -qq --disable-pip-version-check -e ".[dev]"; \
+	touch "$@"
+
+lint: $(STAMP)
+	@echo "ruff check";   $(PY) -m ruff check .
+	@echo "ruff format";  $(PY) -m ruff format --check .
+	@echo "mypy";         $(PY) -m mypy
+	@echo "lint-imports"; $(BIN)/lint-imports
+
+test: lint
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-all: lint
+	$(PY) -m pytest $(PYTEST_ARGS) -m "slow or not slow"
+
+demo: $(STAMP)
+	$(PY) examples/demo.py
+
+examples: $(STAMP)
+	@set -e; for script in examples/*.py; do echo "$$script"; $(PY) "$$script"; done
+
+bench: $(STAMP)
+	$(PY) benchmarks/run.py
+
+# Removes the environment only where this Makefile has made it.
+clean:
+	@if [ -e "$(STAMP)" ]; then rm -rf "$(VENV)"; fi
+	@rm -rf build dist *.egg-info docs/_build .mypy_cache .pytest_cache \
+	  .ruff_cache .import_linter_cache
+	@find numpyro_infograd tests benchmarks examples docs -name __pycache__ \
+	  -type d -prune -exec rm -rf {} + 2>/dev/null || true

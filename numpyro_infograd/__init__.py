@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Information gradients of NumPyro models.
+
+Names load on first use: importing the package costs next to nothing.
+"""
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpyro_infograd import exogenous, scores
+    from numpyro_infograd.gradient import Gradient, gradient
+    from numpyro_infograd.objectives import MI, Entropy, Expectation
+    from numpyro_infograd.structure import StructuralModel
+    from numpyro_infograd.tracing import structural_model
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "Entropy": "objectives",
+    "Expectation": "objectives",
+    "Gradient": "gradient",
+    "MI": "objectives",
+    "StructuralModel": "structure",
+    "gradient": "gradient",
+    "structural_model": "tracing",
+}
+_MODULES = ("errors", "exogenous", "scores")
+
+__all__ = [  # noqa: PLE0604
+    "MI",
+    "Entropy",
+    "Expectation",
+    "Gradient",
+    "StructuralModel",
+    "exogenous",
+    "gradient",
+    "scores",
+    "structural_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"numpyro_infograd.{name}")
+    if name in _ROOMS:
+        room = importlib.import_module(f"numpyro_infograd.{_ROOMS[name]}")
+        globals()[name] = getattr(room, name)
+        return globals()[name]
+    raise AttributeError(f"module 'numpyro_infograd' has no attribute {name!r}")
+
+
+class _Package(types.ModuleType):
+    """Keeps the function `gradient` from being hidden by the module of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ROOMS and isinstance(value, types.ModuleType):
+            return  # the import system binding a submodule
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,631 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one table: NumPyro distribution -> base noise and transform.
+
+A site drawn from `fn` is written as `value = transform(fn, noise)`, where the law of
+`noise` does not depend on any parameter. The noise is explicit (independent standard
+normals, or uniforms on the open unit interval) wherever there is a well-conditioned
+closed form, so that quasi-random points can take its place; else it is one PRNG key.
+Classes are looked up exactly, because a subclass may override its sampler: what is
+not in the table, or is in it with a reason, never pretends to have a gradient.
+
+Example:
+    >>> import jax, numpyro.distributions as dist
+    >>> from numpyro_infograd import exogenous
+    >>> fn = dist.Exponential(2.0).expand((3,)).to_event(1)
+    >>> exogenous.noise_of(fn, (5,))
+    Noise(kind='uniform', shape=(5, 3))
+    >>> float(jax.grad(lambda s: exogenous.transform(dist.Normal(0.0, s), 1.5))(2.0))
+    1.5
+    >>> exogenous.reason_not_reparametrized(dist.Poisson(3.0))
+    'Poisson is discrete'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import copy
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+from jax.scipy.special import erfinv, logit, ndtr, ndtri
+
+import numpyro.distributions as dist
+from numpyro.distributions import Distribution, constraints, transforms as maps
+
+from numpyro_infograd.errors import ArgumentError, ModelError
+
+
+class Noise(NamedTuple):
+    """The law of a site's exogenous noise; static and hashable.
+
+    Attributes:
+        kind: "normal" (independent N(0, 1)), "uniform" (independent on the open unit
+            interval), "key" (one PRNG key) or "none" (`Delta`).
+        shape: Shape of the noise array; () for "key" and "none".
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+
+
+class _Row(NamedTuple):
+    """One row of the table.
+
+    `ends` gives the arrays that locate the jumps of the density: () if it jumps where
+    no parameter can move it, None if it is continuous. The difference matters when a
+    transform moves the value.
+    """
+
+    noise: Callable[[Any, tuple[int, ...]], Noise]
+    transform: Callable[[Any, Any, tuple[int, ...]], Any]
+    ends: Callable[[Any], tuple[Any, ...] | None] = lambda d: None
+    reason: Callable[[Any], str] = lambda d: ""
+
+
+def _normal(formula, *tags, event=lambda d: d.event_shape) -> _Row:
+    def noise(d, s):
+        return Noise("normal", s + d.batch_shape + tuple(event(d)))
+
+    return _Row(noise, lambda d, z, s: formula(d, z), *tags)
+
+
+def _uniform(formula, *tags) -> _Row:
+    # Every formula must increase in u: truncation and copulas use it as a quantile.
+    def noise(d, s):
+        return Noise("uniform", s + d.batch_shape)
+
+    return _Row(noise, lambda d, u, s: formula(d, u), *tags)
+
+
+def _sample(d, key, s):
+    # NumPyro's rsample is sample behind a flag that some right samplers do not set.
+    return d.rsample(key, s) if d.has_rsample else d.sample(key, s)
+
+
+def _key(*tags, draw=_sample) -> _Row:
+    return _Row(lambda d, s: Noise("key", ()), draw, *tags)
+
+
+def _refused(clause: str) -> _Row:
+    return _key(_parts_ends, lambda d: f"{type(d).__name__}: {clause}")
+
+
+# --- where densities jump --------------------------------------------------------
+
+
+def _at(*names: str) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda d: tuple(getattr(d, name) for name in names)
+
+
+_fixed = _at()
+
+
+def _unless_above_one(power: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    # x**(power - 1) vanishes at the end of the support only for power > 1; a power
+    # that is being traced is not known, hence may jump.
+    def ends(d):
+        p = power(d)
+        traced = isinstance(p, jax.core.Tracer)
+        return () if traced or np.any(np.asarray(p) <= 1) else None
+
+    return ends
+
+
+def _parts_ends(d):
+    is_fn = lambda x: isinstance(x, Distribution)  # noqa: E731
+    parts = filter(is_fn, jax.tree.leaves(list(vars(d).values()), is_leaf=is_fn))
+    known = [ends for ends in map(_ends, parts) if ends is not None]
+    return sum(known, ()) if known else None
+
+
+def _transformed_ends(d):
+    # A map onto a part of the line makes ends. Gaussian tails vanish there faster than
+    # any power, other tails may not; folding leaves a jump whatever the tail.
+    onto_part = any(not _on_the_line(t.codomain) for t in d.transforms)
+    folds = any(isinstance(t, maps.AbsTransform) for t in d.transforms)
+    ends, kind = _ends(d.base_dist), _row(d.base_dist).noise(d.base_dist, ()).kind
+    if ends is None and not folds and (kind == "normal" or not onto_part):
+        return None
+    return (*(ends or ()), *jax.tree.leaves(d.transforms))
+
+
+def _on_the_line(support) -> bool:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+# --- formulas longer than a line -------------------------------------------------
+
+
+def _halves(below, above):
+    # below(t) is the quantile at t < 1/2, above(t) the one at 1 - t. Each half counts
+    # from its own end, because 1 - u keeps its digits only for u >= 1/2.
+    def quantile(u):
+        t = jnp.where(u < 0.5, u, 1 - u)
+        return jnp.where(u < 0.5, below(t), above(t))
+
+    return quantile
+
+
+def _odd(below):
+    return _halves(below, lambda t: -below(t))
+
+
+_laplace = _odd(lambda t: jnp.log(2 * t))
+_cauchy = _odd(lambda t: -1 / jnp.tan(jnp.pi * t))
+_soft_laplace = _odd(lambda t: jnp.log(jnp.tan(jnp.pi / 2 * t)))
+_half_normal = _halves(lambda t: math.sqrt(2) * erfinv(t), lambda t: -ndtri(t / 2))
+_half_cauchy = _halves(
+    lambda t: jnp.tan(jnp.pi / 2 * t), lambda t: 1 / jnp.tan(jnp.pi / 2 * t)
+)
+
+
+def _dagum(d, u):
+    y = -jnp.log(u) / d.concentration  # below, log(expm1(y)) without overflow
+    return d.scale * jnp.exp(-(y + jnp.log(-jnp.expm1(-y))) / d.sharpness)
+
+
+def _kumaraswamy(d, u):
+    power = -jnp.expm1(jnp.log1p(-u) / d.concentration0)
+    x = power ** (1 / d.concentration1)
+    info = jnp.finfo(x.dtype)  # the log density may be infinite at 0 and at 1
+    return jnp.clip(x, info.tiny, 1 - info.epsneg)
+
+
+def _times(matrix, z):
+    return jnp.einsum("...ij,...j->...i", matrix, z)
+
+
+def _low_rank(d, z):
+    n = d.event_shape[0]
+    return d.loc + _times(d.cov_factor, z[..., n:]) + jnp.sqrt(d.cov_diag) * z[..., :n]
+
+
+def _car(d, z):
+    fn = dist.MultivariateNormal(d.mean, precision_matrix=d.precision_matrix)
+    return fn.loc + _times(fn.scale_tril, z)
+
+
+def _projected_normal(d, z):
+    x = d.concentration + z
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _cdf(d, x):
+    if type(d) is not dist.Laplace:
+        return d.cdf(x)
+    # NumPyro's cdf of Laplace has derivative 0 at the median, where a truncation
+    # often is.
+    z = (x - d.loc) / d.scale
+    tail = 0.5 * jnp.exp(jnp.where(z < 0, z, -z))
+    return jnp.where(z < 0, tail, 1 - tail)
+
+
+def _quantile(d, p):
+    row = _TABLE[type(d)]
+    return row.transform(d, ndtri(p) if row.noise(d, ()).kind == "normal" else p, ())
+
+
+def _truncated(d, u):
+    # The base is symmetric about loc. Interpolating both tail probabilities and
+    # inverting the smaller one stays accurate far out on either side.
+    base = d.base_dist
+    low, high = getattr(d, "low", None), getattr(d, "high", None)
+
+    def interpolate(sign):
+        def at(x):
+            return _cdf(base, base.loc + sign * (x - base.loc))
+
+        first = 0.5 - 0.5 * sign if low is None else at(low)
+        last = 0.5 + 0.5 * sign if high is None else at(high)
+        return (1 - u) * first + u * last
+
+    below, above = interpolate(1), interpolate(-1)
+    tail = jnp.maximum(jnp.minimum(below, above), jnp.finfo(u.dtype).tiny)
+    x = _quantile(base, tail)
+    return jnp.clip(jnp.where(below < above, x, 2 * base.loc - x), low, high)
+
+
+_SYMMETRIC = (dist.Cauchy, dist.Laplace, dist.Logistic, dist.Normal, dist.SoftLaplace)
+
+
+def _truncated_reason(d) -> str:
+    known = type(d.base_dist) in _SYMMETRIC
+    return "" if known else _no_quantile(d, d.base_dist)
+
+
+def _no_quantile(d, base) -> str:
+    name = type(base).__name__
+    return f"{type(d).__name__}: no quantile function of {name} is known"
+
+
+def _copula(d, z):
+    g = _times(d.base_dist.scale_tril, z)
+    row = _TABLE[type(d.marginal_dist)]
+    if row.noise(d.marginal_dist, ()).kind == "uniform":
+        eps = jnp.finfo(g.dtype).epsneg
+        g = jnp.clip(ndtr(g), eps, 1 - eps)
+    return row.transform(d.marginal_dist, g, ())
+
+
+def _copula_reason(d) -> str:
+    m = d.marginal_dist
+    single = type(m) in _BUILT_IN and type(m) not in _WRAPPERS and not m.event_shape
+    known = single and _row(m).noise(m, ()).kind in ("normal", "uniform")
+    return "" if known else _no_quantile(d, m)
+
+
+def _censored_reason(d) -> str:
+    flags = d.censored
+    if isinstance(flags, jax.core.Tracer) or np.any(np.asarray(flags)):
+        return f"{type(d).__name__}: its draws do not follow its log_prob"
+    return _reason(d.base_dist)
+
+
+def _euler_maruyama(d, key, s):
+    # The initial value goes through this table, NumPyro does the steps.
+    key_init, key_steps = jax.random.split(key)
+    init = d.init_dist.expand(s + d.batch_shape)
+    noise: Any = key_init
+    kind, shape = noise_of(init)
+    if kind in ("normal", "uniform"):
+        noise = getattr(jax.random, kind)(key_init, shape)
+    start = dist.Delta(transform(init, noise), event_dim=len(init.event_shape))
+    return dist.EulerMaruyama(d.t, d.sde_fn, start).sample(key_steps)
+
+
+# --- wrappers --------------------------------------------------------------------
+
+
+def _expanded_noise(d, s) -> Noise:
+    kind, shape = _row(d.base_dist).noise(d.base_dist, ())
+    if kind in ("key", "none"):
+        return Noise(kind, ())
+    return Noise(kind, s + d.batch_shape + shape[len(d.base_dist.batch_shape) :])
+
+
+def _expanded(d, noise, s):
+    # Samples the base more often, so that every cell has noise of its own. Batch
+    # dimension i is more[i] * own[i], one of the two being 1.
+    base, n, cut = d.base_dist, len(d.batch_shape), len(s)
+    own = (1,) * (n - len(base.batch_shape)) + tuple(base.batch_shape)
+    more = tuple(b if a == 1 else 1 for a, b in zip(own, d.batch_shape, strict=True))
+    if _row(base).noise(base, ()).kind in ("normal", "uniform"):
+        rest = jnp.shape(noise)[cut + n :]
+        pairs = tuple(size for pair in zip(more, own, strict=True) for size in pair)
+        noise = jnp.reshape(noise, s + pairs + rest)
+        noise = jnp.moveaxis(noise, range(cut, cut + 2 * n, 2), range(cut, cut + n))
+        noise = jnp.reshape(noise, s + more + tuple(base.batch_shape) + rest)
+    value = _row(base).transform(base, noise, s + more)
+    value = jnp.reshape(value, s + more + own + d.event_shape)
+    value = jnp.moveaxis(value, range(cut, cut + n), range(cut, cut + 2 * n, 2))
+    return jnp.reshape(value, d.shape(s))
+
+
+def _transformed(d, noise, s):
+    value = _row(d.base_dist).transform(d.base_dist, noise, s)
+    for step in d.transforms:
+        value = step(value)
+    return value
+
+
+_WRAPPED = _Row(
+    lambda d, s: _row(d.base_dist).noise(d.base_dist, s),
+    lambda d, noise, s: _row(d.base_dist).transform(d.base_dist, noise, s),
+    lambda d: _ends(d.base_dist),
+    lambda d: _reason(d.base_dist),
+)
+_TRANSFORMED = _WRAPPED._replace(transform=_transformed, ends=_transformed_ends)
+
+_WRAPPERS: dict[type, _Row] = {
+    dist.ExpandedDistribution: _WRAPPED._replace(
+        noise=_expanded_noise, transform=_expanded
+    ),
+    dist.FoldedDistribution: _TRANSFORMED,
+    dist.Independent: _WRAPPED,
+    dist.LeftCensoredDistribution: _WRAPPED._replace(reason=_censored_reason),
+    dist.MaskedDistribution: _WRAPPED,
+    dist.RightCensoredDistribution: _WRAPPED._replace(reason=_censored_reason),
+    dist.TransformedDistribution: _TRANSFORMED,
+}
+
+# --- the table -------------------------------------------------------------------
+
+_GATE = _refused("the gradient of the gate would be silently zero")
+_MIXTURE = _refused("the gradient of the mixing weights would be silently zero")
+_ANGLE = _refused("the gradient does not pass its rejection sampler")
+
+_LOW, _HIGH, _LOW_HIGH = _at("low"), _at("high"), _at("low", "high")
+
+# fmt: off
+_TABLE: dict[type, _Row] = _WRAPPERS | {
+    # one normal for each coordinate
+    dist.Normal: _normal(lambda d, z: d.loc + d.scale * z),
+    dist.MultivariateNormal: _normal(lambda d, z: d.loc + _times(d.scale_tril, z)),
+    dist.LowRankMultivariateNormal: _normal(
+        _low_rank, event=lambda d: (d.event_shape[0] + d.cov_factor.shape[-1],)
+    ),
+    dist.MatrixNormal: _normal(
+        lambda d, z: d.loc + d.scale_tril_row @ z @ d.scale_tril_column.mT
+    ),
+    dist.CAR: _normal(_car),
+    dist.GaussianRandomWalk: _normal(
+        lambda d, z: jnp.expand_dims(d.scale, -1) * jnp.cumsum(z, axis=-1)
+    ),
+    dist.ProjectedNormal: _normal(_projected_normal),
+    dist.GaussianCopula: _normal(
+        _copula, lambda d: _ends(d.marginal_dist), _copula_reason
+    ),
+    # one uniform, through the quantile function
+    dist.AsymmetricLaplace: _uniform(lambda d, u: d.icdf(u)),
+    dist.AsymmetricLaplaceQuantile: _uniform(lambda d, u: d.icdf(u)),
+    dist.Cauchy: _uniform(lambda d, u: d.loc + d.scale * _cauchy(u)),
+    dist.Dagum: _uniform(
+        _dagum, _unless_above_one(lambda d: d.concentration * d.sharpness)
+    ),
+    dist.DoublyTruncatedPowerLaw: _uniform(lambda d, u: d.icdf(u), _LOW_HIGH),
+    dist.Exponential: _uniform(lambda d, u: -jnp.log1p(-u) / d.rate, _fixed),
+    dist.Gompertz: _uniform(lambda d, u: d.icdf(u), _fixed),
+    dist.Gumbel: _uniform(lambda d, u: d.loc - d.scale * jnp.log(-jnp.log(u))),
+    dist.HalfCauchy: _uniform(lambda d, u: d.scale * _half_cauchy(u), _fixed),
+    dist.HalfNormal: _uniform(lambda d, u: d.scale * _half_normal(u), _fixed),
+    dist.Kumaraswamy: _uniform(_kumaraswamy, _fixed),
+    dist.Laplace: _uniform(lambda d, u: d.loc + d.scale * _laplace(u)),
+    dist.LeftTruncatedDistribution: _uniform(_truncated, _LOW, _truncated_reason),
+    dist.LeftTruncatedGamma: _uniform(lambda d, u: d.icdf(u), _LOW),
+    dist.Levy: _uniform(lambda d, u: d.loc + d.scale / ndtri(u / 2) ** 2),
+    dist.Logistic: _uniform(lambda d, u: d.loc + d.scale * logit(u)),
+    dist.LowerTruncatedPowerLaw: _uniform(
+        lambda d, u: d.low * jnp.exp(jnp.log1p(-u) / (1 + d.alpha)), _LOW
+    ),
+    dist.RightTruncatedDistribution: _uniform(_truncated, _HIGH, _truncated_reason),
+    dist.RightTruncatedGamma: _uniform(lambda d, u: d.icdf(u), _HIGH),
+    dist.SoftLaplace: _uniform(lambda d, u: d.loc + d.scale * _soft_laplace(u)),
+    dist.TwoSidedTruncatedDistribution: _uniform(
+        _truncated, _LOW_HIGH, _truncated_reason
+    ),
+    dist.TwoSidedTruncatedGamma: _uniform(lambda d, u: d.icdf(u), _LOW_HIGH),
+    dist.Uniform: _uniform(lambda d, u: d.low + u * (d.high - d.low), _LOW_HIGH),
+    dist.Weibull: _uniform(
+        lambda d, u: d.scale * (-jnp.log1p(-u)) ** (1 / d.concentration),
+        _unless_above_one(lambda d: d.concentration),
+    ),
+    # the noise of another distribution
+    dist.CirculantNormal: _TRANSFORMED,
+    dist.GaussianStateSpace: _TRANSFORMED,
+    dist.InverseGamma: _TRANSFORMED._replace(ends=lambda d: None),
+    dist.InverseWishart: _TRANSFORMED,
+    dist.LKJ: _TRANSFORMED,
+    dist.LogNormal: _TRANSFORMED,
+    dist.LogUniform: _TRANSFORMED,
+    dist.Pareto: _TRANSFORMED,
+    dist.RelaxedBernoulliLogits: _TRANSFORMED,
+    dist.Wishart: _TRANSFORMED,
+    dist.ZeroSumNormal: _TRANSFORMED,
+    # one key, through NumPyro's sampler
+    dist.Beta: _key(_fixed),
+    dist.BetaProportion: _key(_fixed),
+    dist.Chi2: _key(_unless_above_one(lambda d: d.concentration)),
+    dist.Dirichlet: _key(_fixed),
+    dist.EulerMaruyama: _key(
+        lambda d: _ends(d.init_dist), lambda d: _reason(d.init_dist),
+        draw=_euler_maruyama,
+    ),
+    dist.Gamma: _key(_unless_above_one(lambda d: d.concentration)),
+    dist.InverseWishartCholesky: _key(_fixed),
+    dist.LKJCholesky: _key(_fixed),
+    dist.MultivariateStudentT: _key(),
+    dist.StudentT: _key(),
+    dist.WishartCholesky: _key(_fixed),
+    # no noise
+    dist.Delta: _Row(
+        lambda d, s: Noise("none", ()),
+        lambda d, _, s: jnp.broadcast_to(d.v, d.shape(s)),
+    ),
+    # no right gradient
+    dist.GaussianCopulaBeta: _refused("no quantile function of Beta is known"),
+    dist.HurdleGamma: _GATE,
+    dist.HurdleLogits: _GATE,
+    dist.HurdleLogNormal: _GATE,
+    dist.HurdleProbs: _GATE,
+    dist.ImproperUniform: _refused("it cannot be sampled"),
+    dist.IntervalCensoredDistribution: _refused(
+        "its draws do not follow its log_prob"
+    ),
+    dist.MixtureGeneral: _MIXTURE,
+    dist.MixtureSameFamily: _MIXTURE,
+    dist.SineBivariateVonMises: _ANGLE,
+    dist.SineSkewed: _refused("the gradient does not pass its reflection of draws"),
+    dist.TruncatedPolyaGamma: _refused("its draws do not quite follow its log_prob"),
+    dist.Unit: _refused("it is a factor statement, not a random variable"),
+    dist.VonMises: _ANGLE,
+}
+# fmt: on
+
+_BUILT_IN = frozenset(_TABLE)
+_DRAWN = _key()  # what has a reason is drawn whole
+
+
+# --- looking up ------------------------------------------------------------------
+
+
+def _reason(fn) -> str:
+    row, name = _TABLE.get(type(fn)), type(fn).__name__
+    if row is not None and row.reason(fn):
+        return row.reason(fn)
+    # The support says what is discrete; the dtype does not (Geometric draws floats).
+    if row is None or type(fn) not in _BUILT_IN:
+        if fn.support.is_discrete:
+            return f"{name} is discrete"
+    return "" if row else f"{name} is not a distribution this package knows"
+
+
+def _row(fn) -> _Row:
+    return _DRAWN if _reason(fn) else _TABLE[type(fn)]
+
+
+def _ends(fn) -> tuple[Any, ...] | None:
+    row = _TABLE.get(type(fn))
+    if row is not None:
+        return row.ends(fn)
+    return None if fn.support.is_discrete else tuple(jax.tree.leaves(fn))
+
+
+# --- the public functions --------------------------------------------------------
+
+
+def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
+    """Returns the law of the noise that `transform` takes.
+
+    Args:
+        fn: Any distribution that can be sampled. Its expanded cells are independent.
+        sample_shape: Leading shape of independent draws.
+
+    Returns:
+        Explicit noise of shape `sample_shape + batch_shape + base event shape`, or a
+        key, or none. A distribution with a `reason_not_reparametrized` takes a key.
+
+    Raises:
+        ModelError: `fn` is improper, or a factor statement.
+    """
+    leaf: Any = fn
+    while type(leaf) in _WRAPPERS:
+        leaf = leaf.base_dist
+    if isinstance(leaf, (dist.ImproperUniform, dist.Unit)):
+        raise ModelError(
+            f"{type(leaf).__name__} has no draws, but every site of a generative model "
+            f"needs one. Use a distribution with a proper density instead."
+        )
+    return _row(fn).noise(fn, tuple(sample_shape))
+
+
+def transform(fn: Distribution, noise: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+    """Returns the value of a site as a function of its parameters and its noise.
+
+    The derivative with respect to the parameters of `fn` is the right pathwise one
+    whenever `reason_not_reparametrized(fn)` is empty; otherwise this is a plain draw.
+
+    Args:
+        fn: The distribution; its parameters may be traced.
+        noise: What `noise_of(fn, sample_shape)` describes; ignored for kind "none".
+        sample_shape: Leading shape of independent draws.
+
+    Returns:
+        Array of shape `sample_shape + fn.batch_shape + fn.event_shape`.
+
+    Raises:
+        ModelError: `fn` is improper, or a factor statement.
+        ArgumentError: `noise` has another shape than `noise_of` says.
+    """
+    kind, shape = noise_of(fn, sample_shape)
+    if kind in ("normal", "uniform") and jnp.shape(noise) != shape:
+        raise ArgumentError(
+            f"noise for {type(fn).__name__} has shape {jnp.shape(noise)}, expected "
+            f"{shape}: draw it as noise_of(fn, sample_shape) says."
+        )
+    return _row(fn).transform(fn, noise, tuple(sample_shape))
+
+
+def reason_not_reparametrized(fn: Distribution) -> str:
+    """Returns why the pathwise gradient of `fn` would be wrong, in one clause.
+
+    Returns:
+        "" if the gradient with respect to every parameter of `fn` is right.
+    """
+    return _reason(fn)
+
+
+def density(fn: Distribution) -> Distribution:
+    """Returns the distribution whose `log_prob` is the density of the site.
+
+    A mask changes what is summed into a likelihood, not how the site is drawn: it is
+    taken off wherever it is nested. Everything else stays.
+    """
+    if type(fn) is dist.MaskedDistribution:
+        return density(fn.base_dist)
+    if type(fn) not in _WRAPPERS or density(fn.base_dist) is fn.base_dist:
+        return fn
+    bare = copy.copy(fn)
+    bare.base_dist = density(fn.base_dist)
+    return bare
+
+
+def boundary(fn: Distribution) -> tuple[Array, ...]:
+    """Returns the arrays that locate the jumps of the density of `fn`.
+
+    A score misses what a moving jump contributes, so what these arrays depend on
+    matters.
+
+    Returns:
+        () if the density is continuous, or jumps only where no parameter can move it.
+        For a class that is not known, every array of `fn`.
+    """
+    return tuple(jnp.asarray(end) for end in _ends(fn) or ())
+
+
+def vouch(
+    cls: Any = None,
+    *,
+    base_noise: Callable[[Any, tuple[int, ...]], Noise] | None = None,
+    transform: Callable[[Any, Any, tuple[int, ...]], Any] | None = None,
+    boundary: tuple[str, ...] = (),
+) -> Any:
+    """Vouches that a class this package does not know has a right pathwise gradient.
+
+    Without functions the noise is one key, and `fn.rsample` (`fn.sample` where
+    `has_rsample` is false) has the right gradient for every parameter of `fn`.
+
+    Args:
+        cls: The class; its subclasses must be vouched for on their own.
+        base_noise: `base_noise(fn, sample_shape)` gives the `Noise`, of shape
+            `sample_shape + fn.batch_shape + ...`.
+        transform: `transform(fn, noise, sample_shape)` gives the value.
+        boundary: Names of attributes of `fn` that locate jumps of its density.
+
+    Returns:
+        `cls`; without `cls`, a decorator.
+
+    Raises:
+        ArgumentError: `cls` is not a distribution class, is one that this package
+            already knows, or only one of the two functions is given.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> @vouch
+        ... class Ours(dist.Normal):
+        ...     pass
+        >>> reason_not_reparametrized(Ours(0.0, 1.0))
+        ''
+    """
+    if cls is None:
+        return functools.partial(
+            vouch, base_noise=base_noise, transform=transform, boundary=boundary
+        )
+    if not (isinstance(cls, type) and issubclass(cls, Distribution)):
+        raise ArgumentError(f"vouch takes a Distribution class, got {cls!r}.")
+    if cls in _BUILT_IN:
+        raise ArgumentError(
+            f"{cls.__name__} is already known to this package. To sample it another "
+            f"way, derive a class from it and vouch for that one."
+        )
+    if (base_noise is None) != (transform is None):
+        raise ArgumentError(
+            f"vouching for {cls.__name__} with explicit noise takes both base_noise "
+            f"and transform, got only one."
+        )
+
+    def ends(d):
+        return None if not boundary and _on_the_line(d.support) else _at(*boundary)(d)
+
+    row = _key(ends)
+    if base_noise is not None and transform is not None:
+        row = row._replace(noise=base_noise, transform=transform)
+    _TABLE[cls] = row
+    return cls

@@ -1,0 +1,569 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The information gradient: one vector-Jacobian product for all parameters.
+
+Every objective is a signed sum of entropies, and
+
+    grad h(S) = - E[ (D_params S)^T s_S(S) ],
+
+so the cotangent of a site is the sum of -coefficient * score over the entropies that
+hold it, and pulling it back through the traced model gives the gradient of the whole
+objective (Theorems 1 and 2 and Corollary 3 of Wadayama's paper, with the block of
+every site that depends on a parameter, inputs included).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd import checks
+from numpyro_infograd.errors import ArgumentError, ScoreError
+from numpyro_infograd.objectives import Objective, Term, resolve
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores import Denoising, Exact, Mixture, resolve_method
+from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_scores
+from numpyro_infograd.scores.exact import gaussian_entropies, why_not_exact
+from numpyro_infograd.structure import (
+    Density,
+    NoiseSpec,
+    StructuralModel,
+    Values,
+    base_points,
+    draw_noise,
+    simulate,
+)
+from numpyro_infograd.tracing import structural_model
+
+REPLICATES = 16
+# Student's t at 97.5 % with 15 degrees of freedom, over 2: two standard errors from
+# 16 replicates then cover 95 %.
+_STUDENT = 1.0657
+# Below this effective sample size (at the lowest tenth of the samples) a mixture's
+# bias is no longer removed by its jackknife.
+SOUND_SAMPLE_SIZE = 200.0
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of an objective with respect to every parameter.
+
+    Attributes:
+        value: Mirrors the parameters (constrained space), nats per unit of parameter.
+        standard_error: The same shape; includes what the fit of a score adds.
+        diagnostics: What was chosen, why, and the evidence for it.
+    """
+
+    value: dict[str, Any]
+    standard_error: dict[str, Any]
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        rows = [f"Gradient by {self.diagnostics.get('method', '?')} scores:"]
+        for name, value in self.value.items():
+            leaves = jax.tree.leaves(value)
+            errors = jax.tree.leaves(self.standard_error[name])
+            if len(leaves) == 1 and leaves[0].size == 1:
+                rows.append(f"  {name}: {float(leaves[0]):.6g} +- {float(errors[0]):.2g}")
+            else:
+                norm = math.sqrt(sum(float(jnp.sum(v**2)) for v in leaves))
+                worst = max(float(jnp.max(e)) for e in errors)
+                rows.append(f"  {name}: norm {norm:.6g}, errors up to {worst:.2g}")
+        return "\n".join(rows)
+
+
+class Problem(NamedTuple):
+    """An objective on a traced model, ready for a score method.
+
+    `method` is None where the entropies are known exactly.
+    """
+
+    sm: StructuralModel
+    objective: Objective
+    terms: tuple[Term, ...]
+    densities: tuple[Density, ...]
+    method: ScoreMethod | None
+    reason: str
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """Coefficient of each density's entropy."""
+        return tuple(term.coefficient for term in self.terms)
+
+
+def pose(
+    objective: Objective, sm: StructuralModel, method: Any, params: Any, reason: str = ""
+) -> Problem:
+    """Resolve an objective for one score method; append noise where that asks for it.
+
+    Raises:
+        ScoreError: if the method cannot serve the model.
+    """
+    if isinstance(method, Exact):
+        why = why_not_exact(sm, objective.sites)
+        if why:
+            raise ScoreError(
+                f"scores='exact' needs a linear-Gaussian model, but {why}. Use "
+                "scores='auto', 'mixture' or 'denoising'."
+            )
+        terms = tuple(
+            Term(coefficient, tuple(s for s in sm.sites if s in joint), ())
+            for joint, coefficient in objective.entropies.items()
+        )
+        return Problem(sm, objective, terms, (), None, reason)
+    terms = _moving_terms(objective, sm)
+    if isinstance(method, Denoising):
+        variances = _variances(sm, terms, method, params)
+        if variances:
+            sm = sm.append_noise(variances)
+            terms = _moving_terms(objective, sm)
+            shown = ", ".join(f"{v:.3g} to {s!r}" for s, v in variances.items())
+            reason = f"{reason}; noise of variance {shown}".lstrip("; ")
+    densities = tuple(sm.density(term.sites, term.given) for term in terms)
+    checks.check_densities(sm, densities)
+    for density in densities:
+        method.check(density)
+    return Problem(sm, objective, terms, densities, method, reason)
+
+
+def _moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
+    """The entropies that a parameter moves; no other has a gradient."""
+    terms = resolve(objective, sm)
+    return tuple(t for t in terms if sm.params_of(t.sites + t.given))
+
+
+def _variances(
+    sm: StructuralModel, terms: tuple[Term, ...], method: Denoising, params: Any
+) -> dict[str, float]:
+    """Which sites get noise appended, and how much."""
+    scored = {s for t in terms for s in t.sites if sm.params_of((s,))}
+    if method.noise_variance is not None:
+        return dict.fromkeys(sorted(scored), float(method.noise_variance))
+    bare = sorted(s for s in scored if sm.site_info[s].kind == "deterministic")
+    if not bare:
+        return {}
+    values = simulate(
+        sm.forward, params, draw_noise(sm.spec, jax.random.key(4), 1024)
+    )
+    return {s: 0.01 * float(jnp.mean(jnp.var(values[s], axis=0))) for s in bare}
+
+
+# -- the three identities at work -----------------------------------------------------
+
+
+def cotangents(
+    problem_densities: tuple[Density, ...],
+    coefficients: jax.Array,
+    scores: list[Scores],
+) -> tuple[Values, Values]:
+    """Sum -coefficient * score over the entropies that hold a site; deviations too."""
+    mean: Values = {}
+    spread: Values = {}
+    for density, coefficient, score in zip(
+        problem_densities, coefficients, scores, strict=True
+    ):
+        for name in density.blocks:
+            mean[name] = mean.get(name, 0.0) - coefficient * score.mean[name]
+            if score.deviations is not None:
+                extra = -coefficient * score.deviations[name]
+                spread[name] = spread.get(name, 0.0) + extra
+    return mean, spread
+
+
+def score_of(
+    method: ScoreMethod,
+    state: Any,
+    density: Density,
+    params: Any,
+    values: Values,
+    rng_key: jax.Array,
+) -> Scores:
+    """The density's score: known where no noise is hidden, else by the method."""
+    if not density.hidden:
+        return Scores(complete_data_scores(density, params, {}, values), None, {})
+    return method.score(state, density, params, values, rng_key)
+
+
+class Pulled(NamedTuple):
+    """One replicate: gradient, what the fit may add to it, and the evidence."""
+
+    gradient: Any
+    deviation: Any
+    evidence: dict[str, jax.Array]
+
+
+def pull_back(
+    forward: Program,
+    densities: tuple[Density, ...],
+    coefficients: jax.Array,
+    expectations: tuple[tuple[jax.Array, Program], ...],
+    method: ScoreMethod | None,
+    states: tuple[Any, ...],
+    params: Any,
+    noise: Values,
+    rng_key: jax.Array,
+    member: jax.Array | None = None,
+) -> Pulled:
+    """One batch of noise through the model and back.
+
+    Args:
+        member: Which deviation of the scores to pull back as well; None for none.
+    """
+    blocks = tuple(dict.fromkeys(s for d in densities for s in d.blocks))
+
+    def run(params: Any) -> tuple[tuple[Values, jax.Array], Values]:
+        values = simulate(forward, params, noise)
+        extra = jnp.zeros(())
+        for coefficient, fn in expectations:
+            extra += coefficient * jnp.mean(jax.vmap(fn)(values))
+        return ({name: values[name] for name in blocks}, extra), values
+
+    (moved, extra), pullback, values = jax.vjp(run, params, has_aux=True)
+    num_samples = next(iter(values.values())).shape[0]
+    scores = [
+        score_of(method, state, density, params, values, jax.random.fold_in(rng_key, i))
+        if method is not None
+        else None
+        for i, (density, state) in enumerate(zip(densities, states, strict=True))
+    ]
+    mean, spread = cotangents(densities, coefficients, scores)
+    share = 1.0 / num_samples
+    scaled = {name: share * mean[name].astype(moved[name].dtype) for name in blocks}
+    gradient = pullback((scaled, jnp.ones_like(extra)))[0]
+    deviation = None
+    if member is not None and spread:
+        picked = {
+            name: share * spread[name][member % spread[name].shape[0]]
+            if name in spread
+            else jnp.zeros_like(moved[name])
+            for name in blocks
+        }
+        deviation = pullback((picked, jnp.zeros_like(extra)))[0]
+    evidence = {}
+    for density, score in zip(densities, scores, strict=True):
+        label = ",".join(density.sites) + ("|" + ",".join(density.given)).rstrip("|")
+        for key, number in _stein(density, score, values).items():
+            evidence[f"{key}({label})"] = number
+        for key, number in score.evidence.items():
+            evidence[f"{key}({label})"] = number
+    return Pulled(gradient, deviation, evidence)
+
+
+def _stein(density: Density, score: Scores, values: Values) -> dict[str, jax.Array]:
+    """How far Stein's identity E<Y, s(Y)> = -d is from holding, as a share of d."""
+    own = [name for name in density.blocks if name in density.sites]
+    if not own:
+        return {}
+    size = sum(values[name][0].size for name in own)
+    total = jnp.zeros(())
+    for name in own:
+        centred = values[name] - jnp.mean(values[name], axis=0)
+        total += jnp.sum(centred * score.mean[name]) / values[name].shape[0]
+    return {"stein_residual": total / size + 1.0}
+
+
+@jax.jit(static_argnames=("method", "spec", "num_samples"))
+def _replicated(
+    forward: Program,
+    densities: tuple[Density, ...],
+    coefficients: jax.Array,
+    expectations: tuple[tuple[jax.Array, Program], ...],
+    states: tuple[Any, ...],
+    params: Any,
+    points: Any,
+    rng_key: jax.Array,
+    method: ScoreMethod | None,
+    spec: NoiseSpec,
+    num_samples: int,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """Gradient, standard error and evidence from independent scrambles."""
+
+    def replicate(key: jax.Array, member: jax.Array) -> Pulled:
+        noise_key, score_key = jax.random.split(key)
+        noise = draw_noise(spec, noise_key, num_samples // REPLICATES, points)
+        return pull_back(
+            forward,
+            densities,
+            coefficients,
+            expectations,
+            method,
+            states,
+            params,
+            noise,
+            score_key,
+            member,
+        )
+
+    keys = jax.random.split(rng_key, REPLICATES)
+    pulled = jax.vmap(replicate)(keys, jnp.arange(REPLICATES))
+    value = jax.tree.map(lambda g: jnp.mean(g, axis=0), pulled.gradient)
+    error = jax.tree.map(
+        lambda g: _STUDENT * jnp.std(g, axis=0, ddof=1) / math.sqrt(REPLICATES),
+        pulled.gradient,
+    )
+    if pulled.deviation is not None:
+        count = _num_deviations(method)
+
+        def fit_error(each: jax.Array) -> jax.Array:
+            grouped = each.reshape(REPLICATES // count, count, *each.shape[1:])
+            return jnp.sqrt(jnp.sum(jnp.mean(grouped, axis=0) ** 2, axis=0))
+
+        fit = jax.tree.map(fit_error, pulled.deviation)
+        error = jax.tree.map(jnp.hypot, error, fit)
+    evidence = {name: jnp.mean(v) for name, v in pulled.evidence.items()}
+    return value, error, evidence
+
+
+def _num_deviations(method: Any) -> int:
+    return getattr(method, "num_networks", 1)
+
+
+@jax.jit(static_argnames=("method", "warm"))
+def fit_scores(
+    method: ScoreMethod,
+    states: tuple[Any, ...],
+    densities: tuple[Density, ...],
+    forward: Program,
+    params: Any,
+    rng_key: jax.Array,
+    warm: bool = False,
+) -> tuple[Any, ...]:
+    """Fit the score of every density that hides noise."""
+    return tuple(
+        method.fit(
+            state, density, forward, params, jax.random.fold_in(rng_key, i), warm
+        )
+        if density.hidden
+        else state
+        for i, (density, state) in enumerate(zip(densities, states, strict=True))
+    )
+
+
+def trace_expectations(
+    problem: Problem,
+) -> tuple[tuple[jax.Array, Program], ...]:
+    """The objective's expectations as programs of one sample's values.
+
+    Raises:
+        ArgumentError: if one does not return a scalar.
+    """
+    example = {n: problem.sm._example(n) for n in problem.sm.sites}
+    traced = []
+    for coefficient, fn in problem.objective.expectations:
+        program = Program.trace(fn, example)
+        shapes = [v.aval.shape for v in program.code.jaxpr.outvars]
+        if shapes != [()]:
+            label = getattr(fn, "__name__", repr(fn))
+            raise ArgumentError(
+                f"Expectation({label}) must return a scalar for one sample, got "
+                f"shapes {shapes}. Sum or average inside the function."
+            )
+        traced.append((jnp.asarray(coefficient), program))
+    return tuple(traced)
+
+
+# -- the public door --------------------------------------------------------------------
+
+
+def check_num_samples(num_samples: int | None, method: Any) -> int:
+    """A valid number of samples, or the method's default.
+
+    Raises:
+        ArgumentError: unless it is a power of two of at least 256.
+    """
+    if num_samples is None:
+        return getattr(method, "num_samples", 16384)
+    power = isinstance(num_samples, int) and num_samples & (num_samples - 1) == 0
+    if not power or num_samples < 256:
+        raise ArgumentError(
+            f"num_samples must be a power of two of at least 256 (quasi-random noise "
+            f"in {REPLICATES} replicates), got {num_samples!r}."
+        )
+    return num_samples
+
+
+def estimate_gradient(
+    problem: Problem, params: Any, num_samples: int | None, rng_key: jax.Array
+) -> Gradient:
+    """The gradient of a posed problem; see `gradient`."""
+    fit_key, key = jax.random.split(rng_key)
+    diagnostics: dict[str, Any] = {
+        "method": type(problem.method or Exact()).__name__.lower(),
+        "reason": problem.reason,
+        "terms": tuple(problem.terms),
+    }
+    expectations = trace_expectations(problem)
+    value = jax.tree.map(jnp.zeros_like, params)
+    error = value
+    if problem.method is None:
+        value = _exact_gradient(
+            problem.sm.forward, problem.sm.spec, problem.terms, params
+        )
+    if problem.method is not None or expectations:
+        size = check_num_samples(num_samples, problem.method)
+        states: tuple[Any, ...] = ()
+        if problem.method is not None:
+            states = initial_states(problem, fit_key)
+            states = fit_scores(
+                problem.method,
+                states,
+                problem.densities,
+                problem.sm.forward,
+                params,
+                fit_key,
+            )
+        spec = problem.sm.spec
+        sampled, error, evidence = _replicated(
+            problem.sm.forward,
+            problem.densities,
+            jnp.asarray(problem.coefficients if problem.method else ()),
+            expectations,
+            states,
+            params,
+            base_points(spec, size // REPLICATES),
+            key,
+            method=problem.method,
+            spec=spec,
+            num_samples=size,
+        )
+        value = jax.tree.map(jnp.add, value, sampled)
+        diagnostics["num_samples"] = size
+        diagnostics |= {name: float(v) for name, v in evidence.items()}
+    return Gradient(value, error, diagnostics)
+
+
+def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:
+    """A fresh score state for every density that hides noise, None for the others."""
+    assert problem.method is not None
+    return tuple(
+        problem.method.init(density, rng_key) if density.hidden else None
+        for density in problem.densities
+    )
+
+
+@jax.jit(static_argnames=("spec", "terms"))
+def _exact_gradient(
+    forward: Program, spec: NoiseSpec, terms: tuple[Term, ...], params: Any
+) -> Any:
+    return jax.grad(lambda p: gaussian_entropies(forward, spec, terms, p))(params)
+
+
+def is_sound(evidence: Mapping[str, float]) -> bool:
+    """Whether a mixture's effective sample sizes allow its use."""
+    sizes = [v for k, v in evidence.items() if k.startswith("effective_sample_size_low")]
+    return all(size >= SOUND_SAMPLE_SIZE for size in sizes)
+
+
+def choose(
+    objective: Objective,
+    sm: StructuralModel,
+    params: Any,
+    rng_key: jax.Array,
+    num_samples: int | None = None,
+) -> tuple[Problem, Gradient | None]:
+    """`scores="auto"`: exact, else mixture while it is sound, else denoising.
+
+    Returns the posed problem, and the gradient where finding out gave it.
+    """
+    why = why_not_exact(sm, objective.sites)
+    if not why:
+        reason = "the model is linear-Gaussian"
+        return pose(objective, sm, Exact(), params, reason), None
+    terms = _moving_terms(objective, sm)
+    bare = [
+        s
+        for t in terms
+        for s in t.sites
+        if sm.site_info[s].kind == "deterministic" and sm.params_of((s,))
+    ]
+    if bare:
+        reason = f"site {bare[0]!r} is deterministic: it has no density of its own"
+        return pose(objective, sm, Denoising(), params, reason), None
+    problem = pose(objective, sm, Mixture(), params)
+    found = estimate_gradient(problem, params, num_samples, rng_key)
+    low = [v for k, v in found.diagnostics.items() if k.startswith("effective_sample_s")]
+    smallest = f"{min(low):.0f}" if low else "unlimited"
+    if is_sound(found.diagnostics):
+        reason = f"{why}; effective sample size {smallest} is sound"
+        problem = problem._replace(reason=reason)
+        return problem, replace(
+            found, diagnostics=found.diagnostics | {"reason": reason}
+        )
+    reason = f"{why}; a mixture's effective sample size is only {smallest}"
+    return pose(objective, sm, Denoising(), params, reason), None
+
+
+def gradient(
+    objective: Objective,
+    model: Callable[..., Any] | StructuralModel,
+    *,
+    params: Mapping[str, Any] | None = None,
+    scores: Any = "auto",
+    num_samples: int | None = None,
+    rng_key: jax.Array | None = None,
+    allow_jumps: bool = False,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Gradient:
+    """Gradient of an objective with respect to every parameter, with standard errors.
+
+    grad I = E[(D_params values)^T cotangent], the cotangent of a site being the sum of
+    -coefficient * score over the objective's entropies (eqs. 18, 39 and 63).
+
+    Args:
+        objective: Built from `MI`, `Entropy`, `Expectation`.
+        model: A NumPyro model, or the result of `structural_model`.
+        params: Where to evaluate; what is missing takes its initial value.
+        scores: "auto", "exact", "mixture", "denoising", or a method of
+            `numpyro_infograd.scores`.
+        num_samples: A power of two; None for the method's default.
+        rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+        allow_jumps: Do not refuse parameters that reach a site through a jump.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+
+    Returns:
+        A `Gradient` whose `.value` and `.standard_error` mirror the parameters, in
+        nats per unit. Unbiased but for what `.diagnostics` reports.
+
+    Raises:
+        InfogradError: a subclass that names the site or argument at fault.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+        >>> g = ig.gradient(ig.MI("x", "y"), model, params={"a": 2.0})
+        >>> round(float(g.value["a"]), 6)  # a / (1 + a^2)
+        0.4
+    """
+    sm = structural_model(model, *model_args, **(model_kwargs or {}))
+    complete = sm.complete_params(params)
+    method = resolve_method(scores)
+    key = jax.random.key(0) if rng_key is None else rng_key
+    checks.check_objective(objective, sm)
+    if not sm.params:
+        raise ArgumentError(
+            "the model has no parameters: mark what can be tuned with numpyro.param."
+        )
+    checks.check_gradient(objective, sm, complete, allow_jumps)
+    if num_samples is not None:
+        check_num_samples(num_samples, method)
+    if isinstance(method, str):
+        problem, found = choose(objective, sm, complete, key, num_samples)
+        if found is not None:
+            return found
+    else:
+        problem = pose(objective, sm, method, complete, "asked for")
+    return estimate_gradient(problem, complete, num_samples, key)
+
+
+__all__ = ["Gradient", "gradient"]
+_ = functools

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to maximise: mutual informations, entropies, expectations, and their sums.
+
+Every objective reduces to a signed sum of joint entropies plus expectations,
+
+    I(A;B|C) = h(A,C) + h(B,C) - h(A,B,C) - h(C),
+
+in which like terms cancel. `resolve` then looks at a model and pairs the joint
+entropies into conditional ones where that spares learning a density.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.structure import Density, StructuralModel
+
+Sites = str | Iterable[str]
+Joint = frozenset[str]
+
+
+class Objective:
+    """A signed sum of joint entropies and expectations, in nats.
+
+    Built from `MI`, `Entropy` and `Expectation` by `+`, `-`, scalar `*` and `sum`.
+
+    Attributes:
+        entropies: Coefficient of the joint entropy of each set of sites.
+        expectations: Pairs (coefficient, function of one sample's values).
+        pairs: The (inputs, outputs, given) triples named, for checks and messages.
+
+    Example:
+        >>> from numpyro_infograd import MI
+        >>> MI("x", "y") - 0.5 * MI("x", "z")
+        MI('x', 'y') - 0.5 * MI('x', 'z')
+        >>> (MI("x", "y") - MI("x", "y")).entropies
+        {}
+    """
+
+    __array_ufunc__ = None  # NumPy scalars on the left defer to __rmul__
+
+    def __init__(
+        self,
+        entropies: dict[Joint, float],
+        expectations: tuple[tuple[float, Callable[[Any], Any]], ...] = (),
+        terms: tuple[tuple[float, str], ...] = (),
+    ) -> None:
+        self.entropies = {s: c for s, c in entropies.items() if c != 0}
+        self.expectations = tuple((c, f) for c, f in expectations if c != 0)
+        self.terms = terms
+
+    def __add__(self, other: Any) -> Objective:
+        if isinstance(other, numbers.Number) and other == 0:
+            return self  # so that the built-in sum works
+        if not isinstance(other, Objective):
+            return NotImplemented
+        entropies = dict(self.entropies)
+        for joint, coefficient in other.entropies.items():
+            entropies[joint] = entropies.get(joint, 0.0) + coefficient
+        return Objective(
+            entropies,
+            self.expectations + other.expectations,
+            self.terms + other.terms,
+        )
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: Any) -> Objective:
+        try:
+            scale = float(factor)
+        except (TypeError, ValueError):
+            return NotImplemented
+        return Objective(
+            {s: scale * c for s, c in self.entropies.items()},
+            tuple((scale * c, f) for c, f in self.expectations),
+            tuple((scale * c, name) for c, name in self.terms),
+        )
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Objective:
+        return self * -1.0
+
+    def __sub__(self, other: Any) -> Objective:
+        return self + (-other) if isinstance(other, Objective) else NotImplemented
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """All sites that an entropy of the objective names, sorted."""
+        return tuple(sorted(frozenset().union(*self.entropies)))
+
+    def __repr__(self) -> str:
+        text = ""
+        for coefficient, name in self.terms:
+            sign = "-" if coefficient < 0 else "+"
+            size = "" if abs(coefficient) == 1 else f"{abs(coefficient):g} * "
+            lead = f" {sign} " if text else ("-" if sign == "-" else "")
+            text += f"{lead}{size}{name}"
+        return text or "0"
+
+
+def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
+    """Mutual information I(inputs; outputs | given), in nats.
+
+    Args:
+        inputs: A site name or several.
+        outputs: A site name or several.
+        given: Sites to condition on.
+
+    Raises:
+        ArgumentError: if a set is empty, or two of them share a site.
+    """
+    a, b, c = names(inputs, "inputs"), names(outputs, "outputs"), names(given, "given")
+    for left, right, where in ((a, b, "inputs and outputs"), (a, c, "inputs and given"),
+                               (b, c, "outputs and given")):
+        shared = set(left) & set(right)
+        if shared:
+            raise ArgumentError(
+                f"{where} share {', '.join(map(repr, sorted(shared)))}. The sets of a "
+                "mutual information must be disjoint."
+            )
+    if not a or not b:
+        raise ArgumentError(
+            f"MI needs at least one input and one output site, got inputs={a}, "
+            f"outputs={b}."
+        )
+    entropies: dict[Joint, float] = {}
+    for joint, sign in ((a + c, 1.0), (b + c, 1.0), (a + b + c, -1.0), (c, -1.0)):
+        if joint:
+            key = frozenset(joint)
+            entropies[key] = entropies.get(key, 0.0) + sign
+    return Objective(entropies, terms=((1.0, _call("MI", a, b, given=c)),))
+
+
+def Entropy(sites: Sites, given: Sites = ()) -> Objective:
+    """Differential entropy h(sites | given), in nats.
+
+    Raises:
+        ArgumentError: if `sites` is empty or shares a site with `given`.
+    """
+    a, c = names(sites, "sites"), names(given, "given")
+    if not a:
+        raise ArgumentError("Entropy needs at least one site.")
+    if set(a) & set(c):
+        raise ArgumentError(f"sites and given share {sorted(set(a) & set(c))}.")
+    entropies = {frozenset(a + c): 1.0}
+    if c:
+        entropies[frozenset(c)] = -1.0
+    return Objective(entropies, terms=((1.0, _call("Entropy", a, given=c)),))
+
+
+def Expectation(fn: Callable[[dict[str, Any]], Any]) -> Objective:
+    """E[fn(values)], where `fn` maps the values of one sample to a scalar.
+
+    Raises:
+        ArgumentError: if `fn` is not callable.
+    """
+    if not callable(fn):
+        raise ArgumentError(f"Expectation needs a function of one sample, got {fn!r}.")
+    label = getattr(fn, "__name__", repr(fn))
+    return Objective({}, ((1.0, fn),), ((1.0, f"Expectation({label})"),))
+
+
+def names(value: Sites, argument: str) -> tuple[str, ...]:
+    """A site name or an iterable of them as a tuple without repetition.
+
+    Raises:
+        ArgumentError: if anything in it is not a string.
+    """
+    listed = (value,) if isinstance(value, str) else tuple(value)
+    for item in listed:
+        if not isinstance(item, str):
+            raise ArgumentError(
+                f"{argument} must be a site name or a tuple of site names, got {item!r}."
+            )
+    return tuple(dict.fromkeys(listed))
+
+
+def _call(function: str, *sets: tuple[str, ...], given: tuple[str, ...]) -> str:
+    arguments = [repr(s[0]) if len(s) == 1 else repr(s) for s in sets]
+    if given:
+        arguments.append(f"given={given[0] if len(given) == 1 else given!r}")
+    return f"{function}({', '.join(arguments)})"
+
+
+class Term(NamedTuple):
+    """coefficient * h(sites | given), where `given` is cut loose from hidden noise."""
+
+    coefficient: float
+    sites: tuple[str, ...]
+    given: tuple[str, ...]
+
+
+def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
+    """Write an objective as few conditional entropies as the model's graph allows.
+
+    h(A,B) and h(A) with opposite coefficients combine to h(B|A) when A separates B
+    from the noise that made A: then p(b|a) is an average over noise that A does not
+    touch, and the density of A (which may not exist: A may be discrete, or a codeword
+    computed from noise) is never needed.
+    """
+    order = {name: i for i, name in enumerate(sm.sites)}
+    left = dict(objective.entropies)
+    terms: list[Term] = []
+    for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
+        for inner in sorted(left, key=lambda s: (-len(s), sorted(s))):
+            paired = left[joint] * left[inner] < 0 and inner < joint
+            if not paired or not _separates(sm, joint, inner):
+                continue
+            size = min(abs(left[joint]), abs(left[inner]))
+            coefficient = size if left[joint] > 0 else -size
+            left[joint] -= coefficient
+            left[inner] += coefficient
+            rest = tuple(sorted(joint - inner, key=order.__getitem__))
+            given = tuple(sorted(inner, key=order.__getitem__))
+            terms.append(Term(coefficient, rest, given))
+    for joint, coefficient in left.items():
+        if coefficient:
+            sites = tuple(sorted(joint, key=order.__getitem__))
+            terms.append(Term(coefficient, sites, ()))
+    return tuple(terms)
+
+
+def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
+    """Whether no noise reaches both `inner` and the rest of `joint` given `inner`."""
+    if any(sm.site_info[s].control_flow for s in inner):
+        settable = all(sm.site_info[s].kind == "sample" for s in inner)
+        if not settable:
+            return False
+    rest = sorted(joint - inner)
+    if not all(_has_density(sm, s) for s in rest):
+        return False
+    density: Density = sm.density(tuple(rest), tuple(sorted(inner)))
+    return not set(density.hidden) & sm.noise_of(inner)
+
+
+def _has_density(sm: StructuralModel, site: str) -> bool:
+    return sm.site_info[site].kind == "sample" or site in sm.appended

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score methods: one protocol, one file for each, one line of registry."""
+
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.scores.analytic import Analytic
+from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_score
+from numpyro_infograd.scores.denoising import Denoising
+from numpyro_infograd.scores.exact import Exact
+from numpyro_infograd.scores.mixture import Mixture
+
+__all__ = [
+    "Analytic",
+    "Denoising",
+    "Exact",
+    "Mixture",
+    "ScoreMethod",
+    "Scores",
+    "complete_data_score",
+    "resolve_method",
+]
+
+REGISTRY = {
+    "exact": Exact,
+    "mixture": Mixture,
+    "denoising": Denoising,
+}
+
+
+def resolve_method(scores: object) -> object:
+    """A score method from its name or itself; "auto" stays as it is.
+
+    Raises:
+        ArgumentError: for anything else.
+    """
+    if isinstance(scores, str):
+        if scores == "auto":
+            return scores
+        if scores in REGISTRY:
+            return REGISTRY[scores]()
+    elif isinstance(scores, Exact) or hasattr(scores, "score"):
+        return scores
+    known = ", ".join(repr(name) for name in ("auto", *REGISTRY))
+    raise ArgumentError(
+        f"scores must be one of {known} or a method of numpyro_infograd.scores, "
+        f"got {scores!r}."
+    )

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a score method is, and the identity that all of them rest on.
+
+The score of a set of sites is the gradient of its log density with respect to the
+sites' values. Fisher's identity writes it as a conditional mean of something that is
+always computable, the complete-data score:
+
+    s(a) = E[ grad_a log p(a | other noise) | sites = a ].
+
+A method is a way to take that conditional mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.program import Program
+from numpyro_infograd.structure import Density, Values
+
+
+class Scores(NamedTuple):
+    """Scores of a batch of values.
+
+    Attributes:
+        mean: For each block site, scores of shape (num_samples, *shape).
+        deviations: The same with a leading axis of perturbations, scaled so that the
+            squared standard error which the fit adds to any linear functional is the
+            sum over that axis of the functional's squares; None if the fit is exact.
+        evidence: Named scalars that say how far the scores can be trusted.
+    """
+
+    mean: Values
+    deviations: Values | None
+    evidence: dict[str, jax.Array]
+
+
+class ScoreMethod(Protocol):
+    """A way to estimate the score of a `Density`; hashable, without state of its own.
+
+    `init` runs on the host and returns a pytree of arrays; `fit` and `score` are pure
+    and traceable. A method that needs no fit returns its state unchanged.
+    """
+
+    @property
+    def num_samples(self) -> int:
+        """Default number of samples of a gradient."""
+
+    def check(self, density: Density) -> None:
+        """Raise where the method cannot serve the density."""
+
+    def init(self, density: Density, rng_key: jax.Array) -> Any:
+        """A fresh state: point sets, network parameters."""
+
+    def fit(
+        self,
+        state: Any,
+        density: Density,
+        forward: Program,
+        params: Any,
+        rng_key: jax.Array,
+        warm: bool = False,
+    ) -> Any:
+        """Fit the state to the density at these parameters, from scratch or warm."""
+
+    def score(
+        self,
+        state: Any,
+        density: Density,
+        params: Any,
+        values: Values,
+        rng_key: jax.Array,
+    ) -> Scores:
+        """Scores of the density's blocks at a batch of values."""
+
+
+def complete_data_score(
+    density: Density, params: Any, noise: Values, values: Values
+) -> Values:
+    """grad_a log p(a | other noise) for one sample: the integrand of Fisher's identity.
+
+    Args:
+        density: The set of sites.
+        params: Parameters, in constrained space.
+        noise: One draw of (at least) the density's hidden noise.
+        values: One value of each of the density's sites.
+
+    Returns:
+        For each block site, an array of the site's shape. With no hidden noise it is
+        the score itself.
+    """
+    blocks = {name: values[name] for name in density.blocks}
+    rest = {name: values[name] for name in density.all_sites if name not in blocks}
+    return jax.grad(lambda b: density.log_prob(params, noise, {**rest, **b}))(blocks)
+
+
+def complete_data_scores(
+    density: Density, params: Any, noise: Values, values: Values
+) -> Values:
+    """`complete_data_score` over a batch: leading axis of `noise` and `values`."""
+    hidden = {name: noise[name] for name in density.hidden}
+    inside = {name: values[name] for name in density.all_sites}
+    over = jax.vmap(complete_data_score, in_axes=(None, None, 0, 0))
+    return over(density, params, hidden, inside)
+
+
+def flatten(values: Values, sites: tuple[str, ...]) -> jax.Array:
+    """Site values side by side as (num_samples, dimensions)."""
+    dtype = jnp.zeros(()).dtype
+    columns = [values[s].reshape(values[s].shape[0], -1).astype(dtype) for s in sites]
+    return jnp.concatenate(columns, axis=1)
+
+
+def unflatten(columns: jax.Array, like: Values, sites: tuple[str, ...]) -> Values:
+    """Inverse of `flatten` for the last axis, with shapes and types from `like`."""
+    parts: Values = {}
+    start = 0
+    for site in sites:
+        shape = like[site].shape[1:]
+        size = like[site][0].size
+        block = columns[..., start : start + size]
+        parts[site] = block.reshape(*columns.shape[:-1], *shape)
+        start += size
+    return parts

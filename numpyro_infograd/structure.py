@@ -1,0 +1,509 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stochastic system as a deterministic function of parameters and outside noise.
+
+`StructuralModel` says `values = g(params, noise)`: the law of the noise does not
+depend on the parameters, so derivatives pass through `g`. A `Density` is the same
+system seen from a set of sites: their values are put in by hand, the noise of all
+other sites is held, and what comes out is the log density of the set given that
+noise. Everything here is pure JAX; effect handlers live in `tracing`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import qmc
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from numpyro_infograd.errors import ArgumentError, ParameterError, SiteError
+from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.program import Program
+
+try:
+    import graphviz
+except ImportError:  # an extra; `render` says how to install it
+    graphviz = None
+
+Values = dict[str, jax.Array]
+NoiseSpec = tuple[tuple[str, Noise], ...]
+
+# A Sobol point set of more dimensions than this is slower to make than it is worth.
+MAX_SOBOL_DIMENSIONS = 4096
+
+
+class Site(NamedTuple):
+    """What is known of one site without running the model."""
+
+    name: str
+    kind: str  # "sample" or "deterministic"
+    shape: tuple[int, ...]
+    dtype: Any
+    noise: Noise | None = None
+    distribution: str = ""
+    reason: str = ""  # why a parameter may not flow into it; "" if it may
+    discrete: bool = False
+    real: bool = True  # its support has as many dimensions as its values
+    state: str = "free"  # "free", "observed", "substituted" or "intervened"
+    control_flow: bool = False  # lives inside a scan or a cond
+
+    @property
+    def size(self) -> int:
+        """Number of scalars in one draw of the site."""
+        return math.prod(self.shape)
+
+
+@functools.lru_cache(maxsize=16)
+def sobol_points(num_points: int, dimensions: int) -> np.ndarray:
+    """A scrambled Sobol set as 32-bit integers, shape (num_points, dimensions)."""
+    sampler = qmc.Sobol(dimensions, scramble=True, rng=0, bits=32)
+    return (sampler.random(num_points) * 2.0**32).astype(np.uint32)
+
+
+def _uniform_from_bits(bits: jax.Array) -> jax.Array:
+    """The middle of each cell: never 0 or 1, symmetric about one half."""
+    dtype = jnp.zeros(()).dtype
+    if dtype == jnp.float64:
+        return (bits.astype(dtype) + 0.5) * 2.0**-32
+    return ((bits >> 9).astype(dtype) + 0.5) * dtype.type(2.0**-23)
+
+
+def base_points(spec: NoiseSpec, num_samples: int) -> np.ndarray | None:
+    """The host's share of quasi-random noise for `draw_noise`; None where unfit."""
+    dimensions = sum(math.prod(n.shape) for _, n in spec if n.kind in _EXPLICIT)
+    if not 0 < dimensions <= MAX_SOBOL_DIMENSIONS:
+        return None
+    if num_samples & (num_samples - 1):  # a Sobol set is balanced at powers of two
+        return None
+    return sobol_points(num_samples, dimensions)
+
+
+_EXPLICIT = ("normal", "uniform")
+
+
+def draw_noise(
+    spec: NoiseSpec, rng_key: jax.Array, num_samples: int, points: Any = None
+) -> dict[str, jax.Array]:
+    """Draw exogenous noise, each array of shape (num_samples, *shape).
+
+    With `points` (see `base_points`) explicit noise is quasi-random: the point set is
+    moved by a random digital shift, so each key gives an unbiased replicate. Pure and
+    traceable; `spec` and `num_samples` are static.
+    """
+    noise: dict[str, jax.Array] = {}
+    shift_key, *keys = jax.random.split(rng_key, len(spec) + 1)
+    if points is not None:
+        shift = jax.random.bits(shift_key, (points.shape[1],), jnp.uint32)
+        uniforms = _uniform_from_bits(jnp.asarray(points) ^ shift)
+    column = 0
+    for (name, law), key in zip(spec, keys, strict=True):
+        if law.kind == "key":
+            # One key for a site, or one for each step of a scan.
+            count = math.prod(law.shape)
+            flat = jax.random.split(key, num_samples * count)
+            noise[name] = flat.reshape((num_samples, *law.shape))
+        elif law.kind in _EXPLICIT and points is not None:
+            size = math.prod(law.shape)
+            u = uniforms[:, column : column + size].reshape(num_samples, *law.shape)
+            noise[name] = ndtri(u) if law.kind == "normal" else u
+            column += size
+        elif law.kind == "normal":
+            noise[name] = jax.random.normal(key, (num_samples, *law.shape))
+        elif law.kind == "uniform":
+            bits = jax.random.bits(key, (num_samples, *law.shape), jnp.uint32)
+            noise[name] = _uniform_from_bits(bits)
+    return noise
+
+
+def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
+    """One draw's worth of inert noise, to stand where nothing reads it."""
+    middle = {"normal": 0.0, "uniform": 0.5}
+    inert: dict[str, jax.Array] = {}
+    for name, law in spec:
+        if law.kind == "key":
+            flat = jax.random.split(jax.random.key(0), math.prod(law.shape))
+            inert[name] = flat.reshape(law.shape)
+        elif law.kind in _EXPLICIT:
+            inert[name] = jnp.full(law.shape, middle[law.kind])
+    return inert
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("program",),
+    meta_fields=("sites", "scored", "given", "blocks", "hidden", "moving", "sizes", "spec"),
+)
+@dataclass(frozen=True)
+class Density:
+    """The density of a set of sites given the noise that the set does not hold.
+
+    `blocks` are the sites whose values depend on a parameter: only they need a score.
+    `hidden` names the noise that remains; with none, the density is known exactly.
+    `moving` names the sites whose density jumps at a place that is not fixed.
+    """
+
+    program: Program
+    sites: tuple[str, ...]
+    scored: tuple[str, ...]
+    given: tuple[str, ...]
+    blocks: tuple[str, ...]
+    hidden: tuple[str, ...]
+    moving: tuple[str, ...]
+    sizes: tuple[int, ...]  # number of scalars in each of `all_sites`
+    spec: NoiseSpec
+
+    @property
+    def all_sites(self) -> tuple[str, ...]:
+        """The sites whose values the density is a function of."""
+        return self.sites + self.given
+
+    @property
+    def hidden_spec(self) -> NoiseSpec:
+        """The laws of the hidden noise."""
+        return tuple(item for item in self.spec if item[0] in self.hidden)
+
+    def log_prob(self, params: Any, noise: Values, values: Values) -> jax.Array:
+        """log p(sites | given, hidden noise) for one sample, a scalar in nats."""
+        full = noise_like(self.spec) | {name: noise[name] for name in self.hidden}
+        inside = {name: values[name] for name in self.all_sites}
+        out = self.program(params, full, inside)["log_prob"]
+        return sum((out[name] for name in self.scored), jnp.zeros(()))
+
+
+@dataclass(frozen=True, eq=False)
+class StructuralModel:
+    """A NumPyro model as `values = g(params, noise)`; see `structural_model`.
+
+    Attributes:
+        params: Initial value of every parameter, in constrained space.
+        constraints: NumPyro constraint of every parameter.
+        site_info: `Site` record of every site, in the model's order.
+        forward: The traced map from (params, noise) of one sample to its values.
+        appended: Variance of Gaussian noise appended to a site, where there is any.
+    """
+
+    params: dict[str, Any]
+    constraints: dict[str, Any]
+    site_info: dict[str, Site]
+    run: Callable[..., tuple[Values, Values, dict[str, Any]]]
+    forward: Program
+    appended: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of all sites, in the model's order."""
+        return tuple(self.site_info)
+
+    @property
+    def noise(self) -> dict[str, Noise]:
+        """The law of each site's exogenous noise: kind and shape of one draw."""
+        laws = {
+            name: site.noise
+            for name, site in self.site_info.items()
+            if site.noise is not None and site.noise.kind != "none"
+        }
+        for name in self.appended:
+            laws[appended_name(name)] = Noise("normal", self.site_info[name].shape)
+        return laws
+
+    @property
+    def spec(self) -> NoiseSpec:
+        """`noise` as a static, hashable value."""
+        return tuple(self.noise.items())
+
+    # -- sampling ---------------------------------------------------------------
+
+    def complete_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Fill in what is missing with initial values; check names, shapes, numbers.
+
+        Raises:
+            ParameterError: for an unknown name, another shape, or a non-finite value.
+        """
+        given = dict(params or {})
+        for name in given:
+            if name not in self.params:
+                known = ", ".join(self.params) or "none"
+                raise ParameterError(
+                    f"params has {name!r}, but the model has no such parameter "
+                    f"(it has: {known}). Give names as in numpyro.param."
+                )
+        return {
+            name: _like(name, given.get(name, initial), initial)
+            for name, initial in self.params.items()
+        }
+
+    def sample_noise(
+        self, rng_key: jax.Array, num_samples: int, qmc: bool = False
+    ) -> dict[str, jax.Array]:
+        """Draw the exogenous noise of every site.
+
+        Args:
+            rng_key: A JAX PRNG key.
+            num_samples: Number of draws; a power of two if `qmc`.
+            qmc: Quasi-random (scrambled Sobol) explicit noise.
+
+        Returns:
+            Dict of arrays of shape (num_samples, *shape); PRNG keys for key noise.
+
+        Raises:
+            ArgumentError: if `num_samples` is not positive, or no power of two.
+        """
+        if num_samples < 1:
+            raise ArgumentError(f"num_samples must be at least 1, got {num_samples}.")
+        if qmc and num_samples & (num_samples - 1):
+            raise ArgumentError(
+                f"qmc=True needs num_samples to be a power of two, got {num_samples}: "
+                f"take {1 << num_samples.bit_length()}."
+            )
+        points = base_points(self.spec, num_samples) if qmc else None
+        return draw_noise(self.spec, rng_key, num_samples, points)
+
+    def evaluate(self, params: Mapping[str, Any], noise: Values) -> Values:
+        """Values of all sites, each (num_samples, *shape); deterministic."""
+        return simulate(self.forward, self.complete_params(params), dict(noise))
+
+    def sample(
+        self,
+        rng_key: jax.Array,
+        num_samples: int,
+        params: Mapping[str, Any] | None = None,
+    ) -> Values:
+        """Draw from the model: dict of arrays of shape (num_samples, *shape)."""
+        return self.evaluate(params or {}, self.sample_noise(rng_key, num_samples))
+
+    # -- structure --------------------------------------------------------------
+
+    @functools.cached_property
+    def _reach(self) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+        """site -> (parameters, noise) that its value depends on, at any distance."""
+        return _label_dependencies(self.forward, self.params, self.noise)
+
+    def params_of(self, sites: Iterable[str]) -> frozenset[str]:
+        """Parameters that reach any of the sites."""
+        return frozenset().union(*(self._reach[s][0] for s in sites))
+
+    def noise_of(self, sites: Iterable[str]) -> frozenset[str]:
+        """Names of the noise that reaches any of the sites."""
+        return frozenset().union(*(self._reach[s][1] for s in sites))
+
+    @functools.cached_property
+    def parents(self) -> dict[str, tuple[str, ...]]:
+        """Direct parents of every site: sites first, then parameters.
+
+        Found by running the model with every site's value cut loose from how it is
+        made, and reading off the dependencies; within a scan a site's parents are
+        those sites of the scan whose noise reaches it at any step.
+        """
+        cut = [n for n, s in self.site_info.items() if not s.control_flow]
+        example = {n: self._example(n) for n in cut}
+        noise = noise_like(self.spec)
+        program = Program.trace(
+            lambda params, noise, given: self.run(params, noise, given, cut=True)[0],
+            self.params,
+            noise,
+            example,
+        )
+        reach = _label_dependencies(program, self.params, noise, example)
+        return {
+            name: tuple(
+                s
+                for s in self.site_info
+                if s != name and (s in sites or (s in noises and s not in cut))
+            )
+            + tuple(p for p in self.params if p in params)
+            for name, (params, noises, sites) in reach.items()
+        }
+
+    def density(self, sites: Sequence[str], given: Sequence[str] = ()) -> Density:
+        """The density of `sites` given the values of `given` and the other noise.
+
+        A site whose own density neither reads hidden noise nor the value of a site
+        that depends on a parameter is constant in everything that a score needs, and
+        is left out: so discrete sites and root inputs may be in the set.
+        """
+        members = tuple(sites) + tuple(given)
+        wanted = tuple(s for s in sites if self.site_info[s].kind == "sample")
+        wanted += tuple(s for s in sites if s in self.appended and s not in wanted)
+        blocks = tuple(s for s in members if self.params_of((s,)))
+
+        def run(params: Any, noise: Values, values: Values) -> dict[str, Any]:
+            _, log_prob, boundary = self.run(params, noise, values, scored=wanted)
+            return {"log_prob": log_prob, "boundary": boundary}
+
+        noise = noise_like(self.spec)
+        example = {name: self._example(name) for name in members}
+        program = Program.trace(run, self.params, noise, example)
+        reach = _label_dependencies(
+            program,
+            self.params,
+            noise,
+            example,
+            key=lambda path: (path[0].key, path[1].key),
+        )
+        read = {s: reach["log_prob", s] for s in wanted}
+        scored = tuple(s for s in wanted if read[s][1] or read[s][2] & set(blocks))
+        hidden = frozenset().union(*(read[s][1] for s in scored))
+        moving = (s for s in scored if any(reach.get(("boundary", s), ())))
+        return Density(
+            program,
+            tuple(sites),
+            scored,
+            tuple(given),
+            blocks,
+            tuple(n for n in self.noise if n in hidden),
+            tuple(moving),
+            tuple(self.site_info[s].size for s in members),
+            self.spec,
+        )
+
+    def _example(self, name: str) -> jax.ShapeDtypeStruct:
+        site = self.site_info[name]
+        return jax.ShapeDtypeStruct(site.shape, site.dtype)
+
+    # -- graph edits ------------------------------------------------------------
+
+    def append_noise(self, variances: Mapping[str, float]) -> StructuralModel:
+        """The same model with Gaussian noise appended to the named sites.
+
+        The noise is added where the site is read off, not inside the model: sites
+        downstream keep the clean value. One knob for denoising score matching with
+        added noise, for noise annealing and for the Fisher integral (eqs. 54-55).
+
+        Args:
+            variances: Variance of the appended noise for each site.
+        """
+        for name in variances:
+            if name not in self.site_info:
+                raise SiteError(
+                    f"append_noise names {name!r}, which is no site of the model "
+                    f"(it has: {', '.join(self.sites)})."
+                )
+        scales = {name: jnp.sqrt(jnp.asarray(v)) for name, v in variances.items()}
+        inner = self.run
+
+        def run(params, noise, given, scored=(), cut=False):
+            clean_given = {k: v for k, v in given.items() if k not in scales}
+            own = tuple(s for s in scored if s not in scales)
+            clean_noise = {k: v for k, v in noise.items() if k not in extra}
+            values, log_prob, boundary = inner(
+                params, clean_noise, clean_given, scored=own, cut=cut
+            )
+            values = dict(values)
+            for name, scale in scales.items():
+                clean = values[name]
+                made = clean + scale * noise[appended_name(name)]
+                values[name] = given.get(name, made)
+                if name in scored:
+                    z = (values[name] - clean) / scale
+                    constant = jnp.log(scale) + 0.5 * math.log(2 * math.pi)
+                    log_prob[name] = -jnp.sum(0.5 * z**2 + constant)
+            return values, log_prob, boundary
+
+        extra = {appended_name(name) for name in scales}
+        edited = replace(self, run=run, appended=self.appended | dict(variances))
+        forward = Program.trace(
+            lambda params, noise: run(params, noise, {})[0],
+            self.params,
+            noise_like(edited.spec),
+        )
+        return replace(edited, forward=forward)
+
+    # -- looking at it ----------------------------------------------------------
+
+    def render(self) -> Any:
+        """The graph of sites and parameters as a `graphviz.Digraph`.
+
+        Raises:
+            ImportError: if the `graphviz` extra is not installed.
+        """
+        if graphviz is None:
+            raise ImportError(
+                "render needs graphviz: pip install 'numpyro_infograd[plots]'."
+            )
+        graph = graphviz.Digraph()
+        for name in self.params:
+            graph.node(name, shape="plaintext")
+        for name, site in self.site_info.items():
+            label = f"{name}\n{site.distribution}" if site.distribution else name
+            style = {"style": "filled"} if site.state != "free" else {}
+            shape = "ellipse" if site.kind == "sample" else "box"
+            graph.node(name, label=label, shape=shape, **style)
+        for name, parents in self.parents.items():
+            for parent in parents:
+                graph.edge(parent, name)
+        return graph
+
+    def __repr__(self) -> str:
+        rows = [
+            f"  {name}: {site.distribution or site.kind} {site.shape}"
+            f" <- {', '.join(self.parents[name]) or '-'}"
+            for name, site in self.site_info.items()
+        ]
+        return "StructuralModel(\n" + "\n".join(rows) + "\n)"
+
+
+@jax.jit
+def simulate(forward: Program, params: Any, noise: Values) -> Values:
+    """Run the traced map over a batch of noise."""
+    return jax.vmap(forward, in_axes=(None, 0))(params, noise)
+
+
+def appended_name(site: str) -> str:
+    """Name of the noise appended to a site."""
+    return f"{site}+noise"
+
+
+def _like(name: str, value: Any, initial: Any) -> Any:
+    """`value` as arrays of the initial value's structure, shape and type."""
+    if jax.tree.structure(value) != jax.tree.structure(initial):
+        raise ParameterError(
+            f"parameter {name!r} has another structure than the model's: expected "
+            f"{jax.tree.structure(initial)}, got {jax.tree.structure(value)}."
+        )
+
+    def leaf(new: Any, old: Any) -> jax.Array:
+        array = jnp.asarray(new, old.dtype)
+        if array.shape != old.shape:
+            raise ParameterError(
+                f"parameter {name!r} has shape {old.shape} in the model, "
+                f"got {array.shape}."
+            )
+        tracer = isinstance(array, jax.core.Tracer)
+        if not tracer and not np.all(np.isfinite(np.asarray(array))):
+            raise ParameterError(
+                f"parameter {name!r} is not finite: {np.asarray(array)}. "
+                "Give finite starting values."
+            )
+        return array
+
+    return jax.tree.map(leaf, value, initial)
+
+
+def _label_dependencies(
+    program: Program,
+    *inputs: Any,
+    key: Callable[[Any], Any] = lambda path: path[0].key,
+) -> dict[Any, tuple[frozenset[str], ...]]:
+    """Output name -> for each input dict, the names that the output depends on."""
+    labels = [
+        (position, path[0].key)
+        for position, tree in enumerate(inputs)
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+    tree = program.code.out_tree
+    outputs = jax.tree.unflatten(tree, range(tree.num_leaves))
+    paths = jax.tree_util.tree_leaves_with_path(outputs)
+    found: dict[Any, list[set[str]]] = {}
+    for (path, _), sources in zip(paths, program.dependencies(), strict=True):
+        row = found.setdefault(key(path), [set() for _ in inputs])
+        for index in sources:
+            position, label = labels[index]
+            row[position].add(label)
+    return {name: tuple(map(frozenset, row)) for name, row in found.items()}

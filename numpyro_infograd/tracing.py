@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a NumPyro model to a `StructuralModel`: the only room with effect handlers.
+
+The model runs under one messenger that supplies every value: a sample site is made
+from its exogenous noise (or takes a value given from outside), a parameter takes the
+value it is given. No `seed` handler is involved, so randomness that does not come
+from a sample site cannot slip in.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+from numpyro.distributions import Unit, constraints
+from numpyro.primitives import Messenger
+
+from numpyro_infograd import exogenous
+from numpyro_infograd.errors import ArgumentError, ModelError
+from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.program import Program
+from numpyro_infograd.structure import Site, StructuralModel, Values, noise_like
+
+# Supports with fewer dimensions than values: a density on them is none on R^d.
+_THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")
+
+
+class _Generate(Messenger):
+    """Supplies every value of a model run and writes down what it saw.
+
+    With `noise=None` it only explores: sites are made from inert noise, parameters
+    take the model's own initial values, and the records are what is wanted.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Any] | None = None,
+        noise: Mapping[str, jax.Array] | None = None,
+        given: Mapping[str, jax.Array] | None = None,
+        scored: tuple[str, ...] = (),
+        cut: bool = False,
+        rng_key: jax.Array | None = None,
+    ) -> None:
+        self.params, self.noise, self.given = params, noise, given or {}
+        self.scored, self.cut, self.rng_key = scored, cut, rng_key
+        self.sites: dict[str, Site] = {}
+        self.param_values: dict[str, Any] = {}
+        self.constraints: dict[str, Any] = {}
+        self.values: Values = {}
+        self.log_prob: Values = {}
+        self.boundary: dict[str, Any] = {}
+        self._laws: dict[str, Noise] = {}
+        self._states: dict[str, str] = {}
+        super().__init__()
+
+    # -- what a message means ------------------------------------------------------
+
+    def process_message(self, msg: Any) -> None:
+        handle = {
+            "sample": self._sample,
+            "deterministic": self._deterministic,
+            "param": self._param,
+            "control_flow": self._control_flow,
+            "plate": self._plate,
+            "mutable": self._mutable,
+            "prng_key": self._prng_key,
+        }.get(msg["type"])
+        if handle is not None:
+            handle(msg)
+
+    def postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "param" and self.params is None:
+            _record_param(self, msg)
+
+    def _sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if isinstance(exogenous.density(fn), Unit):
+            raise ModelError(
+                f"site {name!r} is a numpyro.factor (or Unit) statement. A factor "
+                "reweights runs of a model; a generative system has none. Express it "
+                "as a sample site, or remove it."
+            )
+        if msg.get("scale") is not None and not _is_one(msg["scale"]):
+            warnings.warn(
+                f"site {name!r} carries a scale (handlers.scale): it weighs a "
+                "likelihood and has no effect on information.",
+                stacklevel=2,
+            )
+        if msg.get("_control_flow_done"):
+            state = self._states.get(name, "observed")
+        elif "_intervener_id" in msg:
+            state = "intervened"
+        elif msg["is_observed"]:
+            state = "observed"
+        else:
+            state = "free" if msg["value"] is None else "substituted"
+        made = msg["value"]
+        if made is None:
+            made = self._draw(name, fn, msg["kwargs"]["sample_shape"])
+        msg["value"] = self._keep(name, made, not msg.get("_control_flow_done"))
+        msg["intermediates"] = []
+        self._describe(name, fn, msg, state)
+        if name in self.scored:
+            self._score(name, fn, msg["value"])
+
+    def _draw(self, name: str, fn: Any, sample_shape: tuple[int, ...]) -> jax.Array:
+        """A site's value from its noise; the scope marks it as a trusted sampler."""
+        law = exogenous.noise_of(fn, sample_shape)
+        self._laws[name] = law
+        noise = noise_like(((name, law),)) if self.noise is None else self.noise
+        with jax.named_scope("exogenous"):
+            return exogenous.transform(fn, noise.get(name), sample_shape)
+
+    def _keep(self, name: str, made: Any, settable: bool) -> Any:
+        """Write down a value and say which value goes on: made, or given."""
+        passed = self.given.get(name, made) if settable else made
+        self.values[name] = jnp.asarray(made if self.cut else passed)
+        return passed
+
+    def _score(self, name: str, fn: Any, value: jax.Array) -> None:
+        law = exogenous.density(fn)
+        self.log_prob[name] = jnp.sum(law.log_prob(value))
+        self.boundary[name] = exogenous.boundary(law)
+
+    def _describe(self, name: str, fn: Any, msg: Any, state: str) -> None:
+        if name in self.sites:
+            raise ModelError(
+                f"site {name!r} occurs twice. Give every site a name of its own."
+            )
+        value = jnp.asarray(msg["value"])
+        support = repr(fn.support).lower()
+        self.sites[name] = Site(
+            name=name,
+            kind="sample",
+            shape=value.shape,
+            dtype=value.dtype,
+            noise=self._laws.get(name) if state == "free" else None,
+            distribution=_class_name(fn),
+            reason=exogenous.reason_not_reparametrized(fn),
+            discrete=bool(fn.support.is_discrete),
+            real=not any(word in support for word in _THIN),
+            state=state,
+            control_flow=bool(msg.get("_control_flow_done")),
+        )
+
+    def _deterministic(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.sites:
+            raise ModelError(
+                f"site {name!r} occurs twice. Give every site a name of its own."
+            )
+        done = bool(msg.get("_control_flow_done"))
+        msg["value"] = self._keep(name, msg["value"], not done)
+        value = jnp.asarray(msg["value"])
+        self.sites[name] = Site(
+            name, "deterministic", value.shape, value.dtype, control_flow=done
+        )
+
+    def _param(self, msg: Any) -> None:
+        if self.params is not None and msg["name"] in self.params:
+            msg["value"] = self.params[msg["name"]]
+
+    def _control_flow(self, msg: Any) -> None:
+        """Reach into a scan or a cond through its substitute stack.
+
+        Setting a value on the sites that come out of it would change the record
+        and not the returned values.
+        """
+        operands = msg["args"]
+        is_scan = len(operands) == 5 and "history" in msg["kwargs"]
+        length = _scan_length(operands) if is_scan else None
+        reverse = bool(operands[4]) if is_scan else False
+
+        def supply(site: Any) -> Any:
+            if site["type"] != "sample":
+                return None
+            name = site["name"]
+            if site["value"] is not None:
+                self._states[name] = (
+                    "observed" if site["is_observed"] else "substituted"
+                )
+                return None
+            self._states[name] = "free"
+            step = site["infer"].get("_scan_current_index")
+            fn, shape = site["fn"], site["kwargs"]["sample_shape"]
+            if name in self.given and not self.cut:
+                if step is None:
+                    return self.given[name]
+                return self.given[name][length - 1 - step if reverse else step]
+            law = exogenous.noise_of(fn, shape)
+            whole = law._replace(shape=(length, *law.shape)) if is_scan else law
+            if law.kind == "none":
+                whole = law
+            self._laws[name] = whole
+            if self.noise is None:
+                noise = noise_like(((name, law),)).get(name)
+            elif law.kind == "none":
+                noise = None
+            else:
+                noise = self.noise[name] if step is None else self.noise[name][step]
+            with jax.named_scope("exogenous"):
+                return exogenous.transform(fn, noise, shape)
+
+        msg["kwargs"]["substitute_stack"].append(("substitute", supply))
+
+    # -- what has no meaning here --------------------------------------------------
+
+    def _plate(self, msg: Any) -> None:
+        size, subsample_size = msg["args"]
+        if subsample_size is not None and subsample_size != size:
+            raise ModelError(
+                f"plate {msg['name']!r} is subsampled ({subsample_size} of {size}). "
+                "Information is a property of the whole system: leave out "
+                "subsample_size."
+            )
+
+    def _mutable(self, msg: Any) -> None:
+        raise ModelError(
+            f"{msg['name']!r} is mutable state (batch normalisation, dropout "
+            "counters). A run of the model must not change the next one: freeze it, "
+            "or use a module without state."
+        )
+
+    def _prng_key(self, msg: Any) -> None:
+        if self.rng_key is not None:
+            self.rng_key, msg["value"] = jax.random.split(self.rng_key)
+        else:
+            raise ModelError(
+                "the model draws from numpyro.prng_key() outside a sample site, so "
+                "that randomness would be lost from the noise. Write it as "
+                "numpyro.sample."
+            )
+
+
+def _record_param(run: _Generate, msg: Any) -> None:
+    name, value = msg["name"], msg["value"]
+    if value is None:  # flax_module looks a parameter up before it makes it
+        return
+    leaves = jax.tree.leaves(value)
+    if not leaves or any(not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves):
+        return  # random_flax_module and its kin leave the shapes of priors here
+    run.param_values[name] = value
+    run.constraints[name] = msg["kwargs"].get("constraint", constraints.real)
+
+
+def _class_name(fn: Any) -> str:
+    """The distribution's class under the wrappers that NumPyro puts around it."""
+    wrappers = ("Independent", "ExpandedDistribution", "MaskedDistribution")
+    while type(fn).__name__ in wrappers:
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _is_one(scale: Any) -> bool:
+    return not isinstance(scale, jax.core.Tracer) and bool(np.all(np.asarray(scale) == 1))
+
+
+def _scan_length(operands: tuple[Any, ...]) -> int:
+    _, _, xs, length, _ = operands
+    return length if length is not None else jax.tree.leaves(xs)[0].shape[0]
+
+
+def _strong(value: Any) -> jax.Array:
+    """An array without the weak type of a Python number."""
+    array = jnp.asarray(value)
+    return jax.lax.convert_element_type(array, array.dtype)
+
+
+def structural_model(
+    model: Callable[..., Any] | StructuralModel, *args: Any, **kwargs: Any
+) -> StructuralModel:
+    """Trace a NumPyro model into `values = g(params, noise)`.
+
+    Every sample site becomes a deterministic function of parameters and of exogenous
+    noise whose law does not depend on them (section II of Wadayama's paper).
+
+    Args:
+        model: A NumPyro model of `sample`, `param`, `deterministic`, `plate`, `scan`
+            and the handlers that leave it generative.
+        *args: Arguments of the model.
+        **kwargs: Keyword arguments of the model.
+
+    Returns:
+        The traced model; its `params`, `sites`, `parents` and `noise` describe it.
+
+    Raises:
+        ModelError: for a construct without meaning in a generative system.
+        ArgumentError: if `model` is not callable or an argument is not finite.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 2.0) * x, 1))
+        >>> ig.structural_model(model).parents
+        {'x': (), 'y': ('x', 'a')}
+    """
+    if isinstance(model, StructuralModel):
+        if args or kwargs:
+            raise ArgumentError("a StructuralModel is traced already: pass no arguments.")
+        return model
+    if not callable(model):
+        raise ArgumentError(f"model must be a NumPyro model (callable), got {model!r}.")
+    _check_finite(args, kwargs)
+
+    def explore(concrete: bool) -> _Generate:
+        messenger = _Generate(rng_key=jax.random.key(0))
+
+        def trace_only() -> None:
+            with messenger:
+                model(*args, **kwargs)
+
+        if concrete:
+            trace_only()
+        else:
+            jax.eval_shape(trace_only)
+        return messenger
+
+    seen = explore(concrete=False)
+    leaves = jax.tree.leaves(seen.param_values)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        seen = explore(concrete=True)  # an initial value is computed by the model
+    params = {name: jax.tree.map(_strong, v) for name, v in seen.param_values.items()}
+
+    def run(params, noise, given, scored=(), cut=False):
+        messenger = _Generate(params, noise, given, scored, cut)
+        with messenger:
+            model(*args, **kwargs)
+        return messenger.values, messenger.log_prob, messenger.boundary
+
+    laws = tuple(
+        (name, site.noise)
+        for name, site in seen.sites.items()
+        if site.noise is not None and site.noise.kind != "none"
+    )
+    forward = Program.trace(lambda p, n: run(p, n, {})[0], params, noise_like(laws))
+    return StructuralModel(params, seen.constraints, seen.sites, run, forward)
+
+
+def _check_finite(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path((args, dict(kwargs)))[0]:
+        if isinstance(leaf, jax.core.Tracer) or not hasattr(leaf, "dtype"):
+            continue
+        floating = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        if floating and not np.all(np.isfinite(np.asarray(leaf))):
+            raise ArgumentError(
+                f"model argument {jax.tree_util.keystr(path)} has values that are not "
+                "finite. Clean the data before tracing."
+            )
