@@ -13,18 +13,34 @@ if TYPE_CHECKING:
     from numpyro_infograd import exogenous, scores
     from numpyro_infograd.gradient import Gradient, gradient
     from numpyro_infograd.objectives import MI, Entropy, Expectation
+    from numpyro_infograd.optimize import (
+        InfoMax,
+        Result,
+        maximize,
+        maximize_mi,
+        minimize,
+    )
     from numpyro_infograd.structure import StructuralModel
     from numpyro_infograd.tracing import structural_model
+    from numpyro_infograd.values import Estimate, estimate, mutual_information
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "Entropy": "objectives",
+    "Estimate": "values",
     "Expectation": "objectives",
     "Gradient": "gradient",
+    "InfoMax": "optimize",
     "MI": "objectives",
+    "Result": "optimize",
     "StructuralModel": "structure",
+    "estimate": "values",
     "gradient": "gradient",
+    "maximize": "optimize",
+    "maximize_mi": "optimize",
+    "minimize": "optimize",
+    "mutual_information": "values",
     "structural_model": "tracing",
 }
 _MODULES = ("errors", "exogenous", "scores")
@@ -32,11 +48,20 @@ _MODULES = ("errors", "exogenous", "scores")
 __all__ = [  # noqa: PLE0604
     "MI",
     "Entropy",
+    "Estimate",
     "Expectation",
     "Gradient",
+    "InfoMax",
+    "Result",
     "StructuralModel",
+    "errors",
+    "estimate",
     "exogenous",
     "gradient",
+    "maximize",
+    "maximize_mi",
+    "minimize",
+    "mutual_information",
     "scores",
     "structural_model",
 ]

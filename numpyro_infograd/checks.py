@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpyro.distributions import biject_to
 
 import jax
 import jax.numpy as jnp
+
+from numpyro.distributions import biject_to
 
 from numpyro_infograd.errors import (
     ArgumentError,
@@ -182,10 +183,12 @@ def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> tuple[int
         and not site.control_flow
     )
     names = sm.noise_of(sites)
-    columns = tuple(n for n, law in sm.noise.items() if law.kind != "key" and n in names)
+    columns = tuple(
+        n for n, law in sm.noise.items() if law.kind != "key" and n in names
+    )
     if opaque:
         noise = noise_like(sm.spec)
-        given = {n: sm._example(n) for n in opaque}
+        given = {n: sm.example(n) for n in opaque}
         forward = Program.trace(
             lambda p, n, g: sm.run(p, n, g)[0], sm.params, noise, given
         )
@@ -304,7 +307,9 @@ def _perturb(sm: StructuralModel, params: Any) -> Any:
         except NotImplementedError:  # no bijection, as for a sphere
             moved[name] = value
             continue
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(3), index), len(leaves))
+        keys = jax.random.split(
+            jax.random.fold_in(jax.random.key(3), index), len(leaves)
+        )
         new = []
         for leaf, key in zip(leaves, keys, strict=True):
             free = transform.inv(leaf)

@@ -13,10 +13,9 @@ every site that depends on a parameter, inputs included).
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +42,7 @@ from numpyro_infograd.tracing import structural_model
 REPLICATES = 16
 # Student's t at 97.5 % with 15 degrees of freedom, over 2: two standard errors from
 # 16 replicates then cover 95 %.
-_STUDENT = 1.0657
+STUDENT = 1.0657
 # Below this effective sample size (at the lowest tenth of the samples) a mixture's
 # bias is no longer removed by its jackknife.
 SOUND_SAMPLE_SIZE = 200.0
@@ -69,7 +68,9 @@ class Gradient:
             leaves = jax.tree.leaves(value)
             errors = jax.tree.leaves(self.standard_error[name])
             if len(leaves) == 1 and leaves[0].size == 1:
-                rows.append(f"  {name}: {float(leaves[0]):.6g} +- {float(errors[0]):.2g}")
+                rows.append(
+                    f"  {name}: {float(leaves[0]):.6g} +- {float(errors[0]):.2g}"
+                )
             else:
                 norm = math.sqrt(sum(float(jnp.sum(v**2)) for v in leaves))
                 worst = max(float(jnp.max(e)) for e in errors)
@@ -97,7 +98,11 @@ class Problem(NamedTuple):
 
 
 def pose(
-    objective: Objective, sm: StructuralModel, method: Any, params: Any, reason: str = ""
+    objective: Objective,
+    sm: StructuralModel,
+    method: Any,
+    params: Any,
+    reason: str = "",
 ) -> Problem:
     """Resolve an objective for one score method; append noise where that asks for it.
 
@@ -147,9 +152,7 @@ def _variances(
     bare = sorted(s for s in scored if sm.site_info[s].kind == "deterministic")
     if not bare:
         return {}
-    values = simulate(
-        sm.forward, params, draw_noise(sm.spec, jax.random.key(4), 1024)
-    )
+    values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(4), 1024))
     return {s: 0.01 * float(jnp.mean(jnp.var(values[s], axis=0))) for s in bare}
 
 
@@ -303,7 +306,7 @@ def _replicated(
     pulled = jax.vmap(replicate)(keys, jnp.arange(REPLICATES))
     value = jax.tree.map(lambda g: jnp.mean(g, axis=0), pulled.gradient)
     error = jax.tree.map(
-        lambda g: _STUDENT * jnp.std(g, axis=0, ddof=1) / math.sqrt(REPLICATES),
+        lambda g: STUDENT * jnp.std(g, axis=0, ddof=1) / math.sqrt(REPLICATES),
         pulled.gradient,
     )
     if pulled.deviation is not None:
@@ -345,16 +348,16 @@ def fit_scores(
 
 
 def trace_expectations(
-    problem: Problem,
+    objective: Objective, sm: StructuralModel
 ) -> tuple[tuple[jax.Array, Program], ...]:
     """The objective's expectations as programs of one sample's values.
 
     Raises:
         ArgumentError: if one does not return a scalar.
     """
-    example = {n: problem.sm._example(n) for n in problem.sm.sites}
+    example = {name: sm.example(name) for name in sm.sites}
     traced = []
-    for coefficient, fn in problem.objective.expectations:
+    for coefficient, fn in objective.expectations:
         program = Program.trace(fn, example)
         shapes = [v.aval.shape for v in program.code.jaxpr.outvars]
         if shapes != [()]:
@@ -397,7 +400,7 @@ def estimate_gradient(
         "reason": problem.reason,
         "terms": tuple(problem.terms),
     }
-    expectations = trace_expectations(problem)
+    expectations = trace_expectations(problem.objective, problem.sm)
     value = jax.tree.map(jnp.zeros_like, params)
     error = value
     if problem.method is None:
@@ -455,7 +458,9 @@ def _exact_gradient(
 
 def is_sound(evidence: Mapping[str, float]) -> bool:
     """Whether a mixture's effective sample sizes allow its use."""
-    sizes = [v for k, v in evidence.items() if k.startswith("effective_sample_size_low")]
+    sizes = [
+        v for k, v in evidence.items() if k.startswith("effective_sample_size_low")
+    ]
     return all(size >= SOUND_SAMPLE_SIZE for size in sizes)
 
 
@@ -486,7 +491,9 @@ def choose(
         return pose(objective, sm, Denoising(), params, reason), None
     problem = pose(objective, sm, Mixture(), params)
     found = estimate_gradient(problem, params, num_samples, rng_key)
-    low = [v for k, v in found.diagnostics.items() if k.startswith("effective_sample_s")]
+    low = [
+        v for k, v in found.diagnostics.items() if k.startswith("effective_sample_s")
+    ]
     smallest = f"{min(low):.0f}" if low else "unlimited"
     if is_sound(found.diagnostics):
         reason = f"{why}; effective sample size {smallest} is sound"
@@ -563,7 +570,3 @@ def gradient(
     else:
         problem = pose(objective, sm, method, complete, "asked for")
     return estimate_gradient(problem, complete, num_samples, key)
-
-
-__all__ = ["Gradient", "gradient"]
-_ = functools

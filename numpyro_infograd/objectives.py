@@ -11,9 +11,8 @@ entropies into conditional ones where that spares learning a density.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import numbers
 from typing import Any, NamedTuple
 
 from numpyro_infograd.errors import ArgumentError
@@ -115,8 +114,11 @@ def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
         ArgumentError: if a set is empty, or two of them share a site.
     """
     a, b, c = names(inputs, "inputs"), names(outputs, "outputs"), names(given, "given")
-    for left, right, where in ((a, b, "inputs and outputs"), (a, c, "inputs and given"),
-                               (b, c, "outputs and given")):
+    for left, right, where in (
+        (a, b, "inputs and outputs"),
+        (a, c, "inputs and given"),
+        (b, c, "outputs and given"),
+    ):
         shared = set(left) & set(right)
         if shared:
             raise ArgumentError(

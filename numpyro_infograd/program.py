@@ -32,6 +32,10 @@ _RULE_DEPTH = 3
 _LIBRARIES = frozenset({"jax", "numpyro", "flax", "optax"})
 _MAX_CACHED_RULES = 4096
 _library_rules: dict[Hashable, Hashable] = {}
+# The key of an inner jaxpr, and the arrays inside.
+_closed_keys: "weakref.WeakKeyDictionary[ClosedJaxpr, tuple[Hashable, list[Any]]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class _Same:
@@ -109,9 +113,7 @@ class _KeyMaker:
             array = np.asarray(value)
             return kind, array.dtype, array.shape, array.tobytes()
         if isinstance(value, ClosedJaxpr):
-            self.held.extend(value.consts)
-            consts = tuple([self.value(const) for const in value.consts])
-            return ClosedJaxpr, consts, self.jaxpr(value.jaxpr)
+            return self._closed(value)
         if isinstance(value, Jaxpr):
             return Jaxpr, self.jaxpr(value)
         if isinstance(value, (tuple, list)):
@@ -128,6 +130,21 @@ class _KeyMaker:
             return self._function(value)
         return self._opaque(value)
 
+    def _closed(self, closed: ClosedJaxpr) -> Hashable:
+        # Jitted functions of a library keep their jaxprs from trace to trace. Around
+        # a rule the key may say "recursion", which is relative to that rule.
+        known = None if self._rules else _closed_keys.get(closed)
+        if known is None:
+            start = len(self.held)
+            self.held.extend(closed.consts)
+            consts = tuple([self.value(const) for const in closed.consts])
+            known = ((consts, self.jaxpr(closed.jaxpr)), self.held[start:])
+            if not self._rules:
+                _closed_keys[closed] = known
+        else:
+            self.held.extend(known[1])
+        return ClosedJaxpr, known[0]
+
     def _opaque(self, value: Any) -> Hashable:
         try:
             hash(value)
@@ -137,14 +154,18 @@ class _KeyMaker:
 
     def _function(self, function: Any) -> Hashable:
         if isinstance(function, functools.partial):
-            parts = (function.func, function.args, function.keywords)
-            return functools.partial, self.value(parts)
+            call = (function.func, function.args, function.keywords)
+            return functools.partial, self.value(call)
         if isinstance(function, types.MethodType):
             owner = function.__self__
             return types.MethodType, self._function(function.__func__), _Same(owner)
         if hasattr(function, "callback_func"):  # of jax.pure_callback, in each trace
             parts = [function.callback_func, function.in_tree]
             return type(function), self.value(parts)
+        if isinstance(function, (jax.custom_jvp, jax.custom_vjp)):
+            names = ("fun", "jvp", "fwd", "bwd", "nondiff_argnums", "symbolic_zeros")
+            fields = [getattr(function, name, None) for name in names]
+            return type(function), self.value(fields)
         if not isinstance(function, types.FunctionType):
             return self._opaque(function)
         if vars(function):
@@ -312,17 +333,22 @@ def _lift(closed: ClosedJaxpr, held: Sequence[Any]) -> ClosedJaxpr:
         )
         return outs
 
-    consts = [*closed.consts, *arrays]
+    return _close_over(whole, [*closed.consts, *arrays], closed.jaxpr)
+
+
+def _close_over(
+    fn: Callable[..., Any], consts: Sequence[Any], like: Jaxpr
+) -> ClosedJaxpr:
+    """Traces `fn(consts, *args)` with `consts` as constants and `args` as in `like`."""
     shapes = [jax.typeof(const) for const in consts]
-    lifted = jax.make_jaxpr(whole)(shapes, *closed.in_avals)
-    jaxpr = lifted.jaxpr
-    split = len(consts)
+    traced = jax.make_jaxpr(fn)(shapes, *[var.aval for var in like.invars])
+    jaxpr, split = traced.jaxpr, len(consts)
     jaxpr = jaxpr.replace(
         constvars=[*jaxpr.constvars, *jaxpr.invars[:split]],
         invars=jaxpr.invars[split:],
-        debug_info=closed.jaxpr.debug_info,
+        debug_info=like.debug_info,
     )
-    return ClosedJaxpr(jaxpr, [*lifted.consts, *consts])
+    return ClosedJaxpr(jaxpr, [*traced.consts, *consts])
 
 
 class Code:
@@ -341,6 +367,16 @@ class Code:
         self.facts: dict[Hashable, tuple[Any, ...]] = {}
         self._key = key
         self._hash = hash(key)
+
+    @staticmethod
+    def of(jaxpr: Jaxpr, in_tree: Any, out_tree: Any, key: Hashable) -> "Code":
+        """The one living code with this computation and these structures."""
+        value = _KeyMaker().value
+        key = (key, value(in_tree), value(out_tree))
+        code = _codes.get(key)
+        if code is None:
+            code = _codes.setdefault(key, Code(jaxpr, in_tree, out_tree, key))
+        return code
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Code) and self._key == other._key)
@@ -407,12 +443,8 @@ class Program:
         key = maker.jaxpr(closed.jaxpr)
         if maker.held and any(map(_holds_arrays, closed.jaxpr.eqns)):
             closed = _lift(closed, maker.held)
-            key = _KeyMaker().jaxpr(closed.jaxpr)
-        out_tree = tree_structure(result)
-        key = (key, maker.value(in_tree), maker.value(out_tree))
-        code = _codes.get(key)
-        if code is None:
-            code = _codes.setdefault(key, Code(closed.jaxpr, in_tree, out_tree, key))
+            key = maker.jaxpr(closed.jaxpr)
+        code = Code.of(closed.jaxpr, in_tree, tree_structure(result), key)
         return cls([jnp.asarray(const) for const in closed.consts], code)
 
     def __call__(self, *args: Any) -> Any:
@@ -480,23 +512,32 @@ class Program:
         Returns:
             The program, or None if a predicate sits in a branch or a `while`.
         """
-        taps = [jump.path for jump in self.jumps(wrt) if jump.switch]
+        taps = frozenset(jump.path for jump in self.jumps(wrt) if jump.switch)
         around = {path[:end] for path in taps for end in range(1, len(path))}
+        code = self.code
 
-        def tapped(*args: Any) -> list[Any]:
+        def tapped(consts: Sequence[Any], *args: Any) -> list[Any]:
             return jaxpr_facts.replay(
-                self.code.jaxpr,
-                self.consts,
-                jax.tree.leaves(args),
-                enter=lambda eqn, path: path in around,
-                taps=frozenset(taps),
+                code.jaxpr,
+                consts,
+                args,
+                enter=lambda _, path: path in around,
+                taps=taps,
             )[1]
 
-        shapes = [_shape(var.aval) for var in self.code.jaxpr.invars]
-        try:
-            return Program.trace(tapped, *tree_unflatten(self.code.in_tree, shapes))
-        except jaxpr_facts.HiddenError:
-            return None
+        def compute() -> list[Any]:
+            try:
+                closed = _close_over(tapped, self.consts, code.jaxpr)
+            except jaxpr_facts.HiddenError:
+                return [None, []]
+            key = _KeyMaker().jaxpr(closed.jaxpr)
+            out_tree = tree_structure([0] * len(taps))
+            found = Code.of(closed.jaxpr, code.in_tree, out_tree, key)
+            # Remembered without this program's arrays, which come last.
+            return [found, closed.consts[: len(closed.consts) - len(self.consts)]]
+
+        found, own = code.fact(("predicates", frozenset(wrt)), compute)
+        return found and Program([*map(jnp.asarray, own), *self.consts], found)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

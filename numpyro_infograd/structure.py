@@ -10,10 +10,10 @@ noise. Everything here is pure JAX; effect handlers live in `tracing`.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,7 +138,16 @@ def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("program",),
-    meta_fields=("sites", "scored", "given", "blocks", "hidden", "moving", "sizes", "spec"),
+    meta_fields=(
+        "sites",
+        "scored",
+        "given",
+        "blocks",
+        "hidden",
+        "moving",
+        "sizes",
+        "spec",
+    ),
 )
 @dataclass(frozen=True)
 class Density:
@@ -302,7 +311,7 @@ class StructuralModel:
         those sites of the scan whose noise reaches it at any step.
         """
         cut = [n for n, s in self.site_info.items() if not s.control_flow]
-        example = {n: self._example(n) for n in cut}
+        example = {n: self.example(n) for n in cut}
         noise = noise_like(self.spec)
         program = Program.trace(
             lambda params, noise, given: self.run(params, noise, given, cut=True)[0],
@@ -321,12 +330,15 @@ class StructuralModel:
             for name, (params, noises, sites) in reach.items()
         }
 
-    def density(self, sites: Sequence[str], given: Sequence[str] = ()) -> Density:
+    def density(
+        self, sites: Sequence[str], given: Sequence[str] = (), whole: bool = False
+    ) -> Density:
         """The density of `sites` given the values of `given` and the other noise.
 
         A site whose own density neither reads hidden noise nor the value of a site
         that depends on a parameter is constant in everything that a score needs, and
-        is left out: so discrete sites and root inputs may be in the set.
+        is left out: so discrete sites and root inputs may be in the set. With `whole`
+        nothing is left out, as the value of an entropy needs.
         """
         members = tuple(sites) + tuple(given)
         wanted = tuple(s for s in sites if self.site_info[s].kind == "sample")
@@ -338,7 +350,7 @@ class StructuralModel:
             return {"log_prob": log_prob, "boundary": boundary}
 
         noise = noise_like(self.spec)
-        example = {name: self._example(name) for name in members}
+        example = {name: self.example(name) for name in members}
         program = Program.trace(run, self.params, noise, example)
         reach = _label_dependencies(
             program,
@@ -348,7 +360,9 @@ class StructuralModel:
             key=lambda path: (path[0].key, path[1].key),
         )
         read = {s: reach["log_prob", s] for s in wanted}
-        scored = tuple(s for s in wanted if read[s][1] or read[s][2] & set(blocks))
+        scored = tuple(
+            s for s in wanted if whole or read[s][1] or read[s][2] & set(blocks)
+        )
         hidden = frozenset().union(*(read[s][1] for s in scored))
         moving = (s for s in scored if any(reach.get(("boundary", s), ())))
         return Density(
@@ -363,7 +377,8 @@ class StructuralModel:
             self.spec,
         )
 
-    def _example(self, name: str) -> jax.ShapeDtypeStruct:
+    def example(self, name: str) -> jax.ShapeDtypeStruct:
+        """Shape and type of one draw of a site."""
         site = self.site_info[name]
         return jax.ShapeDtypeStruct(site.shape, site.dtype)
 

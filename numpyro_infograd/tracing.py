@@ -9,17 +9,15 @@ from a sample site cannot slip in.
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
+import warnings
 
 import numpy as np
 
 import jax
 import jax.numpy as jnp
 
-import numpyro
 from numpyro.distributions import Unit, constraints
 from numpyro.primitives import Messenger
 
@@ -245,7 +243,9 @@ def _record_param(run: _Generate, msg: Any) -> None:
     if value is None:  # flax_module looks a parameter up before it makes it
         return
     leaves = jax.tree.leaves(value)
-    if not leaves or any(not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves):
+    if not leaves or any(
+        not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves
+    ):
         return  # random_flax_module and its kin leave the shapes of priors here
     run.param_values[name] = value
     run.constraints[name] = msg["kwargs"].get("constraint", constraints.real)
@@ -260,7 +260,9 @@ def _class_name(fn: Any) -> str:
 
 
 def _is_one(scale: Any) -> bool:
-    return not isinstance(scale, jax.core.Tracer) and bool(np.all(np.asarray(scale) == 1))
+    return not isinstance(scale, jax.core.Tracer) and bool(
+        np.all(np.asarray(scale) == 1)
+    )
 
 
 def _scan_length(operands: tuple[Any, ...]) -> int:
@@ -306,7 +308,9 @@ def structural_model(
     """
     if isinstance(model, StructuralModel):
         if args or kwargs:
-            raise ArgumentError("a StructuralModel is traced already: pass no arguments.")
+            raise ArgumentError(
+                "a StructuralModel is traced already: pass no arguments."
+            )
         return model
     if not callable(model):
         raise ArgumentError(f"model must be a NumPyro model (callable), got {model!r}.")

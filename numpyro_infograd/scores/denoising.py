@@ -6,10 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import optax
-
 import jax
 import jax.numpy as jnp
+import optax
 
 from numpyro_infograd.errors import ArgumentError, BoundaryError
 from numpyro_infograd.program import Program
@@ -92,7 +91,9 @@ class Denoising:
                 f"noise_variance must be positive, got {self.noise_variance}."
             )
         if self.num_networks not in _STUDENT:
-            raise ArgumentError(f"num_networks must be 2 to 8, got {self.num_networks}.")
+            raise ArgumentError(
+                f"num_networks must be 2 to 8, got {self.num_networks}."
+            )
         for name in ("pool_size", "warm_pool_size"):
             size = getattr(self, name)
             if size < 256 or size & (size - 1):

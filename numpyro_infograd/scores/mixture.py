@@ -161,7 +161,9 @@ class Mixture:
             safe = jnp.where(jnp.isfinite(log_sum), log_sum, 0.0)
             keep, add = jnp.exp(carry.log_sum - safe), jnp.exp(new.log_sum - safe)
             score = jax.tree.map(
-                lambda old, fresh: _expand(keep, old) * old + _expand(add, fresh) * fresh,
+                lambda old, fresh: (
+                    _expand(keep, old) * old + _expand(add, fresh) * fresh
+                ),
                 carry.score,
                 new.score,
             )

@@ -7,7 +7,6 @@ import functools
 from typing import Any
 
 from flax import nnx
-
 import jax
 
 

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many nats: values of objectives, with standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd import checks
+from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.gradient import (
+    REPLICATES,
+    SOUND_SAMPLE_SIZE,
+    STUDENT,
+    check_num_samples,
+    trace_expectations,
+)
+from numpyro_infograd.objectives import MI, Objective, Sites, Term, resolve
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores import Mixture
+from numpyro_infograd.scores.exact import gaussian_entropies, why_not_exact
+from numpyro_infograd.structure import (
+    Density,
+    NoiseSpec,
+    StructuralModel,
+    base_points,
+    draw_noise,
+    simulate,
+)
+from numpyro_infograd.tracing import structural_model
+
+METHODS = ("auto", "exact", "nested")
+_BITS = 1.0 / math.log(2.0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value in nats (or bits) and how far it can be trusted.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Sampling error and what the inner average's bias may add.
+        lower: Two standard errors below the value.
+        upper: Two standard errors above the value.
+        method: "exact" or "nested".
+        unit: "nats" or "bits".
+        warnings: Sentences that a careful user should read.
+    """
+
+    value: float
+    standard_error: float
+    lower: float
+    upper: float
+    method: str
+    unit: str = "nats"
+    warnings: tuple[str, ...] = ()
+    diagnostics: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __neg__(self) -> Estimate:
+        """The estimate of minus the objective."""
+        return replace(self, value=-self.value, lower=-self.upper, upper=-self.lower)
+
+    def __repr__(self) -> str:
+        error = f" +- {self.standard_error:.2g}" if self.standard_error else ""
+        notes = "".join(f"\n  warning: {w}" for w in self.warnings)
+        return f"{self.value:.6g}{error} {self.unit} ({self.method}){notes}"
+
+
+def estimate(
+    objective: Objective,
+    model: Callable[..., Any] | StructuralModel,
+    *,
+    params: Mapping[str, Any] | None = None,
+    method: str = "auto",
+    num_samples: int | None = None,
+    num_components: int = 16384,
+    rng_key: jax.Array | None = None,
+    unit: str = "nats",
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Estimate:
+    """The value of an objective.
+
+    Args:
+        objective: Built from `MI`, `Entropy`, `Expectation`.
+        model: A NumPyro model, or the result of `structural_model`.
+        params: Where to evaluate; what is missing takes its initial value.
+        method: "exact" for linear-Gaussian models; "nested" averages the model's own
+            densities over fresh draws of hidden noise; "auto" is exact where it can be.
+        num_samples: Outer samples, a power of two; None for 4096.
+        num_components: Inner draws for each outer replicate, a power of two.
+        rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+        unit: "nats" or "bits".
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+
+    Returns:
+        An `Estimate`. The nested value has a bias that falls with the effective
+        sample size; its first order is removed, half of that is in the standard
+        error, and `.warnings` says when the sample is too small.
+
+    Raises:
+        InfogradError: a subclass that names the site or argument at fault.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+        >>> ig.estimate(ig.MI("x", "y"), model, params={"a": 3.0})  # log(10) / 2
+        1.15129 nats (exact)
+    """
+    if method not in METHODS:
+        raise ArgumentError(f"method must be one of {METHODS}, got {method!r}.")
+    if unit not in ("nats", "bits"):
+        raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
+    sm = structural_model(model, *model_args, **(model_kwargs or {}))
+    complete = sm.complete_params(params)
+    key = jax.random.key(0) if rng_key is None else rng_key
+    checks.check_objective(objective, sm)
+    checks.check_rank(objective, sm, complete)
+    size = check_num_samples(num_samples, Mixture())
+    why = why_not_exact(sm, objective.sites)
+    if method == "exact" and why:
+        raise ArgumentError(
+            f"method='exact' needs a linear-Gaussian model, but {why}. Use 'nested'."
+        )
+    if method != "nested" and not why and not objective.expectations:
+        terms = tuple(
+            Term(c, tuple(s for s in sm.sites if s in joint), ())
+            for joint, c in objective.entropies.items()
+        )
+        value = float(exact_value(sm.forward, sm.spec, terms, complete))
+        return _report(value, 0.0, "exact", unit, (), {})
+    return _nested_estimate(objective, sm, complete, size, num_components, key, unit)
+
+
+def mutual_information(
+    model: Callable[..., Any] | StructuralModel,
+    inputs: Sites,
+    outputs: Sites,
+    given: Sites = (),
+    **settings: Any,
+) -> Estimate:
+    """I(inputs; outputs | given); the settings are those of `estimate`.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(x, 1))
+        >>> ig.mutual_information(model, "x", "y", unit="bits")
+        0.5 bits (exact)
+    """
+    return estimate(MI(inputs, outputs, given), model, **settings)
+
+
+@jax.jit(static_argnames=("spec", "terms"))
+def exact_value(
+    forward: Program, spec: NoiseSpec, terms: tuple[Term, ...], params: Any
+) -> jax.Array:
+    """Entropies of a linear-Gaussian model, in nats."""
+    return gaussian_entropies(forward, spec, terms, params)
+
+
+def _report(
+    value: float,
+    error: float,
+    method: str,
+    unit: str,
+    warnings: tuple[str, ...],
+    diagnostics: dict[str, Any],
+) -> Estimate:
+    scale = _BITS if unit == "bits" else 1.0
+    value, error = scale * value, scale * error
+    return Estimate(
+        value,
+        error,
+        value - 2 * error,
+        value + 2 * error,
+        method,
+        unit,
+        warnings,
+        diagnostics,
+    )
+
+
+def _nested_estimate(
+    objective: Objective,
+    sm: StructuralModel,
+    params: Any,
+    num_samples: int,
+    num_components: int,
+    rng_key: jax.Array,
+    unit: str,
+) -> Estimate:
+    terms = resolve(objective, sm)
+    densities = []
+    for term in terms:
+        for site in term.sites:
+            info = sm.site_info[site]
+            if info.kind == "deterministic" and site not in sm.appended:
+                raise DensityError(
+                    f"site {site!r} is deterministic, so it has no density to average. "
+                    "Observe it through a sample site."
+                )
+        densities.append(sm.density(term.sites, term.given, whole=True))
+    mixture = Mixture(num_components=num_components)
+    points = tuple(mixture.init(d, rng_key) if d.hidden else None for d in densities)
+    value, error, correction, effective = _nested(
+        sm.forward,
+        tuple(densities),
+        jnp.asarray([term.coefficient for term in terms]),
+        trace_expectations(objective, sm),
+        points,
+        params,
+        base_points(sm.spec, num_samples // REPLICATES),
+        rng_key,
+        method=mixture,
+        spec=sm.spec,
+        num_samples=num_samples,
+    )
+    smallest = float(effective)
+    warnings = []
+    if smallest < SOUND_SAMPLE_SIZE:
+        warnings.append(
+            f"the inner effective sample size is only {smallest:.0f}: the information "
+            "is high for nested averaging, and the value may be off by more than its "
+            "standard error. Raise num_components."
+        )
+    diagnostics = {
+        "correction": float(correction),
+        "effective_sample_size_low": smallest,
+    }
+    return _report(
+        float(value), float(error), "nested", unit, tuple(warnings), diagnostics
+    )
+
+
+@jax.jit(static_argnames=("method", "spec", "num_samples"))
+def _nested(
+    forward: Program,
+    densities: tuple[Density, ...],
+    coefficients: jax.Array,
+    expectations: tuple[tuple[jax.Array, Program], ...],
+    points: tuple[Any, ...],
+    params: Any,
+    outer_points: Any,
+    rng_key: jax.Array,
+    method: Mixture,
+    spec: NoiseSpec,
+    num_samples: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Value, standard error, total correction, lowest effective sample size."""
+
+    def replicate(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        noise_key, inner_key = jax.random.split(key)
+        noise = draw_noise(spec, noise_key, num_samples // REPLICATES, outer_points)
+        values = simulate(forward, params, noise)
+        total, removed = jnp.zeros(()), jnp.zeros(())
+        smallest = jnp.asarray(jnp.inf)
+        for i, density in enumerate(densities):
+            if density.hidden:
+                log_p, correction, effective = method.log_density(
+                    points[i],
+                    density,
+                    params,
+                    values,
+                    jax.random.fold_in(inner_key, i),
+                )
+                removed -= coefficients[i] * jnp.mean(correction)
+                smallest = jnp.minimum(smallest, jnp.quantile(effective, 0.1))
+            else:
+                inside = {s: values[s] for s in density.all_sites}
+                log_p = jax.vmap(lambda v, d=density: d.log_prob(params, {}, v))(inside)
+            total -= coefficients[i] * jnp.mean(log_p)
+        for coefficient, fn in expectations:
+            total += coefficient * jnp.mean(jax.vmap(fn)(values))
+        return total, removed, smallest
+
+    keys = jax.random.split(rng_key, REPLICATES)
+    totals, removed, smallest = jax.lax.map(replicate, keys)
+    sampling = STUDENT * jnp.std(totals, ddof=1) / math.sqrt(REPLICATES)
+    correction = jnp.mean(removed)
+    error = jnp.hypot(sampling, 0.5 * correction)
+    return jnp.mean(totals), error, correction, jnp.mean(smallest)
