@@ -124,7 +124,7 @@ def check_densities(sm: StructuralModel, densities: Iterable[Density]) -> None:
                     "other noise. Use scores='denoising', which appends noise to it, "
                     "or observe it through a sample site."
                 )
-            if not site.real:
+            if site.support == "thin":
                 raise DensityError(
                     f"the support of site {name!r} ({site.distribution}) has fewer "
                     "dimensions than its values. Name a deterministic site of free "

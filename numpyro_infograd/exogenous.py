@@ -262,13 +262,6 @@ def _copula_reason(d) -> str:
     return "" if known else _no_quantile(d, m)
 
 
-def _censored_reason(d) -> str:
-    flags = d.censored
-    if isinstance(flags, jax.core.Tracer) or np.any(np.asarray(flags)):
-        return f"{type(d).__name__}: its draws do not follow its log_prob"
-    return _reason(d.base_dist)
-
-
 def _euler_maruyama(d, key, s):
     # The initial value goes through this table, NumPyro does the steps.
     key_init, key_steps = jax.random.split(key)
@@ -330,14 +323,13 @@ _WRAPPERS: dict[type, _Row] = {
     ),
     dist.FoldedDistribution: _TRANSFORMED,
     dist.Independent: _WRAPPED,
-    dist.LeftCensoredDistribution: _WRAPPED._replace(reason=_censored_reason),
     dist.MaskedDistribution: _WRAPPED,
-    dist.RightCensoredDistribution: _WRAPPED._replace(reason=_censored_reason),
     dist.TransformedDistribution: _TRANSFORMED,
 }
 
 # --- the table -------------------------------------------------------------------
 
+_CENSORED = _refused("its draws, not being censored, do not follow its log_prob")
 _GATE = _refused("the gradient of the gate would be silently zero")
 _MIXTURE = _refused("the gradient of the mixing weights would be silently zero")
 _ANGLE = _refused("the gradient does not pass its rejection sampler")
@@ -398,32 +390,25 @@ _TABLE: dict[type, _Row] = _WRAPPERS | {
         _unless_above_one(lambda d: d.concentration),
     ),
     # the noise of another distribution
-    dist.CirculantNormal: _TRANSFORMED,
-    dist.GaussianStateSpace: _TRANSFORMED,
+    **dict.fromkeys((
+        dist.CirculantNormal, dist.GaussianStateSpace, dist.InverseWishart, dist.LKJ,
+        dist.LogNormal, dist.LogUniform, dist.Pareto, dist.RelaxedBernoulliLogits,
+        dist.Wishart, dist.ZeroSumNormal,
+    ), _TRANSFORMED),
     dist.InverseGamma: _TRANSFORMED._replace(ends=lambda d: None),
-    dist.InverseWishart: _TRANSFORMED,
-    dist.LKJ: _TRANSFORMED,
-    dist.LogNormal: _TRANSFORMED,
-    dist.LogUniform: _TRANSFORMED,
-    dist.Pareto: _TRANSFORMED,
-    dist.RelaxedBernoulliLogits: _TRANSFORMED,
-    dist.Wishart: _TRANSFORMED,
-    dist.ZeroSumNormal: _TRANSFORMED,
     # one key, through NumPyro's sampler
-    dist.Beta: _key(_fixed),
-    dist.BetaProportion: _key(_fixed),
+    **dict.fromkeys((
+        dist.Beta, dist.BetaProportion, dist.Dirichlet, dist.InverseWishartCholesky,
+        dist.LKJCholesky, dist.WishartCholesky,
+    ), _key(_fixed)),
     dist.Chi2: _key(_unless_above_one(lambda d: d.concentration)),
-    dist.Dirichlet: _key(_fixed),
     dist.EulerMaruyama: _key(
         lambda d: _ends(d.init_dist), lambda d: _reason(d.init_dist),
         draw=_euler_maruyama,
     ),
     dist.Gamma: _key(_unless_above_one(lambda d: d.concentration)),
-    dist.InverseWishartCholesky: _key(_fixed),
-    dist.LKJCholesky: _key(_fixed),
     dist.MultivariateStudentT: _key(),
     dist.StudentT: _key(),
-    dist.WishartCholesky: _key(_fixed),
     # no noise
     dist.Delta: _Row(
         lambda d, s: Noise("none", ()),
@@ -436,11 +421,11 @@ _TABLE: dict[type, _Row] = _WRAPPERS | {
     dist.HurdleLogNormal: _GATE,
     dist.HurdleProbs: _GATE,
     dist.ImproperUniform: _refused("it cannot be sampled"),
-    dist.IntervalCensoredDistribution: _refused(
-        "its draws do not follow its log_prob"
-    ),
+    dist.IntervalCensoredDistribution: _CENSORED,
+    dist.LeftCensoredDistribution: _CENSORED,
     dist.MixtureGeneral: _MIXTURE,
     dist.MixtureSameFamily: _MIXTURE,
+    dist.RightCensoredDistribution: _CENSORED,
     dist.SineBivariateVonMises: _ANGLE,
     dist.SineSkewed: _refused("the gradient does not pass its reflection of draws"),
     dist.TruncatedPolyaGamma: _refused("its draws do not quite follow its log_prob"),

@@ -28,6 +28,7 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Denoising, Exact, Mixture, resolve_method
 from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_scores
 from numpyro_infograd.scores.exact import gaussian_entropies, why_not_exact
+from numpyro_infograd.scores.stein import calibrate
 from numpyro_infograd.structure import (
     Density,
     NoiseSpec,
@@ -186,10 +187,15 @@ def score_of(
     values: Values,
     rng_key: jax.Array,
 ) -> Scores:
-    """The density's score: known where no noise is hidden, else by the method."""
-    if not density.hidden:
-        return Scores(complete_data_scores(density, params, {}, values), None, {})
-    return method.score(state, density, params, values, rng_key)
+    """The density's score: known where no noise is hidden, else by the method.
+
+    Either way it is made to obey Stein's identities on the batch.
+    """
+    if density.hidden:
+        raw = method.score(state, density, params, values, rng_key)
+    else:
+        raw = Scores(complete_data_scores(density, params, {}, values), None, {})
+    return calibrate(density, raw, values)
 
 
 class Pulled(NamedTuple):
@@ -250,24 +256,9 @@ def pull_back(
     evidence = {}
     for density, score in zip(densities, scores, strict=True):
         label = ",".join(density.sites) + ("|" + ",".join(density.given)).rstrip("|")
-        for key, number in _stein(density, score, values).items():
-            evidence[f"{key}({label})"] = number
         for key, number in score.evidence.items():
             evidence[f"{key}({label})"] = number
     return Pulled(gradient, deviation, evidence)
-
-
-def _stein(density: Density, score: Scores, values: Values) -> dict[str, jax.Array]:
-    """How far Stein's identity E<Y, s(Y)> = -d is from holding, as a share of d."""
-    own = [name for name in density.blocks if name in density.sites]
-    if not own:
-        return {}
-    size = sum(values[name][0].size for name in own)
-    total = jnp.zeros(())
-    for name in own:
-        centred = values[name] - jnp.mean(values[name], axis=0)
-        total += jnp.sum(centred * score.mean[name]) / values[name].shape[0]
-    return {"stein_residual": total / size + 1.0}
 
 
 @jax.jit(static_argnames=("method", "spec", "num_samples"))

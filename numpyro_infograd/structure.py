@@ -50,7 +50,7 @@ class Site(NamedTuple):
     distribution: str = ""
     reason: str = ""  # why a parameter may not flow into it; "" if it may
     discrete: bool = False
-    real: bool = True  # its support has as many dimensions as its values
+    support: str = "real"  # "real" (no boundary), "bounded" or "thin"
     state: str = "free"  # "free", "observed", "substituted" or "intervened"
     control_flow: bool = False  # lives inside a scan or a cond
 
@@ -145,6 +145,7 @@ def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
         "blocks",
         "hidden",
         "moving",
+        "unbounded",
         "sizes",
         "spec",
     ),
@@ -165,6 +166,7 @@ class Density:
     blocks: tuple[str, ...]
     hidden: tuple[str, ...]
     moving: tuple[str, ...]
+    unbounded: bool  # no density of the set has a boundary, so Stein's identities hold
     sizes: tuple[int, ...]  # number of scalars in each of `all_sites`
     spec: NoiseSpec
 
@@ -292,7 +294,7 @@ class StructuralModel:
     @functools.cached_property
     def _reach(self) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
         """site -> (parameters, noise) that its value depends on, at any distance."""
-        return _label_dependencies(self.forward, self.params, self.noise)
+        return _label_dependencies(self.forward, self.params, noise_like(self.spec))
 
     def params_of(self, sites: Iterable[str]) -> frozenset[str]:
         """Parameters that reach any of the sites."""
@@ -340,7 +342,19 @@ class StructuralModel:
         is left out: so discrete sites and root inputs may be in the set. With `whole`
         nothing is left out, as the value of an entropy needs.
         """
-        members = tuple(sites) + tuple(given)
+        key = (tuple(sites), tuple(given), whole)
+        if key not in self._densities:
+            self._densities[key] = self._density(*key)
+        return self._densities[key]
+
+    @functools.cached_property
+    def _densities(self) -> dict[Any, Density]:
+        return {}
+
+    def _density(
+        self, sites: tuple[str, ...], given: tuple[str, ...], whole: bool
+    ) -> Density:
+        members = sites + given
         wanted = tuple(s for s in sites if self.site_info[s].kind == "sample")
         wanted += tuple(s for s in sites if s in self.appended and s not in wanted)
         blocks = tuple(s for s in members if self.params_of((s,)))
@@ -367,12 +381,13 @@ class StructuralModel:
         moving = (s for s in scored if any(reach.get(("boundary", s), ())))
         return Density(
             program,
-            tuple(sites),
+            sites,
             scored,
-            tuple(given),
+            given,
             blocks,
             tuple(n for n in self.noise if n in hidden),
             tuple(moving),
+            all(s in self.appended or self.site_info[s].support == "real" for s in scored),
             tuple(self.site_info[s].size for s in members),
             self.spec,
         )

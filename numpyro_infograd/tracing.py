@@ -134,7 +134,6 @@ class _Generate(Messenger):
                 f"site {name!r} occurs twice. Give every site a name of its own."
             )
         value = jnp.asarray(msg["value"])
-        support = repr(fn.support).lower()
         self.sites[name] = Site(
             name=name,
             kind="sample",
@@ -144,7 +143,7 @@ class _Generate(Messenger):
             distribution=_class_name(fn),
             reason=exogenous.reason_not_reparametrized(fn),
             discrete=bool(fn.support.is_discrete),
-            real=not any(word in support for word in _THIN),
+            support=_support(fn.support),
             state=state,
             control_flow=bool(msg.get("_control_flow_done")),
         )
@@ -249,6 +248,16 @@ def _record_param(run: _Generate, msg: Any) -> None:
         return  # random_flax_module and its kin leave the shapes of priors here
     run.param_values[name] = value
     run.constraints[name] = msg["kwargs"].get("constraint", constraints.real)
+
+
+def _support(support: Any) -> str:
+    """How the support lies in the space of values."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if any(word in repr(support).lower() for word in _THIN):
+        return "thin"
+    everywhere = support in (constraints.real, constraints.real_matrix)
+    return "real" if everywhere else "bounded"
 
 
 def _class_name(fn: Any) -> str:

@@ -42,8 +42,6 @@ class _State(NamedTuple):
     base: jax.Array  # (outputs, inputs): the Gaussian score of the fitted moments
     spread: jax.Array  # (outputs, outputs)
     shrink: jax.Array  # (members,): weight of the residual, from held-out samples
-    offset: jax.Array  # (members, outputs): makes E[s] vanish
-    stein: jax.Array  # (members,): makes E<Y, s> = -d
     gain: jax.Array  # relative fall of the held-out loss below the Gaussian baseline
 
 
@@ -54,8 +52,7 @@ class Denoising:
     The score is the Gaussian score of the fitted moments plus a whitened residual
     network that starts at zero: a linear-Gaussian model is right before any training.
     An ensemble on disjoint samples gives the error that the fit adds. Held-out
-    samples then weigh the residual, and Stein's identities E[s] = 0, E<Y, s> = -d
-    calibrate the sum.
+    samples then weigh the residual.
 
     Args:
         noise_variance: Variance of Gaussian noise appended to the sites without a
@@ -165,16 +162,8 @@ class Denoising:
         gained = jnp.sum(2 * shrink * agreement - shrink**2 * power)
         gain = gained / jnp.maximum(jnp.sum(held_wanted**2), 1e-12)
 
-        raw = jnp.roll(baseline, -1, 0) + shrink[:, None, None] * residual @ spread.T
-        offset = jnp.mean(raw, axis=1)
-        rows, columns = jnp.asarray(layout.own, int).reshape(-1, 2).T
-        moment = jnp.roll(centred, -1, 0)[..., columns]
-        product = moment * (raw - offset[:, None])[..., rows]
-        measured = jnp.mean(jnp.sum(product, axis=-1), axis=1)
-        stein = jnp.where(jnp.abs(measured) > 0, -len(layout.own) / measured, 1.0)
-        stein = jnp.clip(stein, 0.5, 2.0)
         fitted = _State(
-            networks, mean, whiten, base, spread, shrink, offset, stein, gain
+            networks, mean, whiten, base, spread, shrink, gain
         )
         return points, warm_points, fitted
 
@@ -194,17 +183,12 @@ class Denoising:
         width = sum(values[name][0].size for name in blocks)
         ensemble = Ensemble(centred.shape[-1], width, self.hidden)
         residual = ensemble(fitted.networks, features, common=True)
-        raw = centred @ fitted.base.T + (
-            fitted.shrink[:, None, None] * residual @ fitted.spread.T
-        )
-        each = fitted.stein[:, None, None] * (raw - fitted.offset[:, None])
+        weighted = fitted.shrink[:, None, None] * residual
+        each = centred @ fitted.base.T + weighted @ fitted.spread.T
         mean = jnp.mean(each, axis=0)
         members = self.num_networks
         scale = _STUDENT[members] / (members * (members - 1)) ** 0.5
-        evidence = {
-            "held_out_gain": fitted.gain,
-            "stein_factor": jnp.mean(fitted.stein),
-        }
+        evidence = {"held_out_gain": fitted.gain}
         return Scores(
             unflatten(mean, values, blocks),
             unflatten(scale * (each - mean), values, blocks),
@@ -280,7 +264,6 @@ class _Layout(NamedTuple):
     """Where things stand in the flat inputs and outputs of a density's score."""
 
     outputs: tuple[int, ...]  # the input column of each score component
-    own: tuple[tuple[int, int], ...]  # (score component, input column) of `sites`
     given: tuple[int, ...]  # the input columns of `given`
 
 
@@ -292,7 +275,6 @@ def _layout(density: Density) -> _Layout:
     outputs = [(site, column) for site in density.blocks for column in where[site]]
     return _Layout(
         tuple(column for _, column in outputs),
-        tuple((i, c) for i, (site, c) in enumerate(outputs) if site in density.sites),
         tuple(column for site in density.given for column in where[site]),
     )
 

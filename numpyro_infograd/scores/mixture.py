@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,12 +15,43 @@ from numpyro_infograd.scores.base import Scores
 from numpyro_infograd.structure import Density, Values, base_points, draw_noise
 
 
-class _Half(NamedTuple):
-    """Running sums over one half of the components, for each sample."""
+class _Sums(NamedTuple):
+    """Sums over components for each sample, relative to the largest weight so far."""
 
-    log_sum: jax.Array  # log sum of weights, (num_samples,)
-    log_sum_squares: jax.Array  # log sum of squared weights
-    score: Values  # weighted mean of complete-data scores
+    peak: jax.Array  # largest log weight, (num_samples,)
+    weight: jax.Array  # sum of weights / exp(peak)
+    square: jax.Array  # sum of squared weights / exp(2 peak)
+    score: Values  # sum of weights / exp(peak) times complete-data scores
+
+    def plus(self, other: _Sums) -> _Sums:
+        """The sums over both sets of components."""
+        peak = jnp.maximum(self.peak, other.peak)
+        safe = jnp.where(jnp.isfinite(peak), peak, 0.0)
+        a, b = jnp.exp(self.peak - safe), jnp.exp(other.peak - safe)
+        score = jax.tree.map(
+            lambda x, y: _expand(a, x) * x + _expand(b, y) * y, self.score, other.score
+        )
+        return _Sums(
+            peak,
+            a * self.weight + b * other.weight,
+            a**2 * self.square + b**2 * other.square,
+            score,
+        )
+
+    @property
+    def log_sum(self) -> jax.Array:
+        """Log of the sum of weights."""
+        return self.peak + jnp.log(self.weight)
+
+    @property
+    def mean_score(self) -> Values:
+        """Weighted mean of the complete-data scores."""
+        return jax.tree.map(lambda x: x / _expand(self.weight, x), self.score)
+
+    @property
+    def effective_sample_size(self) -> jax.Array:
+        """Kish's (sum w)^2 / sum w^2."""
+        return self.weight**2 / self.square
 
 
 @dataclass(frozen=True)
@@ -40,7 +72,7 @@ class Mixture:
 
     num_components: int = 4096
     num_samples: int = 4096
-    block_size: int = 64
+    block_size: int = 128
 
     def check(self, density: Density) -> None:
         """A mixture serves every density."""
@@ -71,26 +103,19 @@ class Mixture:
     ) -> Scores:
         """Mixture scores at a batch of values, bias removed to first order."""
         first, second = self._halves(state, density, params, values, rng_key)
-        log_sum = jnp.logaddexp(first.log_sum, second.log_sum)
-        share = jnp.exp(first.log_sum - log_sum)
-        log_squares = jnp.logaddexp(first.log_sum_squares, second.log_sum_squares)
-        effective = jnp.exp(2 * log_sum - log_squares)
-
-        def combine(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-            w = _expand(share, a)
-            whole = w * a + (1 - w) * b
-            return whole, whole - 0.5 * (a + b)
-
-        mean, correction = {}, {}
-        for name in density.blocks:
-            whole, removed = combine(first.score[name], second.score[name])
-            mean[name] = whole + removed
-            correction[name] = 0.5 * removed[None]
+        both = first.plus(second)
+        a, b, whole = first.mean_score, second.mean_score, both.mean_score
+        removed = jax.tree.map(lambda w, x, y: w - 0.5 * (x + y), whole, a, b)
+        effective = both.effective_sample_size
         evidence = {
             "effective_sample_size": jnp.mean(effective),
             "effective_sample_size_low": jnp.quantile(effective, 0.1),
         }
-        return Scores(mean, correction, evidence)
+        return Scores(
+            jax.tree.map(jnp.add, whole, removed),
+            jax.tree.map(lambda x: 0.5 * x[None], removed),
+            evidence,
+        )
 
     def log_density(
         self,
@@ -104,13 +129,11 @@ class Mixture:
         first, second = self._halves(
             state, density, params, values, rng_key, with_score=False
         )
-        half = jnp.log(self.num_components / 2)
-        log_sum = jnp.logaddexp(first.log_sum, second.log_sum)
-        whole = log_sum - jnp.log(float(self.num_components))
-        halves = 0.5 * (first.log_sum + second.log_sum) - half
-        log_squares = jnp.logaddexp(first.log_sum_squares, second.log_sum_squares)
-        effective = jnp.exp(2 * log_sum - log_squares)
-        return 2 * whole - halves, whole - halves, effective
+        both = first.plus(second)
+        count = math.log(self.num_components)
+        whole = both.log_sum - count
+        halves = 0.5 * (first.log_sum + second.log_sum) - (count - math.log(2.0))
+        return 2 * whole - halves, whole - halves, both.effective_sample_size
 
     def _halves(
         self,
@@ -120,7 +143,7 @@ class Mixture:
         values: Values,
         rng_key: jax.Array,
         with_score: bool = True,
-    ) -> tuple[_Half, _Half]:
+    ) -> tuple[_Sums, _Sums]:
         """Stream over blocks of components with a running log-sum-exp."""
         noise = draw_noise(density.hidden_spec, rng_key, self.num_components, points)
         size = min(self.block_size, self.num_components // 2)
@@ -132,7 +155,7 @@ class Mixture:
         names = density.blocks if with_score else ()
         blocks = {name: inside.pop(name) for name in names}
 
-        def against(block: Values, rest: Values, part: Values) -> _Half:
+        def against(block: Values, rest: Values, part: Values) -> _Sums:
             """One sample against one block of components.
 
             A value outside a component's support has log density -inf, or NaN with a
@@ -145,36 +168,29 @@ class Mixture:
             over_components = jax.vmap(jax.value_and_grad(log_prob), in_axes=(None, 0))
             each, gradients = over_components(block, part)
             each = jnp.where(jnp.isnan(each), -jnp.inf, each)
-            log_sum = jax.nn.logsumexp(each)
-            weights = jnp.where(each > -jnp.inf, jnp.exp(each - log_sum), 0.0)
+            peak = jnp.max(each)
+            weights = jnp.exp(each - jnp.where(jnp.isfinite(peak), peak, 0.0))
 
-            def average(gradient: jax.Array) -> jax.Array:
+            def add_up(gradient: jax.Array) -> jax.Array:
                 w = _expand(weights, gradient)
                 return jnp.sum(jnp.where(w > 0, w * gradient, 0.0), axis=0)
 
-            score = jax.tree.map(average, gradients)
-            return _Half(log_sum, jax.nn.logsumexp(2 * each), score)
-
-        def step(carry: _Half, part: Values) -> tuple[_Half, None]:
-            new = jax.vmap(against, in_axes=(0, 0, None))(blocks, inside, part)
-            log_sum = jnp.logaddexp(carry.log_sum, new.log_sum)
-            safe = jnp.where(jnp.isfinite(log_sum), log_sum, 0.0)
-            keep, add = jnp.exp(carry.log_sum - safe), jnp.exp(new.log_sum - safe)
-            score = jax.tree.map(
-                lambda old, fresh: (
-                    _expand(keep, old) * old + _expand(add, fresh) * fresh
-                ),
-                carry.score,
-                new.score,
+            return _Sums(
+                peak,
+                jnp.sum(weights),
+                jnp.sum(weights**2),
+                jax.tree.map(add_up, gradients),
             )
-            squares = jnp.logaddexp(carry.log_sum_squares, new.log_sum_squares)
-            return _Half(log_sum, squares, score), None
+
+        def step(carry: _Sums, part: Values) -> tuple[_Sums, None]:
+            new = jax.vmap(against, in_axes=(0, 0, None))(blocks, inside, part)
+            return carry.plus(new), None
 
         num_samples = next(iter(values.values())).shape[0]
-        nothing = jnp.full(num_samples, -jnp.inf)
-        start = _Half(nothing, nothing, jax.tree.map(jnp.zeros_like, blocks))
+        zero = jnp.zeros(num_samples)
+        start = _Sums(zero - jnp.inf, zero, zero, jax.tree.map(jnp.zeros_like, blocks))
 
-        def half(index: int) -> _Half:
+        def half(index: int) -> _Sums:
             part = {name: draws[index] for name, draws in stacked.items()}
             return jax.lax.scan(step, start, part)[0]
 
