@@ -26,16 +26,10 @@ from numpyro_infograd.errors import (
     ReparametrizationError,
     SiteError,
 )
+from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import (
-    Density,
-    StructuralModel,
-    Values,
-    draw_noise,
-    noise_like,
-    simulate,
-)
+from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
 
 # A site whose value moves by more than this share of its scale while the noise moves
 # by one float has jumped.
@@ -186,16 +180,7 @@ def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> tuple[int
     columns = tuple(
         n for n, law in sm.noise.items() if law.kind != "key" and n in names
     )
-    if opaque:
-        noise = noise_like(sm.spec)
-        given = {n: sm.example(n) for n in opaque}
-        forward = Program.trace(
-            lambda p, n, g: sm.run(p, n, g)[0], sm.params, noise, given
-        )
-    else:
-        forward = Program.trace(
-            lambda p, n, g: sm.run(p, n, {})[0], sm.params, noise_like(sm.spec), {}
-        )
+    forward = sm.forward_given(opaque)
     keyed_scan = any(
         s.control_flow and s.noise is not None and s.noise.kind == "key"
         for s in sm.site_info.values()

@@ -22,25 +22,26 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.errors import ArgumentError, ScoreError
-from numpyro_infograd.objectives import Objective, Term, resolve
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
+from numpyro_infograd.objectives import Objective, Term
+from numpyro_infograd.problem import (
+    REPLICATES,
+    Problem,
+    check_num_samples,
+    initial_states,
+    moving_terms,
+    pose,
+    trace_expectations,
+)
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Denoising, Exact, Mixture, resolve_method
 from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_scores
 from numpyro_infograd.scores.exact import gaussian_entropies, why_not_exact
 from numpyro_infograd.scores.stein import calibrate
-from numpyro_infograd.structure import (
-    Density,
-    NoiseSpec,
-    StructuralModel,
-    Values,
-    base_points,
-    draw_noise,
-    simulate,
-)
+from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
 from numpyro_infograd.tracing import structural_model
 
-REPLICATES = 16
 # Student's t at 97.5 % with 15 degrees of freedom, over 2: two standard errors from
 # 16 replicates then cover 95 %.
 STUDENT = 1.0657
@@ -77,84 +78,6 @@ class Gradient:
                 worst = max(float(jnp.max(e)) for e in errors)
                 rows.append(f"  {name}: norm {norm:.6g}, errors up to {worst:.2g}")
         return "\n".join(rows)
-
-
-class Problem(NamedTuple):
-    """An objective on a traced model, ready for a score method.
-
-    `method` is None where the entropies are known exactly.
-    """
-
-    sm: StructuralModel
-    objective: Objective
-    terms: tuple[Term, ...]
-    densities: tuple[Density, ...]
-    method: ScoreMethod | None
-    reason: str
-
-    @property
-    def coefficients(self) -> tuple[float, ...]:
-        """Coefficient of each density's entropy."""
-        return tuple(term.coefficient for term in self.terms)
-
-
-def pose(
-    objective: Objective,
-    sm: StructuralModel,
-    method: Any,
-    params: Any,
-    reason: str = "",
-) -> Problem:
-    """Resolve an objective for one score method; append noise where that asks for it.
-
-    Raises:
-        ScoreError: if the method cannot serve the model.
-    """
-    if isinstance(method, Exact):
-        why = why_not_exact(sm, objective.sites)
-        if why:
-            raise ScoreError(
-                f"scores='exact' needs a linear-Gaussian model, but {why}. Use "
-                "scores='auto', 'mixture' or 'denoising'."
-            )
-        terms = tuple(
-            Term(coefficient, tuple(s for s in sm.sites if s in joint), ())
-            for joint, coefficient in objective.entropies.items()
-        )
-        return Problem(sm, objective, terms, (), None, reason)
-    terms = _moving_terms(objective, sm)
-    if isinstance(method, Denoising):
-        variances = _variances(sm, terms, method, params)
-        if variances:
-            sm = sm.append_noise(variances)
-            terms = _moving_terms(objective, sm)
-            shown = ", ".join(f"{v:.3g} to {s!r}" for s, v in variances.items())
-            reason = f"{reason}; noise of variance {shown}".lstrip("; ")
-    densities = tuple(sm.density(term.sites, term.given) for term in terms)
-    checks.check_densities(sm, densities)
-    for density in densities:
-        method.check(density)
-    return Problem(sm, objective, terms, densities, method, reason)
-
-
-def _moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
-    """The entropies that a parameter moves; no other has a gradient."""
-    terms = resolve(objective, sm)
-    return tuple(t for t in terms if sm.params_of(t.sites + t.given))
-
-
-def _variances(
-    sm: StructuralModel, terms: tuple[Term, ...], method: Denoising, params: Any
-) -> dict[str, float]:
-    """Which sites get noise appended, and how much."""
-    scored = {s for t in terms for s in t.sites if sm.params_of((s,))}
-    if method.noise_variance is not None:
-        return dict.fromkeys(sorted(scored), float(method.noise_variance))
-    bare = sorted(s for s in scored if sm.site_info[s].kind == "deterministic")
-    if not bare:
-        return {}
-    values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(4), 1024))
-    return {s: 0.01 * float(jnp.mean(jnp.var(values[s], axis=0))) for s in bare}
 
 
 # -- the three identities at work -----------------------------------------------------
@@ -338,47 +261,7 @@ def fit_scores(
     )
 
 
-def trace_expectations(
-    objective: Objective, sm: StructuralModel
-) -> tuple[tuple[jax.Array, Program], ...]:
-    """The objective's expectations as programs of one sample's values.
-
-    Raises:
-        ArgumentError: if one does not return a scalar.
-    """
-    example = {name: sm.example(name) for name in sm.sites}
-    traced = []
-    for coefficient, fn in objective.expectations:
-        program = Program.trace(fn, example)
-        shapes = [v.aval.shape for v in program.code.jaxpr.outvars]
-        if shapes != [()]:
-            label = getattr(fn, "__name__", repr(fn))
-            raise ArgumentError(
-                f"Expectation({label}) must return a scalar for one sample, got "
-                f"shapes {shapes}. Sum or average inside the function."
-            )
-        traced.append((jnp.asarray(coefficient), program))
-    return tuple(traced)
-
-
-# -- the public door --------------------------------------------------------------------
-
-
-def check_num_samples(num_samples: int | None, method: Any) -> int:
-    """A valid number of samples, or the method's default.
-
-    Raises:
-        ArgumentError: unless it is a power of two of at least 256.
-    """
-    if num_samples is None:
-        return getattr(method, "num_samples", 16384)
-    power = isinstance(num_samples, int) and num_samples & (num_samples - 1) == 0
-    if not power or num_samples < 256:
-        raise ArgumentError(
-            f"num_samples must be a power of two of at least 256 (quasi-random noise "
-            f"in {REPLICATES} replicates), got {num_samples!r}."
-        )
-    return num_samples
+# -- the public door -----------------------------------------------------------
 
 
 def estimate_gradient(
@@ -431,15 +314,6 @@ def estimate_gradient(
     return Gradient(value, error, diagnostics)
 
 
-def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:
-    """A fresh score state for every density that hides noise, None for the others."""
-    assert problem.method is not None
-    return tuple(
-        problem.method.init(density, rng_key) if density.hidden else None
-        for density in problem.densities
-    )
-
-
 @jax.jit(static_argnames=("spec", "terms"))
 def _exact_gradient(
     forward: Program, spec: NoiseSpec, terms: tuple[Term, ...], params: Any
@@ -470,7 +344,7 @@ def choose(
     if not why:
         reason = "the model is linear-Gaussian"
         return pose(objective, sm, Exact(), params, reason), None
-    terms = _moving_terms(objective, sm)
+    terms = moving_terms(objective, sm)
     bare = [
         s
         for t in terms

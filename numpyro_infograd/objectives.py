@@ -177,7 +177,7 @@ def names(value: Sites, argument: str) -> tuple[str, ...]:
     for item in listed:
         if not isinstance(item, str):
             raise ArgumentError(
-                f"{argument} must be a site name or a tuple of site names, got {item!r}."
+                f"{argument} must be a site name or a tuple of them, got {item!r}."
             )
     return tuple(dict.fromkeys(listed))
 

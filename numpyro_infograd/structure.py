@@ -17,14 +17,13 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import qmc
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
 
 from numpyro_infograd.errors import ArgumentError, ParameterError, SiteError
 from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, noise_like
 from numpyro_infograd.program import Program
 
 try:
@@ -33,10 +32,6 @@ except ImportError:  # an extra; `render` says how to install it
     graphviz = None
 
 Values = dict[str, jax.Array]
-NoiseSpec = tuple[tuple[str, Noise], ...]
-
-# A Sobol point set of more dimensions than this is slower to make than it is worth.
-MAX_SOBOL_DIMENSIONS = 4096
 
 
 class Site(NamedTuple):
@@ -58,81 +53,6 @@ class Site(NamedTuple):
     def size(self) -> int:
         """Number of scalars in one draw of the site."""
         return math.prod(self.shape)
-
-
-@functools.lru_cache(maxsize=16)
-def sobol_points(num_points: int, dimensions: int) -> np.ndarray:
-    """A scrambled Sobol set as 32-bit integers, shape (num_points, dimensions)."""
-    sampler = qmc.Sobol(dimensions, scramble=True, rng=0, bits=32)
-    return (sampler.random(num_points) * 2.0**32).astype(np.uint32)
-
-
-def _uniform_from_bits(bits: jax.Array) -> jax.Array:
-    """The middle of each cell: never 0 or 1, symmetric about one half."""
-    dtype = jnp.zeros(()).dtype
-    if dtype == jnp.float64:
-        return (bits.astype(dtype) + 0.5) * 2.0**-32
-    return ((bits >> 9).astype(dtype) + 0.5) * dtype.type(2.0**-23)
-
-
-def base_points(spec: NoiseSpec, num_samples: int) -> np.ndarray | None:
-    """The host's share of quasi-random noise for `draw_noise`; None where unfit."""
-    dimensions = sum(math.prod(n.shape) for _, n in spec if n.kind in _EXPLICIT)
-    if not 0 < dimensions <= MAX_SOBOL_DIMENSIONS:
-        return None
-    if num_samples & (num_samples - 1):  # a Sobol set is balanced at powers of two
-        return None
-    return sobol_points(num_samples, dimensions)
-
-
-_EXPLICIT = ("normal", "uniform")
-
-
-def draw_noise(
-    spec: NoiseSpec, rng_key: jax.Array, num_samples: int, points: Any = None
-) -> dict[str, jax.Array]:
-    """Draw exogenous noise, each array of shape (num_samples, *shape).
-
-    With `points` (see `base_points`) explicit noise is quasi-random: the point set is
-    moved by a random digital shift, so each key gives an unbiased replicate. Pure and
-    traceable; `spec` and `num_samples` are static.
-    """
-    noise: dict[str, jax.Array] = {}
-    shift_key, *keys = jax.random.split(rng_key, len(spec) + 1)
-    if points is not None:
-        shift = jax.random.bits(shift_key, (points.shape[1],), jnp.uint32)
-        uniforms = _uniform_from_bits(jnp.asarray(points) ^ shift)
-    column = 0
-    for (name, law), key in zip(spec, keys, strict=True):
-        if law.kind == "key":
-            # One key for a site, or one for each step of a scan.
-            count = math.prod(law.shape)
-            flat = jax.random.split(key, num_samples * count)
-            noise[name] = flat.reshape((num_samples, *law.shape))
-        elif law.kind in _EXPLICIT and points is not None:
-            size = math.prod(law.shape)
-            u = uniforms[:, column : column + size].reshape(num_samples, *law.shape)
-            noise[name] = ndtri(u) if law.kind == "normal" else u
-            column += size
-        elif law.kind == "normal":
-            noise[name] = jax.random.normal(key, (num_samples, *law.shape))
-        elif law.kind == "uniform":
-            bits = jax.random.bits(key, (num_samples, *law.shape), jnp.uint32)
-            noise[name] = _uniform_from_bits(bits)
-    return noise
-
-
-def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
-    """One draw's worth of inert noise, to stand where nothing reads it."""
-    middle = {"normal": 0.0, "uniform": 0.5}
-    inert: dict[str, jax.Array] = {}
-    for name, law in spec:
-        if law.kind == "key":
-            flat = jax.random.split(jax.random.key(0), math.prod(law.shape))
-            inert[name] = flat.reshape(law.shape)
-        elif law.kind in _EXPLICIT:
-            inert[name] = jnp.full(law.shape, middle[law.kind])
-    return inert
 
 
 @functools.partial(
@@ -387,9 +307,21 @@ class StructuralModel:
             blocks,
             tuple(n for n in self.noise if n in hidden),
             tuple(moving),
-            all(s in self.appended or self.site_info[s].support == "real" for s in scored),
+            all(
+                s in self.appended or self.site_info[s].support == "real"
+                for s in scored
+            ),
             tuple(self.site_info[s].size for s in members),
             self.spec,
+        )
+
+    def forward_given(self, sites: Sequence[str]) -> Program:
+        """The map from (params, noise, values of `sites`) to all values."""
+        return Program.trace(
+            lambda params, noise, given: self.run(params, noise, given)[0],
+            self.params,
+            noise_like(self.spec),
+            {name: self.example(name) for name in sites},
         )
 
     def example(self, name: str) -> jax.ShapeDtypeStruct:

@@ -24,8 +24,9 @@ from numpyro.primitives import Messenger
 from numpyro_infograd import exogenous
 from numpyro_infograd.errors import ArgumentError, ModelError
 from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import Site, StructuralModel, Values, noise_like
+from numpyro_infograd.structure import Site, StructuralModel, Values
 
 # Supports with fewer dimensions than values: a density on them is none on R^d.
 _THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")

@@ -13,25 +13,18 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.gradient import (
+from numpyro_infograd.gradient import SOUND_SAMPLE_SIZE, STUDENT
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
+from numpyro_infograd.objectives import MI, Objective, Sites, Term, resolve
+from numpyro_infograd.problem import (
     REPLICATES,
-    SOUND_SAMPLE_SIZE,
-    STUDENT,
     check_num_samples,
     trace_expectations,
 )
-from numpyro_infograd.objectives import MI, Objective, Sites, Term, resolve
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Mixture
 from numpyro_infograd.scores.exact import gaussian_entropies, why_not_exact
-from numpyro_infograd.structure import (
-    Density,
-    NoiseSpec,
-    StructuralModel,
-    base_points,
-    draw_noise,
-    simulate,
-)
+from numpyro_infograd.structure import Density, StructuralModel, simulate
 from numpyro_infograd.tracing import structural_model
 
 METHODS = ("auto", "exact", "nested")

@@ -86,7 +86,7 @@ class Analytic:
                 if len(density.blocks) != 1:
                     raise ScoreError(
                         f"the Analytic score of {density.all_sites} must return a dict "
-                        f"with entries for {density.blocks}, got {type(score).__name__}."
+                        f"with entries for {density.blocks}, got {score!r}."
                     )
                 score = {density.blocks[0]: score}
             missing = [name for name in density.blocks if name not in score]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.errors import BoundaryError
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import Density, Values
 
@@ -104,6 +105,21 @@ def complete_data_scores(
     inside = {name: values[name] for name in density.all_sites}
     over = jax.vmap(complete_data_score, in_axes=(None, None, 0, 0))
     return over(density, params, hidden, inside)
+
+
+def refuse_moving_boundary(density: Density) -> None:
+    """Raise for a density that jumps at a place that moves.
+
+    Raises:
+        BoundaryError: naming the site.
+    """
+    if density.moving:
+        raise BoundaryError(
+            f"the density of site {density.moving[0]!r} jumps at a boundary that "
+            "depends on a parameter, a site or noise, so the score inside its support "
+            "misses what happens at the boundary. Use "
+            "scores.Denoising(noise_variance=...), whose noise has no boundary."
+        )
 
 
 def flatten(values: Values, sites: tuple[str, ...]) -> jax.Array:

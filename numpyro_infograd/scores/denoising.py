@@ -10,23 +10,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from numpyro_infograd.errors import ArgumentError, BoundaryError
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import (
     Scores,
     complete_data_scores,
     flatten,
+    refuse_moving_boundary,
     unflatten,
 )
 from numpyro_infograd.scores.network import Ensemble
-from numpyro_infograd.structure import (
-    Density,
-    NoiseSpec,
-    Values,
-    base_points,
-    draw_noise,
-    simulate,
-)
+from numpyro_infograd.structure import Density, Values, simulate
 
 # Student's t at 97.5 %, over 2, for the spread of 2, 3, 4, ... networks: two standard
 # errors then cover 95 %.
@@ -34,7 +29,7 @@ _STUDENT = {2: 6.353, 3: 2.151, 4: 1.591, 5: 1.388, 6: 1.285, 7: 1.223, 8: 1.182
 
 
 class _State(NamedTuple):
-    """A fitted ensemble: s(u) = base (u - mean) + spread @ residual(whiten (u - mean))."""
+    """A fitted ensemble: s(u) = base (u - m) + spread @ residual(whiten (u - m))."""
 
     networks: Any  # parameters with a leading ensemble axis
     mean: jax.Array  # (inputs,)
@@ -100,13 +95,7 @@ class Denoising:
 
     def check(self, density: Density) -> None:
         """Raise for a density that jumps at a place that moves."""
-        if density.moving:
-            raise BoundaryError(
-                f"the density of site {density.moving[0]!r} jumps at a boundary that "
-                "depends on a parameter, a site or noise, so the score inside its "
-                "support misses what happens at the boundary. Use "
-                "scores=Denoising(noise_variance=...), whose noise has no boundary."
-            )
+        refuse_moving_boundary(density)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """Point sets for the pools of a first and of a warm fit."""
@@ -162,9 +151,7 @@ class Denoising:
         gained = jnp.sum(2 * shrink * agreement - shrink**2 * power)
         gain = gained / jnp.maximum(jnp.sum(held_wanted**2), 1e-12)
 
-        fitted = _State(
-            networks, mean, whiten, base, spread, shrink, gain
-        )
+        fitted = _State(networks, mean, whiten, base, spread, shrink, gain)
         return points, warm_points, fitted
 
     def score(
@@ -237,7 +224,7 @@ class Denoising:
         def loss(networks: Any, x: jax.Array, y: jax.Array) -> jax.Array:
             return jnp.sum(jnp.mean((ensemble(networks, x) - y) ** 2, axis=(1, 2)))
 
-        # Samples come in shuffled blocks: a random order once, a random start each step.
+        # Shuffled once; then the batches are consecutive blocks.
         order = jax.random.permutation(rng_key, size)
         features, wanted = features[:, order], wanted[:, order]
         num_blocks = size // batch

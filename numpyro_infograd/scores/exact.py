@@ -10,15 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.noise import NoiseSpec, noise_like
 from numpyro_infograd.objectives import Term
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import flatten
-from numpyro_infograd.structure import NoiseSpec, StructuralModel, noise_like
+from numpyro_infograd.structure import StructuralModel
 
 
 @dataclass(frozen=True)
 class Exact:
-    """Closed form for models that are affine in Gaussian noise (detected, not declared).
+    """Closed form for models that are affine in Gaussian noise; detected, not declared.
 
     The joint covariance of any set of sites is J J^T with J the Jacobian in the noise,
     so entropies are log determinants and gradients come from differentiating those.
@@ -76,7 +77,7 @@ def gaussian_entropies(
 
 
 def _half_log_det(jacobian: jax.Array) -> jax.Array:
-    """Entropy of J z for standard normal z: half the log determinant of 2 pi e J J^T."""
+    """Entropy of J z, z standard normal: half the log determinant of 2 pi e J J^T."""
     rows = jacobian.shape[0]
     # A QR keeps twice the digits of the covariance matrix.
     r = jnp.linalg.qr(jacobian.T, mode="r")

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import Scores
-from numpyro_infograd.structure import Density, Values, base_points, draw_noise
+from numpyro_infograd.scores.base import Scores, refuse_moving_boundary
+from numpyro_infograd.structure import Density, Values
 
 
 class _Sums(NamedTuple):
@@ -75,7 +76,8 @@ class Mixture:
     block_size: int = 128
 
     def check(self, density: Density) -> None:
-        """A mixture serves every density."""
+        """Raise for a density that jumps at a place that moves."""
+        refuse_moving_boundary(density)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """The Sobol points of the components, or None where noise has no points."""

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ascent along the information gradient, with defaults that converge untuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from numpyro_infograd.objectives import MI, Objective, Sites
+from numpyro_infograd.optimize.infomax import InfoMax
+from numpyro_infograd.optimize.result import Result
+from numpyro_infograd.optimize.step import InfoMaxState, Projection, StepInfo
+from numpyro_infograd.structure import StructuralModel
+
+__all__ = [
+    "InfoMax",
+    "InfoMaxState",
+    "Result",
+    "StepInfo",
+    "maximize",
+    "maximize_mi",
+    "minimize",
+]
+
+
+def maximize(
+    objective: Objective,
+    model: Callable[..., Any] | StructuralModel,
+    *,
+    num_steps: int | None = None,
+    optimizer: Any = None,
+    projection: Projection | None = None,
+    scores: Any = "auto",
+    num_samples: int | None = None,
+    num_restarts: int = 1,
+    init_params: Mapping[str, Any] | None = None,
+    rng_key: jax.Array | None = None,
+    progress_bar: bool = True,
+    allow_jumps: bool = False,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Result:
+    """Find the parameters that maximise an objective.
+
+    Args:
+        objective: Built from `MI`, `Entropy`, `Expectation`.
+        model: A NumPyro model, or the result of `structural_model`.
+        num_steps: Number of steps; None runs cycles of 200 until a stationarity test
+            passes.
+        optimizer: An optax transformation or a numpyro optimizer; None is Adam with a
+            cosine decay and a rate scaled to the parameters.
+        projection: Function of the parameter dict, in constrained space, applied
+            after every step (`optax.projections`). Without one, parameters with a
+            NumPyro constraint are optimised in unconstrained space, as in SVI.
+        scores: As in `gradient`.
+        num_samples: Samples of a step, a power of two; None for the method's default.
+        num_restarts: Ascents from random starts, run as one batch; the first starts
+            from the model's own values. The best by estimated value is returned.
+        init_params: Starting values; what is missing takes the model's.
+        rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+        progress_bar: Show a bar with the current gradient norm.
+        allow_jumps: As in `gradient`.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+
+    Returns:
+        A `Result`: parameters, value with its standard error (nats), history, status.
+
+    Raises:
+        InfogradError: a subclass that names the site or argument at fault.
+
+    Example:
+        >>> import numpyro, optax, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     p = numpyro.param("p", 0.5 * jnp.ones(2))
+        ...     x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+        ...     noise = jnp.array([1.0, 2.0])
+        ...     numpyro.sample("y", dist.Normal(jnp.sqrt(p) * x, noise).to_event(1))
+        >>> power = lambda p: optax.projections.projection_simplex(p, 5.0)
+        >>> result = ig.maximize(
+        ...     ig.MI("x", "y"), model, projection=power, progress_bar=False
+        ... )
+        >>> result.params["p"].round(2)  # water-filling
+        Array([4., 1.], dtype=float32)
+    """
+    ascent = InfoMax(
+        model,
+        objective,
+        optimizer,
+        scores=scores,
+        num_samples=num_samples,
+        projection=projection,
+        allow_jumps=allow_jumps,
+    )
+    return ascent.run(
+        jax.random.key(0) if rng_key is None else rng_key,
+        num_steps,
+        *model_args,
+        progress_bar=progress_bar,
+        init_params=init_params,
+        num_restarts=num_restarts,
+        **(model_kwargs or {}),
+    )
+
+
+def minimize(
+    objective: Objective, model: Callable[..., Any] | StructuralModel, **settings: Any
+) -> Result:
+    """Find the parameters that minimise an objective; settings as for `maximize`.
+
+    Returns:
+        A `Result` whose estimate is of `objective` itself.
+    """
+    result = maximize(-objective, model, **settings)
+    history = dict(result.history)
+    for name in {"objective", "gain"} & set(history):
+        history[name] = -history[name]
+    value = None if result.estimate is None else -result.estimate
+    restarts = [None if v is None else -v for v in result.diagnostics["restarts"]]
+    diagnostics = result.diagnostics | {"restarts": restarts}
+    return replace(result, estimate=value, history=history, diagnostics=diagnostics)
+
+
+def maximize_mi(
+    model: Callable[..., Any] | StructuralModel,
+    inputs: Sites,
+    outputs: Sites,
+    *,
+    given: Sites = (),
+    **settings: Any,
+) -> Result:
+    """Find the parameters that maximise I(inputs; outputs | given).
+
+    The settings are those of `maximize`.
+
+    Example:
+        >>> import numpyro, optax, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.0)
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal((a + b) * x, 1))
+        >>> result = ig.maximize_mi(
+        ...     model, "x", "y", progress_bar=False,
+        ...     projection=optax.projections.projection_l2_sphere,
+        ... )
+        >>> round(float(result.params["b"]), 3)
+        0.707
+    """
+    return maximize(MI(inputs, outputs, given), model, **settings)

@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ascent as an object in the shape of NumPyro's `SVI`, and its host loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import math
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd import checks
+from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.gradient import choose, fit_scores, is_sound
+from numpyro_infograd.noise import base_points
+from numpyro_infograd.objectives import Objective
+from numpyro_infograd.optimize.result import Result
+from numpyro_infograd.optimize.step import (
+    RATE,
+    InfoMaxState,
+    Projection,
+    Setting,
+    StepInfo,
+    System,
+    as_optax,
+    ascend_many,
+    cast,
+    constrained,
+    scales,
+    unconstrained,
+)
+from numpyro_infograd.problem import (
+    Problem,
+    initial_states,
+    pose,
+    trace_expectations,
+)
+from numpyro_infograd.scores import Denoising, Mixture, resolve_method
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.tracing import structural_model
+from numpyro_infograd.values import Estimate, estimate
+
+CHUNK = 20  # steps of one compiled scan; the progress bar moves between them
+CYCLE = 200  # steps of one cosine decay when the number of steps is left open
+MAX_CYCLES = 5
+NEGLIGIBLE = 3e-4  # nats (or share of the gain) that a move of one percent promises
+_STEP_SAMPLES = {"Mixture": 512, "Denoising": 4096}
+
+
+class InfoMax:
+    """Maximise an objective by stochastic ascent along its information gradient.
+
+    Args:
+        model: A NumPyro model.
+        objective: Built from `MI`, `Entropy`, `Expectation`.
+        optimizer: An optax transformation or a numpyro optimizer, descending as they
+            do on the negative objective. None is Adam with a cosine decay and a rate
+            scaled to the parameters.
+        scores: As in `gradient`.
+        num_samples: Samples of a step, a power of two; None for the method's default.
+        projection: Function of the parameter dict, in constrained space, applied
+            after every step (`optax.projections`). With one, the parameters' NumPyro
+            constraints are not applied as well.
+        allow_jumps: As in `gradient`.
+
+    Example:
+        >>> import jax, numpyro, optax, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 0.1) * x, 1))
+        >>> ascent = ig.InfoMax(model, ig.MI("x", "y"), optax.adam(0.1))
+        >>> state = ascent.init(jax.random.key(0))
+        >>> state, info = ascent.update(state)
+        >>> bool(ascent.get_params(state)["a"] > 0.15)
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | StructuralModel,
+        objective: Objective,
+        optimizer: Any = None,
+        *,
+        scores: Any = "auto",
+        num_samples: int | None = None,
+        projection: Projection | None = None,
+        allow_jumps: bool = False,
+    ) -> None:
+        if projection is not None and not callable(projection):
+            raise ArgumentError(
+                f"projection must be a function of the parameter dict, got "
+                f"{projection!r}."
+            )
+        power = num_samples is None or (
+            isinstance(num_samples, int)
+            and num_samples > 1
+            and num_samples & (num_samples - 1) == 0
+        )
+        if not power:
+            raise ArgumentError(
+                f"num_samples must be a power of two, got {num_samples!r}."
+            )
+        self.model = model
+        self.objective = objective
+        self.scores = resolve_method(scores)
+        self.num_samples = num_samples
+        self.projection = projection
+        self.allow_jumps = allow_jumps
+        self.scaled = optimizer is None
+        self.optimizer = as_optax(optimizer)
+        self.problem: Problem | None = None
+
+    # -- SVI's four methods ------------------------------------------------------
+
+    def init(
+        self,
+        rng_key: jax.Array,
+        *args: Any,
+        init_params: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> InfoMaxState:
+        """Check the model, choose the scores, fit them once.
+
+        Args:
+            rng_key: A JAX PRNG key.
+            *args: Arguments of the model.
+            init_params: Starting values; what is missing takes the model's.
+            **kwargs: Keyword arguments of the model.
+        """
+        params = self._pose(rng_key, args, kwargs, init_params)
+        return self._start(rng_key, params)
+
+    def update(
+        self, state: InfoMaxState, *args: Any, **kwargs: Any
+    ) -> tuple[InfoMaxState, StepInfo]:
+        """One step. Arguments, if any, replace those that `init` had."""
+        if args or kwargs:
+            self._repose(args, kwargs)
+        setting, system = self._parts(self.get_params(state))
+        batch = jax.tree.map(lambda x: x[None], state)
+        batch, infos = ascend_many(setting, system, batch, jnp.ones(1))
+        state = jax.tree.map(lambda x: x[0], batch)
+        return state, jax.tree.map(lambda x: x[0, 0], infos)
+
+    def get_params(self, state: InfoMaxState) -> dict[str, Any]:
+        """Parameters of a state, in constrained space."""
+        return constrained(state.free, self._constraints())
+
+    def run(
+        self,
+        rng_key: jax.Array,
+        num_steps: int | None,
+        *args: Any,
+        progress_bar: bool = True,
+        init_params: Mapping[str, Any] | None = None,
+        num_restarts: int = 1,
+        **kwargs: Any,
+    ) -> Result:
+        """Ascend for `num_steps`, or until the gradient vanishes if that is None.
+
+        Raises:
+            ArgumentError: for a number of steps or restarts below one.
+        """
+        for name, number in (("num_steps", num_steps), ("num_restarts", num_restarts)):
+            if number is not None and (not isinstance(number, int) or number < 1):
+                raise ArgumentError(f"{name} must be a positive int, got {number!r}.")
+        params = self._pose(rng_key, args, kwargs, init_params)
+        starts = [params]
+        for index in range(1, num_restarts):
+            key = jax.random.fold_in(rng_key, index)
+            starts.append(self._random_start(key, params, args, kwargs, init_params))
+        return _Run(self, rng_key, starts, num_steps, progress_bar).result()
+
+    # -- posing -------------------------------------------------------------------
+
+    def _pose(
+        self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
+    ) -> dict[str, Any]:
+        sm = structural_model(self.model, *args, **kwargs)
+        params = sm.complete_params(init_params)
+        checks.check_objective(self.objective, sm)
+        if not params:
+            raise ArgumentError(
+                "the model has no parameters: mark what can be tuned with "
+                "numpyro.param."
+            )
+        if self.projection is not None:
+            params = self._project(params)
+        checks.check_gradient(self.objective, sm, params, self.allow_jumps)
+        if isinstance(self.scores, str):
+            self.problem, _ = choose(self.objective, sm, params, rng_key)
+        else:
+            self.problem = pose(self.objective, sm, self.scores, params, "asked for")
+        return params
+
+    def _repose(self, args: Any, kwargs: Any) -> None:
+        assert self.problem is not None, "call init first"
+        old = self.problem
+        sm = structural_model(self.model, *args, **kwargs)
+        if old.sm.appended:
+            sm = sm.append_noise(old.sm.appended)
+        densities = tuple(sm.density(t.sites, t.given) for t in old.terms)
+        self.problem = old._replace(
+            sm=sm, densities=densities if old.method is not None else ()
+        )
+
+    def _project(self, params: Any) -> dict[str, Any]:
+        assert self.projection is not None
+        projected = self.projection(params)
+        if jax.tree.structure(projected) != jax.tree.structure(params):
+            raise ArgumentError(
+                "projection must return a dict of the same structure as the parameters "
+                f"({', '.join(params)})."
+            )
+        return cast(projected, params)
+
+    def _constraints(self) -> tuple[tuple[str, Any], ...] | None:
+        assert self.problem is not None, "call init first"
+        if self.projection is not None:
+            return None
+        return tuple(self.problem.sm.constraints.items())
+
+    def _start(self, rng_key: jax.Array, params: Any) -> InfoMaxState:
+        problem = self.problem
+        assert problem is not None
+        free = unconstrained(params, self._constraints())
+        states: tuple[Any, ...] = ()
+        if problem.method is not None:
+            key = jax.random.fold_in(rng_key, 2**31 - 1)
+            states = fit_scores(
+                problem.method,
+                initial_states(problem, key),
+                problem.densities,
+                problem.sm.forward,
+                params,
+                key,
+            )
+        return InfoMaxState(
+            free, self.optimizer.init(free), states, rng_key, jnp.zeros((), jnp.int32)
+        )
+
+    def _parts(self, params: Any) -> tuple[Setting, System]:
+        problem = self.problem
+        assert problem is not None
+        method = problem.method
+        default = _STEP_SAMPLES.get(type(method).__name__, 4096)
+        size = self.num_samples or default
+        spec = problem.sm.spec
+        setting = Setting(
+            method,
+            problem.terms,
+            self._constraints(),
+            self.projection,
+            self.optimizer,
+            spec,
+            size,
+        )
+        free = unconstrained(params, self._constraints())
+        scale = scales(free) if self.scaled else jax.tree.map(jnp.ones_like, free)
+        system = System(
+            problem.sm.forward,
+            problem.densities,
+            jnp.asarray(problem.coefficients if method is not None else ()),
+            trace_expectations(problem.objective, problem.sm),
+            base_points(spec, size),
+            scale,
+        )
+        return setting, system
+
+    def _random_start(
+        self, key: jax.Array, params: Any, args: Any, kwargs: Any, init_params: Any
+    ) -> dict[str, Any]:
+        """A start of the same size as the given one, in a random direction."""
+        del args, kwargs, init_params
+        free = unconstrained(params, self._constraints())
+        scale = scales(free)
+        leaves, tree = jax.tree.flatten(free)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [
+            s / RATE * jax.random.normal(k, leaf.shape, leaf.dtype)
+            for leaf, s, k in zip(leaves, jax.tree.leaves(scale), keys, strict=True)
+        ]
+        start = constrained(jax.tree.unflatten(tree, drawn), self._constraints())
+        return self._project(start) if self.projection is not None else start
+
+
+class _Run:
+    """The host's side of an ascent: chunks, progress, interruption, when to stop."""
+
+    def __init__(
+        self,
+        ascent: InfoMax,
+        rng_key: jax.Array,
+        starts: list[Any],
+        num_steps: int | None,
+        progress_bar: bool,
+    ) -> None:
+        self.ascent, self.rng_key, self.starts = ascent, rng_key, starts
+        self.num_steps, self.progress_bar = num_steps, progress_bar
+        self.chunks: list[StepInfo] = []
+        self.status = ""
+        self._begin([ascent._start(k, p) for k, p in self._keyed(starts)])
+
+    def _keyed(self, starts: list[Any]) -> list[tuple[jax.Array, Any]]:
+        return [(jax.random.fold_in(self.rng_key, i), p) for i, p in enumerate(starts)]
+
+    def _begin(self, states: list[InfoMaxState]) -> None:
+        self.states = jax.tree.map(lambda *x: jnp.stack(x), *states)
+        self.setting, self.system = self.ascent._parts(self.starts[0])
+
+    def result(self) -> Result:
+        """Ascend, choose the best restart, estimate the objective there."""
+        total = self.num_steps or CYCLE
+        bar = tqdm(total=total, disable=not self.progress_bar, desc="ascent")
+        try:
+            with bar:
+                self._ascend(total, bar)
+        except KeyboardInterrupt:
+            self.status = "interrupted by the user"
+        return self._finish()
+
+    def _ascend(self, total: int, bar: Any) -> None:
+        for cycle in range(1 if self.num_steps else MAX_CYCLES):
+            for start in range(0, total, CHUNK):
+                steps = np.arange(start, min(start + CHUNK, total))
+                rates = np.ones(len(steps))
+                if self.ascent.scaled:
+                    rates = 0.5 * (1 + np.cos(np.pi * steps / total))
+                rates = jnp.asarray(rates, jnp.zeros(()).dtype)
+                self.states, infos = ascend_many(
+                    self.setting, self.system, self.states, rates
+                )
+                self.chunks.append(jax.device_get(infos))
+                bar.update(len(steps))
+                norm = float(np.min(infos.gradient_norm[:, -1]))
+                bar.set_postfix_str(f"gradient norm {norm:.3g}")
+                self._watch(infos)
+            done = sum(c.finite.shape[1] for c in self.chunks)
+            if self.num_steps:
+                self.status = f"took all of num_steps={total} steps"
+                return
+            if self._is_stationary():
+                self.status = f"converged after {done} steps"
+                return
+            if cycle + 1 < MAX_CYCLES:
+                bar.total += CYCLE
+                bar.refresh()
+        self.status = (
+            f"stopped after {done} steps while the gradient still promised a rise: is "
+            "a constraint or a projection missing?"
+        )
+
+    def _watch(self, infos: StepInfo) -> None:
+        """Under "auto", leave a mixture whose effective sample size gave out."""
+        ascent, problem = self.ascent, self.ascent.problem
+        assert problem is not None
+        automatic = isinstance(ascent.scores, str)
+        if not automatic or not isinstance(problem.method, Mixture):
+            return
+        smallest = float(np.min(infos.effective_sample_size))
+        if is_sound({"effective_sample_size_low": smallest}):
+            return
+        params = [constrained(f, ascent._constraints()) for f in self._free()]
+        reason = f"a mixture's effective sample size fell to {smallest:.0f}"
+        ascent.problem = pose(
+            problem.objective, problem.sm, Denoising(), params[0], reason
+        )
+        old = self.states
+        self._begin([ascent._start(k, p) for k, p in self._keyed(params)])
+        self.states = self.states._replace(
+            opt_state=old.opt_state, rng_key=old.rng_key, step=old.step
+        )
+
+    def _free(self) -> list[Any]:
+        count = self.states.step.shape[0]
+        return [
+            jax.tree.map(lambda x, i=i: x[i], self.states.free) for i in range(count)
+        ]
+
+    def _is_stationary(self) -> bool:
+        """Whether moving on by one percent of the parameters' size promises nothing.
+
+        The squared norm of the gradient is the product of its means over the last two
+        chunks of a cycle, where the parameters stand still and the noise is fresh: so
+        noise adds nothing to it on average.
+        """
+        before, last = (jax.tree.leaves(chunk.gradient) for chunk in self.chunks[-2:])
+        for index, free in enumerate(self._free()):
+            product = sum(
+                float(np.vdot(np.mean(a[index], axis=0), np.mean(b[index], axis=0)))
+                for a, b in zip(before, last, strict=True)
+            )
+            norm = math.sqrt(max(product, 0.0))
+            size = float(optax.tree.norm(free)) or 1.0
+            if not 0.01 * size * norm <= NEGLIGIBLE * max(1.0, self._total_gain(index)):
+                return False
+        return True
+
+    def _total_gain(self, index: int) -> float:
+        """First-order estimate of how much a restart has gained so far, in nats."""
+        return float(sum(np.nansum(chunk.gain[index]) for chunk in self.chunks))
+
+    def _finish(self) -> Result:
+        ascent = self.ascent
+        problem = ascent.problem
+        assert problem is not None
+        infos = (
+            jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.chunks)
+            if (self.chunks)
+            else None
+        )
+        finals = [constrained(f, ascent._constraints()) for f in self._free()]
+        estimates = [self._estimate(params) for params in finals]
+        best = 0
+        if len(finals) > 1:
+            values = [e.value if e is not None else -np.inf for e in estimates]
+            best = int(np.argmax(values))
+        history: dict[str, Any] = {}
+        skipped = 0
+        if infos is not None:
+            pick = jax.tree.map(lambda x: x[best], infos)
+            history = {
+                "gradient_norm": pick.gradient_norm,
+                "gain": pick.gain,
+                "params": pick.params,
+                "finite": pick.finite,
+            }
+            if np.all(np.isfinite(pick.objective)):
+                history["objective"] = pick.objective
+            skipped = int(np.sum(~pick.finite))
+        status = self.status
+        if skipped:
+            status += f"; {skipped} steps were not finite and were skipped"
+        if estimates[best] is None:
+            status += "; no estimator of the value applies to this model"
+        diagnostics = {
+            "method": type(problem.method).__name__.lower()
+            if problem.method
+            else "exact",
+            "reason": problem.reason,
+            "skipped_steps": skipped,
+            "restarts": [e.value if e is not None else None for e in estimates],
+        }
+        return Result(finals[best], estimates[best], history, status, diagnostics)
+
+    def _estimate(self, params: Any) -> Estimate | None:
+        problem = self.ascent.problem
+        assert problem is not None
+        try:
+            return estimate(
+                problem.objective,
+                problem.sm,
+                params=params,
+                rng_key=jax.random.fold_in(self.rng_key, 7),
+            )
+        except DensityError:
+            return None

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of an ascent, as a pure function of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro.distributions import biject_to
+
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.gradient import fit_scores, pull_back
+from numpyro_infograd.noise import NoiseSpec, draw_noise
+from numpyro_infograd.objectives import Term
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores.base import ScoreMethod
+from numpyro_infograd.scores.exact import gaussian_entropies
+from numpyro_infograd.structure import Density
+
+Projection = Callable[[Any], Any]
+
+RATE = 0.05  # peak rate of the default optimizer, as a share of the parameters' size
+
+
+class InfoMaxState(NamedTuple):
+    """What an ascent carries from step to step.
+
+    Attributes:
+        free: Parameters in the space that is optimised: constrained where a
+            projection is given, unconstrained (as in SVI) otherwise.
+        opt_state: The optimizer's state.
+        scores: Fitted scores, one for each entropy that hides noise.
+        rng_key: Key of the run; step k draws from `fold_in(rng_key, k)`.
+        step: Number of steps taken.
+    """
+
+    free: Any
+    opt_state: Any
+    scores: tuple[Any, ...]
+    rng_key: jax.Array
+    step: jax.Array
+
+
+class StepInfo(NamedTuple):
+    """What one step reports.
+
+    Attributes:
+        params: Parameters before the step, in constrained space.
+        gradient_norm: Norm of the gradient in the optimised space.
+        gain: First-order change of the objective over the step, in nats.
+        objective: Value before the step where it is known exactly, else NaN.
+        finite: Whether the step was taken; otherwise the state is unchanged.
+        effective_sample_size: Lowest of the mixture's, infinite for other methods.
+        gradient: The gradient in the optimised space; with a projection, the part of
+            it along which the constraint lets the parameters move.
+    """
+
+    params: Any
+    gradient_norm: jax.Array
+    gain: jax.Array
+    objective: jax.Array
+    finite: jax.Array
+    effective_sample_size: jax.Array
+    gradient: Any
+
+
+class Setting(NamedTuple):
+    """The static part of a step."""
+
+    method: ScoreMethod | None
+    terms: tuple[Term, ...]
+    constraints: tuple[tuple[str, Any], ...] | None  # None with a projection
+    projection: Projection | None
+    optimizer: optax.GradientTransformation
+    spec: NoiseSpec
+    num_samples: int
+
+
+class System(NamedTuple):
+    """The traced part of a step: programs and the arrays that they captured."""
+
+    forward: Program
+    densities: tuple[Density, ...]
+    coefficients: jax.Array
+    expectations: tuple[tuple[jax.Array, Program], ...]
+    points: Any
+    scale: Any
+
+
+def constrained(free: Any, constraints: Any) -> Any:
+    if constraints is None:
+        return free
+    return {
+        name: jax.tree.map(biject_to(c), free[name]) if _is_bounded(c) else free[name]
+        for name, c in constraints
+    }
+
+
+def unconstrained(params: Any, constraints: Any) -> Any:
+    if constraints is None:
+        return params
+    return {
+        name: jax.tree.map(biject_to(c).inv, params[name])
+        if _is_bounded(c)
+        else params[name]
+        for name, c in constraints
+    }
+
+
+def _is_bounded(constraint: Any) -> bool:
+    return type(constraint).__name__ not in ("_Real", "_IndependentConstraint") or (
+        "real" not in repr(constraint).lower()
+    )
+
+
+def scales(free: Any) -> Any:
+    """Peak rate of the default optimizer for each leaf: a share of its size."""
+    leaves = jax.tree.leaves(free)
+    total = sum(float(jnp.sum(x**2)) for x in leaves)
+    overall = math.sqrt(total / max(sum(x.size for x in leaves), 1)) or 1.0
+
+    def one(leaf: jax.Array) -> jax.Array:
+        size = float(jnp.sqrt(jnp.mean(leaf**2))) if leaf.size else 0.0
+        return jnp.asarray(RATE * max(size, 0.3 * overall), leaf.dtype)
+
+    return jax.tree.map(one, free)
+
+
+def step(
+    setting: Setting, system: System, state: InfoMaxState, rate: jax.Array
+) -> tuple[InfoMaxState, StepInfo]:
+    """Refit the scores, pull the gradient back, move."""
+    params = constrained(state.free, setting.constraints)
+    key = jax.random.fold_in(state.rng_key, state.step)
+    fit_key, noise_key, score_key = jax.random.split(key, 3)
+
+    def exact(params: Any) -> jax.Array:
+        return gaussian_entropies(system.forward, setting.spec, setting.terms, params)
+
+    value, scores = jnp.asarray(jnp.nan), state.scores
+    smallest = jnp.asarray(jnp.inf)
+    gradient = jax.tree.map(jnp.zeros_like, params)
+    if setting.method is None:
+        value, gradient = jax.value_and_grad(exact)(params)
+        if system.expectations:
+            value = jnp.asarray(jnp.nan)
+    else:
+        scores = fit_scores(
+            setting.method,
+            scores,
+            system.densities,
+            system.forward,
+            params,
+            fit_key,
+            warm=True,
+        )
+    if setting.method is not None or system.expectations:
+        noise = draw_noise(setting.spec, noise_key, setting.num_samples, system.points)
+        pulled = pull_back(
+            system.forward,
+            system.densities,
+            system.coefficients,
+            system.expectations,
+            setting.method,
+            scores,
+            params,
+            noise,
+            score_key,
+        )
+        gradient = jax.tree.map(jnp.add, gradient, pulled.gradient)
+        for name, size in pulled.evidence.items():
+            if name.startswith("effective_sample_size_low"):
+                smallest = jnp.minimum(smallest, size)
+
+    _, chain = jax.vjp(lambda f: constrained(f, setting.constraints), state.free)
+    gradient = chain(gradient)[0]
+    if setting.projection is not None:
+        gradient = gradient_mapping(setting.projection, state.free, gradient)
+    descent = jax.tree.map(jnp.negative, gradient)
+    updates, opt_state = setting.optimizer.update(descent, state.opt_state, state.free)
+    updates = jax.tree.map(lambda u, s: rate * s * u, updates, system.scale)
+    free = optax.apply_updates(state.free, updates)
+    if setting.projection is not None:
+        free = cast(setting.projection(free), state.free)
+    new = InfoMaxState(free, opt_state, scores, state.rng_key, state.step)
+    leaves = jax.tree.leaves((gradient, free, scores_of(scores)))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+    kept = jax.tree.map(
+        lambda a, b: jnp.where(finite, a, b) if _is_number(a) else a, new, state
+    )
+    moved = jax.tree.map(jnp.subtract, kept.free, state.free)
+    gains = jax.tree.map(lambda g, m: jnp.sum(jnp.nan_to_num(g) * m), gradient, moved)
+    info = StepInfo(
+        params,
+        optax.tree.norm(gradient),
+        sum(jax.tree.leaves(gains), jnp.zeros(())),
+        value,
+        finite,
+        smallest,
+        gradient,
+    )
+    return kept._replace(step=state.step + 1), info
+
+
+def gradient_mapping(projection: Projection, free: Any, gradient: Any) -> Any:
+    """The part of the gradient along which the constraint lets the parameters move.
+
+    (P(x + t g) - x) / t for a short t: it vanishes exactly at constrained optima. An
+    optimizer that scales components one by one, such as Adam, would otherwise come to
+    rest where the scaled gradient, not the gradient, is normal to the constraint.
+    """
+    size = optax.tree.norm(free)
+    reach = RATE * jnp.where(size > 0, size, 1.0)
+    t = reach / jnp.maximum(optax.tree.norm(gradient), 1e-20)
+    target = projection(jax.tree.map(lambda x, g: x + t * g, free, gradient))
+    return jax.tree.map(lambda new, old: (new - old) / t, cast(target, free), free)
+
+
+def cast(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), tree, like)
+
+
+def scores_of(states: Any) -> list[jax.Array]:
+    """The floating-point leaves of score states."""
+    return [
+        x
+        for x in jax.tree.leaves(states)
+        if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+
+
+def _is_number(x: Any) -> bool:
+    return not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _ascend(
+    setting: Setting, system: System, state: InfoMaxState, rates: jax.Array
+) -> tuple[InfoMaxState, StepInfo]:
+    """A chunk of steps."""
+    return jax.lax.scan(
+        lambda carry, rate: step(setting, system, carry, rate), state, rates
+    )
+
+
+@jax.jit(static_argnames=("setting",))
+def ascend_many(
+    setting: Setting, system: System, states: InfoMaxState, rates: jax.Array
+) -> tuple[InfoMaxState, StepInfo]:
+    """A chunk of steps for each restart, as one batch."""
+    return jax.vmap(lambda s: _ascend(setting, system, s, rates))(states)
+
+
+# -- optimizers ------------------------------------------------------------
+
+
+@functools.cache
+def _default_optimizer() -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=0.9, b2=0.95)
+
+
+def as_optax(optimizer: Any) -> optax.GradientTransformation:
+    """An optax transformation from what the user gave.
+
+    Raises:
+        ArgumentError: if it is neither an optax nor a numpyro optimizer.
+    """
+    if optimizer is None:
+        descend = _default_optimizer()
+        return optax.chain(descend, _NEGATE)
+    if hasattr(optimizer, "init") and hasattr(optimizer, "get_params"):
+        return _from_numpyro(optimizer)
+    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+        return optimizer
+    raise ArgumentError(
+        f"optimizer must be an optax GradientTransformation or a numpyro optimizer, "
+        f"got {optimizer!r}."
+    )
+
+
+_NEGATE = optax.scale(-1.0)
+
+
+def _from_numpyro(optimizer: Any) -> optax.GradientTransformation:
+    """NumPyro's optimizers carry the parameters in their state; hand out the steps."""
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        before = optimizer.get_params(state)
+        state = optimizer.update(gradient, state)
+        after = optimizer.get_params(state)
+        return jax.tree.map(jnp.subtract, after, before), state
+
+    return optax.GradientTransformation(optimizer.init, update)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An objective put to a model: which entropies to learn, by which method."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd import checks
+from numpyro_infograd.errors import ArgumentError, ScoreError
+from numpyro_infograd.noise import draw_noise
+from numpyro_infograd.objectives import Objective, Term, resolve
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores import Denoising, Exact
+from numpyro_infograd.scores.base import ScoreMethod
+from numpyro_infograd.scores.exact import why_not_exact
+from numpyro_infograd.structure import Density, StructuralModel, simulate
+
+REPLICATES = 16
+
+
+class Problem(NamedTuple):
+    """An objective on a traced model, ready for a score method.
+
+    `method` is None where the entropies are known exactly.
+    """
+
+    sm: StructuralModel
+    objective: Objective
+    terms: tuple[Term, ...]
+    densities: tuple[Density, ...]
+    method: ScoreMethod | None
+    reason: str
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """Coefficient of each density's entropy."""
+        return tuple(term.coefficient for term in self.terms)
+
+
+def pose(
+    objective: Objective,
+    sm: StructuralModel,
+    method: Any,
+    params: Any,
+    reason: str = "",
+) -> Problem:
+    """Resolve an objective for one score method; append noise where that asks for it.
+
+    Raises:
+        ScoreError: if the method cannot serve the model.
+    """
+    if isinstance(method, Exact):
+        why = why_not_exact(sm, objective.sites)
+        if why:
+            raise ScoreError(
+                f"scores='exact' needs a linear-Gaussian model, but {why}. Use "
+                "scores='auto', 'mixture' or 'denoising'."
+            )
+        terms = tuple(
+            Term(coefficient, tuple(s for s in sm.sites if s in joint), ())
+            for joint, coefficient in objective.entropies.items()
+        )
+        return Problem(sm, objective, terms, (), None, reason)
+    terms = moving_terms(objective, sm)
+    if isinstance(method, Denoising):
+        variances = _variances(sm, terms, method, params)
+        if variances:
+            sm = sm.append_noise(variances)
+            terms = moving_terms(objective, sm)
+            shown = ", ".join(f"{v:.3g} to {s!r}" for s, v in variances.items())
+            reason = f"{reason}; noise of variance {shown}".lstrip("; ")
+    densities = tuple(sm.density(term.sites, term.given) for term in terms)
+    checks.check_densities(sm, densities)
+    for density in densities:
+        method.check(density)
+    return Problem(sm, objective, terms, densities, method, reason)
+
+
+def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
+    """The entropies that a parameter moves; no other has a gradient."""
+    terms = resolve(objective, sm)
+    return tuple(t for t in terms if sm.params_of(t.sites + t.given))
+
+
+def _variances(
+    sm: StructuralModel, terms: tuple[Term, ...], method: Denoising, params: Any
+) -> dict[str, float]:
+    """Which sites get noise appended, and how much."""
+    scored = {s for t in terms for s in t.sites if sm.params_of((s,))}
+    if method.noise_variance is not None:
+        return dict.fromkeys(sorted(scored), float(method.noise_variance))
+    bare = sorted(s for s in scored if sm.site_info[s].kind == "deterministic")
+    if not bare:
+        return {}
+    values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(4), 1024))
+    return {s: 0.01 * float(jnp.mean(jnp.var(values[s], axis=0))) for s in bare}
+
+
+def trace_expectations(
+    objective: Objective, sm: StructuralModel
+) -> tuple[tuple[jax.Array, Program], ...]:
+    """The objective's expectations as programs of one sample's values.
+
+    Raises:
+        ArgumentError: if one does not return a scalar.
+    """
+    example = {name: sm.example(name) for name in sm.sites}
+    traced = []
+    for coefficient, fn in objective.expectations:
+        program = Program.trace(fn, example)
+        shapes = [v.aval.shape for v in program.code.jaxpr.outvars]
+        if shapes != [()]:
+            label = getattr(fn, "__name__", repr(fn))
+            raise ArgumentError(
+                f"Expectation({label}) must return a scalar for one sample, got "
+                f"shapes {shapes}. Sum or average inside the function."
+            )
+        traced.append((jnp.asarray(coefficient), program))
+    return tuple(traced)
+
+
+def check_num_samples(num_samples: int | None, method: Any) -> int:
+    """A valid number of samples, or the method's default.
+
+    Raises:
+        ArgumentError: unless it is a power of two of at least 256.
+    """
+    if num_samples is None:
+        return getattr(method, "num_samples", 16384)
+    power = isinstance(num_samples, int) and num_samples & (num_samples - 1) == 0
+    if not power or num_samples < 256:
+        raise ArgumentError(
+            f"num_samples must be a power of two of at least 256 (quasi-random noise "
+            f"in {REPLICATES} replicates), got {num_samples!r}."
+        )
+    return num_samples
+
+
+def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:
+    """A fresh score state for every density that hides noise, None for the others."""
+    assert problem.method is not None
+    return tuple(
+        problem.method.init(density, rng_key) if density.hidden else None
+        for density in problem.densities
+    )
