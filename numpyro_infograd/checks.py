@@ -255,18 +255,18 @@ def _check_jumps(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> No
     names = tuple(sorted(switched))
     found = code.fact(("jump", names), lambda: _probe(sm, names, params))
     if found:
-        raise JumpError(f"{found} {remedy}")
+        raise JumpError(f"{found[0]} {remedy}")
 
 
-def _probe(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> str:
-    """What a switch does where it flips: a message if a site jumps there, else ""."""
+def _probe(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> list[str]:
+    """What a switch does where it flips: a message for a site that jumps there."""
     wrt = sm.forward.input_indices(0)
     predicates = sm.forward.predicates(wrt)
     if predicates is None:
-        return (
+        return [
             f"site {sites[0]!r} depends on a parameter through a branch inside "
             "another branch or a while loop, where no probe can follow."
-        )
+        ]
     wiggled = _perturb(sm, params)
     for point in (params, wiggled):
         noise = draw_noise(sm.spec, jax.random.key(2), 2 * _NUM_PROBES)
@@ -275,11 +275,11 @@ def _probe(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> str:
             spread = np.maximum(np.asarray(scale[name]), 1e-6)
             gap = np.abs(np.asarray(high[name]) - np.asarray(low[name])) / spread
             if np.nanmax(gap, initial=0.0) > _JUMP:
-                return (
+                return [
                     f"site {name!r} jumps where a condition that depends on a "
                     "parameter changes (where, select or cond)."
-                )
-    return ""
+                ]
+    return []
 
 
 def _perturb(sm: StructuralModel, params: Any) -> Any:

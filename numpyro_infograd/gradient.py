@@ -103,7 +103,7 @@ def cotangents(
 
 
 def score_of(
-    method: ScoreMethod,
+    method: ScoreMethod | None,
     state: Any,
     density: Density,
     params: Any,
@@ -114,7 +114,7 @@ def score_of(
 
     Either way it is made to obey Stein's identities on the batch.
     """
-    if density.hidden:
+    if method is not None and density.hidden:
         raw = method.score(state, density, params, values, rng_key)
     else:
         raw = Scores(complete_data_scores(density, params, {}, values), None, {})
@@ -159,8 +159,6 @@ def pull_back(
     num_samples = next(iter(values.values())).shape[0]
     scores = [
         score_of(method, state, density, params, values, jax.random.fold_in(rng_key, i))
-        if method is not None
-        else None
         for i, (density, state) in enumerate(zip(densities, states, strict=True))
     ]
     mean, spread = cotangents(densities, coefficients, scores)

@@ -111,7 +111,7 @@ def trace_expectations(
     traced = []
     for coefficient, fn in objective.expectations:
         program = Program.trace(fn, example)
-        shapes = [v.aval.shape for v in program.code.jaxpr.outvars]
+        shapes = [jnp.shape(v) for v in jax.tree.leaves(jax.eval_shape(fn, example))]
         if shapes != [()]:
             label = getattr(fn, "__name__", repr(fn))
             raise ArgumentError(

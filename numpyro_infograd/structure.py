@@ -212,7 +212,7 @@ class StructuralModel:
     # -- structure --------------------------------------------------------------
 
     @functools.cached_property
-    def _reach(self) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+    def _reach(self) -> dict[str, tuple[frozenset[str], ...]]:
         """site -> (parameters, noise) that its value depends on, at any distance."""
         return _label_dependencies(self.forward, self.params, noise_like(self.spec))
 
@@ -424,7 +424,7 @@ def appended_name(site: str) -> str:
 
 def _like(name: str, value: Any, initial: Any) -> Any:
     """`value` as arrays of the initial value's structure, shape and type."""
-    if jax.tree.structure(value) != jax.tree.structure(initial):
+    if jax.tree_util.tree_structure(value) != jax.tree_util.tree_structure(initial):
         raise ParameterError(
             f"parameter {name!r} has another structure than the model's: expected "
             f"{jax.tree.structure(initial)}, got {jax.tree.structure(value)}."

@@ -173,9 +173,9 @@ class _Generate(Messenger):
         and not the returned values.
         """
         operands = msg["args"]
-        is_scan = len(operands) == 5 and "history" in msg["kwargs"]
-        length = _scan_length(operands) if is_scan else None
-        reverse = bool(operands[4]) if is_scan else False
+        is_scan = "history" in msg["kwargs"]
+        length = _scan_length(operands) if is_scan else 0
+        reverse = is_scan and bool(operands[4])
 
         def supply(site: Any) -> Any:
             if site["type"] != "sample":
@@ -194,16 +194,15 @@ class _Generate(Messenger):
                     return self.given[name]
                 return self.given[name][length - 1 - step if reverse else step]
             law = exogenous.noise_of(fn, shape)
-            whole = law._replace(shape=(length, *law.shape)) if is_scan else law
-            if law.kind == "none":
-                whole = law
-            self._laws[name] = whole
+            if is_scan and law.kind != "none":
+                self._laws[name] = law._replace(shape=(length, *law.shape))
+            else:
+                self._laws[name] = law
             if self.noise is None:
                 noise = noise_like(((name, law),)).get(name)
-            elif law.kind == "none":
-                noise = None
             else:
-                noise = self.noise[name] if step is None else self.noise[name][step]
+                noise = self.noise.get(name)
+                noise = noise if step is None or noise is None else noise[step]
             with jax.named_scope("exogenous"):
                 return exogenous.transform(fn, noise, shape)
 

@@ -213,7 +213,7 @@ class InfoMax:
     def _project(self, params: Any) -> dict[str, Any]:
         assert self.projection is not None
         projected = self.projection(params)
-        if jax.tree.structure(projected) != jax.tree.structure(params):
+        if jax.tree_util.tree_structure(projected) != jax.tree_util.tree_structure(params):
             raise ArgumentError(
                 "projection must return a dict of the same structure as the parameters "
                 f"({', '.join(params)})."
@@ -329,10 +329,11 @@ class _Run:
         for cycle in range(1 if self.num_steps else MAX_CYCLES):
             for start in range(0, total, CHUNK):
                 steps = np.arange(start, min(start + CHUNK, total))
-                rates = np.ones(len(steps))
-                if self.ascent.scaled:
-                    rates = 0.5 * (1 + np.cos(np.pi * steps / total))
-                rates = jnp.asarray(rates, jnp.zeros(()).dtype)
+                decay = 0.5 * (1 + np.cos(np.pi * steps / total))
+                rates = jnp.asarray(
+                    decay if self.ascent.scaled else np.ones(len(steps))
+                )
+                rates = rates.astype(jnp.zeros(()).dtype)
                 self.states, infos = ascend_many(
                     self.setting, self.system, self.states, rates
                 )

@@ -32,7 +32,8 @@ def calibrate(density: Density, score: Scores, values: Values) -> Scores:
     raw = flatten(score.mean, own)
     u = flatten(values, density.all_sites)
     centred = u - jnp.mean(u, axis=0)
-    start, columns = 0, []
+    start = 0
+    columns: list[int] = []
     for name, size in zip(density.all_sites, density.sizes, strict=True):
         columns += range(start, start + size) if name in own else ()
         start += size

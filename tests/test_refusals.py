@@ -1,0 +1,975 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is refused, by which class, in which words, and why it has to be.
+
+Where an unrefused gradient would have been wrong, a control computes it and shows how
+far it is from the truth.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import re
+from typing import Any
+
+from models import affine, multipath, qam, tanh_channel
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+import numpyro
+from numpyro import handlers
+from numpyro.contrib.control_flow import scan
+from numpyro.contrib.module import nnx_module
+import numpyro.distributions as dist
+from numpyro.distributions import constraints, transforms
+
+from helpers import assert_within
+import numpyro_infograd as ig
+from numpyro_infograd import MI, Entropy, Expectation, checks, errors, exogenous, scores
+from numpyro_infograd.errors import (
+    ArgumentError,
+    BoundaryError,
+    DegenerateError,
+    DensityError,
+    InfogradError,
+    JumpError,
+    ModelError,
+    ParameterError,
+    ReparametrizationError,
+    ScoreError,
+    SiteError,
+)
+
+X_TO_Y = MI("x", "y")
+MIXTURE = scores.Mixture(num_components=1024)
+SMALL = scores.Denoising(
+    hidden=(32,), num_networks=2, num_steps=200, pool_size=8192, batch_size=512
+)
+# Every message ends with what to do.
+REMEDY = re.compile(
+    r"\b([Uu]se|Make|Add|[Ll]eave|Give|Pass|pass|Soften|Express|Write|Clean|Name|"
+    r"freeze|Raise|take|Observe|mark|one of|must|derive|needs|it has)\b"
+)
+
+
+def refuses(
+    error: type[Exception], *words: str, call: Callable[[], Any]
+) -> pytest.ExceptionInfo:
+    """The call raises exactly this class, with these words and a remedy."""
+    with pytest.raises(InfogradError) as caught:
+        call()
+    message = str(caught.value)
+    assert caught.type is error, f"{caught.type.__name__}: {message}"
+    for word in words:
+        assert word in message, f"{word!r} is not in: {message}"
+    assert REMEDY.search(message), f"no remedy in: {message}"
+    return caught
+
+
+def refuses_gradient(
+    error: type[Exception], *words: str, model: Any, objective: Any = X_TO_Y, **settings
+) -> None:
+    """`gradient` refuses, and `maximize` does for the same reason."""
+    refuses(error, *words, call=lambda: ig.gradient(objective, model, **settings))
+    if "params" in settings:
+        settings["init_params"] = settings.pop("params")
+    refuses(
+        error,
+        *words,
+        call=lambda: ig.maximize(
+            objective, model, num_steps=1, progress_bar=False, **settings
+        ),
+    )
+
+
+def channel(law: Callable[[Any], dist.Distribution]) -> Callable[[], None]:
+    """X standard normal, Y from `law(a x)` with a parameter a of 1."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", law(numpyro.param("a", 1.0) * x))
+
+    return model
+
+
+def through(fn: Callable[[Any], Any]) -> Callable[[], None]:
+    """X normal; V = a X + Z / 2; Y is fn(V) in noise of variance 1/4."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        v = numpyro.sample("v", dist.Normal(numpyro.param("a", 1.0) * x, 0.5))
+        s = numpyro.deterministic("s", fn(v))
+        numpyro.sample("y", dist.Normal(s, 0.5))
+
+    return model
+
+
+# References on dense grids, independent of the package.
+
+
+def entropy_of_shifted(density: Callable[[Any], Any], gain: float) -> float:
+    """h(gain X + N) for X standard normal and noise of that density."""
+    x = np.linspace(-8.5, 8.5, 2001)
+    y = np.linspace(-14.0, 30.0, 4401)
+    weight = stats.norm.pdf(x) * (x[1] - x[0])
+    p = density(y[:, None] - gain * x) @ weight
+    return float(special.entr(p).sum() * (y[1] - y[0]))
+
+
+def derivative(fn: Callable[[float], float], at: float = 1.0) -> float:
+    """Central difference of fourth order."""
+    h = 0.05
+    steps = (fn(at + k * h) for k in (-2, -1, 1, 2))
+    return float(np.dot([1 / 12, -2 / 3, 2 / 3, -1 / 12], list(steps)) / h)
+
+
+@functools.cache
+def truth_of_sign() -> float:
+    """dI(X;Y)/da of `through(sign)` at a = 1."""
+
+    def information(gain: float) -> float:
+        x = np.linspace(-8.0, 8.0, 1601)
+        y = np.linspace(-6.0, 6.0, 1201)
+        up = stats.norm.cdf(gain * x / 0.5)
+        above, below = stats.norm.pdf(y, 1, 0.5), stats.norm.pdf(y, -1, 0.5)
+        given = up[:, None] * above + (1 - up[:, None]) * below
+        weight = stats.norm.pdf(x) * (x[1] - x[0])
+        entropies = special.entr(given).sum(1) @ weight
+        return (special.entr(weight @ given).sum() - entropies) * (y[1] - y[0])
+
+    return derivative(information)
+
+
+def assert_far(estimate: Any, error: Any, truth: float, sigmas: float = 20.0) -> None:
+    """A control: the estimate looks sharp and is wrong."""
+    estimate, error = float(estimate), float(error)
+    assert np.isfinite(estimate)
+    assert abs(estimate - truth) > sigmas * error, (estimate, error, truth)
+    assert abs(estimate - truth) > 0.1 * abs(truth), (estimate, error, truth)
+
+
+def value_of(model: Any, objective: Any = X_TO_Y, **settings) -> dict[str, float]:
+    """The gradient's value as floats."""
+    found = ig.gradient(objective, model, **settings).value
+    return {name: float(number) for name, number in found.items()}
+
+
+# The classes.
+
+
+def test_every_class_is_an_infograd_error_and_a_value_error():
+    classes = [c for c in vars(errors).values() if isinstance(c, type)]
+    assert len(classes) == 11
+    for cls in classes:
+        assert issubclass(cls, InfogradError)
+        assert cls is InfogradError or issubclass(cls, ValueError)
+        assert cls.__doc__
+
+
+# Models without meaning as a generative system.
+
+
+def test_factor():
+    def model(weigh=True):
+        x = numpyro.sample("x", dist.Normal())
+        if weigh:
+            numpyro.factor("tilt", -1.5 * x**2)
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
+
+    refuses_gradient(ModelError, "'tilt'", "factor", model=model)
+    refuses(ModelError, "'tilt'", call=lambda: ig.estimate(X_TO_Y, model))
+    # The factor makes X of variance 1/4: dI/da = 0.25 a / (1 + 0.25 a^2).
+    found = value_of(model, model_kwargs={"weigh": False})["a"]
+    assert_far(found, 0.0, 0.2)
+
+
+def test_subsampled_plate():
+    def model(subsample_size=None, size=4):
+        x = numpyro.sample("x", dist.Normal())
+        a = numpyro.param("a", 1.0)
+        with numpyro.plate("sensors", size, subsample_size=subsample_size):
+            numpyro.sample("y", dist.Normal(a * x, 1.0))
+
+    refuses_gradient(ModelError, "'sensors'", "2 of 4", model=model, model_args=(2,))
+    truth = 4.0 / 5.0  # n a / (1 + n a^2)
+    assert_within(value_of(model)["a"], 0.0, truth, max_standard_error=0.0)
+    assert_far(value_of(model, model_args=(None, 2))["a"], 0.0, truth)
+
+
+def test_mutable_state():
+    norm = nnx.BatchNorm(1, use_running_average=False, rngs=nnx.Rngs(0))
+
+    def model():
+        layer = nnx_module("norm", norm)
+        x = numpyro.sample("x", dist.Normal())
+        v = numpyro.sample("v", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
+        numpyro.sample("y", dist.Normal(layer(v[None, None])[0, 0], 1.0))
+
+    refuses_gradient(ModelError, "'norm$state'", "mutable", model=model)
+
+    # One run sees a batch of one, which it normalises to nothing. Truth: V / s + Z.
+    def per_run(a):
+        x, z = jax.random.normal(jax.random.key(0), (2, 64))
+        return jax.vmap(lambda v: nnx.clone(norm)(v[None, None])[0, 0])(a * x + z)
+
+    def information(a):
+        signal = a**2 / (1 + a**2)
+        return 0.5 * np.log(2 / (2 - signal))
+
+    values, slope = jax.jvp(per_run, (1.0,), (1.0,))
+    assert jnp.all(jnp.abs(values) < 1e-6)
+    assert_far(jnp.abs(slope).max(), 0.0, derivative(information))
+
+
+def test_randomness_outside_a_site():
+    def model(hidden=True):
+        x = numpyro.sample("x", dist.Normal())
+        w = jax.random.normal(numpyro.prng_key()) if hidden else 0.7
+        mean = numpyro.param("a", 1.0) * x + numpyro.param("b", 1.0) * w
+        numpyro.sample("y", dist.Normal(mean, 1.0))
+
+    refuses_gradient(ModelError, "prng_key", "numpyro.sample", model=model)
+    # Frozen randomness is no noise: dI/db of log(1 + a^2 / (1 + b^2)) / 2 is lost.
+    found = value_of(model, model_kwargs={"hidden": False})["b"]
+    assert_far(found, 0.0, derivative(lambda b: 0.5 * np.log(1 + 1 / (1 + b**2))))
+
+
+def test_improper_prior_names_its_site():
+    def model():
+        w = numpyro.sample("w", dist.ImproperUniform(constraints.real, (), ()))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * w, 1.0))
+
+    refuses(ModelError, "ImproperUniform", call=lambda: ig.structural_model(model))
+    refuses(ModelError, "'w'", call=lambda: ig.structural_model(model))
+
+
+def test_a_site_that_occurs_twice():
+    def model(last):
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", dist.Normal(x, 1.0))
+        last("y", x)
+
+    trace = functools.partial(ig.structural_model, model)
+    again = functools.partial(
+        trace, lambda name, x: numpyro.sample(name, dist.Normal(x))
+    )
+    refuses(ModelError, "'y'", "twice", call=again)
+    again = functools.partial(trace, numpyro.deterministic)
+    refuses(ModelError, "'y'", "twice", call=again)
+
+
+def test_scale_is_warned_about():
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        with handlers.scale(scale=2.0):
+            numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
+
+    with pytest.warns(UserWarning, match="site 'y' carries a scale"):
+        found = value_of(model)
+    assert found["a"] == pytest.approx(0.5)
+
+
+# Sites.
+
+
+@pytest.mark.parametrize("objective", [MI("x", "why"), MI("why", "y"), Entropy("why")])
+def test_missing_site(objective):
+    refuses_gradient(
+        SiteError, "'why'", "it has: x, y", model=affine, objective=objective
+    )
+    refuses(SiteError, "'why'", call=lambda: ig.estimate(objective, affine))
+
+
+HELD = {
+    "observed": lambda site: handlers.condition(affine, data={site: 0.5}),
+    "substituted": lambda site: handlers.substitute(affine, data={site: 0.5}),
+    "intervened": lambda site: handlers.do(affine, data={site: 0.5}),
+}
+
+
+@pytest.mark.parametrize("site", ["x", "y"])
+@pytest.mark.parametrize("how", HELD)
+def test_a_site_that_is_held(how, site):
+    model = HELD[how](site)
+    refuses_gradient(SiteError, f"'{site}'", how, model=model)
+    refuses(SiteError, f"'{site}'", call=lambda: ig.estimate(X_TO_Y, model))
+
+
+def test_recorded_output():
+    def model(y=None):
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1.0), obs=y)
+
+    refuses_gradient(SiteError, "'y'", "obs=", model=model, model_args=(0.3,))
+    assert value_of(model)["a"] == pytest.approx(0.5)
+
+
+def test_recorded_site_of_a_scan():
+    def model(readings=None):
+        a = numpyro.param("a", 1.0)
+
+        def step(state, reading):
+            state = numpyro.sample("x", dist.Normal(0.5 * state, 1.0))
+            numpyro.sample("y", dist.Normal(a * state, 1.0), obs=reading)
+            return state, None
+
+        scan(step, jnp.zeros(()), readings, length=3)
+
+    refuses_gradient(SiteError, "'y'", model=model, model_args=(jnp.ones(3),))
+    assert value_of(model)["a"] > 0
+
+
+def test_parameter_inside_a_scan():
+    # NumPyro hands no value to a param statement in the body of a scan: every step
+    # keeps the initial value, and the gradient would be zero.
+    def model(inside=True):
+        outside = 0.5 if inside else numpyro.param("a", 0.5)
+
+        def step(state, _):
+            a = numpyro.param("a", 0.5) if inside else outside
+            state = numpyro.sample("x", dist.Normal(0.5 * state, 1.0))
+            numpyro.sample("y", dist.Normal(a * state, 1.0))
+            return state, None
+
+        scan(step, jnp.zeros(()), None, length=2)
+
+    assert value_of(model, model_args=(False,))["a"] > 0.3
+    refuses_gradient(ModelError, "'a'", "scan", model=model)
+
+
+def test_an_intervention_leaves_an_unrelated_site():
+    sm = ig.structural_model(HELD["intervened"]("x"))
+    values = sm.sample(jax.random.key(0), 4096)
+    # Unrefused, I(X;Y) would be asked of a site that Y never saw.
+    assert abs(np.corrcoef(values["x"], values["y"])[0, 1]) < 4 / np.sqrt(4096)
+
+
+def test_overlapping_and_empty_sets():
+    refuses(ArgumentError, "'x'", "disjoint", call=lambda: MI("x", ("y", "x")))
+    refuses(ArgumentError, "'z'", call=lambda: MI("x", ("y", "z"), given="z"))
+    refuses(ArgumentError, "'x'", call=lambda: MI("x", "y", given=("x",)))
+    refuses(ArgumentError, "outputs=()", call=lambda: MI("x", ()))
+    refuses(ArgumentError, "inputs", call=lambda: MI(3 * (None,), "y"))
+
+
+def test_overlap_in_an_entropy_says_what_to_do():
+    refuses(ArgumentError, "'x'", call=lambda: Entropy(("x", "y"), given="x"))
+    with pytest.raises(ArgumentError, match="at least one site"):
+        Entropy(())
+
+
+# Names.
+
+
+@pytest.mark.parametrize("output", ["a_output", "z_output"])
+def test_the_order_of_names_does_not_matter(output):
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        mean = jnp.tanh(numpyro.param("a", 1.0) * x)
+        numpyro.sample(output, dist.Normal(mean, 0.5))
+
+    objective = MI("x", output)
+    found = ig.gradient(objective, model, scores=MIXTURE, num_samples=1024)
+    truth = {"a": 0.252577}
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.02)
+
+
+# Samplers without a gradient.
+
+
+def mixture_of(weight: Any) -> dist.Distribution:
+    """Two Gaussians, the second of that weight."""
+    return dist.MixtureSameFamily(
+        dist.Categorical(probs=jnp.stack([1 - weight, jnp.asarray(weight)])),
+        dist.Normal(jnp.array([-1.0, 1.0]), 0.5),
+    )
+
+
+# Name: (law of the parameter, the parameter, functional, derivative of its mean).
+NO_GRADIENT = {
+    "Bernoulli": (
+        lambda t: dist.Bernoulli(logits=t),
+        0.5,
+        lambda x: x.astype(float),
+        derivative(special.expit, 0.5),
+    ),
+    "Poisson": (dist.Poisson, 1.5, lambda x: x.astype(float), 1.0),
+    "MixtureSameFamily": (mixture_of, 0.3, lambda x: x, 2.0),
+    "VonMises": (
+        lambda k: dist.VonMises(0.0, k),
+        1.5,
+        jnp.cos,
+        derivative(lambda k: special.i1(k) / special.i0(k), 1.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_GRADIENT)
+def test_sampler_without_a_gradient(name):
+    law, start, functional, truth = NO_GRADIENT[name]
+
+    def model():
+        v = numpyro.sample("v", law(numpyro.param("a", start)))
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", dist.Normal(x + functional(v), 1.0))
+
+    wanted = ("'v'", "'a'", "depends on", name, "vouch")
+    for objective in (X_TO_Y, MI("v", "y"), Expectation(lambda s: s["y"])):
+        refuses_gradient(
+            ReparametrizationError, *wanted, model=model, objective=objective
+        )
+
+    # What the pathwise derivative of the draws themselves would have said.
+    def draws(t):
+        return functional(exogenous.transform(law(t), jax.random.key(0), (4096,)))
+
+    _, slopes = jax.jvp(draws, (start,), (1.0,))
+    slopes = np.asarray(slopes, np.float64)
+    slopes = slopes[np.isfinite(slopes)]
+    assert len(slopes) > 4000
+    assert_far(slopes.mean(), slopes.std() / np.sqrt(4096), truth, sigmas=10.0)
+
+
+def test_samplers_without_a_gradient_may_stand_where_no_parameter_goes():
+    found = ig.gradient(MI("symbol", "y"), qam, scores=MIXTURE, num_samples=1024)
+    assert np.linalg.norm(found.value["points"]) > 0.1
+
+    def model():  # the discrete site depends on b, but reaches neither x nor y
+        numpyro.sample("off", dist.Bernoulli(logits=numpyro.param("b", 0.5)))
+        affine()
+
+    assert value_of(model) == pytest.approx({"a": 0.5, "b": 0.0})
+
+
+def test_unknown_class_and_vouching(monkeypatch):
+    monkeypatch.setattr(exogenous, "_TABLE", dict(exogenous._TABLE))
+
+    class Shifted(dist.Normal):
+        """Known to nobody: a subclass may override its sampler."""
+
+        def sample(self, key, sample_shape=()):
+            return self.loc + 0.5 * jax.random.normal(key, self.shape(sample_shape))
+
+        def log_prob(self, value):
+            return dist.Normal(self.loc, 0.5).log_prob(value)
+
+    model = channel(Shifted)
+    refuses_gradient(ReparametrizationError, "'y'", "Shifted", "vouch", model=model)
+    assert exogenous.vouch(Shifted) is Shifted
+    found = ig.gradient(X_TO_Y, model, scores=MIXTURE, num_samples=4096)
+    truth = {"a": 1.0 / (1.0 + 0.25)}
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.05)
+
+
+def test_vouching_for_the_wrong_thing():
+    refuses(ArgumentError, "Normal", call=lambda: exogenous.vouch(dist.Normal))
+    with pytest.raises(ArgumentError, match="takes a Distribution class"):
+        exogenous.vouch(int)
+
+
+# Sets without noise of their own.
+
+
+def test_output_without_noise():
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.deterministic("y", numpyro.param("a", 2.0) * x)
+
+    refuses_gradient(DegenerateError, "'x'", "'y'", "only 1", model=model)
+    refuses(DegenerateError, "'y'", call=lambda: ig.estimate(X_TO_Y, model))
+
+
+def test_two_equal_outputs():
+    def model():
+        multipath()
+        return numpyro.deterministic("copy", numpyro.param("c", 1.0) * 0.0)
+
+    def twin():
+        x = numpyro.sample("x", dist.Normal())
+        y = numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
+        numpyro.deterministic("z", 2.0 * y + 1.0)
+
+    refuses_gradient(
+        DegenerateError, "'y'", "'z'", model=twin, objective=MI("x", ("y", "z"))
+    )
+    refuses_gradient(
+        DegenerateError, "'copy'", model=model, objective=MI("x", ("y", "copy"))
+    )
+    assert value_of(twin)["a"] == pytest.approx(0.5)
+
+
+def test_more_outputs_than_noise():
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        w = numpyro.sample("w", dist.Normal())
+        a = numpyro.param("a", jnp.array([1.0, 2.0, 3.0]))
+        numpyro.deterministic("y", a * x + w)
+
+    refuses_gradient(DegenerateError, "'y'", "3", "only 2", model=model,
+                     objective=Entropy("y"))  # fmt: skip
+
+
+def test_a_function_of_a_noisy_site_is_fine():
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        v = numpyro.sample("v", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
+        numpyro.deterministic("y", jnp.arcsinh(v))
+
+    method = dataclasses.replace(SMALL, noise_variance=0.05)
+    found = ig.gradient(X_TO_Y, model, scores=method, num_samples=4096)
+
+    def information(a):
+        x, y = np.linspace(-7.0, 7.0, 301), np.linspace(-5.0, 5.0, 501)
+        v = np.linspace(-12.0, 12.0, 1201)
+        given = stats.norm.pdf(v[:, None], a * x, 1.0) * (v[1] - v[0])
+        given = stats.norm.pdf(y[:, None], np.arcsinh(v), 0.05**0.5) @ given
+        weight = stats.norm.pdf(x) * (x[1] - x[0])
+        inner = special.entr(given @ weight) - special.entr(given) @ weight
+        return inner.sum() * (y[1] - y[0])
+
+    truth = {"a": derivative(information)}  # not far from 0.5, that of V itself
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.05)
+    refuses_gradient(
+        DensityError, "'y'", "deterministic", model=model, scores="mixture"
+    )
+    refuses(DensityError, "'y'", call=lambda: ig.estimate(X_TO_Y, model))
+
+
+def test_thin_support():
+    def dirichlet():
+        x = numpyro.sample("x", dist.Normal())
+        strength = jnp.exp(numpyro.param("a", 1.0) * x + jnp.zeros(3))
+        numpyro.sample("y", dist.Dirichlet(strength))
+
+    refuses_gradient(DensityError, "'y'", "Dirichlet", "dimensions", model=dirichlet)
+
+    def sphere():
+        x = numpyro.sample("x", dist.Normal())
+        mean = numpyro.param("a", 1.0) * x * jnp.ones(2)
+        numpyro.sample("y", dist.ProjectedNormal(mean))
+
+    refuses_gradient(DegenerateError, "'y'", "only 1", model=sphere,
+                     objective=Entropy("y"))  # fmt: skip
+
+
+# Jumps.
+
+
+def one_hot(v):
+    return jax.nn.one_hot(jnp.argmax(jnp.stack([v, 0.0 * v + 0.2])), 2)[0]
+
+
+JUMPS = {
+    "sign": jnp.sign,
+    "floor": jnp.floor,
+    "round": jnp.round,
+    "ceil": jnp.ceil,
+    "argmax": one_hot,
+    "integer cast": lambda v: v.astype(jnp.int32).astype(jnp.float32),
+    "bool cast": lambda v: (v > 0.2).astype(jnp.float32),
+    "straight through": lambda v: jax.lax.stop_gradient(jnp.round(v) - v) + v,
+    "sum of signs": lambda v: v + 0.1 * jnp.sign(v - 0.3),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_hard_jumps(name):
+    model = through(JUMPS[name])
+    refuses_gradient(JumpError, "allow_jumps=True", "noise before it", model=model)
+    with pytest.raises(JumpError, match="'(s|y)'"):
+        ig.gradient(MI("x", "s"), model)
+
+
+def test_sign_has_no_pathwise_gradient():
+    model = through(jnp.sign)
+    found = ig.gradient(
+        X_TO_Y, model, allow_jumps=True, scores=MIXTURE, num_samples=1024
+    )
+    assert truth_of_sign() > 0.15
+    assert_far(found.value["a"], found.standard_error["a"], truth_of_sign())
+    # The remedy works: soften the jump and the sharp limit comes near.
+    soft = through(lambda v: jnp.tanh(6.0 * v))
+    found = ig.gradient(X_TO_Y, soft, scores=MIXTURE, num_samples=4096)
+    assert abs(float(found.value["a"]) - truth_of_sign()) < 0.2 * truth_of_sign()
+
+
+def test_a_jump_off_the_path_is_fine():
+    def model():  # the source is quantised; no parameter reaches the jump
+        u = numpyro.sample("u", dist.Normal())
+        x = numpyro.deterministic("x", jnp.round(u))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 0.5))
+        numpyro.deterministic("flag", jnp.sign(numpyro.param("b", 1.0) * u))
+
+    check_only(model, MI("u", "y"))
+    refuses_gradient(JumpError, "'flag'", model=model, objective=MI("u", "flag"))
+
+
+CONTINUOUS = {
+    "leaky relu": lambda v: jnp.where(v > 0, v, 0.1 * v),
+    "relu": jax.nn.relu,
+    "clip": lambda v: jnp.clip(v, -1.0, 1.0),
+    "abs": jnp.abs,
+    "huber": lambda v: jnp.where(jnp.abs(v) < 1, 0.5 * v**2, jnp.abs(v) - 0.5),
+    "double where": lambda v: jnp.where(
+        v > 0, v * jnp.log(jnp.where(v > 0, v, 1.0)), 0.0
+    ),
+    "square root": lambda v: jnp.where(v > 0, jnp.sqrt(jnp.where(v > 0, v, 1.0)), 0.0),
+    "cond": lambda v: jax.lax.cond(v > 0, lambda u: u, lambda u: 0.1 * u, v),
+}
+BROKEN = {
+    "where": lambda v: jnp.where(v > 0, v + 0.1, v),
+    "threshold": lambda v: jnp.where(v > 0.5, 1.0, -1.0),
+    "cond": lambda v: jax.lax.cond(v > 0.3, lambda u: u, lambda u: -u, v),
+    "heaviside": lambda v: jnp.where(jnp.abs(v) < 0.4, 0.0, v),
+}
+
+
+def in_scan(fn: Callable[[Any], Any]) -> Callable[[], None]:
+    """The function applied to the state at each of three steps."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        a = numpyro.param("a", 0.9)
+
+        def step(state, _):
+            v = numpyro.sample("v", dist.Normal(a * state, 0.5))
+            return fn(v), None
+
+        last, _ = scan(step, x, None, length=3)
+        numpyro.sample("y", dist.Normal(last, 0.5))
+
+    return model
+
+
+def check_only(model: Callable[[], None], objective: Any = X_TO_Y) -> None:
+    """The checks of `gradient`, without its numbers."""
+    sm = ig.structural_model(model)
+    checks.check_objective(objective, sm)
+    checks.check_gradient(objective, sm, sm.params, False)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_continuous_switches_are_accepted(name):
+    check_only(through(CONTINUOUS[name]))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_discontinuous_switches_are_refused(name):
+    refuses_gradient(JumpError, "'y'", "condition", model=through(BROKEN[name]))
+
+
+def test_switches_inside_a_scan():
+    for name in ("leaky relu", "double where"):
+        check_only(in_scan(CONTINUOUS[name]))
+    refuses_gradient(JumpError, "'y'", model=in_scan(BROKEN["where"]))
+    refuses_gradient(JumpError, "'sign'", model=in_scan(jnp.sign))
+
+
+def test_a_switch_that_jumps_only_elsewhere():
+    # Continuous at the initial value of b alone: parameters are wiggled.
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        b = numpyro.param("b", 0.0)
+        v = numpyro.sample("v", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
+        numpyro.sample("y", dist.Normal(jnp.where(v > 0, v + b, v), 0.5))
+
+    refuses_gradient(JumpError, "'y'", model=model)
+
+
+def test_a_switch_that_jumps_for_other_arrays():
+    # Both trace to one code; the verdict must not outlive the captured number.
+    def model(gap):
+        x = numpyro.sample("x", dist.Normal())
+        v = numpyro.sample("v", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
+        numpyro.sample("y", dist.Normal(jnp.where(v > 0, v + gap, v), 0.5))
+
+    check_only(functools.partial(model, jnp.zeros(())))
+    refuses_gradient(JumpError, "'y'", model=functools.partial(model, jnp.ones(())))
+    check_only(functools.partial(model, jnp.zeros(())))
+
+
+def test_a_derivative_that_is_not_finite():
+    # The derivative of the root at 0 is infinite, and times the 0 of the maximum NaN.
+    model = through(lambda v: jnp.sqrt(jnp.maximum(v, 0.0)))
+    with pytest.raises(InfogradError, match="'(s|y)'.*not finite"):
+        ig.gradient(X_TO_Y, model)
+
+
+def test_leaky_relu_has_the_right_gradient():
+    model = channel(lambda m: dist.Normal(jnp.where(m > 0, m, 0.1 * m), 0.5))
+    found = ig.gradient(X_TO_Y, model, scores=MIXTURE, num_samples=4096)
+
+    def information(a):
+        x = np.linspace(-8.5, 8.5, 2001)
+        y = np.linspace(-5.0, 12.0, 1701)
+        mean = np.where(a * x > 0, a * x, 0.1 * a * x)
+        density = stats.norm.pdf(y[:, None], mean, 0.5) @ stats.norm.pdf(x)
+        return special.entr(density * (x[1] - x[0])).sum() * (y[1] - y[0])
+
+    truth = {"a": derivative(information)}
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.02)
+
+
+# Densities that jump at a place that moves.
+
+
+def located(base: dist.Distribution) -> Callable[[Any], dist.Distribution]:
+    """The law of a location plus noise from `base`."""
+    return lambda m: dist.TransformedDistribution(
+        base, transforms.AffineTransform(m, 1.0)
+    )
+
+
+MOVING = {
+    "Uniform": (lambda m: dist.Uniform(m - 0.5, m + 0.5), stats.uniform(-0.5).pdf),
+    "Exponential": (located(dist.Exponential(1.0)), stats.expon.pdf),
+    "HalfNormal": (located(dist.HalfNormal(1.0)), stats.halfnorm.pdf),
+    "TruncatedNormal": (
+        lambda m: dist.TruncatedNormal(m, 1.0, low=m, high=m + 1.0),
+        stats.truncnorm(0, 1).pdf,
+    ),
+}
+SMOOTH = {
+    "Laplace": (lambda m: dist.Laplace(m, 1.0), stats.laplace.pdf),
+    "Gamma(3)": (located(dist.Gamma(3.0, 1.0)), stats.gamma(3.0).pdf),
+}
+
+
+def truth_of(density: Callable[[Any], Any]) -> float:
+    return derivative(lambda a: entropy_of_shifted(density, a))
+
+
+@pytest.mark.parametrize("method", ["mixture", "denoising", "auto"])
+@pytest.mark.parametrize("name", MOVING)
+def test_moving_boundary(name, method):
+    model = channel(MOVING[name][0])
+    refuses_gradient(
+        BoundaryError, "'y'", "boundary", "noise_variance", model=model, scores=method
+    )
+
+
+@pytest.mark.parametrize("name", ["Uniform", "Exponential"])
+def test_moving_boundary_is_missed_by_the_score_inside(name):
+    law, density = MOVING[name]
+    truth = truth_of(density)
+    assert truth == pytest.approx(
+        {"Uniform": 0.922, "Exponential": 0.589}[name], rel=0.02
+    )
+    # Inside the support grad log p(y|x) is one constant, hence also its mean given y.
+    x, noise = jax.random.normal(jax.random.key(0), (2, 16384))
+    inside = jnp.full(16384, 0.3)
+    scores_inside = jax.vmap(jax.grad(lambda y, x: law(x).log_prob(y)))(x + inside, x)
+    each = np.asarray(-x * scores_inside, np.float64)
+    assert_far(each.mean(), each.std() / np.sqrt(16384), truth)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_or_vanishing_boundary_is_served(name):
+    law, density = SMOOTH[name]
+    found = ig.gradient(X_TO_Y, channel(law), scores=MIXTURE, num_samples=4096)
+    truth = {"a": truth_of(density)}
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.02)
+
+
+def test_smooth_boundary_is_served_by_denoising():
+    law, density = SMOOTH["Laplace"]
+    method = scores.Denoising(num_networks=2, pool_size=16384)
+    found = ig.gradient(X_TO_Y, channel(law), scores=method, num_samples=4096)
+    truth = {"a": truth_of(density)}
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.03)
+
+
+def test_appended_noise_has_no_boundary():
+    law, _ = MOVING["Uniform"]
+    method = dataclasses.replace(SMALL, noise_variance=0.1)
+    found = ig.gradient(X_TO_Y, channel(law), scores=method, num_samples=4096)
+
+    def density(n):
+        spread = np.sqrt(0.1)
+        return special.ndtr((n + 0.5) / spread) - special.ndtr((n - 0.5) / spread)
+
+    truth = {"a": truth_of(density)}
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.03)
+
+
+def test_fixed_boundary_is_fine():
+    model = channel(lambda m: dist.Exponential(jnp.exp(m)))
+    found = ig.gradient(X_TO_Y, model, scores=MIXTURE, num_samples=1024)
+    # log Y = -a X + log E: Gumbel-like noise of location -a X.
+    truth = {"a": truth_of(stats.gumbel_r.pdf)}
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.05)
+
+
+# Parameters.
+
+
+def test_unknown_parameter():
+    refuses_gradient(
+        ParameterError, "'gain'", "it has: a", model=affine, params={"gain": 1.0}
+    )
+    refuses(ParameterError, "'gain'",
+            call=lambda: ig.estimate(X_TO_Y, affine, params={"gain": 1}))  # fmt: skip
+
+
+def test_wrong_shape_and_structure():
+    wrong = {"a": jnp.ones(2)}
+    with pytest.raises(ParameterError, match=r"'a' has shape \(\) .*got \(2,\)"):
+        ig.gradient(X_TO_Y, affine, params=wrong)
+    with pytest.raises(ParameterError, match="'a' has another structure"):
+        ig.gradient(X_TO_Y, affine, params={"a": {"w": 1.0}})
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_parameter_that_is_not_finite(number):
+    refuses_gradient(
+        ParameterError, "'a'", "not finite", model=affine, params={"a": number}
+    )
+
+
+def test_initial_value_that_is_not_finite():
+    model = channel(lambda m: dist.Normal(m * numpyro.param("b", jnp.nan), 1.0))
+    refuses_gradient(ParameterError, "'b'", "not finite", model=model)
+
+
+def test_model_without_parameters():
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", dist.Normal(x, 1.0))
+
+    refuses_gradient(ArgumentError, "no parameters", "numpyro.param", model=model)
+    assert ig.estimate(X_TO_Y, model).value == pytest.approx(0.5 * np.log(2), rel=1e-5)
+
+
+# Arguments.
+
+
+def test_model_argument_that_is_not_finite():
+    def model(gains, *, spread=1.0):
+        x = numpyro.sample("x", dist.Normal())
+        mean = numpyro.param("a", 1.0) * gains * x
+        numpyro.sample("y", dist.Normal(mean, spread).to_event(1))
+
+    bad = np.array([1.0, np.nan])
+    good = np.ones(2)
+    refuses_gradient(
+        ArgumentError, "[0][0]", "not", "finite", model=model, model_args=(bad,)
+    )
+    refuses_gradient(ArgumentError, "'spread'", model=model, model_args=(good,),
+                     model_kwargs={"spread": jnp.array(jnp.inf)})  # fmt: skip
+
+
+def test_python_float_that_is_not_finite():
+    def model(gain):
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * gain * x, 1.0))
+
+    refuses(ArgumentError, "finite",
+            call=lambda: ig.structural_model(model, float("nan")))  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", ["mixtures", "", None, 3, "Exact", scores.Mixture])
+def test_bad_scores(bad):
+    refuses_gradient(
+        ArgumentError, "'mixture'", "'denoising'", repr(bad), model=affine, scores=bad
+    )
+
+
+@pytest.mark.parametrize("bad", [0, -4, 1000, 2048.0, "1024"])
+def test_bad_num_samples(bad):
+    refuses_gradient(
+        ArgumentError, "num_samples", repr(bad), model=tanh_channel, num_samples=bad
+    )
+    refuses(ArgumentError, "num_samples",
+            call=lambda: ig.estimate(X_TO_Y, affine, num_samples=bad))  # fmt: skip
+
+
+def test_num_samples_too_few_for_sixteen_replicates():
+    refuses(
+        ArgumentError,
+        "num_samples",
+        "128",
+        call=lambda: ig.gradient(X_TO_Y, tanh_channel, num_samples=128),
+    )
+
+
+def test_bad_num_samples_of_noise():
+    sm = ig.structural_model(affine)
+    key = jax.random.key(0)
+    refuses(ArgumentError, "num_samples", "0", call=lambda: sm.sample_noise(key, 0))
+    refuses(ArgumentError, "1000", "take 1024",
+            call=lambda: sm.sample_noise(key, 1000, qmc=True))  # fmt: skip
+
+
+def test_exact_scores_of_a_nonlinear_model():
+    refuses_gradient(ScoreError, "'y'", "linear-Gaussian", model=tanh_channel,
+                     scores="exact")  # fmt: skip
+    uniform = channel(lambda m: dist.Uniform(m, m + 1.0))
+    refuses_gradient(ScoreError, "'y'", "not Gaussian", model=uniform, scores="exact")
+    refuses_gradient(ScoreError, "'symbol'", "discrete", model=qam, scores="exact",
+                     objective=MI("symbol", "y"))  # fmt: skip
+    refuses(ArgumentError, "method='exact'", "nested",
+            call=lambda: ig.estimate(X_TO_Y, tanh_channel, method="exact"))  # fmt: skip
+
+
+def test_score_that_analytic_lacks():
+    method = scores.Analytic({"z": lambda params, v: -v["z"]})
+    refuses_gradient(ScoreError, "'y'", "'z'", model=tanh_channel, scores=method)
+
+
+def test_objective_that_says_nothing():
+    for objective in (X_TO_Y - X_TO_Y, 0.0 * X_TO_Y, X_TO_Y + -1 * X_TO_Y):
+        with pytest.raises(ArgumentError, match="is empty"):
+            ig.gradient(objective, affine)
+        with pytest.raises(ArgumentError, match="is empty"):
+            ig.estimate(objective, affine)
+
+
+@pytest.mark.parametrize("bad", ["x", None, ("x", "y"), lambda v: v["y"]])
+def test_what_is_no_objective(bad):
+    refuses_gradient(
+        ArgumentError, "MI, Entropy and Expectation", model=affine, objective=bad
+    )
+
+
+def test_bad_expectation():
+    def power(values):
+        return jnp.stack([values["x"], values["y"]]) ** 2
+
+    refuses_gradient(
+        ArgumentError, "power", "scalar", "(2,)",
+        model=affine, objective=Expectation(power),
+    )  # fmt: skip
+    refuses(ArgumentError, "'y'", call=lambda: Expectation("y"))
+
+
+def test_what_is_no_model():
+    refuses_gradient(ArgumentError, "model must be", model="affine")
+    sm = ig.structural_model(affine)
+    refuses(ArgumentError, "no arguments", call=lambda: ig.structural_model(sm, 1))
+
+
+def test_bad_settings_of_estimate_and_denoising():
+    estimate = functools.partial(ig.estimate, X_TO_Y, affine)
+    refuses(ArgumentError, "'trapezoid'", call=lambda: estimate(method="trapezoid"))
+    refuses(ArgumentError, "'bans'", call=lambda: estimate(unit="bans"))
+    for setting in (
+        {"noise_variance": 0.0}, {"noise_variance": np.nan}, {"num_networks": 1},
+        {"pool_size": 1000},
+    ):  # fmt: skip
+        (name,) = setting
+        refuses(ArgumentError, name, call=lambda s=setting: scores.Denoising(**s))
+
+
+def test_appended_noise_names_a_site():
+    sm = ig.structural_model(affine)
+    refuses(SiteError, "'z'", "it has: x, y", call=lambda: sm.append_noise({"z": 1.0}))
+
+
+@pytest.mark.parametrize("bad", [-0.1, np.nan])
+def test_appended_noise_has_a_variance(bad):
+    sm = ig.structural_model(affine)
+    refuses(ArgumentError, "'y'", call=lambda: sm.append_noise({"y": bad}))
