@@ -225,8 +225,11 @@ def _replicated(
         count = _num_deviations(method)
 
         def fit_error(each: jax.Array) -> jax.Array:
+            # Squares of means, less what sampling adds to them on average.
             grouped = each.reshape(REPLICATES // count, count, *each.shape[1:])
-            return jnp.sqrt(jnp.sum(jnp.mean(grouped, axis=0) ** 2, axis=0))
+            squares = jnp.mean(grouped, axis=0) ** 2
+            squares -= jnp.var(grouped, axis=0, ddof=1) / (REPLICATES // count)
+            return jnp.sqrt(jnp.maximum(jnp.sum(squares, axis=0), 0.0))
 
         fit = jax.tree.map(fit_error, pulled.deviation)
         error = jax.tree.map(jnp.hypot, error, fit)

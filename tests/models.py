@@ -53,7 +53,7 @@ def nested_plates() -> None:
     with numpyro.plate("groups", 3):
         group = numpyro.sample("group", dist.Normal(top, scale))
         with numpyro.plate("items", 4):
-            item = numpyro.sample("item", dist.Laplace(group, 1.0))
+            item = numpyro.sample("item", dist.Normal(group, 1.0))
     total = numpyro.deterministic("total", item.sum(0))
     numpyro.sample("y", dist.Normal(total, 1.0).to_event(1))
 
@@ -163,7 +163,7 @@ def observed_in_part() -> None:
 
 
 def wrapped_distributions() -> None:
-    """Independent, expanded, transformed and truncated distributions."""
+    """Independent, expanded and transformed distributions."""
     a = numpyro.param("a", 0.6)
     base = dist.Normal(a * jnp.ones((2, 1)), jnp.array([0.4, 0.8, 1.2])).to_event(1)
     x = numpyro.sample("x", base.expand([4, 2]).to_event(1))
@@ -172,7 +172,7 @@ def wrapped_distributions() -> None:
         [transforms.AffineTransform(a, 0.5), transforms.SigmoidTransform()],
     )
     w = numpyro.sample("w", skew)
-    z = numpyro.sample("z", dist.TruncatedNormal(a * w.sum(), 1.0, low=0.2))
+    z = numpyro.sample("z", dist.LogNormal(a * w.sum(), 0.5))
     numpyro.sample("y", dist.Logistic(x.mean() + z, 0.3))
 
 

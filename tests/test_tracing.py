@@ -421,13 +421,11 @@ def test_appending_twice_adds_variances():
         "nested_plates",
         "constrained_params",
         "reparametrized",
-        "wrapped_distributions",
         "mixture_prior",
         "qam",
         "scan_model",
         "scan_reversed",
         "ar2",
-        "stochastic_volatility",
     ],
 )
 def test_density_of_everything_is_log_density(name):

@@ -220,11 +220,11 @@ class InfoMax:
             )
         return cast(projected, params)
 
-    def _constraints(self) -> tuple[tuple[str, Any], ...] | None:
+    def _constraints(self) -> dict[str, Any] | None:
         assert self.problem is not None, "call init first"
         if self.projection is not None:
             return None
-        return tuple(self.problem.sm.constraints.items())
+        return self.problem.sm.constraints
 
     def _start(self, rng_key: jax.Array, params: Any) -> InfoMaxState:
         problem = self.problem
@@ -255,7 +255,6 @@ class InfoMax:
         setting = Setting(
             method,
             problem.terms,
-            self._constraints(),
             self.projection,
             self.optimizer,
             spec,
@@ -270,6 +269,7 @@ class InfoMax:
             trace_expectations(problem.objective, problem.sm),
             base_points(spec, size),
             scale,
+            self._constraints(),
         )
         return setting, system
 

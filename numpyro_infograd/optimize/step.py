@@ -75,7 +75,6 @@ class Setting(NamedTuple):
 
     method: ScoreMethod | None
     terms: tuple[Term, ...]
-    constraints: tuple[tuple[str, Any], ...] | None  # None with a projection
     projection: Projection | None
     optimizer: optax.GradientTransformation
     spec: NoiseSpec
@@ -91,32 +90,35 @@ class System(NamedTuple):
     expectations: tuple[tuple[jax.Array, Program], ...]
     points: Any
     scale: Any
+    constraints: dict[str, Any] | None  # None with a projection
 
 
-def constrained(free: Any, constraints: Any) -> Any:
+def constrained(free: Any, constraints: dict[str, Any] | None) -> Any:
+    """Parameters as the model sees them."""
     if constraints is None:
         return free
-    return {
-        name: jax.tree.map(biject_to(c), free[name]) if _is_bounded(c) else free[name]
-        for name, c in constraints
-    }
+    return {n: jax.tree.map(biject_to(c), free[n]) for n, c in constraints.items()}
 
 
-def unconstrained(params: Any, constraints: Any) -> Any:
+def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
+    """Parameters as the optimizer moves them.
+
+    Raises:
+        ArgumentError: for a constraint that no bijection from real numbers reaches.
+    """
     if constraints is None:
         return params
-    return {
-        name: jax.tree.map(biject_to(c).inv, params[name])
-        if _is_bounded(c)
-        else params[name]
-        for name, c in constraints
-    }
-
-
-def _is_bounded(constraint: Any) -> bool:
-    return type(constraint).__name__ not in ("_Real", "_IndependentConstraint") or (
-        "real" not in repr(constraint).lower()
-    )
+    free = {}
+    for name, constraint in constraints.items():
+        try:
+            transform = biject_to(constraint)
+        except NotImplementedError:
+            raise ArgumentError(
+                f"parameter {name!r} has the constraint {constraint}, which NumPyro "
+                "cannot reach from real numbers. Pass a projection onto it."
+            ) from None
+        free[name] = jax.tree.map(transform.inv, params[name])
+    return free
 
 
 def scales(free: Any) -> Any:
@@ -136,7 +138,7 @@ def step(
     setting: Setting, system: System, state: InfoMaxState, rate: jax.Array
 ) -> tuple[InfoMaxState, StepInfo]:
     """Refit the scores, pull the gradient back, move."""
-    params = constrained(state.free, setting.constraints)
+    params = constrained(state.free, system.constraints)
     key = jax.random.fold_in(state.rng_key, state.step)
     fit_key, noise_key, score_key = jax.random.split(key, 3)
 
@@ -178,7 +180,7 @@ def step(
             if name.startswith("effective_sample_size_low"):
                 smallest = jnp.minimum(smallest, size)
 
-    _, chain = jax.vjp(lambda f: constrained(f, setting.constraints), state.free)
+    _, chain = jax.vjp(lambda f: constrained(f, system.constraints), state.free)
     gradient = chain(gradient)[0]
     if setting.projection is not None:
         gradient = gradient_mapping(setting.projection, state.free, gradient)

@@ -69,7 +69,7 @@ class Denoising:
     noise_variance: float | None = None
     hidden: tuple[int, ...] = (64, 64)
     num_networks: int = 4
-    num_steps: int = 300
+    num_steps: int = 200
     num_warm_steps: int = 20
     batch_size: int = 1024
     pool_size: int = 32768
@@ -142,12 +142,17 @@ class Denoising:
         )(targets - baseline)
         networks = self._train(ensemble, networks, features, wanted, train_key, warm)
 
+        if not warm:
+            networks = ensemble.solve_last(networks, features, wanted)
+
         # Each network is held against the pool of the next one.
         held_features, held_wanted = jnp.roll(features, -1, 0), jnp.roll(wanted, -1, 0)
         residual = ensemble(networks, held_features)
         agreement = jnp.sum(residual * held_wanted, axis=(1, 2))
         power = jnp.sum(residual**2, axis=(1, 2))
         shrink = jnp.clip(agreement / jnp.maximum(power, 1e-12), 0.0, 1.0)
+        if not warm:
+            shrink = jnp.ones_like(shrink)
         gained = jnp.sum(2 * shrink * agreement - shrink**2 * power)
         gain = gained / jnp.maximum(jnp.sum(held_wanted**2), 1e-12)
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
+
+RIDGE = 1e-5
 
 
 class ResidualNetwork(nnx.Module):
@@ -24,11 +27,15 @@ class ResidualNetwork(nnx.Module):
         zeros = nnx.initializers.zeros_init()
         self.last = nnx.Linear(widths[-1], outputs, kernel_init=zeros, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map (..., inputs) to (..., outputs)."""
+    def features(self, x: jax.Array) -> jax.Array:
+        """Activations of the last hidden layer."""
         for layer in self.layers:
             x = nnx.silu(layer(x))
-        return self.last(x)
+        return x
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (..., inputs) to (..., outputs)."""
+        return self.last(self.features(x))
 
 
 class Ensemble:
@@ -52,6 +59,27 @@ class Ensemble:
     def __call__(self, parameters: Any, x: jax.Array, common: bool = False) -> Any:
         """All networks: (size, num_samples, outputs), each at its own or one batch."""
         return jax.vmap(self.member, in_axes=(0, None if common else 0))(parameters, x)
+
+    def solve_last(self, parameters: Any, x: jax.Array, y: jax.Array) -> Any:
+        """Least squares for the last layer of each network on its own batch.
+
+        The residual of the fit is then orthogonal to every feature, so what is left of
+        the error of a linear functional is of second order.
+        """
+
+        def one(parameters: Any, x: jax.Array, y: jax.Array) -> Any:
+            network = nnx.merge(_definition(*self.shape), parameters)
+            features = network.features(x)
+            ones = jnp.ones((features.shape[0], 1), features.dtype)
+            design = jnp.concatenate([features, ones], axis=1)
+            gram = design.T @ design / len(design)
+            ridge = RIDGE * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))
+            solved = jnp.linalg.solve(gram + ridge, design.T @ y / len(design))
+            network.last.kernel.value = solved[:-1]
+            network.last.bias.value = solved[-1]
+            return nnx.split(network)[1]
+
+        return jax.vmap(one)(parameters, x, y)
 
 
 @functools.cache

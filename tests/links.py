@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small links with known information, and the truths to hold them against.
+
+Closed forms and dense grids are plain NumPy in double precision, independent of the
+package. Values are in nats.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+import numpyro
+from numpyro.contrib.module import nnx_module
+import numpyro.distributions as dist
+from numpyro.distributions.transforms import AffineTransform
+
+Model = Callable[..., None]
+
+
+def link() -> None:
+    """Two paths from x to y: y = b (a x + n1) + x + n2 + n3, unit normals."""
+    a = numpyro.param("a", 1.0)
+    b = numpyro.param("b", 0.0)
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    v1 = numpyro.sample("v1", dist.Normal(a * x, 1))
+    v2 = numpyro.sample("v2", dist.Normal(x, 1))
+    numpyro.sample("y", dist.Normal(b * v1 + v2, 1))
+
+
+def link_scores(a: float, b: float, factor: float = 1.0) -> dict[Any, Any]:
+    """Scores of y and of y given x in `link`, times a factor, for `Analytic`."""
+    gain, noise = 1 + a * b, b**2 + 2
+    return {
+        "y": lambda params, v: -factor * v["y"] / (noise + gain**2),
+        ("x", "y"): lambda params, v: -factor * (v["y"] - gain * v["x"]) / noise,
+    }
+
+
+def amplifier() -> None:
+    """y = tanh(eta x) + N(0, 1/4)."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(jnp.tanh(numpyro.param("eta", 1.0) * x), 0.5))
+
+
+def quiet_amplifier() -> None:
+    """The same with noise so small that few draws of x explain a given y."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(jnp.tanh(numpyro.param("eta", 1.0) * x), 1e-3))
+
+
+def common_cause() -> None:
+    """X = e U + W, Y = X + U + Z: the input depends on the parameter."""
+    u = numpyro.sample("u", dist.Normal(0, 1))
+    x = numpyro.sample("x", dist.Normal(numpyro.param("e", 1.0) * u, 1))
+    numpyro.sample("y", dist.Normal(x + u, 1))
+
+
+def switched() -> None:
+    """A gain that a Bernoulli(0.7) state turns on and off."""
+    on = numpyro.sample("on", dist.Bernoulli(0.7))
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * on * x, 1))
+
+
+def pam() -> None:
+    """Four levels, a discrete input, over Gaussian noise of variance 1/4."""
+    symbol = numpyro.sample("symbol", dist.Categorical(probs=jnp.ones(4) / 4))
+    levels = jnp.array([-1.5, -0.5, 0.5, 1.5])
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * levels[symbol], 0.5))
+
+
+def qam() -> None:
+    """Sixteen points: `pam` in two coordinates at once."""
+    symbol = numpyro.sample("symbol", dist.Categorical(probs=jnp.ones(16) / 16))
+    levels = jnp.array([-1.5, -0.5, 0.5, 1.5])
+    point = jnp.stack([levels[symbol // 4], levels[symbol % 4]])
+    mean = numpyro.param("a", 1.0) * point
+    numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1))
+
+
+def gamma_channel() -> None:
+    """y = a x + Gamma(3, 1): a density with an edge where it vanishes."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    shift = AffineTransform(numpyro.param("a", 1.0) * x, 1.0)
+    numpyro.sample("y", dist.TransformedDistribution(dist.Gamma(3.0, 1.0), shift))
+
+
+def cauchy_channel() -> None:
+    """y = a x + Cauchy noise: no variance to whiten by."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Cauchy(numpyro.param("a", 1.0) * x, 1.0))
+
+
+MATRIX = np.random.default_rng(8).normal(size=(8, 8)) / np.sqrt(8)
+
+
+def mimo() -> None:
+    """y = alpha A x + n with eight antennas on each side."""
+    x = numpyro.sample("x", dist.Normal(jnp.zeros(8), 1.0).to_event(1))
+    mean = numpyro.param("alpha", 1.0) * (jnp.asarray(MATRIX, x.dtype) @ x)
+    numpyro.sample("y", dist.Normal(mean, 1.0).to_event(1))
+
+
+def combiner() -> None:
+    """y = w x + n with a vector parameter: I = log(1 + |w|^2) / 2."""
+    w = numpyro.param("w", jnp.array([0.5, -1.0, 0.8]))
+    x = numpyro.sample("x", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+    numpyro.sample("y", dist.Normal(w @ x, 1.0))
+
+
+PRECODER = np.array([[1.0, 0.4], [-0.3, 0.8]])
+
+
+def codeword() -> None:
+    """A codeword x = F u that is a deterministic site, in unit noise."""
+    f = numpyro.param("f", jnp.asarray(PRECODER, jnp.zeros(()).dtype))
+    u = numpyro.sample("u", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    x = numpyro.deterministic("x", f @ u)
+    numpyro.sample("y", dist.Normal(x, 1.0).to_event(1))
+
+
+def linear_network() -> None:
+    """The same codeword by an nnx layer."""
+    net = nnx_module("net", nnx.Linear(2, 2, rngs=nnx.Rngs(1)))
+    u = numpyro.sample("u", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    x = numpyro.deterministic("x", net(u))
+    numpyro.sample("y", dist.Normal(x, 1.0).to_event(1))
+
+
+class Encoder(nnx.Module):
+    """Two inputs to two channel uses through a hidden layer."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.first = nnx.Linear(2, 8, rngs=rngs)
+        self.last = nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, u: jax.Array) -> jax.Array:
+        return self.last(nnx.tanh(self.first(u)))
+
+
+def saturated_network() -> None:
+    """A learned encoder before an amplifier that saturates."""
+    net = nnx_module("net", Encoder(nnx.Rngs(0)))
+    u = numpyro.sample("u", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    mean = jnp.tanh(net(u))
+    numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1))
+
+
+def unobserved() -> None:
+    """An output without noise of its own: y = tanh(a x)."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    n = numpyro.sample("n", dist.Normal(0, 1))
+    numpyro.deterministic("y", jnp.arcsinh(numpyro.param("a", 1.0) * x + n))
+
+
+def lagged() -> None:
+    """y = a x + n read off without noise of its own."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    n = numpyro.sample("n", dist.Normal(0, 1))
+    numpyro.deterministic("y", numpyro.param("a", 1.0) * x + n)
+
+
+def common_cause_gradient(e: float) -> float:
+    """dI(X;Y)/de of `common_cause`, from its three variances by a difference."""
+
+    def information(e: float) -> float:
+        xx, xy, yy = e**2 + 1, e * (e + 1) + 1, (e + 1) ** 2 + 2
+        return 0.5 * np.log(xx * yy / (xx * yy - xy**2))
+
+    return float((information(e + 1e-5) - information(e - 1e-5)) / 2e-5)
+
+
+def _pam_grid(a: float) -> tuple[NDArray, NDArray, NDArray]:
+    """Grid over y, density there, and its derivative in `a`."""
+    levels = np.array([-1.5, -0.5, 0.5, 1.5])
+    y = np.linspace(-8.0, 8.0, 8001)
+    z = (y[:, None] - a * levels) / 0.5
+    each = np.exp(-0.5 * z**2) / (0.5 * np.sqrt(2 * np.pi)) / 4
+    return y, each.sum(1), (each * z / 0.5 * levels).sum(1)
+
+
+def pam_information(a: float) -> float:
+    """I(symbol; y) of `pam` on a dense grid."""
+    y, p, _ = _pam_grid(a)
+    entropy = -np.sum(p * np.log(np.maximum(p, 1e-300))) * (y[1] - y[0])
+    return float(entropy - 0.5 * np.log(2 * np.pi * np.e * 0.25))
+
+
+def pam_derivative(a: float) -> float:
+    """dI/da of `pam` on a dense grid."""
+    y, p, slope = _pam_grid(a)
+    return float(-np.sum(slope * np.log(np.maximum(p, 1e-300))) * (y[1] - y[0]))
+
+
+def grid_score(
+    density: Callable[[NDArray, NDArray], NDArray], values: NDArray
+) -> NDArray:
+    """Score of y = (function of x) + noise at `values`, x standard normal.
+
+    `density(x, y)` is p(y|x); its mean over a dense grid of x is differentiated by a
+    central difference.
+    """
+    x = np.linspace(-8.0, 8.0, 4001)
+    weight = np.exp(-0.5 * x**2)
+
+    def log_p(y: NDArray) -> NDArray:
+        return np.log(density(x, y[:, None]) @ weight)
+
+    return (log_p(values + 1e-4) - log_p(values - 1e-4)) / 2e-4

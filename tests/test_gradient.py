@@ -1,0 +1,443 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The information gradient against closed forms and dense grids."""
+
+import links
+import numpy as np
+import pytest
+import truths
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+
+from helpers import assert_within
+import numpyro_infograd as ig
+from numpyro_infograd.scores import Analytic, Denoising, Mixture
+
+XY = ig.MI("x", "y")
+LEARN = Denoising(hidden=(32, 32), num_steps=200, pool_size=16384, num_samples=8192)
+AVERAGE = Mixture(num_components=2048, num_samples=4096)
+METHODS = {"exact": "exact", "mixture": AVERAGE, "denoising": LEARN}
+named = pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
+sampled = pytest.mark.parametrize(
+    "scores", [AVERAGE, LEARN], ids=["mixture", "denoising"]
+)
+
+
+def numbers(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, float), tree)
+
+
+def check(found, truth, sharp, **settings) -> None:
+    """A gradient is at the truth, and sharp enough to tell."""
+    assert_within(
+        found.value,
+        found.standard_error,
+        numbers(truth),
+        max_standard_error=sharp,
+        **settings,
+    )
+
+
+# -- linear links ----------------------------------------------------------------
+
+
+@named
+@pytest.mark.parametrize("point", [(1.0, 1.0), (2.0, 1.0)], ids=str)
+def test_multipath(scores, point) -> None:
+    a, b = point
+    truth = dict(zip("ab", truths.multipath_gradient(a, b), strict=True))
+    found = ig.gradient(XY, links.link, params={"a": a, "b": b}, scores=scores)
+    check(found, truth, 0.01)
+    if scores == "exact":
+        assert not any(jax.tree.leaves(found.standard_error))
+
+
+def test_truths_of_the_paper() -> None:
+    np.testing.assert_allclose(
+        truths.multipath_gradient(1, 1), (0.285714, 0.095238), atol=1e-6
+    )
+    np.testing.assert_allclose(truths.multipath_gradient(2, 1), (0.25, 0.25))
+    for e, truth in ((0.3, 0.48399), (1.0, 0.5), (2.0, 0.33939)):
+        assert links.common_cause_gradient(e) == pytest.approx(truth, abs=1e-5)
+
+
+def test_analytic_scores_of_the_link() -> None:
+    method = Analytic(links.link_scores(2.0, 1.0), num_samples=4096)
+    found = ig.gradient(XY, links.link, params={"a": 2.0, "b": 1.0}, scores=method)
+    check(found, {"a": 0.25, "b": 0.25}, 0.01)
+
+
+def test_scaled_analytic_scores_are_put_right() -> None:
+    """A factor of 1.3 is just what Stein's identity finds, and reports."""
+    method = Analytic(links.link_scores(2.0, 1.0, factor=1.3), num_samples=4096)
+    found = ig.gradient(XY, links.link, params={"a": 2.0, "b": 1.0}, scores=method)
+    check(found, {"a": 0.25, "b": 0.25}, 0.01)
+    assert found.diagnostics["stein_residual(y)"] == pytest.approx(-0.3, abs=0.05)
+
+
+@named
+@pytest.mark.parametrize("e", [0.3, 1.0, 2.0])
+def test_parameter_dependent_input(scores, e) -> None:
+    found = ig.gradient(XY, links.common_cause, params={"e": e}, scores=scores)
+    check(found, {"e": links.common_cause_gradient(e)}, 0.01)
+
+
+@pytest.mark.parametrize(("e", "wrong"), [(0.3, -0.126), (1.0, 0.0), (2.0, 0.107)])
+def test_without_the_input_block_it_would_be_wrong(e, wrong) -> None:
+    """Negative control: the Y block alone, with everything else as it is."""
+    xx, xy, yy = e**2 + 1, e * (e + 1) + 1, (e + 1) ** 2 + 2
+    inverse = np.linalg.inv([[xx, xy], [xy, yy]])
+    xs = float(inverse[0, 0])
+    both, y_part = float(inverse[0, 1]), float(inverse[1, 1])
+
+    def joint(drop_x):
+        keep = 0.0 if drop_x else 1.0
+        return lambda p, v: {
+            "x": -keep * (xs * v["x"] + both * v["y"]),
+            "y": -(both * v["x"] + y_part * v["y"]),
+        }
+
+    sm = ig.structural_model(links.common_cause)
+    params = {"e": jnp.asarray(e)}
+    noise = sm.sample_noise(jax.random.key(0), 1 << 15, qmc=True)
+
+    def gradient(drop_x):
+        values, pullback = jax.vjp(lambda p: sm.evaluate(p, noise), params)
+        score = joint(drop_x)(params, values)
+        zero = jax.tree.map(jnp.zeros_like, values)
+        own_x = jnp.zeros(()) if drop_x else values["x"] / xx
+        cotangent = {
+            "x": own_x + score["x"],
+            "y": values["y"] / yy + score["y"],
+        }
+        (g,) = pullback({**zero, **cotangent})
+        return float(g["e"]) / len(values["x"])
+
+    assert gradient(True) == pytest.approx(wrong, abs=0.01)
+    assert gradient(False) == pytest.approx(links.common_cause_gradient(e), abs=0.01)
+    found = ig.gradient(XY, links.common_cause, params=params, scores="exact")
+    with pytest.raises(AssertionError):
+        check(found, {"e": wrong}, 0.01)
+
+
+# -- nonlinear, discrete, conditional ----------------------------------------------
+
+
+@sampled
+@pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
+def test_saturated_amplifier(scores, eta) -> None:
+    truth = {"eta": truths.tanh_derivative(eta)}
+    found = ig.gradient(XY, links.amplifier, params={"eta": eta}, scores=scores)
+    # A regression that is fitted once keeps an error of its own: see `rounding`.
+    check(found, truth, 0.02, rounding=0.003)
+
+
+def amplifier_scores(eta: float, sign: float):
+    """Grid score of y as an interpolated table, and that of y given x, by sign."""
+    y = np.linspace(-5.0, 5.0, 2001)
+    table = links.grid_score(lambda x, y: np.exp(-2 * (y - np.tanh(eta * x)) ** 2), y)
+
+    def marginal(params, v):
+        return sign * jnp.interp(v["y"], jnp.asarray(y), jnp.asarray(table))
+
+    return Analytic({"y": marginal}, num_samples=8192)
+
+
+def test_analytic_scores_of_the_amplifier() -> None:
+    truth = {"eta": truths.tanh_derivative(2.0)}
+    right = amplifier_scores(2.0, 1.0)
+    found = ig.gradient(XY, links.amplifier, params={"eta": 2.0}, scores=right)
+    check(found, truth, 0.01)
+
+
+def test_wrong_sign_is_caught() -> None:
+    """Negative control: what calibration cannot repair must fail the comparison."""
+    truth = {"eta": truths.tanh_derivative(2.0)}
+    wrong = amplifier_scores(2.0, -1.0)
+    found = ig.gradient(XY, links.amplifier, params={"eta": 2.0}, scores=wrong)
+    assert abs(found.diagnostics["stein_residual(y)"]) > 0.5
+    with pytest.raises(AssertionError):
+        check(found, truth, 0.01)
+
+
+@sampled
+def test_gamma_noise_has_the_right_gradient(scores) -> None:
+    """dI/da = E[x (s(y|x) - s(y))] by a double grid, for y = a x + Gamma(3)."""
+    y, x = np.linspace(-7.0, 22.0, 2901), np.linspace(-6.0, 6.0, 1201)
+    weight = np.exp(-0.5 * x**2)
+    weight /= weight.sum()
+
+    def entropy(a):
+        gap = np.maximum(y[:, None] - a * x, 0.0)
+        p = np.maximum((0.5 * gap**2 * np.exp(-gap)) @ weight, 1e-300)
+        return -np.sum(p * np.log(p)) * (y[1] - y[0])
+
+    truth = {"a": (entropy(1.01) - entropy(0.99)) / 0.02}
+    found = ig.gradient(XY, links.gamma_channel, params={"a": 1.0}, scores=scores)
+    check(found, truth, 0.03, rounding=0.005)
+
+
+@sampled
+def test_discrete_condition(scores) -> None:
+    """I(x;y|on) = 0.7 log(1 + a^2) / 2."""
+    truth = {"a": 0.7 * 1.5 / (1 + 1.5**2)}
+    objective = ig.MI("x", "y", given="on")
+    found = ig.gradient(objective, links.switched, params={"a": 1.5}, scores=scores)
+    check(found, truth, 0.01, rounding=0.002)
+
+
+@sampled
+def test_discrete_input(scores) -> None:
+    truth = {"a": links.pam_derivative(1.0)}
+    objective = ig.MI("symbol", "y")
+    found = ig.gradient(objective, links.pam, params={"a": 1.0}, scores=scores)
+    check(found, truth, 0.02, rounding=0.004)
+
+
+# -- expectations --------------------------------------------------------------------
+
+
+def power(v):
+    return v["v1"] ** 2
+
+
+@pytest.mark.parametrize("scores", ["exact", AVERAGE], ids=["exact", "mixture"])
+def test_expectation_alone(scores) -> None:
+    """E[v1^2] = a^2 + 1."""
+    found = ig.gradient(
+        ig.Expectation(power), links.link, params={"a": 1.5}, scores=scores
+    )
+    check(found, {"a": 3.0, "b": 0.0}, 0.02, rounding=1e-4)
+
+
+@pytest.mark.parametrize("scores", ["exact", AVERAGE], ids=["exact", "mixture"])
+def test_information_less_a_price(scores) -> None:
+    truth = {"a": 0.25 - 0.1 * 4.0, "b": 0.25}
+    objective = XY - 0.1 * ig.Expectation(power)
+    found = ig.gradient(
+        objective, links.link, params={"a": 2.0, "b": 1.0}, scores=scores
+    )
+    check(found, truth, 0.01)
+
+
+def test_scalar_multiples_multiply_the_gradient() -> None:
+    point = {"a": 2.0, "b": 1.0}
+    once = ig.gradient(XY, links.link, params=point, scores=AVERAGE)
+    minus = ig.gradient(-2 * XY, links.link, params=point, scores=AVERAGE)
+    np.testing.assert_allclose(minus.value["a"], -2 * once.value["a"], rtol=1e-4)
+
+
+# -- shapes of parameters ------------------------------------------------------------
+
+
+@named
+def test_vector_parameter(scores) -> None:
+    w = np.array([0.5, -1.0, 0.8])
+    found = ig.gradient(XY, links.combiner, scores=scores)
+    assert found.value["w"].shape == found.standard_error["w"].shape == (3,)
+    check(found, {"w": w / (1 + w @ w)}, 0.02)
+
+
+def test_module_parameters() -> None:
+    """A linear nnx layer K: I(u;y) = log det(I + K^T K) / 2, none in its bias."""
+    sm = ig.structural_model(links.linear_network)
+    (name,) = sm.params
+    found = ig.gradient(ig.MI("u", "y"), sm, scores=AVERAGE)
+    kernel = np.asarray(sm.params[name]["kernel"], float)
+    inverse = np.linalg.inv(np.eye(2) + kernel.T @ kernel)
+    tree = jax.tree.structure(sm.params[name])
+    assert jax.tree.structure(found.value[name]) == tree
+    truth = {"kernel": kernel @ inverse, "bias": np.zeros(2)}
+    for leaf in ("kernel", "bias"):
+        assert_within(
+            np.asarray(found.value[name][leaf]),
+            np.asarray(found.standard_error[name][leaf]),
+            truth[leaf],
+            max_standard_error=0.02,
+        )
+
+
+def test_constrained_parameter_keeps_its_own_space() -> None:
+    """The gradient is in the scale itself, not in its logarithm."""
+
+    def model():
+        scale = numpyro.param("scale", 2.0, constraint=dist.constraints.positive)
+        x = numpyro.sample("x", dist.Normal(0, scale))
+        numpyro.sample("y", dist.Normal(x, 1.0))
+
+    found = ig.gradient(XY, model, scores="exact")
+    check(found, {"scale": 0.4}, 0.0)
+
+
+# -- appended noise ------------------------------------------------------------------
+
+
+def test_noise_asked_for_is_that_of_the_noisier_model() -> None:
+    """Denoising(noise_variance=0.05) is exact for y seen through that noise."""
+
+    def noisier():
+        a = numpyro.param("a", 1.0)
+        b = numpyro.param("b", 0.0)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        v1 = numpyro.sample("v1", dist.Normal(a * x, 1))
+        v2 = numpyro.sample("v2", dist.Normal(x, 1))
+        numpyro.sample("y", dist.Normal(b * v1 + v2, jnp.sqrt(1.05)))
+
+    point = {"a": 2.0, "b": 1.0}
+    truth = ig.gradient(XY, noisier, params=point, scores="exact").value
+    assert abs(float(truth["a"]) - 0.25) > 5e-4
+    method = Denoising(
+        noise_variance=0.05, hidden=(8,), num_steps=20, num_samples=16384
+    )
+    found = ig.gradient(XY, links.link, params=point, scores=method)
+    check(found, truth, 0.01)
+    assert "variance 0.05 to 'y'" in found.diagnostics["reason"]
+
+
+def test_deterministic_output_gets_noise_and_says_so() -> None:
+    found = ig.gradient(XY, links.lagged, params={"a": 1.0}, scores=LEARN)
+    variance = 0.01 * 2.0
+    check(found, {"a": 1 / (2 + variance)}, 0.05, rounding=0.02)
+    assert "noise of variance" in found.diagnostics["reason"]
+
+
+# -- what is chosen, and what is said -----------------------------------------------
+
+
+def test_auto_is_exact_for_a_linear_model() -> None:
+    found = ig.gradient(XY, links.link, params={"a": 2.0, "b": 1.0})
+    assert found.diagnostics["method"] == "exact"
+    assert "linear-Gaussian" in found.diagnostics["reason"]
+    check(found, {"a": 0.25, "b": 0.25}, 0.0)
+
+
+def test_auto_is_a_mixture_at_moderate_information() -> None:
+    found = ig.gradient(XY, links.amplifier, params={"eta": 1.0})
+    assert found.diagnostics["method"] == "mixture"
+    assert "not an affine function" in found.diagnostics["reason"]
+    assert "effective sample size" in found.diagnostics["reason"]
+    check(found, {"eta": truths.tanh_derivative(1.0)}, 0.005)
+
+
+def test_auto_learns_where_a_mixture_gives_out() -> None:
+    found = ig.gradient(XY, links.quiet_amplifier, num_samples=4096)
+    assert found.diagnostics["method"] == "denoising"
+    assert "effective sample size is only" in found.diagnostics["reason"]
+
+
+def test_auto_learns_a_deterministic_output_and_says_why() -> None:
+    found = ig.gradient(XY, links.unobserved, num_samples=4096)
+    assert found.diagnostics["method"] == "denoising"
+    assert "'y' is deterministic" in found.diagnostics["reason"]
+    assert "noise of variance" in found.diagnostics["reason"]
+
+
+def test_more_samples_shrink_the_standard_error() -> None:
+    def error(num_samples):
+        errors = [
+            ig.gradient(
+                XY,
+                links.amplifier,
+                params={"eta": 1.0},
+                scores=AVERAGE,
+                num_samples=num_samples,
+                rng_key=jax.random.key(seed),
+            ).standard_error["eta"]
+            for seed in range(3)
+        ]
+        return float(np.mean(errors))
+
+    assert error(8192) < 0.6 * error(512)
+
+
+def test_same_key_same_gradient_other_key_another() -> None:
+    def value(seed):
+        key = jax.random.key(seed)
+        settings = {"scores": AVERAGE, "rng_key": key, "params": {"eta": 1.0}}
+        return float(ig.gradient(XY, links.amplifier, **settings).value["eta"])
+
+    assert value(3) == value(3) != value(4)
+
+
+def test_default_key_is_zero() -> None:
+    settings = {"scores": AVERAGE, "params": {"eta": 1.0}}
+    first = ig.gradient(XY, links.amplifier, **settings)
+    second = ig.gradient(XY, links.amplifier, rng_key=jax.random.key(0), **settings)
+    assert first.value["eta"] == second.value["eta"]
+
+
+def test_repr_has_the_numbers() -> None:
+    shown = repr(ig.gradient(XY, links.link, params={"a": 2.0, "b": 1.0}))
+    assert "exact" in shown and "a: 0.25 +- 0" in shown
+    assert "w: norm" in repr(ig.gradient(XY, links.combiner))
+
+
+def test_double_precision(x64) -> None:
+    point = {"a": 2.0, "b": 1.0}
+    found = ig.gradient(XY, links.link, params=point)
+    assert found.value["a"].dtype == jnp.float64
+    check(found, {"a": 0.25, "b": 0.25}, 0.0, rounding=1e-12)
+    average = ig.gradient(XY, links.link, params=point, scores=AVERAGE)
+    assert average.value["a"].dtype == jnp.float64
+    check(average, {"a": 0.25, "b": 0.25}, 0.01)
+
+
+def test_heavy_tailed_noise_has_the_right_gradient() -> None:
+    """y = a x + Cauchy on a double grid."""
+    t = np.linspace(-np.pi / 2, np.pi / 2, 20003)[1:-1]
+    y, x = np.tan(t), np.linspace(-6.0, 6.0, 241)
+    weight = np.exp(-0.5 * x**2)
+    weight /= weight.sum()
+
+    def entropy(a):
+        p = (1 / (np.pi * (1 + (y[:, None] - a * x) ** 2))) @ weight
+        return -np.sum(p * np.log(p) / np.cos(t) ** 2) * (t[1] - t[0])
+
+    truth = {"a": (entropy(1.01) - entropy(0.99)) / 0.02}
+    found = ig.gradient(XY, links.cauchy_channel, params={"a": 1.0}, scores=AVERAGE)
+    check(found, truth, 0.01)
+
+
+# -- do the standard errors say the truth? -------------------------------------------
+
+
+def coverage(scores, num_keys: int) -> tuple[float, float]:
+    """Share of cases within two standard errors; median error over the scatter."""
+    truth = np.array([0.25, 0.25])
+    point = {"a": 2.0, "b": 1.0}
+    values, errors = [], []
+    for seed in range(num_keys):
+        key = jax.random.key(100 + seed)
+        found = ig.gradient(XY, links.link, params=point, scores=scores, rng_key=key)
+        values.append([float(found.value[n]) for n in "ab"])
+        errors.append([float(found.standard_error[n]) for n in "ab"])
+    inside = np.abs(np.array(values) - truth) <= 2 * np.array(errors)
+    scatter = np.sqrt(np.mean((np.array(values) - truth) ** 2, axis=0))
+    return float(inside.mean()), float(np.max(np.median(errors, axis=0) / scatter))
+
+
+CHEAP = {
+    "mixture": Mixture(num_components=512, num_samples=1024),
+    "denoising": Denoising(
+        hidden=(16,), num_steps=60, batch_size=512, pool_size=2048, num_samples=1024
+    ),
+}
+
+
+@pytest.mark.parametrize("scores", CHEAP.values(), ids=CHEAP)
+def test_standard_errors_cover(scores) -> None:
+    inside, ratio = coverage(scores, 16)
+    assert inside >= 0.75
+    assert ratio <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_keys", [60])
+@pytest.mark.parametrize("scores", ["mixture", "denoising"])
+def test_standard_errors_cover_in_the_long_run(scores, num_keys) -> None:
+    inside, ratio = coverage(scores, num_keys)
+    assert 0.88 <= inside <= 1.0
+    assert ratio <= 3

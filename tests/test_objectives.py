@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The algebra of objectives, and which entropies a model makes of one."""
+
+import links
+import numpy as np
+import pytest
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+
+import numpyro_infograd as ig
+from numpyro_infograd.objectives import resolve
+
+XY = ig.MI("x", "y")
+
+
+def joint(*sites: str) -> frozenset[str]:
+    return frozenset(sites)
+
+
+def power(v):
+    return v["x"] ** 2
+
+
+# -- algebra -------------------------------------------------------------------
+
+
+def test_mutual_information_is_three_entropies() -> None:
+    expected = {joint("x"): 1.0, joint("y"): 1.0, joint("x", "y"): -1.0}
+    assert XY.entropies == expected
+
+
+def test_conditional_mutual_information_is_four_entropies() -> None:
+    assert ig.MI("x", "y", given=("s", "t")).entropies == {
+        joint("x", "s", "t"): 1.0,
+        joint("y", "s", "t"): 1.0,
+        joint("x", "y", "s", "t"): -1.0,
+        joint("s", "t"): -1.0,
+    }
+
+
+def test_conditional_entropy_is_a_difference() -> None:
+    expected = {joint("x", "y"): 1.0, joint("x"): -1.0}
+    assert ig.Entropy("y", given="x").entropies == expected
+
+
+def test_chain_rule_holds_by_cancellation() -> None:
+    whole = ig.MI(("x", "z"), "y")
+    parts = ig.MI("x", "y") + ig.MI("z", "y", given="x")
+    assert (whole - parts).entropies == {}
+
+
+def test_mutual_information_is_symmetric() -> None:
+    assert (XY - ig.MI("y", "x")).entropies == {}
+
+
+def test_entropies_add_up_to_the_information() -> None:
+    built = ig.Entropy("y") - ig.Entropy("y", given="x")
+    assert (built - XY).entropies == {}
+
+
+@pytest.mark.parametrize(
+    "two",
+    [2, 2.0, np.float32(2), np.float64(2), np.int64(2), np.asarray(2.0)],
+    ids=lambda n: type(n).__name__,
+)
+def test_scalars_multiply_from_both_sides(two) -> None:
+    expected = {s: 2 * c for s, c in XY.entropies.items()}
+    for product in (two * XY, XY * two):
+        assert isinstance(product, type(XY))
+        assert product.entropies == expected
+
+
+def test_jax_scalar_multiplies_from_the_right() -> None:
+    assert (XY * jnp.asarray(2.0)).entropies[joint("x")] == 2.0
+
+
+def test_sum_of_a_list_and_of_nothing() -> None:
+    total = sum([XY, ig.MI("z", "y"), ig.Expectation(power)])
+    assert total.entropies[joint("y")] == 2.0
+    assert len(total.expectations) == 1
+
+
+def test_negation_and_difference() -> None:
+    assert (-XY).entropies == {s: -c for s, c in XY.entropies.items()}
+    assert (XY - XY).entropies == {}
+    assert (XY - XY + XY).entropies == XY.entropies
+
+
+def test_zero_times_drops_everything() -> None:
+    nothing = 0 * (XY + ig.Expectation(power))
+    assert nothing.entropies == {} and nothing.expectations == ()
+
+
+def test_expectations_keep_their_weight() -> None:
+    objective = XY - 0.25 * ig.Expectation(power)
+    assert objective.expectations == ((-0.25, power),)
+
+
+@pytest.mark.parametrize("other", ["x", None, [1.0, 2.0], object()])
+def test_foreign_operands_raise_type_error(other) -> None:
+    with pytest.raises(TypeError):
+        XY + other
+    with pytest.raises(TypeError):
+        XY - other
+    if other is not None:
+        with pytest.raises(TypeError):
+            XY * other
+
+
+def test_adding_a_number_other_than_zero_is_an_error() -> None:
+    with pytest.raises(TypeError):
+        XY + 1.0
+
+
+def test_sites_are_sorted_and_unique() -> None:
+    assert ig.MI(("z", "x"), "y", given="a").sites == ("a", "x", "y", "z")
+
+
+def test_repr_reads_like_the_code() -> None:
+    assert repr(XY) == "MI('x', 'y')"
+    assert repr(-XY) == "-MI('x', 'y')"
+    shown = repr(2 * XY - 0.5 * ig.Expectation(power))
+    assert shown == "2 * MI('x', 'y') - 0.5 * Expectation(power)"
+    assert repr(ig.MI(("x", "z"), "y")) == "MI(('x', 'z'), 'y')"
+
+
+@pytest.mark.parametrize(
+    "objective", [ig.MI("x", "y", given="s"), ig.Entropy("y", given=("s", "t"))]
+)
+def test_repr_of_a_condition_can_be_evaluated(objective) -> None:
+    again = eval(repr(objective), {"MI": ig.MI, "Entropy": ig.Entropy})
+    assert again.entropies == objective.entropies
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: ig.MI("x", "x"), "'x'"),
+        (lambda: ig.MI(("x", "z"), ("y", "z")), "'z'"),
+        (lambda: ig.MI("x", "y", given="x"), "inputs and given"),
+        (lambda: ig.MI("x", "y", given="y"), "outputs and given"),
+        (lambda: ig.Entropy("x", given="x"), "'x'"),
+        (lambda: ig.MI((), "y"), "at least one input"),
+        (lambda: ig.MI("x", ()), "output"),
+        (lambda: ig.Entropy(()), "at least one site"),
+        (lambda: ig.MI("x", 3), "outputs|site name"),
+        (lambda: ig.MI(("x", 3), "y"), "inputs"),
+        (lambda: ig.Expectation(3.0), "function"),
+    ],
+)
+def test_what_is_no_objective_is_refused(build, words) -> None:
+    with pytest.raises(ig.errors.ArgumentError, match=words):
+        build()
+
+
+# -- resolve -------------------------------------------------------------------
+
+
+def resolved(objective, model) -> set[tuple[float, tuple, tuple]]:
+    terms = resolve(objective, ig.structural_model(model))
+    return {(t.coefficient, t.sites, t.given) for t in terms}
+
+
+def test_root_input_pairs() -> None:
+    terms = resolved(XY, links.link)
+    assert terms == {(1.0, ("y",), ()), (-1.0, ("y",), ("x",))}
+
+
+def test_input_with_a_common_cause_does_not_pair() -> None:
+    terms = resolved(XY, links.common_cause)
+    expected = {(1.0, ("x",), ()), (1.0, ("y",), ()), (-1.0, ("x", "y"), ())}
+    assert terms == expected
+
+
+def test_parameter_dependent_input_that_separates_pairs() -> None:
+    def chain():
+        u = numpyro.sample("u", dist.Normal(0, 1))
+        x = numpyro.sample("x", dist.Normal(numpyro.param("e", 1.0) * u, 1))
+        numpyro.sample("y", dist.Normal(jnp.tanh(x), 1))
+
+    assert (-1.0, ("y",), ("x",)) in resolved(XY, chain)
+
+
+def test_codeword_input_pairs() -> None:
+    terms = resolved(XY, links.codeword)
+    assert terms == {(1.0, ("y",), ()), (-1.0, ("y",), ("x",))}
+
+
+def test_discrete_condition_pairs() -> None:
+    terms = resolved(ig.MI("x", "y", given="on"), links.switched)
+    assert (1.0, ("y",), ("on",)) in terms
+    assert all(t[1] == ("y",) for t in terms)
+
+
+def test_an_output_is_no_condition_of_its_input() -> None:
+    """Whatever the names: p(z|y) is not p(z), for all that z is drawn without y."""
+
+    def renamed():
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * z, 1))
+
+    terms = resolved(ig.MI("z", "y"), renamed)
+    assert terms == {(1.0, ("y",), ()), (-1.0, ("y",), ("z",))}
+
+
+def test_a_deterministic_output_is_no_condition_either() -> None:
+    terms = resolved(XY, links.lagged)
+    assert not any(given == ("y",) for _, _, given in terms)
+
+
+def test_resolution_keeps_the_entropies() -> None:
+    objective = 2 * ig.MI("x", "y") - 0.5 * ig.MI("x", "v1") + ig.Entropy("v2")
+    left = dict(objective.entropies)
+    for term in resolve(objective, ig.structural_model(links.link)):
+        whole = frozenset(term.sites + term.given)
+        left[whole] = left.get(whole, 0.0) - term.coefficient
+        if term.given:
+            inner = frozenset(term.given)
+            left[inner] = left.get(inner, 0.0) + term.coefficient
+    assert all(abs(c) < 1e-12 for c in left.values())
+
+
+def test_codeword_has_the_gradient_of_its_source() -> None:
+    """I(x;y) = I(u;y) for an invertible x = F u: log det(I + F F^T) / 2."""
+
+    def information(f):
+        return 0.5 * jnp.linalg.slogdet(jnp.eye(2) + f @ f.T)[1]
+
+    truth = jax.grad(information)(jnp.asarray(links.PRECODER, jnp.float32))
+    method = ig.scores.Mixture(num_components=1024, num_samples=1024)
+    for inputs in ("x", "u"):
+        g = ig.gradient(ig.MI(inputs, "y"), links.codeword, scores=method)
+        error = np.asarray(g.standard_error["f"])
+        assert np.all(np.abs(g.value["f"] - truth) < 4 * error + 1e-6)
+        assert error.max() < 0.01

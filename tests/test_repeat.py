@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What repeated use costs: compilations, import time, forward simulations."""
+
+from collections.abc import Callable
+import subprocess
+import sys
+import time
+
+import links
+import pytest
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+
+import numpyro_infograd as ig
+from numpyro_infograd.scores import Analytic, Denoising, Mixture
+
+XY = ig.MI("x", "y")
+METHODS = {
+    "exact": "exact",
+    "mixture": Mixture(num_components=256, num_samples=256),
+    "denoising": Denoising(
+        hidden=(8,), num_steps=5, batch_size=256, pool_size=1024, num_samples=256
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def compilations() -> list[str]:
+    """Grows by one entry for each program that XLA compiles."""
+    found: list[str] = []
+
+    def listen(event: str, duration: float, **_: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.jit(lambda x: x * 1.2345)(1.0)
+    assert found  # the event still has that name
+    return found
+
+
+def count(compilations: list[str], call: Callable[[], object]) -> int:
+    before = len(compilations)
+    call()
+    return len(compilations) - before
+
+
+def closure(weight: float):
+    """A model that captures a constant."""
+    captured = jnp.asarray(weight)
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(captured * numpyro.param("a", 1.0) * x, 1))
+
+    return model
+
+
+@pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
+def test_a_second_gradient_compiles_nothing(compilations, scores) -> None:
+    def call(weight, a, seed):
+        return ig.gradient(
+            XY,
+            closure(weight),
+            params={"a": a},
+            scores=scores,
+            rng_key=jax.random.key(seed),
+        )
+
+    first = call(1.0, 1.0, 0)
+    assert count(compilations, lambda: call(1.0, 2.0, 1)) == 0  # other values
+    assert count(compilations, lambda: call(3.0, 1.0, 0)) == 0  # another closure
+    # The new constant is seen: I is that of the gain 3, dI/da = 9 a / (1 + 9 a^2).
+    assert float(first.value["a"]) == pytest.approx(0.5, abs=0.05)
+    assert float(call(3.0, 1.0, 0).value["a"]) == pytest.approx(0.9, abs=0.1)
+
+
+def test_a_second_value_compiles_nothing(compilations) -> None:
+    def call(weight, a):
+        return ig.mutual_information(
+            closure(weight),
+            "x",
+            "y",
+            params={"a": a},
+            method="nested",
+            num_samples=256,
+            num_components=256,
+        )
+
+    call(1.0, 1.0)
+    assert count(compilations, lambda: call(2.0, 0.5)) == 0
+
+
+def test_a_second_ascent_compiles_nothing(compilations) -> None:
+    def call(weight, a):
+        return ig.maximize(
+            XY - 0.1 * ig.Expectation(power),
+            closure(weight),
+            init_params={"a": a},
+            num_steps=20,
+            progress_bar=False,
+        )
+
+    call(1.0, 1.0)
+    assert count(compilations, lambda: call(2.0, 0.5)) == 0
+
+
+def power(v):
+    return v["y"] ** 2
+
+
+# -- time ------------------------------------------------------------------------
+
+
+def fastest(call: Callable[[], object], repeats: int = 5) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def import_time(statement: str) -> float:
+    """Best of three fresh interpreters, inside which the import is timed."""
+    code = (
+        f"import time; t = time.perf_counter(); {statement}; "
+        "print(time.perf_counter() - t)"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        for _ in range(3)
+    ]
+    return min(float(run.stdout) for run in runs)
+
+
+def test_import_adds_little_to_numpyro() -> None:
+    for _ in range(3):  # other work on the machine may disturb a measurement
+        with_it = import_time("import numpyro, numpyro_infograd")
+        without = import_time("import numpyro")
+        if with_it <= 1.3 * without:
+            return
+    pytest.fail(f"{with_it:.2f} s with the package, {without:.2f} s without")
+
+
+def wide(size: int) -> Callable[[], None]:
+    """A hidden layer of `size` units on two numbers; 2 x size parameters."""
+    out = jnp.ones((2, size)) / size
+
+    def model():
+        w = numpyro.param("w", jnp.sin(jnp.arange(2.0 * size)).reshape(size, 2))
+        u = numpyro.sample("u", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        numpyro.sample("y", dist.Normal(out @ jnp.tanh(w @ u), 1.0).to_event(1))
+
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_params", "num_samples"), [(10, 1 << 18), (100_000, 256)], ids=str
+)
+def test_a_gradient_costs_a_few_simulations(num_params, num_samples) -> None:
+    """With scores at hand: one pass forward, one back, one for p(y|u)."""
+    sm = ig.structural_model(wide(num_params // 2))
+    scores = Analytic({"y": lambda p, v: -v["y"], ("u", "y"): lambda p, v: -v["y"]})
+    key = jax.random.key(0)
+
+    def simulate():
+        return sm.evaluate({}, sm.sample_noise(key, num_samples, qmc=True))["y"]
+
+    def pull_back():
+        return ig.gradient(
+            ig.MI("u", "y"), sm, scores=scores, num_samples=num_samples
+        ).value
+
+    simulate(), pull_back()
+    ratios = []
+    for _ in range(3):
+        ratios.append(fastest(pull_back) / fastest(simulate))
+        if ratios[-1] <= 4:
+            return
+    pytest.fail(f"a gradient costs {min(ratios):.1f} simulations")
+
+
+def test_models_do_not_pile_up_in_the_cache() -> None:
+    """A hundred closures of one model leave one compiled program."""
+    from numpyro_infograd.gradient import _exact_gradient
+
+    for weight in range(5):
+        ig.gradient(XY, closure(float(weight)), scores="exact")
+    before = _exact_gradient._cache_size()
+    for weight in range(20):
+        ig.gradient(XY, closure(0.1 * weight), scores="exact")
+    assert _exact_gradient._cache_size() == before
+
+
+def test_the_link_is_traced_in_milliseconds() -> None:
+    ig.structural_model(links.link)
+    assert fastest(lambda: ig.structural_model(links.link).params) < 0.5
