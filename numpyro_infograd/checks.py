@@ -180,7 +180,7 @@ def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> tuple[int
     columns = tuple(
         n for n, law in sm.noise.items() if law.kind != "key" and n in names
     )
-    forward = sm.forward_given(opaque)
+    forward = sm.forward_given(opaque) if opaque else None
     keyed_scan = any(
         s.control_flow and s.noise is not None and s.noise.kind == "key"
         for s in sm.site_info.values()
@@ -202,7 +202,7 @@ def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> tuple[int
 @jax.jit(static_argnames=("spec", "sites", "columns", "opaque"))
 def _jacobians(
     whole: Program,
-    forward: Program,
+    forward: Program | None,
     params: Any,
     rng_key: jax.Array,
     spec: Any,
@@ -217,7 +217,8 @@ def _jacobians(
 
     def one(noise: Values, given: Values) -> jax.Array:
         def flat(moving: Values, put: Values) -> jax.Array:
-            made = forward(params, {**noise, **moving}, put)
+            full = {**noise, **moving}
+            made = forward(params, full, put) if forward else whole(params, full)
             return jnp.concatenate([made[s].ravel() for s in sites])
 
         moving = {name: noise[name] for name in columns}

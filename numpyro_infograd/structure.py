@@ -424,10 +424,12 @@ def appended_name(site: str) -> str:
 
 def _like(name: str, value: Any, initial: Any) -> Any:
     """`value` as arrays of the initial value's structure, shape and type."""
-    if jax.tree_util.tree_structure(value) != jax.tree_util.tree_structure(initial):
+    expected: Any = jax.tree.structure(initial)
+    got: Any = jax.tree.structure(value)
+    if got != expected:
         raise ParameterError(
             f"parameter {name!r} has another structure than the model's: expected "
-            f"{jax.tree.structure(initial)}, got {jax.tree.structure(value)}."
+            f"{expected}, got {got}."
         )
 
     def leaf(new: Any, old: Any) -> jax.Array:

@@ -40,7 +40,7 @@ class Estimate:
         standard_error: Sampling error and what the inner average's bias may add.
         lower: Two standard errors below the value.
         upper: Two standard errors above the value.
-        method: "exact" or "nested".
+        method: "exact" (expectations in it are sampled all the same) or "nested".
         unit: "nats" or "bits".
         warnings: Sentences that a careful user should read.
     """
@@ -124,14 +124,27 @@ def estimate(
         raise ArgumentError(
             f"method='exact' needs a linear-Gaussian model, but {why}. Use 'nested'."
         )
-    if method != "nested" and not why and not objective.expectations:
+    if method != "nested" and not why:
         terms = tuple(
             Term(c, tuple(s for s in sm.sites if s in joint), ())
             for joint, c in objective.entropies.items()
         )
         value = float(exact_value(sm.forward, sm.spec, terms, complete))
-        return _report(value, 0.0, "exact", unit, (), {})
-    return _nested_estimate(objective, sm, complete, size, num_components, key, unit)
+        if not objective.expectations:
+            return _report(value, 0.0, "exact", unit, (), {})
+        rest = Objective({}, objective.expectations)
+        sampled = _nested_estimate(rest, sm, complete, size, num_components, key)
+        value, error = value + sampled.value, sampled.standard_error
+        return _report(value, error, "exact", unit, (), {})
+    found = _nested_estimate(objective, sm, complete, size, num_components, key)
+    return _report(
+        found.value,
+        found.standard_error,
+        "nested",
+        unit,
+        found.warnings,
+        found.diagnostics,
+    )
 
 
 def mutual_information(
@@ -192,7 +205,6 @@ def _nested_estimate(
     num_samples: int,
     num_components: int,
     rng_key: jax.Array,
-    unit: str,
 ) -> Estimate:
     terms = resolve(objective, sm)
     densities = []
@@ -220,7 +232,7 @@ def _nested_estimate(
         spec=sm.spec,
         num_samples=num_samples,
     )
-    smallest = float(effective)
+    smallest = float(effective)  # infinite where nothing is hidden
     warnings = []
     if smallest < SOUND_SAMPLE_SIZE:
         warnings.append(
@@ -233,7 +245,7 @@ def _nested_estimate(
         "effective_sample_size_low": smallest,
     }
     return _report(
-        float(value), float(error), "nested", unit, tuple(warnings), diagnostics
+        float(value), float(error), "nested", "nats", tuple(warnings), diagnostics
     )
 
 

@@ -108,12 +108,12 @@ def test_nested_in_bits_scales_its_standard_error() -> None:
 
 def test_four_levels() -> None:
     found = ig.mutual_information(links.pam, "symbol", "y", **SMALL)
-    check(found, links.pam_information(1.0), 0.01)
+    check(found, links.pam_information(1.0), 0.02)
 
 
 def test_sixteen_points_are_twice_four_levels() -> None:
     found = ig.mutual_information(links.qam, "symbol", "y", **SMALL)
-    check(found, 2 * links.pam_information(1.0), 0.02)
+    check(found, 2 * links.pam_information(1.0), 0.03)
 
 
 def test_a_discrete_condition() -> None:

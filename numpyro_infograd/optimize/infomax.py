@@ -213,7 +213,8 @@ class InfoMax:
     def _project(self, params: Any) -> dict[str, Any]:
         assert self.projection is not None
         projected = self.projection(params)
-        if jax.tree_util.tree_structure(projected) != jax.tree_util.tree_structure(params):
+        expected: Any = jax.tree.structure(params)
+        if jax.tree.structure(projected) != expected:
             raise ArgumentError(
                 "projection must return a dict of the same structure as the parameters "
                 f"({', '.join(params)})."

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ascents that must end where the closed forms have their maximum."""
+
+import math
+
+import links
+import numpy as np
+import pytest
+import truths
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+import numpyro_infograd as ig
+from numpyro_infograd.optimize import infomax
+from numpyro_infograd.scores import Denoising, Mixture
+
+XY = ig.MI("x", "y")
+SPHERE = optax.projections.projection_l2_sphere
+LEARN = Denoising(
+    hidden=(16,), num_steps=50, num_warm_steps=5, pool_size=8192, warm_pool_size=2048
+)
+AVERAGE = Mixture(num_components=512)
+METHODS = {
+    "auto": "auto",
+    "exact": "exact",
+    "mixture": AVERAGE,
+    "denoising": LEARN,
+}
+QUIET = {"progress_bar": False}
+
+
+def gain() -> None:
+    """y = a x + n: the information has no maximum."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+
+
+# -- the link of the README --------------------------------------------------------
+
+
+@pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
+def test_link_on_the_sphere(scores) -> None:
+    result = ig.maximize_mi(
+        links.link, "x", "y", projection=SPHERE, scores=scores, **QUIET
+    )
+    assert float(result.params["a"]) == pytest.approx(0.80616, abs=0.005)
+    assert float(result.params["b"]) == pytest.approx(0.59169, abs=0.005)
+    assert result.estimate.value == pytest.approx(0.328312, abs=5e-4)
+    assert "converged" in result.status
+    assert "a = " in repr(result) and "objective: 0.328" in repr(result)
+
+
+def projected_ascent(num_steps: int, step_size: float) -> list[float]:
+    """Information along the closed-form ascent on the circle from (1, 0)."""
+    eta, found = np.array([1.0, 0.0]), []
+    for _ in range(num_steps):
+        found.append(float(truths.multipath_information(*eta)))
+        eta = eta + step_size * np.array(truths.multipath_gradient(*eta))
+        eta /= np.linalg.norm(eta)
+    return found
+
+
+def test_learned_ascent_follows_the_closed_form() -> None:
+    """Fifty steps of 0.1 from (1, 0): the curve of the paper's Fig. 5."""
+    result = ig.maximize_mi(
+        links.link,
+        "x",
+        "y",
+        optimizer=optax.sgd(0.1),
+        projection=SPHERE,
+        scores=LEARN,
+        num_steps=51,
+        **QUIET,
+    )
+    path = result.history["params"]
+    found = truths.multipath_information(path["a"], path["b"])
+    assert found[0] == pytest.approx(0.202733, abs=1e-6)
+    np.testing.assert_allclose(found, projected_ascent(51, 0.1), atol=2e-3)
+    assert found[35] >= 0.3268
+    assert found[50] >= 0.3280
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.adam(0.03), numpyro.optim.Adam(0.03)],
+    ids=["optax", "numpyro"],
+)
+def test_adam_on_the_sphere_ends_at_the_maximum(optimizer) -> None:
+    """Adam scales components one by one: without the gradient mapping it would rest
+    where the scaled gradient is normal to the sphere."""
+    result = ig.maximize_mi(
+        links.link,
+        "x",
+        "y",
+        optimizer=optimizer,
+        projection=SPHERE,
+        num_steps=200,
+        **QUIET,
+    )
+    assert float(result.params["a"]) == pytest.approx(0.80616, abs=0.002)
+    assert result.estimate.value == pytest.approx(0.328312, abs=1e-5)
+
+
+def test_history_has_an_entry_for_each_step() -> None:
+    result = ig.maximize_mi(
+        links.link, "x", "y", projection=SPHERE, num_steps=25, **QUIET
+    )
+    history = result.history
+    assert history["params"]["a"].shape == (25,)
+    assert history["gradient_norm"].shape == history["objective"].shape == (25,)
+    truth = truths.multipath_information(history["params"]["a"], history["params"]["b"])
+    np.testing.assert_allclose(history["objective"], truth, atol=2e-6)
+    assert result.status == "took all of num_steps=25 steps"
+
+
+# -- constraints without a projection ---------------------------------------------
+
+
+def cost(v):
+    return v["cost"]
+
+
+def test_positive_parameter() -> None:
+    """log(1 + g^2) / 2 - 0.1 g^2 is highest at g = 2."""
+
+    def model():
+        g = numpyro.param("g", 0.5, constraint=constraints.positive)
+        numpyro.deterministic("cost", g**2)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(g * x, 1))
+
+    result = ig.maximize(XY - 0.1 * ig.Expectation(cost), model, **QUIET)
+    assert float(result.params["g"]) == pytest.approx(2.0, abs=0.01)
+
+
+def test_interval_parameter() -> None:
+    """Noise grows with the gain: g / (1 + g^2) is highest at 1."""
+
+    def model():
+        g = numpyro.param("g", 0.3, constraint=constraints.interval(0.2, 3.0))
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(g * x, 1 + g**2))
+
+    result = ig.maximize_mi(model, "x", "y", **QUIET)
+    assert float(result.params["g"]) == pytest.approx(1.0, abs=0.01)
+    assert result.estimate.value == pytest.approx(0.5 * math.log(1.25), abs=1e-5)
+
+
+def water(constraint=None, total: float = 1.0):
+    """Two channels of noise variance 1 and 4 that share a power."""
+
+    def model():
+        p = numpyro.param("p", jnp.array([0.5, 0.5]) * total, constraint=constraint)
+        x = numpyro.sample("x", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        noise = jnp.array([1.0, 2.0])
+        numpyro.sample("y", dist.Normal(jnp.sqrt(5 * p) * x, noise).to_event(1))
+
+    return model
+
+
+def test_simplex_parameter() -> None:
+    result = ig.maximize_mi(water(constraints.simplex), "x", "y", **QUIET)
+    np.testing.assert_allclose(result.params["p"], [0.8, 0.2], atol=0.01)
+
+
+def test_simplex_projection_fills_water() -> None:
+    """Power 5 over noise 1 and 4: a level of 5, so 4 and 1."""
+    result = ig.maximize_mi(
+        water(), "x", "y", projection=optax.projections.projection_simplex, **QUIET
+    )
+    np.testing.assert_allclose(result.params["p"], [0.8, 0.2], atol=0.01)
+    assert "converged" in result.status
+
+
+# -- restarts ---------------------------------------------------------------------
+
+
+def test_restarts_find_the_higher_of_two_hills() -> None:
+    def model():
+        a = numpyro.param("a", -1.0)
+        height = 2 * jnp.exp(-((a - 1.5) ** 2)) + jnp.exp(-2 * (a + 1) ** 2)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(height * x, 1))
+
+    alone = ig.maximize_mi(model, "x", "y", **QUIET)
+    assert float(alone.params["a"]) == pytest.approx(-1.0, abs=0.1)
+    several = ig.maximize_mi(model, "x", "y", num_restarts=6, **QUIET)
+    assert float(several.params["a"]) == pytest.approx(1.5, abs=0.05)
+    values = several.diagnostics["restarts"]
+    assert len(values) == 6
+    assert several.estimate.value == max(values)
+
+
+# -- when things go wrong -----------------------------------------------------------
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
+    """The parameter falls onto a point where the gradient of a root is not a number."""
+
+    def model():
+        p = numpyro.param("p", 0.3)
+        numpyro.deterministic("cost", p)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(jnp.sqrt(p) * x, 1))
+
+    result = ig.maximize(
+        XY - 2 * ig.Expectation(cost),
+        model,
+        optimizer=optax.sgd(1.0),
+        num_steps=8,
+        **QUIET,
+    )
+    assert np.isfinite(result.params["p"])
+    skipped = result.diagnostics["skipped_steps"]
+    assert skipped == int(np.sum(~result.history["finite"])) > 0
+    assert f"{skipped} steps were not finite and were skipped" in result.status
+
+
+def test_interruption_returns_what_there_is(monkeypatch) -> None:
+    calls = []
+    real = infomax.ascend_many
+
+    def second_time_interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(infomax, "ascend_many", second_time_interrupted)
+    result = ig.maximize_mi(
+        links.link, "x", "y", projection=SPHERE, num_steps=100, **QUIET
+    )
+    assert "interrupted" in result.status
+    assert result.history["params"]["a"].shape == (infomax.CHUNK,)
+    assert 0.2 < result.estimate.value < 0.3284
+
+
+def test_interruption_before_the_first_step(monkeypatch) -> None:
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(infomax, "ascend_many", interrupted)
+    result = ig.maximize_mi(
+        links.link, "x", "y", projection=SPHERE, num_steps=100, **QUIET
+    )
+    assert "interrupted" in result.status
+    assert result.params["a"] == 1.0
+    assert result.history == {}
+
+
+def test_a_problem_without_a_maximum_says_so() -> None:
+    result = ig.maximize_mi(gain, "x", "y", **QUIET)
+    assert "still promised a rise" in result.status
+    assert "projection" in result.status
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": 2.5}, "num_steps"),
+        ({"num_restarts": 0}, "num_restarts"),
+        ({"num_samples": 1000}, "num_samples"),
+        ({"optimizer": "adam"}, "optimizer"),
+        ({"projection": 3.0}, "projection"),
+        ({"projection": lambda p: p["a"]}, "projection"),
+        ({"scores": "nonsense"}, "scores"),
+    ],
+)
+def test_settings_out_of_range(settings, words) -> None:
+    with pytest.raises(ig.errors.ArgumentError, match=words):
+        ig.maximize_mi(gain, "x", "y", **QUIET, **settings)
+
+
+def test_progress_bar(capsys) -> None:
+    settings = {"projection": SPHERE, "num_steps": 20}
+    ig.maximize_mi(links.link, "x", "y", progress_bar=False, **settings)
+    assert capsys.readouterr() == ("", "")
+    ig.maximize_mi(links.link, "x", "y", **settings)
+    assert "gradient norm" in capsys.readouterr().err
+
+
+# -- signs, keys, and the object -----------------------------------------------------
+
+
+def test_minimize_reports_the_objective_itself() -> None:
+    def model():
+        a = numpyro.param("a", 2.0)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal((a - 0.7) * x, 1))
+
+    result = ig.minimize(ig.Entropy("y"), model, **QUIET)
+    floor = 0.5 * math.log(2 * math.pi * math.e)
+    assert float(result.params["a"]) == pytest.approx(0.7, abs=0.05)
+    assert result.estimate.value == pytest.approx(floor, abs=2e-3)
+    objective = result.history["objective"]
+    assert objective[0] > objective[-1] > floor - 1e-5
+    assert np.sum(result.history["gain"]) < 0
+
+
+def test_same_key_same_result_other_key_another() -> None:
+    def final(seed):
+        key = jax.random.key(seed)
+        result = ig.maximize_mi(
+            links.link,
+            "x",
+            "y",
+            projection=SPHERE,
+            scores=AVERAGE,
+            num_steps=20,
+            rng_key=key,
+            **QUIET,
+        )
+        return float(result.params["b"])
+
+    assert final(1) == final(1) != final(2)
+
+
+def test_object_in_the_shape_of_svi() -> None:
+    ascent = ig.InfoMax(links.link, XY, optax.sgd(0.1), projection=SPHERE)
+    state = ascent.init(jax.random.key(0), init_params={"a": 0.0, "b": 3.0})
+    assert float(ascent.get_params(state)["b"]) == pytest.approx(1.0)  # projected
+    values = []
+    for _ in range(10):
+        state, info = ascent.update(state)
+        values.append(float(info.objective))
+        assert bool(info.finite)
+    assert np.all(np.diff(values) > 0)
+    assert int(state.step) == 10
+    result = ascent.run(jax.random.key(0), 10, progress_bar=False)
+    assert result.history["params"]["a"].shape == (10,)
+
+
+def test_update_takes_new_arguments_of_the_model() -> None:
+    def model(noise):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, noise))
+
+    ascent = ig.InfoMax(model, XY, optax.sgd(0.1))
+    state = ascent.init(jax.random.key(0), 1.0)
+    _, info = ascent.update(state)
+    assert float(info.gradient_norm) == pytest.approx(0.5, abs=1e-5)
+    _, info = ascent.update(state, 2.0)
+    assert float(info.gradient_norm) == pytest.approx(0.2, abs=1e-5)
+
+
+def test_module_encoder_gains_information() -> None:
+    """A network before a saturating amplifier, its weights on a ball."""
+
+    def inside(params):
+        return optax.projections.projection_l2_ball(params, 3.0)
+
+    small = {"num_samples": 1024, "num_components": 1024}
+    sm = ig.structural_model(links.saturated_network)
+    start = ig.mutual_information(sm, "u", "y", params=inside(sm.params), **small)
+    result = ig.maximize_mi(
+        sm,
+        "u",
+        "y",
+        scores=LEARN,
+        projection=inside,
+        num_steps=40,
+        num_samples=1024,
+        **QUIET,
+    )
+    end = ig.mutual_information(sm, "u", "y", params=result.params, **small)
+    assert end.lower > start.upper + 0.1
+    assert float(optax.tree.norm(result.params)) <= 3.0 + 1e-4
