@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 import math
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -312,6 +313,14 @@ def estimate_gradient(
         value = jax.tree.map(jnp.add, value, sampled)
         diagnostics["num_samples"] = size
         diagnostics |= {name: float(v) for name, v in evidence.items()}
+    bad = [n for n in value if not all(map(_is_finite, jax.tree.leaves(value[n])))]
+    if bad:
+        warnings.warn(
+            f"the gradient of {', '.join(map(repr, bad))} is not finite at these "
+            "parameter values. Move away from where a density degenerates, or enable "
+            "x64.",
+            stacklevel=3,
+        )
     return Gradient(value, error, diagnostics)
 
 
@@ -320,6 +329,10 @@ def _exact_gradient(
     forward: Program, spec: NoiseSpec, terms: tuple[Term, ...], params: Any
 ) -> Any:
     return jax.grad(lambda p: gaussian_entropies(forward, spec, terms, p))(params)
+
+
+def _is_finite(x: jax.Array) -> bool:
+    return bool(jnp.all(jnp.isfinite(x)))
 
 
 def is_sound(evidence: Mapping[str, float]) -> bool:

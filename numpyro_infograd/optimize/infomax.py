@@ -60,7 +60,8 @@ class InfoMax:
         objective: Built from `MI`, `Entropy`, `Expectation`.
         optimizer: An optax transformation or a numpyro optimizer, descending as they
             do on the negative objective. None is Adam with a cosine decay and a rate
-            scaled to the parameters.
+            scaled to the parameters. With a projection it sees the part of the
+            gradient along which the constraint lets the parameters move.
         scores: As in `gradient`.
         num_samples: Samples of a step, a power of two; None for the method's default.
         projection: Function of the parameter dict, in constrained space, applied
@@ -437,6 +438,11 @@ class _Run:
                 history["objective"] = pick.objective
             skipped = int(np.sum(~pick.finite))
         status = self.status
+        if infos is not None and infos.gradient_norm[best, 0] == 0:
+            status += (
+                "; the gradient was zero at the start, which may be a saddle: try "
+                "other init_params or num_restarts"
+            )
         if skipped:
             status += f"; {skipped} steps were not finite and were skipped"
         if estimates[best] is None:

@@ -37,6 +37,8 @@ def resolve_method(scores: object) -> object:
             return scores
         if scores in REGISTRY:
             return REGISTRY[scores]()
+    elif isinstance(scores, type):
+        raise ArgumentError(f"scores={scores.__name__} is a class: call it first.")
     elif isinstance(scores, Exact) or hasattr(scores, "score"):
         return scores
     known = ", ".join(repr(name) for name in ("auto", *REGISTRY))
