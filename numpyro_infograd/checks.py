@@ -27,7 +27,7 @@ from numpyro_infograd.errors import (
     SiteError,
 )
 from numpyro_infograd.noise import draw_noise
-from numpyro_infograd.objectives import Objective
+from numpyro_infograd.objectives import Objective, resolve
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
 
@@ -127,20 +127,23 @@ def check_densities(sm: StructuralModel, densities: Iterable[Density]) -> None:
 
 
 def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
-    """Each set of continuous sites carries as many noise dimensions as values.
+    """Each entropy's sites carry as many noise dimensions, given the rest, as values.
 
     Raises:
         DegenerateError: where the Jacobian in all noise is short of rank.
     """
-    for joint in objective.entropies:
-        sites = tuple(
-            s for s in sm.sites if s in joint and not sm.site_info[s].discrete
-        )
-        if not sites:
-            continue
-        rank, size = _rank(sm, sites, params)
+
+    def continuous(sites: Iterable[str]) -> tuple[str, ...]:
+        return tuple(s for s in sites if not sm.site_info[s].discrete)
+
+    for term in resolve(objective, sm):
+        sites, given = continuous(term.sites), continuous(term.given)
+        size = sum(sm.site_info[s].size for s in sites)
+        rank = _rank(sm, sites + given, params) if sites else 0
+        if sites and given:
+            rank -= _rank(sm, given, params)
         if rank < size:
-            names = _list(sites)
+            names = _list(sites + given)
             raise DegenerateError(
                 f"{names} together have {size} dimensions but only {rank} of noise at "
                 "these parameter values: a part is a function of the rest, and "
@@ -162,8 +165,8 @@ def _list(names: Iterable[str]) -> str:
 # -- rank --------------------------------------------------------------------------
 
 
-def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> tuple[int, int]:
-    """Rank of the sites' Jacobian in the noise, and their number of dimensions.
+def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> int:
+    """Rank of the sites' Jacobian in the noise.
 
     A site made from a PRNG key has no noise to differentiate in; its value takes the
     noise's place.
@@ -188,15 +191,20 @@ def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> tuple[int
     jacobians = _jacobians(
         sm.forward, forward, params, jax.random.key(1), sm.spec, sites, columns, opaque
     )
-    size = sum(sm.site_info[s].size for s in sites)
-    if keyed_scan:
-        return size, size  # noise that no Jacobian shows
+    if keyed_scan:  # noise that no Jacobian shows
+        return sum(sm.site_info[s].size for s in sites)
     ranks = []
     for jacobian in np.asarray(jacobians, np.float64):
+        if not np.all(np.isfinite(jacobian)):
+            raise DegenerateError(
+                f"the derivative of {_list(sites)} in the noise is not finite at these "
+                "parameter values. Use the double-where trick around the square root, "
+                "division or logarithm."
+            )
         scale = np.linalg.norm(jacobian, axis=1, keepdims=True)
         scaled = jacobian / np.where(scale > 0, scale, 1.0)
         ranks.append(int(np.linalg.matrix_rank(scaled, tol=3e-6 * max(scaled.shape))))
-    return max(ranks), size
+    return max(ranks)
 
 
 @jax.jit(static_argnames=("spec", "sites", "columns", "opaque"))
@@ -236,7 +244,7 @@ def _jacobians(
 
 def _check_jumps(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> None:
     """Refuse hard jumps; probe switches, which may be continuous."""
-    code, wrt = sm.forward.code, sm.forward.input_indices(0)
+    wrt = sm.forward.input_indices(0)
     where = {i: s for s in sites for i in sm.forward.output_indices(s)}
     remedy = (
         "The pathwise gradient does not see a jump. Soften it, put noise before it, "
@@ -254,7 +262,7 @@ def _check_jumps(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> No
     if not switched:
         return
     names = tuple(sorted(switched))
-    found = code.fact(("jump", names), lambda: _probe(sm, names, params))
+    found = _probe(sm, names, params)
     if found:
         raise JumpError(f"{found[0]} {remedy}")
 
@@ -274,8 +282,8 @@ def _probe(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> list[str
         low, high, scale = _flips(sm.forward, predicates, point, noise)
         for name in sites:
             spread = np.maximum(np.asarray(scale[name]), 1e-6)
-            gap = np.abs(np.asarray(high[name]) - np.asarray(low[name])) / spread
-            if np.nanmax(gap, initial=0.0) > _JUMP:
+            wide, narrow = np.asarray(low[name]), np.asarray(high[name])
+            if np.any((narrow > 0.5 * wide) & (narrow > _JUMP * spread)):
                 return [
                     f"site {name!r} jumps where a condition that depends on a "
                     "parameter changes (where, select or cond)."
@@ -346,10 +354,13 @@ def _flips(
                 return jnp.where(same, middle, low), jnp.where(same, high, middle)
 
             bracket = (jnp.zeros(()), jnp.ones(()))
-            low, high = jax.lax.fori_loop(0, 40, halve, bracket)
-            high = jnp.where(flips, high, low)
-            at = [forward(params, between(a, b, t)) for t in (low, high)]
-            return at[0], at[1]
+            gaps = []
+            for halvings in (12, 10):  # what is continuous shrinks with the bracket
+                bracket = jax.lax.fori_loop(0, halvings, halve, bracket)
+                low, high = bracket[0], jnp.where(flips, bracket[1], bracket[0])
+                sides = [forward(params, between(a, b, t)) for t in (low, high)]
+                gaps.append(jax.tree.map(lambda x, y: jnp.abs(x - y), *sides))
+            return gaps[0], gaps[1]
 
         count = len(states(jnp.zeros(())))
         return jax.tree.map(lambda *x: jnp.stack(x), *map(bisect, range(count)))

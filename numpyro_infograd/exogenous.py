@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable
 import copy
 import functools
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,11 +32,12 @@ import numpy as np
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jax.scipy.special import erfinv, logit, ndtr, ndtri
+from jax.scipy.special import logit, ndtr, ndtri
 
 import numpyro.distributions as dist
 from numpyro.distributions import Distribution, constraints, transforms as maps
 
+from numpyro_infograd import samplers
 from numpyro_infograd.errors import ArgumentError, ModelError
 
 
@@ -141,64 +141,58 @@ def _on_the_line(support) -> bool:
     return support is constraints.real
 
 
-# --- formulas longer than a line -------------------------------------------------
-
-
-def _halves(below, above):
-    # below(t) is the quantile at t < 1/2, above(t) the one at 1 - t. Each half counts
-    # from its own end, because 1 - u keeps its digits only for u >= 1/2.
-    def quantile(u):
+def _quantile(u):
         t = jnp.where(u < 0.5, u, 1 - u)
         return jnp.where(u < 0.5, below(t), above(t))
 
     return quantile
 
 
-def _odd(below):
-    return _halves(below, lambda t: -below(t))
+def odd(below):
+    return halves(below, lambda t: -below(t))
 
 
-_laplace = _odd(lambda t: jnp.log(2 * t))
-_cauchy = _odd(lambda t: -1 / jnp.tan(jnp.pi * t))
-_soft_laplace = _odd(lambda t: jnp.log(jnp.tan(jnp.pi / 2 * t)))
-_half_normal = _halves(lambda t: math.sqrt(2) * erfinv(t), lambda t: -ndtri(t / 2))
-_half_cauchy = _halves(
+laplace = odd(lambda t: jnp.log(2 * t))
+cauchy = odd(lambda t: -1 / jnp.tan(jnp.pi * t))
+soft_laplace = odd(lambda t: jnp.log(jnp.tan(jnp.pi / 2 * t)))
+half_normal = halves(lambda t: math.sqrt(2) * erfinv(t), lambda t: -ndtri(t / 2))
+half_cauchy = halves(
     lambda t: jnp.tan(jnp.pi / 2 * t), lambda t: 1 / jnp.tan(jnp.pi / 2 * t)
 )
 
 
-def _dagum(d, u):
+def dagum(d, u):
     y = -jnp.log(u) / d.concentration  # below, log(expm1(y)) without overflow
     return d.scale * jnp.exp(-(y + jnp.log(-jnp.expm1(-y))) / d.sharpness)
 
 
-def _kumaraswamy(d, u):
+def kumaraswamy(d, u):
     power = -jnp.expm1(jnp.log1p(-u) / d.concentration0)
     x = power ** (1 / d.concentration1)
     info = jnp.finfo(x.dtype)  # the log density may be infinite at 0 and at 1
     return jnp.clip(x, info.tiny, 1 - info.epsneg)
 
 
-def _times(matrix, z):
+def times(matrix, z):
     return jnp.einsum("...ij,...j->...i", matrix, z)
 
 
-def _low_rank(d, z):
+def low_rank(d, z):
     n = d.event_shape[0]
-    return d.loc + _times(d.cov_factor, z[..., n:]) + jnp.sqrt(d.cov_diag) * z[..., :n]
+    return d.loc + times(d.cov_factor, z[..., n:]) + jnp.sqrt(d.cov_diag) * z[..., :n]
 
 
-def _car(d, z):
+def car(d, z):
     fn = dist.MultivariateNormal(d.mean, precision_matrix=d.precision_matrix)
-    return fn.loc + _times(fn.scale_tril, z)
+    return fn.loc + times(fn.scale_tril, z)
 
 
-def _projected_normal(d, z):
+def projected_normal(d, z):
     x = d.concentration + z
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def _cdf(d, x):
+def cdf(d, x):
     if type(d) is not dist.Laplace:
         return d.cdf(x)
     # NumPyro's cdf of Laplace has derivative 0 at the median, where a truncation
@@ -221,7 +215,7 @@ def _truncated(d, u):
 
     def interpolate(sign):
         def at(x):
-            return _cdf(base, base.loc + sign * (x - base.loc))
+            return samplers.cdf(base, base.loc + sign * (x - base.loc))
 
         first = 0.5 - 0.5 * sign if low is None else at(low)
         last = 0.5 + 0.5 * sign if high is None else at(high)
@@ -233,21 +227,13 @@ def _truncated(d, u):
     return jnp.clip(jnp.where(below < above, x, 2 * base.loc - x), low, high)
 
 
-_SYMMETRIC = (dist.Cauchy, dist.Laplace, dist.Logistic, dist.Normal, dist.SoftLaplace)
-
-
 def _truncated_reason(d) -> str:
-    known = type(d.base_dist) in _SYMMETRIC
-    return "" if known else _no_quantile(d, d.base_dist)
-
-
-def _no_quantile(d, base) -> str:
-    name = type(base).__name__
-    return f"{type(d).__name__}: no quantile function of {name} is known"
+    known = type(d.base_dist) in samplers.SYMMETRIC
+    return "" if known else samplers.no_quantile(d, d.base_dist)
 
 
 def _copula(d, z):
-    g = _times(d.base_dist.scale_tril, z)
+    g = samplers.times(d.base_dist.scale_tril, z)
     row = _TABLE[type(d.marginal_dist)]
     if row.noise(d.marginal_dist, ()).kind == "uniform":
         eps = jnp.finfo(g.dtype).epsneg
@@ -259,7 +245,7 @@ def _copula_reason(d) -> str:
     m = d.marginal_dist
     single = type(m) in _BUILT_IN and type(m) not in _WRAPPERS and not m.event_shape
     known = single and _row(m).noise(m, ()).kind in ("normal", "uniform")
-    return "" if known else _no_quantile(d, m)
+    return "" if known else samplers.no_quantile(d, m)
 
 
 def _euler_maruyama(d, key, s):
@@ -340,46 +326,52 @@ _LOW, _HIGH, _LOW_HIGH = _at("low"), _at("high"), _at("low", "high")
 _TABLE: dict[type, _Row] = _WRAPPERS | {
     # one normal for each coordinate
     dist.Normal: _normal(lambda d, z: d.loc + d.scale * z),
-    dist.MultivariateNormal: _normal(lambda d, z: d.loc + _times(d.scale_tril, z)),
+    dist.MultivariateNormal: _normal(
+        lambda d, z: d.loc + samplers.times(d.scale_tril, z)
+    ),
     dist.LowRankMultivariateNormal: _normal(
-        _low_rank, event=lambda d: (d.event_shape[0] + d.cov_factor.shape[-1],)
+        samplers.low_rank, event=lambda d: (d.event_shape[0] + d.cov_factor.shape[-1],)
     ),
     dist.MatrixNormal: _normal(
         lambda d, z: d.loc + d.scale_tril_row @ z @ d.scale_tril_column.mT
     ),
-    dist.CAR: _normal(_car),
+    dist.CAR: _normal(samplers.car),
     dist.GaussianRandomWalk: _normal(
         lambda d, z: jnp.expand_dims(d.scale, -1) * jnp.cumsum(z, axis=-1)
     ),
-    dist.ProjectedNormal: _normal(_projected_normal),
+    dist.ProjectedNormal: _normal(samplers.projected_normal),
     dist.GaussianCopula: _normal(
         _copula, lambda d: _ends(d.marginal_dist), _copula_reason
     ),
     # one uniform, through the quantile function
     dist.AsymmetricLaplace: _uniform(lambda d, u: d.icdf(u)),
     dist.AsymmetricLaplaceQuantile: _uniform(lambda d, u: d.icdf(u)),
-    dist.Cauchy: _uniform(lambda d, u: d.loc + d.scale * _cauchy(u)),
+    dist.Cauchy: _uniform(lambda d, u: d.loc + d.scale * samplers.cauchy(u)),
     dist.Dagum: _uniform(
-        _dagum, _unless_above_one(lambda d: d.concentration * d.sharpness)
+        samplers.dagum, _unless_above_one(lambda d: d.concentration * d.sharpness)
     ),
     dist.DoublyTruncatedPowerLaw: _uniform(lambda d, u: d.icdf(u), _LOW_HIGH),
     dist.Exponential: _uniform(lambda d, u: -jnp.log1p(-u) / d.rate, _fixed),
     dist.Gompertz: _uniform(lambda d, u: d.icdf(u), _fixed),
     dist.Gumbel: _uniform(lambda d, u: d.loc - d.scale * jnp.log(-jnp.log(u))),
-    dist.HalfCauchy: _uniform(lambda d, u: d.scale * _half_cauchy(u), _fixed),
-    dist.HalfNormal: _uniform(lambda d, u: d.scale * _half_normal(u), _fixed),
-    dist.Kumaraswamy: _uniform(_kumaraswamy, _fixed),
-    dist.Laplace: _uniform(lambda d, u: d.loc + d.scale * _laplace(u)),
-    dist.LeftTruncatedDistribution: _uniform(_truncated, _LOW, _truncated_reason),
+    dist.HalfCauchy: _uniform(lambda d, u: d.scale * samplers.half_cauchy(u), _fixed),
+    dist.HalfNormal: _uniform(lambda d, u: d.scale * samplers.half_normal(u), _fixed),
+    dist.Kumaraswamy: _uniform(samplers.kumaraswamy, _fixed),
+    dist.Laplace: _uniform(lambda d, u: d.loc + d.scale * samplers.laplace(u)),
+    dist.LeftTruncatedDistribution: _uniform(
+        _truncated, _LOW, _truncated_reason
+    ),
     dist.LeftTruncatedGamma: _uniform(lambda d, u: d.icdf(u), _LOW),
     dist.Levy: _uniform(lambda d, u: d.loc + d.scale / ndtri(u / 2) ** 2),
     dist.Logistic: _uniform(lambda d, u: d.loc + d.scale * logit(u)),
     dist.LowerTruncatedPowerLaw: _uniform(
         lambda d, u: d.low * jnp.exp(jnp.log1p(-u) / (1 + d.alpha)), _LOW
     ),
-    dist.RightTruncatedDistribution: _uniform(_truncated, _HIGH, _truncated_reason),
+    dist.RightTruncatedDistribution: _uniform(
+        _truncated, _HIGH, _truncated_reason
+    ),
     dist.RightTruncatedGamma: _uniform(lambda d, u: d.icdf(u), _HIGH),
-    dist.SoftLaplace: _uniform(lambda d, u: d.loc + d.scale * _soft_laplace(u)),
+    dist.SoftLaplace: _uniform(lambda d, u: d.loc + d.scale * samplers.soft_laplace(u)),
     dist.TwoSidedTruncatedDistribution: _uniform(
         _truncated, _LOW_HIGH, _truncated_reason
     ),

@@ -16,7 +16,7 @@ import numbers
 from typing import Any, NamedTuple
 
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.structure import Density, StructuralModel
+from numpyro_infograd.structure import Density, StructuralModel, appended_name
 
 Sites = str | Iterable[str]
 Joint = frozenset[str]
@@ -148,7 +148,8 @@ def Entropy(sites: Sites, given: Sites = ()) -> Objective:
     if not a:
         raise ArgumentError("Entropy needs at least one site.")
     if set(a) & set(c):
-        raise ArgumentError(f"sites and given share {sorted(set(a) & set(c))}.")
+        shared = ", ".join(map(repr, sorted(set(a) & set(c))))
+        raise ArgumentError(f"sites and given share {shared}. They must be disjoint.")
     entropies = {frozenset(a + c): 1.0}
     if c:
         entropies[frozenset(c)] = -1.0
@@ -237,7 +238,10 @@ def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
     if not all(_has_density(sm, s) for s in rest):
         return False
     density: Density = sm.density(tuple(rest), tuple(sorted(inner)))
-    return not set(density.hidden) & sm.noise_of(inner)
+    # The noise that makes `rest` must not reach `inner` either: p(cause | effect) is
+    # not the density of the cause.
+    own = {appended_name(s) if s in sm.appended else s for s in rest}
+    return not (set(density.hidden) | own) & sm.noise_of(inner)
 
 
 def _has_density(sm: StructuralModel, site: str) -> bool:

@@ -118,6 +118,7 @@ class StructuralModel:
         site_info: `Site` record of every site, in the model's order.
         forward: The traced map from (params, noise) of one sample to its values.
         appended: Variance of Gaussian noise appended to a site, where there is any.
+        clean: The model before noise was appended.
     """
 
     params: dict[str, Any]
@@ -126,6 +127,7 @@ class StructuralModel:
     run: Callable[..., tuple[Values, Values, dict[str, Any]]]
     forward: Program
     appended: dict[str, float] = field(default_factory=dict)
+    clean: StructuralModel | None = None
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -347,6 +349,17 @@ class StructuralModel:
                     f"append_noise names {name!r}, which is no site of the model "
                     f"(it has: {', '.join(self.sites)})."
                 )
+        for name, variance in variances.items():
+            if not 0 <= float(variance) < math.inf:
+                raise ArgumentError(
+                    f"append_noise gives {name!r} a variance of {variance}: it must be "
+                    "finite and not negative."
+                )
+        if self.clean is not None:  # variances of independent noises add up
+            total = dict(self.appended)
+            for name, variance in variances.items():
+                total[name] = total.get(name, 0.0) + variance
+            return self.clean.append_noise(total)
         scales = {name: jnp.sqrt(jnp.asarray(v)) for name, v in variances.items()}
         inner = self.run
 
@@ -369,7 +382,7 @@ class StructuralModel:
             return values, log_prob, boundary
 
         extra = {appended_name(name) for name in scales}
-        edited = replace(self, run=run, appended=self.appended | dict(variances))
+        edited = replace(self, run=run, appended=dict(variances), clean=self)
         forward = Program.trace(
             lambda params, noise: run(params, noise, {})[0],
             self.params,

@@ -112,7 +112,10 @@ class _Generate(Messenger):
 
     def _draw(self, name: str, fn: Any, sample_shape: tuple[int, ...]) -> jax.Array:
         """A site's value from its noise; the scope marks it as a trusted sampler."""
-        law = exogenous.noise_of(fn, sample_shape)
+        try:
+            law = exogenous.noise_of(fn, sample_shape)
+        except ModelError as error:
+            raise ModelError(f"site {name!r}: {error}") from None
         self._laws[name] = law
         noise = noise_like(((name, law),)) if self.noise is None else self.noise
         with jax.named_scope("exogenous"):
@@ -140,7 +143,7 @@ class _Generate(Messenger):
             kind="sample",
             shape=value.shape,
             dtype=value.dtype,
-            noise=self._laws.get(name) if state == "free" else None,
+            noise=self._laws.get(name) if state in ("free", "intervened") else None,
             distribution=_class_name(fn),
             reason=exogenous.reason_not_reparametrized(fn),
             discrete=bool(fn.support.is_discrete),
@@ -163,6 +166,12 @@ class _Generate(Messenger):
         )
 
     def _param(self, msg: Any) -> None:
+        if msg.get("_control_flow_done"):
+            raise ModelError(
+                f"parameter {msg['name']!r} is declared inside a scan or a cond, where "
+                "NumPyro hands no value to it. Write numpyro.param before the scan and "
+                "use its value inside."
+            )
         if self.params is not None and msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
 
@@ -361,9 +370,10 @@ def structural_model(
 
 def _check_finite(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path((args, dict(kwargs)))[0]:
-        if isinstance(leaf, jax.core.Tracer) or not hasattr(leaf, "dtype"):
+        if isinstance(leaf, jax.core.Tracer):
             continue
-        floating = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        number = isinstance(leaf, (float, complex)) or hasattr(leaf, "dtype")
+        floating = number and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
         if floating and not np.all(np.isfinite(np.asarray(leaf))):
             raise ArgumentError(
                 f"model argument {jax.tree_util.keystr(path)} has values that are not "

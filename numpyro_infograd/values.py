@@ -118,7 +118,7 @@ def estimate(
     key = jax.random.key(0) if rng_key is None else rng_key
     checks.check_objective(objective, sm)
     checks.check_rank(objective, sm, complete)
-    size = check_num_samples(num_samples, Mixture())
+    size = check_num_samples(num_samples, 4096)
     why = why_not_exact(sm, objective.sites)
     if method == "exact" and why:
         raise ArgumentError(

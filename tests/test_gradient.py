@@ -4,7 +4,6 @@
 import links
 import numpy as np
 import pytest
-import truths
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,11 @@ import numpyro.distributions as dist
 from helpers import assert_within
 import numpyro_infograd as ig
 from numpyro_infograd.scores import Analytic, Denoising, Mixture
+import truths
 
 XY = ig.MI("x", "y")
-LEARN = Denoising(hidden=(32, 32), num_steps=200, pool_size=16384, num_samples=8192)
-AVERAGE = Mixture(num_components=2048, num_samples=4096)
+LEARN = Denoising(hidden=(32, 32), num_steps=150, pool_size=16384, num_samples=4096)
+AVERAGE = Mixture(num_components=1024, num_samples=2048)
 METHODS = {"exact": "exact", "mixture": AVERAGE, "denoising": LEARN}
 named = pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
 sampled = pytest.mark.parametrize(
@@ -163,6 +163,7 @@ def test_wrong_sign_is_caught() -> None:
         check(found, truth, 0.01)
 
 
+@pytest.mark.slow
 @sampled
 def test_gamma_noise_has_the_right_gradient(scores) -> None:
     """dI/da = E[x (s(y|x) - s(y))] by a double grid, for y = a x + Gamma(3)."""
@@ -385,6 +386,7 @@ def test_double_precision(x64) -> None:
     check(average, {"a": 0.25, "b": 0.25}, 0.01)
 
 
+@pytest.mark.slow
 def test_heavy_tailed_noise_has_the_right_gradient() -> None:
     """y = a x + Cauchy on a double grid."""
     t = np.linspace(-np.pi / 2, np.pi / 2, 20003)[1:-1]

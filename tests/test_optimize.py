@@ -6,7 +6,6 @@ import math
 import links
 import numpy as np
 import pytest
-import truths
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +18,14 @@ from numpyro.distributions import constraints
 import numpyro_infograd as ig
 from numpyro_infograd.optimize import infomax
 from numpyro_infograd.scores import Denoising, Mixture
+import truths
 
 XY = ig.MI("x", "y")
 SPHERE = optax.projections.projection_l2_sphere
 LEARN = Denoising(
     hidden=(16,), num_steps=50, num_warm_steps=5, pool_size=8192, warm_pool_size=2048
 )
-AVERAGE = Mixture(num_components=512)
+AVERAGE = Mixture(num_components=256)
 METHODS = {
     "auto": "auto",
     "exact": "exact",
@@ -166,7 +166,8 @@ def water(constraint=None, total: float = 1.0):
 
 def test_simplex_parameter() -> None:
     result = ig.maximize_mi(water(constraints.simplex), "x", "y", **QUIET)
-    np.testing.assert_allclose(result.params["p"], [0.8, 0.2], atol=0.01)
+    assert result.estimate.value == pytest.approx(0.5 * math.log(6.25), abs=5e-4)
+    np.testing.assert_allclose(result.params["p"], [0.8, 0.2], atol=0.03)
 
 
 def test_simplex_projection_fills_water() -> None:
@@ -350,6 +351,7 @@ def test_update_takes_new_arguments_of_the_model() -> None:
     assert float(info.gradient_norm) == pytest.approx(0.2, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_module_encoder_gains_information() -> None:
     """A network before a saturating amplifier, its weights on a ball."""
 

@@ -50,7 +50,7 @@ SMALL = scores.Denoising(num_networks=2, pool_size=16384)
 # Every message ends with what to do.
 REMEDY = re.compile(
     r"\b([Uu]se|Make|Add|[Ll]eave|Give|Pass|pass|Soften|Express|Write|Clean|Name|"
-    r"freeze|Raise|take|Observe|mark|one of|must|derive|needs|it has)\b"
+    r"freeze|Raise|take|Observe|mark|one of|must|derive|needs|it has|call)\b"
 )
 
 
@@ -863,11 +863,15 @@ def test_python_float_that_is_not_finite():
             call=lambda: ig.structural_model(model, float("nan")))  # fmt: skip
 
 
-@pytest.mark.parametrize("bad", ["mixtures", "", None, 3, "Exact", scores.Mixture])
+@pytest.mark.parametrize("bad", ["mixtures", "", None, 3, "Exact"])
 def test_bad_scores(bad):
     refuses_gradient(
         ArgumentError, "'mixture'", "'denoising'", repr(bad), model=affine, scores=bad
     )
+
+
+def test_scores_as_a_class():
+    refuses_gradient(ArgumentError, "Mixture", model=affine, scores=scores.Mixture)
 
 
 @pytest.mark.parametrize("bad", [0, -4, 1000, 2048.0, "1024"])

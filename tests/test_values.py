@@ -6,13 +6,13 @@ import math
 import links
 import numpy as np
 import pytest
-import truths
 
 import numpyro
 import numpyro.distributions as dist
 
 from helpers import assert_within
 import numpyro_infograd as ig
+import truths
 
 SMALL = {"num_samples": 2048, "num_components": 2048}
 

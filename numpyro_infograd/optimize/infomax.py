@@ -49,7 +49,7 @@ CHUNK = 20  # steps of one compiled scan; the progress bar moves between them
 CYCLE = 200  # steps of one cosine decay when the number of steps is left open
 MAX_CYCLES = 5
 NEGLIGIBLE = 3e-4  # nats (or share of the gain) that a move of one percent promises
-_STEP_SAMPLES = {"Mixture": 512, "Denoising": 4096}
+_STEP_SAMPLES = {"Mixture": 2048, "Denoising": 4096}
 
 
 class InfoMax:

@@ -71,8 +71,8 @@ class Mixture:
         block_size: Components handled at once; memory is samples times this.
     """
 
-    num_components: int = 4096
-    num_samples: int = 4096
+    num_components: int = 1024
+    num_samples: int = 16384
     block_size: int = 128
 
     def check(self, density: Density) -> None:

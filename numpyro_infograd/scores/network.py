@@ -75,8 +75,8 @@ class Ensemble:
             gram = design.T @ design / len(design)
             ridge = RIDGE * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))
             solved = jnp.linalg.solve(gram + ridge, design.T @ y / len(design))
-            network.last.kernel.value = solved[:-1]
-            network.last.bias.value = solved[-1]
+            network.last.kernel[...] = solved[:-1]
+            network.last.bias[...] = solved[-1]
             return nnx.split(network)[1]
 
         return jax.vmap(one)(parameters, x, y)
