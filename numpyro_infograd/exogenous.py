@@ -141,65 +141,7 @@ def _on_the_line(support) -> bool:
     return support is constraints.real
 
 
-def _quantile(u):
-        t = jnp.where(u < 0.5, u, 1 - u)
-        return jnp.where(u < 0.5, below(t), above(t))
-
-    return quantile
-
-
-def odd(below):
-    return halves(below, lambda t: -below(t))
-
-
-laplace = odd(lambda t: jnp.log(2 * t))
-cauchy = odd(lambda t: -1 / jnp.tan(jnp.pi * t))
-soft_laplace = odd(lambda t: jnp.log(jnp.tan(jnp.pi / 2 * t)))
-half_normal = halves(lambda t: math.sqrt(2) * erfinv(t), lambda t: -ndtri(t / 2))
-half_cauchy = halves(
-    lambda t: jnp.tan(jnp.pi / 2 * t), lambda t: 1 / jnp.tan(jnp.pi / 2 * t)
-)
-
-
-def dagum(d, u):
-    y = -jnp.log(u) / d.concentration  # below, log(expm1(y)) without overflow
-    return d.scale * jnp.exp(-(y + jnp.log(-jnp.expm1(-y))) / d.sharpness)
-
-
-def kumaraswamy(d, u):
-    power = -jnp.expm1(jnp.log1p(-u) / d.concentration0)
-    x = power ** (1 / d.concentration1)
-    info = jnp.finfo(x.dtype)  # the log density may be infinite at 0 and at 1
-    return jnp.clip(x, info.tiny, 1 - info.epsneg)
-
-
-def times(matrix, z):
-    return jnp.einsum("...ij,...j->...i", matrix, z)
-
-
-def low_rank(d, z):
-    n = d.event_shape[0]
-    return d.loc + times(d.cov_factor, z[..., n:]) + jnp.sqrt(d.cov_diag) * z[..., :n]
-
-
-def car(d, z):
-    fn = dist.MultivariateNormal(d.mean, precision_matrix=d.precision_matrix)
-    return fn.loc + times(fn.scale_tril, z)
-
-
-def projected_normal(d, z):
-    x = d.concentration + z
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def cdf(d, x):
-    if type(d) is not dist.Laplace:
-        return d.cdf(x)
-    # NumPyro's cdf of Laplace has derivative 0 at the median, where a truncation
-    # often is.
-    z = (x - d.loc) / d.scale
-    tail = 0.5 * jnp.exp(jnp.where(z < 0, z, -z))
-    return jnp.where(z < 0, tail, 1 - tail)
+# --- formulas longer than a line -------------------------------------------------
 
 
 def _quantile(d, p):
@@ -227,9 +169,17 @@ def _truncated(d, u):
     return jnp.clip(jnp.where(below < above, x, 2 * base.loc - x), low, high)
 
 
+_SYMMETRIC = (dist.Cauchy, dist.Laplace, dist.Logistic, dist.Normal, dist.SoftLaplace)
+
+
 def _truncated_reason(d) -> str:
-    known = type(d.base_dist) in samplers.SYMMETRIC
-    return "" if known else samplers.no_quantile(d, d.base_dist)
+    known = type(d.base_dist) in _SYMMETRIC
+    return "" if known else _no_quantile(d, d.base_dist)
+
+
+def _no_quantile(d, base) -> str:
+    name = type(base).__name__
+    return f"{type(d).__name__}: no quantile function of {name} is known"
 
 
 def _copula(d, z):
@@ -245,7 +195,7 @@ def _copula_reason(d) -> str:
     m = d.marginal_dist
     single = type(m) in _BUILT_IN and type(m) not in _WRAPPERS and not m.event_shape
     known = single and _row(m).noise(m, ()).kind in ("normal", "uniform")
-    return "" if known else samplers.no_quantile(d, m)
+    return "" if known else _no_quantile(d, m)
 
 
 def _euler_maruyama(d, key, s):
@@ -358,18 +308,14 @@ _TABLE: dict[type, _Row] = _WRAPPERS | {
     dist.HalfNormal: _uniform(lambda d, u: d.scale * samplers.half_normal(u), _fixed),
     dist.Kumaraswamy: _uniform(samplers.kumaraswamy, _fixed),
     dist.Laplace: _uniform(lambda d, u: d.loc + d.scale * samplers.laplace(u)),
-    dist.LeftTruncatedDistribution: _uniform(
-        _truncated, _LOW, _truncated_reason
-    ),
+    dist.LeftTruncatedDistribution: _uniform(_truncated, _LOW, _truncated_reason),
     dist.LeftTruncatedGamma: _uniform(lambda d, u: d.icdf(u), _LOW),
     dist.Levy: _uniform(lambda d, u: d.loc + d.scale / ndtri(u / 2) ** 2),
     dist.Logistic: _uniform(lambda d, u: d.loc + d.scale * logit(u)),
     dist.LowerTruncatedPowerLaw: _uniform(
         lambda d, u: d.low * jnp.exp(jnp.log1p(-u) / (1 + d.alpha)), _LOW
     ),
-    dist.RightTruncatedDistribution: _uniform(
-        _truncated, _HIGH, _truncated_reason
-    ),
+    dist.RightTruncatedDistribution: _uniform(_truncated, _HIGH, _truncated_reason),
     dist.RightTruncatedGamma: _uniform(lambda d, u: d.icdf(u), _HIGH),
     dist.SoftLaplace: _uniform(lambda d, u: d.loc + d.scale * samplers.soft_laplace(u)),
     dist.TwoSidedTruncatedDistribution: _uniform(

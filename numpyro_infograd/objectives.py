@@ -174,7 +174,8 @@ def names(value: Sites, argument: str) -> tuple[str, ...]:
     Raises:
         ArgumentError: if anything in it is not a string.
     """
-    listed = (value,) if isinstance(value, str) else tuple(value)
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    listed = tuple(value) if several else (value,)
     for item in listed:
         if not isinstance(item, str):
             raise ArgumentError(

@@ -1,21 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
 """Formulas of the exogenous table that take more than a line."""
 
+import math
+
+import jax.numpy as jnp
+from jax.scipy.special import erfinv, ndtri
+
 import numpyro.distributions as dist
 
 
 def halves(below, above):
     # below(t) is the quantile at t < 1/2, above(t) the one at 1 - t. Each half counts
     # from its own end, because 1 - u keeps its digits only for u >= 1/2.
-    SYMMETRIC = (
-        dist.Cauchy,
-        dist.Laplace,
-        dist.Logistic,
-        dist.Normal,
-        dist.SoftLaplace,
-    )
+    def quantile(u):
+        t = jnp.where(u < 0.5, u, 1 - u)
+        return jnp.where(u < 0.5, below(t), above(t))
+
+    return quantile
 
 
-def no_quantile(d, base) -> str:
-    name = type(base).__name__
-    return f"{type(d).__name__}: no quantile function of {name} is known"
+def odd(below):
+    return halves(below, lambda t: -below(t))
+
+
+laplace = odd(lambda t: jnp.log(2 * t))
+cauchy = odd(lambda t: -1 / jnp.tan(jnp.pi * t))
+soft_laplace = odd(lambda t: jnp.log(jnp.tan(jnp.pi / 2 * t)))
+half_normal = halves(lambda t: math.sqrt(2) * erfinv(t), lambda t: -ndtri(t / 2))
+half_cauchy = halves(
+    lambda t: jnp.tan(jnp.pi / 2 * t), lambda t: 1 / jnp.tan(jnp.pi / 2 * t)
+)
+
+
+def dagum(d, u):
+    y = -jnp.log(u) / d.concentration  # below, log(expm1(y)) without overflow
+    return d.scale * jnp.exp(-(y + jnp.log(-jnp.expm1(-y))) / d.sharpness)
+
+
+def kumaraswamy(d, u):
+    power = -jnp.expm1(jnp.log1p(-u) / d.concentration0)
+    x = power ** (1 / d.concentration1)
+    info = jnp.finfo(x.dtype)  # the log density may be infinite at 0 and at 1
+    return jnp.clip(x, info.tiny, 1 - info.epsneg)
+
+
+def times(matrix, z):
+    return jnp.einsum("...ij,...j->...i", matrix, z)
+
+
+def low_rank(d, z):
+    n = d.event_shape[0]
+    return d.loc + times(d.cov_factor, z[..., n:]) + jnp.sqrt(d.cov_diag) * z[..., :n]
+
+
+def car(d, z):
+    fn = dist.MultivariateNormal(d.mean, precision_matrix=d.precision_matrix)
+    return fn.loc + times(fn.scale_tril, z)
+
+
+def projected_normal(d, z):
+    x = d.concentration + z
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def cdf(d, x):
+    if type(d) is not dist.Laplace:
+        return d.cdf(x)
+    # NumPyro's cdf of Laplace has derivative 0 at the median, where a truncation
+    # often is.
+    z = (x - d.loc) / d.scale
+    tail = 0.5 * jnp.exp(jnp.where(z < 0, z, -z))
+    return jnp.where(z < 0, tail, 1 - tail)

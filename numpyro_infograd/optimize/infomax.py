@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd import checks
-from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.errors import ArgumentError, InfogradError
 from numpyro_infograd.gradient import choose, fit_scores, is_sound
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.objectives import Objective
@@ -244,7 +244,12 @@ class InfoMax:
                 key,
             )
         return InfoMaxState(
-            free, self.optimizer.init(free), states, rng_key, jnp.zeros((), jnp.int32)
+            free,
+            free,
+            self.optimizer.init(free),
+            states,
+            rng_key,
+            jnp.zeros((), jnp.int32),
         )
 
     def _parts(self, params: Any) -> tuple[Setting, System]:
@@ -263,7 +268,11 @@ class InfoMax:
             size,
         )
         free = unconstrained(params, self._constraints())
-        scale = scales(free) if self.scaled else jax.tree.map(jnp.ones_like, free)
+        scale = (
+            scales(free, self._constraints())
+            if self.scaled
+            else jax.tree.map(jnp.ones_like, free)
+        )
         system = System(
             problem.sm.forward,
             problem.densities,
@@ -281,7 +290,7 @@ class InfoMax:
         """A start of the same size as the given one, in a random direction."""
         del args, kwargs, init_params
         free = unconstrained(params, self._constraints())
-        scale = scales(free)
+        scale = scales(free, self._constraints())
         leaves, tree = jax.tree.flatten(free)
         keys = jax.random.split(key, len(leaves))
         drawn = [
@@ -415,11 +424,11 @@ class _Run:
         assert problem is not None
         infos = (
             jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.chunks)
-            if (self.chunks)
+            if self.chunks
             else None
         )
-        finals = [constrained(f, ascent._constraints()) for f in self._free()]
-        estimates = [self._estimate(params) for params in finals]
+        ends = [self._end(index) for index in range(len(self.starts))]
+        finals, estimates, troubles = zip(*ends, strict=True)
         best = 0
         if len(finals) > 1:
             values = [e.value if e is not None else -np.inf for e in estimates]
@@ -446,7 +455,7 @@ class _Run:
         if skipped:
             status += f"; {skipped} steps were not finite and were skipped"
         if estimates[best] is None:
-            status += "; no estimator of the value applies to this model"
+            status += f"; no value: {troubles[best]}"
         diagnostics = {
             "method": type(problem.method).__name__.lower()
             if problem.method
@@ -457,15 +466,29 @@ class _Run:
         }
         return Result(finals[best], estimates[best], history, status, diagnostics)
 
-    def _estimate(self, params: Any) -> Estimate | None:
+    def _end(self, index: int) -> tuple[Any, Estimate | None, str]:
+        """Where a restart ended, its value, or why it has none.
+
+        The last step has not been looked at yet: if it led out of the domain, the
+        point before it counts.
+        """
         problem = self.ascent.problem
         assert problem is not None
-        try:
-            return estimate(
-                problem.objective,
-                problem.sm,
-                params=params,
-                rng_key=jax.random.fold_in(self.rng_key, 7),
-            )
-        except DensityError:
-            return None
+        trouble = ""
+        for free in (self.states.free, self.states.previous):
+            free = jax.tree.map(lambda x: x[index], free)
+            params = constrained(free, self.ascent._constraints())
+            try:
+                value = estimate(
+                    problem.objective,
+                    problem.sm,
+                    params=params,
+                    rng_key=jax.random.fold_in(self.rng_key, 7),
+                )
+            except InfogradError as error:
+                trouble = trouble or str(error)
+                continue
+            if math.isfinite(value.value):
+                return params, value, ""
+            trouble = trouble or "it is not finite at the last parameters"
+        return params, None, trouble

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.gradient import fit_scores, pull_back
@@ -34,6 +35,8 @@ class InfoMaxState(NamedTuple):
     Attributes:
         free: Parameters in the space that is optimised: constrained where a
             projection is given, unconstrained (as in SVI) otherwise.
+        previous: The same before the last step, to return to if that step led where
+            nothing is finite.
         opt_state: The optimizer's state.
         scores: Fitted scores, one for each entropy that hides noise.
         rng_key: Key of the run; step k draws from `fold_in(rng_key, k)`.
@@ -41,6 +44,7 @@ class InfoMaxState(NamedTuple):
     """
 
     free: Any
+    previous: Any
     opt_state: Any
     scores: tuple[Any, ...]
     rng_key: jax.Array
@@ -55,7 +59,7 @@ class StepInfo(NamedTuple):
         gradient_norm: Norm of the gradient in the optimised space.
         gain: First-order change of the objective over the step, in nats.
         objective: Value before the step where it is known exactly, else NaN.
-        finite: Whether the step was taken; otherwise the state is unchanged.
+        finite: Whether the step was taken; otherwise the last one is taken back.
         effective_sample_size: Lowest of the mixture's, infinite for other methods.
         gradient: The gradient in the optimised space; with a projection, the part of
             it along which the constraint lets the parameters move.
@@ -121,17 +125,30 @@ def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
     return free
 
 
-def scales(free: Any) -> Any:
-    """Peak rate of the default optimizer for each leaf: a share of its size."""
+def scales(free: Any, constraints: dict[str, Any] | None) -> Any:
+    """Peak rate of the default optimizer for each leaf: a share of its size.
+
+    Coordinates that a bijection made are of order one whatever their value; small
+    leaves of others count as a part of what is typical for all.
+    """
     leaves = jax.tree.leaves(free)
     total = sum(float(jnp.sum(x**2)) for x in leaves)
-    overall = math.sqrt(total / max(sum(x.size for x in leaves), 1)) or 1.0
+    typical = math.sqrt(total / max(sum(x.size for x in leaves), 1)) or 1.0 / 0.3
 
-    def one(leaf: jax.Array) -> jax.Array:
+    def one(leaf: jax.Array, floor: float) -> jax.Array:
         size = float(jnp.sqrt(jnp.mean(leaf**2))) if leaf.size else 0.0
-        return jnp.asarray(RATE * max(size, 0.3 * overall), leaf.dtype)
+        return jnp.asarray(RATE * max(size, floor), leaf.dtype)
 
-    return jax.tree.map(one, free)
+    def floor(name: str) -> float:
+        identity = constraints is None or isinstance(
+            biject_to(constraints[name]), IdentityTransform
+        )
+        return 0.3 * typical if identity else 1.0
+
+    return {
+        name: jax.tree.map(lambda x, f=floor(name): one(x, f), tree)
+        for name, tree in free.items()
+    }
 
 
 def step(
@@ -190,11 +207,12 @@ def step(
     free = optax.apply_updates(state.free, updates)
     if setting.projection is not None:
         free = cast(setting.projection(free), state.free)
-    new = InfoMaxState(free, opt_state, scores, state.rng_key, state.step)
+    new = InfoMaxState(free, state.free, opt_state, scores, state.rng_key, state.step)
+    back = state._replace(free=state.previous)
     leaves = jax.tree.leaves((gradient, free, scores_of(scores)))
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
     kept = jax.tree.map(
-        lambda a, b: jnp.where(finite, a, b) if _is_number(a) else a, new, state
+        lambda a, b: jnp.where(finite, a, b) if _is_number(a) else a, new, back
     )
     moved = jax.tree.map(jnp.subtract, kept.free, state.free)
     gains = jax.tree.map(lambda g, m: jnp.sum(jnp.nan_to_num(g) * m), gradient, moved)
@@ -263,7 +281,7 @@ def ascend_many(
 
 @functools.cache
 def _default_optimizer() -> optax.GradientTransformation:
-    return optax.scale_by_adam(b1=0.9, b2=0.95)
+    return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.95), optax.scale(-1.0))
 
 
 def as_optax(optimizer: Any) -> optax.GradientTransformation:
@@ -273,8 +291,7 @@ def as_optax(optimizer: Any) -> optax.GradientTransformation:
         ArgumentError: if it is neither an optax nor a numpyro optimizer.
     """
     if optimizer is None:
-        descend = _default_optimizer()
-        return optax.chain(descend, _NEGATE)
+        return _default_optimizer()
     if hasattr(optimizer, "init") and hasattr(optimizer, "get_params"):
         return _from_numpyro(optimizer)
     if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
@@ -285,9 +302,7 @@ def as_optax(optimizer: Any) -> optax.GradientTransformation:
     )
 
 
-_NEGATE = optax.scale(-1.0)
-
-
+@functools.lru_cache(maxsize=32)
 def _from_numpyro(optimizer: Any) -> optax.GradientTransformation:
     """NumPyro's optimizers carry the parameters in their state; hand out the steps."""
 

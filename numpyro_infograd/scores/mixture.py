@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import Scores, refuse_moving_boundary
@@ -74,6 +75,12 @@ class Mixture:
     num_components: int = 1024
     num_samples: int = 16384
     block_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("num_components", "num_samples", "block_size"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 2 or size & (size - 1):
+                raise ArgumentError(f"{name} must be a power of two, got {size!r}.")
 
     def check(self, density: Density) -> None:
         """Raise for a density that jumps at a place that moves."""
