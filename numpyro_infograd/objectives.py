@@ -174,8 +174,9 @@ def names(value: Sites, argument: str) -> tuple[str, ...]:
     Raises:
         ArgumentError: if anything in it is not a string.
     """
-    several = isinstance(value, Iterable) and not isinstance(value, str)
-    listed = tuple(value) if several else (value,)
+    listed: tuple[Any, ...] = (value,)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        listed = tuple(value)
     for item in listed:
         if not isinstance(item, str):
             raise ArgumentError(

@@ -231,7 +231,7 @@ def test_codeword_has_the_gradient_of_its_source() -> None:
         return 0.5 * jnp.linalg.slogdet(jnp.eye(2) + f @ f.T)[1]
 
     truth = jax.grad(information)(jnp.asarray(links.PRECODER, jnp.float32))
-    method = ig.scores.Mixture(num_components=1024, num_samples=1024)
+    method = ig.scores.Mixture(num_components=1024, num_samples=8192)
     for inputs in ("x", "u"):
         g = ig.gradient(ig.MI(inputs, "y"), links.codeword, scores=method)
         error = np.asarray(g.standard_error["f"])

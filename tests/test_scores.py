@@ -221,7 +221,7 @@ def test_ensemble_shapes() -> None:
 def test_deviations_have_one_slice_for_each_network() -> None:
     sm = ig.structural_model(links.mimo)
     values = sm.sample(KEY, 64)
-    method = Denoising(hidden=(8,), num_networks=3, num_steps=2, pool_size=1024)
+    method = Denoising(hidden=(8,), num_networks=4, num_steps=2, pool_size=1024)
     found = score(method, sm, sm.density(("y",)), sm.params, values)
     assert found.mean["y"].shape == (64, 8)
     assert found.deviations["y"].shape == (3, 64, 8)

@@ -145,10 +145,11 @@ def scales(free: Any, constraints: dict[str, Any] | None) -> Any:
         )
         return 0.3 * typical if identity else 1.0
 
-    return {
-        name: jax.tree.map(lambda x, f=floor(name): one(x, f), tree)
-        for name, tree in free.items()
-    }
+    rates = {}
+    for name, tree in free.items():
+        lowest = floor(name)
+        rates[name] = jax.tree.map(lambda x, f=lowest: one(x, f), tree)
+    return rates
 
 
 def step(
