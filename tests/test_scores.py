@@ -224,7 +224,7 @@ def test_deviations_have_one_slice_for_each_network() -> None:
     method = Denoising(hidden=(8,), num_networks=4, num_steps=2, pool_size=1024)
     found = score(method, sm, sm.density(("y",)), sm.params, values)
     assert found.mean["y"].shape == (64, 8)
-    assert found.deviations["y"].shape == (3, 64, 8)
+    assert found.deviations["y"].shape == (4, 64, 8)
     np.testing.assert_allclose(np.sum(found.deviations["y"], axis=0), 0, atol=1e-4)
 
 
