@@ -122,6 +122,18 @@ def refuse_moving_boundary(density: Density) -> None:
         )
 
 
+def symmetric_power(matrix: jax.Array, power: float) -> jax.Array:
+    """A power of a positive semi-definite matrix, with a floor under its spectrum.
+
+    By eigenvectors and not by Cholesky factors: several batched triangular solves in
+    one program can make XLA's CPU runtime wait for itself for ever.
+    """
+    values, vectors = jnp.linalg.eigh(matrix)
+    floor = 1e-6 * jnp.max(values, axis=-1, keepdims=True)
+    powers = jnp.maximum(values, jnp.maximum(floor, 1e-30)) ** power
+    return (vectors * powers[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
+
+
 def flatten(values: Values, sites: tuple[str, ...]) -> jax.Array:
     """Site values side by side as (num_samples, dimensions)."""
     dtype = jnp.zeros(()).dtype

@@ -18,6 +18,7 @@ from numpyro_infograd.scores.base import (
     complete_data_scores,
     flatten,
     refuse_moving_boundary,
+    symmetric_power,
     unflatten,
 )
 from numpyro_infograd.scores.network import Ensemble
@@ -137,9 +138,7 @@ class Denoising:
         centred = inputs - mean
         features = jnp.clip(centred @ whiten.T, -8.0, 8.0)
         baseline = centred @ base.T
-        wanted = jax.vmap(
-            lambda r: jax.scipy.linalg.solve_triangular(spread, r.T, lower=True).T
-        )(targets - baseline)
+        wanted = (targets - baseline) @ symmetric_power(spread, -1.0)
         networks = self._train(ensemble, networks, features, wanted, train_key, warm)
 
         if not warm:
@@ -176,7 +175,7 @@ class Denoising:
         ensemble = Ensemble(centred.shape[-1], width, self.hidden)
         residual = ensemble(fitted.networks, features, common=True)
         weighted = fitted.shrink[:, None, None] * residual
-        each = centred @ fitted.base.T + weighted @ fitted.spread.T
+        each = centred @ fitted.base.T + weighted @ fitted.spread
         mean = jnp.mean(each, axis=0)
         members = self.num_networks
         scale = _STUDENT[members] / (members * (members - 1)) ** 0.5
@@ -291,21 +290,19 @@ def _gaussian(
     scale = jnp.where(scale > 0, scale, 1.0)
     standard = (flat - mean) / scale
     light = 1.0 - heavy.astype(flat.dtype)
-    identity = jnp.eye(flat.shape[1], dtype=flat.dtype)
     correlation = standard.T @ standard / flat.shape[0] * light[:, None] * light
-    correlation = jnp.where(identity > 0, 1.0 + 1e-6, correlation)
-    factor = jnp.linalg.cholesky(correlation)
-    precision = jax.scipy.linalg.cho_solve((factor, True), identity)
-    whiten = jax.scipy.linalg.solve_triangular(factor, identity, lower=True) / scale
+    eye = jnp.eye(flat.shape[1], dtype=bool)
+    correlation = jnp.where(eye, 1.0, correlation)
+    precision = symmetric_power(correlation, -1.0)
+    whiten = symmetric_power(correlation, -0.5) / scale
 
     outputs = jnp.asarray(layout.outputs, int)
-    spread = jnp.linalg.cholesky(
-        precision[outputs][:, outputs] / scale[outputs][:, None] / scale[outputs]
-    )
+    information = precision[outputs][:, outputs] / scale[outputs][:, None]
+    spread = symmetric_power(information / scale[outputs], 0.5)
     conditional = precision
     if layout.given:
         given = jnp.asarray(layout.given, int)
-        alone = jnp.linalg.inv(correlation[given][:, given])
+        alone = symmetric_power(correlation[given][:, given], -1.0)
         conditional = precision.at[given[:, None], given].add(-alone)
     base = -(conditional * light[:, None])[outputs] / scale[outputs][:, None] / scale
     return mean, whiten, base, spread

@@ -79,7 +79,7 @@ def gaussian_entropies(
 def _half_log_det(jacobian: jax.Array) -> jax.Array:
     """Entropy of J z, z standard normal: half the log determinant of 2 pi e J J^T."""
     rows = jacobian.shape[0]
-    # A QR keeps twice the digits of the covariance matrix.
-    r = jnp.linalg.qr(jacobian.T, mode="r")
-    log_det = jnp.sum(jnp.log(jnp.abs(jnp.diagonal(r))))
+    # Singular values keep twice the digits of the covariance matrix.
+    singular = jnp.linalg.svd(jacobian, full_matrices=False, compute_uv=False)
+    log_det = jnp.sum(jnp.log(singular))
     return log_det + 0.5 * rows * (jnp.log(2 * jnp.pi) + 1.0)

@@ -10,7 +10,9 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-RIDGE = 1e-5
+from numpyro_infograd.scores.base import symmetric_power
+
+RIDGE = 1e-5  # of the mean square feature
 
 
 class ResidualNetwork(nnx.Module):
@@ -74,7 +76,7 @@ class Ensemble:
             design = jnp.concatenate([features, ones], axis=1)
             gram = design.T @ design / len(design)
             ridge = RIDGE * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))
-            solved = jnp.linalg.solve(gram + ridge, design.T @ y / len(design))
+            solved = symmetric_power(gram + ridge, -1.0) @ (design.T @ y / len(design))
             network.last.kernel[...] = solved[:-1]
             network.last.bias[...] = solved[-1]
             return nnx.split(network)[1]

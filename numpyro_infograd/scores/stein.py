@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.scores.base import Scores, flatten, unflatten
+from numpyro_infograd.scores.base import Scores, flatten, symmetric_power, unflatten
 from numpyro_infograd.structure import Density, Values
 
 _SAMPLES_PER_COLUMN = 8  # fewer, and the correction would fit noise
@@ -50,15 +50,14 @@ def calibrate(density: Density, score: Scores, values: Values) -> Scores:
     scale = jnp.std(u, axis=0)
     scale = jnp.where(scale > 0, scale, 1.0)
     unit = centred / scale
-    gram = unit.T @ unit / num_samples + 1e-6 * jnp.eye(width, dtype=u.dtype)
-    factor = jax.scipy.linalg.cho_factor(gram)
+    inverse = symmetric_power(unit.T @ unit / num_samples, -1.0)
     wanted = jnp.zeros((width, len(mine)), u.dtype)
     wanted = wanted.at[mine, jnp.arange(len(mine))].set(-1.0 / scale[mine])
 
     def correct(each: jax.Array, wanted: jax.Array | float) -> jax.Array:
         each = each - jnp.mean(each, axis=0)
         defect = wanted - unit.T @ each / num_samples
-        return each + unit @ jax.scipy.linalg.cho_solve(factor, defect)
+        return each + unit @ (inverse @ defect)
 
     mean = {**score.mean, **unflatten(correct(raw, wanted), values, own)}
     deviations = score.deviations
