@@ -301,6 +301,12 @@ class StructuralModel:
         )
         hidden = frozenset().union(*(read[s][1] for s in scored))
         moving = (s for s in scored if any(reach.get(("boundary", s), ())))
+        # NumPyro calls the support of a shifted Exponential real: its row says more.
+        unbounded = all(
+            s in self.appended
+            or (self.site_info[s].support == "real" and ("boundary", s) not in reach)
+            for s in scored
+        )
         return Density(
             program,
             sites,
@@ -309,10 +315,7 @@ class StructuralModel:
             blocks,
             tuple(n for n in self.noise if n in hidden),
             tuple(moving),
-            all(
-                s in self.appended or self.site_info[s].support == "real"
-                for s in scored
-            ),
+            unbounded,
             tuple(self.site_info[s].size for s in members),
             self.spec,
         )
