@@ -37,7 +37,12 @@ from numpyro_infograd.problem import (
 )
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Denoising, Exact, Mixture, resolve_method
-from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_scores
+from numpyro_infograd.scores.base import (
+    ScoreMethod,
+    Scores,
+    after,
+    complete_data_scores,
+)
 from numpyro_infograd.scores.exact import gaussian_entropies, why_not_exact
 from numpyro_infograd.scores.stein import calibrate
 from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
@@ -158,10 +163,12 @@ def pull_back(
 
     (moved, extra), pullback, values = jax.vjp(run, params, has_aux=True)
     num_samples = next(iter(values.values())).shape[0]
-    scores = [
-        score_of(method, state, density, params, values, jax.random.fold_in(rng_key, i))
-        for i, (density, state) in enumerate(zip(densities, states, strict=True))
-    ]
+    scores: list[Scores] = []
+    seen = values
+    for i, (density, state) in enumerate(zip(densities, states, strict=True)):
+        own = jax.random.fold_in(rng_key, i)
+        scores.append(score_of(method, state, density, params, seen, own))
+        seen = after(seen, scores[-1].mean)
     mean, spread = cotangents(densities, coefficients, scores)
     share = 1.0 / num_samples
     scaled = {name: share * mean[name].astype(moved[name].dtype) for name in blocks}
@@ -242,7 +249,6 @@ def _num_deviations(method: Any) -> int:
     return getattr(method, "num_networks", 1)
 
 
-@jax.jit(static_argnames=("method", "warm"))
 def fit_scores(
     method: ScoreMethod,
     states: tuple[Any, ...],
@@ -252,15 +258,28 @@ def fit_scores(
     rng_key: jax.Array,
     warm: bool = False,
 ) -> tuple[Any, ...]:
-    """Fit the score of every density that hides noise."""
-    return tuple(
-        method.fit(
-            state, density, forward, params, jax.random.fold_in(rng_key, i), warm
-        )
-        if density.hidden
-        else state
-        for i, (density, state) in enumerate(zip(densities, states, strict=True))
-    )
+    """Fit the score of every density that hides noise, one after the other."""
+    fitted: list[Any] = []
+    for i, (density, state) in enumerate(zip(densities, states, strict=True)):
+        if density.hidden:
+            key = jax.random.fold_in(rng_key, i)
+            state = _fit(method, state, density, forward, params, key, warm)
+            params = after(params, state)
+        fitted.append(state)
+    return tuple(fitted)
+
+
+@jax.jit(static_argnames=("method", "warm"))
+def _fit(
+    method: ScoreMethod,
+    state: Any,
+    density: Density,
+    forward: Program,
+    params: Any,
+    rng_key: jax.Array,
+    warm: bool,
+) -> Any:
+    return method.fit(state, density, forward, params, rng_key, warm)
 
 
 # -- the public door -----------------------------------------------------------

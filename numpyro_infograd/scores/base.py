@@ -122,11 +122,33 @@ def refuse_moving_boundary(density: Density) -> None:
         )
 
 
+def after(tree: Any, *others: Any) -> Any:
+    """`tree`, computed only once the others are.
+
+    Independent loops and matrix decompositions in one program run side by side, and on
+    few threads XLA's CPU runtime can then wait for itself for ever. A dependence that
+    the compiler can not remove puts them one after the other.
+    """
+    floating = [
+        x
+        for x in jax.tree.leaves(others)
+        if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating) and x.size
+    ]
+    if not any(isinstance(x, jax.core.Tracer) for x in floating):
+        return tree
+    token = sum((0.0 * x.ravel()[-1] for x in floating), jnp.zeros(()))
+
+    def wait(x: jax.Array) -> jax.Array:
+        moves = jnp.issubdtype(x.dtype, jnp.floating)
+        return x + token.astype(x.dtype) if moves else x
+
+    return jax.tree.map(wait, tree)
+
+
 def symmetric_power(matrix: jax.Array, power: float) -> jax.Array:
     """A power of a positive semi-definite matrix, with a floor under its spectrum.
 
-    By eigenvectors and not by Cholesky factors: several batched triangular solves in
-    one program can make XLA's CPU runtime wait for itself for ever.
+    By eigenvectors, which stay finite where Cholesky factors do not.
     """
     values, vectors = jnp.linalg.eigh(matrix)
     floor = 1e-6 * jnp.max(values, axis=-1, keepdims=True)
