@@ -59,6 +59,11 @@ def check_objective(objective: Any, sm: StructuralModel) -> None:
                 f"the objective names site {name!r}, but the model has no such site "
                 f"(it has: {', '.join(sm.sites) or 'none'})."
             )
+        if jnp.issubdtype(sm.site_info[name].dtype, jnp.complexfloating):
+            raise SiteError(
+                f"site {name!r} of the objective is complex. Name real sites: "
+                "stack its real and imaginary parts in a deterministic site."
+            )
         state = sm.site_info[name].state
         if state != "free":
             why = {
@@ -134,7 +139,10 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
     """
 
     def continuous(sites: Iterable[str]) -> tuple[str, ...]:
-        return tuple(s for s in sites if not sm.site_info[s].discrete)
+        floating = (
+            s for s in sites if jnp.issubdtype(sm.site_info[s].dtype, jnp.floating)
+        )
+        return tuple(s for s in floating if not sm.site_info[s].discrete)
 
     for term in resolve(objective, sm):
         sites, given = continuous(term.sites), continuous(term.given)
@@ -188,6 +196,8 @@ def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> int:
         s.control_flow and s.noise is not None and s.noise.kind == "key"
         for s in sm.site_info.values()
     )
+    if not columns and not opaque:
+        return 0  # made from discrete sites alone
     jacobians = _jacobians(
         sm.forward, forward, params, jax.random.key(1), sm.spec, sites, columns, opaque
     )

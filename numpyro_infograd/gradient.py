@@ -454,6 +454,7 @@ def gradient(
     method = resolve_method(scores)
     key = jax.random.key(0) if rng_key is None else rng_key
     checks.check_objective(objective, sm)
+    sm.check_constraints(complete)
     if not sm.params:
         raise ArgumentError(
             "the model has no parameters: mark what can be tuned with numpyro.param."

@@ -54,6 +54,14 @@ def open_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
+def scan_splits(params: dict[str, Any]) -> tuple[int, int]:
+    """Where a scan's operands turn from constants to carry, then to inputs."""
+    if "ft_in" in params:  # jax 0.12 keeps the operands' tree instead of their numbers
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(consts) + len(carry)
+    return params["num_consts"], params["num_consts"] + params["num_carry"]
+
+
 def in_scope(eqn: JaxprEqn, scope: str) -> bool:
     """Whether the equation was traced under `jax.named_scope(scope)`."""
     stack = eqn.source_info.name_stack.stack
@@ -164,8 +172,7 @@ def _step(domain: Domain, eqn: JaxprEqn, values: list[Any], path: Path) -> list[
                 return carry
             carry = step
     if name == "scan":
-        split = params["num_consts"]
-        start = split + params["num_carry"]
+        split, start = scan_splits(params)
         carry = values[split:start]
         while True:
             inner = values[:split] + carry + values[start:]
@@ -465,8 +472,7 @@ def _replay_inside(
     if body is not None:
         return inner(body, values, path)
     if name == "scan":
-        split = params["num_consts"]
-        start = split + params["num_carry"]
+        split, start = scan_splits(params)
 
         def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], Any]:
             outs, seen = inner(params["jaxpr"], [*values[:split], *carry, *xs], path)

@@ -172,6 +172,20 @@ class StructuralModel:
             for name, initial in self.params.items()
         }
 
+    def check_constraints(self, params: Mapping[str, Any]) -> None:
+        """Raise for a parameter outside its NumPyro constraint.
+
+        Raises:
+            ParameterError: naming the parameter and the constraint.
+        """
+        for name, constraint in self.constraints.items():
+            for leaf in jax.tree.leaves(params[name]):
+                if not np.all(np.asarray(constraint(leaf))):
+                    raise ParameterError(
+                        f"parameter {name!r} is outside its constraint {constraint}: "
+                        f"{np.asarray(leaf)}. Give a value inside."
+                    )
+
     def sample_noise(
         self, rng_key: jax.Array, num_samples: int, qmc: bool = False
     ) -> dict[str, jax.Array]:

@@ -10,6 +10,7 @@ from a sample site cannot slip in.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 import warnings
 
@@ -22,7 +23,7 @@ from numpyro.distributions import Unit, constraints
 from numpyro.primitives import Messenger
 
 from numpyro_infograd import exogenous
-from numpyro_infograd.errors import ArgumentError, ModelError
+from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
@@ -288,9 +289,20 @@ def _scan_length(operands: tuple[Any, ...]) -> int:
     return length if length is not None else jax.tree.leaves(xs)[0].shape[0]
 
 
-def _strong(value: Any) -> jax.Array:
-    """An array without the weak type of a Python number."""
+def _strong(name: str, value: Any) -> jax.Array:
+    """A floating array without the weak type of a Python number.
+
+    Raises:
+        ParameterError: for a complex value.
+    """
     array = jnp.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ParameterError(
+            f"parameter {name!r} is complex. Use two real parameters, its real and "
+            "imaginary parts."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.zeros(()).dtype)
     return jax.lax.convert_element_type(array, array.dtype)
 
 
@@ -351,7 +363,10 @@ def structural_model(
     leaves = jax.tree.leaves(seen.param_values)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         seen = explore(concrete=True)  # an initial value is computed by the model
-    params = {name: jax.tree.map(_strong, v) for name, v in seen.param_values.items()}
+    params = {
+        name: jax.tree.map(functools.partial(_strong, name), value)
+        for name, value in seen.param_values.items()
+    }
 
     def run(params, noise, given, scored=(), cut=False):
         messenger = _Generate(params, noise, given, scored, cut)

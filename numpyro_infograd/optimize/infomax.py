@@ -193,6 +193,8 @@ class InfoMax:
             )
         if self.projection is not None:
             params = self._project(params)
+        else:
+            sm.check_constraints(params)
         checks.check_gradient(self.objective, sm, params, self.allow_jumps)
         if isinstance(self.scores, str):
             self.problem, _ = choose(self.objective, sm, params, rng_key)
