@@ -126,6 +126,7 @@ class Program:
     result, in the order of `jax.tree.leaves`.
 
     Example:
+        >>> import jax, jax.numpy as jnp, numpy as np
         >>> run = jax.jit(lambda program, x: program(x))
         >>> for scale in (np.full(3, 2.0), np.full(3, 5.0)):
         ...     program = Program.trace(lambda x: (x * scale, jnp.floor(x)), 0.0)

@@ -73,7 +73,7 @@ def maximize(
         InfogradError: a subclass that names the site or argument at fault.
 
     Example:
-        >>> import numpyro, optax, numpyro.distributions as dist
+        >>> import jax.numpy as jnp, numpyro, optax, numpyro.distributions as dist
         >>> import numpyro_infograd as ig
         >>> def model():
         ...     p = numpyro.param("p", 0.5 * jnp.ones(2))
