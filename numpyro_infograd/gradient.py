@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.objectives import Objective, Term
 from numpyro_infograd.problem import (
@@ -387,7 +387,10 @@ def choose(
     if bare:
         reason = f"site {bare[0]!r} is deterministic: it has no density of its own"
         return pose(objective, sm, Denoising(), params, reason), None
-    problem = pose(objective, sm, Mixture(), params)
+    try:
+        problem = pose(objective, sm, Mixture(), params)
+    except DensityError as error:
+        return pose(objective, sm, Denoising(), params, str(error)), None
     found = estimate_gradient(problem, params, num_samples, rng_key)
     low = [
         v for k, v in found.diagnostics.items() if k.startswith("effective_sample_s")

@@ -12,6 +12,7 @@ entropies into conditional ones where that spares learning a density.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+import math
 import numbers
 from typing import Any, NamedTuple
 
@@ -73,6 +74,10 @@ class Objective:
             scale = float(factor)
         except (TypeError, ValueError):
             return NotImplemented
+        if not math.isfinite(scale):
+            raise ArgumentError(
+                f"an objective was multiplied by {scale}: give a number."
+            )
         return Objective(
             {s: scale * c for s, c in self.entropies.items()},
             tuple((scale * c, f) for c, f in self.expectations),

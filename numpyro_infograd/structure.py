@@ -66,6 +66,7 @@ class Site(NamedTuple):
         "hidden",
         "moving",
         "unbounded",
+        "bare",
         "sizes",
         "spec",
     ),
@@ -87,6 +88,7 @@ class Density:
     hidden: tuple[str, ...]
     moving: tuple[str, ...]
     unbounded: bool  # no density of the set has a boundary, so Stein's identities hold
+    bare: tuple[str, ...]  # deterministic sites made from hidden noise
     sizes: tuple[int, ...]  # number of scalars in each of `all_sites`
     spec: NoiseSpec
 
@@ -330,6 +332,7 @@ class StructuralModel:
             tuple(n for n in self.noise if n in hidden),
             tuple(moving),
             unbounded,
+            tuple(s for s in sites if s not in wanted and self.noise_of((s,)) & hidden),
             tuple(self.site_info[s].size for s in members),
             self.spec,
         )

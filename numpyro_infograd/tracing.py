@@ -141,7 +141,8 @@ class _Generate(Messenger):
         value = jnp.asarray(msg["value"])
         self.sites[name] = Site(
             name=name,
-            kind="sample",
+            # A Delta has no density: its value is computed.
+            kind="deterministic" if _class_name(fn) == "Delta" else "sample",
             shape=value.shape,
             dtype=value.dtype,
             noise=self._laws.get(name) if state in ("free", "intervened") else None,

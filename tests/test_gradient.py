@@ -18,7 +18,7 @@ import truths
 
 XY = ig.MI("x", "y")
 LEARN = Denoising(hidden=(32, 32), num_steps=150, pool_size=16384, num_samples=4096)
-AVERAGE = Mixture(num_components=1024, num_samples=2048)
+AVERAGE = Mixture(num_components=1024, num_samples=4096)
 METHODS = {"exact": "exact", "mixture": AVERAGE, "denoising": LEARN}
 named = pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
 sampled = pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import Scores, refuse_moving_boundary
@@ -85,6 +85,12 @@ class Mixture:
     def check(self, density: Density) -> None:
         """Raise for a density that jumps at a place that moves."""
         refuse_moving_boundary(density)
+        if density.bare:
+            raise DensityError(
+                f"site {density.bare[0]!r} is deterministic and shares hidden "
+                "noise with the rest of its set, so a mixture cannot condition on it. "
+                "Use scores='denoising'."
+            )
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """The Sobol points of the components, or None where noise has no points."""
