@@ -31,7 +31,7 @@ class Objective:
     Attributes:
         entropies: Coefficient of the joint entropy of each set of sites.
         expectations: Pairs (coefficient, function of one sample's values).
-        pairs: The (inputs, outputs, given) triples named, for checks and messages.
+        terms: Pairs (coefficient, text) of what was written, for the repr.
 
     Example:
         >>> from numpyro_infograd import MI

@@ -175,7 +175,7 @@ class InfoMax:
         starts = [params]
         for index in range(1, num_restarts):
             key = jax.random.fold_in(rng_key, index)
-            starts.append(self._random_start(key, params, args, kwargs, init_params))
+            starts.append(self._random_start(key, params))
         return _Run(self, rng_key, starts, num_steps, progress_bar).result()
 
     # -- posing -------------------------------------------------------------------
@@ -286,11 +286,8 @@ class InfoMax:
         )
         return setting, system
 
-    def _random_start(
-        self, key: jax.Array, params: Any, args: Any, kwargs: Any, init_params: Any
-    ) -> dict[str, Any]:
+    def _random_start(self, key: jax.Array, params: Any) -> dict[str, Any]:
         """A start of the same size as the given one, in a random direction."""
-        del args, kwargs, init_params
         free = unconstrained(params, self._constraints())
         scale = scales(free, self._constraints())
         leaves, tree = jax.tree.flatten(free)

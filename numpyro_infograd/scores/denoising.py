@@ -48,7 +48,8 @@ class Denoising:
     The score is the Gaussian score of the fitted moments plus a whitened residual
     network that starts at zero: a linear-Gaussian model is right before any training.
     An ensemble on disjoint samples gives the error that the fit adds. Held-out
-    samples then weigh the residual.
+    samples then weigh the residual of a warm refit; a fit from scratch ends in least
+    squares for the last layer, which leaves a bias of second order.
 
     Args:
         noise_variance: Variance of Gaussian noise appended to the sites without a

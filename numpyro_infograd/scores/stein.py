@@ -38,8 +38,7 @@ def calibrate(density: Density, score: Scores, values: Values) -> Scores:
     for name, size in zip(density.all_sites, density.sizes, strict=True):
         columns += range(start, start + size) if name in own else ()
         start += size
-    order = _own_order(density, own)
-    mine = jnp.asarray([columns[i] for i in order], int)
+    mine = jnp.asarray(columns, int)  # `own` keeps the order of `all_sites`
     measured = jnp.sum(centred[:, mine] * raw) / raw.size
     evidence = {**score.evidence, "stein_residual": measured + 1.0}
     num_samples, width = u.shape
@@ -67,13 +66,3 @@ def calibrate(density: Density, score: Scores, values: Values) -> Scores:
         fixed = jax.vmap(lambda d: correct(d, 0.0))(flat)
         deviations = {**deviations, **unflatten(fixed, values, own)}
     return Scores(mean, deviations, evidence)
-
-
-def _own_order(density: Density, own: tuple[str, ...]) -> list[int]:
-    """Position of each own component in the order of the density's sites."""
-    where, start = {}, 0
-    for name, size in zip(density.all_sites, density.sizes, strict=True):
-        if name in own:
-            where[name] = range(start, start + size)
-            start += size
-    return [i for name in own for i in where[name]]
