@@ -459,7 +459,7 @@ def test_unknown_class_and_vouching(monkeypatch):
     model = channel(Shifted)
     refuses_gradient(ReparametrizationError, "'y'", "Shifted", "vouch", model=model)
     assert exogenous.vouch(Shifted) is Shifted
-    found = ig.gradient(X_TO_Y, model, scores=MIXTURE, num_samples=1024)
+    found = ig.gradient(X_TO_Y, model, scores=MIXTURE, num_samples=8192)
     truth = {"a": 1.0 / (1.0 + 0.25)}
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.05)
 
@@ -761,7 +761,7 @@ def test_moving_boundary_is_missed_by_the_score_inside(name):
 @pytest.mark.parametrize("name", SMOOTH)
 def test_smooth_or_vanishing_boundary_is_served(name):
     law, density = SMOOTH[name]
-    found = ig.gradient(X_TO_Y, channel(law), scores=MIXTURE, num_samples=1024)
+    found = ig.gradient(X_TO_Y, channel(law), scores=MIXTURE, num_samples=4096)
     truth = {"a": truth_of(density)}
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.03)
 

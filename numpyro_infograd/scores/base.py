@@ -156,6 +156,34 @@ def symmetric_power(matrix: jax.Array, power: float) -> jax.Array:
     return (vectors * powers[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
 
 
+class Layout(NamedTuple):
+    """Where things stand in the flat inputs and outputs of a density's score.
+
+    Attributes:
+        outputs: The input column of each score component.
+        own: The score components of `sites`.
+        given: The input columns of `given`.
+    """
+
+    outputs: tuple[int, ...]
+    own: tuple[int, ...]
+    given: tuple[int, ...]
+
+    @staticmethod
+    def of(density: Density) -> Layout:
+        """The layout of `flatten(values, all_sites)` and `flatten(score, blocks)`."""
+        where, start = {}, 0
+        for site, size in zip(density.all_sites, density.sizes, strict=True):
+            where[site] = range(start, start + size)
+            start += size
+        outputs = [(site, column) for site in density.blocks for column in where[site]]
+        return Layout(
+            tuple(column for _, column in outputs),
+            tuple(i for i, (site, _) in enumerate(outputs) if site in density.sites),
+            tuple(column for site in density.given for column in where[site]),
+        )
+
+
 def flatten(values: Values, sites: tuple[str, ...]) -> jax.Array:
     """Site values side by side as (num_samples, dimensions)."""
     dtype = jnp.zeros(()).dtype

@@ -14,6 +14,7 @@ from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import (
+    Layout,
     Scores,
     complete_data_scores,
     flatten,
@@ -30,7 +31,7 @@ _STUDENT = {2: 6.353, 4: 1.591, 8: 1.182}
 
 
 class _State(NamedTuple):
-    """A fitted ensemble: s(u) = base (u - m) + spread @ residual(whiten (u - m))."""
+    """A fitted ensemble: s(m + v) = base v + spread @ network(whiten v)."""
 
     networks: Any  # parameters with a leading ensemble axis
     mean: jax.Array  # (inputs,)
@@ -129,7 +130,7 @@ class Denoising:
             _share(size, self.num_networks),
             warm_points if warm else points,
         )
-        layout = _layout(density)
+        layout = Layout.of(density)
         mean, whiten, base, spread = _gaussian(inputs, layout)
         ensemble = Ensemble(inputs.shape[-1], targets.shape[-1], self.hidden)
         if warm:
@@ -252,27 +253,8 @@ def _share(total: int, members: int) -> int:
     return 1 << ((total // members).bit_length() - 1)
 
 
-class _Layout(NamedTuple):
-    """Where things stand in the flat inputs and outputs of a density's score."""
-
-    outputs: tuple[int, ...]  # the input column of each score component
-    given: tuple[int, ...]  # the input columns of `given`
-
-
-def _layout(density: Density) -> _Layout:
-    where, start = {}, 0
-    for site, size in zip(density.all_sites, density.sizes, strict=True):
-        where[site] = range(start, start + size)
-        start += size
-    outputs = [(site, column) for site in density.blocks for column in where[site]]
-    return _Layout(
-        tuple(column for _, column in outputs),
-        tuple(column for site in density.given for column in where[site]),
-    )
-
-
 def _gaussian(
-    inputs: jax.Array, layout: _Layout
+    inputs: jax.Array, layout: Layout
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Mean, whitening, base score and residual scale from the pool's moments.
 

@@ -12,10 +12,18 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.scores.base import Scores, flatten, symmetric_power, unflatten
+from numpyro_infograd.scores.base import (
+    Layout,
+    Scores,
+    flatten,
+    symmetric_power,
+    unflatten,
+)
 from numpyro_infograd.structure import Density, Values
 
-# The map is fitted on the batch that it corrects: fewer samples, and it would bias.
+# The map is fitted on the batch that it corrects. Quasi-random noise keeps the bias of
+# that tiny; with other noise, this many samples keep it below half a standard error of
+# the mean of 16 batches.
 _SAMPLES_PER_COLUMN = 64
 
 
@@ -33,12 +41,8 @@ def calibrate(density: Density, score: Scores, values: Values) -> Scores:
     raw = flatten(score.mean, own)
     u = flatten(values, density.all_sites)
     centred = u - jnp.mean(u, axis=0)
-    start = 0
-    columns: list[int] = []
-    for name, size in zip(density.all_sites, density.sizes, strict=True):
-        columns += range(start, start + size) if name in own else ()
-        start += size
-    mine = jnp.asarray(columns, int)  # `own` keeps the order of `all_sites`
+    layout = Layout.of(density)
+    mine = jnp.asarray([layout.outputs[i] for i in layout.own], int)
     measured = jnp.sum(centred[:, mine] * raw) / raw.size
     evidence = {**score.evidence, "stein_residual": measured + 1.0}
     num_samples, width = u.shape
