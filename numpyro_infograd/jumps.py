@@ -104,11 +104,11 @@ def check_jumps(view: View, params: Any) -> None:
     sm, program = view.sm, view.whole
     driven = program.input_indices(0)
     found = _reaching(program, driven, view.names)
-    for jump, name in found.values():
+    for jump, names in found.values():
         if not jump.switch:
             raise JumpError(
-                f"a parameter reaches {view.call(name)} through {jump.primitive!r}, "
-                f"which jumps. {_REMEDY}"
+                f"a parameter reaches {view.call(names[0])} through "
+                f"{jump.primitive!r}, which jumps. {_REMEDY}"
             )
     if not found:
         return
@@ -147,13 +147,13 @@ def check_jumps(view: View, params: Any) -> None:
 
 def _reaching(
     program: Program, driven: list[int], names: Iterable[str]
-) -> dict[Any, tuple[Jump, str]]:
-    """Path -> the jump there, and the first of `names` that it reaches."""
+) -> dict[Any, tuple[Jump, tuple[str, ...]]]:
+    """Path -> the jump there, and which of `names` it reaches."""
     where = {name: frozenset(program.output_indices(name)) for name in names}
-    found: dict[Any, tuple[Jump, str]] = {}
+    found: dict[Any, tuple[Jump, tuple[str, ...]]] = {}
     for jump in program.jumps(driven):
-        hit = next((n for n, outputs in where.items() if outputs & jump.outputs), None)
-        if hit is not None:
+        hit = tuple(n for n, outputs in where.items() if outputs & jump.outputs)
+        if hit:
             found[jump.path] = jump, hit
     return found
 
@@ -167,7 +167,7 @@ def _driven(sm: StructuralModel, program: Program, drawn: Iterable[str]) -> list
 
 def _twins(
     view: View, given: Program, drawn: tuple[str, ...]
-) -> dict[Any, tuple[Any, str]]:
+) -> dict[Any, tuple[Any, tuple[str, ...]]]:
     """Path of a switch -> where it is once draws are given, and what it reaches then.
 
     Only of switches that read no key any more. A given draw is an output as well: a
@@ -185,8 +185,8 @@ def _twins(
     still = _keyed(whole, whole.input_indices(0), drawn)
     pairs = zip(before, after.items(), strict=True)
     return {
-        old: (new, name)
-        for old, (new, (_, name)) in pairs
+        old: (new, reached)
+        for old, (new, (_, reached)) in pairs
         if old in (still or ()) and new not in keyed
     }
 
@@ -204,16 +204,16 @@ def _keyed(
     return frozenset(p for p, used in zip(paths, reads, strict=True) if used & keys)
 
 
-def _depends(view: View, found: Mapping[Any, tuple[Jump, str]]) -> str:
-    _, name = found[min(found)]
-    return f"{view.call(name)} depends on a parameter through"
+def _depends(view: View, found: Mapping[Any, tuple[Jump, tuple[str, ...]]]) -> str:
+    _, names = found[min(found)]
+    return f"{view.call(names[0])} depends on a parameter through"
 
 
 def _probe(
     view: View,
     program: Program,
     driven: list[int],
-    chosen: Mapping[Any, str],
+    chosen: Mapping[Any, tuple[str, ...]],
     params: Any,
     moving: tuple[Values, Values],
 ) -> frozenset[Any]:
@@ -223,7 +223,7 @@ def _probe(
         view: For messages.
         program: Where to look.
         driven: Its inputs that a parameter moves.
-        chosen: Paths of switches, with an output that each reaches.
+        chosen: Paths of switches, with the outputs that each reaches.
         params: Values of the parameters.
         moving: Noise, and values of given draws.
 
@@ -234,7 +234,7 @@ def _probe(
     numbers = tuple(i for i, jump in enumerate(switches) if jump.path in chosen)
     if not numbers:
         return frozenset()
-    names = tuple(dict.fromkeys(chosen.values()))
+    names = tuple(dict.fromkeys(n for hit in chosen.values() for n in hit))
     predicates = program.predicates(driven)
     jumped, flipped = _flips(program, predicates, params, moving, names, numbers)
     for name in names:
@@ -243,9 +243,8 @@ def _probe(
                 f"{view.call(name)} jumps where a condition that depends on a "
                 f"parameter changes (where, select or cond). {_REMEDY}"
             )
-    return frozenset(
-        switches[i].path for i, f in zip(numbers, flipped, strict=True) if f
-    )
+    pairs = zip(numbers, flipped, strict=True)
+    return frozenset(switches[number].path for number, flip in pairs if flip)
 
 
 def _perturb(sm: StructuralModel, params: Any) -> Any:
@@ -414,16 +413,15 @@ def _stopped(
         flat = [slope == 0 for slope in slopes]
         step = [s * f for s, f in zip(steps, flat, strict=True)]
 
-        def beside(sign: int) -> Values:
+        def beside(sign: jax.Array) -> Values:
             moved = [x + sign * s for x, s in zip(leaves, step, strict=True)]
             return outputs(jax.tree.unflatten(tree, moved))
 
-        up, down = beside(1), beside(-1)
+        sides = jax.lax.map(beside, jnp.array([1, -1]))
         moves = []
         for name, value in values.items():
             least = _FOLLOWS * jnp.max(jnp.abs(value))
-            ways = [jnp.abs(moved[name] - value) > least for moved in (up, down)]
-            moves.append(jnp.any(ways[0] & ways[1]))
+            moves.append(jnp.any(jnp.min(jnp.abs(sides[name] - value), 0) > least))
         return jnp.stack(moves)[index], jax.tree.unflatten(
             tree, [jnp.any(f) for f in flat]
         )

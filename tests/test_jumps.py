@@ -109,7 +109,14 @@ def stepped(fn):
     return model
 
 
-@pytest.mark.parametrize("make", [scaled_gamma, shaped_gamma, stepped])
+@pytest.mark.parametrize(
+    "make",
+    [
+        scaled_gamma,
+        pytest.param(shaped_gamma, marks=pytest.mark.slow),
+        pytest.param(stepped, marks=pytest.mark.slow),
+    ],
+)
 def test_a_switch_on_a_draw_from_a_key(make):
     with pytest.raises(JumpError, match="'y' jumps"):
         check(make(broken), Entropy("y"))
@@ -129,8 +136,9 @@ def test_a_jump_on_a_draw_from_a_key_has_no_pathwise_gradient():
 # Vectors.
 
 
-@pytest.mark.parametrize("size", [8, 300])
-def test_one_element_of_a_vector_jumps(size):
+def test_one_element_of_a_vector_jumps():
+    size = 200
+
     def model(gap):
         x = numpyro.sample("x", dist.Normal().expand((size,)).to_event(1))
         v = numpyro.param("a", 1.0) * x
@@ -170,9 +178,18 @@ class Map(transforms.ParameterFreeTransform):
     def __call__(self, x):
         return self.fn(x)
 
+    def _inverse(self, y):
+        return y
 
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("base", [dist.Normal, lambda m: dist.StudentT(5.0, m)])
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        return jnp.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    ("base", "nested"),
+    [(dist.Normal, True), (lambda m: dist.StudentT(5.0, m), False)],
+    ids=["normal", "key"],
+)
 def test_a_transform_of_a_user_is_not_trusted(base, nested):
     def channel(fn):
         step = transforms.ComposeTransform([Map(fn)]) if nested else Map(fn)
@@ -200,13 +217,13 @@ def test_transforms_of_numpyro_are_trusted():
 
 
 def test_a_drift_is_not_trusted():
-    def walk(drift, start=None):
+    def walk(drift):
         def model():
             x = numpyro.sample("x", dist.Normal())
             a = numpyro.param("a", 3.0)
-            first = dist.Delta(0.0) if start else dist.Normal(x, 1.0)
             sde = lambda v, t: (drift(a * v + x), 1.0)  # noqa: E731
-            numpyro.sample("y", dist.EulerMaruyama(jnp.arange(4.0) / 4, sde, first))
+            times, start = jnp.arange(4.0) / 4, dist.Normal(x, 1.0)
+            numpyro.sample("y", dist.EulerMaruyama(times, sde, start))
 
         return model
 
@@ -214,8 +231,7 @@ def test_a_drift_is_not_trusted():
         check(walk(jnp.sign))
     with pytest.raises(JumpError, match="'y' jumps"):
         check(walk(broken))
-    for drift in (leaky, jnp.tanh):
-        check(walk(drift))
+    check(walk(leaky))
 
 
 def test_a_switch_that_no_probe_can_move():
