@@ -16,25 +16,23 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro.distributions import biject_to
-
 from numpyro_infograd.errors import (
     ArgumentError,
     DegenerateError,
     DensityError,
-    JumpError,
     ReparametrizationError,
     SiteError,
 )
+from numpyro_infograd.jumps import View, check_jumps, check_slopes
 from numpyro_infograd.noise import draw_noise
-from numpyro_infograd.objectives import Objective, resolve
+from numpyro_infograd.objectives import (
+    Objective,
+    expectation_label,
+    resolve,
+    trace_expectations,
+)
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
-
-# A site whose value moves by more than this share of its scale while the noise moves
-# by one float has jumped.
-_JUMP = 1e-3
-_NUM_PROBES = 64
 
 
 def check_objective(objective: Any, sm: StructuralModel) -> None:
@@ -83,15 +81,21 @@ def check_gradient(
     """The pathwise gradient of every site of the objective is right.
 
     Raises:
-        ReparametrizationError: a parameter flows into a site that drops its gradient.
+        ReparametrizationError: a parameter flows into a site that drops its gradient,
+            or its derivative is stopped on the way.
         JumpError: a parameter reaches the objective through a jump.
         DegenerateError: a set of sites has fewer noise dimensions than values.
         ParameterError, DensityError: see the message.
     """
-    sites = objective.sites
-    if objective.expectations:
-        sites = sm.sites
-    for name in _upstream(sm, sites):
+    expectations: dict[str, Program] = {}
+    pairs = zip(objective.expectations, trace_expectations(objective, sm), strict=True)
+    for (_, fn), (_, program) in pairs:
+        label = expectation_label(fn)
+        while label in expectations:
+            label += "'"
+        expectations[label] = program
+    view = View(sm, objective.sites, expectations)
+    for name in _upstream(sm, view.read):
         site = sm.site_info[name]
         reached = sm.params_of((name,))
         if site.reason and reached and site.state == "free":
@@ -102,7 +106,8 @@ def check_gradient(
                 "your own class with numpyro_infograd.exogenous.vouch."
             )
     if not allow_jumps:
-        _check_jumps(sm, sites, params)
+        check_jumps(view, params)
+        check_slopes(view, params)
     check_rank(objective, sm, params)
 
 
@@ -247,133 +252,3 @@ def _jacobians(
         return jnp.concatenate(leaves, axis=1)
 
     return jax.vmap(one)(noise, given)
-
-
-# -- jumps -------------------------------------------------------------------------
-
-
-def _check_jumps(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> None:
-    """Refuse hard jumps; probe switches, which may be continuous."""
-    wrt = sm.forward.input_indices(0)
-    where = {i: s for s in sites for i in sm.forward.output_indices(s)}
-    remedy = (
-        "The pathwise gradient does not see a jump. Soften it, put noise before it, "
-        "or pass allow_jumps=True if you know that it does not matter."
-    )
-    switched: set[str] = set()
-    for jump in sm.forward.jumps(wrt):
-        hit = sorted({where[i] for i in jump.outputs if i in where})
-        if hit and not jump.switch:
-            raise JumpError(
-                f"a parameter reaches site {hit[0]!r} through {jump.primitive!r}, "
-                f"which jumps. {remedy}"
-            )
-        switched.update(hit)
-    if not switched:
-        return
-    names = tuple(sorted(switched))
-    found = _probe(sm, names, params)
-    if found:
-        raise JumpError(f"{found[0]} {remedy}")
-
-
-def _probe(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> list[str]:
-    """What a switch does where it flips: a message for a site that jumps there."""
-    wrt = sm.forward.input_indices(0)
-    predicates = sm.forward.predicates(wrt)
-    if predicates is None:
-        return [
-            f"site {sites[0]!r} depends on a parameter through a branch inside "
-            "another branch or a while loop, where no probe can follow."
-        ]
-    wiggled = _perturb(sm, params)
-    for point in (params, wiggled):
-        noise = draw_noise(sm.spec, jax.random.key(2), 2 * _NUM_PROBES)
-        low, high, scale = _flips(sm.forward, predicates, point, noise)
-        for name in sites:
-            spread = np.maximum(np.asarray(scale[name]), 1e-6)
-            wide, narrow = np.asarray(low[name]), np.asarray(high[name])
-            if np.any((narrow > 0.5 * wide) & (narrow > _JUMP * spread)):
-                return [
-                    f"site {name!r} jumps where a condition that depends on a "
-                    "parameter changes (where, select or cond)."
-                ]
-    return []
-
-
-def _perturb(sm: StructuralModel, params: Any) -> Any:
-    """Parameters a random step away, within their constraints."""
-    moved = {}
-    for index, (name, value) in enumerate(params.items()):
-        leaves, tree = jax.tree.flatten(value)
-        try:
-            transform = biject_to(sm.constraints[name])
-        except NotImplementedError:  # no bijection, as for a sphere
-            moved[name] = value
-            continue
-        keys = jax.random.split(
-            jax.random.fold_in(jax.random.key(3), index), len(leaves)
-        )
-        new = []
-        for leaf, key in zip(leaves, keys, strict=True):
-            free = transform.inv(leaf)
-            step = 0.3 * (1.0 + jnp.abs(free)) * jax.random.normal(key, free.shape)
-            new.append(transform(free + step))
-        moved[name] = jax.tree.unflatten(tree, new)
-    return moved
-
-
-@jax.jit
-def _flips(
-    forward: Program, predicates: Program, params: Any, noise: Values
-) -> tuple[Values, Values, Values]:
-    """Sites on both sides of each switch's flip, between pairs of noise draws.
-
-    Returns two dicts of arrays (switches, pairs, *shape), values just before and just
-    after, equal where a switch does not flip between a pair; and each site's scale.
-    """
-    first = jax.tree.map(lambda x: x[:_NUM_PROBES], noise)
-    second = jax.tree.map(lambda x: x[_NUM_PROBES:], noise)
-    values = simulate(forward, params, noise)
-    scale = {
-        name: jnp.std(v.astype(jnp.zeros(()).dtype), axis=0)
-        for name, v in values.items()
-    }
-
-    def between(a: Values, b: Values, t: jax.Array) -> Values:
-        def mix(x: jax.Array, y: jax.Array) -> jax.Array:
-            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-                return x
-            return (1 - t) * x + t * y
-
-        return jax.tree.map(mix, a, b)
-
-    def pair(a: Values, b: Values) -> tuple[Values, Values]:
-        def states(t: jax.Array) -> list[jax.Array]:
-            return [p.ravel() for p in predicates(params, between(a, b, t))]
-
-        def bisect(index: int) -> tuple[Values, Values]:
-            start, end = states(jnp.zeros(()))[index], states(jnp.ones(()))[index]
-            element = jnp.argmax(start != end)
-            flips = start[element] != end[element]
-
-            def halve(_: int, bracket: Any) -> Any:
-                low, high = bracket
-                middle = 0.5 * (low + high)
-                same = states(middle)[index][element] == start[element]
-                return jnp.where(same, middle, low), jnp.where(same, high, middle)
-
-            bracket = (jnp.zeros(()), jnp.ones(()))
-            gaps = []
-            for halvings in (12, 10):  # what is continuous shrinks with the bracket
-                bracket = jax.lax.fori_loop(0, halvings, halve, bracket)
-                low, high = bracket[0], jnp.where(flips, bracket[1], bracket[0])
-                sides = [forward(params, between(a, b, t)) for t in (low, high)]
-                gaps.append(jax.tree.map(lambda x, y: jnp.abs(x - y), *sides))
-            return gaps[0], gaps[1]
-
-        count = len(states(jnp.zeros(())))
-        return jax.tree.map(lambda *x: jnp.stack(x), *map(bisect, range(count)))
-
-    low, high = jax.vmap(pair, out_axes=1)(first, second)
-    return low, high, scale

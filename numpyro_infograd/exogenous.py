@@ -26,6 +26,7 @@ from collections.abc import Callable
 import copy
 import functools
 from typing import Any, NamedTuple
+import weakref
 
 import numpy as np
 
@@ -39,6 +40,7 @@ from numpyro.distributions import Distribution, constraints, transforms as maps
 
 from numpyro_infograd import samplers
 from numpyro_infograd.errors import ArgumentError, ModelError
+from numpyro_infograd.jaxpr_facts import EXOGENOUS
 
 
 class Noise(NamedTuple):
@@ -68,11 +70,22 @@ class _Row(NamedTuple):
     reason: Callable[[Any], str] = lambda d: ""
 
 
+def _trusted(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same formula under the scope where no jump is looked for."""
+
+    @functools.wraps(fn)
+    def scoped(*args):
+        with jax.named_scope(EXOGENOUS):
+            return fn(*args)
+
+    return scoped
+
+
 def _normal(formula, *tags, event=lambda d: d.event_shape) -> _Row:
     def noise(d, s):
         return Noise("normal", s + d.batch_shape + tuple(event(d)))
 
-    return _Row(noise, lambda d, z, s: formula(d, z), *tags)
+    return _Row(noise, _trusted(lambda d, z, s: formula(d, z)), *tags)
 
 
 def _uniform(formula, *tags) -> _Row:
@@ -80,7 +93,7 @@ def _uniform(formula, *tags) -> _Row:
     def noise(d, s):
         return Noise("uniform", s + d.batch_shape)
 
-    return _Row(noise, lambda d, u, s: formula(d, u), *tags)
+    return _Row(noise, _trusted(lambda d, u, s: formula(d, u)), *tags)
 
 
 def _sample(d, key, s):
@@ -88,8 +101,8 @@ def _sample(d, key, s):
     return d.rsample(key, s) if d.has_rsample else d.sample(key, s)
 
 
-def _key(*tags, draw=_sample) -> _Row:
-    return _Row(lambda d, s: Noise("key", ()), draw, *tags)
+def _key(*tags) -> _Row:
+    return _Row(lambda d, s: Noise("key", ()), _trusted(_sample), *tags)
 
 
 def _refused(clause: str) -> _Row:
@@ -199,7 +212,8 @@ def _copula_reason(d) -> str:
 
 
 def _euler_maruyama(d, key, s):
-    # The initial value goes through this table, NumPyro does the steps.
+    # The initial value goes through this table, NumPyro does the steps. They call the
+    # user's drift, so this stands outside the trusted scope.
     key_init, key_steps = jax.random.split(key)
     init = d.init_dist.expand(s + d.batch_shape)
     noise: Any = key_init
@@ -241,8 +255,19 @@ def _expanded(d, noise, s):
 def _transformed(d, noise, s):
     value = _row(d.base_dist).transform(d.base_dist, noise, s)
     for step in d.transforms:
-        value = step(value)
+        value = (_trusted(step) if _is_numpyros(step) else step)(value)
     return value
+
+
+def _is_numpyros(code) -> bool:
+    """Whether no code of a user runs in it, at any depth of its attributes."""
+    parts = jax.tree.leaves(list(vars(code).values()), is_leaf=callable)
+    inside = (p for p in parts if callable(p) and not isinstance(p, weakref.ref))
+    ours = type(code).__module__.startswith("numpyro.")
+    return ours and all(isinstance(p, _CODE) and _is_numpyros(p) for p in inside)
+
+
+_CODE = (maps.Transform, constraints.Constraint)
 
 
 _WRAPPED = _Row(
@@ -341,9 +366,8 @@ _TABLE: dict[type, _Row] = _WRAPPERS | {
     ), _key(_fixed)),
     dist.Chi2: _key(_unless_above_one(lambda d: d.concentration)),
     dist.EulerMaruyama: _key(
-        lambda d: _ends(d.init_dist), lambda d: _reason(d.init_dist),
-        draw=_euler_maruyama,
-    ),
+        lambda d: _ends(d.init_dist), lambda d: _reason(d.init_dist)
+    )._replace(transform=_euler_maruyama),
     dist.Gamma: _key(_unless_above_one(lambda d: d.concentration)),
     dist.MultivariateStudentT: _key(),
     dist.StudentT: _key(),
@@ -549,6 +573,6 @@ def vouch(
 
     row = _key(ends)
     if base_noise is not None and transform is not None:
-        row = row._replace(noise=base_noise, transform=transform)
+        row = row._replace(noise=base_noise, transform=_trusted(transform))
     _TABLE[cls] = row
     return cls

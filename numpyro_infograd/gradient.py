@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from numpyro_infograd import checks
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
-from numpyro_infograd.objectives import Objective, Term
+from numpyro_infograd.objectives import Objective, Term, trace_expectations
 from numpyro_infograd.problem import (
     REPLICATES,
     Problem,
@@ -33,7 +33,6 @@ from numpyro_infograd.problem import (
     initial_states,
     moving_terms,
     pose,
-    trace_expectations,
 )
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Denoising, Exact, Mixture, resolve_method

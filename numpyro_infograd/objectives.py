@@ -16,7 +16,11 @@ import math
 import numbers
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.program import Program
 from numpyro_infograd.structure import Density, StructuralModel, appended_name
 
 Sites = str | Iterable[str]
@@ -169,8 +173,12 @@ def Expectation(fn: Callable[[dict[str, Any]], Any]) -> Objective:
     """
     if not callable(fn):
         raise ArgumentError(f"Expectation needs a function of one sample, got {fn!r}.")
-    label = getattr(fn, "__name__", repr(fn))
-    return Objective({}, ((1.0, fn),), ((1.0, f"Expectation({label})"),))
+    return Objective({}, ((1.0, fn),), ((1.0, expectation_label(fn)),))
+
+
+def expectation_label(fn: Callable[..., Any]) -> str:
+    """What an expectation is called in messages."""
+    return f"Expectation({getattr(fn, '__name__', repr(fn))})"
 
 
 def names(value: Sites, argument: str) -> tuple[str, ...]:
@@ -233,6 +241,28 @@ def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
             sites = tuple(sorted(joint, key=order.__getitem__))
             terms.append(Term(coefficient, sites, ()))
     return tuple(terms)
+
+
+def trace_expectations(
+    objective: Objective, sm: StructuralModel
+) -> tuple[tuple[jax.Array, Program], ...]:
+    """The objective's expectations as programs of one sample's values.
+
+    Raises:
+        ArgumentError: if one does not return a scalar.
+    """
+    example = {name: sm.example(name) for name in sm.sites}
+    traced = []
+    for coefficient, fn in objective.expectations:
+        program = Program.trace(fn, example)
+        shapes = [jnp.shape(v) for v in jax.tree.leaves(jax.eval_shape(fn, example))]
+        if shapes != [()]:
+            raise ArgumentError(
+                f"{expectation_label(fn)} must return a scalar for one sample, got "
+                f"shapes {shapes}. Sum or average inside the function."
+            )
+        traced.append((jnp.asarray(coefficient), program))
+    return tuple(traced)
 
 
 def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:

@@ -12,7 +12,6 @@ from numpyro_infograd import checks
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective, Term, resolve
-from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Denoising, Exact
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import why_not_exact
@@ -97,29 +96,6 @@ def _variances(
         return {}
     values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(4), 1024))
     return {s: 0.01 * float(jnp.mean(jnp.var(values[s], axis=0))) for s in bare}
-
-
-def trace_expectations(
-    objective: Objective, sm: StructuralModel
-) -> tuple[tuple[jax.Array, Program], ...]:
-    """The objective's expectations as programs of one sample's values.
-
-    Raises:
-        ArgumentError: if one does not return a scalar.
-    """
-    example = {name: sm.example(name) for name in sm.sites}
-    traced = []
-    for coefficient, fn in objective.expectations:
-        program = Program.trace(fn, example)
-        shapes = [jnp.shape(v) for v in jax.tree.leaves(jax.eval_shape(fn, example))]
-        if shapes != [()]:
-            label = getattr(fn, "__name__", repr(fn))
-            raise ArgumentError(
-                f"Expectation({label}) must return a scalar for one sample, got "
-                f"shapes {shapes}. Sum or average inside the function."
-            )
-        traced.append((jnp.asarray(coefficient), program))
-    return tuple(traced)
 
 
 def check_num_samples(num_samples: int | None, method: Any) -> int:

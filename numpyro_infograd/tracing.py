@@ -112,15 +112,14 @@ class _Generate(Messenger):
             self._score(name, fn, msg["value"])
 
     def _draw(self, name: str, fn: Any, sample_shape: tuple[int, ...]) -> jax.Array:
-        """A site's value from its noise; the scope marks it as a trusted sampler."""
+        """A site's value from its noise."""
         try:
             law = exogenous.noise_of(fn, sample_shape)
         except ModelError as error:
             raise ModelError(f"site {name!r}: {error}") from None
         self._laws[name] = law
         noise = noise_like(((name, law),)) if self.noise is None else self.noise
-        with jax.named_scope("exogenous"):
-            return exogenous.transform(fn, noise.get(name), sample_shape)
+        return exogenous.transform(fn, noise.get(name), sample_shape)
 
     def _keep(self, name: str, made: Any, settable: bool) -> Any:
         """Write down a value and say which value goes on: made, or given."""
@@ -200,10 +199,6 @@ class _Generate(Messenger):
             self._states[name] = "free"
             step = site["infer"].get("_scan_current_index")
             fn, shape = site["fn"], site["kwargs"]["sample_shape"]
-            if name in self.given and not self.cut:
-                if step is None:
-                    return self.given[name]
-                return self.given[name][length - 1 - step if reverse else step]
             law = exogenous.noise_of(fn, shape)
             if is_scan and law.kind != "none":
                 self._laws[name] = law._replace(shape=(length, *law.shape))
@@ -214,8 +209,12 @@ class _Generate(Messenger):
             else:
                 noise = self.noise.get(name)
                 noise = noise if step is None or noise is None else noise[step]
-            with jax.named_scope("exogenous"):
-                return exogenous.transform(fn, noise, shape)
+            made = exogenous.transform(fn, noise, shape)
+            if name not in self.given:
+                return made
+            if step is None:
+                return self.given[name]
+            return self.given[name][length - 1 - step if reverse else step]
 
         msg["kwargs"]["substitute_stack"].append(("substitute", supply))
 

@@ -15,11 +15,17 @@ from numpyro_infograd import checks
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.gradient import SOUND_SAMPLE_SIZE, STUDENT
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
-from numpyro_infograd.objectives import MI, Objective, Sites, Term, resolve
+from numpyro_infograd.objectives import (
+    MI,
+    Objective,
+    Sites,
+    Term,
+    resolve,
+    trace_expectations,
+)
 from numpyro_infograd.problem import (
     REPLICATES,
     check_num_samples,
-    trace_expectations,
 )
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Mixture

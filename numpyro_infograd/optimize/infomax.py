@@ -18,7 +18,7 @@ from numpyro_infograd import checks
 from numpyro_infograd.errors import ArgumentError, InfogradError
 from numpyro_infograd.gradient import choose, fit_scores, is_sound
 from numpyro_infograd.noise import base_points
-from numpyro_infograd.objectives import Objective
+from numpyro_infograd.objectives import Objective, trace_expectations
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.step import (
     RATE,
@@ -38,7 +38,6 @@ from numpyro_infograd.problem import (
     Problem,
     initial_states,
     pose,
-    trace_expectations,
 )
 from numpyro_infograd.scores import Denoising, Mixture, resolve_method
 from numpyro_infograd.structure import StructuralModel

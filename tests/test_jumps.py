@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jumps where a probe has to be moved with care, and derivatives that are stopped.
+
+Each refusal stands next to a continuous control that is accepted.
+"""
+
+from typing import Any
+
+from models import affine
+import pytest
+from scipy import stats
+
+import jax
+from jax.lax import stop_gradient
+import jax.numpy as jnp
+
+import numpyro
+from numpyro.contrib.control_flow import scan
+import numpyro.distributions as dist
+from numpyro.distributions import constraints, transforms
+
+import numpyro_infograd as ig
+from numpyro_infograd import MI, Entropy, Expectation, checks, exogenous
+from numpyro_infograd.errors import JumpError, ReparametrizationError
+
+X_TO_Y = MI("x", "y")
+
+
+def check(model: Any, objective: Any = X_TO_Y) -> None:
+    """The checks of `gradient`, without its numbers."""
+    sm = ig.structural_model(model)
+    checks.check_gradient(objective, sm, sm.params, False)
+
+
+def broken(v):
+    return jnp.where(v > 3, v + 1.0, v)
+
+
+def leaky(v):
+    return jnp.where(v > 3, v, 3.0 + 0.1 * (v - 3.0))
+
+
+# Expectations.
+
+
+def located():
+    numpyro.sample("y", dist.Normal(numpyro.param("p", 0.5), 1.0))
+
+
+def test_expectation_of_a_truth():
+    positive = Expectation(lambda v: (v["y"] > 0).astype(float))
+    for objective in (positive, Expectation(lambda v: v["y"] > 0)):
+        with pytest.raises(JumpError, match=r"Expectation\(<lambda>\)"):
+            ig.gradient(objective, located)
+    # P(y > 0) = Phi(p), but no sample's derivative sees it.
+    missed = ig.gradient(positive, located, allow_jumps=True)
+    assert stats.norm.pdf(0.5) > 0.35
+    assert float(missed.value["p"]) == float(missed.standard_error["p"]) == 0.0
+
+
+def test_expectation_with_a_switch():
+    with pytest.raises(JumpError, match=r"Expectation\(<lambda>\) jumps"):
+        check(located, Expectation(lambda v: jnp.where(v["y"] > 0, 1.0, 0.0)))
+    check(located, Expectation(lambda v: jnp.where(v["y"] > 0, v["y"], 0.0)))
+
+
+def test_expectation_is_asked_only_for_what_it_reads():
+    def model():
+        numpyro.sample("b", dist.Bernoulli(logits=numpyro.param("q", 0.5)))
+        located()
+
+    found = ig.gradient(Expectation(lambda v: v["y"]), model)
+    assert float(found.value["p"]) == pytest.approx(1.0)
+    both = Expectation(lambda v: v["y"] * v["b"])
+    with pytest.raises(ReparametrizationError, match="'b'"):
+        check(model, both)
+
+
+# Draws from a key.
+
+
+def scaled_gamma(fn):
+    def model():
+        g = numpyro.sample("g", dist.Gamma(3.0, 1.0))
+        numpyro.sample("y", dist.Normal(fn(numpyro.param("p", 1.0) * g), 1.0))
+
+    return model
+
+
+def shaped_gamma(fn):
+    def model():
+        g = numpyro.sample("g", dist.Gamma(jnp.exp(numpyro.param("p", 1.0)), 1.0))
+        numpyro.sample("y", dist.Gamma(fn(g), 1.0))
+
+    return model
+
+
+def stepped(fn):
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        a = numpyro.param("a", 3.0)
+
+        def step(state, _):
+            return fn(numpyro.sample("v", dist.StudentT(3.0, a * state, 0.5))), None
+
+        last, _ = scan(step, x, None, length=3)
+        numpyro.sample("y", dist.Normal(last, 0.5))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        scaled_gamma,
+        pytest.param(shaped_gamma, marks=pytest.mark.slow),
+        pytest.param(stepped, marks=pytest.mark.slow),
+    ],
+)
+def test_a_switch_on_a_draw_from_a_key(make):
+    with pytest.raises(JumpError, match="'y' jumps"):
+        check(make(broken), Entropy("y"))
+    check(make(leaky), Entropy("y"))
+
+
+def test_a_jump_on_a_draw_from_a_key_has_no_pathwise_gradient():
+    model = scaled_gamma(lambda v: jnp.where(v > 3, 2.0, 0.0))
+    objective = Expectation(lambda v: v["y"])
+    with pytest.raises(JumpError):
+        check(model, objective)
+    missed = ig.gradient(objective, model, allow_jumps=True)
+    assert 2 * 3 * stats.gamma(3.0).pdf(3.0) > 1.3  # d/dp of 2 P(p g > 3) at p = 1
+    assert float(missed.value["p"]) == 0.0
+
+
+# Vectors.
+
+
+def test_one_element_of_a_vector_jumps():
+    size = 200
+
+    def model(gap):
+        x = numpyro.sample("x", dist.Normal().expand((size,)).to_event(1))
+        v = numpyro.param("a", 1.0) * x
+        gaps = jnp.zeros(size).at[-1].set(gap)
+        mean = jnp.where(v > 0, v + gaps, 0.5 * v)
+        numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1))
+
+    with pytest.raises(JumpError, match="'y'"):
+        check(lambda: model(1.0))
+    check(lambda: model(0.0))
+
+
+def test_one_output_of_a_cond_jumps():
+    def model(gap):
+        x = numpyro.sample("x", dist.Normal())
+        v = numpyro.param("a", 1.0) * x
+        first, second = jax.lax.cond(v > 0, lambda u: (u, u + gap), lambda u: (u, u), v)
+        numpyro.sample("y", dist.Normal(first, 0.5))
+        numpyro.sample("z", dist.Normal(second, 0.5))
+
+    with pytest.raises(JumpError, match="'z'"):
+        check(lambda: model(1.0), MI("x", ("y", "z")))
+    check(lambda: model(0.0), MI("x", ("y", "z")))
+
+
+# Code of a user inside a distribution.
+
+
+class Map(transforms.ParameterFreeTransform):
+    """A transform of somebody else."""
+
+    domain = codomain = constraints.real
+
+    def __init__(self, fn):
+        self.fn = fn
+
+    def __call__(self, x):
+        return self.fn(x)
+
+    def _inverse(self, y):
+        return y
+
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        return jnp.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    ("base", "nested"),
+    [(dist.Normal, True), (lambda m: dist.StudentT(5.0, m), False)],
+    ids=["normal", "key"],
+)
+def test_a_transform_of_a_user_is_not_trusted(base, nested):
+    def channel(fn):
+        step = transforms.ComposeTransform([Map(fn)]) if nested else Map(fn)
+
+        def model():
+            x = numpyro.sample("x", dist.Normal())
+            mean = numpyro.param("a", 1.0) * x
+            numpyro.sample("y", dist.TransformedDistribution(base(mean), [step]))
+
+        return model
+
+    with pytest.raises(JumpError, match="'y'.*'sign'"):
+        check(channel(lambda v: v + jnp.sign(v)))
+    with pytest.raises(JumpError, match="'y' jumps"):
+        check(channel(broken))
+    check(channel(leaky))
+
+
+def test_transforms_of_numpyro_are_trusted():
+    steps = [transforms.ExpTransform().inv, transforms.SigmoidTransform()]
+    for step in (*steps, transforms.ComposeTransform(steps)):
+        assert exogenous._is_numpyros(step)
+    for step in (Map(jnp.sin), Map(jnp.sin).inv, transforms.UnpackTransform(dict)):
+        assert not exogenous._is_numpyros(step)
+
+
+def test_a_drift_is_not_trusted():
+    def walk(drift):
+        def model():
+            x = numpyro.sample("x", dist.Normal())
+            a = numpyro.param("a", 3.0)
+            sde = lambda v, t: (drift(a * v + x), 1.0)  # noqa: E731
+            times, start = jnp.arange(4.0) / 4, dist.Normal(x, 1.0)
+            numpyro.sample("y", dist.EulerMaruyama(times, sde, start))
+
+        return model
+
+    with pytest.raises(JumpError, match="'y'.*'sign'"):
+        check(walk(jnp.sign))
+    with pytest.raises(JumpError, match="'y' jumps"):
+        check(walk(broken))
+    check(walk(leaky))
+
+
+def test_a_switch_that_no_probe_can_move():
+    def model():
+        a = numpyro.param("a", 3.0)
+        sde = lambda v, t: (leaky(a * v), 1.0)  # noqa: E731
+        times = jnp.arange(4.0) / 4
+        numpyro.sample("y", dist.EulerMaruyama(times, sde, dist.Delta(0.0)))
+
+    with pytest.raises(JumpError, match="'y'.*no probe can follow"):
+        check(model, Entropy("y"))
+
+
+# Stopped derivatives.
+
+
+def mean_of(fn, start=1.0):
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", dist.Normal(fn(numpyro.param("a", start), x), 0.5))
+
+    return model
+
+
+@jax.custom_jvp
+def silent(a):
+    return 2.0 * a
+
+
+silent.defjvp(lambda primals, tangents: (silent(*primals), 0.0 * tangents[0]))
+
+STOPPED = {
+    "whole": lambda a, x: stop_gradient(a)[0] * x + a[1] * x * 0,
+    "part": lambda a, x: stop_gradient(a[0]) * x + a[1],
+    "rule": lambda a, x: silent(a[0]) * x,
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_stopped_derivative(name):
+    model = mean_of(STOPPED[name], jnp.array([1.0, 0.5]))
+    with pytest.raises(ReparametrizationError, match="'y' moves with 'a'"):
+        check(model)
+    missed = ig.gradient(X_TO_Y, model, allow_jumps=True)
+    assert float(missed.value["a"][0]) == 0.0  # I(X;Y) grows with the gain
+
+
+def test_a_derivative_stopped_inside_an_expectation():
+    with pytest.raises(ReparametrizationError, match="Expectation.* moves with 'a'"):
+        check(affine, Expectation(lambda v: stop_gradient(v["y"]) ** 2))
+    check(affine, Expectation(lambda v: v["y"] ** 2))
+
+
+FLOWING = {
+    "zero at the start": (lambda a, x: a**2 * x, 0.0),
+    "dead": (lambda a, x: x + jax.nn.relu(a - 5.0), 1.0),
+    "cancels": (lambda a, x: x + a - stop_gradient(a), 1.0),
+    "shifted": (lambda a, x: jax.nn.softmax(a * x)[0], jnp.zeros(3)),
+    "saturated": (lambda a, x: x + jnp.tanh(100.0 * a), 1.0),
+    "sphere": (lambda a, x: a[0] * x, jnp.array([1.0, 0.0])),
+}
+
+
+@pytest.mark.parametrize("name", FLOWING)
+def test_a_derivative_that_may_vanish(name):
+    check(mean_of(*FLOWING[name]))
