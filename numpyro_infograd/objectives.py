@@ -70,6 +70,8 @@ class Objective:
     __radd__ = __add__
 
     def __mul__(self, factor: Any) -> Objective:
+        if isinstance(factor, (str, bytes)):
+            return NotImplemented
         try:
             scale = float(factor)
         except (TypeError, ValueError):

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+import numbers
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
+from numpyro_infograd.arguments import tracing
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective, Term, resolve
@@ -17,6 +21,7 @@ from numpyro_infograd.scores import Denoising, Exact
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import why_not_exact
 from numpyro_infograd.structure import Density, StructuralModel, simulate
+from numpyro_infograd.tracing import structural_model
 
 REPLICATES = 16
 
@@ -38,6 +43,34 @@ class Problem(NamedTuple):
     def coefficients(self) -> tuple[float, ...]:
         """Coefficient of each density's entropy."""
         return tuple(term.coefficient for term in self.terms)
+
+
+def admit(
+    objective: Any,
+    model: Callable[..., Any] | StructuralModel,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any] | None,
+) -> tuple[StructuralModel, dict[str, Any]]:
+    """Trace the model, complete the parameters, check the objective's sites.
+
+    Warns of an observed site that says something of the others: holding its value is
+    not conditioning on it.
+    """
+    sm = structural_model(model, *args, **kwargs)
+    complete = sm.complete_params(params)
+    checks.check_objective(objective, sm)
+    for name, site in sm.site_info.items():
+        if site.state != "observed":
+            continue
+        if site.control_flow or sm.density((name,), whole=True).hidden:
+            warnings.warn(
+                f"site {name!r} is observed: its value is held fixed; it does not "
+                "condition the others. Leave out obs= (handlers.condition) if the "
+                "site is a part of the system.",
+                stacklevel=3,
+            )
+    return sm, complete
 
 
 def pose(
@@ -105,21 +138,35 @@ def trace_expectations(
     """The objective's expectations as programs of one sample's values.
 
     Raises:
-        ArgumentError: if one does not return a scalar.
+        ArgumentError: if one cannot be traced, or does not return a scalar.
     """
     example = {name: sm.example(name) for name in sm.sites}
-    traced = []
-    for coefficient, fn in objective.expectations:
-        program = Program.trace(fn, example)
-        shapes = [jnp.shape(v) for v in jax.tree.leaves(jax.eval_shape(fn, example))]
-        if shapes != [()]:
-            label = getattr(fn, "__name__", repr(fn))
+    holds = (
+        f"the values of the sites {', '.join(sm.sites)}. Use these; make a parameter "
+        "a site with numpyro.deterministic"
+    )
+    return tuple(
+        (jnp.asarray(coefficient), _trace_scalar(fn, example, holds))
+        for coefficient, fn in objective.expectations
+    )
+
+
+def _trace_scalar(fn: Callable[[Any], Any], example: Any, holds: str) -> Program:
+    label = f"Expectation({getattr(fn, '__name__', repr(fn))})"
+
+    def scalar(values: Any) -> Any:
+        found = fn(values)
+        number = isinstance(found, numbers.Real) or hasattr(found, "dtype")
+        if not number or jnp.shape(found) or jnp.iscomplexobj(found):
+            shape = f" of shape {jnp.shape(found)}" if number else ""
             raise ArgumentError(
-                f"Expectation({label}) must return a scalar for one sample, got "
-                f"shapes {shapes}. Sum or average inside the function."
+                f"{label} must return a real scalar for one sample, got "
+                f"{found!r:.80}{shape}. Sum or average inside the function."
             )
-        traced.append((jnp.asarray(coefficient), program))
-    return tuple(traced)
+        return found
+
+    with tracing(label, holds):
+        return Program.trace(scalar, example)
 
 
 def check_num_samples(num_samples: int | None, method: Any) -> int:

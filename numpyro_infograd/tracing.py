@@ -19,11 +19,12 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro.distributions import Unit, constraints
+from numpyro.distributions import MaskedDistribution, Unit, constraints
 from numpyro.primitives import Messenger
 
 from numpyro_infograd import exogenous
-from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
+from numpyro_infograd.arguments import as_real, tracing
+from numpyro_infograd.errors import ArgumentError, ModelError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
@@ -88,12 +89,8 @@ class _Generate(Messenger):
                 "reweights runs of a model; a generative system has none. Express it "
                 "as a sample site, or remove it."
             )
-        if msg.get("scale") is not None and not _is_one(msg["scale"]):
-            warnings.warn(
-                f"site {name!r} carries a scale (handlers.scale): it weighs a "
-                "likelihood and has no effect on information.",
-                stacklevel=2,
-            )
+        if self.params is None:
+            _warn_of_weights(msg)
         if msg.get("_control_flow_done"):
             state = self._states.get(name, "observed")
         elif "_intervener_id" in msg:
@@ -279,9 +276,25 @@ def _class_name(fn: Any) -> str:
     return type(fn).__name__
 
 
-def _is_one(scale: Any) -> bool:
-    return not isinstance(scale, jax.core.Tracer) and bool(
-        np.all(np.asarray(scale) == 1)
+def _warn_of_weights(msg: Any) -> None:
+    """Say that what weighs a likelihood does not change how a value is drawn."""
+    fn, masks = msg["fn"], []
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution):
+            masks.append(fn._mask)
+        fn = fn.base_dist
+    for word, weights in (("scale", [msg.get("scale")]), ("mask", masks)):
+        if not all(w is None or _is_one(w) for w in weights):
+            warnings.warn(
+                f"site {msg['name']!r} carries a {word} (handlers.{word}): it weighs a "
+                "likelihood and has no effect on information.",
+                stacklevel=2,
+            )
+
+
+def _is_one(weight: Any) -> bool:
+    return not isinstance(weight, jax.core.Tracer) and bool(
+        np.all(np.asarray(weight) == 1)
     )
 
 
@@ -294,14 +307,9 @@ def _strong(name: str, value: Any) -> jax.Array:
     """A floating array without the weak type of a Python number.
 
     Raises:
-        ParameterError: for a complex value.
+        ParameterError: for a complex value, or what is no number.
     """
-    array = jnp.asarray(value)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ParameterError(
-            f"parameter {name!r} is complex. Use two real parameters, its real and "
-            "imaginary parts."
-        )
+    array = as_real(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.zeros(()).dtype)
     return jax.lax.convert_element_type(array, array.dtype)
@@ -344,15 +352,30 @@ def structural_model(
             )
         return model
     if not callable(model):
-        raise ArgumentError(f"model must be a NumPyro model (callable), got {model!r}.")
+        raise ArgumentError(
+            f"model must be a NumPyro model (callable), got "
+            f"{model!r}. Pass the function itself, not what a call of it returns."
+        )
     _check_finite(args, kwargs)
+
+    def play(messenger: _Generate) -> None:
+        with tracing("the model", error=ModelError), messenger:
+            try:
+                model(*args, **kwargs)
+            except ValueError as error:
+                if "distribution got invalid" not in str(error):
+                    raise
+                seen = "".join(f" after site {s!r}" for s in [*messenger.sites][-1:])
+                raise ModelError(
+                    f"a distribution{seen} is not valid: {error} Give other values, or "
+                    "a constraint in numpyro.param."
+                ) from error
 
     def explore(concrete: bool) -> _Generate:
         messenger = _Generate(rng_key=jax.random.key(0))
 
         def trace_only() -> None:
-            with messenger:
-                model(*args, **kwargs)
+            play(messenger)
 
         if concrete:
             trace_only()
@@ -371,8 +394,7 @@ def structural_model(
 
     def run(params, noise, given, scored=(), cut=False):
         messenger = _Generate(params, noise, given, scored, cut)
-        with messenger:
-            model(*args, **kwargs)
+        play(messenger)
         return messenger.values, messenger.log_prob, messenger.boundary
 
     laws = tuple(
