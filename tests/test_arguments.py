@@ -7,11 +7,12 @@ import re
 
 from models import affine
 import numpy as np
-import optax
 import pytest
+from test_refusals import channel, refuses, refuses_gradient
 
 import jax
 import jax.numpy as jnp
+import optax
 
 import numpyro
 from numpyro import handlers
@@ -21,7 +22,6 @@ from numpyro.distributions import constraints
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Expectation
 from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
-from test_refusals import channel, refuses, refuses_gradient
 
 XY = MI("x", "y")
 QUIET = {"progress_bar": False}
