@@ -54,12 +54,19 @@ def admit(
 ) -> tuple[StructuralModel, dict[str, Any]]:
     """Trace the model, complete the parameters, check the objective's sites.
 
-    Warns of an observed site that says something of the others: holding its value is
-    not conditioning on it.
+    Warns of what has no effect on information: a mask; and an observed site that says
+    something of the others, for holding its value is not conditioning on it.
     """
     sm = structural_model(model, *args, **kwargs)
     complete = sm.complete_params(params)
     checks.check_objective(objective, sm)
+    for name in objective.sites:
+        if sm.site_info[name].masked:
+            warnings.warn(
+                f"site {name!r} carries a mask (handlers.mask): it weighs a likelihood "
+                "and has no effect on information. Leave masked entries out.",
+                stacklevel=3,
+            )
     for name, site in sm.site_info.items():
         if site.state != "observed":
             continue

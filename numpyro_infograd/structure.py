@@ -53,6 +53,7 @@ class Site(NamedTuple):
     discrete: bool = False
     support: str = "real"  # "real" (no boundary), "bounded" or "thin"
     state: str = "free"  # "free", "observed", "substituted" or "intervened"
+    masked: bool = False  # a mask weighs its likelihood, not its draws
     control_flow: bool = False  # lives inside a scan or a cond
 
     @property

@@ -89,8 +89,12 @@ class _Generate(Messenger):
                 "reweights runs of a model; a generative system has none. Express it "
                 "as a sample site, or remove it."
             )
-        if self.params is None:
-            _warn_of_weights(msg)
+        if msg.get("scale") is not None and not _is_one(msg["scale"]):
+            warnings.warn(
+                f"site {name!r} carries a scale (handlers.scale): it weighs a "
+                "likelihood and has no effect on information.",
+                stacklevel=2,
+            )
         if msg.get("_control_flow_done"):
             state = self._states.get(name, "observed")
         elif "_intervener_id" in msg:
@@ -148,6 +152,7 @@ class _Generate(Messenger):
             discrete=bool(fn.support.is_discrete),
             support=_support(fn.support),
             state=state,
+            masked=_is_masked(fn),
             control_flow=bool(msg.get("_control_flow_done")),
         )
 
@@ -276,20 +281,13 @@ def _class_name(fn: Any) -> str:
     return type(fn).__name__
 
 
-def _warn_of_weights(msg: Any) -> None:
-    """Say that what weighs a likelihood does not change how a value is drawn."""
-    fn, masks = msg["fn"], []
+def _is_masked(fn: Any) -> bool:
+    """Whether a mask stands at any depth that is not known to be true everywhere."""
     while hasattr(fn, "base_dist"):
-        if isinstance(fn, MaskedDistribution):
-            masks.append(fn._mask)
+        if isinstance(fn, MaskedDistribution) and not _is_one(fn._mask):
+            return True
         fn = fn.base_dist
-    for word, weights in (("scale", [msg.get("scale")]), ("mask", masks)):
-        if not all(w is None or _is_one(w) for w in weights):
-            warnings.warn(
-                f"site {msg['name']!r} carries a {word} (handlers.{word}): it weighs a "
-                "likelihood and has no effect on information.",
-                stacklevel=2,
-            )
+    return False
 
 
 def _is_one(weight: Any) -> bool:
