@@ -15,7 +15,8 @@ class InfogradError(Exception):
 class ModelError(InfogradError, ValueError):
     """The model has a construct with no meaning as a generative system.
 
-    `factor` statements, subsampled plates, mutable module state, improper priors.
+    `factor` statements, subsampled plates, mutable module state, improper priors; a
+    Python branch on a traced value; draws or log densities that are not finite.
     """
 
 
@@ -24,7 +25,7 @@ class SiteError(InfogradError, ValueError):
 
 
 class ParameterError(InfogradError, ValueError):
-    """A parameter is unknown, has another shape, or is not finite."""
+    """A parameter is unknown, no number, of another shape, or out of its domain."""
 
 
 class ReparametrizationError(InfogradError, ValueError):

@@ -19,16 +19,20 @@ import math
 from typing import Any, NamedTuple
 import warnings
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
+from numpyro_infograd.arguments import as_args, as_key
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.objectives import Objective, Term, trace_expectations
 from numpyro_infograd.problem import (
     REPLICATES,
     Problem,
+    admit,
     check_num_samples,
     initial_states,
     moving_terms,
@@ -45,7 +49,6 @@ from numpyro_infograd.scores.base import (
 from numpyro_infograd.scores.exact import gaussian_entropies, why_not_exact
 from numpyro_infograd.scores.stein import calibrate
 from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
-from numpyro_infograd.tracing import structural_model
 
 # Student's t at 97.5 % with 15 degrees of freedom, over 2: two standard errors from
 # 16 replicates then cover 95 %.
@@ -71,18 +74,29 @@ class Gradient:
 
     def __repr__(self) -> str:
         rows = [f"Gradient by {self.diagnostics.get('method', '?')} scores:"]
+        if self.diagnostics.get("reason"):
+            rows = [f"{rows[0][:-1]} ({self.diagnostics['reason']}):"]
         for name, value in self.value.items():
             leaves = jax.tree.leaves(value)
             errors = jax.tree.leaves(self.standard_error[name])
             if len(leaves) == 1 and leaves[0].size == 1:
+                number, error = float(leaves[0].item()), float(errors[0].item())
+                rows.append(f"  {name}: {number:.6g} +- {error:.2g}")
+            elif len(leaves) == 1 and leaves[0].size <= 8:
                 rows.append(
-                    f"  {name}: {float(leaves[0]):.6g} +- {float(errors[0]):.2g}"
+                    f"  {name}: {_text(leaves[0], '.6g')} +- {_text(errors[0], '.2g')}"
                 )
             else:
                 norm = math.sqrt(sum(float(jnp.sum(v**2)) for v in leaves))
                 worst = max(float(jnp.max(e)) for e in errors)
                 rows.append(f"  {name}: norm {norm:.6g}, errors up to {worst:.2g}")
         return "\n".join(rows)
+
+
+def _text(array: jax.Array, form: str) -> str:
+    return np.array2string(
+        np.asarray(array), formatter={"float_kind": lambda x: format(x, form)}
+    )
 
 
 # -- the three identities at work -----------------------------------------------------
@@ -451,16 +465,16 @@ def gradient(
         >>> round(float(g.value["a"]), 6)  # a / (1 + a^2)
         0.4
     """
-    sm = structural_model(model, *model_args, **(model_kwargs or {}))
-    complete = sm.complete_params(params)
+    key = as_key(rng_key)
+    args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
-    key = jax.random.key(0) if rng_key is None else rng_key
-    checks.check_objective(objective, sm)
+    sm, complete = admit(objective, model, args, kwargs, params)
     sm.check_constraints(complete)
     if not sm.params:
         raise ArgumentError(
             "the model has no parameters: mark what can be tuned with numpyro.param."
         )
+    sm.check_values(objective.sites, complete)
     checks.check_gradient(objective, sm, complete, allow_jumps)
     if num_samples is not None:
         check_num_samples(num_samples, method)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.arguments import tracing
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import Density, StructuralModel, appended_name
@@ -74,6 +75,8 @@ class Objective:
     __radd__ = __add__
 
     def __mul__(self, factor: Any) -> Objective:
+        if isinstance(factor, (str, bytes)):
+            return NotImplemented
         try:
             scale = float(factor)
         except (TypeError, ValueError):
@@ -249,20 +252,35 @@ def trace_expectations(
     """The objective's expectations as programs of one sample's values.
 
     Raises:
-        ArgumentError: if one does not return a scalar.
+        ArgumentError: if one cannot be traced, or does not return a scalar.
     """
     example = {name: sm.example(name) for name in sm.sites}
-    traced = []
-    for coefficient, fn in objective.expectations:
-        program = Program.trace(fn, example)
-        shapes = [jnp.shape(v) for v in jax.tree.leaves(jax.eval_shape(fn, example))]
-        if shapes != [()]:
+    holds = (
+        f"the values of the sites {', '.join(sm.sites)}. Use these; make a parameter "
+        "a site with numpyro.deterministic"
+    )
+    return tuple(
+        (jnp.asarray(coefficient), _trace_scalar(fn, example, holds))
+        for coefficient, fn in objective.expectations
+    )
+
+
+def _trace_scalar(fn: Callable[[Any], Any], example: Any, holds: str) -> Program:
+    label = expectation_label(fn)
+
+    def scalar(values: Any) -> Any:
+        found = fn(values)
+        number = isinstance(found, numbers.Real) or hasattr(found, "dtype")
+        if not number or jnp.shape(found) or jnp.iscomplexobj(found):
+            shape = f" of shape {jnp.shape(found)}" if number else ""
             raise ArgumentError(
-                f"{expectation_label(fn)} must return a scalar for one sample, got "
-                f"shapes {shapes}. Sum or average inside the function."
+                f"{label} must return a real scalar for one sample, got "
+                f"{found!r:.80}{shape}. Sum or average inside the function."
             )
-        traced.append((jnp.asarray(coefficient), program))
-    return tuple(traced)
+        return found
+
+    with tracing(label, holds):
+        return Program.trace(scalar, example)
 
 
 def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:

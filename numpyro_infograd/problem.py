@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from numpyro_infograd.scores import Denoising, Exact
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import why_not_exact
 from numpyro_infograd.structure import Density, StructuralModel, simulate
+from numpyro_infograd.tracing import structural_model
 
 REPLICATES = 16
 
@@ -37,6 +40,41 @@ class Problem(NamedTuple):
     def coefficients(self) -> tuple[float, ...]:
         """Coefficient of each density's entropy."""
         return tuple(term.coefficient for term in self.terms)
+
+
+def admit(
+    objective: Any,
+    model: Callable[..., Any] | StructuralModel,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any] | None,
+) -> tuple[StructuralModel, dict[str, Any]]:
+    """Trace the model, complete the parameters, check the objective's sites.
+
+    Warns of what has no effect on information: a mask; and an observed site that says
+    something of the others, for holding its value is not conditioning on it.
+    """
+    sm = structural_model(model, *args, **kwargs)
+    complete = sm.complete_params(params)
+    checks.check_objective(objective, sm)
+    for name in objective.sites:
+        if sm.site_info[name].masked:
+            warnings.warn(
+                f"site {name!r} carries a mask (handlers.mask): it weighs a likelihood "
+                "and has no effect on information. Leave masked entries out.",
+                stacklevel=3,
+            )
+    for name, site in sm.site_info.items():
+        if site.state != "observed":
+            continue
+        if site.control_flow or sm.density((name,), whole=True).hidden:
+            warnings.warn(
+                f"site {name!r} is observed: its value is held fixed; it does not "
+                "condition the others. Leave out obs= (handlers.condition) if the "
+                "site is a part of the system.",
+                stacklevel=3,
+            )
+    return sm, complete
 
 
 def pose(

@@ -21,7 +21,13 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.errors import ArgumentError, ParameterError, SiteError
+from numpyro_infograd.arguments import as_key, as_real
+from numpyro_infograd.errors import (
+    ArgumentError,
+    ModelError,
+    ParameterError,
+    SiteError,
+)
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, noise_like
 from numpyro_infograd.program import Program
@@ -47,6 +53,7 @@ class Site(NamedTuple):
     discrete: bool = False
     support: str = "real"  # "real" (no boundary), "bounded" or "thin"
     state: str = "free"  # "free", "observed", "substituted" or "intervened"
+    masked: bool = False  # a mask weighs its likelihood, not its draws
     control_flow: bool = False  # lives inside a scan or a cond
 
     @property
@@ -161,6 +168,11 @@ class StructuralModel:
         Raises:
             ParameterError: for an unknown name, another shape, or a non-finite value.
         """
+        if params is not None and not isinstance(params, Mapping):
+            raise ParameterError(
+                f"params (init_params of an ascent) must be a dict from names of "
+                f"parameters to values, got {params!r:.80}. Write {{'a': 1.0}}."
+            )
         given = dict(params or {})
         for name in given:
             if name not in self.params:
@@ -188,13 +200,48 @@ class StructuralModel:
                         f"{np.asarray(leaf)}. Give a value inside."
                     )
 
+    def check_values(self, sites: Sequence[str], params: Any) -> None:
+        """Raise where a draw of the sites, or its own log density, is not finite.
+
+        Raises:
+            ModelError: naming the first site of the model where that happens.
+        """
+        if not sites:
+            return
+        scored = tuple(
+            s
+            for s in sites
+            if self.site_info[s].kind == "sample" and not self.site_info[s].control_flow
+        )
+        program = Program.trace(
+            lambda params, noise: self.run(params, noise, {}, scored=scored)[:2],
+            self.params,
+            noise_like(self.spec),
+        )
+        noise = draw_noise(self.spec, jax.random.key(5), 64)
+        values, log_prob = simulate(program, params, noise)
+        finite = {s: np.isfinite(np.asarray(v)).all() for s, v in values.items()}
+        # A draw that was rounded onto a boundary has an infinite density, but no NaN.
+        valid = {s: not np.isnan(np.asarray(v)).any() for s, v in log_prob.items()}
+        if all(finite[s] and valid.get(s, True) for s in sites):
+            return
+        for name, site in self.site_info.items():
+            if not finite[name] or not valid.get(name, True):
+                raise ModelError(
+                    f"{'its log density at' if finite[name] else 'a draw of'} site "
+                    f"{name!r} ({site.distribution or site.kind}) is not finite at "
+                    "these parameter values: a scale is negative, or a logarithm, a "
+                    "root or a division left its domain. Give other values, or a "
+                    "constraint in numpyro.param."
+                )
+
     def sample_noise(
         self, rng_key: jax.Array, num_samples: int, qmc: bool = False
     ) -> dict[str, jax.Array]:
         """Draw the exogenous noise of every site.
 
         Args:
-            rng_key: A JAX PRNG key.
+            rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
             num_samples: Number of draws; a power of two if `qmc`.
             qmc: Quasi-random (scrambled Sobol) explicit noise.
 
@@ -202,8 +249,10 @@ class StructuralModel:
             Dict of arrays of shape (num_samples, *shape); PRNG keys for key noise.
 
         Raises:
-            ArgumentError: if `num_samples` is not positive, or no power of two.
+            ArgumentError: if `num_samples` is not positive, or no power of two; if
+                `rng_key` is no key.
         """
+        rng_key = as_key(rng_key)
         if num_samples < 1:
             raise ArgumentError(f"num_samples must be at least 1, got {num_samples}.")
         if qmc and num_samples & (num_samples - 1):
@@ -225,7 +274,9 @@ class StructuralModel:
         params: Mapping[str, Any] | None = None,
     ) -> Values:
         """Draw from the model: dict of arrays of shape (num_samples, *shape)."""
-        return self.evaluate(params or {}, self.sample_noise(rng_key, num_samples))
+        return self.evaluate(
+            {} if params is None else params, self.sample_noise(rng_key, num_samples)
+        )
 
     # -- structure --------------------------------------------------------------
 
@@ -384,7 +435,8 @@ class StructuralModel:
         inner = self.run
 
         def run(params, noise, given, scored=(), cut=False):
-            clean_given = {k: v for k, v in given.items() if k not in scales}
+            # A cut site hands on the value it is given, and reports the one it made.
+            clean_given = {k: v for k, v in given.items() if cut or k not in scales}
             own = tuple(s for s in scored if s not in scales)
             clean_noise = {k: v for k, v in noise.items() if k not in extra}
             values, log_prob, boundary = inner(
@@ -394,7 +446,7 @@ class StructuralModel:
             for name, scale in scales.items():
                 clean = values[name]
                 made = clean + scale * noise[appended_name(name)]
-                values[name] = given.get(name, made)
+                values[name] = made if cut else given.get(name, made)
                 if name in scored:
                     z = (values[name] - clean) / scale
                     constant = jnp.log(scale) + 0.5 * math.log(2 * math.pi)
@@ -461,16 +513,18 @@ def _like(name: str, value: Any, initial: Any) -> Any:
     got: Any = jax.tree.structure(value)
     if got != expected:
         raise ParameterError(
-            f"parameter {name!r} has another structure than the model's: expected "
-            f"{expected}, got {got}."
+            f"parameter {name!r} has another structure than the model's: got "
+            f"{value!r:.80}. Give arrays of these shapes: "
+            f"{jax.tree.map(jnp.shape, initial)}."
         )
 
     def leaf(new: Any, old: Any) -> jax.Array:
-        array = jnp.asarray(new, old.dtype)
+        array = as_real(name, new, old.dtype)
         if array.shape != old.shape:
             raise ParameterError(
                 f"parameter {name!r} has shape {old.shape} in the model, "
-                f"got {array.shape}."
+                f"got {array.shape}. Give a value of the model's shape, or change the "
+                "initial value in numpyro.param."
             )
         tracer = isinstance(array, jax.core.Tracer)
         if not tracer and not np.all(np.isfinite(np.asarray(array))):

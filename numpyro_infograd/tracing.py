@@ -19,11 +19,12 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro.distributions import Unit, constraints
+from numpyro.distributions import MaskedDistribution, Unit, constraints
 from numpyro.primitives import Messenger
 
 from numpyro_infograd import exogenous
-from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
+from numpyro_infograd.arguments import as_real, tracing
+from numpyro_infograd.errors import ArgumentError, ModelError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
@@ -150,6 +151,7 @@ class _Generate(Messenger):
             discrete=bool(fn.support.is_discrete),
             support=_support(fn.support),
             state=state,
+            masked=_is_masked(fn),
             control_flow=bool(msg.get("_control_flow_done")),
         )
 
@@ -278,9 +280,18 @@ def _class_name(fn: Any) -> str:
     return type(fn).__name__
 
 
-def _is_one(scale: Any) -> bool:
-    return not isinstance(scale, jax.core.Tracer) and bool(
-        np.all(np.asarray(scale) == 1)
+def _is_masked(fn: Any) -> bool:
+    """Whether a mask stands at any depth that is not known to be true everywhere."""
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution) and not _is_one(fn._mask):
+            return True
+        fn = fn.base_dist
+    return False
+
+
+def _is_one(weight: Any) -> bool:
+    return not isinstance(weight, jax.core.Tracer) and bool(
+        np.all(np.asarray(weight) == 1)
     )
 
 
@@ -293,14 +304,9 @@ def _strong(name: str, value: Any) -> jax.Array:
     """A floating array without the weak type of a Python number.
 
     Raises:
-        ParameterError: for a complex value.
+        ParameterError: for a complex value, or what is no number.
     """
-    array = jnp.asarray(value)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ParameterError(
-            f"parameter {name!r} is complex. Use two real parameters, its real and "
-            "imaginary parts."
-        )
+    array = as_real(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.zeros(()).dtype)
     return jax.lax.convert_element_type(array, array.dtype)
@@ -343,15 +349,30 @@ def structural_model(
             )
         return model
     if not callable(model):
-        raise ArgumentError(f"model must be a NumPyro model (callable), got {model!r}.")
+        raise ArgumentError(
+            f"model must be a NumPyro model (callable), got "
+            f"{model!r}. Pass the function itself, not what a call of it returns."
+        )
     _check_finite(args, kwargs)
+
+    def play(messenger: _Generate) -> None:
+        with tracing("the model", error=ModelError), messenger:
+            try:
+                model(*args, **kwargs)
+            except ValueError as error:
+                if "distribution got invalid" not in str(error):
+                    raise
+                seen = "".join(f" after site {s!r}" for s in [*messenger.sites][-1:])
+                raise ModelError(
+                    f"a distribution{seen} is not valid: {error} Give other values, or "
+                    "a constraint in numpyro.param."
+                ) from error
 
     def explore(concrete: bool) -> _Generate:
         messenger = _Generate(rng_key=jax.random.key(0))
 
         def trace_only() -> None:
-            with messenger:
-                model(*args, **kwargs)
+            play(messenger)
 
         if concrete:
             trace_only()
@@ -370,8 +391,7 @@ def structural_model(
 
     def run(params, noise, given, scored=(), cut=False):
         messenger = _Generate(params, noise, given, scored, cut)
-        with messenger:
-            model(*args, **kwargs)
+        play(messenger)
         return messenger.values, messenger.log_prob, messenger.boundary
 
     laws = tuple(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
+from numpyro_infograd.arguments import as_args, as_key
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.gradient import SOUND_SAMPLE_SIZE, STUDENT
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
@@ -25,13 +26,13 @@ from numpyro_infograd.objectives import (
 )
 from numpyro_infograd.problem import (
     REPLICATES,
+    admit,
     check_num_samples,
 )
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Mixture
 from numpyro_infograd.scores.exact import gaussian_entropies, why_not_exact
 from numpyro_infograd.structure import Density, StructuralModel, simulate
-from numpyro_infograd.tracing import structural_model
 
 METHODS = ("auto", "exact", "nested")
 _BITS = 1.0 / math.log(2.0)
@@ -46,7 +47,8 @@ class Estimate:
         standard_error: Sampling error and what the inner average's bias may add.
         lower: Two standard errors below the value.
         upper: Two standard errors above the value.
-        method: "exact" (expectations in it are sampled all the same) or "nested".
+        method: "exact" (expectations in it are sampled all the same), "nested", or
+            "sampled" where there is nothing but expectations.
         unit: "nats" or "bits".
         warnings: Sentences that a careful user should read.
     """
@@ -91,7 +93,7 @@ def estimate(
         params: Where to evaluate; what is missing takes its initial value.
         method: "exact" for linear-Gaussian models; "nested" averages the model's own
             densities over fresh draws of hidden noise; "auto" is exact where it can be.
-        num_samples: Outer samples, a power of two; None for 4096.
+        num_samples: Outer samples, a power of two; None for 16384.
         num_components: Inner draws for each outer replicate, a power of two.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         unit: "nats" or "bits".
@@ -119,12 +121,34 @@ def estimate(
         raise ArgumentError(f"method must be one of {METHODS}, got {method!r}.")
     if unit not in ("nats", "bits"):
         raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
-    sm = structural_model(model, *model_args, **(model_kwargs or {}))
-    complete = sm.complete_params(params)
-    key = jax.random.key(0) if rng_key is None else rng_key
-    checks.check_objective(objective, sm)
-    checks.check_rank(objective, sm, complete)
-    size = check_num_samples(num_samples, 4096)
+    key = as_key(rng_key)
+    args, kwargs = as_args(model_args, model_kwargs)
+    sm, complete = admit(objective, model, args, kwargs, params)
+    size = check_num_samples(num_samples, None)
+    found = value_of(objective, sm, complete, key, method, size, num_components)
+    scale = _BITS if unit == "bits" else 1.0
+    return replace(
+        found,
+        value=scale * found.value,
+        standard_error=scale * found.standard_error,
+        lower=scale * found.lower,
+        upper=scale * found.upper,
+        unit=unit,
+    )
+
+
+def value_of(
+    objective: Objective,
+    sm: StructuralModel,
+    params: Any,
+    rng_key: jax.Array,
+    method: str = "auto",
+    num_samples: int = 16384,
+    num_components: int = 16384,
+) -> Estimate:
+    """`estimate` of a traced model at complete parameters, in nats."""
+    sm.check_values(objective.sites, params)
+    checks.check_rank(objective, sm, params)
     why = why_not_exact(sm, objective.sites)
     if method == "exact" and why:
         raise ArgumentError(
@@ -135,22 +159,16 @@ def estimate(
             Term(c, tuple(s for s in sm.sites if s in joint), ())
             for joint, c in objective.entropies.items()
         )
-        value = float(exact_value(sm.forward, sm.spec, terms, complete))
+        value = float(exact_value(sm.forward, sm.spec, terms, params))
         if not objective.expectations:
-            return _report(value, 0.0, "exact", unit, (), {})
+            return _report(value, 0.0, "exact")
         rest = Objective({}, objective.expectations)
-        sampled = _nested_estimate(rest, sm, complete, size, num_components, key)
-        value, error = value + sampled.value, sampled.standard_error
-        return _report(value, error, "exact", unit, (), {})
-    found = _nested_estimate(objective, sm, complete, size, num_components, key)
-    return _report(
-        found.value,
-        found.standard_error,
-        "nested",
-        unit,
-        found.warnings,
-        found.diagnostics,
-    )
+        sampled = _nested_estimate(
+            rest, sm, params, num_samples, num_components, rng_key
+        )
+        kind = "exact" if objective.entropies else "sampled"
+        return _report(value + sampled.value, sampled.standard_error, kind)
+    return _nested_estimate(objective, sm, params, num_samples, num_components, rng_key)
 
 
 def mutual_information(
@@ -186,21 +204,17 @@ def _report(
     value: float,
     error: float,
     method: str,
-    unit: str,
-    warnings: tuple[str, ...],
-    diagnostics: dict[str, Any],
+    warnings: tuple[str, ...] = (),
+    diagnostics: Mapping[str, Any] | None = None,
 ) -> Estimate:
-    scale = _BITS if unit == "bits" else 1.0
-    value, error = scale * value, scale * error
     return Estimate(
         value,
         error,
         value - 2 * error,
         value + 2 * error,
         method,
-        unit,
-        warnings,
-        diagnostics,
+        warnings=warnings,
+        diagnostics=dict(diagnostics or {}),
     )
 
 
@@ -250,9 +264,8 @@ def _nested_estimate(
         "correction": float(correction),
         "effective_sample_size_low": smallest,
     }
-    return _report(
-        float(value), float(error), "nested", "nats", tuple(warnings), diagnostics
-    )
+    kind = "nested" if objective.entropies else "sampled"
+    return _report(float(value), float(error), kind, tuple(warnings), diagnostics)
 
 
 @jax.jit(static_argnames=("method", "spec", "num_samples"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from numpyro_infograd.arguments import as_args
 from numpyro_infograd.objectives import MI, Objective, Sites
 from numpyro_infograd.optimize.infomax import InfoMax
 from numpyro_infograd.optimize.result import Result
@@ -87,6 +88,7 @@ def maximize(
         >>> result.params["p"].round(2)  # water-filling
         Array([4., 1.], dtype=float32)
     """
+    args, kwargs = as_args(model_args, model_kwargs)
     ascent = InfoMax(
         model,
         objective,
@@ -97,13 +99,13 @@ def maximize(
         allow_jumps=allow_jumps,
     )
     return ascent.run(
-        jax.random.key(0) if rng_key is None else rng_key,
+        rng_key,
         num_steps,
-        *model_args,
+        *args,
         progress_bar=progress_bar,
         init_params=init_params,
         num_restarts=num_restarts,
-        **(model_kwargs or {}),
+        **kwargs,
     )
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd import checks
+from numpyro_infograd.arguments import as_key, tracing
 from numpyro_infograd.errors import ArgumentError, InfogradError
 from numpyro_infograd.gradient import choose, fit_scores, is_sound
 from numpyro_infograd.noise import base_points
@@ -30,23 +31,28 @@ from numpyro_infograd.optimize.step import (
     as_optax,
     ascend_many,
     cast,
+    check_interior,
     constrained,
     scales,
     unconstrained,
 )
 from numpyro_infograd.problem import (
     Problem,
+    admit,
     initial_states,
     pose,
 )
 from numpyro_infograd.scores import Denoising, Mixture, resolve_method
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.tracing import structural_model
-from numpyro_infograd.values import Estimate, estimate
+from numpyro_infograd.values import Estimate, value_of
 
 CHUNK = 20  # steps of one compiled scan; the progress bar moves between them
 CYCLE = 200  # steps of one cosine decay when the number of steps is left open
 MAX_CYCLES = 5
+DRIFT = (
+    0.5  # share of the optimizer's top speed at which a parameter is still on its way
+)
 NEGLIGIBLE = 3e-4  # nats (or share of the gain) that a move of one percent promises
 _STEP_SAMPLES = {"Mixture": 2048, "Denoising": 4096}
 
@@ -120,7 +126,7 @@ class InfoMax:
 
     def init(
         self,
-        rng_key: jax.Array,
+        rng_key: jax.Array | None,
         *args: Any,
         init_params: Mapping[str, Any] | None = None,
         **kwargs: Any,
@@ -128,11 +134,12 @@ class InfoMax:
         """Check the model, choose the scores, fit them once.
 
         Args:
-            rng_key: A JAX PRNG key.
+            rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
             *args: Arguments of the model.
             init_params: Starting values; what is missing takes the model's.
             **kwargs: Keyword arguments of the model.
         """
+        rng_key = as_key(rng_key)
         params = self._pose(rng_key, args, kwargs, init_params)
         return self._start(rng_key, params)
 
@@ -154,7 +161,7 @@ class InfoMax:
 
     def run(
         self,
-        rng_key: jax.Array,
+        rng_key: jax.Array | None,
         num_steps: int | None,
         *args: Any,
         progress_bar: bool = True,
@@ -170,6 +177,7 @@ class InfoMax:
         for name, number in (("num_steps", num_steps), ("num_restarts", num_restarts)):
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise ArgumentError(f"{name} must be a positive int, got {number!r}.")
+        rng_key = as_key(rng_key)
         params = self._pose(rng_key, args, kwargs, init_params)
         starts = [params]
         for index in range(1, num_restarts):
@@ -182,9 +190,7 @@ class InfoMax:
     def _pose(
         self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
     ) -> dict[str, Any]:
-        sm = structural_model(self.model, *args, **kwargs)
-        params = sm.complete_params(init_params)
-        checks.check_objective(self.objective, sm)
+        sm, params = admit(self.objective, self.model, args, kwargs, init_params)
         if not params:
             raise ArgumentError(
                 "the model has no parameters: mark what can be tuned with "
@@ -194,6 +200,8 @@ class InfoMax:
             params = self._project(params)
         else:
             sm.check_constraints(params)
+            check_interior(params, sm.constraints)
+        sm.check_values(self.objective.sites, params)
         checks.check_gradient(self.objective, sm, params, self.allow_jumps)
         if isinstance(self.scores, str):
             self.problem, _ = choose(self.objective, sm, params, rng_key)
@@ -214,14 +222,15 @@ class InfoMax:
 
     def _project(self, params: Any) -> dict[str, Any]:
         assert self.projection is not None
-        projected = self.projection(params)
-        expected: Any = jax.tree.structure(params)
-        if jax.tree.structure(projected) != expected:
+        shapes = jax.tree.map(jnp.shape, params)
+        with tracing("projection", f"the parameters {', '.join(params)}. Use these"):
+            projected = jax.eval_shape(self.projection, params)
+        if jax.tree.map(lambda x: x.shape, projected) != shapes:
             raise ArgumentError(
-                "projection must return a dict of the same structure as the parameters "
-                f"({', '.join(params)})."
+                "projection must return a dict like the parameters, got "
+                f"{projected!r}. Return all of them, in these shapes: {shapes}."
             )
-        return cast(projected, params)
+        return cast(self.projection(params), params)
 
     def _constraints(self) -> dict[str, Any] | None:
         assert self.problem is not None, "call init first"
@@ -314,6 +323,7 @@ class _Run:
         self.num_steps, self.progress_bar = num_steps, progress_bar
         self.chunks: list[StepInfo] = []
         self.status = ""
+        self.middle: Any = None  # parameters in the middle of a cycle
         self._begin([ascent._start(k, p) for k, p in self._keyed(starts)])
 
     def _keyed(self, starts: list[Any]) -> list[tuple[jax.Array, Any]]:
@@ -336,9 +346,13 @@ class _Run:
 
     def _ascend(self, total: int, bar: Any) -> None:
         for cycle in range(1 if self.num_steps else MAX_CYCLES):
+            if cycle:
+                self._rescale()
             for start in range(0, total, CHUNK):
+                if start == total // 2:
+                    self.middle = self.states.free
                 steps = np.arange(start, min(start + CHUNK, total))
-                decay = 0.5 * (1 + np.cos(np.pi * steps / total))
+                decay = _decay(steps, total)
                 rates = jnp.asarray(
                     decay if self.ascent.scaled else np.ones(len(steps))
                 )
@@ -393,24 +407,65 @@ class _Run:
             jax.tree.map(lambda x, i=i: x[i], self.states.free) for i in range(count)
         ]
 
+    def _rescale(self) -> None:
+        """A new cycle: rates to the size that the parameters have by now."""
+        if self.ascent.scaled:
+            scale = scales(self.states.free, self.ascent._constraints())
+            self.system = self.system._replace(scale=scale)
+
     def _is_stationary(self) -> bool:
-        """Whether moving on by one percent of the parameters' size promises nothing.
+        """Whether no restart gains by moving on, be it by a percent or as it has."""
+        return all(
+            max(self._nudge(i), self._drift(i))
+            <= NEGLIGIBLE * max(1.0, self._total_gain(i))
+            for i in range(len(self.starts))
+        )
+
+    def _drift(self, index: int) -> float:
+        """What another cycle promises (nats) along what is still on its way.
+
+        The default optimizer moves a parameter by its rate at most. One that went on
+        at that speed to the end of the cycle was stopped by the rate, not by the
+        gradient, which may then be small and the optimum far away.
+        """
+        if not self.ascent.scaled:
+            return 0.0
+        share = float(np.sum(_decay(np.arange(CYCLE // 2, CYCLE), CYCLE)))
+        ratio = float(np.sum(_decay(np.arange(CYCLE), CYCLE))) / share
+        promised = 0.0
+        for gradient, free, middle, scale in zip(
+            *map(
+                jax.tree.leaves,
+                (
+                    self.chunks[-1].gradient,
+                    self.states.free,
+                    self.middle,
+                    self.system.scale,
+                ),
+            ),
+            strict=True,
+        ):
+            moved = np.asarray(free[index] - middle[index])
+            drifts = np.abs(moved) > DRIFT * share * np.asarray(scale)
+            promised += float(
+                np.vdot(np.mean(gradient[index], axis=0), ratio * drifts * moved)
+            )
+        return promised
+
+    def _nudge(self, index: int) -> float:
+        """What a move by one percent of the parameters' size promises, in nats.
 
         The squared norm of the gradient is the product of its means over the last two
         chunks of a cycle, where the parameters stand still and the noise is fresh: so
         noise adds nothing to it on average.
         """
         before, last = (jax.tree.leaves(chunk.gradient) for chunk in self.chunks[-2:])
-        for index, free in enumerate(self._free()):
-            product = sum(
-                float(np.vdot(np.mean(a[index], axis=0), np.mean(b[index], axis=0)))
-                for a, b in zip(before, last, strict=True)
-            )
-            norm = math.sqrt(max(product, 0.0))
-            size = float(optax.tree.norm(free)) or 1.0
-            if not 0.01 * size * norm <= NEGLIGIBLE * max(1.0, self._total_gain(index)):
-                return False
-        return True
+        product = sum(
+            float(np.vdot(np.mean(a[index], axis=0), np.mean(b[index], axis=0)))
+            for a, b in zip(before, last, strict=True)
+        )
+        size = float(optax.tree.norm(self._free()[index])) or 1.0
+        return 0.01 * size * math.sqrt(max(product, 0.0))
 
     def _total_gain(self, index: int) -> float:
         """First-order estimate of how much a restart has gained so far, in nats."""
@@ -445,6 +500,12 @@ class _Run:
                 history["objective"] = pick.objective
             skipped = int(np.sum(~pick.finite))
         status = self.status
+        if self._fell(best, estimates[best]):
+            count = 0 if infos is None else infos.finite.shape[1]
+            status = (
+                f"diverged: after {count} steps the objective is worse than at the "
+                "start. Lower the learning rate of the optimizer"
+            )
         if infos is not None and infos.gradient_norm[best, 0] == 0:
             status += (
                 "; the gradient was zero at the start, which may be a saddle: try "
@@ -464,29 +525,43 @@ class _Run:
         }
         return Result(finals[best], estimates[best], history, status, diagnostics)
 
+    def _fell(self, index: int, end: Estimate | None) -> bool:
+        """Whether an optimizer from outside led away from the maximum."""
+        if self.ascent.scaled or not self.chunks:
+            return False
+        start, _ = self._value(self.starts[index])
+        return start is not None and (end is None or end.upper < start.lower)
+
     def _end(self, index: int) -> tuple[Any, Estimate | None, str]:
         """Where a restart ended, its value, or why it has none.
 
         The last step has not been looked at yet: if it led out of the domain, the
         point before it counts.
         """
-        problem = self.ascent.problem
-        assert problem is not None
         trouble = ""
         for free in (self.states.free, self.states.previous):
             free = jax.tree.map(lambda x: x[index], free)
             params = constrained(free, self.ascent._constraints())
-            try:
-                value = estimate(
-                    problem.objective,
-                    problem.sm,
-                    params=params,
-                    rng_key=jax.random.fold_in(self.rng_key, 7),
-                )
-            except InfogradError as error:
-                trouble = trouble or str(error)
-                continue
-            if math.isfinite(value.value):
+            value, why = self._value(params)
+            if value is not None:
                 return params, value, ""
-            trouble = trouble or "it is not finite at the last parameters"
+            trouble = trouble or why
         return params, None, trouble
+
+    def _value(self, params: Any) -> tuple[Estimate | None, str]:
+        """The objective at some parameters, or why it has no value there."""
+        problem = self.ascent.problem
+        assert problem is not None
+        key = jax.random.fold_in(self.rng_key, 7)
+        try:
+            value = value_of(problem.objective, problem.sm, params, key)
+        except InfogradError as error:
+            return None, str(error)
+        if math.isfinite(value.value):
+            return value, ""
+        return None, "it is not finite at the last parameters"
+
+
+def _decay(steps: np.ndarray, total: int) -> np.ndarray:
+    """Share of the peak rate at each step of a cycle."""
+    return 0.5 * (1 + np.cos(np.pi * steps / total))

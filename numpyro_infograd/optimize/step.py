@@ -8,6 +8,8 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,7 +17,7 @@ import optax
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
-from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.gradient import fit_scores, pull_back
 from numpyro_infograd.noise import NoiseSpec, draw_noise
 from numpyro_infograd.objectives import Term
@@ -123,6 +125,38 @@ def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
             ) from None
         free[name] = jax.tree.map(transform.inv, params[name])
     return free
+
+
+def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
+    """Raise for a start on the boundary of its constraint, where no step leads off.
+
+    Raises:
+        ParameterError: naming the parameter and the constraint.
+    """
+    if constraints is None:
+        return
+    for name, free in unconstrained(params, constraints).items():
+        constraint = constraints[name]
+        for start, leaf in zip(
+            jax.tree.leaves(params[name]), jax.tree.leaves(free), strict=True
+        ):
+            inside = bool(jnp.all(jnp.isfinite(leaf)))
+            if _elementwise(constraint):  # NumPyro clips what would be infinite
+                nudge = jnp.finfo(start.dtype).eps * jnp.abs(start) + 1e-30
+                sides = (constraint(start - nudge), constraint(start + nudge))
+                inside = inside and all(bool(jnp.all(side)) for side in sides)
+            if not inside:
+                raise ParameterError(
+                    f"parameter {name!r} starts on the boundary of its constraint "
+                    f"{constraint}: {np.asarray(start)}. Give a start inside "
+                    "(init_params), or pass a projection onto the constraint."
+                )
+
+
+def _elementwise(constraint: Any) -> bool:
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return constraint.event_dim == 0
 
 
 def scales(free: Any, constraints: dict[str, Any] | None) -> Any:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a caller hands over: keys, numbers, a model's arguments, functions to trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+import contextlib
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.errors import ArgumentError, InfogradError, ParameterError
+
+# What JAX raises where Python or NumPy asks a traced value for its number.
+_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def as_key(rng_key: Any) -> jax.Array:
+    """A typed PRNG key; None is `jax.random.key(0)`, old-style keys are wrapped.
+
+    Raises:
+        ArgumentError: if it is no single key.
+    """
+    if rng_key is None:
+        return jax.random.key(0)
+    dtype = getattr(rng_key, "dtype", None)
+    if dtype == jnp.uint32:
+        # An array of another shape than this generator's keys is no key.
+        with contextlib.suppress(TypeError):
+            rng_key = jax.random.wrap_key_data(rng_key)
+            dtype = rng_key.dtype
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed or rng_key.shape != ():
+        raise ArgumentError(
+            f"rng_key must be one JAX PRNG key, got {rng_key!r:.80}. Use "
+            "jax.random.key(0), with a seed of your choice."
+        )
+    return rng_key
+
+
+def as_real(name: str, value: Any, dtype: Any = None) -> jax.Array:
+    """A parameter's value as a real array.
+
+    Raises:
+        ParameterError: for what is complex, or no number.
+    """
+    kind = getattr(value, "dtype", None) or np.asarray(value).dtype
+    if jnp.issubdtype(kind, np.complexfloating):
+        raise ParameterError(
+            f"parameter {name!r} is complex. Use two real parameters, its real and "
+            "imaginary parts."
+        )
+    if not any(jnp.issubdtype(kind, k) for k in (np.floating, np.integer, np.bool_)):
+        raise ParameterError(
+            f"parameter {name!r} must be a number or an array of numbers, got "
+            f"{value!r:.80}. Give real numbers."
+        )
+    return jnp.asarray(value, dtype)
+
+
+def as_args(
+    model_args: Any, model_kwargs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A model's arguments as a tuple and a dict.
+
+    Raises:
+        ArgumentError: if they are something else, such as a single array.
+    """
+    if not isinstance(model_args, (tuple, list)):
+        raise ArgumentError(
+            f"model_args must be a tuple, got {model_args!r:.80}. Write "
+            "model_args=(value,) for a single argument."
+        )
+    if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
+        raise ArgumentError(
+            f"model_kwargs must be a dict, got {model_kwargs!r:.80}. Write "
+            "model_kwargs={'name': value}."
+        )
+    return tuple(model_args), dict(model_kwargs or {})
+
+
+@contextlib.contextmanager
+def tracing(
+    what: str, holds: str = "", error: type[InfogradError] = ArgumentError
+) -> Iterator[None]:
+    """Name a caller's function where it cannot be traced.
+
+    Args:
+        what: The function.
+        holds: What the dict that it is given holds, where it is given one.
+        error: The class to raise for a value that is asked for its number.
+    """
+    try:
+        yield
+    except _CONCRETE as cause:
+        raise error(
+            f"{what} asks for the number behind a traced value (an if, a while, "
+            "float() or a NumPy function). Use jnp.where or jax.lax.cond, and "
+            "functions of jax.numpy: jnp.tanh for np.tanh."
+        ) from cause
+    except KeyError as cause:
+        if not holds:
+            raise
+        raise error(f"{what} looked up {cause}, but is given only {holds}.") from cause

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a caller may get wrong, and the error that says so by name."""
+
+import functools
+import math
+import re
+
+from models import affine
+import numpy as np
+import pytest
+from test_refusals import channel, refuses, refuses_gradient
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import numpyro
+from numpyro import handlers
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+import numpyro_infograd as ig
+from numpyro_infograd import MI, Expectation
+from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
+
+XY = MI("x", "y")
+QUIET = {"progress_bar": False}
+
+
+def power(values):
+    return values["y"] ** 2
+
+
+def doors(model=affine, objective=XY, **settings):
+    """The public functions, each with the same settings."""
+    return (
+        functools.partial(ig.gradient, objective, model, **settings),
+        functools.partial(ig.estimate, objective, model, **settings),
+        functools.partial(
+            ig.maximize, objective, model, num_steps=1, **QUIET, **settings
+        ),
+    )
+
+
+# Keys.
+
+
+@pytest.mark.parametrize(
+    "key", [0, np.int64(3), "seed", jnp.zeros(2), jnp.zeros(3, jnp.uint32)]
+)
+def test_what_is_no_key(key):
+    for call in doors(rng_key=key):
+        refuses(ArgumentError, "rng_key", repr(key)[:40], call=call)
+    sm = ig.structural_model(affine)
+    refuses(ArgumentError, "rng_key", call=lambda: sm.sample(key, 2))
+    refuses(ArgumentError, "rng_key", call=lambda: ig.InfoMax(affine, XY).init(key))
+
+
+def test_many_keys_are_not_one():
+    keys = jax.random.split(jax.random.key(0))
+    for call in doors(rng_key=keys):
+        refuses(ArgumentError, "rng_key", call=call)
+
+
+def test_old_keys_and_none_are_keys():
+    sm = ig.structural_model(affine)
+    old, new = jax.random.PRNGKey(3), jax.random.key(3)
+    for qmc in (False, True):
+        draws = [sm.sample_noise(key, 4, qmc=qmc)["x"] for key in (old, new)]
+        np.testing.assert_array_equal(*draws)
+    settings = {"method": "nested", "num_samples": 256, "num_components": 256}
+
+    def value(key):
+        return ig.estimate(XY, sm, rng_key=key, **settings).value
+
+    assert value(old) == value(new) != value(None) == value(jax.random.key(0))
+    ascent = ig.InfoMax(sm, XY, scores=ig.scores.Mixture(256), num_samples=256)
+    for key in (old, None):
+        state, info = ascent.update(ascent.init(key))
+        assert bool(info.finite)
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize("params", ["a", 0, 2.0, [("a", 1.0)], np.ones(2)])
+def test_parameters_that_are_no_dict(params):
+    refuses_gradient(ParameterError, "dict", "init_params", model=affine, params=params)
+
+
+@pytest.mark.parametrize("bad", ["1.0", "x", b"1", object(), np.array(["1"])])
+def test_parameter_that_is_no_number(bad):
+    refuses_gradient(ParameterError, "'a'", "number", model=affine, params={"a": bad})
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (1j, "complex"),
+        (None, "got None"),
+        ([1.0], "shapes: ()"),
+        (jnp.ones(2), "the model's shape"),
+    ],
+)
+def test_parameter_of_another_kind(bad, words):
+    refuses_gradient(ParameterError, "'a'", words, model=affine, params={"a": bad})
+
+
+def test_initial_value_that_is_no_number():
+    model = channel(lambda m: dist.Normal(m * jnp.size(numpyro.param("b", "one")), 1.0))
+    refuses(ParameterError, "'b'", "'one'", call=lambda: ig.structural_model(model))
+
+
+@pytest.mark.parametrize("good", [2, True, np.float64(2.0), np.array(2), jnp.ones(())])
+def test_numbers_of_many_kinds_are_fine(good):
+    found = ig.gradient(XY, affine, params={"a": good}).value["a"]
+    assert np.isfinite(float(found))
+
+
+BOUNDARY = {
+    "nonnegative": (constraints.nonnegative, 0.0),
+    "unit interval": (constraints.unit_interval, 1.0),
+    "one of two": (constraints.independent(constraints.unit_interval, 1), [0.5, 0.0]),
+}
+
+
+def bounded(constraint, start):
+    def model():
+        s = numpyro.param("s", jnp.asarray(start), constraint=constraint)
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", dist.Normal(x, 1.0 + jnp.sum(s)))
+
+    return model
+
+
+@pytest.mark.parametrize("name", BOUNDARY)
+def test_start_on_the_boundary(name):
+    constraint, start = BOUNDARY[name]
+    model = bounded(constraint, start)
+    ascend = functools.partial(ig.maximize, XY, model, num_steps=2, **QUIET)
+    refuses(ParameterError, "'s'", "boundary", "projection", call=ascend)
+    inside = {"s": jnp.full(np.shape(start), 1e-6)}
+    ascend(init_params=inside)
+    clip = functools.partial(jax.tree.map, lambda s: jnp.clip(s, 0.0, 1.0))
+    assert np.all(ascend(projection=clip).params["s"] >= 0)
+    ig.gradient(XY, model)
+
+
+# Functions.
+
+
+READS = {
+    "parameter": (lambda v: v["a"], "'a'", "numpyro.deterministic"),
+    "misspelt": (lambda v: v["why"], "'why'", "sites x, y"),
+    "if": (lambda v: v["x"] if v["x"] > 0 else 0.0, "jnp.where", "traced"),
+    "numpy": (lambda v: np.tanh(v["x"]), "jnp.tanh", "traced"),
+    "nothing": (lambda v: None, "scalar", "None"),
+    "text": (lambda v: "x", "scalar", "'x'"),
+    "tree": (lambda v: v, "scalar", "{"),
+    "complex": (lambda v: 1j * v["x"], "real scalar", "complex"),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_expectation_that_cannot_be_taken(name):
+    fn, *words = READS[name]
+    for call in doors(objective=XY + Expectation(fn)):
+        refuses(ArgumentError, "Expectation(<lambda>)", *words, call=call)
+
+
+PROJECTIONS = {
+    "nothing": (lambda p: None, "None", "shapes: {'a': ()}"),
+    "a list": (lambda p: [p["a"]], "dict", "shapes: {'a': ()}"),
+    "no parameter": (lambda p: {}, "all of them"),
+    "another shape": (lambda p: {"a": jnp.ones(2)}, "(2,)", "shapes: {'a': ()}"),
+    "another name": (lambda p: {"a": p["b"]}, "'b'", "parameters a"),
+    "an if": (lambda p: p if p["a"] > 0 else {"a": 0.0}, "jnp.where"),
+    "numpy": (lambda p: {"a": np.tanh(p["a"])}, "jnp.tanh"),
+}
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_projection_that_is_none(name):
+    projection, *words = PROJECTIONS[name]
+    ascent = ig.InfoMax(affine, XY, projection=projection)
+    refuses(ArgumentError, "projection", *words, call=lambda: ascent.init(None))
+
+
+def branching(x):
+    return x if x > 0 else 0.1 * x
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        branching,
+        np.tanh,
+        math.tanh,
+        lambda x: sum(range(x.astype(int))),
+        lambda x: jnp.atleast_1d(x)[jnp.atleast_1d(x) > 0].sum(),
+        lambda x: numpyro.param("b", 1.0) if branching(numpyro.param("b", 1.0)) else x,
+    ],
+)
+def test_model_that_asks_for_a_traced_number(fn):
+    model = channel(lambda m: dist.Normal(fn(m), 1.0))
+    caught = refuses(
+        ModelError, "jnp.where", "jnp.tanh", call=lambda: ig.gradient(XY, model)
+    )
+    assert isinstance(caught.value.__cause__, (TypeError, IndexError))
+
+
+def test_an_error_of_the_model_itself_is_left_alone():
+    model = channel(lambda m: dist.Normal({}["mean"], 1.0))
+    with pytest.raises(KeyError, match="mean"):
+        ig.gradient(XY, model)
+
+
+# Models and their arguments.
+
+
+def scaled(gain, spread=1.0):
+    x = numpyro.sample("x", dist.Normal())
+    mean = numpyro.param("a", 1.0) * jnp.sum(gain) * x
+    numpyro.sample("y", dist.Normal(mean, spread))
+
+
+@pytest.mark.parametrize("bad", [jnp.ones(3), 1.0, "gain", None, {"gain": 1.0}])
+def test_model_args_that_are_no_tuple(bad):
+    for call in doors(scaled, model_args=bad):
+        refuses(ArgumentError, "model_args", "(value,)", call=call)
+
+
+@pytest.mark.parametrize("bad", [jnp.ones(3), 1.0, ["spread"], "spread"])
+def test_model_kwargs_that_are_no_dict(bad):
+    for call in doors(scaled, model_args=(1.0,), model_kwargs=bad):
+        refuses(ArgumentError, "model_kwargs", "{'name': value}", call=call)
+
+
+@pytest.mark.parametrize("bad", [None, 3.0, XY])
+def test_the_result_of_a_model_is_no_model(bad):
+    for call in doors(bad):
+        refuses(ArgumentError, "model", repr(bad), "the function itself", call=call)
+
+
+def test_a_constructor_is_no_objective():
+    for call in doors(objective=MI):
+        refuses(ArgumentError, "objective", "function MI", call=call)
+
+
+@pytest.mark.parametrize("factor", ["2", b"2", 1j, None, np.ones(2)])
+def test_what_does_not_multiply_an_objective(factor):
+    with pytest.raises(TypeError):
+        XY * factor
+    with pytest.raises(TypeError):
+        factor * XY
+
+
+# Values that are not finite.
+
+
+def test_a_distribution_that_is_not_valid():
+    for call in doors(scaled, model_args=(1.0, -1.0)):
+        refuses(ModelError, "after site 'x'", "Normal", "scale", call=call)
+
+
+@pytest.mark.parametrize(
+    ("law", "words"),
+    [
+        (lambda m: dist.Normal(jnp.log(m), 1.0), "a draw of site 'y'"),
+        (lambda m: dist.Normal(m / jnp.zeros(()), 1.0), "a draw of site 'y'"),
+        (lambda m: dist.Normal(m, numpyro.param("s", 1.0)), "log density at site 'y'"),
+    ],
+)
+def test_a_site_that_is_not_finite(law, words):
+    model = channel(law)
+    params = {"s": -1.0} if "s" in ig.structural_model(model).params else {}
+    refuses_gradient(ModelError, words, "Normal", model=model, params=params)
+    call = functools.partial(ig.estimate, XY, model, params=params)
+    refuses(ModelError, words, call=call)
+
+
+def test_the_first_site_is_named_and_others_do_not_matter():
+    def model(spoil):
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.deterministic("log", jnp.log(-jnp.ones(())))
+        v = numpyro.sample("v", dist.Normal(jnp.sqrt(x) if spoil else x, 1.0))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * v, 1.0))
+
+    refuses_gradient(ModelError, "'log'", model=model, model_args=(True,))
+    assert float(ig.gradient(XY, model, model_args=(False,)).value["a"]) > 0
+
+
+# What is accepted with a warning.
+
+
+def test_a_mask_is_warned_about():
+    def model(mask):
+        x = numpyro.sample("x", dist.Normal())
+        with numpyro.plate("sensors", 3), handlers.mask(mask=mask):
+            numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
+
+    for mask in (False, np.array([True, True, False])):
+        with pytest.warns(UserWarning, match="site 'y' carries a mask"):
+            found = ig.gradient(XY, model, model_args=(mask,)).value["a"]
+        assert float(found) == pytest.approx(0.75, rel=1e-5)  # all three are heard
+    for mask in (True, np.ones(3, bool)):
+        ig.structural_model(model, mask)
+
+
+def test_an_observed_site_does_not_condition():
+    def model(at_x):
+        w = numpyro.sample("w", dist.Normal(), obs=0.7)  # a root: held is conditioned
+        x = numpyro.sample("x", dist.Normal(w, 1.0))
+        numpyro.sample("z", dist.Normal(x if at_x else w, 1.0), obs=0.3)
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
+
+    for call in doors(model, model_args=(True,)):
+        with pytest.warns(UserWarning, match="'z' is observed.*not condition") as seen:
+            call()
+        assert len(seen) == 1
+    for call in doors(model, model_args=(False,)):
+        call()
+
+
+# What is shown.
+
+
+def test_small_gradients_are_shown_with_their_errors():
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        mean = numpyro.param("a", jnp.array([1.0, 2.0])) * x
+        wide = jnp.sum(numpyro.param("w", jnp.zeros((3, 3))))
+        numpyro.sample("y", dist.Normal(mean + wide, 1.0).to_event(1))
+
+    text = repr(ig.gradient(XY, model))
+    assert "exact scores (the model is linear-Gaussian):" in text
+    assert re.search(r"a: \[0\.16666\d 0\.33333\d\] \+- \[0 0\]", text)
+    assert "w: norm" in text
+
+
+def test_expectations_alone_are_sampled():
+    objective = -1.0 * Expectation(power)
+    for method in ("auto", "exact", "nested"):
+        assert ig.estimate(objective, affine, method=method).method == "sampled"
+    assert ig.estimate(XY + objective, affine).method == "exact"
+
+
+def test_parents_outlive_appended_noise():
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        v = numpyro.sample("v", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
+        numpyro.sample("y", dist.Normal(numpyro.param("b", 1.0) * v, 1.0))
+
+    sm = ig.structural_model(model)
+    assert sm.parents == {"x": (), "v": ("x", "a"), "y": ("v", "b")}
+    for variances in ({"v": 0.1}, {"y": 0.1}, {"v": 0.1, "y": 0.1}):
+        assert sm.append_noise(variances).parents == sm.parents
+    assert sm.append_noise({"v": 1.0}).append_noise({"y": 1.0}).parents == sm.parents
+
+
+# Where an ascent ends.
+
+
+@pytest.mark.parametrize("rate", [1e6, 1e3, 30.0])
+def test_an_ascent_that_diverges_says_so(rate):
+    objective = XY - 0.05 * Expectation(power)
+    result = ig.maximize(
+        objective, affine, optimizer=optax.sgd(rate), num_steps=60, **QUIET
+    )
+    assert result.status.startswith("diverged: after 60 steps")
+    assert "Lower the learning rate" in result.status
+    sound = ig.maximize(
+        objective, affine, optimizer=optax.sgd(0.3), num_steps=60, **QUIET
+    )
+    assert "diverged" not in sound.status
+
+
+def test_an_ascent_goes_on_while_its_rate_holds_it_back():
+    """The optimum is far from a start at zero, in a valley that is almost flat."""
+
+    def model():
+        a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.0)
+        x = numpyro.sample("x", dist.Normal())
+        v1 = numpyro.sample("v1", dist.Normal(a * x, 1.0))
+        v2 = numpyro.sample("v2", dist.Normal(x, 1.0))
+        numpyro.deterministic("power", a**2)
+        numpyro.sample("y", dist.Normal(b * v1 + v2, 1.0))
+
+    # log(1 + (ab + 1)^2 / (b^2 + 2)) / 2 - a^2 / 20 has its maximum at b = 2a, where
+    # it is log(a^2 + 3/2) / 2 - a^2 / 20: so a^2 = 17/2.
+    result = ig.maximize(XY - 0.05 * Expectation(lambda v: v["power"]), model, **QUIET)
+    assert "converged" in result.status
+    a, b = (float(result.params[name]) for name in "ab")
+    assert a == pytest.approx(math.sqrt(8.5), rel=5e-3)
+    assert b == pytest.approx(2 * math.sqrt(8.5), rel=2e-2)
+    assert result.history["finite"].size < 1000
