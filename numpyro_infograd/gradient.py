@@ -28,7 +28,7 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
-from numpyro_infograd.objectives import Objective, Term, trace_expectations
+from numpyro_infograd.objectives import Objective, trace_expectations
 from numpyro_infograd.problem import (
     REPLICATES,
     Problem,
@@ -36,6 +36,7 @@ from numpyro_infograd.problem import (
     check_num_samples,
     initial_states,
     moving_terms,
+    noise_warnings,
     pose,
 )
 from numpyro_infograd.program import Program
@@ -46,7 +47,7 @@ from numpyro_infograd.scores.base import (
     after,
     complete_data_scores,
 )
-from numpyro_infograd.scores.exact import gaussian_entropies, why_not_exact
+from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.scores.stein import calibrate
 from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
 
@@ -66,11 +67,13 @@ class Gradient:
         value: Mirrors the parameters (constrained space), nats per unit of parameter.
         standard_error: The same shape; includes what the fit of a score adds.
         diagnostics: What was chosen, why, and the evidence for it.
+        warnings: Sentences that a careful user should read.
     """
 
     value: dict[str, Any]
     standard_error: dict[str, Any]
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         rows = [f"Gradient by {self.diagnostics.get('method', '?')} scores:"]
@@ -90,6 +93,7 @@ class Gradient:
                 norm = math.sqrt(sum(float(jnp.sum(v**2)) for v in leaves))
                 worst = max(float(jnp.max(e)) for e in errors)
                 rows.append(f"  {name}: norm {norm:.6g}, errors up to {worst:.2g}")
+        rows += [f"  warning: {sentence}" for sentence in self.warnings]
         return "\n".join(rows)
 
 
@@ -311,10 +315,8 @@ def estimate_gradient(
     expectations = trace_expectations(problem.objective, problem.sm)
     value = jax.tree.map(jnp.zeros_like, params)
     error = value
-    if problem.method is None:
-        value = _exact_gradient(
-            problem.sm.forward, problem.sm.spec, problem.terms, params
-        )
+    if problem.exact is not None:
+        value = _exact_gradient(problem.exact, params)
     if problem.method is not None or expectations:
         size = check_num_samples(num_samples, problem.method)
         states: tuple[Any, ...] = ()
@@ -332,7 +334,7 @@ def estimate_gradient(
         sampled, error, evidence = _replicated(
             problem.sm.forward,
             problem.densities,
-            jnp.asarray(problem.coefficients if problem.method else ()),
+            problem.coefficients,
             expectations,
             states,
             params,
@@ -353,26 +355,38 @@ def estimate_gradient(
             "x64.",
             stacklevel=3,
         )
-    return Gradient(value, error, diagnostics)
+    return Gradient(value, error, diagnostics, _doubts(problem, diagnostics))
 
 
-@jax.jit(static_argnames=("spec", "terms"))
-def _exact_gradient(
-    forward: Program, spec: NoiseSpec, terms: tuple[Term, ...], params: Any
-) -> Any:
-    return jax.grad(lambda p: gaussian_entropies(forward, spec, terms, p))(params)
+def _doubts(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
+    """Why the standard error may not hold all of the error."""
+    doubts = noise_warnings(problem.sm)
+    if not is_sound(evidence):
+        doubts += (
+            f"the mixture's effective sample size is only "
+            f"{min(effective_sizes(evidence)):.0f}: the bias may exceed the standard "
+            "error. Raise num_components, or use scores='denoising'.",
+        )
+    return doubts
+
+
+@jax.jit
+def _exact_gradient(exact: GaussianEntropies, params: Any) -> Any:
+    return jax.grad(exact)(params)
 
 
 def _is_finite(x: jax.Array) -> bool:
     return bool(jnp.all(jnp.isfinite(x)))
 
 
-def is_sound(evidence: Mapping[str, float]) -> bool:
+def effective_sizes(evidence: Mapping[str, Any]) -> list[float]:
+    """A mixture's effective sample sizes at the lowest tenth of the samples."""
+    return [v for k, v in evidence.items() if k.startswith("effective_sample_size_low")]
+
+
+def is_sound(evidence: Mapping[str, Any]) -> bool:
     """Whether a mixture's effective sample sizes allow its use."""
-    sizes = [
-        v for k, v in evidence.items() if k.startswith("effective_sample_size_low")
-    ]
-    return all(size >= SOUND_SAMPLE_SIZE for size in sizes)
+    return all(size >= SOUND_SAMPLE_SIZE for size in effective_sizes(evidence))
 
 
 def choose(
@@ -405,9 +419,7 @@ def choose(
     except DensityError as error:
         return pose(objective, sm, Denoising(), params, str(error)), None
     found = estimate_gradient(problem, params, num_samples, rng_key)
-    low = [
-        v for k, v in found.diagnostics.items() if k.startswith("effective_sample_s")
-    ]
+    low = effective_sizes(found.diagnostics)
     smallest = f"{min(low):.0f}" if low else "unlimited"
     if is_sound(found.diagnostics):
         reason = f"{why}; effective sample size {smallest} is sound"

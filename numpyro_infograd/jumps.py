@@ -419,9 +419,10 @@ def _stopped(
 
         sides = jax.lax.map(beside, jnp.array([1, -1]))
         moves = []
-        for name, value in values.items():
-            least = _FOLLOWS * jnp.max(jnp.abs(value))
-            moves.append(jnp.any(jnp.min(jnp.abs(sides[name] - value), 0) > least))
+        for name in names:  # a dict that JAX returns is in another order
+            least = _FOLLOWS * jnp.max(jnp.abs(values[name]))
+            moved = jnp.min(jnp.abs(sides[name] - values[name]), axis=0)
+            moves.append(jnp.any(moved > least))
         return jnp.stack(moves)[index], jax.tree.unflatten(
             tree, [jnp.any(f) for f in flat]
         )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 import warnings
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +18,7 @@ from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective, Term, resolve
 from numpyro_infograd.scores import Denoising, Exact
 from numpyro_infograd.scores.base import ScoreMethod
-from numpyro_infograd.scores.exact import why_not_exact
+from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import Density, StructuralModel, simulate
 from numpyro_infograd.tracing import structural_model
 
@@ -26,7 +28,7 @@ REPLICATES = 16
 class Problem(NamedTuple):
     """An objective on a traced model, ready for a score method.
 
-    `method` is None where the entropies are known exactly.
+    `method` is None where the entropies are known exactly, by `exact`.
     """
 
     sm: StructuralModel
@@ -34,12 +36,14 @@ class Problem(NamedTuple):
     terms: tuple[Term, ...]
     densities: tuple[Density, ...]
     method: ScoreMethod | None
+    exact: GaussianEntropies | None
     reason: str
 
     @property
-    def coefficients(self) -> tuple[float, ...]:
+    def coefficients(self) -> jax.Array:
         """Coefficient of each density's entropy."""
-        return tuple(term.coefficient for term in self.terms)
+        terms = self.terms if self.densities else ()
+        return jnp.asarray([term.coefficient for term in terms])
 
 
 def admit(
@@ -96,24 +100,19 @@ def pose(
                 f"scores='exact' needs a linear-Gaussian model, but {why}. Use "
                 "scores='auto', 'mixture' or 'denoising'."
             )
-        terms = tuple(
-            Term(coefficient, tuple(s for s in sm.sites if s in joint), ())
-            for joint, coefficient in objective.entropies.items()
-        )
-        return Problem(sm, objective, terms, (), None, reason)
+        exact = GaussianEntropies.of(objective, sm)
+        return Problem(sm, objective, resolve(objective, sm), (), None, exact, reason)
     terms = moving_terms(objective, sm)
     if isinstance(method, Denoising):
         variances = _variances(sm, terms, method, params)
         if variances:
             sm = sm.append_noise(variances)
             terms = moving_terms(objective, sm)
-            shown = ", ".join(f"{v:.3g} to {s!r}" for s, v in variances.items())
-            reason = f"{reason}; noise of variance {shown}".lstrip("; ")
     densities = tuple(sm.density(term.sites, term.given) for term in terms)
     checks.check_densities(sm, densities)
     for density in densities:
         method.check(density)
-    return Problem(sm, objective, terms, densities, method, reason)
+    return Problem(sm, objective, terms, densities, method, None, reason)
 
 
 def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
@@ -122,9 +121,25 @@ def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
     return tuple(t for t in terms if sm.params_of(t.sites + t.given))
 
 
+def noise_warnings(sm: StructuralModel) -> tuple[str, ...]:
+    """What a reader of a result should know of noise appended to a model."""
+    if not sm.appended:
+        return ()
+    shown = ", ".join(
+        f"{site!r} (variance {' to '.join(f'{v:.3g}' for v in np.unique(ends))})"
+        for site, variance in sm.appended.items()
+        for ends in [(np.min(variance), np.max(variance))]
+    )
+    return (
+        f"Gaussian noise was appended to {shown}: the result is that of the "
+        "sites seen through this noise, which may be far from that of the sites "
+        "themselves. Add the system's own noise as a sample site if you know it.",
+    )
+
+
 def _variances(
     sm: StructuralModel, terms: tuple[Term, ...], method: Denoising, params: Any
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Which sites get noise appended, and how much."""
     scored = {s for t in terms for s in t.sites if sm.params_of((s,))}
     if method.noise_variance is not None:
@@ -133,7 +148,7 @@ def _variances(
     if not bare:
         return {}
     values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(4), 1024))
-    return {s: 0.01 * float(jnp.mean(jnp.var(values[s], axis=0))) for s in bare}
+    return {s: 0.01 * np.var(values[s], axis=0) for s in bare}
 
 
 def check_num_samples(num_samples: int | None, method: Any) -> int:

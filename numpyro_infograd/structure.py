@@ -135,7 +135,7 @@ class StructuralModel:
     site_info: dict[str, Site]
     run: Callable[..., tuple[Values, Values, dict[str, Any]]]
     forward: Program
-    appended: dict[str, float] = field(default_factory=dict)
+    appended: dict[str, Any] = field(default_factory=dict)
     clean: StructuralModel | None = None
 
     @property
@@ -404,7 +404,7 @@ class StructuralModel:
 
     # -- graph edits ------------------------------------------------------------
 
-    def append_noise(self, variances: Mapping[str, float]) -> StructuralModel:
+    def append_noise(self, variances: Mapping[str, Any]) -> StructuralModel:
         """The same model with Gaussian noise appended to the named sites.
 
         The noise is added where the site is read off, not inside the model: sites
@@ -412,7 +412,8 @@ class StructuralModel:
         added noise, for noise annealing and for the Fisher integral (eqs. 54-55).
 
         Args:
-            variances: Variance of the appended noise for each site.
+            variances: Variance of the appended noise for each site: one number, or an
+                array of the site's shape.
         """
         for name in variances:
             if name not in self.site_info:
@@ -421,10 +422,16 @@ class StructuralModel:
                     f"(it has: {', '.join(self.sites)})."
                 )
         for name, variance in variances.items():
-            if not 0 <= float(variance) < math.inf:
+            array, shape = np.asarray(variance), self.site_info[name].shape
+            if not np.all((array >= 0) & np.isfinite(array)):
                 raise ArgumentError(
                     f"append_noise gives {name!r} a variance of {variance}: it must be "
                     "finite and not negative."
+                )
+            if array.shape not in ((), shape):
+                raise ArgumentError(
+                    f"append_noise gives {name!r} variances of shape {array.shape}: "
+                    f"they must be one number or have the site's shape, {shape}."
                 )
         if self.clean is not None:  # variances of independent noises add up
             total = dict(self.appended)

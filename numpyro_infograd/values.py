@@ -20,7 +20,6 @@ from numpyro_infograd.objectives import (
     MI,
     Objective,
     Sites,
-    Term,
     resolve,
     trace_expectations,
 )
@@ -28,10 +27,11 @@ from numpyro_infograd.problem import (
     REPLICATES,
     admit,
     check_num_samples,
+    noise_warnings,
 )
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Mixture
-from numpyro_infograd.scores.exact import gaussian_entropies, why_not_exact
+from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import Density, StructuralModel, simulate
 
 METHODS = ("auto", "exact", "nested")
@@ -147,6 +147,21 @@ def value_of(
     num_components: int = 16384,
 ) -> Estimate:
     """`estimate` of a traced model at complete parameters, in nats."""
+    found = _value_of(
+        objective, sm, params, rng_key, method, num_samples, num_components
+    )
+    return replace(found, warnings=found.warnings + noise_warnings(sm))
+
+
+def _value_of(
+    objective: Objective,
+    sm: StructuralModel,
+    params: Any,
+    rng_key: jax.Array,
+    method: str,
+    num_samples: int,
+    num_components: int,
+) -> Estimate:
     sm.check_values(objective.sites, params)
     checks.check_rank(objective, sm, params)
     why = why_not_exact(sm, objective.sites)
@@ -155,11 +170,7 @@ def value_of(
             f"method='exact' needs a linear-Gaussian model, but {why}. Use 'nested'."
         )
     if method != "nested" and not why:
-        terms = tuple(
-            Term(c, tuple(s for s in sm.sites if s in joint), ())
-            for joint, c in objective.entropies.items()
-        )
-        value = float(exact_value(sm.forward, sm.spec, terms, params))
+        value = float(_exact_value(GaussianEntropies.of(objective, sm), params))
         if not objective.expectations:
             return _report(value, 0.0, "exact")
         rest = Objective({}, objective.expectations)
@@ -192,12 +203,9 @@ def mutual_information(
     return estimate(MI(inputs, outputs, given), model, **settings)
 
 
-@jax.jit(static_argnames=("spec", "terms"))
-def exact_value(
-    forward: Program, spec: NoiseSpec, terms: tuple[Term, ...], params: Any
-) -> jax.Array:
-    """Entropies of a linear-Gaussian model, in nats."""
-    return gaussian_entropies(forward, spec, terms, params)
+@jax.jit
+def _exact_value(exact: GaussianEntropies, params: Any) -> jax.Array:
+    return exact(params)
 
 
 def _report(

@@ -224,6 +224,26 @@ def test_resolution_keeps_the_entropies() -> None:
     assert all(abs(c) < 1e-12 for c in left.values())
 
 
+def test_codeword_wider_than_its_source_is_exact() -> None:
+    """Four dimensions made of two have no density; h(x) must never be asked for."""
+
+    def model():
+        w = numpyro.param(
+            "w", jnp.asarray([[1.0, 0.5], [0.2, 1.0], [0.3, 0.4], [0, 1]])
+        )
+        u = numpyro.sample("u", dist.Normal(0, 1).expand([2]).to_event(1))
+        x = numpyro.deterministic("x", w @ u)
+        numpyro.sample("y", dist.Normal(x, 0.5).to_event(1))
+
+    w = ig.structural_model(model).params["w"]
+    truth = 0.5 * jnp.linalg.slogdet(jnp.eye(2) + 4 * w.T @ w)[1]
+    for inputs in ("x", "u"):
+        assert ig.estimate(ig.MI(inputs, "y"), model).value == pytest.approx(truth)
+    slope = 4 * w @ jnp.linalg.inv(jnp.eye(2) + 4 * w.T @ w)
+    found = ig.gradient(XY, model, scores="exact")
+    np.testing.assert_allclose(found.value["w"], slope, atol=1e-5)
+
+
 def test_codeword_has_the_gradient_of_its_source() -> None:
     """I(x;y) = I(u;y) for an invertible x = F u: log det(I + F F^T) / 2."""
 

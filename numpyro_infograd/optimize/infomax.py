@@ -42,7 +42,9 @@ from numpyro_infograd.problem import (
     initial_states,
     pose,
 )
+from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Denoising, Mixture, resolve_method
+from numpyro_infograd.scores.exact import GaussianEntropies
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.tracing import structural_model
 from numpyro_infograd.values import Estimate, value_of
@@ -121,6 +123,7 @@ class InfoMax:
         self.scaled = optimizer is None
         self.optimizer = as_optax(optimizer)
         self.problem: Problem | None = None
+        self._parts: tuple[Setting, System] | None = None
 
     # -- SVI's four methods ------------------------------------------------------
 
@@ -141,6 +144,7 @@ class InfoMax:
         """
         rng_key = as_key(rng_key)
         params = self._pose(rng_key, args, kwargs, init_params)
+        self._parts = None
         return self._start(rng_key, params)
 
     def update(
@@ -149,7 +153,10 @@ class InfoMax:
         """One step. Arguments, if any, replace those that `init` had."""
         if args or kwargs:
             self._repose(args, kwargs)
-        setting, system = self._parts(self.get_params(state))
+            self._parts = None
+        if self._parts is None:
+            self._parts = self._make_parts(self.get_params(state))
+        setting, system = self._parts
         batch = jax.tree.map(lambda x: x[None], state)
         batch, infos = ascend_many(setting, system, batch, jnp.ones(1))
         state = jax.tree.map(lambda x: x[0], batch)
@@ -215,10 +222,12 @@ class InfoMax:
         sm = structural_model(self.model, *args, **kwargs)
         if old.sm.appended:
             sm = sm.append_noise(old.sm.appended)
-        densities = tuple(sm.density(t.sites, t.given) for t in old.terms)
-        self.problem = old._replace(
-            sm=sm, densities=densities if old.method is not None else ()
-        )
+        if old.exact is not None:
+            exact = GaussianEntropies.of(old.objective, sm)
+            self.problem = old._replace(sm=sm, exact=exact)
+        else:
+            densities = tuple(sm.density(t.sites, t.given) for t in old.terms)
+            self.problem = old._replace(sm=sm, densities=densities)
 
     def _project(self, params: Any) -> dict[str, Any]:
         assert self.projection is not None
@@ -262,37 +271,33 @@ class InfoMax:
             jnp.zeros((), jnp.int32),
         )
 
-    def _parts(self, params: Any) -> tuple[Setting, System]:
+    def _make_parts(self, params: Any) -> tuple[Setting, System]:
         problem = self.problem
         assert problem is not None
         method = problem.method
         default = _STEP_SAMPLES.get(type(method).__name__, 4096)
         size = self.num_samples or default
         spec = problem.sm.spec
-        setting = Setting(
-            method,
-            problem.terms,
-            self.projection,
-            self.optimizer,
-            spec,
-            size,
-        )
         free = unconstrained(params, self._constraints())
         scale = (
             scales(free, self._constraints())
             if self.scaled
             else jax.tree.map(jnp.ones_like, free)
         )
+        opt_state = self.optimizer.init(free)
         system = System(
             problem.sm.forward,
+            problem.exact,
             problem.densities,
-            jnp.asarray(problem.coefficients if method is not None else ()),
+            problem.coefficients,
             trace_expectations(problem.objective, problem.sm),
             base_points(spec, size),
+            self.projection and Program.trace(self.projection, free),
+            Program.trace(self.optimizer.update, free, opt_state, free),
             scale,
             self._constraints(),
         )
-        return setting, system
+        return Setting(method, spec, size), system
 
     def _random_start(self, key: jax.Array, params: Any) -> dict[str, Any]:
         """A start of the same size as the given one, in a random direction."""
@@ -331,7 +336,7 @@ class _Run:
 
     def _begin(self, states: list[InfoMaxState]) -> None:
         self.states = jax.tree.map(lambda *x: jnp.stack(x), *states)
-        self.setting, self.system = self.ascent._parts(self.starts[0])
+        self.setting, self.system = self.ascent._make_parts(self.starts[0])
 
     def result(self) -> Result:
         """Ascend, choose the best restart, estimate the objective there."""

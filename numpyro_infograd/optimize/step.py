@@ -20,10 +20,9 @@ from numpyro.distributions.transforms import IdentityTransform
 from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.gradient import fit_scores, pull_back
 from numpyro_infograd.noise import NoiseSpec, draw_noise
-from numpyro_infograd.objectives import Term
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import ScoreMethod
-from numpyro_infograd.scores.exact import gaussian_entropies
+from numpyro_infograd.scores.exact import GaussianEntropies
 from numpyro_infograd.structure import Density
 
 Projection = Callable[[Any], Any]
@@ -80,9 +79,6 @@ class Setting(NamedTuple):
     """The static part of a step."""
 
     method: ScoreMethod | None
-    terms: tuple[Term, ...]
-    projection: Projection | None
-    optimizer: optax.GradientTransformation
     spec: NoiseSpec
     num_samples: int
 
@@ -91,10 +87,13 @@ class System(NamedTuple):
     """The traced part of a step: programs and the arrays that they captured."""
 
     forward: Program
+    exact: GaussianEntropies | None
     densities: tuple[Density, ...]
     coefficients: jax.Array
     expectations: tuple[tuple[jax.Array, Program], ...]
     points: Any
+    projection: Program | None
+    update: Program  # the optimizer's
     scale: Any
     constraints: dict[str, Any] | None  # None with a projection
 
@@ -194,17 +193,14 @@ def step(
     key = jax.random.fold_in(state.rng_key, state.step)
     fit_key, noise_key, score_key = jax.random.split(key, 3)
 
-    def exact(params: Any) -> jax.Array:
-        return gaussian_entropies(system.forward, setting.spec, setting.terms, params)
-
     value, scores = jnp.asarray(jnp.nan), state.scores
     smallest = jnp.asarray(jnp.inf)
     gradient = jax.tree.map(jnp.zeros_like, params)
-    if setting.method is None:
-        value, gradient = jax.value_and_grad(exact)(params)
+    if system.exact is not None:
+        value, gradient = jax.value_and_grad(system.exact)(params)
         if system.expectations:
             value = jnp.asarray(jnp.nan)
-    else:
+    if setting.method is not None:
         scores = fit_scores(
             setting.method,
             scores,
@@ -234,14 +230,14 @@ def step(
 
     _, chain = jax.vjp(lambda f: constrained(f, system.constraints), state.free)
     gradient = chain(gradient)[0]
-    if setting.projection is not None:
-        gradient = gradient_mapping(setting.projection, state.free, gradient)
+    if system.projection is not None:
+        gradient = gradient_mapping(system.projection, state.free, gradient)
     descent = jax.tree.map(jnp.negative, gradient)
-    updates, opt_state = setting.optimizer.update(descent, state.opt_state, state.free)
+    updates, opt_state = system.update(descent, state.opt_state, state.free)
     updates = jax.tree.map(lambda u, s: rate * s * u, updates, system.scale)
     free = optax.apply_updates(state.free, updates)
-    if setting.projection is not None:
-        free = cast(setting.projection(free), state.free)
+    if system.projection is not None:
+        free = cast(system.projection(free), state.free)
     new = InfoMaxState(free, state.free, opt_state, scores, state.rng_key, state.step)
     back = state._replace(free=state.previous)
     leaves = jax.tree.leaves((gradient, free, scores_of(scores)))
@@ -278,6 +274,7 @@ def gradient_mapping(projection: Projection, free: Any, gradient: Any) -> Any:
 
 
 def cast(tree: Any, like: Any) -> Any:
+    """The tree in the types of another."""
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), tree, like)
 
 

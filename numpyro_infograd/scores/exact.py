@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.noise import NoiseSpec, noise_like
-from numpyro_infograd.objectives import Term
+from numpyro_infograd.objectives import Objective, resolve
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import flatten
 from numpyro_infograd.structure import StructuralModel
@@ -44,39 +45,60 @@ def why_not_exact(sm: StructuralModel, sites: Iterable[str]) -> str:
     return ""
 
 
-def noise_jacobian(
-    forward: Program, spec: NoiseSpec, params: Any, sites: tuple[str, ...]
-) -> jax.Array:
-    """Jacobian of the sites' values in all explicit noise, (dimensions, noise)."""
-    inert = noise_like(spec)
-    normal = {name: inert[name] for name, law in spec if law.kind == "normal"}
-    rest = {name: value for name, value in inert.items() if name not in normal}
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("forward", "coefficients"),
+    meta_fields=("terms", "spec"),
+)
+@dataclass(frozen=True)
+class GaussianEntropies:
+    """sum of coefficient * h(sites | given) of a linear-Gaussian model, in nats.
 
-    def values(noise: Any) -> jax.Array:
-        made = forward(params, {**rest, **noise})
-        return flatten({s: made[s][None] for s in sites}, sites)[0]
+    `terms` pairs the sites of each entropy with the noise that remains given the
+    others: all noise but what these are made of, for `resolve` pairs only such sets.
+    """
 
-    columns = jax.jacobian(values)(normal)
-    parts = [columns[name].reshape(columns[name].shape[0], -1) for name in normal]
-    return jnp.concatenate(parts, axis=1)
+    forward: Program
+    coefficients: jax.Array
+    terms: tuple[tuple[tuple[str, ...], frozenset[str]], ...]
+    spec: NoiseSpec
+
+    @staticmethod
+    def of(objective: Objective, sm: StructuralModel) -> GaussianEntropies:
+        """The entropies of an objective on a model that is not `why_not_exact`."""
+        resolved, everything = resolve(objective, sm), frozenset(sm.noise)
+        return GaussianEntropies(
+            sm.forward,
+            jnp.asarray([term.coefficient for term in resolved]),
+            tuple((t.sites, everything - sm.noise_of(t.given)) for t in resolved),
+            sm.spec,
+        )
+
+    def __call__(self, params: Any) -> jax.Array:
+        """The value at these parameters, a scalar."""
+        total = jnp.zeros(())
+        for coefficient, term in zip(self.coefficients, self.terms, strict=True):
+            total += coefficient * _entropy(self._jacobian(params, *term))
+        return total
+
+    def _jacobian(
+        self, params: Any, sites: tuple[str, ...], moving: frozenset[str]
+    ) -> jax.Array:
+        """Jacobian of the sites' values in some of the noise, (dimensions, noise)."""
+        inert = noise_like(self.spec)
+        rest = {n: v for n, v in inert.items() if n not in moving}
+
+        def values(noise: Any) -> jax.Array:
+            made = self.forward(params, {**rest, **noise})
+            return flatten({s: made[s][None] for s in sites}, sites)[0]
+
+        explicit = {n for n, law in self.spec if law.kind == "normal"}
+        columns = jax.jacobian(values)({n: inert[n] for n in moving & explicit})
+        parts = [c.reshape(c.shape[0], -1) for c in columns.values()]
+        return jnp.concatenate(parts, axis=1)
 
 
-def gaussian_entropies(
-    forward: Program, spec: NoiseSpec, terms: tuple[Term, ...], params: Any
-) -> jax.Array:
-    """sum of coefficient * h(sites | given) over the terms, in nats."""
-    total = jnp.zeros(())
-    for term in terms:
-        members = term.given + term.sites
-        jacobian = noise_jacobian(forward, spec, params, members)
-        total += term.coefficient * (_half_log_det(jacobian))
-        if term.given:
-            head = noise_jacobian(forward, spec, params, term.given)
-            total -= term.coefficient * _half_log_det(head)
-    return total
-
-
-def _half_log_det(jacobian: jax.Array) -> jax.Array:
+def _entropy(jacobian: jax.Array) -> jax.Array:
     """Entropy of J z, z standard normal: half the log determinant of 2 pi e J J^T."""
     rows = jacobian.shape[0]
     # Singular values keep twice the digits of the covariance matrix.
