@@ -51,7 +51,7 @@ class Site(NamedTuple):
     distribution: str = ""
     reason: str = ""  # why a parameter may not flow into it; "" if it may
     discrete: bool = False
-    support: str = "real"  # "real" (no boundary), "bounded" or "thin"
+    support: str = "real"  # "real" (no boundary), "positive", "unit", "bounded", "thin"
     state: str = "free"  # "free", "observed", "substituted" or "intervened"
     masked: bool = False  # a mask weighs its likelihood, not its draws
     control_flow: bool = False  # lives inside a scan or a cond
@@ -75,6 +75,7 @@ class Site(NamedTuple):
         "unbounded",
         "bare",
         "sizes",
+        "supports",
         "spec",
     ),
 )
@@ -97,6 +98,7 @@ class Density:
     unbounded: bool  # no density of the set has a boundary, so Stein's identities hold
     bare: tuple[str, ...]  # deterministic sites made from hidden noise
     sizes: tuple[int, ...]  # number of scalars in each of `all_sites`
+    supports: tuple[str, ...]  # of each of `all_sites`, as in `Site`
     spec: NoiseSpec
 
     @property
@@ -385,6 +387,10 @@ class StructuralModel:
             unbounded,
             tuple(s for s in sites if s not in wanted and self.noise_of((s,)) & hidden),
             tuple(self.site_info[s].size for s in members),
+            tuple(
+                "real" if s in self.appended else self.site_info[s].support
+                for s in members
+            ),
             self.spec,
         )
 
