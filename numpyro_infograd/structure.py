@@ -372,8 +372,7 @@ class StructuralModel:
         moving = (s for s in scored if any(reach.get(("boundary", s), ())))
         # NumPyro calls the support of a shifted Exponential real: its row says more.
         unbounded = all(
-            s in self.appended
-            or (self.site_info[s].support == "real" and ("boundary", s) not in reach)
+            self.site_info[s].support == "real" and ("boundary", s) not in reach
             for s in scored
         )
         return Density(
@@ -387,10 +386,7 @@ class StructuralModel:
             unbounded,
             tuple(s for s in sites if s not in wanted and self.noise_of((s,)) & hidden),
             tuple(self.site_info[s].size for s in members),
-            tuple(
-                "real" if s in self.appended else self.site_info[s].support
-                for s in members
-            ),
+            tuple(self.site_info[s].support for s in members),
             self.spec,
         )
 
@@ -429,10 +425,10 @@ class StructuralModel:
                 )
         for name, variance in variances.items():
             array, shape = np.asarray(variance), self.site_info[name].shape
-            if not np.all((array >= 0) & np.isfinite(array)):
+            if not np.all((array > 0) & np.isfinite(array)):
                 raise ArgumentError(
                     f"append_noise gives {name!r} a variance of {variance}: it must be "
-                    "finite and not negative."
+                    "positive and finite."
                 )
             if array.shape not in ((), shape):
                 raise ArgumentError(
@@ -467,7 +463,22 @@ class StructuralModel:
             return values, log_prob, boundary
 
         extra = {appended_name(name) for name in scales}
-        edited = replace(self, run=run, appended=dict(variances), clean=self)
+        float_type = jnp.zeros(()).dtype
+        noisy = {
+            name: self.site_info[name]._replace(
+                dtype=jnp.result_type(self.site_info[name].dtype, float_type),
+                discrete=False,
+                support="real",
+            )
+            for name in scales
+        }
+        edited = replace(
+            self,
+            run=run,
+            site_info=self.site_info | noisy,
+            appended=dict(variances),
+            clean=self,
+        )
         forward = Program.trace(
             lambda params, noise: run(params, noise, {})[0],
             self.params,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_key, tracing
+from numpyro_infograd.arguments import as_key, as_power_of_two, tracing
 from numpyro_infograd.errors import ArgumentError, InfogradError
 from numpyro_infograd.gradient import choose, fit_scores, is_sound
 from numpyro_infograd.noise import base_points
@@ -43,7 +43,7 @@ from numpyro_infograd.problem import (
     pose,
 )
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores import Denoising, Mixture, resolve_method
+from numpyro_infograd.scores import Denoising, Exact, Mixture, resolve_method
 from numpyro_infograd.scores.exact import GaussianEntropies
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.tracing import structural_model
@@ -105,15 +105,8 @@ class InfoMax:
                 f"projection must be a function of the parameter dict, got "
                 f"{projection!r}."
             )
-        power = num_samples is None or (
-            isinstance(num_samples, int)
-            and num_samples > 1
-            and num_samples & (num_samples - 1) == 0
-        )
-        if not power:
-            raise ArgumentError(
-                f"num_samples must be a power of two, got {num_samples!r}."
-            )
+        if num_samples is not None:
+            num_samples = as_power_of_two("num_samples", num_samples, 2)
         self.model = model
         self.objective = objective
         self.scores = resolve_method(scores)
@@ -152,7 +145,7 @@ class InfoMax:
     ) -> tuple[InfoMaxState, StepInfo]:
         """One step. Arguments, if any, replace those that `init` had."""
         if args or kwargs:
-            self._repose(args, kwargs)
+            self._repose(args, kwargs, self.get_params(state))
             self._parts = None
         if self._parts is None:
             self._parts = self._make_parts(self.get_params(state))
@@ -182,7 +175,8 @@ class InfoMax:
             ArgumentError: for a number of steps or restarts below one.
         """
         for name, number in (("num_steps", num_steps), ("num_restarts", num_restarts)):
-            if number is not None and (not isinstance(number, int) or number < 1):
+            whole = isinstance(number, (int, np.integer))
+            if number is not None and not (whole and number > 0):
                 raise ArgumentError(f"{name} must be a positive int, got {number!r}.")
         rng_key = as_key(rng_key)
         params = self._pose(rng_key, args, kwargs, init_params)
@@ -216,18 +210,31 @@ class InfoMax:
             self.problem = pose(self.objective, sm, self.scores, params, "asked for")
         return params
 
-    def _repose(self, args: Any, kwargs: Any) -> None:
+    def _repose(self, args: Any, kwargs: Any, params: Any) -> None:
+        """Take new arguments; where they change the computation, check all anew."""
         assert self.problem is not None, "call init first"
         old = self.problem
         sm = structural_model(self.model, *args, **kwargs)
-        if old.sm.appended:
-            sm = sm.append_noise(old.sm.appended)
-        if old.exact is not None:
-            exact = GaussianEntropies.of(old.objective, sm)
-            self.problem = old._replace(sm=sm, exact=exact)
-        else:
-            densities = tuple(sm.density(t.sites, t.given) for t in old.terms)
-            self.problem = old._replace(sm=sm, densities=densities)
+        if sm.forward.code == (old.sm.clean or old.sm).forward.code:
+            if old.sm.appended:
+                sm = sm.append_noise(old.sm.appended)
+            if old.exact is not None:
+                exact = GaussianEntropies.of(old.objective, sm)
+                self.problem = old._replace(sm=sm, exact=exact)
+            else:
+                densities = tuple(sm.density(t.sites, t.given) for t in old.terms)
+                self.problem = old._replace(sm=sm, densities=densities)
+            return
+        admit(self.objective, self.model, args, kwargs, params)
+        sm.check_values(self.objective.sites, params)
+        checks.check_gradient(self.objective, sm, params, self.allow_jumps)
+        new = pose(self.objective, sm, old.method or Exact(), params, old.reason)
+        if [t[1:] for t in new.terms] != [t[1:] for t in old.terms]:
+            raise ArgumentError(
+                "the arguments give the model another structure, for which the scores "
+                "of this state are not meant. Call init with them."
+            )
+        self.problem = new
 
     def _project(self, params: Any) -> dict[str, Any]:
         assert self.projection is not None
@@ -366,6 +373,8 @@ class _Run:
                     self.setting, self.system, self.states, rates
                 )
                 self.chunks.append(jax.device_get(infos))
+                if len(self.chunks) > 2:  # only the last two gradients are looked at
+                    self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
                 bar.update(len(steps))
                 norm = float(np.min(infos.gradient_norm[:, -1]))
                 bar.set_postfix_str(f"gradient norm {norm:.3g}")
@@ -400,11 +409,12 @@ class _Run:
         ascent.problem = pose(
             problem.objective, problem.sm, Denoising(), params[0], reason
         )
-        old = self.states
+        old, scale = self.states, self.system.scale
         self._begin([ascent._start(k, p) for k, p in self._keyed(params)])
         self.states = self.states._replace(
             opt_state=old.opt_state, rng_key=old.rng_key, step=old.step
         )
+        self.system = self.system._replace(scale=scale)
 
     def _free(self) -> list[Any]:
         count = self.states.step.shape[0]
@@ -481,7 +491,10 @@ class _Run:
         problem = ascent.problem
         assert problem is not None
         infos = (
-            jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.chunks)
+            jax.tree.map(
+                lambda *x: np.concatenate(x, axis=1),
+                *(chunk._replace(gradient=None) for chunk in self.chunks),
+            )
             if self.chunks
             else None
         )
@@ -512,23 +525,32 @@ class _Run:
                 "start. Lower the learning rate of the optimizer"
             )
         if infos is not None and infos.gradient_norm[best, 0] == 0:
-            status += (
-                "; the gradient was zero at the start, which may be a saddle: try "
-                "other init_params or num_restarts"
-            )
+            status += self._why_at_rest()
         if skipped:
             status += f"; {skipped} steps were not finite and were skipped"
         if estimates[best] is None:
             status += f"; no value: {troubles[best]}"
         diagnostics = {
-            "method": type(problem.method).__name__.lower()
-            if problem.method
-            else "exact",
+            "method": problem.method_name,
             "reason": problem.reason,
             "skipped_steps": skipped,
             "restarts": [e.value if e is not None else None for e in estimates],
         }
         return Result(finals[best], estimates[best], history, status, diagnostics)
+
+    def _why_at_rest(self) -> str:
+        """What it may mean that the gradient was zero at the start."""
+        problem = self.ascent.problem
+        assert problem is not None
+        sites = problem.objective.sites
+        if not problem.objective.expectations and not problem.sm.params_of(sites):
+            return f"; no parameter reaches {', '.join(map(repr, sites))}"
+        if self.ascent.projection is not None:
+            return "; the projection let nothing move from the start"
+        return (
+            "; the gradient was zero at the start, which may be a saddle: try other "
+            "init_params or num_restarts"
+        )
 
     def _fell(self, index: int, end: Estimate | None) -> bool:
         """Whether an optimizer from outside led away from the maximum."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.program import Program
@@ -90,11 +91,7 @@ class Denoising:
                 f"num_networks must be 2, 4 or 8, got {self.num_networks}."
             )
         for name in ("pool_size", "warm_pool_size"):
-            size = getattr(self, name)
-            if size < 256 or size & (size - 1):
-                raise ArgumentError(
-                    f"{name} must be a power of two of at least 256, got {size}."
-                )
+            as_power_of_two(name, getattr(self, name), 256)
 
     def check(self, density: Density) -> None:
         """Raise for a density that jumps at a place that moves."""
