@@ -141,7 +141,7 @@ def test_one_element_of_a_vector_jumps():
 
     def model(gap):
         x = numpyro.sample("x", dist.Normal().expand((size,)).to_event(1))
-        v = numpyro.param("a", 1.0) * x
+        v = numpyro.param("a", 1.0) + x
         gaps = jnp.zeros(size).at[-1].set(gap)
         mean = jnp.where(v > 0, v + gaps, 0.5 * v)
         numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1))
@@ -154,7 +154,7 @@ def test_one_element_of_a_vector_jumps():
 def test_one_output_of_a_cond_jumps():
     def model(gap):
         x = numpyro.sample("x", dist.Normal())
-        v = numpyro.param("a", 1.0) * x
+        v = numpyro.param("a", 1.0) + x
         first, second = jax.lax.cond(v > 0, lambda u: (u, u + gap), lambda u: (u, u), v)
         numpyro.sample("y", dist.Normal(first, 0.5))
         numpyro.sample("z", dist.Normal(second, 0.5))
@@ -273,14 +273,14 @@ STOPPED = {
 @pytest.mark.parametrize("name", STOPPED)
 def test_a_stopped_derivative(name):
     model = mean_of(STOPPED[name], jnp.array([1.0, 0.5]))
-    with pytest.raises(ReparametrizationError, match="'y' moves with 'a'"):
+    with pytest.raises(ReparametrizationError, match="'y' does not move with 'a'"):
         check(model)
     missed = ig.gradient(X_TO_Y, model, allow_jumps=True)
     assert float(missed.value["a"][0]) == 0.0  # I(X;Y) grows with the gain
 
 
 def test_a_derivative_stopped_inside_an_expectation():
-    with pytest.raises(ReparametrizationError, match="Expectation.* moves with 'a'"):
+    with pytest.raises(ReparametrizationError, match="Expectation.* not move with 'a'"):
         check(affine, Expectation(lambda v: stop_gradient(v["y"]) ** 2))
     check(affine, Expectation(lambda v: v["y"] ** 2))
 
@@ -288,7 +288,6 @@ def test_a_derivative_stopped_inside_an_expectation():
 FLOWING = {
     "zero at the start": (lambda a, x: a**2 * x, 0.0),
     "dead": (lambda a, x: x + jax.nn.relu(a - 5.0), 1.0),
-    "cancels": (lambda a, x: x + a - stop_gradient(a), 1.0),
     "shifted": (lambda a, x: jax.nn.softmax(a * x)[0], jnp.zeros(3)),
     "saturated": (lambda a, x: x + jnp.tanh(100.0 * a), 1.0),
     "sphere": (lambda a, x: a[0] * x, jnp.array([1.0, 0.0])),
