@@ -255,50 +255,41 @@ def _probe_around(
     Raises:
         JumpError: something differs on both sides of a flip.
     """
-    sm = view.sm
-    flipped = _probe(view, program, driven, chosen, params, moving)
-    seen = {path: names for path, names in chosen.items() if path in flipped}
-    rest = {path: names for path, names in chosen.items() if path not in flipped}
-    _probe(view, program, driven, seen, _perturb(sm, params, _NEAR), moving)
-    far = _perturb(sm, params, _FAR)
-    if moving[1]:
-        put = simulate(sm.forward, far, moving[0])
-        moving = moving[0], {name: put[name] for name in moving[1]}
-    return {*flipped, *_probe(view, program, driven, rest, far, moving)}
-
-
-def _probe(
-    view: View,
-    program: Program,
-    driven: list[int],
-    chosen: Mapping[Any, tuple[str, ...]],
-    params: Any,
-    moving: tuple[Values, Values],
-) -> frozenset[Any]:
-    """Raises if something differs on both sides of a flip; else tells what flipped."""
     sm, noise = view.sm, _noise(program)
     switches = [jump for jump in program.jumps(driven, noise) if jump.switch]
     numbers = tuple(i for i, jump in enumerate(switches) if jump.path in chosen)
     if not numbers:
-        return frozenset()
+        return set()
     names = tuple(dict.fromkeys(n for hit in chosen.values() for n in hit))
     predicates = program.predicates(driven, noise)
-    beside, _ = _lines(sm, params, 1, np.array([_BESIDE, -_BESIDE]))
-    beside = jax.tree.map(lambda x: x[0], beside)
     moved = tuple(sorted(name for name in moving[1] if sm.params_of((name,))))
-    jumped, flipped = jax.device_get(
-        _flips(program, predicates, params, beside, moving, names, numbers, moved)
-    )
-    for number, row in zip(numbers, jumped, strict=True):
-        for name, jumps in zip(names, row, strict=True):
-            if jumps:
-                raise JumpError(
-                    f"{view.call(name)} jumps where a condition that depends on a "
-                    "parameter changes (where, select or cond, here "
-                    f"{switches[number].primitive!r}). {_REMEDY}"
-                )
+
+    def probe(point: Any, moving: tuple[Values, Values], rows: Any) -> Any:
+        beside, _ = _lines(sm, point, 1, np.array([_BESIDE, -_BESIDE]))
+        beside = jax.tree.map(lambda x: x[0], beside)
+        jumped, flipped = jax.device_get(
+            _flips(program, predicates, point, beside, moving, names, numbers, moved)
+        )
+        for row, column in np.argwhere(jumped & rows[:, None]):
+            primitive = switches[numbers[row]].primitive
+            raise JumpError(
+                f"{view.call(names[column])} jumps where a condition that depends on "
+                f"a parameter changes (where, select or cond; here {primitive!r}). "
+                f"{_REMEDY}"
+            )
+        return flipped
+
+    flipped = probe(params, moving, np.ones(len(numbers), bool))
+    if flipped.any():
+        probe(_perturb(sm, params, _NEAR), moving, flipped)
+    if not flipped.all():
+        far = _perturb(sm, params, _FAR)
+        if moving[1]:
+            put = simulate(sm.forward, far, moving[0])
+            moving = moving[0], {name: put[name] for name in moving[1]}
+        flipped = flipped | probe(far, moving, ~flipped)
     pairs = zip(numbers, flipped, strict=True)
-    return frozenset(switches[number].path for number, flip in pairs if flip)
+    return {switches[number].path for number, flip in pairs if flip}
 
 
 def _perturb(sm: StructuralModel, params: Any, size: float) -> Any:
