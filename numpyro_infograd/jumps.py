@@ -37,8 +37,10 @@ _NUM_PROBES = 64
 # Relative steps of parameters: within the order of the knots of a spline, to places
 # where other switches flip, and to see whether a flip's place follows.
 _NEAR, _FAR, _BESIDE = 3e-3, 0.3, 1e-2
-# Halvings of a bracket around a flip: what is continuous shrinks between the two.
-_COARSE, _FINE = 12, 22
+# A flip is bracketed by this many halvings, and once more with this much on each side:
+# what is continuous is far smaller in the narrow bracket, whatever its power. Whether
+# the place stays is seen a little outside, where rounding cannot flip the switch.
+_HALVINGS, _WIDE, _PAD = 22, 2.0**-12, 2.0**-18
 # Derivatives are compared with differences of values on this many lines.
 _GROUPS = 8
 _TIMES = np.array([-2e-2, -5e-3, 0.0, 5e-3, 2e-2], np.float32)
@@ -404,18 +406,16 @@ def _flips(
         changed = start != end
 
         def bisect(element: jax.Array) -> jax.Array:
-            def halve(count: jax.Array, bracket: Any) -> Any:
-                low, high, wide = bracket
+            def halve(_: int, bracket: Any) -> Any:
+                low, high = bracket
                 middle = 0.5 * (low + high)
                 now = states(params, between(a, b, middle))
                 same = now[element] == start[element]
-                low = jnp.where(same, middle, low)
-                high = jnp.where(same, high, middle)
-                wide = jnp.where(count < _COARSE, jnp.stack([low, high]), wide)
-                return low, high, wide
+                return jnp.where(same, middle, low), jnp.where(same, high, middle)
 
-            whole = jnp.zeros(()), jnp.ones(()), jnp.array([0.0, 1.0])
-            low, high, wide = jax.lax.fori_loop(0, _FINE, halve, whole)
+            whole = jnp.zeros(()), jnp.ones(())
+            low, high = jax.lax.fori_loop(0, _HALVINGS, halve, whole)
+            wide = jnp.maximum(low - _WIDE, 0.0), jnp.minimum(high + _WIDE, 1.0)
             points = jnp.stack([low, high, *wide])
             sides = jax.vmap(lambda t: outputs(between(a, b, t)))(points)
 
@@ -426,7 +426,7 @@ def _flips(
 
             signs = jnp.array([1.0, -1.0])
             near = jax.vmap(jax.vmap(stays, (None, None, 0)), (0, 0, None))(
-                beside, signs, points[:2]
+                beside, signs, jnp.stack([low - _PAD, high + _PAD])
             )
             same = near == start[element]
             moves = changed[element] & ~(jnp.all(same[:, 0]) & ~jnp.any(same[:, 1]))
