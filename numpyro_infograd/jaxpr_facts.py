@@ -26,7 +26,8 @@ Path = tuple[int, ...]
 EXOGENOUS = "exogenous"
 """Name scope of trusted samplers: no jump is looked for inside."""
 
-SWITCHES = frozenset({"select_n", "cond", "while"})
+SWITCHES = frozenset({"select_n", "cond", "while", "sign", "rem", "atan2"})
+"""Primitives that may be continuous, by what they choose from or are passed on to."""
 
 _CALLS = {
     "jit": "jaxpr",
@@ -399,6 +400,18 @@ class HiddenError(Exception):
     """An equation stands where its operands cannot be handed out."""
 
 
+def _predicate(eqn: JaxprEqn, values: list[Any]) -> Any:
+    """What differs on the two sides of a switch."""
+    match eqn.primitive.name:
+        case "sign":
+            return jnp.real(values[0]) >= 0
+        case "atan2":  # the cut along the negative second axis
+            return (values[1] < 0) & (values[0] >= 0)
+        case "rem":  # from the remainder itself, which rounds as the result does
+            return jnp.round((values[0] - lax.rem(*values)) / values[1])
+    return values[0]
+
+
 def replay(
     jaxpr: Jaxpr,
     consts: Sequence[Any],
@@ -409,19 +422,19 @@ def replay(
     fetch: Callable[[ClosedJaxpr], Sequence[Any]] = lambda closed: closed.consts,
     path: Path = (),
 ) -> tuple[list[Any], list[Any]]:
-    """Evaluates a jaxpr and hands out first operands of chosen equations.
+    """Evaluates a jaxpr and hands out predicates of chosen equations.
 
     Args:
         jaxpr: What to evaluate.
         consts: Values of its constants.
         args: Values of its inputs.
         enter: Which calls, loops and branches to open; calls lose their boundary.
-        taps: The equations, in `path` form, whose first operand is wanted.
+        taps: The equations, in `path` form, whose predicate is wanted.
         fetch: Gives the constants of an inner jaxpr.
         path: Where the jaxpr itself stands.
 
     Returns:
-        The outputs, and the wanted operands with a leading axis for each scan.
+        The outputs, and the wanted predicates with a leading axis for each scan.
 
     Raises:
         HiddenError: A tap lies in a branch, a `while` or an unknown primitive.
@@ -449,7 +462,7 @@ def replay(
         if here in taps:
             if eqn.primitive.name == "while":
                 raise HiddenError
-            seen.append(values[0])
+            seen.append(_predicate(eqn, values))
         trusted = in_scope(eqn, EXOGENOUS)
         scope = jax.named_scope(EXOGENOUS) if trusted else nullcontext()
         with scope, eqn.ctx.manager:

@@ -4,7 +4,8 @@
 Hard jumps are read off the traced model. A switch (where, select, cond) may be
 continuous: pairs of draws are moved into each other until the switch flips, and the
 values just before and just after are compared. A draw made from a PRNG key cannot be
-moved through its key, so there the values of the drawn sites are moved instead.
+moved through its key, so there the values of the drawn sites are moved instead. What
+jumps only where no noise drives it, or where no parameter moves the place, is harmless.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 import functools
+import math
 from typing import Any
+
+import numpy as np
 
 import jax
 import jax.numpy as jnp
 
 from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd.errors import JumpError, ReparametrizationError
 from numpyro_infograd.jaxpr_facts import Jump
@@ -25,13 +30,20 @@ from numpyro_infograd.noise import draw_noise, noise_like
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel, Values, simulate
 
-# What moves by more than this share of its scale while the rest moves by one float
-# has jumped.
-_JUMP = 1e-3
+# What moves by more than this share of its scale, and by more than rounding, while the
+# rest moves by one float has jumped.
+_JUMP = 1e-5
 _NUM_PROBES = 64
-# Parameters take this relative step to see whether a value follows. It follows if it
-# moves, both ways, by more than this share of its size.
-_STEP, _FOLLOWS = 1e-3, 1e-5
+# Relative steps of parameters: within the order of the knots of a spline, to places
+# where other switches flip, and to see whether a flip's place follows.
+_NEAR, _FAR, _BESIDE = 3e-3, 0.3, 1e-2
+# A flip is bracketed by this many halvings, and once more with this much on each side:
+# what is continuous is far smaller in the narrow bracket, whatever its power. Whether
+# the place stays is seen a little outside, where rounding cannot flip the switch.
+_HALVINGS, _WIDE, _PAD = 22, 2.0**-12, 2.0**-18
+# Derivatives are compared with differences of values on this many lines.
+_GROUPS = 8
+_TIMES = np.array([-2e-2, -5e-3, 0.0, 5e-3, 2e-2], np.float32)
 _REMEDY = (
     "The pathwise gradient does not see a jump. Soften it, put noise before it, "
     "or pass allow_jumps=True if you know that it does not matter."
@@ -70,6 +82,15 @@ class View:
             used = frozenset().union(*program.dependencies())
             found |= {s for s in self.sm.sites if used & {*program.input_indices(0, s)}}
         return tuple(s for s in self.sm.sites if s in found)
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The sites of floats that are drawn from a PRNG key."""
+        return tuple(
+            name
+            for name, site in self.sm.site_info.items()
+            if site.noise is not None and site.noise.kind == "key" and not site.discrete
+        )
 
     def program(self, given: Collection[str]) -> Program:
         """The map from (params, noise, values of `given`) to sites and expectations.
@@ -112,11 +133,7 @@ def check_jumps(view: View, params: Any) -> None:
             )
     if not found:
         return
-    drawn = tuple(
-        name
-        for name, site in sm.site_info.items()
-        if site.noise is not None and site.noise.kind == "key" and not site.discrete
-    )
+    drawn = view.drawn
     keyed = _keyed(program, driven, drawn)
     if keyed is None:
         raise JumpError(
@@ -128,15 +145,13 @@ def check_jumps(view: View, params: Any) -> None:
     twins = _twins(view, given, drawn) if keyed else {}
     hidden = keyed - frozenset(twins)
     noise = draw_noise(sm.spec, jax.random.key(2), 2 * _NUM_PROBES)
-    followed: set[Any] = set()
-    for point in (params, _perturb(sm, params)):
-        plain = {path: found[path][1] for path in found if path not in twins}
-        followed |= _probe(view, program, driven, plain, point, (noise, {}))
-        if twins:
-            values = simulate(sm.forward, point, noise)
-            put = {name: values[name] for name in drawn}
-            wrt = _driven(sm, given, drawn)
-            _probe(view, given, wrt, dict(twins.values()), point, (noise, put))
+    values = simulate(sm.forward, params, noise) if twins else {}
+    plain = {path: found[path][1] for path in found if path not in twins}
+    followed = _probe_around(view, program, driven, plain, (noise, {}), params)
+    if twins:
+        put = {name: values[name] for name in drawn}
+        wrt = _driven(sm, given, drawn)
+        _probe_around(view, given, wrt, dict(twins.values()), (noise, put), params)
     if not hidden <= followed:
         raise JumpError(
             f"{_depends(view, {path: found[path] for path in hidden - followed})} a "
@@ -151,11 +166,16 @@ def _reaching(
     """Path -> the jump there, and which of `names` it reaches."""
     where = {name: frozenset(program.output_indices(name)) for name in names}
     found: dict[Any, tuple[Jump, tuple[str, ...]]] = {}
-    for jump in program.jumps(driven):
+    for jump in program.jumps(driven, _noise(program)):
         hit = tuple(n for n, outputs in where.items() if outputs & jump.outputs)
         if hit:
             found[jump.path] = jump, hit
     return found
+
+
+def _noise(program: Program) -> list[int]:
+    """Inputs of a program of a view that are random: noise and given draws."""
+    return program.input_indices(1) + program.input_indices(2)
 
 
 def _driven(sm: StructuralModel, program: Program, drawn: Iterable[str]) -> list[int]:
@@ -195,12 +215,13 @@ def _keyed(
     program: Program, driven: list[int], drawn: Iterable[str]
 ) -> frozenset[Any] | None:
     """Paths of the switches that read the key of a draw; None if they are hidden."""
-    predicates = program.predicates(driven)
+    predicates = program.predicates(driven, _noise(program))
     if predicates is None:
         return None
     keys = {i for name in drawn for i in program.input_indices(1, name)}
     reads = predicates.dependencies()
-    paths = [jump.path for jump in program.jumps(driven) if jump.switch]
+    found = program.jumps(driven, _noise(program))
+    paths = [jump.path for jump in found if jump.switch]
     return frozenset(p for p, used in zip(paths, reads, strict=True) if used & keys)
 
 
@@ -209,46 +230,72 @@ def _depends(view: View, found: Mapping[Any, tuple[Jump, tuple[str, ...]]]) -> s
     return f"{view.call(names[0])} depends on a parameter through"
 
 
-def _probe(
+def _probe_around(
     view: View,
     program: Program,
     driven: list[int],
     chosen: Mapping[Any, tuple[str, ...]],
-    params: Any,
     moving: tuple[Values, Values],
-) -> frozenset[Any]:
-    """Raise if something differs on both sides of a switch's flip.
+    params: Any,
+) -> set[Any]:
+    """Probes at the parameters; then close by, or far away where nothing flipped.
+
+    A step could bring the knots of a spline out of order. So where a switch flipped it
+    is short: just enough to leave a place where a gap happens to be nothing.
 
     Args:
         view: For messages.
         program: Where to look.
         driven: Its inputs that a parameter moves.
         chosen: Paths of switches, with the outputs that each reaches.
-        params: Values of the parameters.
         moving: Noise, and values of given draws.
+        params: Values of the parameters.
 
     Returns:
         The paths of the switches that flipped.
+
+    Raises:
+        JumpError: something differs on both sides of a flip.
     """
-    switches = [jump for jump in program.jumps(driven) if jump.switch]
+    sm, noise = view.sm, _noise(program)
+    switches = [jump for jump in program.jumps(driven, noise) if jump.switch]
     numbers = tuple(i for i, jump in enumerate(switches) if jump.path in chosen)
     if not numbers:
-        return frozenset()
+        return set()
     names = tuple(dict.fromkeys(n for hit in chosen.values() for n in hit))
-    predicates = program.predicates(driven)
-    jumped, flipped = _flips(program, predicates, params, moving, names, numbers)
-    for name in names:
-        if jumped[name]:
+    predicates = program.predicates(driven, noise)
+    moved = tuple(sorted(name for name in moving[1] if sm.params_of((name,))))
+
+    def probe(point: Any, moving: tuple[Values, Values], rows: Any) -> Any:
+        beside, _ = _lines(sm, point, 1, np.array([_BESIDE, -_BESIDE]))
+        beside = jax.tree.map(lambda x: x[0], beside)
+        jumped, flipped = jax.device_get(
+            _flips(program, predicates, point, beside, moving, names, numbers, moved)
+        )
+        for row, column in np.argwhere(jumped & rows[:, None]):
+            primitive = switches[numbers[row]].primitive
             raise JumpError(
-                f"{view.call(name)} jumps where a condition that depends on a "
-                f"parameter changes (where, select or cond). {_REMEDY}"
+                f"{view.call(names[column])} jumps where a condition that depends on "
+                f"a parameter changes (where, select or cond; here {primitive!r}). "
+                f"{_REMEDY}"
             )
+        return flipped
+
+    flipped = probe(params, moving, np.ones(len(numbers), bool))
+    if flipped.any():
+        probe(_perturb(sm, params, _NEAR), moving, flipped)
+    if not flipped.all():
+        far = _perturb(sm, params, _FAR)
+        if moving[1]:
+            put = simulate(sm.forward, far, moving[0])
+            moving = moving[0], {name: put[name] for name in moving[1]}
+        flipped = flipped | probe(far, moving, ~flipped)
     pairs = zip(numbers, flipped, strict=True)
-    return frozenset(switches[number].path for number, flip in pairs if flip)
+    return {switches[number].path for number, flip in pairs if flip}
 
 
-def _perturb(sm: StructuralModel, params: Any) -> Any:
-    """Parameters a random step away, within their constraints."""
+def _perturb(sm: StructuralModel, params: Any, size: float) -> Any:
+    """Parameters a random step of some relative size away, within their constraints."""
     moved = {}
     for index, (name, value) in enumerate(params.items()):
         leaves, tree = jax.tree.flatten(value)
@@ -263,33 +310,76 @@ def _perturb(sm: StructuralModel, params: Any) -> Any:
         new = []
         for leaf, key in zip(leaves, keys, strict=True):
             free = transform.inv(leaf)
-            step = 0.3 * (1.0 + jnp.abs(free)) * jax.random.normal(key, free.shape)
+            step = size * (1.0 + jnp.abs(free)) * jax.random.normal(key, free.shape)
             new.append(transform(free + step))
         moved[name] = jax.tree.unflatten(tree, new)
     return moved
 
 
-@functools.partial(jax.jit, static_argnames=("names", "numbers"))
+def _lines(
+    sm: StructuralModel,
+    params: Any,
+    count: int,
+    times: Any,
+    only: Collection[str] | None = None,
+) -> tuple[Any, Any]:
+    """Some lines through the parameters, in random directions, and their tangents.
+
+    A line is straight in coordinates without constraints, and its speed is the size of
+    each number there. Both results have axes of lines and of times in front.
+    """
+    points, tangents = {}, {}
+    for index, (name, value) in enumerate(params.items()):
+        try:
+            transform = biject_to(sm.constraints[name])
+        except NotImplementedError:
+            transform = IdentityTransform()
+        leaves, tree = jax.tree.flatten(value)
+        chosen = only is None or name in only
+        found = []
+        for number, leaf in enumerate(leaves):
+            free = jnp.asarray(transform.inv(leaf))
+            key = jax.random.fold_in(
+                jax.random.fold_in(jax.random.key(6), index), number
+            )
+            speed = jax.random.normal(key, (count, 1, *free.shape)) * chosen
+            if isinstance(transform, IdentityTransform):
+                largest = jnp.max(jnp.abs(free), initial=0.0)
+                fallback = jnp.where(largest > 0, largest, 1.0)
+                speed *= jnp.where(free == 0, fallback, jnp.abs(free))
+            clock = jnp.asarray(times, free.dtype).reshape(1, -1, *[1] * free.ndim)
+            way, speed = jnp.broadcast_arrays(free + clock * speed, speed)
+            found.append(jax.jvp(transform, (way,), (speed,)))
+        points[name] = jax.tree.unflatten(tree, [point for point, _ in found])
+        tangents[name] = jax.tree.unflatten(tree, [tangent for _, tangent in found])
+    return points, tangents
+
+
+@functools.partial(jax.jit, static_argnames=("names", "numbers", "moved"))
 def _flips(
     program: Program,
     predicates: Program,
     params: Any,
+    beside: Any,
     moving: tuple[Values, Values],
     names: tuple[str, ...],
     numbers: tuple[int, ...],
-) -> tuple[dict[str, jax.Array], jax.Array]:
+    moved: tuple[str, ...],
+) -> tuple[jax.Array, jax.Array]:
     """Which outputs jump at the flip of a numbered switch, between pairs of draws.
 
-    Also tells which of the switches flipped at all.
+    A flip whose place stays when the parameters move to `beside`, and the `moved` draws
+    move as well, makes no jump that counts. Also tells which switches flipped at all.
     """
     first = jax.tree.map(lambda x: x[:_NUM_PROBES], moving)
     second = jax.tree.map(lambda x: x[_NUM_PROBES:], moving)
 
-    def outputs(moving: Any) -> Values:
+    def outputs(moving: Any) -> list[jax.Array]:
         made = program(params, *moving)
-        return {n: made[n].astype(jnp.result_type(float)) for n in names}
+        return [made[n].astype(jnp.result_type(float)) for n in names]
 
-    scale = {n: jnp.std(v, axis=0) for n, v in jax.vmap(outputs)(moving).items()}
+    scale = [jnp.std(v, axis=0) for v in jax.vmap(outputs)(moving)]
+    reach = {n: _BESIDE * jnp.std(moving[1][n], axis=0) for n in moved}
 
     def between(a: Any, b: Any, t: jax.Array) -> Any:
         def mix(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -298,65 +388,87 @@ def _flips(
 
         return jax.tree.map(mix, a, b)
 
-    def pair(a: Any, b: Any, key: jax.Array) -> tuple[Any, ...]:
-        def states(t: Any) -> list[jax.Array]:
-            found = predicates(params, *between(a, b, t))
-            # The end never flips, so that no array is empty.
-            return [
-                jnp.append(found[i].ravel(), found[i].dtype.type(0)) for i in numbers
-            ]
+    def states(params: Any, moving: Any) -> jax.Array:
+        found = predicates(params, *moving)
+        flat = [found[i].astype(jnp.int32).ravel() for i in numbers]
+        # The end never flips, so that a switch over nothing has an element too.
+        return jnp.concatenate([*flat, jnp.zeros(1, jnp.int32)])
 
-        starts, ends = states(0.0), states(1.0)
-        picks = min(8, -(-max(s.size for s in starts) // 64))
+    one = jax.tree.map(lambda x: x[0], moving)
+    shapes = jax.eval_shape(predicates, params, *one)
+    sizes = [math.prod(shapes[i].shape) for i in numbers]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    picks = max(1, min(8, -(-max(sizes) // 64)))
 
-        def bisect(index: int, element: jax.Array) -> tuple[Values, Values]:
-            start = starts[index][element]
-            flips = start != ends[index][element]
+    def pair(a: Any, b: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        at = jax.vmap(lambda t: states(params, between(a, b, t)))
+        start, end = at(jnp.array([0.0, 1.0]))
+        changed = start != end
 
+        def bisect(element: jax.Array) -> jax.Array:
             def halve(_: int, bracket: Any) -> Any:
                 low, high = bracket
                 middle = 0.5 * (low + high)
-                same = states(middle)[index][element] == start
+                now = states(params, between(a, b, middle))
+                same = now[element] == start[element]
                 return jnp.where(same, middle, low), jnp.where(same, high, middle)
 
-            bracket = (jnp.zeros(()), jnp.ones(()))
-            gaps = []
-            for halvings in (12, 10):  # what is continuous shrinks with the bracket
-                bracket = jax.lax.fori_loop(0, halvings, halve, bracket)
-                low, high = bracket[0], jnp.where(flips, bracket[1], bracket[0])
-                sides = [outputs(between(a, b, t)) for t in (low, high)]
-                gaps.append(jax.tree.map(lambda x, y: jnp.abs(x - y), *sides))
-            return gaps[0], gaps[1]
+            whole = jnp.zeros(()), jnp.ones(())
+            low, high = jax.lax.fori_loop(0, _HALVINGS, halve, whole)
+            wide = jnp.maximum(low - _WIDE, 0.0), jnp.minimum(high + _WIDE, 1.0)
+            points = jnp.stack([low, high, *wide])
+            sides = jax.vmap(lambda t: outputs(between(a, b, t)))(points)
 
-        gaps = []
-        for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            shape = (picks, start.size)
+            def stays(where: Any, sign: jax.Array, t: jax.Array) -> jax.Array:
+                noise, put = between(a, b, t)
+                push = {n: put[n] + sign * reach[n] for n in moved}
+                return states(where, (noise, put | push))[element]
+
+            signs = jnp.array([1.0, -1.0])
+            near = jax.vmap(jax.vmap(stays, (None, None, 0)), (0, 0, None))(
+                beside, signs, jnp.stack([low - _PAD, high + _PAD])
+            )
+            same = near == start[element]
+            moves = changed[element] & ~(jnp.all(same[:, 0]) & ~jnp.any(same[:, 1]))
+
+            def jumped(x: jax.Array, spread: jax.Array) -> jax.Array:
+                narrow, wide = jnp.abs(x[0] - x[1]), jnp.abs(x[2] - x[3])
+                size = jnp.maximum(jnp.abs(x[0]), jnp.abs(x[1]))
+                least = 64 * jnp.finfo(x.dtype).eps * size + _JUMP * spread
+                return moves & jnp.any((narrow > 0.5 * wide) & (narrow > least))
+
+            # What is continuous shrinks with the bracket.
+            return jnp.stack(list(map(jumped, sides, scale)))
+
+        elements, flips = [], []
+        for index, (size, stop) in enumerate(zip(sizes, ends, strict=True)):
+            part = changed[stop - size : stop] if size else changed[-1:]
+            shape = (picks, part.size)
             chance = jax.random.uniform(jax.random.fold_in(key, index), shape)
-            elements = jnp.argmax(jnp.where(start != end, chance, -1.0), axis=1)
-            gaps.append(jax.vmap(functools.partial(bisect, index))(elements))
-        changed = [jnp.any(s != e) for s, e in zip(starts, ends, strict=True)]
-        return *jax.tree.map(lambda *x: jnp.stack(x), *gaps), jnp.stack(changed)
+            pick = jnp.argmax(jnp.where(part, chance, -1.0), axis=1)
+            elements.append(stop - size + pick)
+            flips.append(jnp.any(part))
+        found = jax.lax.map(bisect, jnp.concatenate(elements), batch_size=8)
+        jumped = jnp.any(found.reshape(len(sizes), picks, -1), axis=1)
+        return jumped, jnp.stack(flips)
 
     keys = jax.random.split(jax.random.key(5), _NUM_PROBES)
-    wide, narrow, changed = jax.vmap(pair)(first, second, keys)
-
-    def jumped(name: str) -> jax.Array:
-        seen = _JUMP * jnp.maximum(scale[name], 1e-6)
-        return jnp.any((narrow[name] > 0.5 * wide[name]) & (narrow[name] > seen))
-
-    return {name: jumped(name) for name in names}, jnp.any(changed, axis=0)
+    return jax.tree.map(
+        lambda x: jnp.any(x, axis=0), jax.vmap(pair)(first, second, keys)
+    )
 
 
 # -- stopped derivatives -----------------------------------------------------------
 
 
 def check_slopes(view: View, params: Any) -> None:
-    """Refuse a parameter that moves a value while its derivative is nothing at all.
+    """Refuse a value whose pathwise derivative is not the slope that it has.
 
     Raises:
-        ReparametrizationError: naming the parameters and what they move.
+        ReparametrizationError: naming the parameters and the value.
     """
-    sm, program = view.sm, view.whole
+    sm = view.sm
+    drawn = tuple(name for name in view.drawn if sm.params_of((name,)))
     kinds = {name: sm.site_info[name].dtype for name in view.sites}
     names = tuple(
         name
@@ -366,67 +478,112 @@ def check_slopes(view: View, params: Any) -> None:
     )
     if not names:
         return
+    program = view.program(drawn)
     noise = draw_noise(sm.spec, jax.random.key(2), _NUM_PROBES)
-    moves, still = _stopped(program, _perturb(sm, params), noise, names)
-    for index, name in enumerate(names):
-        if not moves[index]:
-            continue
-        reach = sm.params_of((name,) if name in kinds else view.read)
-        blamed = sorted(p for p in reach if still[p][index])
-        raise ReparametrizationError(
-            f"{view.call(name)} moves with {', '.join(map(repr, blamed))}, but the "
-            "derivative is zero: stop_gradient, a rounding or a custom derivative "
-            "stands between. Remove it; to hold a parameter fixed, write its value "
-            "without numpyro.param, or pass allow_jumps=True."
-        )
+    for point in (params, _perturb(sm, params, _FAR)):
+        values = simulate(sm.forward, point, noise) if drawn else {}
+        put = {name: values[name] for name in drawn}
+
+        def wrong(only: Collection[str] | None) -> Any:
+            line = _lines(sm, point, _GROUPS, _TIMES, only)  # noqa: B023
+            speeds = {
+                name: jnp.std(value, axis=0) * (only is None or name in only)
+                for name, value in put.items()  # noqa: B023
+            }
+            return jax.device_get(
+                _wrong(program, line, noise, put, speeds, names, drawn)  # noqa: B023
+            )
+
+        for index in [i for i, bad in enumerate(wrong(None)) if bad]:
+            name = names[index]
+            movers = (*params, *drawn)
+            found = [mover for mover in movers if wrong((mover,))[index]]
+            blamed = {
+                p for m in found for p in ([m] if m in params else sm.params_of((m,)))
+            }
+            reach = blamed or sm.params_of((name,) if name in kinds else view.read)
+            blame = ", ".join(map(repr, sorted(reach)))
+            raise ReparametrizationError(
+                f"{view.call(name)} does not move with {blame} as its "
+                "derivative says: stop_gradient, a rounding or a custom derivative "
+                "stands between. Remove it; to hold a parameter fixed, write its "
+                "value without numpyro.param, or pass allow_jumps=True."
+            )
 
 
-@functools.partial(jax.jit, static_argnames="names")
-def _stopped(
-    program: Program, params: Any, noise: Values, names: tuple[str, ...]
-) -> tuple[jax.Array, Any]:
-    """Whether each output moves along parameters that it has no derivative in.
+@functools.partial(jax.jit, static_argnames=("names", "drawn"))
+def _wrong(
+    program: Program,
+    lines: tuple[Any, Any],
+    noise: Values,
+    put: Values,
+    speeds: Values,
+    names: tuple[str, ...],
+    drawn: tuple[str, ...],
+) -> jax.Array:
+    """Which outputs have a derivative along the lines that is not their slope.
 
-    The parameters should be at no special place, where a derivative may vanish. Also
-    returns for each parameter whether a part of it has no derivative, by output.
+    An element's slope is judged by draws, each for itself: kinks and rounding spoil
+    some, and a wrong rule shows in many. What is made of a key is judged only where
+    its derivative is zero, since a rejection sampler is differentiated as a law.
     """
 
-    def outputs(params: Any) -> Values:
-        values = jax.vmap(program, in_axes=(None, 0, None))(params, noise, {})
-        return {name: values[name] for name in names}
+    def outputs(params: Any, noise: Values, put: Values) -> list[jax.Array]:
+        made = program(params, noise, put)
+        return [made[n].astype(jnp.result_type(float)) for n in names]
 
-    values, pull = jax.vjp(outputs, params)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(6), len(leaves) + len(names))
-    steps = [
-        _STEP * leaf * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=False)
-    ]
-    weights = {
-        name: jax.random.normal(key, values[name].shape, values[name].dtype)
-        for name, key in zip(names, keys[len(leaves) :], strict=True)
-    }
+    def draw(line: Any, tangent: Any, noise: Values, put: Values, key: Any) -> Any:
+        keys = jax.random.split(key, len(put) + 1)
+        pushes = {
+            n: speeds[n] * jax.random.normal(k, speeds[n].shape, speeds[n].dtype)
+            for (n, k) in zip(put, keys, strict=False)
+        }
 
-    def one(index: jax.Array) -> tuple[jax.Array, Any]:
-        chosen = {n: w * (index == i) for i, (n, w) in enumerate(weights.items())}
-        slopes = jax.tree.leaves(pull(chosen)[0])
-        flat = [slope == 0 for slope in slopes]
-        step = [s * f for s, f in zip(steps, flat, strict=True)]
+        def at(time: jax.Array, point: Any, tangent: Any) -> Any:
+            moved = {n: v + time * pushes[n] for n, v in put.items()}
+            return jax.jvp(
+                lambda params, put: outputs(params, noise, put),
+                (point, moved),
+                (tangent, pushes),
+            )
 
-        def beside(sign: jax.Array) -> Values:
-            moved = [x + sign * s for x, s in zip(leaves, step, strict=True)]
-            return outputs(jax.tree.unflatten(tree, moved))
+        values, slopes = jax.vmap(at)(jnp.asarray(_TIMES), line, tangent)
+        return [_judge(*both) for both in zip(values, slopes, strict=True)]
 
-        sides = jax.lax.map(beside, jnp.array([1, -1]))
-        moves = []
-        for name in names:  # a dict that JAX returns is in another order
-            least = _FOLLOWS * jnp.max(jnp.abs(values[name]))
-            moved = jnp.min(jnp.abs(sides[name] - values[name]), axis=0)
-            moves.append(jnp.any(moved > least))
-        return jnp.stack(moves)[index], jax.tree.unflatten(
-            tree, [jnp.any(f) for f in flat]
-        )
+    keys = jax.random.split(jax.random.key(7), _NUM_PROBES)
+    groups = jax.tree.map(
+        lambda x: x.reshape(_GROUPS, -1, *x.shape[1:]), (noise, put, keys)
+    )
+    each = jax.vmap(draw, (None, None, 0, 0, 0))
+    judged = jax.lax.map(lambda x: each(*x), (*lines, *groups))
+    verdicts = []
+    for name, (moves, wrong, silent) in zip(names, judged, strict=True):
+        if name in drawn:
+            wrong &= silent
+        moves, wrong = (jnp.sum(x, axis=(0, 1)) for x in (moves, wrong))
+        verdicts.append(jnp.any((wrong >= _NUM_PROBES // 8) & (wrong > moves / 4)))
+    return jnp.stack(verdicts)
 
-    moves, flat = jax.lax.map(one, jnp.arange(len(names)))
-    still = {n: jnp.stack(jax.tree.leaves(f)).any(axis=0) for n, f in flat.items()}
-    return moves, still
+
+def _judge(values: jax.Array, slopes: jax.Array) -> tuple[jax.Array, ...]:
+    """By element: whether it moves, whether not as its slope says, whether that is 0.
+
+    Takes values and slopes at the five times.
+    """
+    eps = jnp.finfo(values.dtype).eps
+    rounding = 16 * eps * jnp.max(jnp.abs(values), axis=0)
+    bend = jnp.max(slopes, axis=0) - jnp.min(slopes, axis=0)
+    steps = [(values[4 - i] - values[i]) / (2 * _TIMES[4 - i]) for i in (0, 1)]
+    change = jnp.abs(steps[1] - steps[0])
+    slope = slopes[2]
+    size = jnp.maximum(jnp.abs(slope), jnp.minimum(*map(jnp.abs, steps)))
+    moves, wrong = jnp.array(True), jnp.array(True)
+    for index, step in enumerate(steps):
+        time = _TIMES[4 - index]
+        kink = jnp.abs(values[4 - index] + values[index] - 2 * values[2])
+        slack = 0.01 * size + bend + change + (kink + rounding) / time
+        moves &= size > slack
+        wrong &= jnp.abs(step - slope) > slack
+    finite = jnp.all(jnp.isfinite(values) & jnp.isfinite(slopes), axis=0)
+    silent = jnp.all(slopes == 0, axis=0)
+    return moves & finite, wrong & finite, silent

@@ -206,33 +206,44 @@ class Program:
             ("affine", chosen), lambda: jaxpr_facts.affine_outputs(code.jaxpr, chosen)
         )
 
-    def jumps(self, wrt: Collection[int]) -> list[Jump]:
+    def jumps(
+        self, wrt: Collection[int], noise: Collection[int] | None = None
+    ) -> list[Jump]:
         """The jumps and switches driven by `wrt` whose result reaches an output.
 
         Equations under `jax.named_scope("exogenous")` are trusted.
 
         Args:
             wrt: Flat inputs; all others are held fixed.
+            noise: If given, only what these inputs drive as well.
         """
         code, chosen = self.code, frozenset(wrt)
-        return code.fact(
+        found = code.fact(
             ("jumps", chosen), lambda: jaxpr_facts.jumps(code.jaxpr, chosen)
         )
+        if noise is None:
+            return found
+        reached = {jump.path for jump in self.jumps(noise)}
+        return [jump for jump in found if jump.path in reached]
 
-    def predicates(self, wrt: Collection[int]) -> "Program | None":
+    def predicates(
+        self, wrt: Collection[int], noise: Collection[int] | None = None
+    ) -> "Program | None":
         """A program of the same inputs that computes the predicate of each switch.
 
-        Its output is a list with one array for each switch of `jumps(wrt)`, in that
-        order: the booleans of a `select_n`, the branch index of a `cond`, with a
-        leading time axis for each `scan` around it.
+        Its output is a list with one array for each switch of `jumps(wrt, noise)`, in
+        that order: the booleans of a `select_n`, the branch index of a `cond`, whether
+        a `sign` or an `atan2` is on one side of its cut, the multiple that a `rem`
+        takes away; with a leading time axis for each `scan` around it.
 
         Args:
             wrt: Flat inputs; all others are held fixed.
+            noise: As in `jumps`.
 
         Returns:
             The program, or None if a predicate sits in a branch or a `while`.
         """
-        taps = frozenset(jump.path for jump in self.jumps(wrt) if jump.switch)
+        taps = frozenset(jump.path for jump in self.jumps(wrt, noise) if jump.switch)
         around = {path[:end] for path in taps for end in range(1, len(path))}
         code = self.code
 
@@ -256,7 +267,7 @@ class Program:
             # Remembered without this program's arrays, which come last.
             return [found, closed.consts[: len(closed.consts) - len(self.consts)]]
 
-        found, own = code.fact(("predicates", frozenset(wrt)), compute)
+        found, own = code.fact(("predicates", taps), compute)
         return found and Program([*map(jnp.asarray, own), *self.consts], found)
 
 

@@ -597,7 +597,7 @@ def test_a_jump_off_the_path_is_fine():
         u = numpyro.sample("u", dist.Normal())
         x = numpyro.deterministic("x", jnp.round(u))
         numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 0.5))
-        numpyro.deterministic("flag", jnp.sign(numpyro.param("b", 1.0) * u))
+        numpyro.deterministic("flag", jnp.sign(numpyro.param("b", 1.0) + u))
 
     check_only(model, MI("u", "y"))
     refuses_gradient(JumpError, "'flag'", model=model, objective=MI("u", "flag"))
