@@ -195,7 +195,7 @@ def rate_region(
         prices = _prices(weight, rates, start)
         for _ in range(_ROUNDS):
             result = maximize(
-                sum(price * named[subset] for subset, price in prices.items()),
+                sum((p * named[s] for s, p in prices.items()), Objective({})),
                 model,
                 rng_key=own_key,
                 progress_bar=False,
