@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import operator
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,24 @@ def as_real(name: str, value: Any, dtype: Any = None) -> jax.Array:
             f"{value!r:.80}. Give real numbers."
         )
     return jnp.asarray(value, dtype)
+
+
+def as_power_of_two(name: str, value: Any, least: int) -> int:
+    """A number of points or samples of quasi-random noise.
+
+    Raises:
+        ArgumentError: unless it is a power of two that is large enough.
+    """
+    try:
+        size = operator.index(value)
+    except TypeError:
+        size = 0
+    if size < least or size & (size - 1):
+        raise ArgumentError(
+            f"{name} must be a power of two of at least {least}, as quasi-random noise "
+            f"needs, got {value!r}."
+        )
+    return size
 
 
 def as_args(

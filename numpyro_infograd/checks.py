@@ -157,12 +157,31 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
             rank -= _rank(sm, given, params)
         if rank < size:
             names = _list(sites + given)
+            stepped = _stepped(sm, sites, params)
+            if stepped:
+                raise DensityError(
+                    f"site {stepped!r} is computed and takes a few values only: it has "
+                    "no differential entropy. Draw it from a discrete distribution, "
+                    "or add noise after the rounding (a sample site)."
+                )
             raise DegenerateError(
                 f"{names} together have {size} dimensions but only {rank} of noise at "
                 "these parameter values: a part is a function of the rest, and "
                 "information between them is infinite. Add the noise that is missing "
                 "(a sample site), or leave out what is redundant."
             )
+
+
+def _stepped(sm: StructuralModel, sites: Iterable[str], params: Any) -> str:
+    """The first computed site with many draws of the same value, or ""."""
+    noise = draw_noise(sm.spec, jax.random.key(1), 256)
+    values = simulate(sm.forward, params, noise)
+    for name in sites:
+        flat = np.asarray(values[name]).reshape(256, -1)
+        for column in flat.T if sm.site_info[name].kind == "deterministic" else ():
+            if 1 < len(np.unique(column)) < 128:
+                return name
+    return ""
 
 
 def _upstream(sm: StructuralModel, sites: Iterable[str]) -> tuple[str, ...]:

@@ -310,7 +310,7 @@ def estimate_gradient(
     """The gradient of a posed problem; see `gradient`."""
     fit_key, key = jax.random.split(rng_key)
     diagnostics: dict[str, Any] = {
-        "method": type(problem.method or Exact()).__name__.lower(),
+        "method": problem.method_name,
         "reason": problem.reason,
         "terms": tuple(problem.terms),
     }
@@ -404,7 +404,7 @@ def choose(
     """
     why = why_not_exact(sm, objective.sites)
     if not why:
-        reason = "the model is linear-Gaussian"
+        reason = "the model is linear-Gaussian" if objective.entropies else ""
         return pose(objective, sm, Exact(), params, reason), None
     terms = moving_terms(objective, sm)
     bare = [

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.errors import ArgumentError, ScoreError
+from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective, Term, resolve
 from numpyro_infograd.scores import Denoising, Exact
@@ -38,6 +39,13 @@ class Problem(NamedTuple):
     method: ScoreMethod | None
     exact: GaussianEntropies | None
     reason: str
+
+    @property
+    def method_name(self) -> str:
+        """What the results call the way to a number."""
+        if not self.objective.entropies:
+            return "sampled"
+        return type(self.method or Exact()).__name__.lower()
 
     @property
     def coefficients(self) -> jax.Array:
@@ -159,13 +167,7 @@ def check_num_samples(num_samples: int | None, method: Any) -> int:
     """
     if num_samples is None:
         return getattr(method, "num_samples", 16384)
-    power = isinstance(num_samples, int) and num_samples & (num_samples - 1) == 0
-    if not power or num_samples < 256:
-        raise ArgumentError(
-            f"num_samples must be a power of two of at least 256 (quasi-random noise "
-            f"in {REPLICATES} replicates), got {num_samples!r}."
-        )
-    return num_samples
+    return as_power_of_two("num_samples", num_samples, 16 * REPLICATES)
 
 
 def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:

@@ -51,7 +51,7 @@ class Site(NamedTuple):
     distribution: str = ""
     reason: str = ""  # why a parameter may not flow into it; "" if it may
     discrete: bool = False
-    support: str = "real"  # "real" (no boundary), "bounded" or "thin"
+    support: str = "real"  # "real" (no boundary), "positive", "unit", "bounded", "thin"
     state: str = "free"  # "free", "observed", "substituted" or "intervened"
     masked: bool = False  # a mask weighs its likelihood, not its draws
     control_flow: bool = False  # lives inside a scan or a cond
@@ -75,6 +75,7 @@ class Site(NamedTuple):
         "unbounded",
         "bare",
         "sizes",
+        "supports",
         "spec",
     ),
 )
@@ -97,6 +98,7 @@ class Density:
     unbounded: bool  # no density of the set has a boundary, so Stein's identities hold
     bare: tuple[str, ...]  # deterministic sites made from hidden noise
     sizes: tuple[int, ...]  # number of scalars in each of `all_sites`
+    supports: tuple[str, ...]  # of each of `all_sites`, as in `Site`
     spec: NoiseSpec
 
     @property
@@ -370,8 +372,7 @@ class StructuralModel:
         moving = (s for s in scored if any(reach.get(("boundary", s), ())))
         # NumPyro calls the support of a shifted Exponential real: its row says more.
         unbounded = all(
-            s in self.appended
-            or (self.site_info[s].support == "real" and ("boundary", s) not in reach)
+            self.site_info[s].support == "real" and ("boundary", s) not in reach
             for s in scored
         )
         return Density(
@@ -385,6 +386,7 @@ class StructuralModel:
             unbounded,
             tuple(s for s in sites if s not in wanted and self.noise_of((s,)) & hidden),
             tuple(self.site_info[s].size for s in members),
+            tuple(self.site_info[s].support for s in members),
             self.spec,
         )
 
@@ -423,10 +425,10 @@ class StructuralModel:
                 )
         for name, variance in variances.items():
             array, shape = np.asarray(variance), self.site_info[name].shape
-            if not np.all((array >= 0) & np.isfinite(array)):
+            if not np.all((array > 0) & np.isfinite(array)):
                 raise ArgumentError(
                     f"append_noise gives {name!r} a variance of {variance}: it must be "
-                    "finite and not negative."
+                    "positive and finite."
                 )
             if array.shape not in ((), shape):
                 raise ArgumentError(
@@ -461,7 +463,22 @@ class StructuralModel:
             return values, log_prob, boundary
 
         extra = {appended_name(name) for name in scales}
-        edited = replace(self, run=run, appended=dict(variances), clean=self)
+        float_type = jnp.zeros(()).dtype
+        noisy = {
+            name: self.site_info[name]._replace(
+                dtype=jnp.result_type(self.site_info[name].dtype, float_type),
+                discrete=False,
+                support="real",
+            )
+            for name in scales
+        }
+        edited = replace(
+            self,
+            run=run,
+            site_info=self.site_info | noisy,
+            appended=dict(variances),
+            clean=self,
+        )
         forward = Program.trace(
             lambda params, noise: run(params, noise, {})[0],
             self.params,

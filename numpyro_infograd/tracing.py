@@ -268,8 +268,11 @@ def _support(support: Any) -> str:
         support = support.base_constraint
     if any(word in repr(support).lower() for word in _THIN):
         return "thin"
-    everywhere = support in (constraints.real, constraints.real_matrix)
-    return "real" if everywhere else "bounded"
+    if support in (constraints.real, constraints.real_matrix):
+        return "real"
+    if support in (constraints.positive, constraints.nonnegative):
+        return "positive"
+    return "unit" if support is constraints.unit_interval else "bounded"
 
 
 def _class_name(fn: Any) -> str:

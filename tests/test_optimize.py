@@ -374,3 +374,48 @@ def test_module_encoder_gains_information() -> None:
     end = ig.mutual_information(sm, "u", "y", params=result.params, **small)
     assert end.lower > start.upper + 0.1
     assert float(optax.tree.norm(result.params)) <= 3.0 + 1e-4
+
+
+def test_update_checks_arguments_that_change_the_computation() -> None:
+    def model(shape="linear", y=None):
+        a = numpyro.param("a", 1.0)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        mean = {
+            "linear": lambda v: v,
+            "tanh": jnp.tanh,
+            "jump": lambda v: jnp.where(v > 0.3, 1.0, -1.0),
+        }[shape](a * x)
+        numpyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+    ascent = ig.InfoMax(model, XY, optax.adam(0.1))
+    state = ascent.init(jax.random.key(0))
+    for arguments, error in (
+        (("tanh",), ig.errors.ScoreError),
+        (("jump",), ig.errors.JumpError),
+        (("linear", 0.3), ig.errors.SiteError),
+    ):
+        with pytest.raises(error):
+            ascent.update(state, *arguments)
+    _, info = ascent.update(state)
+    assert float(info.gradient_norm) == pytest.approx(
+        0.8, rel=1e-4
+    )  # 4 a / (1 + 4 a^2)
+
+
+def test_rest_is_explained() -> None:
+    def unreached():
+        numpyro.param("a", 1.0)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(x, 1))
+
+    result = ig.maximize(XY, unreached, num_steps=1, progress_bar=False)
+    assert "no parameter reaches 'x', 'y'" in result.status
+    held = ig.maximize(
+        XY,
+        links.link,
+        num_steps=1,
+        progress_bar=False,
+        projection=lambda p: {n: jnp.clip(v, -1, 0.5) for n, v in p.items()},
+        init_params={"a": 0.5, "b": 0.5},
+    )
+    assert "projection" in held.status

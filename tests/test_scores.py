@@ -365,3 +365,28 @@ def test_analytic_joint_score_must_be_a_dict() -> None:
 def test_unknown_methods_are_named(scores) -> None:
     with pytest.raises(ig.errors.ArgumentError, match="denoising"):
         ig.gradient(ig.MI("x", "y"), links.link, scores=scores)
+
+
+# -- coordinates without bounds ------------------------------------------------------
+
+
+@pytest.mark.parametrize("bend", ["positive", "unit"])
+def test_denoising_of_a_bounded_site(bend) -> None:
+    """I(x; f(y)) = I(x; y): learning in y itself was 30 to 56 % off for f = exp."""
+    shape = {
+        "positive": dist.transforms.ExpTransform(),
+        "unit": dist.transforms.SigmoidTransform(),
+    }[bend]
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        law = dist.Normal(numpyro.param("a", 1.0) * x, 1)
+        numpyro.sample("y", dist.TransformedDistribution(law, shape))
+
+    density = ig.structural_model(model).density(("y",))
+    assert density.supports == (bend,)
+    method = Denoising(num_steps=50, pool_size=8192, num_samples=8192)
+    found = ig.gradient(ig.MI("x", "y"), model, scores=method)
+    error = float(found.standard_error["a"])
+    assert error < 0.01
+    assert abs(float(found.value["a"]) - 0.5) < 4 * error

@@ -12,7 +12,7 @@ from typing import Any
 from models import ZOO, affine, multipath, qam, scan_model
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from numpyro.infer import Predictive
 from numpyro.infer.util import log_density
 
 from helpers import assert_within
+import numpyro_infograd as ig
 from numpyro_infograd import StructuralModel, structural_model
 from numpyro_infograd.structure import simulate
 
@@ -505,3 +506,22 @@ def test_density_leaves_out_what_no_score_needs():
 
 def test_zoo_models_are_shared_by_name():
     assert {affine, multipath, qam, scan_model} < set(ZOO.values())
+
+
+def test_noise_on_a_discrete_site_makes_it_real() -> None:
+    """b + N(0, 1/16): two components around 0 and 1."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        b = numpyro.sample("b", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x + b, 1))
+
+    noisy = ig.structural_model(model).append_noise({"b": 1 / 16})
+    assert not noisy.site_info["b"].discrete
+    value = ig.estimate(ig.Entropy("b"), noisy)
+    grid = np.linspace(-2, 3, 4001)
+    p = 0.5 * (stats.norm.pdf(grid, 0, 0.25) + stats.norm.pdf(grid, 1, 0.25))
+    truth = special.entr(p).sum() * (grid[1] - grid[0])
+    assert abs(value.value - truth) < 4 * value.standard_error + 1e-4
+    with pytest.raises(ig.errors.ArgumentError, match="positive"):
+        ig.structural_model(model).append_noise({"b": 0.0})

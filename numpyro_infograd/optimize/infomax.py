@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_key, tracing
+from numpyro_infograd.arguments import as_key, as_power_of_two, tracing
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.gradient import choose, fit_scores
 from numpyro_infograd.noise import base_points
@@ -44,7 +46,7 @@ from numpyro_infograd.problem import (
     pose,
 )
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores import resolve_method
+from numpyro_infograd.scores import Exact, resolve_method
 from numpyro_infograd.scores.exact import GaussianEntropies
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.tracing import structural_model
@@ -101,15 +103,8 @@ class InfoMax:
                 f"projection must be a function of the parameter dict, got "
                 f"{projection!r}."
             )
-        power = num_samples is None or (
-            isinstance(num_samples, int)
-            and num_samples > 1
-            and num_samples & (num_samples - 1) == 0
-        )
-        if not power:
-            raise ArgumentError(
-                f"num_samples must be a power of two, got {num_samples!r}."
-            )
+        if num_samples is not None:
+            num_samples = as_power_of_two("num_samples", num_samples, 2)
         self.model = model
         self.objective = objective
         self.scores = resolve_method(scores)
@@ -149,7 +144,7 @@ class InfoMax:
     ) -> tuple[InfoMaxState, StepInfo]:
         """One step. Arguments, if any, replace those that `init` had."""
         if args or kwargs:
-            self._repose(args, kwargs)
+            self._repose(args, kwargs, self.get_params(state))
             self._parts = None
         if self._parts is None:
             self._parts = self.make_parts(self.get_params(state))
@@ -179,7 +174,8 @@ class InfoMax:
             ArgumentError: for a number of steps or restarts below one.
         """
         for name, number in (("num_steps", num_steps), ("num_restarts", num_restarts)):
-            if number is not None and (not isinstance(number, int) or number < 1):
+            whole = isinstance(number, (int, np.integer))
+            if number is not None and not (whole and number > 0):
                 raise ArgumentError(f"{name} must be a positive int, got {number!r}.")
         rng_key = as_key(rng_key)
         params = self._pose(rng_key, args, kwargs, init_params)
@@ -214,18 +210,32 @@ class InfoMax:
             self.problem = pose(self.objective, sm, self.scores, params, "asked for")
         return params
 
-    def _repose(self, args: Any, kwargs: Any) -> None:
+    def _repose(self, args: Any, kwargs: Any, params: Any) -> None:
+        """Take new arguments; where they change the computation, check all anew."""
         assert self.problem is not None, "call init first"
         old = self.problem
         sm = structural_model(self.model, *args, **kwargs)
-        if old.sm.appended:
-            sm = sm.append_noise(old.sm.appended)
-        if old.exact is not None:
-            exact = GaussianEntropies.of(old.objective, sm)
-            self.problem = old._replace(sm=sm, exact=exact)
-        else:
-            densities = tuple(sm.density(t.sites, t.given) for t in old.terms)
-            self.problem = old._replace(sm=sm, densities=densities)
+        if sm.forward.code == (old.sm.clean or old.sm).forward.code:
+            if old.sm.appended:
+                sm = sm.append_noise(old.sm.appended)
+            if old.exact is not None:
+                exact = GaussianEntropies.of(old.objective, sm)
+                self.problem = old._replace(sm=sm, exact=exact)
+            else:
+                densities = tuple(sm.density(t.sites, t.given) for t in old.terms)
+                self.problem = old._replace(sm=sm, densities=densities)
+            return
+        admit(self.objective, self.model, args, kwargs, params)
+        sm.check_values(self.objective.sites, params)
+        seen = with_constraints(self.objective, self.subject_to)
+        checks.check_gradient(seen, sm, params, self.allow_jumps)
+        new = pose(self.objective, sm, old.method or Exact(), params, old.reason)
+        if [t[1:] for t in new.terms] != [t[1:] for t in old.terms]:
+            raise ArgumentError(
+                "the arguments give the model another structure, for which the scores "
+                "of this state are not meant. Call init with them."
+            )
+        self.problem = new
 
     def _project(self, params: Any) -> dict[str, Any]:
         assert self.projection is not None

@@ -92,6 +92,8 @@ class Run:
                     self.setting, self.system, self.states, rates
                 )
                 self.chunks.append(jax.device_get(infos))
+                if len(self.chunks) > 2:  # only the last two gradients are looked at
+                    self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
                 bar.update(len(steps))
                 norm = float(np.min(infos.gradient_norm[:, -1]))
                 bar.set_postfix_str(f"gradient norm {norm:.3g}")
@@ -127,7 +129,7 @@ class Run:
         ascent.problem = pose(
             problem.objective, problem.sm, Denoising(), params[0], reason
         )
-        old = self.states
+        old, scale = self.states, self.system.scale
         self._begin([ascent.start(k, p) for k, p in self._keyed(params)])
         self.states = self.states._replace(
             opt_state=old.opt_state,
@@ -135,6 +137,7 @@ class Run:
             rng_key=old.rng_key,
             step=old.step,
         )
+        self.system = self.system._replace(scale=scale)
 
     def _free(self) -> list[Any]:
         count = self.states.step.shape[0]
@@ -218,7 +221,10 @@ class Run:
         problem = ascent.problem
         assert problem is not None
         infos = (
-            jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.chunks)
+            jax.tree.map(
+                lambda *x: np.concatenate(x, axis=1),
+                *(chunk._replace(gradient=None) for chunk in self.chunks),
+            )
             if self.chunks
             else None
         )
@@ -255,18 +261,13 @@ class Run:
                 "start. Lower the learning rate of the optimizer"
             )
         if infos is not None and infos.gradient_norm[best, 0] == 0:
-            status += (
-                "; the gradient was zero at the start, which may be a saddle: try "
-                "other init_params or num_restarts"
-            )
+            status += self._why_at_rest()
         if skipped:
             status += f"; {skipped} steps were not finite and were skipped"
         if estimates[best] is None:
             status += f"; no value: {troubles[best]}"
         diagnostics = {
-            "method": type(problem.method).__name__.lower()
-            if problem.method
-            else "exact",
+            "method": problem.method_name,
             "reason": problem.reason,
             "skipped_steps": skipped,
             "restarts": [e.value if e is not None else None for e in estimates],
@@ -309,6 +310,20 @@ class Run:
                 )
             )
         return tuple(reports)
+
+    def _why_at_rest(self) -> str:
+        """What it may mean that the gradient was zero at the start."""
+        problem = self.ascent.problem
+        assert problem is not None
+        sites = problem.objective.sites
+        if not problem.objective.expectations and not problem.sm.params_of(sites):
+            return f"; no parameter reaches {', '.join(map(repr, sites))}"
+        if self.ascent.projection is not None:
+            return "; the projection let nothing move from the start"
+        return (
+            "; the gradient was zero at the start, which may be a saddle: try other "
+            "init_params or num_restarts"
+        )
 
     def _fell(self, index: int, end: Estimate | None) -> bool:
         """Whether an optimizer from outside led away from the maximum."""

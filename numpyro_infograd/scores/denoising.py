@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.program import Program
@@ -90,11 +91,7 @@ class Denoising:
                 f"num_networks must be 2, 4 or 8, got {self.num_networks}."
             )
         for name in ("pool_size", "warm_pool_size"):
-            size = getattr(self, name)
-            if size < 256 or size & (size - 1):
-                raise ArgumentError(
-                    f"{name} must be a power of two of at least 256, got {size}."
-                )
+            as_power_of_two(name, getattr(self, name), 256)
 
     def check(self, density: Density) -> None:
         """Raise for a density that jumps at a place that moves."""
@@ -170,7 +167,8 @@ class Denoising:
     ) -> Scores:
         """Mean score of the ensemble, with its spread as the fit's error."""
         fitted: _State = state[-1]
-        centred = flatten(values, density.all_sites) - fitted.mean
+        free = _Free.of(density, flatten(values, density.all_sites))
+        centred = free.values - fitted.mean
         features = jnp.clip(centred @ fitted.whiten.T, -8.0, 8.0)
         blocks = density.blocks
         width = sum(values[name][0].size for name in blocks)
@@ -183,8 +181,8 @@ class Denoising:
         scale = _STUDENT[members] / (members * (members - 1)) ** 0.5
         evidence = {"held_out_gain": fitted.gain}
         return Scores(
-            unflatten(mean, values, blocks),
-            unflatten(scale * (each - mean), values, blocks),
+            unflatten((mean - free.bend) / free.slope, values, blocks),
+            unflatten(scale * (each - mean) / free.slope, values, blocks),
             evidence,
         )
 
@@ -206,7 +204,9 @@ class Denoising:
             noise = draw_noise(spec, key, size, points)
             values = simulate(forward, params, noise)
             target = complete_data_scores(density, params, noise, values)
-            return flatten(values, density.all_sites), flatten(target, density.blocks)
+            free = _Free.of(density, flatten(values, density.all_sites))
+            flat = flatten(target, density.blocks)
+            return free.values, free.slope * flat + free.bend
 
         keys = jax.random.split(rng_key, self.num_networks)
         return jax.lax.stop_gradient(jax.vmap(one)(keys))
@@ -251,6 +251,37 @@ class Denoising:
 def _share(total: int, members: int) -> int:
     """The largest power of two whose `members`-fold is at most `total`."""
     return 1 << ((total // members).bit_length() - 1)
+
+
+class _Free(NamedTuple):
+    """Values in coordinates without bounds: z = log u or logit u, to learn in.
+
+    A score becomes ds/dz = u'(z) s + d log u'(z) / dz; the second part only for the
+    sites whose density it is.
+    """
+
+    values: jax.Array  # (num_samples, inputs)
+    slope: jax.Array  # u'(z) for each score component, (num_samples, outputs)
+    bend: jax.Array  # d log u'(z) / dz, or 0 for `given`, (num_samples, outputs)
+
+    @staticmethod
+    def of(density: Density, u: jax.Array) -> _Free:
+        layout = Layout.of(density)
+        names = [
+            s
+            for s, n in zip(density.supports, density.sizes, strict=True)
+            for _ in range(n)
+        ]
+        positive = jnp.asarray([name == "positive" for name in names])
+        unit = jnp.asarray([name == "unit" for name in names])
+        small = jnp.finfo(u.dtype).tiny
+        above = jnp.where(positive | unit, jnp.maximum(u, small), 1.0)
+        below = jnp.where(unit, jnp.maximum(1.0 - u, small), 1.0)
+        values = jnp.where(positive | unit, jnp.log(above / below), u)
+        own = jnp.zeros(len(layout.outputs)).at[jnp.asarray(layout.own, int)].set(1.0)
+        columns = jnp.asarray(layout.outputs, int)
+        bend = jnp.where(positive, 1.0, jnp.where(unit, 1.0 - 2.0 * u, 0.0))
+        return _Free(values, (above * below)[:, columns], own * bend[:, columns])
 
 
 def _gaussian(

@@ -54,8 +54,8 @@ def why_not_exact(sm: StructuralModel, sites: Iterable[str]) -> str:
 class GaussianEntropies:
     """sum of coefficient * h(sites | given) of a linear-Gaussian model, in nats.
 
-    `terms` pairs the sites of each entropy with the noise that remains given the
-    others: all noise but what these are made of, for `resolve` pairs only such sets.
+    `terms` pairs the sites of each entropy with the noise that moves them given the
+    others: all that these are not made of, for `resolve` pairs only such sets.
     """
 
     forward: Program
@@ -66,11 +66,13 @@ class GaussianEntropies:
     @staticmethod
     def of(objective: Objective, sm: StructuralModel) -> GaussianEntropies:
         """The entropies of an objective on a model that is not `why_not_exact`."""
-        resolved, everything = resolve(objective, sm), frozenset(sm.noise)
+        resolved = resolve(objective, sm)
         return GaussianEntropies(
             sm.forward,
             jnp.asarray([term.coefficient for term in resolved]),
-            tuple((t.sites, everything - sm.noise_of(t.given)) for t in resolved),
+            tuple(
+                (t.sites, sm.noise_of(t.sites) - sm.noise_of(t.given)) for t in resolved
+            ),
             sm.spec,
         )
 
@@ -92,8 +94,7 @@ class GaussianEntropies:
             made = self.forward(params, {**rest, **noise})
             return flatten({s: made[s][None] for s in sites}, sites)[0]
 
-        explicit = {n for n, law in self.spec if law.kind == "normal"}
-        columns = jax.jacobian(values)({n: inert[n] for n in moving & explicit})
+        columns = jax.jacobian(values)({n: inert[n] for n in moving})
         parts = [c.reshape(c.shape[0], -1) for c in columns.values()]
         return jnp.concatenate(parts, axis=1)
 

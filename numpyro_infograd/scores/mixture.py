@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import Scores, refuse_moving_boundary
@@ -78,9 +79,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         for name in ("num_components", "num_samples", "block_size"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 2 or size & (size - 1):
-                raise ArgumentError(f"{name} must be a power of two, got {size!r}.")
+            as_power_of_two(name, getattr(self, name), 2)
 
     def check(self, density: Density) -> None:
         """Raise for a density that jumps at a place that moves."""
