@@ -23,7 +23,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SENSORS = 64
-POWERS = (1.0, 5.0, 20.0, 100.0)
+POWERS = (10.0, 50.0)
 rng = np.random.default_rng(3)
 h = rng.uniform(0.1, 1.5, SENSORS)
 s = rng.uniform(0.2, 4.0, SENSORS)
