@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpyro_infograd import exogenous, scores
     from numpyro_infograd.gradient import Gradient, gradient
-    from numpyro_infograd.objectives import MI, Entropy, Expectation
+    from numpyro_infograd.objectives import MI, Constraint, Entropy, Expectation
     from numpyro_infograd.optimize import (
         InfoMax,
         Result,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         maximize_mi,
         minimize,
     )
+    from numpyro_infograd.regions import RateRegion, rate_region
     from numpyro_infograd.structure import StructuralModel
     from numpyro_infograd.tracing import structural_model
     from numpyro_infograd.values import Estimate, estimate, mutual_information
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "Constraint": "objectives",
     "Entropy": "objectives",
     "Estimate": "values",
     "Expectation": "objectives",
     "Gradient": "gradient",
     "InfoMax": "optimize",
     "MI": "objectives",
+    "RateRegion": "regions",
     "Result": "optimize",
     "StructuralModel": "structure",
     "estimate": "values",
@@ -41,17 +44,20 @@ _ROOMS = {
     "maximize_mi": "optimize",
     "minimize": "optimize",
     "mutual_information": "values",
+    "rate_region": "regions",
     "structural_model": "tracing",
 }
 _MODULES = ("errors", "exogenous", "scores")
 
 __all__ = [  # noqa: PLE0604
     "MI",
+    "Constraint",
     "Entropy",
     "Estimate",
     "Expectation",
     "Gradient",
     "InfoMax",
+    "RateRegion",
     "Result",
     "StructuralModel",
     "errors",
@@ -62,6 +68,7 @@ __all__ = [  # noqa: PLE0604
     "maximize_mi",
     "minimize",
     "mutual_information",
+    "rate_region",
     "scores",
     "structural_model",
 ]

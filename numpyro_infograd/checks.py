@@ -88,8 +88,8 @@ def check_gradient(
         ParameterError, DensityError: see the message.
     """
     expectations: dict[str, Program] = {}
-    pairs = zip(objective.expectations, trace_expectations(objective, sm), strict=True)
-    for (_, fn), (_, program) in pairs:
+    programs = trace_expectations(objective, sm).programs
+    for (_, fn), program in zip(objective.expectations, programs, strict=True):
         label = expectation_label(fn)
         while label in expectations:
             label += "'"

@@ -54,3 +54,13 @@ class ScoreError(InfogradError, ValueError):
 
 class ArgumentError(InfogradError, ValueError):
     """An argument of a public function is out of range or of the wrong kind."""
+
+
+class ConstraintError(InfogradError, ValueError):
+    """An ascent ended outside a constraint of `subject_to`.
+
+    Attributes:
+        result: The `Result` all the same.
+    """
+
+    result: object = None

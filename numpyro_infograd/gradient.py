@@ -28,7 +28,7 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
-from numpyro_infograd.objectives import Objective, trace_expectations
+from numpyro_infograd.objectives import Means, Objective, trace_expectations
 from numpyro_infograd.problem import (
     REPLICATES,
     Problem,
@@ -145,10 +145,11 @@ def score_of(
 
 
 class Pulled(NamedTuple):
-    """One replicate: gradient, what the fit may add to it, and the evidence."""
+    """One replicate: gradient, what the fit may add to it, means, evidence."""
 
     gradient: Any
     deviation: Any
+    means: jax.Array  # of the expectations
     evidence: dict[str, jax.Array]
 
 
@@ -156,29 +157,29 @@ def pull_back(
     forward: Program,
     densities: tuple[Density, ...],
     coefficients: jax.Array,
-    expectations: tuple[tuple[jax.Array, Program], ...],
+    expectations: Means,
     method: ScoreMethod | None,
     states: tuple[Any, ...],
     params: Any,
     noise: Values,
     rng_key: jax.Array,
     member: jax.Array | None = None,
+    price: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Pulled:
     """One batch of noise through the model and back.
 
     Args:
         member: Which deviation of the scores to pull back as well; None for none.
+        price: Coefficients of the expectations as a function of their values; None
+            takes their own.
     """
     blocks = tuple(dict.fromkeys(s for d in densities for s in d.blocks))
 
     def run(params: Any) -> tuple[tuple[Values, jax.Array], Values]:
         values = simulate(forward, params, noise)
-        extra = jnp.zeros(())
-        for coefficient, fn in expectations:
-            extra += coefficient * jnp.mean(jax.vmap(fn)(values))
-        return ({name: values[name] for name in blocks}, extra), values
+        return ({name: values[name] for name in blocks}, expectations(values)), values
 
-    (moved, extra), pullback, values = jax.vjp(run, params, has_aux=True)
+    (moved, means), pullback, values = jax.vjp(run, params, has_aux=True)
     num_samples = next(iter(values.values())).shape[0]
     scores: list[Scores] = []
     seen = values
@@ -189,7 +190,8 @@ def pull_back(
     mean, spread = cotangents(densities, coefficients, scores)
     share = 1.0 / num_samples
     scaled = {name: share * mean[name].astype(moved[name].dtype) for name in blocks}
-    gradient = pullback((scaled, jnp.ones_like(extra)))[0]
+    prices = price(means) if price is not None else expectations.coefficients
+    gradient = pullback((scaled, prices.astype(means.dtype)))[0]
     deviation = None
     if member is not None and spread:
         picked = {
@@ -198,13 +200,13 @@ def pull_back(
             else jnp.zeros_like(moved[name])
             for name in blocks
         }
-        deviation = pullback((picked, jnp.zeros_like(extra)))[0]
+        deviation = pullback((picked, jnp.zeros_like(means)))[0]
     evidence = {}
     for density, score in zip(densities, scores, strict=True):
         label = ",".join(density.sites) + ("|" + ",".join(density.given)).rstrip("|")
         for key, number in score.evidence.items():
             evidence[f"{key}({label})"] = number
-    return Pulled(gradient, deviation, evidence)
+    return Pulled(gradient, deviation, means, evidence)
 
 
 @jax.jit(static_argnames=("method", "spec", "num_samples"))
@@ -212,7 +214,7 @@ def _replicated(
     forward: Program,
     densities: tuple[Density, ...],
     coefficients: jax.Array,
-    expectations: tuple[tuple[jax.Array, Program], ...],
+    expectations: Means,
     states: tuple[Any, ...],
     params: Any,
     points: Any,
@@ -317,7 +319,7 @@ def estimate_gradient(
     error = value
     if problem.exact is not None:
         value = _exact_gradient(problem.exact, params)
-    if problem.method is not None or expectations:
+    if problem.method is not None or expectations.programs:
         size = check_num_samples(num_samples, problem.method)
         states: tuple[Any, ...] = ()
         if problem.method is not None:

@@ -12,6 +12,7 @@ entropies into conditional ones where that spares learning a density.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 import math
 import numbers
 from typing import Any, NamedTuple
@@ -99,6 +100,12 @@ class Objective:
     def __sub__(self, other: Any) -> Objective:
         return self + (-other) if isinstance(other, Objective) else NotImplemented
 
+    def __le__(self, bound: Any) -> Constraint:
+        return Constraint(self, "<=", bound)
+
+    def __ge__(self, bound: Any) -> Constraint:
+        return Constraint(self, ">=", bound)
+
     @property
     def sites(self) -> tuple[str, ...]:
         """All sites that an entropy of the objective names, sorted."""
@@ -112,6 +119,55 @@ class Objective:
             lead = f" {sign} " if text else ("-" if sign == "-" else "")
             text += f"{lead}{size}{name}"
         return text or "0"
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on expectations, for `subject_to`; write it as a comparison.
+
+    Attributes:
+        expectations: An objective of nothing but expectations.
+        sense: "<=" or ">=".
+        bound: A number.
+
+    Raises:
+        ArgumentError: for an entropy on the left, or no finite number on the right.
+
+    Example:
+        >>> from numpyro_infograd import Expectation
+        >>> def power(v):
+        ...     return v["x"] ** 2
+        >>> Expectation(power) <= 1.0
+        Expectation(power) <= 1
+    """
+
+    expectations: Objective
+    sense: str
+    bound: float
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.bound, numbers.Real) or (
+            hasattr(self.bound, "dtype") and jnp.shape(self.bound) == ()
+        )
+        if not number or not math.isfinite(self.bound):
+            raise ArgumentError(
+                f"the bound of a constraint must be a finite number, got "
+                f"{self.bound!r}."
+            )
+        if self.expectations.entropies or not self.expectations.expectations:
+            raise ArgumentError(
+                f"{self!r}: only expectations can be constrained. Make an information "
+                "a term of the objective, with a weight."
+            )
+
+    def __repr__(self) -> str:
+        return f"{self.expectations!r} {self.sense} {float(self.bound):g}"
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"{self!r} has no truth value: pass it in subject_to. Write a range as two "
+            "constraints, [low <= f, f <= high]."
+        )
 
 
 def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
@@ -246,9 +302,19 @@ def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def trace_expectations(
-    objective: Objective, sm: StructuralModel
-) -> tuple[tuple[jax.Array, Program], ...]:
+class Means(NamedTuple):
+    """sum of coefficient * E[program(values)]."""
+
+    coefficients: jax.Array
+    programs: tuple[Program, ...]
+
+    def __call__(self, values: Any) -> jax.Array:
+        """The mean of each program over a batch of values, (num_programs,)."""
+        found = [jnp.mean(jax.vmap(fn)(values)) for fn in self.programs]
+        return jnp.stack(found) if found else jnp.zeros(0)
+
+
+def trace_expectations(objective: Objective, sm: StructuralModel) -> Means:
     """The objective's expectations as programs of one sample's values.
 
     Raises:
@@ -259,9 +325,9 @@ def trace_expectations(
         f"the values of the sites {', '.join(sm.sites)}. Use these; make a parameter "
         "a site with numpyro.deterministic"
     )
-    return tuple(
-        (jnp.asarray(coefficient), _trace_scalar(fn, example, holds))
-        for coefficient, fn in objective.expectations
+    return Means(
+        jnp.asarray([coefficient for coefficient, _ in objective.expectations]),
+        tuple(_trace_scalar(fn, example, holds) for _, fn in objective.expectations),
     )
 
 

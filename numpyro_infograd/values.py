@@ -18,6 +18,7 @@ from numpyro_infograd.gradient import SOUND_SAMPLE_SIZE, STUDENT
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.objectives import (
     MI,
+    Means,
     Objective,
     Sites,
     resolve,
@@ -281,7 +282,7 @@ def _nested(
     forward: Program,
     densities: tuple[Density, ...],
     coefficients: jax.Array,
-    expectations: tuple[tuple[jax.Array, Program], ...],
+    expectations: Means,
     points: tuple[Any, ...],
     params: Any,
     outer_points: Any,
@@ -313,8 +314,7 @@ def _nested(
                 inside = {s: values[s] for s in density.all_sites}
                 log_p = jax.vmap(lambda v, d=density: d.log_prob(params, {}, v))(inside)
             total -= coefficients[i] * jnp.mean(log_p)
-        for coefficient, fn in expectations:
-            total += coefficient * jnp.mean(jax.vmap(fn)(values))
+        total += expectations.coefficients @ expectations(values)
         return total, removed, smallest
 
     keys = jax.random.split(rng_key, REPLICATES)

@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 import numpyro_infograd as ig
-from numpyro_infograd.optimize import infomax
+from numpyro_infograd.optimize import run
 from numpyro_infograd.scores import Denoising, Mixture
 import truths
 
@@ -225,7 +225,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
 
 def test_interruption_returns_what_there_is(monkeypatch) -> None:
     calls = []
-    real = infomax.ascend_many
+    real = run.ascend_many
 
     def second_time_interrupted(*args):
         calls.append(1)
@@ -233,12 +233,12 @@ def test_interruption_returns_what_there_is(monkeypatch) -> None:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(infomax, "ascend_many", second_time_interrupted)
+    monkeypatch.setattr(run, "ascend_many", second_time_interrupted)
     result = ig.maximize_mi(
         links.link, "x", "y", projection=SPHERE, num_steps=100, **QUIET
     )
     assert "interrupted" in result.status
-    assert result.history["params"]["a"].shape == (infomax.CHUNK,)
+    assert result.history["params"]["a"].shape == (run.CHUNK,)
     assert 0.2 < result.estimate.value < 0.3284
 
 
@@ -246,7 +246,7 @@ def test_interruption_before_the_first_step(monkeypatch) -> None:
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(infomax, "ascend_many", interrupted)
+    monkeypatch.setattr(run, "ascend_many", interrupted)
     result = ig.maximize_mi(
         links.link, "x", "y", projection=SPHERE, num_steps=100, **QUIET
     )

@@ -161,7 +161,7 @@ def value_of(model: Any, objective: Any = X_TO_Y, **settings) -> dict[str, float
 
 def test_every_class_is_an_infograd_error_and_a_value_error():
     classes = [c for c in vars(errors).values() if isinstance(c, type)]
-    assert len(classes) == 11
+    assert len(classes) == 12
     for cls in classes:
         assert issubclass(cls, InfogradError)
         assert cls is InfogradError or issubclass(cls, ValueError)

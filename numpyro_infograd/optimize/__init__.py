@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import jax
 
 from numpyro_infograd.arguments import as_args
-from numpyro_infograd.objectives import MI, Objective, Sites
+from numpyro_infograd.objectives import MI, Constraint, Objective, Sites
 from numpyro_infograd.optimize.infomax import InfoMax
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.step import InfoMaxState, Projection, StepInfo
@@ -34,6 +34,7 @@ def maximize(
     num_steps: int | None = None,
     optimizer: Any = None,
     projection: Projection | None = None,
+    subject_to: Iterable[Constraint] | Constraint = (),
     scores: Any = "auto",
     num_samples: int | None = None,
     num_restarts: int = 1,
@@ -56,6 +57,8 @@ def maximize(
         projection: Function of the parameter dict, in constrained space, applied
             after every step (`optax.projections`). Without one, parameters with a
             NumPyro constraint are optimised in unconstrained space, as in SVI.
+        subject_to: Comparisons of expectations with numbers, such as
+            `Expectation(f) <= 1.0` or `>=`, met by an augmented Lagrangian.
         scores: As in `gradient`.
         num_samples: Samples of a step, a power of two; None for the method's default.
         num_restarts: Ascents from random starts, run as one batch; the first starts
@@ -96,6 +99,7 @@ def maximize(
         scores=scores,
         num_samples=num_samples,
         projection=projection,
+        subject_to=subject_to,
         allow_jumps=allow_jumps,
     )
     return ascent.run(

@@ -12,6 +12,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.optimize.budgets import ConstraintReport
 from numpyro_infograd.values import Estimate
 
 
@@ -27,6 +28,7 @@ class Result:
             and "objective" where it is known exactly.
         status: How it ended, in words.
         diagnostics: Score method and why it was chosen; skipped steps; restarts.
+        constraints: How each constraint of `subject_to` stands.
     """
 
     params: dict[str, Any]
@@ -34,6 +36,7 @@ class Result:
     history: dict[str, Any]
     status: str
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    constraints: tuple[ConstraintReport, ...] = ()
 
     def __repr__(self) -> str:
         rows = ["Result:"]
@@ -47,6 +50,7 @@ class Result:
                 text = f"{size} numbers, norm {norm:.5g}"
             rows.append(f"  {name} = {text}")
         rows.append(f"  objective: {self.estimate}")
+        rows += [f"  {report!r}" for report in self.constraints]
         scores = self.diagnostics.get("method", "?")
         rows.append(f"  scores: {scores} ({self.diagnostics.get('reason', '')})")
         rows.append(f"  {self.status}")

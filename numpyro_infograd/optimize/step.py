@@ -20,6 +20,8 @@ from numpyro.distributions.transforms import IdentityTransform
 from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.gradient import fit_scores, pull_back
 from numpyro_infograd.noise import NoiseSpec, draw_noise
+from numpyro_infograd.objectives import Means
+from numpyro_infograd.optimize.budgets import Budgets
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies
@@ -40,6 +42,7 @@ class InfoMaxState(NamedTuple):
             nothing is finite.
         opt_state: The optimizer's state.
         scores: Fitted scores, one for each entropy that hides noise.
+        multipliers: Of the constraints in `subject_to`, in nats for a relative excess.
         rng_key: Key of the run; step k draws from `fold_in(rng_key, k)`.
         step: Number of steps taken.
     """
@@ -48,6 +51,7 @@ class InfoMaxState(NamedTuple):
     previous: Any
     opt_state: Any
     scores: tuple[Any, ...]
+    multipliers: jax.Array
     rng_key: jax.Array
     step: jax.Array
 
@@ -62,6 +66,8 @@ class StepInfo(NamedTuple):
         objective: Value before the step where it is known exactly, else NaN.
         finite: Whether the step was taken; otherwise the last one is taken back.
         effective_sample_size: Lowest of the mixture's, infinite for other methods.
+        excess: By how much each constraint in `subject_to` is exceeded, as a share of
+            its bound; negative inside.
         gradient: The gradient in the optimised space; with a projection, the part of
             it along which the constraint lets the parameters move.
     """
@@ -72,6 +78,7 @@ class StepInfo(NamedTuple):
     objective: jax.Array
     finite: jax.Array
     effective_sample_size: jax.Array
+    excess: jax.Array
     gradient: Any
 
 
@@ -90,7 +97,8 @@ class System(NamedTuple):
     exact: GaussianEntropies | None
     densities: tuple[Density, ...]
     coefficients: jax.Array
-    expectations: tuple[tuple[jax.Array, Program], ...]
+    expectations: Means
+    budgets: Budgets
     points: Any
     projection: Program | None
     update: Program  # the optimizer's
@@ -198,7 +206,7 @@ def step(
     gradient = jax.tree.map(jnp.zeros_like, params)
     if system.exact is not None:
         value, gradient = jax.value_and_grad(system.exact)(params)
-        if system.expectations:
+        if system.expectations.programs:
             value = jnp.asarray(jnp.nan)
     if setting.method is not None:
         scores = fit_scores(
@@ -210,7 +218,8 @@ def step(
             fit_key,
             warm=True,
         )
-    if setting.method is not None or system.expectations:
+    means = jnp.zeros(0)
+    if setting.method is not None or system.expectations.programs:
         noise = draw_noise(setting.spec, noise_key, setting.num_samples, system.points)
         pulled = pull_back(
             system.forward,
@@ -222,7 +231,12 @@ def step(
             params,
             noise,
             score_key,
+            price=lambda m: (
+                system.expectations.coefficients
+                + system.budgets.price(state.multipliers, m)
+            ),
         )
+        means = pulled.means
         gradient = jax.tree.map(jnp.add, gradient, pulled.gradient)
         for name, size in pulled.evidence.items():
             if name.startswith("effective_sample_size_low"):
@@ -238,7 +252,10 @@ def step(
     free = optax.apply_updates(state.free, updates)
     if system.projection is not None:
         free = cast(system.projection(free), state.free)
-    new = InfoMaxState(free, state.free, opt_state, scores, state.rng_key, state.step)
+    multipliers = system.budgets.follow(state.multipliers, means, rate)
+    new = InfoMaxState(
+        free, state.free, opt_state, scores, multipliers, state.rng_key, state.step
+    )
     back = state._replace(free=state.previous)
     leaves = jax.tree.leaves((gradient, free, scores_of(scores)))
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
@@ -254,6 +271,7 @@ def step(
         value,
         finite,
         smallest,
+        system.budgets.excess(means),
         gradient,
     )
     return kept._replace(step=state.step + 1), info

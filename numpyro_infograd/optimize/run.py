@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's side of an ascent: chunks, progress, interruption, when to stop."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd.errors import ConstraintError, InfogradError
+from numpyro_infograd.gradient import is_sound
+from numpyro_infograd.optimize.budgets import ConstraintReport, is_settled
+from numpyro_infograd.optimize.result import Result
+from numpyro_infograd.optimize.step import (
+    InfoMaxState,
+    StepInfo,
+    ascend_many,
+    constrained,
+    scales,
+)
+from numpyro_infograd.problem import pose
+from numpyro_infograd.scores import Denoising, Mixture
+from numpyro_infograd.values import Estimate, value_of
+
+if TYPE_CHECKING:
+    from numpyro_infograd.optimize.infomax import InfoMax
+
+CHUNK = 20  # steps of one compiled scan; the progress bar moves between them
+CYCLE = 200  # steps of one cosine decay when the number of steps is left open
+MAX_CYCLES = 5
+DRIFT = 0.5  # share of the top speed at which a parameter is still on its way
+NEGLIGIBLE = 3e-4  # nats (or share of the gain) that a move of one percent promises
+
+
+class Run:
+    """The host's side of an ascent: chunks, progress, interruption, when to stop."""
+
+    def __init__(
+        self,
+        ascent: InfoMax,
+        rng_key: jax.Array,
+        starts: list[Any],
+        num_steps: int | None,
+        progress_bar: bool,
+    ) -> None:
+        self.ascent, self.rng_key, self.starts = ascent, rng_key, starts
+        self.num_steps, self.progress_bar = num_steps, progress_bar
+        self.chunks: list[StepInfo] = []
+        self.status = ""
+        self.gave_up = False
+        self.middle: Any = None  # parameters in the middle of a cycle
+        self._begin([ascent.start(k, p) for k, p in self._keyed(starts)])
+
+    def _keyed(self, starts: list[Any]) -> list[tuple[jax.Array, Any]]:
+        return [(jax.random.fold_in(self.rng_key, i), p) for i, p in enumerate(starts)]
+
+    def _begin(self, states: list[InfoMaxState]) -> None:
+        self.states = jax.tree.map(lambda *x: jnp.stack(x), *states)
+        self.setting, self.system = self.ascent.make_parts(self.starts[0])
+
+    def result(self) -> Result:
+        """Ascend, choose the best restart, estimate the objective there."""
+        total = self.num_steps or CYCLE
+        bar = tqdm(total=total, disable=not self.progress_bar, desc="ascent")
+        try:
+            with bar:
+                self._ascend(total, bar)
+        except KeyboardInterrupt:
+            self.status = "interrupted by the user"
+        return self._finish()
+
+    def _ascend(self, total: int, bar: Any) -> None:
+        for cycle in range(1 if self.num_steps else MAX_CYCLES):
+            if cycle:
+                self._rescale()
+            for start in range(0, total, CHUNK):
+                if start == total // 2:
+                    self.middle = self.states.free
+                steps = np.arange(start, min(start + CHUNK, total))
+                decay = _decay(steps, total)
+                rates = jnp.asarray(
+                    decay if self.ascent.scaled else np.ones(len(steps))
+                )
+                rates = rates.astype(jnp.zeros(()).dtype)
+                self.states, infos = ascend_many(
+                    self.setting, self.system, self.states, rates
+                )
+                self.chunks.append(jax.device_get(infos))
+                if len(self.chunks) > 2:  # only the last two gradients are looked at
+                    self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
+                bar.update(len(steps))
+                norm = float(np.min(infos.gradient_norm[:, -1]))
+                bar.set_postfix_str(f"gradient norm {norm:.3g}")
+                self._watch(infos)
+            done = sum(c.finite.shape[1] for c in self.chunks)
+            if self.num_steps:
+                self.status = f"took all of num_steps={total} steps"
+                return
+            if self._is_stationary():
+                self.status = f"converged after {done} steps"
+                return
+            if cycle + 1 < MAX_CYCLES:
+                bar.total += CYCLE
+                bar.refresh()
+        self.gave_up = True
+        self.status = (
+            f"stopped after {done} steps while the gradient still promised a rise: is "
+            "a constraint or a projection missing?"
+        )
+
+    def _watch(self, infos: StepInfo) -> None:
+        """Under "auto", leave a mixture whose effective sample size gave out."""
+        ascent, problem = self.ascent, self.ascent.problem
+        assert problem is not None
+        automatic = isinstance(ascent.scores, str)
+        if not automatic or not isinstance(problem.method, Mixture):
+            return
+        smallest = float(np.min(infos.effective_sample_size))
+        if is_sound({"effective_sample_size_low": smallest}):
+            return
+        params = [constrained(f, ascent.constraints()) for f in self._free()]
+        reason = f"a mixture's effective sample size fell to {smallest:.0f}"
+        ascent.problem = pose(
+            problem.objective, problem.sm, Denoising(), params[0], reason
+        )
+        old, scale = self.states, self.system.scale
+        self._begin([ascent.start(k, p) for k, p in self._keyed(params)])
+        self.states = self.states._replace(
+            opt_state=old.opt_state,
+            multipliers=old.multipliers,
+            rng_key=old.rng_key,
+            step=old.step,
+        )
+        self.system = self.system._replace(scale=scale)
+
+    def _free(self) -> list[Any]:
+        count = self.states.step.shape[0]
+        return [
+            jax.tree.map(lambda x, i=i: x[i], self.states.free) for i in range(count)
+        ]
+
+    def _rescale(self) -> None:
+        """A new cycle: rates to the size that the parameters have by now."""
+        if self.ascent.scaled:
+            scale = scales(self.states.free, self.ascent.constraints())
+            self.system = self.system._replace(scale=scale)
+
+    def _is_stationary(self) -> bool:
+        """Whether no restart gains by moving on, be it by a percent or as it has."""
+        return all(
+            max(self._nudge(i), self._drift(i)) <= NEGLIGIBLE * self._size(i)
+            and is_settled(
+                np.mean(self.chunks[-1].excess[i], axis=0), self.states.multipliers[i]
+            )
+            for i in range(len(self.starts))
+        )
+
+    def _drift(self, index: int) -> float:
+        """What another cycle promises (nats) along what is still on its way.
+
+        The default optimizer moves a parameter by its rate at most. One that went on
+        at that speed to the end of the cycle was stopped by the rate, not by the
+        gradient, which may then be small and the optimum far away.
+        """
+        if not self.ascent.scaled:
+            return 0.0
+        share = float(np.sum(_decay(np.arange(CYCLE // 2, CYCLE), CYCLE)))
+        ratio = float(np.sum(_decay(np.arange(CYCLE), CYCLE))) / share
+        promised = 0.0
+        for gradient, free, middle, scale in zip(
+            *map(
+                jax.tree.leaves,
+                (
+                    self.chunks[-1].gradient,
+                    self.states.free,
+                    self.middle,
+                    self.system.scale,
+                ),
+            ),
+            strict=True,
+        ):
+            moved = np.asarray(free[index] - middle[index])
+            drifts = np.abs(moved) > DRIFT * share * np.asarray(scale)
+            promised += float(
+                np.vdot(np.mean(gradient[index], axis=0), ratio * drifts * moved)
+            )
+        return promised
+
+    def _nudge(self, index: int) -> float:
+        """What a move by one percent of the parameters' size promises, in nats.
+
+        The squared norm of the gradient is the product of its means over the last two
+        chunks of a cycle, where the parameters stand still and the noise is fresh: so
+        noise adds nothing to it on average.
+        """
+        before, last = (jax.tree.leaves(chunk.gradient) for chunk in self.chunks[-2:])
+        product = sum(
+            float(np.vdot(np.mean(a[index], axis=0), np.mean(b[index], axis=0)))
+            for a, b in zip(before, last, strict=True)
+        )
+        size = float(optax.tree.norm(self._free()[index])) or 1.0
+        return 0.01 * size * math.sqrt(max(product, 0.0))
+
+    def _size(self, index: int) -> float:
+        """What a gain is measured by: a nat, or all that was gained if that is more.
+
+        Under constraints most of a gain may be the return into them.
+        """
+        if self.ascent.subject_to:
+            return 1.0
+        return max(1.0, float(sum(np.nansum(c.gain[index]) for c in self.chunks)))
+
+    def _finish(self) -> Result:
+        ascent = self.ascent
+        problem = ascent.problem
+        assert problem is not None
+        infos = (
+            jax.tree.map(
+                lambda *x: np.concatenate(x, axis=1),
+                *(chunk._replace(gradient=None) for chunk in self.chunks),
+            )
+            if self.chunks
+            else None
+        )
+        ends = [self._end(index) for index in range(len(self.starts))]
+        finals, estimates, troubles = zip(*ends, strict=True)
+        reports = [self._report(index, params) for index, params in enumerate(finals)]
+        best = 0
+        if len(finals) > 1:
+            values = [
+                e.value if e is not None and all(r.is_met for r in report) else -np.inf
+                for e, report in zip(estimates, reports, strict=True)
+            ]
+            best = int(np.argmax(values))
+        history: dict[str, Any] = {}
+        skipped = 0
+        if infos is not None:
+            pick = jax.tree.map(lambda x: x[best], infos)
+            history = {
+                "gradient_norm": pick.gradient_norm,
+                "gain": pick.gain,
+                "params": pick.params,
+                "finite": pick.finite,
+            }
+            if np.all(np.isfinite(pick.objective)):
+                history["objective"] = pick.objective
+            if reports[best]:
+                history["excess"] = pick.excess
+            skipped = int(np.sum(~pick.finite))
+        status = self.status
+        if self._fell(best, estimates[best]):
+            count = 0 if infos is None else infos.finite.shape[1]
+            status = (
+                f"diverged: after {count} steps the objective is worse than at the "
+                "start. Lower the learning rate of the optimizer"
+            )
+        if infos is not None and infos.gradient_norm[best, 0] == 0:
+            status += self._why_at_rest()
+        if skipped:
+            status += f"; {skipped} steps were not finite and were skipped"
+        if estimates[best] is None:
+            status += f"; no value: {troubles[best]}"
+        diagnostics = {
+            "method": problem.method_name,
+            "reason": problem.reason,
+            "skipped_steps": skipped,
+            "restarts": [e.value if e is not None else None for e in estimates],
+        }
+        missed = [report for report in reports[best] if not report.is_met]
+        if missed:
+            status += f"; constraints are not met: {', '.join(map(repr, missed))}"
+        result = Result(
+            finals[best], estimates[best], history, status, diagnostics, reports[best]
+        )
+        if missed and self.gave_up:
+            error = ConstraintError(
+                f"no parameters were found that meet {missed[0]!r} in "
+                f"{MAX_CYCLES * CYCLE} steps. Use a bound that can be reached, or "
+                "other init_params; the error's `result` holds where the ascent ended."
+            )
+            error.result = result
+            raise error
+        return result
+
+    def _report(self, index: int, params: Any) -> tuple[ConstraintReport, ...]:
+        """How each constraint stands."""
+        problem = self.ascent.problem
+        assert problem is not None
+        key = jax.random.fold_in(self.rng_key, 8)
+        reports = []
+        for i, constraint in enumerate(self.ascent.subject_to):
+            found = value_of(constraint.expectations, problem.sm, params, key)
+            bound = float(constraint.bound)
+            over = found.value - bound
+            reports.append(
+                ConstraintReport(
+                    constraint,
+                    found.value,
+                    found.standard_error,
+                    bound,
+                    max(over if constraint.sense == "<=" else -over, 0.0),
+                    float(self.states.multipliers[index, i])
+                    / float(self.system.budgets.scales[i]),
+                )
+            )
+        return tuple(reports)
+
+    def _why_at_rest(self) -> str:
+        """What it may mean that the gradient was zero at the start."""
+        problem = self.ascent.problem
+        assert problem is not None
+        sites = problem.objective.sites
+        if not problem.objective.expectations and not problem.sm.params_of(sites):
+            return f"; no parameter reaches {', '.join(map(repr, sites))}"
+        if self.ascent.projection is not None:
+            return "; the projection let nothing move from the start"
+        return (
+            "; the gradient was zero at the start, which may be a saddle: try other "
+            "init_params or num_restarts"
+        )
+
+    def _fell(self, index: int, end: Estimate | None) -> bool:
+        """Whether an optimizer from outside led away from the maximum."""
+        if self.ascent.scaled or not self.chunks:
+            return False
+        start, _ = self._value(self.starts[index])
+        return start is not None and (end is None or end.upper < start.lower)
+
+    def _end(self, index: int) -> tuple[Any, Estimate | None, str]:
+        """Where a restart ended, its value, or why it has none.
+
+        The last step has not been looked at yet: if it led out of the domain, the
+        point before it counts.
+        """
+        trouble = ""
+        for free in (self.states.free, self.states.previous):
+            free = jax.tree.map(lambda x: x[index], free)
+            params = constrained(free, self.ascent.constraints())
+            value, why = self._value(params)
+            if value is not None:
+                return params, value, ""
+            trouble = trouble or why
+        return params, None, trouble
+
+    def _value(self, params: Any) -> tuple[Estimate | None, str]:
+        """The objective at some parameters, or why it has no value there."""
+        problem = self.ascent.problem
+        assert problem is not None
+        key = jax.random.fold_in(self.rng_key, 7)
+        try:
+            value = value_of(problem.objective, problem.sm, params, key)
+        except InfogradError as error:
+            return None, str(error)
+        if math.isfinite(value.value):
+            return value, ""
+        return None, "it is not finite at the last parameters"
+
+
+def _decay(steps: np.ndarray, total: int) -> np.ndarray:
+    """Share of the peak rate at each step of a cycle."""
+    return 0.5 * (1 + np.cos(np.pi * steps / total))

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures; needs the extra `plots`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.regions import RateRegion
+
+
+def plot_rate_region(region: RateRegion, ax: Any = None) -> Any:
+    """The hull of a region of two rates, and the points that made it.
+
+    Args:
+        region: What `rate_region` returned.
+        ax: Axes to draw on; None makes a figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ArgumentError: for a region of another number of rates.
+    """
+    if len(region.rates) != 2:
+        raise ArgumentError(
+            f"a region of {len(region.rates)} rates has no picture in a plane. Draw "
+            "two columns of its `points` or `vertices` yourself."
+        )
+    if ax is None:
+        _, ax = plt.subplots()
+    hull = region.vertices
+    around = np.append(hull, hull[:1], axis=0)
+    ax.fill(around[:, 0], around[:, 1], alpha=0.2, color="C0", label="time sharing")
+    ax.plot(around[:, 0], around[:, 1], color="C0")
+    ax.plot(region.points[:, 0], region.points[:, 1], "o", color="C1", label="points")
+    ax.set(xlabel=f"{region.rates[0]} (nats)", ylabel=f"{region.rates[1]} (nats)")
+    ax.set(xlim=(0, None), ylim=(0, None))
+    ax.legend()
+    return ax

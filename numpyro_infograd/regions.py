@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rate regions: what several senders can achieve at once (Algorithm 2 of the paper).
+
+At fixed parameters the rates r obey sum_{i in S} r_i <= I_S for each set S that has a
+bound, and r >= 0. The region is the convex hull, by time sharing, of these polytopes
+over all parameters. Its boundary in the direction w is found by maximising
+
+    max_r w . r  =  min_y sum_S y_S I_S   over y >= 0 with sum_{S with i} y_S >= w_i,
+
+where the best y does not depend on the parameters if the bounds form a polymatroid
+with a facet for every set, as those of a multiple-access channel do: for w_1 >= w_2 it
+gives (w_1 - w_2) I_1 + w_2 I_12. With a facet for each single rate alone, y = w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+import importlib
+import itertools
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.spatial import ConvexHull, QhullError
+from tqdm.auto import tqdm
+
+import jax
+
+from numpyro_infograd.arguments import as_key
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.objectives import Objective, names
+from numpyro_infograd.optimize import maximize
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.values import Estimate, estimate
+
+Bounds = dict[tuple[str, ...], Objective]
+_ROUNDS = 3  # how often the weights of facets are chosen anew, where they may change
+
+
+@dataclass(frozen=True)
+class RateRegion:
+    """Achievable rates, in nats; time sharing between all points is included.
+
+    Attributes:
+        rates: Names of the rates, in the order of the columns.
+        weights: Directions that were maximised, (num_points, num_rates).
+        points: The rates reached in each direction, (num_points, num_rates).
+        standard_error: Of each point, the largest of its bounds' errors, (num_points,).
+        params: The parameters of each point.
+        facets: Value of each bound at each point, clipped at zero.
+        corners: Corners of the polytopes of all points, (num_corners, num_rates).
+    """
+
+    rates: tuple[str, ...]
+    weights: np.ndarray
+    points: np.ndarray
+    standard_error: np.ndarray
+    params: list[dict[str, Any]]
+    facets: dict[tuple[str, ...], np.ndarray]
+    corners: np.ndarray
+
+    @property
+    def vertices(self) -> np.ndarray:
+        """Corners of the convex hull, (num_vertices, num_rates); two rates in order."""
+        try:
+            return self.corners[ConvexHull(self.corners).vertices]
+        except QhullError:  # flat: a rate is zero throughout
+            return np.unique(self.corners, axis=0)
+
+    def contains(self, rates: Any, slack: float = 0.0) -> Any:
+        """Whether rates are achievable.
+
+        Args:
+            rates: One vector of rates, or several in rows.
+            slack: By how many nats each rate may exceed what was found.
+
+        Returns:
+            A bool, or an array of them.
+
+        Raises:
+            ArgumentError: for vectors of another length, or not finite.
+        """
+        asked = np.asarray(rates, float)
+        width = len(self.rates)
+        if asked.shape[-1:] != (width,) or not np.all(np.isfinite(asked)):
+            raise ArgumentError(
+                f"rates must be finite and have {width} columns "
+                f"({', '.join(self.rates)}), got {rates!r}."
+            )
+        found = [self._reaches(row, slack) for row in asked.reshape(-1, width)]
+        return found[0] if asked.ndim == 1 else np.reshape(found, asked.shape[:-1])
+
+    def _reaches(self, rates: np.ndarray, slack: float) -> bool:
+        """Whether a mixture of corners is nowhere below the rates."""
+        if np.any(rates < 0):
+            return False
+        count = len(self.corners)
+        solved = linprog(
+            np.zeros(count),
+            A_ub=-self.corners.T,
+            b_ub=slack + 1e-9 - rates,
+            A_eq=np.ones((1, count)),
+            b_eq=[1.0],
+        )
+        return bool(solved.success)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw a region of two rates; returns the matplotlib axes."""
+        plots = importlib.import_module("numpyro_infograd.plots")
+        return plots.plot_rate_region(self, ax)
+
+    def __repr__(self) -> str:
+        most = self.corners.max(axis=0)
+        shown = ", ".join(
+            f"{r} <= {m:.5g}" for r, m in zip(self.rates, most, strict=True)
+        )
+        return (
+            f"RateRegion({shown} nats; {len(self.points)} points, standard errors up "
+            f"to {self.standard_error.max():.2g})"
+        )
+
+
+def rate_region(
+    model: Callable[..., Any] | StructuralModel,
+    bounds: Mapping[Any, Objective],
+    *,
+    num_weights: int = 21,
+    rng_key: jax.Array | None = None,
+    progress_bar: bool = True,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> RateRegion:
+    """The rates that parameters can achieve at once (Algorithm 2).
+
+    Args:
+        model: A NumPyro model, or the result of `structural_model`.
+        bounds: Maps a set of rates to the information that bounds their sum. Names of
+            rates are free. With one entry for each rate this is the paper's algorithm;
+            the true region of a multiple-access channel has an entry for each set.
+        num_weights: Directions along each edge of the simplex of weights, its corners
+            included; with two rates, the number of directions.
+        rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+        progress_bar: Show a bar over the directions.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+        **settings: As for `maximize`: projection, num_steps, optimizer, scores,
+            num_samples, num_restarts, init_params, subject_to.
+
+    Returns:
+        A `RateRegion`. Each direction is an ascent of its own from the same start, so
+        a user that one direction silences is not lost to the next.
+
+    Raises:
+        ArgumentError: if the bounds or the number of weights make no region.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist, optax
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     a, b = numpyro.param("a", 1.0), numpyro.param("b", 1.0)
+        ...     x1 = numpyro.sample("x1", dist.Normal(0, 1))
+        ...     x2 = numpyro.sample("x2", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(a * x1 + b * x2, 1))
+        >>> region = ig.rate_region(
+        ...     model,
+        ...     {
+        ...         "r1": ig.MI("x1", "y", given="x2"),
+        ...         "r2": ig.MI("x2", "y", given="x1"),
+        ...         ("r1", "r2"): ig.MI(("x1", "x2"), "y"),
+        ...     },
+        ...     num_weights=3,
+        ...     projection=lambda p: optax.projections.projection_l2_ball(p, 3.0),
+        ...     progress_bar=False,
+        ... )
+        >>> region.points.sum(axis=1).round(3)  # log(10) / 2 in all
+        array([1.151, 1.151, 1.151])
+        >>> region.contains([0.5, 0.6]), region.contains([0.6, 0.6])
+        (True, False)
+    """
+    named = _check_bounds(bounds)
+    rates = tuple(dict.fromkeys(rate for subset in named for rate in subset))
+    if not isinstance(num_weights, int) or num_weights < 2:
+        raise ArgumentError(
+            f"num_weights must be an int of at least 2, got {num_weights!r}."
+        )
+    key = as_key(rng_key)
+    arguments: Any = {"model_args": model_args, "model_kwargs": model_kwargs}
+    start = _values(named, model, settings.get("init_params"), key, arguments)
+    facets, params = [], []
+    weights = _simplex_grid(len(rates), num_weights)
+    for index, weight in enumerate(tqdm(weights, disable=not progress_bar)):
+        own_key = jax.random.fold_in(key, index)
+        prices = _prices(weight, rates, start)
+        for _ in range(_ROUNDS):
+            result = maximize(
+                sum((p * named[s] for s, p in prices.items()), Objective({})),
+                model,
+                rng_key=own_key,
+                progress_bar=False,
+                **arguments,
+                **settings,
+            )
+            values = _values(named, model, result.params, own_key, arguments)
+            before, prices = prices, _prices(weight, rates, values)
+            if prices == before:
+                break
+        facets.append(values)
+        params.append(result.params)
+    return _region(rates, weights, facets, params)
+
+
+def _check_bounds(bounds: Any) -> Bounds:
+    """The bounds by sorted-out tuples of rates.
+
+    Raises:
+        ArgumentError: naming what is no set of rates, or no information.
+    """
+    if not isinstance(bounds, Mapping) or not bounds:
+        raise ArgumentError(
+            "bounds must be a dict from rates to objectives, such as {'r1': MI('x1', "
+            f"'y')}}, got {bounds!r}."
+        )
+    named: Bounds = {}
+    for subset, bound in bounds.items():
+        rates = names(subset, "bounds")
+        if not rates:
+            raise ArgumentError("bounds has an empty set of rates: name one or more.")
+        if any(set(rates) == set(other) for other in named):
+            raise ArgumentError(f"bounds names the rates {rates} twice. Leave one out.")
+        if not isinstance(bound, Objective) or not bound.entropies:
+            raise ArgumentError(
+                f"the bound of {rates} must be built from MI, got {bound!r}."
+            )
+        named[rates] = bound
+    return named
+
+
+def _values(
+    named: Bounds, model: Any, params: Any, rng_key: jax.Array, arguments: Any
+) -> dict[tuple[str, ...], Estimate]:
+    """Every bound at some parameters; none is below zero (eqs. 71-72 are clipped)."""
+    found = {
+        subset: estimate(bound, model, params=params, rng_key=rng_key, **arguments)
+        for subset, bound in named.items()
+    }
+    return {subset: replace(e, value=max(e.value, 0.0)) for subset, e in found.items()}
+
+
+def _simplex_grid(num_rates: int, num_weights: int) -> np.ndarray:
+    """Non-negative weights that sum to one, `num_weights` along each edge."""
+    steps = num_weights - 1
+    whole = itertools.product(range(steps + 1), repeat=num_rates)
+    return np.array([w for w in whole if sum(w) == steps][::-1]) / steps
+
+
+def _prices(
+    weight: np.ndarray,
+    rates: tuple[str, ...],
+    values: dict[tuple[str, ...], Estimate],
+) -> dict[tuple[str, ...], float]:
+    """The y_S of the module's docstring: which bounds matter, and how much."""
+    sets = {frozenset(subset): subset for subset in values}
+    order = np.argsort(-weight, kind="stable")
+    chain = [frozenset(rates[i] for i in order[: k + 1]) for k in range(len(order))]
+    if all(subset in sets for subset in chain):  # a polymatroid: greedily
+        steps = weight[order] - np.append(weight[order][1:], 0.0)
+        found = {sets[s]: float(y) for s, y in zip(chain, steps, strict=True)}
+    else:
+        holds = np.array([[rate in subset for subset in values] for rate in rates])
+        costs = np.array([e.value for e in values.values()])
+        solved = linprog(costs + 1e-9, A_ub=-holds.astype(float), b_ub=-weight)
+        found = dict(zip(values, map(float, np.round(solved.x, 9)), strict=True))
+    return {subset: price for subset, price in found.items() if price > 0}
+
+
+def _region(
+    rates: tuple[str, ...],
+    weights: np.ndarray,
+    facets: list[dict[tuple[str, ...], Estimate]],
+    params: list[dict[str, Any]],
+) -> RateRegion:
+    points, corners = [], []
+    for weight, values in zip(weights, facets, strict=True):
+        own = _corners(rates, {subset: e.value for subset, e in values.items()})
+        # Of several best corners, the one in the middle: it serves all rates.
+        gains = own @ weight
+        points.append(own[gains >= gains.max() - 1e-9].mean(axis=0))
+        corners.append(own)
+    return RateRegion(
+        rates,
+        weights,
+        np.array(points),
+        np.array([max(e.standard_error for e in v.values()) for v in facets]),
+        params,
+        {s: np.array([v[s].value for v in facets]) for s in facets[0]},
+        np.unique(np.concatenate(corners), axis=0),
+    )
+
+
+def _corners(
+    rates: tuple[str, ...], values: dict[tuple[str, ...], float]
+) -> np.ndarray:
+    """Corners of {r >= 0, sum of r over each set <= its value}."""
+    size = len(rates)
+    sets = [[float(rate in subset) for rate in rates] for subset in values]
+    rows = np.concatenate([sets, -np.eye(size)])
+    limits = np.concatenate([list(values.values()), np.zeros(size)])
+    found = []
+    for chosen in itertools.combinations(range(len(rows)), size):
+        matrix = rows[list(chosen)]
+        if abs(np.linalg.det(matrix)) > 1e-9:
+            corner = np.linalg.solve(matrix, limits[list(chosen)])
+            if np.all(rows @ corner <= limits + 1e-9):
+                found.append(np.maximum(corner, 0.0))
+    return np.unique(np.round(found, 12), axis=0)

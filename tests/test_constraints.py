@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Constraints on expectations, against closed forms."""
+
+import numpy as np
+import pytest
+
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+import numpyro_infograd as ig
+from numpyro_infograd import MI, Expectation
+from numpyro_infograd.errors import ArgumentError, ConstraintError
+
+XY = MI("x", "y")
+
+
+def power(v):
+    return v["s"] ** 2
+
+
+def distortion(v):
+    return jnp.sum((v["x"] - v["y"]) ** 2)
+
+
+def sender():
+    a = numpyro.param("a", 0.5)
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    s = numpyro.deterministic("s", a * x)
+    numpyro.sample("y", dist.Normal(s, 1))
+
+
+def forward_channel(variances):
+    """The forward channel of rate-distortion theory, with free gains and noises."""
+
+    def model():
+        size = len(variances)
+        a = numpyro.param("a", 0.5 * jnp.ones(size))
+        b = numpyro.param("b", 0.7 * jnp.ones(size), constraint=constraints.positive)
+        x = numpyro.sample("x", dist.Normal(0, jnp.sqrt(variances)).to_event(1))
+        numpyro.sample("y", dist.Normal(a * x, b).to_event(1))
+
+    return model
+
+
+def reverse_water_filling(variances, distortion):
+    low, high = 0.0, max(variances)
+    for _ in range(60):
+        level = 0.5 * (low + high)
+        if np.minimum(level, variances).sum() < distortion:
+            low = level
+        else:
+            high = level
+    return 0.5 * np.log(np.maximum(variances / level, 1.0)).sum()
+
+
+@pytest.mark.parametrize("scores", ["exact", "mixture"])
+def test_average_power(scores) -> None:
+    """log(1 + P) / 2, and its derivative as the multiplier."""
+    result = ig.maximize(
+        XY,
+        sender,
+        subject_to=[Expectation(power) <= 4.0],
+        scores=scores,
+        progress_bar=False,
+    )
+    (report,) = result.constraints
+    assert report.value == pytest.approx(4.0, rel=0.01)
+    assert report.is_met
+    assert result.estimate.value == pytest.approx(0.5 * np.log(5), rel=0.005)
+    assert report.multiplier == pytest.approx(0.1, rel=0.2)
+    assert "Expectation(power) <= 4" in repr(result)
+    assert result.history["excess"].shape == (len(result.history["gain"]), 1)
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.7])
+def test_rate_distortion(budget) -> None:
+    model = forward_channel(np.ones(1))
+    result = ig.minimize(
+        XY, model, subject_to=Expectation(distortion) <= budget, progress_bar=False
+    )
+    reached = result.constraints[0].value
+    assert reached == pytest.approx(budget, rel=0.01)
+    truth = 0.5 * np.log(1 / reached)
+    assert result.estimate.value == pytest.approx(truth, rel=0.02)
+
+
+def test_reverse_water_filling_drops_a_component() -> None:
+    variances = np.array([3.0, 1.0, 0.2])
+    result = ig.minimize(
+        XY,
+        forward_channel(variances),
+        subject_to=[Expectation(distortion) <= 1.5],
+        progress_bar=False,
+    )
+    reached = result.constraints[0].value
+    assert reached == pytest.approx(1.5, rel=0.01)
+    truth = reverse_water_filling(variances, reached)
+    assert result.estimate.value == pytest.approx(truth, rel=0.02)
+    assert abs(result.params["a"][2]) < 0.05
+
+
+def test_a_lower_bound_and_one_that_does_not_bind() -> None:
+    """Least power for E[s^2] >= 2; an upper bound of 9 costs nothing."""
+    result = ig.minimize(
+        XY,
+        sender,
+        subject_to=[Expectation(power) >= 2.0, 9.0 >= Expectation(power)],
+        progress_bar=False,
+    )
+    low, high = result.constraints
+    assert low.value == pytest.approx(2.0, rel=0.01)
+    assert high.is_met
+    assert high.multiplier == 0.0
+    assert result.estimate.value == pytest.approx(0.5 * np.log(3), rel=0.01)
+
+
+def test_a_constraint_out_of_reach_is_named_and_nothing_is_lost() -> None:
+    with pytest.raises(ConstraintError, match=r"power\) <= -1") as caught:
+        ig.maximize(
+            XY, sender, subject_to=[Expectation(power) <= -1.0], progress_bar=False
+        )
+    assert set(caught.value.result.params) == {"a"}
+    short = ig.maximize(
+        XY,
+        sender,
+        subject_to=[Expectation(power) <= -1.0],
+        num_steps=20,
+        progress_bar=False,
+    )
+    assert "not met" in short.status
+
+
+def test_what_cannot_be_a_constraint() -> None:
+    with pytest.raises(ArgumentError, match="only expectations"):
+        XY <= 1.0  # noqa: B015
+    with pytest.raises(ArgumentError, match="finite number"):
+        Expectation(power) <= np.inf  # noqa: B015
+    with pytest.raises(ArgumentError, match="finite number"):
+        Expectation(power) <= "a"  # noqa: B015
+    with pytest.raises(TypeError, match="two constraints"):
+        0.0 <= Expectation(power) <= 1.0  # noqa: B015
+    with pytest.raises(ArgumentError, match="subject_to must hold"):
+        ig.maximize(XY, sender, subject_to=[Expectation(power)])
+
+
+def test_a_jump_in_a_constraint_is_refused() -> None:
+    def loud(v):
+        return jnp.where(v["s"] > 1.0, 1.0, 0.0)
+
+    with pytest.raises(ig.errors.JumpError, match="loud"):
+        ig.maximize(XY, sender, subject_to=[Expectation(loud) <= 0.1])

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rate regions of Gaussian channels, against closed forms."""
+
+import numpy as np
+import pytest
+
+import jax.numpy as jnp
+import optax
+
+import numpyro
+import numpyro.distributions as dist
+
+import numpyro_infograd as ig
+from numpyro_infograd import MI, regions
+from numpyro_infograd.errors import ArgumentError
+
+POWER = 10.0
+SINGLE = {"r1": MI("x1", "y", given="x2"), "r2": MI("x2", "y", given="x1")}
+TRUE = SINGLE | {("r1", "r2"): MI(("x1", "x2"), "y")}
+
+
+def multiple_access():
+    a, b = numpyro.param("a", 1.0), numpyro.param("b", 1.0)
+    x1 = numpyro.sample("x1", dist.Normal(0, 1))
+    x2 = numpyro.sample("x2", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(a * x1 + b * x2, 1))
+
+
+def sum_power(params):
+    return optax.projections.projection_l2_ball(params, jnp.sqrt(POWER))
+
+
+def own_power(params):
+    return {n: jnp.clip(p, -jnp.sqrt(5.0), jnp.sqrt(5.0)) for n, p in params.items()}
+
+
+def capacity(snr):
+    return 0.5 * np.log1p(snr)
+
+
+def test_sum_power() -> None:
+    """The triangle r1 + r2 <= log(1 + P) / 2."""
+    region = ig.rate_region(
+        multiple_access, TRUE, num_weights=5, projection=sum_power, progress_bar=False
+    )
+    assert region.points.shape == (5, 2)
+    total = region.points.sum(axis=1)
+    np.testing.assert_allclose(total, capacity(POWER), rtol=1e-3)
+    half = 0.5 * capacity(POWER)
+    inside = region.contains([[0.99 * half] * 2, [1.01 * half] * 2])
+    np.testing.assert_array_equal(inside, [True, False])
+    assert not region.contains([-0.1, 0.5])
+    assert region.points.max() <= capacity(POWER) * 1.001
+    np.testing.assert_allclose(region.points[0], [capacity(POWER), 0], atol=1e-3)
+
+
+def test_individual_powers() -> None:
+    """The pentagon."""
+    region = ig.rate_region(
+        multiple_access, TRUE, num_weights=3, projection=own_power, progress_bar=False
+    )
+    one, both = capacity(5.0), capacity(10.0)
+    wanted = {(0, 0), (one, 0), (one, both - one), (both - one, one), (0, one)}
+    found = region.vertices
+    for corner in wanted:
+        assert np.abs(found - corner).sum(axis=1).min() < 2e-3
+    assert all(min(np.hypot(*(v - np.array(w))) for w in wanted) < 2e-3 for v in found)
+
+
+def test_facets_of_single_rates_alone() -> None:
+    """Eqs. 73-74: w1 / (1 + p1) = w2 / (1 + p2), clipped. No region of this channel."""
+    region = ig.rate_region(
+        multiple_access, SINGLE, num_weights=5, projection=sum_power, progress_bar=False
+    )
+    for weight, point in zip(region.weights, region.points, strict=True):
+        p1 = np.clip(weight[0] * (POWER + 2) - 1, 0, POWER)
+        np.testing.assert_allclose(
+            point, capacity(np.array([p1, POWER - p1])), atol=0.01
+        )
+    assert region.points[2].sum() == pytest.approx(1.7918, abs=0.002)
+
+
+def test_three_rates() -> None:
+    def model():
+        gains = numpyro.param("gains", jnp.ones(3))
+        x = [numpyro.sample(f"x{i}", dist.Normal(0, 1)) for i in range(3)]
+        mean = sum(g * v for g, v in zip(gains, x, strict=True))
+        numpyro.sample("y", dist.Normal(mean, 1))
+
+    sets = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    bounds = {}
+    for chosen in sets:
+        rest = tuple(f"x{i}" for i in range(3) if i not in chosen)
+        inputs = tuple(f"x{i}" for i in chosen)
+        bounds[tuple(f"r{i}" for i in chosen)] = MI(inputs, "y", given=rest)
+    region = ig.rate_region(
+        model, bounds, num_weights=2, projection=sum_power, progress_bar=False
+    )
+    assert region.points.shape == (3, 3)
+    third = capacity(POWER) / 3
+    assert region.contains([0.99 * third] * 3)
+    assert not region.contains([1.01 * third] * 3)
+
+
+def test_corners_of_a_box_and_of_a_missing_facet() -> None:
+    corners = regions._corners(("a", "b"), {("a",): 1.0, ("b",): 2.0})
+    assert {tuple(c) for c in corners} == {(0, 0), (1, 0), (0, 2), (1, 2)}
+
+
+def test_bad_bounds() -> None:
+    call = ig.rate_region
+    with pytest.raises(ArgumentError, match="bounds must be a dict"):
+        call(multiple_access, {})
+    with pytest.raises(ArgumentError, match="twice"):
+        call(multiple_access, TRUE | {("r2", "r1"): MI("x1", "y")})
+    with pytest.raises(ArgumentError, match="built from MI"):
+        call(multiple_access, {"r1": 1.0})
+    with pytest.raises(ArgumentError, match="num_weights"):
+        call(multiple_access, TRUE, num_weights=1)
