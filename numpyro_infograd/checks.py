@@ -23,7 +23,7 @@ from numpyro_infograd.errors import (
     ReparametrizationError,
     SiteError,
 )
-from numpyro_infograd.jumps import View, check_jumps, check_slopes
+from numpyro_infograd.jumps import check_jumps
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import (
     Objective,
@@ -32,7 +32,9 @@ from numpyro_infograd.objectives import (
     trace_expectations,
 )
 from numpyro_infograd.program import Program
+from numpyro_infograd.slopes import check_slopes
 from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
+from numpyro_infograd.views import View
 
 
 def check_objective(objective: Any, sm: StructuralModel) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a pathwise gradient would miss something: jumps, and stopped derivatives.
+"""Jumps that a pathwise gradient would miss.
 
 Hard jumps are read off the traced model. A switch (where, select, cond) may be
 continuous: pairs of draws are moved into each other until the switch flips, and the
@@ -10,8 +10,7 @@ jumps only where no noise drives it, or where no parameter moves the place, is h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 import functools
 import math
 from typing import Any
@@ -21,99 +20,27 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro.distributions import biject_to
-from numpyro.distributions.transforms import IdentityTransform
-
-from numpyro_infograd.errors import JumpError, ReparametrizationError
+from numpyro_infograd.errors import JumpError
 from numpyro_infograd.jaxpr_facts import Jump
-from numpyro_infograd.noise import draw_noise, noise_like
+from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel, Values, simulate
+from numpyro_infograd.views import FAR, NUM_PROBES, View, lines_through, perturb
 
 # What moves by more than this share of its scale, and by more than rounding, while the
 # rest moves by one float has jumped.
 _JUMP = 1e-5
-_NUM_PROBES = 64
 # Relative steps of parameters: within the order of the knots of a spline, to places
 # where other switches flip, and to see whether a flip's place follows.
-_NEAR, _FAR, _BESIDE = 3e-3, 0.3, 1e-2
+_NEAR, _BESIDE = 3e-3, 1e-2
 # A flip is bracketed by this many halvings, and once more with this much on each side:
 # what is continuous is far smaller in the narrow bracket, whatever its power. Whether
 # the place stays is seen a little outside, where rounding cannot flip the switch.
 _HALVINGS, _WIDE, _PAD = 22, 2.0**-12, 2.0**-18
-# Derivatives are compared with differences of values on this many lines.
-_GROUPS = 8
-_TIMES = np.array([-2e-2, -5e-3, 0.0, 5e-3, 2e-2], np.float32)
 _REMEDY = (
     "The pathwise gradient does not see a jump. Soften it, put noise before it, "
     "or pass allow_jumps=True if you know that it does not matter."
 )
-
-
-@dataclass(frozen=True)
-class View:
-    """A model as an objective sees it: some of its sites, and expectations.
-
-    Attributes:
-        sm: The model.
-        sites: The sites whose entropies are asked for.
-        expectations: Functions of one sample's values, by what they are called.
-    """
-
-    sm: StructuralModel
-    sites: tuple[str, ...]
-    expectations: Mapping[str, Program]
-
-    @functools.cached_property
-    def whole(self) -> Program:
-        """`program` with nothing given."""
-        return self.program(())
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The outputs of `program` that matter."""
-        return (*self.sites, *self.expectations)
-
-    @property
-    def read(self) -> tuple[str, ...]:
-        """The sites that matter: the named ones and those an expectation reads."""
-        found = set(self.sites)
-        for program in self.expectations.values():
-            used = frozenset().union(*program.dependencies())
-            found |= {s for s in self.sm.sites if used & {*program.input_indices(0, s)}}
-        return tuple(s for s in self.sm.sites if s in found)
-
-    @property
-    def drawn(self) -> tuple[str, ...]:
-        """The sites of floats that are drawn from a PRNG key."""
-        return tuple(
-            name
-            for name, site in self.sm.site_info.items()
-            if site.noise is not None and site.noise.kind == "key" and not site.discrete
-        )
-
-    def program(self, given: Collection[str]) -> Program:
-        """The map from (params, noise, values of `given`) to sites and expectations.
-
-        A given site is passed on as given and returned as made, so that a jump shows
-        on either side of it.
-        """
-        sm = self.sm
-
-        def run(params: Any, noise: Values, put: Values) -> dict[str, Any]:
-            made = sm.run(params, noise, put, cut=True)[0]
-            passed = {**made, **put}
-            means = {n: jnp.asarray(e(passed)) for n, e in self.expectations.items()}
-            # A truth is averaged as a number: then it jumps.
-            numbers = {n: m.astype(jnp.result_type(float)) for n, m in means.items()}
-            return made | numbers
-
-        example = {name: sm.example(name) for name in given}
-        return Program.trace(run, sm.params, noise_like(sm.spec), example)
-
-    def call(self, name: str) -> str:
-        """What an output is called in a message."""
-        return name if name in self.expectations else f"site {name!r}"
 
 
 def check_jumps(view: View, params: Any) -> None:
@@ -144,7 +71,7 @@ def check_jumps(view: View, params: Any) -> None:
     given = view.program(drawn) if keyed else program
     twins = _twins(view, given, drawn) if keyed else {}
     hidden = keyed - frozenset(twins)
-    noise = draw_noise(sm.spec, jax.random.key(2), 2 * _NUM_PROBES)
+    noise = draw_noise(sm.spec, jax.random.key(2), 2 * NUM_PROBES)
     values = simulate(sm.forward, params, noise) if twins else {}
     plain = {path: found[path][1] for path in found if path not in twins}
     followed = _probe_around(view, program, driven, plain, (noise, {}), params)
@@ -267,7 +194,7 @@ def _probe_around(
     moved = tuple(sorted(name for name in moving[1] if sm.params_of((name,))))
 
     def probe(point: Any, moving: tuple[Values, Values], rows: Any) -> Any:
-        beside, _ = _lines(sm, point, 1, np.array([_BESIDE, -_BESIDE]))
+        beside, _ = lines_through(sm, point, 1, np.array([_BESIDE, -_BESIDE]))
         beside = jax.tree.map(lambda x: x[0], beside)
         jumped, flipped = jax.device_get(
             _flips(program, predicates, point, beside, moving, names, numbers, moved)
@@ -283,76 +210,15 @@ def _probe_around(
 
     flipped = probe(params, moving, np.ones(len(numbers), bool))
     if flipped.any():
-        probe(_perturb(sm, params, _NEAR), moving, flipped)
+        probe(perturb(sm, params, _NEAR), moving, flipped)
     if not flipped.all():
-        far = _perturb(sm, params, _FAR)
+        far = perturb(sm, params, FAR)
         if moving[1]:
             put = simulate(sm.forward, far, moving[0])
             moving = moving[0], {name: put[name] for name in moving[1]}
         flipped = flipped | probe(far, moving, ~flipped)
     pairs = zip(numbers, flipped, strict=True)
     return {switches[number].path for number, flip in pairs if flip}
-
-
-def _perturb(sm: StructuralModel, params: Any, size: float) -> Any:
-    """Parameters a random step of some relative size away, within their constraints."""
-    moved = {}
-    for index, (name, value) in enumerate(params.items()):
-        leaves, tree = jax.tree.flatten(value)
-        try:
-            transform = biject_to(sm.constraints[name])
-        except NotImplementedError:  # no bijection, as for a sphere
-            moved[name] = value
-            continue
-        keys = jax.random.split(
-            jax.random.fold_in(jax.random.key(3), index), len(leaves)
-        )
-        new = []
-        for leaf, key in zip(leaves, keys, strict=True):
-            free = transform.inv(leaf)
-            step = size * (1.0 + jnp.abs(free)) * jax.random.normal(key, free.shape)
-            new.append(transform(free + step))
-        moved[name] = jax.tree.unflatten(tree, new)
-    return moved
-
-
-def _lines(
-    sm: StructuralModel,
-    params: Any,
-    count: int,
-    times: Any,
-    only: Collection[str] | None = None,
-) -> tuple[Any, Any]:
-    """Some lines through the parameters, in random directions, and their tangents.
-
-    A line is straight in coordinates without constraints, and its speed is the size of
-    each number there. Both results have axes of lines and of times in front.
-    """
-    points, tangents = {}, {}
-    for index, (name, value) in enumerate(params.items()):
-        try:
-            transform = biject_to(sm.constraints[name])
-        except NotImplementedError:
-            transform = IdentityTransform()
-        leaves, tree = jax.tree.flatten(value)
-        chosen = only is None or name in only
-        found = []
-        for number, leaf in enumerate(leaves):
-            free = jnp.asarray(transform.inv(leaf))
-            key = jax.random.fold_in(
-                jax.random.fold_in(jax.random.key(6), index), number
-            )
-            speed = jax.random.normal(key, (count, 1, *free.shape)) * chosen
-            if isinstance(transform, IdentityTransform):
-                largest = jnp.max(jnp.abs(free), initial=0.0)
-                fallback = jnp.where(largest > 0, largest, 1.0)
-                speed *= jnp.where(free == 0, fallback, jnp.abs(free))
-            clock = jnp.asarray(times, free.dtype).reshape(1, -1, *[1] * free.ndim)
-            way, speed = jnp.broadcast_arrays(free + clock * speed, speed)
-            found.append(jax.jvp(transform, (way,), (speed,)))
-        points[name] = jax.tree.unflatten(tree, [point for point, _ in found])
-        tangents[name] = jax.tree.unflatten(tree, [tangent for _, tangent in found])
-    return points, tangents
 
 
 @functools.partial(jax.jit, static_argnames=("names", "numbers", "moved"))
@@ -371,8 +237,8 @@ def _flips(
     A flip whose place stays when the parameters move to `beside`, and the `moved` draws
     move as well, makes no jump that counts. Also tells which switches flipped at all.
     """
-    first = jax.tree.map(lambda x: x[:_NUM_PROBES], moving)
-    second = jax.tree.map(lambda x: x[_NUM_PROBES:], moving)
+    first = jax.tree.map(lambda x: x[:NUM_PROBES], moving)
+    second = jax.tree.map(lambda x: x[NUM_PROBES:], moving)
 
     def outputs(moving: Any) -> list[jax.Array]:
         made = program(params, *moving)
@@ -452,138 +318,7 @@ def _flips(
         jumped = jnp.any(found.reshape(len(sizes), picks, -1), axis=1)
         return jumped, jnp.stack(flips)
 
-    keys = jax.random.split(jax.random.key(5), _NUM_PROBES)
+    keys = jax.random.split(jax.random.key(5), NUM_PROBES)
     return jax.tree.map(
         lambda x: jnp.any(x, axis=0), jax.vmap(pair)(first, second, keys)
     )
-
-
-# -- stopped derivatives -----------------------------------------------------------
-
-
-def check_slopes(view: View, params: Any) -> None:
-    """Refuse a value whose pathwise derivative is not the slope that it has.
-
-    Raises:
-        ReparametrizationError: naming the parameters and the value.
-    """
-    sm = view.sm
-    drawn = tuple(name for name in view.drawn if sm.params_of((name,)))
-    kinds = {name: sm.site_info[name].dtype for name in view.sites}
-    names = tuple(
-        name
-        for name in view.names
-        if jnp.issubdtype(kinds.get(name, jnp.result_type(float)), jnp.floating)
-        and sm.params_of((name,) if name in kinds else view.read)
-    )
-    if not names:
-        return
-    program = view.program(drawn)
-    noise = draw_noise(sm.spec, jax.random.key(2), _NUM_PROBES)
-    for point in (params, _perturb(sm, params, _FAR)):
-        values = simulate(sm.forward, point, noise) if drawn else {}
-        put = {name: values[name] for name in drawn}
-
-        def wrong(only: Collection[str] | None) -> Any:
-            line = _lines(sm, point, _GROUPS, _TIMES, only)  # noqa: B023
-            speeds = {
-                name: jnp.std(value, axis=0) * (only is None or name in only)
-                for name, value in put.items()  # noqa: B023
-            }
-            return jax.device_get(
-                _wrong(program, line, noise, put, speeds, names, drawn)  # noqa: B023
-            )
-
-        for index in [i for i, bad in enumerate(wrong(None)) if bad]:
-            name = names[index]
-            movers = (*params, *drawn)
-            found = [mover for mover in movers if wrong((mover,))[index]]
-            blamed = {
-                p for m in found for p in ([m] if m in params else sm.params_of((m,)))
-            }
-            reach = blamed or sm.params_of((name,) if name in kinds else view.read)
-            blame = ", ".join(map(repr, sorted(reach)))
-            raise ReparametrizationError(
-                f"{view.call(name)} does not move with {blame} as its "
-                "derivative says: stop_gradient, a rounding or a custom derivative "
-                "stands between. Remove it; to hold a parameter fixed, write its "
-                "value without numpyro.param, or pass allow_jumps=True."
-            )
-
-
-@functools.partial(jax.jit, static_argnames=("names", "drawn"))
-def _wrong(
-    program: Program,
-    lines: tuple[Any, Any],
-    noise: Values,
-    put: Values,
-    speeds: Values,
-    names: tuple[str, ...],
-    drawn: tuple[str, ...],
-) -> jax.Array:
-    """Which outputs have a derivative along the lines that is not their slope.
-
-    An element's slope is judged by draws, each for itself: kinks and rounding spoil
-    some, and a wrong rule shows in many. What is made of a key is judged only where
-    its derivative is zero, since a rejection sampler is differentiated as a law.
-    """
-
-    def outputs(params: Any, noise: Values, put: Values) -> list[jax.Array]:
-        made = program(params, noise, put)
-        return [made[n].astype(jnp.result_type(float)) for n in names]
-
-    def draw(line: Any, tangent: Any, noise: Values, put: Values, key: Any) -> Any:
-        keys = jax.random.split(key, len(put) + 1)
-        pushes = {
-            n: speeds[n] * jax.random.normal(k, speeds[n].shape, speeds[n].dtype)
-            for (n, k) in zip(put, keys, strict=False)
-        }
-
-        def at(time: jax.Array, point: Any, tangent: Any) -> Any:
-            moved = {n: v + time * pushes[n] for n, v in put.items()}
-            return jax.jvp(
-                lambda params, put: outputs(params, noise, put),
-                (point, moved),
-                (tangent, pushes),
-            )
-
-        values, slopes = jax.vmap(at)(jnp.asarray(_TIMES), line, tangent)
-        return [_judge(*both) for both in zip(values, slopes, strict=True)]
-
-    keys = jax.random.split(jax.random.key(7), _NUM_PROBES)
-    groups = jax.tree.map(
-        lambda x: x.reshape(_GROUPS, -1, *x.shape[1:]), (noise, put, keys)
-    )
-    each = jax.vmap(draw, (None, None, 0, 0, 0))
-    judged = jax.lax.map(lambda x: each(*x), (*lines, *groups))
-    verdicts = []
-    for name, (moves, wrong, silent) in zip(names, judged, strict=True):
-        if name in drawn:
-            wrong &= silent
-        moves, wrong = (jnp.sum(x, axis=(0, 1)) for x in (moves, wrong))
-        verdicts.append(jnp.any((wrong >= _NUM_PROBES // 8) & (wrong > moves / 4)))
-    return jnp.stack(verdicts)
-
-
-def _judge(values: jax.Array, slopes: jax.Array) -> tuple[jax.Array, ...]:
-    """By element: whether it moves, whether not as its slope says, whether that is 0.
-
-    Takes values and slopes at the five times.
-    """
-    eps = jnp.finfo(values.dtype).eps
-    rounding = 16 * eps * jnp.max(jnp.abs(values), axis=0)
-    bend = jnp.max(slopes, axis=0) - jnp.min(slopes, axis=0)
-    steps = [(values[4 - i] - values[i]) / (2 * _TIMES[4 - i]) for i in (0, 1)]
-    change = jnp.abs(steps[1] - steps[0])
-    slope = slopes[2]
-    size = jnp.maximum(jnp.abs(slope), jnp.minimum(*map(jnp.abs, steps)))
-    moves, wrong = jnp.array(True), jnp.array(True)
-    for index, step in enumerate(steps):
-        time = _TIMES[4 - index]
-        kink = jnp.abs(values[4 - index] + values[index] - 2 * values[2])
-        slack = 0.01 * size + bend + change + (kink + rounding) / time
-        moves &= size > slack
-        wrong &= jnp.abs(step - slope) > slack
-    finite = jnp.all(jnp.isfinite(values) & jnp.isfinite(slopes), axis=0)
-    silent = jnp.all(slopes == 0, axis=0)
-    return moves & finite, wrong & finite, silent
