@@ -3,8 +3,7 @@
 
 The sender and each relay have a matrix and a power of their own. What a relay sends
 depends on all matrices before it, so the powers are expectations, met by `subject_to`.
-The reference is SciPy's SLSQP on the closed form, from several starts. Hops one after
-the other make the noise of each relay travel on, which is what a local rule misses.
+The reference is SciPy's SLSQP on the closed form, from several starts.
 """
 
 from pathlib import Path
