@@ -278,6 +278,7 @@ def test_constrained_parameter_keeps_its_own_space() -> None:
 # -- appended noise ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_noise_asked_for_is_that_of_the_noisier_model() -> None:
     """Denoising(noise_variance=0.05) is exact for y seen through that noise."""
 
@@ -301,6 +302,7 @@ def test_noise_asked_for_is_that_of_the_noisier_model() -> None:
     assert "'y' (variance 0.05)" in repr(found)
 
 
+@pytest.mark.slow
 def test_deterministic_output_gets_noise_and_says_so() -> None:
     found = ig.gradient(XY, links.lagged, params={"a": 1.0}, scores=LEARN)
     variance = 0.01 * 2.0
@@ -346,6 +348,7 @@ def test_auto_learns_where_a_mixture_gives_out() -> None:
     assert "effective sample size is only" in found.diagnostics["reason"]
 
 
+@pytest.mark.slow
 def test_auto_learns_a_deterministic_output_and_says_why() -> None:
     found = ig.gradient(XY, links.unobserved, num_samples=4096)
     assert found.diagnostics["method"] == "denoising"
@@ -353,6 +356,7 @@ def test_auto_learns_a_deterministic_output_and_says_why() -> None:
     assert "noise was appended" in found.warnings[0]
 
 
+@pytest.mark.slow
 def test_more_samples_shrink_the_standard_error() -> None:
     def error(num_samples):
         errors = [
@@ -454,7 +458,7 @@ def test_standard_errors_cover(scores) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_keys", [60])
+@pytest.mark.parametrize("num_keys", [200])
 @pytest.mark.parametrize("scores", ["mixture", "denoising"])
 def test_standard_errors_cover_in_the_long_run(scores, num_keys) -> None:
     inside, ratio = coverage(scores, num_keys)

@@ -136,6 +136,7 @@ def test_a_jump_on_a_draw_from_a_key_has_no_pathwise_gradient():
 # Vectors.
 
 
+@pytest.mark.slow
 def test_one_element_of_a_vector_jumps():
     size = 200
 
@@ -285,7 +286,10 @@ class Map(transforms.ParameterFreeTransform):
 
 @pytest.mark.parametrize(
     ("base", "nested"),
-    [(dist.Normal, True), (lambda m: dist.StudentT(5.0, m), False)],
+    [
+        (dist.Normal, True),
+        pytest.param(lambda m: dist.StudentT(5.0, m), False, marks=pytest.mark.slow),
+    ],
     ids=["normal", "key"],
 )
 def test_a_transform_of_a_user_is_not_trusted(base, nested):

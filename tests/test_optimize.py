@@ -66,6 +66,7 @@ def projected_ascent(num_steps: int, step_size: float) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_learned_ascent_follows_the_closed_form() -> None:
     """Fifty steps of 0.1 from (1, 0): the curve of the paper's Fig. 5."""
     result = ig.maximize_mi(

@@ -657,6 +657,7 @@ def test_discontinuous_switches_are_refused(name):
     refuses_gradient(JumpError, "'y'", "condition", model=through(BROKEN[name]))
 
 
+@pytest.mark.slow
 def test_switches_inside_a_scan():
     for name in ("leaky relu", "double where"):
         check_only(in_scan(CONTINUOUS[name]))

@@ -208,6 +208,7 @@ def test_denoising_conditions_on_the_right_samples() -> None:
         assert relative_error(row / row.std(), values[site] / 3) > 0.1
 
 
+@pytest.mark.slow
 def test_ensemble_shapes() -> None:
     ensemble = Ensemble(3, 2, (8, 4))
     networks = ensemble.init(KEY, 5)
@@ -370,7 +371,9 @@ def test_unknown_methods_are_named(scores) -> None:
 # -- coordinates without bounds ------------------------------------------------------
 
 
-@pytest.mark.parametrize("bend", ["positive", "unit"])
+@pytest.mark.parametrize(
+    "bend", ["positive", pytest.param("unit", marks=pytest.mark.slow)]
+)
 def test_denoising_of_a_bounded_site(bend) -> None:
     """I(x; f(y)) = I(x; y): learning in y itself was 30 to 56 % off for f = exp."""
     shape = {
