@@ -75,6 +75,7 @@ right.plot(np.cos(best), np.sin(best), "k*", ms=12, label="optimum")
 right.set(xlabel="a", ylabel="b", xlim=(0, 1.05), ylim=(-0.05, 1), aspect="equal")
 for axes in (left, right):
     axes.legend()
-file = Path("demo.png").resolve()
+file = Path(__file__).resolve().parent / "output" / "demo.png"
+file.parent.mkdir(exist_ok=True)
 figure.savefig(file, dpi=120)
 print(f"\nThe ascent and its path on the circle: {file}")

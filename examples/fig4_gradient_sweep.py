@@ -62,6 +62,7 @@ for axes, (moving, points) in zip(grid, lines.items(), strict=True):
     axes.set(xlabel=moving, title=f"{moving} moves, the other is 1")
 grid[0].set_ylabel("gradient of I(x;y), nats")
 grid[1].legend(fontsize="small")
-file = Path("fig4_gradient_sweep.png").resolve()
+file = Path(__file__).resolve().parent / "output" / "fig4_gradient_sweep.png"
+file.parent.mkdir(exist_ok=True)
 figure.savefig(file, dpi=120)
 print(file)

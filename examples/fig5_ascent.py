@@ -75,6 +75,7 @@ right.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.8"))
 right.plot(*reference.T, "k", label="closed form")
 right.plot(*path.T, "C1--", label="learned scores")
 right.set(xlabel="a", ylabel="b", xlim=(0, 1.05), ylim=(-0.05, 1), aspect="equal")
-file = Path("fig5_ascent.png").resolve()
+file = Path(__file__).resolve().parent / "output" / "fig5_ascent.png"
+file.parent.mkdir(exist_ok=True)
 figure.savefig(file, dpi=120)
 print(file)

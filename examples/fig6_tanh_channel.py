@@ -59,6 +59,7 @@ for scores, style in (("mixture", "C0o"), ("denoising", "C1x")):
 print("dI/deta at 0.6, 1.2, 3 on the grid:", expected[[12, 14, 20]].round(6))
 axes.set(xlabel="eta", ylabel="dI(x;y)/deta in nats")
 axes.legend()
-file = Path("fig6_tanh_channel.png").resolve()
+file = Path(__file__).resolve().parent / "output" / "fig6_tanh_channel.png"
+file.parent.mkdir(exist_ok=True)
 figure.savefig(file, dpi=120)
 print(file)

@@ -60,6 +60,7 @@ class _Generate(Messenger):
         self.boundary: dict[str, Any] = {}
         self._laws: dict[str, Noise] = {}
         self._states: dict[str, str] = {}
+        self._held: set[str] = set()
         super().__init__()
 
     # -- what a message means ------------------------------------------------------
@@ -78,7 +79,8 @@ class _Generate(Messenger):
             handle(msg)
 
     def postprocess_message(self, msg: Any) -> None:
-        if msg["type"] == "param" and self.params is None:
+        exploring = msg["type"] == "param" and self.params is None
+        if exploring and msg["name"] not in self._held:
             _record_param(self, msg)
 
     def _sample(self, msg: Any) -> None:
@@ -175,7 +177,9 @@ class _Generate(Messenger):
                 "NumPyro hands no value to it. Write numpyro.param before the scan and "
                 "use its value inside."
             )
-        if self.params is not None and msg["name"] in self.params:
+        if msg["value"] is not None:  # a handler holds it: it is no parameter
+            self._held.add(msg["name"])
+        elif self.params is not None and msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
 
     def _control_flow(self, msg: Any) -> None:

@@ -525,3 +525,15 @@ def test_noise_on_a_discrete_site_makes_it_real() -> None:
     assert abs(value.value - truth) < 4 * value.standard_error + 1e-4
     with pytest.raises(ig.errors.ArgumentError, match="positive"):
         ig.structural_model(model).append_noise({"b": 0.0})
+
+
+def test_a_substituted_parameter_is_held() -> None:
+    def model():
+        a, b = numpyro.param("a", 1.0), numpyro.param("b", 1.0)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(a * b * x, 1))
+
+    held = numpyro.handlers.substitute(model, data={"a": 2.0})
+    assert list(structural_model(held).params) == ["b"]
+    found = ig.gradient(ig.MI("x", "y"), held).value
+    assert float(found["b"]) == pytest.approx(4 / 5)  # 4 b / (1 + 4 b^2)
