@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import functools
 from typing import Any
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 
@@ -88,25 +90,25 @@ class View:
         return name if name in self.expectations else f"site {name!r}"
 
 
+# The arithmetic below is NumPy's: one at a time, JAX would compile every operation.
+
+
 def perturb(sm: StructuralModel, params: Any, size: float) -> Any:
     """Parameters a random step of some relative size away, within their constraints."""
+    rng = np.random.default_rng(3)
     moved = {}
-    for index, (name, value) in enumerate(params.items()):
-        leaves, tree = jax.tree.flatten(value)
-        try:
-            transform = biject_to(sm.constraints[name])
-        except NotImplementedError:  # no bijection, as for a sphere
+    for name, value in params.items():
+        transform = _from_the_line(sm, name)
+        if transform is None:  # no bijection, as for a sphere
             moved[name] = value
             continue
-        keys = jax.random.split(
-            jax.random.fold_in(jax.random.key(3), index), len(leaves)
-        )
-        new = []
-        for leaf, key in zip(leaves, keys, strict=True):
-            free = transform.inv(leaf)
-            step = size * (1.0 + jnp.abs(free)) * jax.random.normal(key, free.shape)
-            new.append(transform(free + step))
-        moved[name] = jax.tree.unflatten(tree, new)
+
+        def one(leaf: Any, transform: Any = transform) -> Any:
+            free = np.asarray(transform.inv(leaf))
+            step = size * (1.0 + np.abs(free)) * rng.normal(size=free.shape)
+            return transform((free + step).astype(free.dtype))
+
+        moved[name] = jax.tree.map(one, value)
     return moved
 
 
@@ -122,28 +124,34 @@ def lines_through(
     A line is straight in coordinates without constraints, and its speed is the size of
     each number there. Both results have axes of lines and of times in front.
     """
+    rng = np.random.default_rng(6)
     points, tangents = {}, {}
-    for index, (name, value) in enumerate(params.items()):
-        try:
-            transform = biject_to(sm.constraints[name])
-        except NotImplementedError:
-            transform = IdentityTransform()
+    for name, value in params.items():
+        transform = _from_the_line(sm, name) or IdentityTransform()
+        identity = isinstance(transform, IdentityTransform)
         leaves, tree = jax.tree.flatten(value)
-        chosen = only is None or name in only
         found = []
-        for number, leaf in enumerate(leaves):
-            free = jnp.asarray(transform.inv(leaf))
-            key = jax.random.fold_in(
-                jax.random.fold_in(jax.random.key(6), index), number
-            )
-            speed = jax.random.normal(key, (count, 1, *free.shape)) * chosen
-            if isinstance(transform, IdentityTransform):
-                largest = jnp.max(jnp.abs(free), initial=0.0)
-                fallback = jnp.where(largest > 0, largest, 1.0)
-                speed *= jnp.where(free == 0, fallback, jnp.abs(free))
-            clock = jnp.asarray(times, free.dtype).reshape(1, -1, *[1] * free.ndim)
-            way, speed = jnp.broadcast_arrays(free + clock * speed, speed)
-            found.append(jax.jvp(transform, (way,), (speed,)))
+        for leaf in leaves:
+            free = np.asarray(transform.inv(leaf))
+            speed = rng.normal(size=(count, 1, *free.shape))
+            speed *= only is None or name in only
+            if identity:
+                largest = np.max(np.abs(free), initial=0.0) or 1.0
+                speed *= np.where(free == 0, largest, np.abs(free))
+            clock = np.reshape(times, (1, -1, *[1] * free.ndim))
+            way, speed = np.broadcast_arrays(free + clock * speed, speed)
+            line = way.astype(free.dtype), speed.astype(free.dtype)
+            if not identity:
+                line = jax.jvp(transform, line[:1], line[1:])
+            found.append(line)
         points[name] = jax.tree.unflatten(tree, [point for point, _ in found])
         tangents[name] = jax.tree.unflatten(tree, [tangent for _, tangent in found])
     return points, tangents
+
+
+def _from_the_line(sm: StructuralModel, name: str) -> Any:
+    """NumPyro's map from real numbers to a parameter's constraint, or None."""
+    try:
+        return biject_to(sm.constraints[name])
+    except NotImplementedError:
+        return None

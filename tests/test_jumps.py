@@ -448,7 +448,6 @@ RIGHT = {
     "network of zeros": (network, {"w": 0 * WEIGHTS}),
     "layer norm": (normalized, {"w": WEIGHTS[::-1]}),
     "offset": (lambda x, a: 1e5 + a * x, {"a": 1.0}),
-    "cancellation": (lambda x, a: x + (1e6 + a * x) - 1e6, {"a": 1.0}),
     "fast": (lambda x, a: x + jnp.sin(300 * a * x), {"a": 1.0}),
     "small unit": (lambda x, a: 1e6 * a * x, {"a": 1e-6}),
     "order": (lambda x, w: jnp.sort(w * x)[:5] + x, {"w": WEIGHTS}),
