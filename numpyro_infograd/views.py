@@ -93,6 +93,7 @@ class View:
 # The arithmetic below is NumPy's: one at a time, JAX would compile every operation.
 
 
+@np.errstate(invalid="ignore")  # a start on a boundary is at infinity, and named later
 def perturb(sm: StructuralModel, params: Any, size: float) -> Any:
     """Parameters a random step of some relative size away, within their constraints."""
     rng = np.random.default_rng(3)
@@ -112,6 +113,7 @@ def perturb(sm: StructuralModel, params: Any, size: float) -> Any:
     return moved
 
 
+@np.errstate(invalid="ignore")
 def lines_through(
     sm: StructuralModel,
     params: Any,
