@@ -2,10 +2,11 @@
 """What this package refuses, one exception class for each reason.
 
 Every message names the site or the argument, says what came and what was
-expected, and ends with what to do. All classes derive from `InfogradError`; each
-one also derives from the built-in that a caller would expect (`ValueError`,
-`TypeError`), so `except ValueError` keeps working.
+expected, and ends with what to do. All classes derive from `InfogradError`, and from
+`ValueError`, so `except ValueError` keeps working.
 """
+
+from typing import Any
 
 
 class InfogradError(Exception):
@@ -63,4 +64,4 @@ class ConstraintError(InfogradError, ValueError):
         result: The `Result` all the same.
     """
 
-    result: object = None
+    result: Any = None

@@ -10,8 +10,14 @@ import numpyro.distributions as dist
 
 
 def halves(below, above):
-    # below(t) is the quantile at t < 1/2, above(t) the one at 1 - t. Each half counts
-    # from its own end, because 1 - u keeps its digits only for u >= 1/2.
+    """A quantile function from its two halves.
+
+    Args:
+        below: The quantile at t < 1/2.
+        above: The quantile at 1 - t.
+    """
+
+    # Each half counts from its own end: 1 - u keeps its digits only for u >= 1/2.
     def quantile(u):
         t = jnp.where(u < 0.5, u, 1 - u)
         return jnp.where(u < 0.5, below(t), above(t))
@@ -20,6 +26,7 @@ def halves(below, above):
 
 
 def odd(below):
+    """The quantile function of a law that is symmetric about zero, from below it."""
     return halves(below, lambda t: -below(t))
 
 
@@ -33,11 +40,13 @@ half_cauchy = halves(
 
 
 def dagum(d, u):
+    """Dagum from a uniform u."""
     y = -jnp.log(u) / d.concentration  # below, log(expm1(y)) without overflow
     return d.scale * jnp.exp(-(y + jnp.log(-jnp.expm1(-y))) / d.sharpness)
 
 
 def kumaraswamy(d, u):
+    """Kumaraswamy from a uniform u."""
     power = -jnp.expm1(jnp.log1p(-u) / d.concentration0)
     x = power ** (1 / d.concentration1)
     info = jnp.finfo(x.dtype)  # the log density may be infinite at 0 and at 1
@@ -45,25 +54,30 @@ def kumaraswamy(d, u):
 
 
 def times(matrix, z):
+    """Matrices (..., i, j) times vectors (..., j)."""
     return jnp.einsum("...ij,...j->...i", matrix, z)
 
 
 def low_rank(d, z):
+    """LowRankMultivariateNormal from normals: first those of the diagonal."""
     n = d.event_shape[0]
     return d.loc + times(d.cov_factor, z[..., n:]) + jnp.sqrt(d.cov_diag) * z[..., :n]
 
 
 def car(d, z):
+    """CAR, a Gaussian given by its precision matrix, from normals."""
     fn = dist.MultivariateNormal(d.mean, precision_matrix=d.precision_matrix)
     return fn.loc + times(fn.scale_tril, z)
 
 
 def projected_normal(d, z):
+    """ProjectedNormal from normals: a shifted Gaussian, put on the sphere."""
     x = d.concentration + z
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def cdf(d, x):
+    """The cumulative distribution function of d at x."""
     if type(d) is not dist.Laplace:
         return d.cdf(x)
     # NumPyro's cdf of Laplace has derivative 0 at the median, where a truncation

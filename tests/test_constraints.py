@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import jax.numpy as jnp
+import optax
 
 import numpyro
 import numpyro.distributions as dist
@@ -19,6 +20,10 @@ XY = MI("x", "y")
 
 def power(v):
     return v["s"] ** 2
+
+
+def always_one(v):
+    return 1.0 + 0.0 * v["s"]
 
 
 def distortion(v):
@@ -131,6 +136,35 @@ def test_a_constraint_out_of_reach_is_named_and_nothing_is_lost() -> None:
         progress_bar=False,
     )
     assert "not met" in short.status
+
+
+def test_what_a_minimum_out_of_reach_keeps_has_its_own_sign() -> None:
+    with pytest.raises(ConstraintError) as caught:
+        ig.minimize(
+            XY,
+            sender,
+            subject_to=[Expectation(always_one) >= 2.0],
+            projection=lambda p: {"a": jnp.clip(p["a"], 1.0, 2.0)},
+            progress_bar=False,
+        )
+    result = caught.value.result
+    assert result.estimate.value == pytest.approx(0.5 * np.log(2), abs=1e-4)
+
+
+def test_a_return_into_the_constraint_is_no_divergence() -> None:
+    """From a power of 9 the information must fall, whoever's optimizer it is."""
+    result = ig.maximize(
+        XY,
+        sender,
+        subject_to=[Expectation(power) <= 1.0],
+        init_params={"a": 3.0},
+        optimizer=optax.adam(0.02),
+        num_steps=400,
+        progress_bar=False,
+    )
+    assert result.constraints[0].is_met
+    assert result.estimate.value < 0.5 * np.log(10)
+    assert "diverged" not in result.status
 
 
 def test_what_cannot_be_a_constraint() -> None:

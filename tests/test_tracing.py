@@ -9,6 +9,7 @@ import functools
 import re
 from typing import Any
 
+import graphviz
 from models import ZOO, affine, multipath, qam, scan_model
 import numpy as np
 import pytest
@@ -305,7 +306,6 @@ def edges(graph: Any) -> set[tuple[str, str]]:
 
 
 def test_render():
-    graphviz = pytest.importorskip("graphviz")
     graph = traced("multipath").render()
     assert isinstance(graph, graphviz.Digraph)
     wanted = {("x", "u"), ("a", "u"), ("u", "v"), ("b", "v"), ("x", "y"), ("v", "y")}

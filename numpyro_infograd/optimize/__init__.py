@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from numpyro_infograd.arguments import as_args
+from numpyro_infograd.errors import ConstraintError
 from numpyro_infograd.objectives import MI, Constraint, Objective, Sites
 from numpyro_infograd.optimize.infomax import InfoMax
 from numpyro_infograd.optimize.result import Result
@@ -121,7 +122,15 @@ def minimize(
     Returns:
         A `Result` whose estimate is of `objective` itself.
     """
-    result = maximize(-objective, model, **settings)
+    try:
+        return _negated(maximize(-objective, model, **settings))
+    except ConstraintError as error:
+        error.result = _negated(error.result)
+        raise
+
+
+def _negated(result: Result) -> Result:
+    """A result of minus an objective as one of the objective."""
     history = dict(result.history)
     for name in {"objective", "gain"} & set(history):
         history[name] = -history[name]

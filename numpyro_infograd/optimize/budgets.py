@@ -24,7 +24,7 @@ from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.objectives import Constraint, Means, Objective, trace_expectations
 from numpyro_infograd.structure import StructuralModel
 
-PENALTY = 10.0  # nats for a squared relative excess of one half
+PENALTY = 10.0  # w above, in nats
 FOLLOW = 0.1  # share of the augmented step that a multiplier takes at each step
 FARTHEST = 0.3  # relative excess beyond which a multiplier goes no faster
 SLACK = 0.005  # relative excess at which a constraint counts as met

@@ -326,8 +326,11 @@ class Run:
         )
 
     def _fell(self, index: int, end: Estimate | None) -> bool:
-        """Whether an optimizer from outside led away from the maximum."""
-        if self.ascent.scaled or not self.chunks:
+        """Whether an optimizer from outside led away from the maximum.
+
+        Under constraints a fall may be the return into them.
+        """
+        if self.ascent.scaled or self.ascent.subject_to or not self.chunks:
             return False
         start, _ = self._value(self.starts[index])
         return start is not None and (end is None or end.upper < start.lower)
