@@ -249,7 +249,8 @@ def _replicated(
         pulled.gradient,
     )
     if pulled.deviation is not None:
-        count = _num_deviations(method)
+        assert method is not None  # exact scores deviate from nothing
+        count = method.num_deviations
 
         def fit_error(each: jax.Array) -> jax.Array:
             # Squares of means, less what sampling adds to them on average.
@@ -262,10 +263,6 @@ def _replicated(
         error = jax.tree.map(jnp.hypot, error, fit)
     evidence = {name: jnp.mean(v) for name, v in pulled.evidence.items()}
     return value, error, evidence
-
-
-def _num_deviations(method: Any) -> int:
-    return getattr(method, "num_networks", 1)
 
 
 def fit_scores(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import importlib
 import itertools
 from typing import Any
+import warnings
 
 import numpy as np
 from scipy.optimize import linprog
@@ -28,7 +29,7 @@ from tqdm.auto import tqdm
 import jax
 
 from numpyro_infograd.arguments import as_key
-from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.errors import ArgumentError, InfogradError
 from numpyro_infograd.objectives import Objective, names
 from numpyro_infograd.optimize import maximize
 from numpyro_infograd.structure import StructuralModel
@@ -188,11 +189,12 @@ def rate_region(
     key = as_key(rng_key)
     arguments: Any = {"model_args": model_args, "model_kwargs": model_kwargs}
     start = _values(named, model, settings.get("init_params"), key, arguments)
-    facets, params = [], []
-    weights = _simplex_grid(len(rates), num_weights)
-    for index, weight in enumerate(tqdm(weights, disable=not progress_bar)):
+    ends = []
+    for index, weight in enumerate(
+        tqdm(_simplex_grid(len(rates), num_weights), disable=not progress_bar)
+    ):
         own_key = jax.random.fold_in(key, index)
-        prices = _prices(weight, rates, start)
+        prices, values = _prices(weight, rates, start), None
         for _ in range(_ROUNDS):
             result = maximize(
                 sum((p * named[s] for s, p in prices.items()), Objective({})),
@@ -202,13 +204,28 @@ def rate_region(
                 **arguments,
                 **settings,
             )
-            values = _values(named, model, result.params, own_key, arguments)
+            try:
+                values = _values(named, model, result.params, own_key, arguments)
+            except InfogradError as error:
+                warnings.warn(
+                    f"the direction {weight.tolist()} is left out, for a bound has no "
+                    f"value where its ascent ended: {error}",
+                    stacklevel=2,
+                )
+                values = None
+                break
             before, prices = prices, _prices(weight, rates, values)
             if prices == before:
                 break
-        facets.append(values)
-        params.append(result.params)
-    return _region(rates, weights, facets, params)
+        if values is not None:
+            ends.append((weight, values, result.params))
+    if not ends:
+        raise ArgumentError(
+            "no direction ended where its bounds have a value. Use amplitudes, not "
+            "scales, for what may fall to zero, or other init_params."
+        )
+    weights, facets, params = zip(*ends, strict=True)
+    return _region(rates, np.array(weights), list(facets), list(params))
 
 
 def _check_bounds(bounds: Any) -> Bounds:

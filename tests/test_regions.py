@@ -107,6 +107,27 @@ def test_corners_of_a_box_and_of_a_missing_facet() -> None:
     assert {tuple(c) for c in corners} == {(0, 0), (1, 0), (0, 2), (1, 2)}
 
 
+def test_a_direction_without_an_end_is_left_out() -> None:
+    """A scale that one direction drives below zero must not cost the others."""
+
+    def model():
+        a = numpyro.param("a", 0.5)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(x, 1 + a))
+        numpyro.sample("z", dist.Normal(x, 1.5 - a))
+
+    with pytest.warns(UserWarning, match="is left out"):
+        region = ig.rate_region(
+            model,
+            {"r1": MI("x", "y"), "r2": MI("x", "z")},
+            num_weights=3,
+            projection=lambda p: {"a": jnp.clip(p["a"], 0.0, 2.0)},
+            progress_bar=False,
+        )
+    assert 1 <= len(region.points) < 3
+    assert len(region.params) == len(region.weights) == len(region.points)
+
+
 def test_bad_bounds() -> None:
     call = ig.rate_region
     with pytest.raises(ArgumentError, match="bounds must be a dict"):

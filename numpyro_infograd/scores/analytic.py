@@ -33,6 +33,8 @@ class Analytic:
         >>> method = scores.Analytic({"y": lambda params, v: -v["y"] / 2})
     """
 
+    num_deviations = 1  # it has none
+
     def __init__(
         self,
         functions: Mapping[str | tuple[str, ...], ScoreFunction],

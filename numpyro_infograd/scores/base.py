@@ -49,6 +49,10 @@ class ScoreMethod(Protocol):
     def num_samples(self) -> int:
         """Default number of samples of a gradient."""
 
+    @property
+    def num_deviations(self) -> int:
+        """Length of the leading axis of `Scores.deviations`; a divisor of 16."""
+
     def check(self, density: Density) -> None:
         """Raise where the method cannot serve the density."""
 

@@ -81,6 +81,11 @@ class Denoising:
     learning_rate: float = 4e-3
     num_samples: int = 32768
 
+    @property
+    def num_deviations(self) -> int:
+        """One for each network."""
+        return self.num_networks
+
     def __post_init__(self) -> None:
         if self.noise_variance is not None and not self.noise_variance > 0:
             raise ArgumentError(

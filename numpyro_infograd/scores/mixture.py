@@ -77,6 +77,11 @@ class Mixture:
     num_samples: int = 16384
     block_size: int = 128
 
+    @property
+    def num_deviations(self) -> int:
+        """One: what the jackknife removed."""
+        return 1
+
     def __post_init__(self) -> None:
         for name in ("num_components", "num_samples", "block_size"):
             as_power_of_two(name, getattr(self, name), 2)
