@@ -13,6 +13,7 @@ in its tables are over those points, everything else over all points that ran.
 
 import argparse
 from collections.abc import Callable, Sequence
+import itertools
 import os
 import time
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ import truths
 NOISE = 0.5  # variance of the noise on each output of the matrix channels
 RADIUS = 5.0  # largest Frobenius norm of their matrices, where they are tuned
 MI = ig.MI("x", "y")
+_KEYS = itertools.count()  # one key for each call: errors of points are independent
 
 
 # -- the systems, as a model and as the recipe wants them ------------------------------
@@ -152,7 +154,14 @@ def flat(tree: Any) -> np.ndarray:
 
 def ours(model: Callable, method: str, params: Any, args: tuple = ()) -> Any:
     """Gradient and standard error by one of the package's methods."""
-    found = ig.gradient(MI, model, params=params, scores=method, model_args=args)
+    found = ig.gradient(
+        MI,
+        model,
+        params=params,
+        scores=method,
+        model_args=args,
+        rng_key=jax.random.key(next(_KEYS)),
+    )
     return found.value, found.standard_error
 
 
