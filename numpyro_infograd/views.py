@@ -38,7 +38,7 @@ class View:
     sites: tuple[str, ...]
     expectations: Mapping[str, Program]
 
-    @functools.cached_property
+    @property
     def whole(self) -> Program:
         """`program` with nothing given."""
         return self.program(())
@@ -72,10 +72,25 @@ class View:
         A given site is passed on as given and returned as made, so that a jump shows
         on either side of it.
         """
+        key = tuple(given)
+        if key not in self._programs:
+            self._programs[key] = self._trace(key)
+        return self._programs[key]
+
+    @functools.cached_property
+    def _programs(self) -> dict[tuple[str, ...], Program]:
+        return {}
+
+    def _trace(self, given: tuple[str, ...]) -> Program:
         sm = self.sm
 
         def run(params: Any, noise: Values, put: Values) -> dict[str, Any]:
-            made = sm.run(params, noise, put, cut=True)[0]
+            # With nothing given there is no need to run the model once more.
+            made = (
+                sm.run(params, noise, put, cut=True)[0]
+                if given
+                else sm.forward(params, noise)
+            )
             passed = {**made, **put}
             means = {n: jnp.asarray(e(passed)) for n, e in self.expectations.items()}
             # A truth is averaged as a number: then it jumps.
