@@ -8,6 +8,15 @@ import pytest
 import jax
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiling is most of the fast tests' time, so they leave optimising out.
+
+    With the slow tests (`make test-all`) programs are compiled as users compile them.
+    """
+    if config.option.markexpr == "not slow":
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Run one test in double precision, and restore the setting after it."""

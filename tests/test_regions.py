@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 
 import numpyro_infograd as ig
 from numpyro_infograd import MI, regions
-from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.errors import ArgumentError, DegenerateError
 
 POWER = 10.0
 SINGLE = {"r1": MI("x1", "y", given="x2"), "r2": MI("x2", "y", given="x1")}
@@ -107,25 +107,28 @@ def test_corners_of_a_box_and_of_a_missing_facet() -> None:
     assert {tuple(c) for c in corners} == {(0, 0), (1, 0), (0, 2), (1, 2)}
 
 
-def test_a_direction_without_an_end_is_left_out() -> None:
-    """A scale that one direction drives below zero must not cost the others."""
+def test_a_direction_without_an_end_is_left_out(monkeypatch) -> None:
+    """A bound that has no value where one ascent ended must not cost the others."""
+    real, calls = regions._values, []
 
-    def model():
-        a = numpyro.param("a", 0.5)
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        numpyro.sample("y", dist.Normal(x, 1 + a))
-        numpyro.sample("z", dist.Normal(x, 1.5 - a))
+    def values(*args):
+        calls.append(args)
+        if len(calls) == 3:  # the start, the first direction, the second
+            raise DegenerateError("no noise is left.")
+        return real(*args)
 
-    with pytest.warns(UserWarning, match="is left out"):
+    monkeypatch.setattr(regions, "_values", values)
+    with pytest.warns(UserWarning, match=r"direction \[0.5, 0.5\] is left out.*noise"):
         region = ig.rate_region(
-            model,
-            {"r1": MI("x", "y"), "r2": MI("x", "z")},
+            multiple_access,
+            TRUE,
             num_weights=3,
-            projection=lambda p: {"a": jnp.clip(p["a"], 0.0, 2.0)},
+            num_steps=20,
+            projection=sum_power,
             progress_bar=False,
         )
-    assert 1 <= len(region.points) < 3
-    assert len(region.params) == len(region.weights) == len(region.points)
+    np.testing.assert_array_equal(region.weights, [[1, 0], [0, 1]])
+    assert len(region.params) == len(region.points) == 2
 
 
 def test_bad_bounds() -> None:
