@@ -2,8 +2,9 @@
 """Gaussian channels with several users (Section VI-A of the paper).
 
 The multiple-access channel under one total power and under one power for each user, the
-broadcast channel with superposition, and the secrecy rate of a beam of two antennas.
-Each is compared with its closed form; C(s) below is 1/2 log(1 + s).
+broadcast channel with superposition, the interference channel whose receivers take one
+another's signal for noise, and the secrecy rate of a beam of two antennas. Each is
+compared with its closed form; C(s) below is 1/2 log(1 + s).
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import scipy.linalg
 
 import jax.numpy as jnp
-from optax.projections import projection_l2_ball
+from optax.projections import projection_box, projection_l2_ball
 
 import numpyro
 import numpyro.distributions as dist
@@ -24,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 TOTAL, EACH, WEAK = 10.0, {"a": 6.0, "b": 2.0}, 4.0  # WEAK: noise of receiver 2
+CROSS = (0.3, 1.2)  # gains of the interference
 MAIN, EAVESDROPPER = np.array([1.0, 0.4]), np.array([0.5, 0.9])
 
 
@@ -45,6 +47,14 @@ def broadcast():
     numpyro.sample("y2", dist.Normal(x, WEAK**0.5))
 
 
+def interference(cross):
+    a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.8)
+    x1 = numpyro.sample("x1", dist.Normal(0, 1))
+    x2 = numpyro.sample("x2", dist.Normal(0, 1))
+    numpyro.sample("y1", dist.Normal(a * x1 + cross * b * x2, 1))
+    numpyro.sample("y2", dist.Normal(b * x2 + cross * a * x1, 1))
+
+
 def wiretap():
     beam = numpyro.param("beam", jnp.ones(2))
     x = numpyro.sample("x", dist.Normal(0, 1))
@@ -62,6 +72,11 @@ def ball(power):
 
 def balls(p):
     return {name: projection_l2_ball(a, EACH[name] ** 0.5) for name, a in p.items()}
+
+
+def box(p):
+    limit = TOTAL**0.5
+    return {name: projection_box(a, -limit, limit) for name, a in p.items()}
 
 
 def compare(axes, title, model, bounds, projection, edge, num_weights=3):
@@ -110,6 +125,21 @@ figure, grid = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
 compare(grid[0], "one power", multiple_access, access, ball(TOTAL), edges[0])
 compare(grid[1], "a power each", multiple_access, access, balls, edges[1])
 compare(grid[2], "broadcast", broadcast, superposed, ball(TOTAL), edges[2], 9)
+
+# Full power for both, or silence for one: no other pair of powers is best.
+for cross in CROSS:
+    result = ig.maximize(
+        ig.MI("x1", "y1") + ig.MI("x2", "y2"),
+        interference,
+        model_args=(cross,),
+        projection=box,
+        num_restarts=4,
+        progress_bar=False,
+    )
+    used = [float(p) ** 2 for p in result.params.values()]
+    truth = max(2 * capacity(TOTAL / (1 + cross**2 * TOTAL)), capacity(TOTAL))
+    print(f"interference {cross:g}: sum rate {result.estimate.value:.5f}", end="")
+    print(f", truth {truth:.5f}; powers {used[0]:.3f} and {used[1]:.3f}")
 
 # max over beams of C((h.f)^2) - C((g.f)^2): the largest generalised eigenvalue
 secret = ig.maximize(

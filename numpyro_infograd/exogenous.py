@@ -208,7 +208,7 @@ def _copula_reason(d) -> str:
     m = d.marginal_dist
     single = type(m) in _BUILT_IN and type(m) not in _WRAPPERS and not m.event_shape
     known = single and _row(m).noise(m, ()).kind in ("normal", "uniform")
-    return "" if known else _no_quantile(d, m)
+    return _reason(m) if known else _no_quantile(d, m)
 
 
 def _euler_maruyama(d, key, s):
@@ -295,6 +295,14 @@ _GATE = _refused("the gradient of the gate would be silently zero")
 _MIXTURE = _refused("the gradient of the mixing weights would be silently zero")
 _ANGLE = _refused("the gradient does not pass its rejection sampler")
 
+
+def _few(formula) -> _Row:
+    """A law of a few values: no gradient passes, but its draws may be quasi-random."""
+    return _uniform(
+        formula, lambda d: None, lambda d: f"{type(d).__name__} is discrete"
+    )
+
+
 _LOW, _HIGH, _LOW_HIGH = _at("low"), _at("high"), _at("low", "high")
 
 # fmt: off
@@ -359,6 +367,14 @@ _TABLE: dict[type, _Row] = _WRAPPERS | {
         dist.Wishart, dist.ZeroSumNormal,
     ), _TRANSFORMED),
     dist.InverseGamma: _TRANSFORMED._replace(ends=lambda d: None),
+    # discrete, one uniform
+    **dict.fromkeys(
+        (dist.BernoulliLogits, dist.BernoulliProbs), _few(samplers.bernoulli)
+    ),
+    **dict.fromkeys(
+        (dist.CategoricalLogits, dist.CategoricalProbs), _few(samplers.categorical)
+    ),
+    dist.DiscreteUniform: _few(samplers.discrete_uniform),
     # one key, through NumPyro's sampler
     **dict.fromkeys((
         dist.Beta, dist.BetaProportion, dist.Dirichlet, dist.InverseWishartCholesky,
@@ -397,6 +413,13 @@ _TABLE: dict[type, _Row] = _WRAPPERS | {
 # fmt: on
 
 _BUILT_IN = frozenset(_TABLE)
+_DISCRETE = (
+    dist.BernoulliLogits,
+    dist.BernoulliProbs,
+    dist.CategoricalLogits,
+    dist.CategoricalProbs,
+    dist.DiscreteUniform,
+)
 _DRAWN = _key()  # what has a reason is drawn whole
 
 
@@ -415,7 +438,15 @@ def _reason(fn) -> str:
 
 
 def _row(fn) -> _Row:
-    return _DRAWN if _reason(fn) else _TABLE[type(fn)]
+    leaf = fn
+    while type(leaf) in (
+        dist.ExpandedDistribution,
+        dist.Independent,
+        dist.MaskedDistribution,
+    ):
+        leaf = leaf.base_dist
+    keyed = _reason(fn) and type(leaf) not in _DISCRETE
+    return _DRAWN if keyed else _TABLE[type(fn)]
 
 
 def _ends(fn) -> tuple[Any, ...] | None:

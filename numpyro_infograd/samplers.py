@@ -53,6 +53,25 @@ def kumaraswamy(d, u):
     return jnp.clip(x, info.tiny, 1 - info.epsneg)
 
 
+def bernoulli(d, u):
+    """Bernoulli from a uniform u."""
+    return (u > 1 - d.probs).astype(jnp.result_type(int))
+
+
+def categorical(d, u):
+    """Categorical from a uniform u: how many cumulative probabilities lie below it."""
+    below = jnp.cumsum(d.probs, axis=-1)
+    below = below[..., :-1] / below[..., -1:]
+    return jnp.sum(u[..., None] > below, axis=-1, dtype=jnp.result_type(int))
+
+
+def discrete_uniform(d, u):
+    """DiscreteUniform from a uniform u."""
+    count = d.high - d.low + 1
+    step = jnp.floor(u * count).astype(jnp.result_type(d.low, int))
+    return d.low + jnp.minimum(step, count - 1)
+
+
 def times(matrix, z):
     """Matrices (..., i, j) times vectors (..., j)."""
     return jnp.einsum("...ij,...j->...i", matrix, z)

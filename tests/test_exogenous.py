@@ -574,7 +574,6 @@ def test_what_is_refused_would_have_been_wrong(name):
     build, scalars, wrong = MIXED[name]
     fn = build(**scalars)
     assert exogenous.reason_not_reparametrized(fn)
-    assert exogenous.noise_of(fn, (3,)) == exogenous.Noise("key", ())
 
     @jax.jit
     def run(p, key):
@@ -585,6 +584,40 @@ def test_what_is_refused_would_have_been_wrong(name):
     which = list(scalars).index(wrong)
     value, error = mean_and_error((slopes - scored)[:, which])
     assert np.max(np.abs(value) / error) > LIMIT
+
+
+@pytest.mark.parametrize(
+    ("fn", "values", "probs"),
+    [
+        (dist.Bernoulli(0.3), [0, 1], [0.7, 0.3]),
+        (dist.Bernoulli(logits=jnp.log(3.0)), [0, 1], [0.25, 0.75]),
+        (dist.Bernoulli(jnp.array([0.0, 1.0])), [0, 1], [[1, 0], [0, 1]]),
+        (dist.Categorical(jnp.array([0.5, 0.2, 0.3])), [0, 1, 2], [0.5, 0.2, 0.3]),
+        (dist.Categorical(jnp.array([0.0, 0.6, 0.4, 0.0])), range(4), [0, 0.6, 0.4, 0]),
+        (
+            dist.Categorical(logits=jnp.log(jnp.array([[1.0, 3.0], [9.0, 1.0]]))),
+            [0, 1],
+            [[0.25, 0.75], [0.9, 0.1]],
+        ),
+        (dist.DiscreteUniform(-1, 3), range(-1, 4), [0.2] * 5),
+    ],
+)
+def test_a_law_of_a_few_values_has_a_quantile_function(fn, values, probs):
+    """On evenly spaced uniforms each value has its share, whatever the wrapper."""
+    count = 1000
+    u = np.broadcast_to((np.arange(count) + 0.5) / count, (*fn.batch_shape, count)).T
+    for wrapped in (fn, fn.mask(True), fn.to_event(len(fn.batch_shape))):
+        assert exogenous.noise_of(wrapped, (count,)) == ("uniform", u.shape)
+        x = np.asarray(exogenous.transform(wrapped, jnp.asarray(u), (count,)))
+        assert x.dtype == fn.sample(jax.random.key(0)).dtype
+        assert np.all(np.diff(x, axis=0) >= 0)
+        found = np.stack([np.mean(x == v, axis=0) for v in values], axis=-1)
+        np.testing.assert_allclose(found, probs, atol=1.5 / count)
+
+
+def test_a_copula_with_a_discrete_marginal_has_no_gradient():
+    fn = dist.GaussianCopula(dist.Bernoulli(jnp.full(2, 0.4)), jnp.eye(2))
+    assert "discrete" in exogenous.reason_not_reparametrized(fn)
 
 
 def test_reasons_say_what_is_wrong():

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conditional, joint and weighted information, and entropies, against closed forms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import links
+import numpy as np
+import pytest
+from scipy.special import polygamma
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+
+from helpers import assert_within
+import numpyro_infograd as ig
+from numpyro_infograd import MI, Entropy
+from numpyro_infograd.errors import BoundaryError
+from numpyro_infograd.scores import Analytic, Denoising, Mixture
+import truths
+
+LEARN = Denoising(hidden=(32, 32), num_steps=150, pool_size=16384, num_samples=4096)
+AVERAGE = Mixture(num_components=1024, num_samples=4096)
+METHODS = {"exact": "exact", "mixture": AVERAGE, "denoising": LEARN}
+named = pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
+sampled = pytest.mark.parametrize(
+    "scores", [AVERAGE, LEARN], ids=["mixture", "denoising"]
+)
+
+
+def check(objective, model, truth: dict[str, float], scores, params=None, **settings):
+    """Within three standard errors, each at most 1 % of the largest component."""
+    found = ig.gradient(objective, model, params=params, scores=scores, **settings)
+    assert_within(
+        jax.tree.map(np.asarray, found.value),
+        jax.tree.map(np.asarray, found.standard_error),
+        {name: np.asarray(number) for name, number in truth.items()},
+        max_standard_error=0.01 * max(map(abs, truth.values())),
+        num_sigmas=3.0,
+    )
+
+
+def slopes(
+    covariance: Callable[..., Any],
+    sets: tuple[list[int], list[int], list[int]],
+    point: dict[str, float],
+) -> dict[str, float]:
+    """Derivatives of a Gaussian I(A;B|C) by central differences."""
+    a, b, c = sets
+
+    def information(**params: float) -> float:
+        whole = np.array(covariance(**params))
+        half_log = [
+            np.linalg.slogdet(whole[np.ix_(s, s)])[1] / 2 if s else 0.0
+            for s in (a + c, b + c, a + b + c, c)
+        ]
+        return half_log[0] + half_log[1] - half_log[2] - half_log[3]
+
+    found = {}
+    for name, value in point.items():
+        above = information(**point | {name: value + 1e-5})
+        below = information(**point | {name: value - 1e-5})
+        found[name] = (above - below) / 2e-5
+    return found
+
+
+# -- weighted sums of conditional informations (Corollary 3) ---------------------------
+
+
+def two_users() -> None:
+    a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.6)
+    x1 = numpyro.sample("x1", dist.Normal(0, 1))
+    x2 = numpyro.sample("x2", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(a * x1 + b * x2, 1))
+
+
+def user_score(*sites: str) -> Callable[[Any, Any], Any]:
+    """Score of y given the senders named, for `Analytic`."""
+
+    def score(params: Any, v: Any) -> Any:
+        gains = {"x1": params["a"], "x2": params["b"]}
+        known = sum(gains[s] * v[s] for s in sites)
+        hidden = sum(g**2 for s, g in gains.items() if s not in sites)
+        return -(v["y"] - known) / (1 + hidden)
+
+    return score
+
+
+USERS = Analytic(
+    {
+        "y": user_score(),
+        ("x1", "y"): user_score("x1"),
+        ("x2", "y"): user_score("x2"),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "scores", [*METHODS.values(), USERS], ids=[*METHODS, "analytic"]
+)
+def test_weighted_rates_of_two_users(scores) -> None:
+    objective = (
+        0.7 * MI("x1", "y", given="x2")
+        + 0.3 * MI("x2", "y", given="x1")
+        + 0.5 * MI(("x1", "x2"), "y")
+    )
+    a, b = 1.0, 0.6
+    both = 0.5 / (1 + a**2 + b**2)
+    truth = {
+        "a": 0.7 * a / (1 + a**2) + both * a,
+        "b": 0.3 * b / (1 + b**2) + both * b,
+    }
+    check(objective, two_users, truth, scores)
+
+
+@named
+def test_interference_treated_as_noise(scores) -> None:
+    """I(X1;Y) without the condition: the other user is noise."""
+    a, b = 1.0, 0.6
+    truth = {
+        "a": a / (1 + a**2 + b**2),
+        "b": b / (1 + a**2 + b**2) - b / (1 + b**2),
+    }
+    check(MI("x1", "y"), two_users, truth, scores)
+
+
+# -- a parameter in the input, in the condition, on both ends --------------------------
+
+
+def side_information() -> None:
+    """The condition c = e u + noise tells of u, which disturbs the channel."""
+    e = numpyro.param("e", 1.0)
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    u = numpyro.sample("u", dist.Normal(0, 1))
+    numpyro.sample("c", dist.Normal(e * u, 1))
+    numpyro.sample("y", dist.Normal(x + u, 1))
+
+
+@named
+@pytest.mark.parametrize("e", [0.8, 1.5])
+def test_condition_that_depends_on_a_parameter(scores, e) -> None:
+    left = 1 / (1 + e**2)  # variance of u given c
+    truth = -e * left**2 * (1 / (2 + left) - 1 / (1 + left))
+    check(MI("x", "y", given="c"), side_information, {"e": truth}, scores, {"e": e})
+
+
+def common_condition() -> None:
+    """Input, output and condition share a cause, each by a parameter of its own."""
+    a, b, e = (numpyro.param(n, v) for n, v in zip("abe", (0.8, 1.2, 0.5), strict=True))
+    u = numpyro.sample("u", dist.Normal(0, 1))
+    x = numpyro.sample("x", dist.Normal(a * u, 1))
+    numpyro.sample("c", dist.Normal(e * u, 1))
+    numpyro.sample("y", dist.Normal(x + b * u, 1))
+
+
+@named
+def test_input_output_and_condition_of_one_cause(scores) -> None:
+    def covariance(a, b, e):  # of x, y, c
+        cause = np.array([a, a + b, e])
+        own = np.array([[1, 1, 0], [1, 2, 0], [0, 0, 1]])
+        return np.outer(cause, cause) + own
+
+    truth = slopes(covariance, ([0], [1], [2]), {"a": 0.8, "b": 1.2, "e": 0.5})
+    check(MI("x", "y", given="c"), common_condition, truth, scores)
+
+
+def chain(bend: bool = False) -> None:
+    a, b = numpyro.param("a", 0.7), numpyro.param("b", 1.2)
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    v = numpyro.sample("v", dist.Normal(a * x, 1))
+    w = numpyro.sample("w", dist.Normal(jnp.tanh(b * v) if bend else b * v, 0.5))
+    numpyro.sample("y", dist.Normal(w, 1))
+
+
+@named
+def test_information_between_two_sites_in_the_middle(scores) -> None:
+    a, b = 0.7, 1.2
+    power = 1 + a**2
+    snr = 1 + 4 * b**2 * power
+    truth = {"a": 4 * b**2 * a / snr, "b": 4 * b * power / snr}
+    check(MI("v", "w"), chain, truth, scores)
+
+
+@sampled
+def test_the_same_through_a_saturating_stage(scores) -> None:
+    """v is Gaussian of variance 1 + a^2: the tanh channel at eta = b sqrt(1 + a^2)."""
+    a, b = 0.7, 1.2
+    root = np.sqrt(1 + a**2)
+    slope = truths.tanh_derivative(b * root)
+    truth = {"a": slope * b * a / root, "b": slope * root}
+    settings = {"num_samples": 1 << 16, "model_kwargs": {"bend": True}}
+    check(MI("v", "w"), chain, truth, scores, **settings)
+
+
+# -- entropies of one set alone --------------------------------------------------------
+
+
+def log_normal() -> None:
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    mean = numpyro.param("a", 0.8) * x + numpyro.param("m", 0.2)
+    numpyro.sample("y", dist.LogNormal(mean, 0.6))
+
+
+@sampled
+def test_entropy_of_a_positive_site(scores) -> None:
+    """h = m + log(2 pi e (a^2 + s^2)) / 2."""
+    variance = 0.8**2 + 0.6**2
+    check(Entropy("y"), log_normal, {"a": 0.8 / variance, "m": 1.0}, scores)
+
+
+def test_value_of_the_entropy_of_a_positive_site() -> None:
+    found = ig.estimate(Entropy("y"), log_normal)
+    truth = 0.2 + 0.5 * np.log(2 * np.pi * np.e)
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.005)
+
+
+def root(law: Callable[[Any], Any], start: float) -> links.Model:
+    def model() -> None:
+        numpyro.sample("y", law(numpyro.param("k", start)))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("law", "start", "truth"),
+    [
+        (lambda k: dist.Gamma(k, 1.0), 3.0, 1 - 2 * polygamma(1, 3.0)),
+        (dist.Exponential, 2.0, -0.5),
+        (
+            lambda k: dist.Beta(k, 2.0),
+            3.0,
+            -2 * polygamma(1, 3.0) + 3 * polygamma(1, 5.0),
+        ),
+    ],
+    ids=["Gamma", "Exponential", "Beta"],
+)
+def test_entropy_of_a_law_on_a_fixed_support(law, start, truth) -> None:
+    wanted = {"k": float(truth)}
+    check(Entropy("y"), root(law, start), wanted, "auto", num_samples=1 << 18)
+
+
+def test_entropy_on_a_support_that_moves_is_refused() -> None:
+    """h = log k of a uniform law on (0, k): its score is zero inside."""
+    with pytest.raises(BoundaryError, match="'y'"):
+        ig.gradient(Entropy("y"), root(lambda k: dist.Uniform(0.0, k), 2.0))
