@@ -94,7 +94,8 @@ def estimate(
         params: Where to evaluate; what is missing takes its initial value.
         method: "exact" for linear-Gaussian models; "nested" averages the model's own
             densities over fresh draws of hidden noise; "auto" is exact where it can be.
-        num_samples: Outer samples, a power of two; None for 16384.
+        num_samples: Outer samples, a power of two; None for 4096, or 16384 where no
+            noise is hidden and there are no inner draws.
         num_components: Inner draws for each outer replicate, a power of two.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         unit: "nats" or "bits".
@@ -125,8 +126,9 @@ def estimate(
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     sm, complete = admit(objective, model, args, kwargs, params)
-    size = check_num_samples(num_samples, None)
-    found = value_of(objective, sm, complete, key, method, size, num_components)
+    if num_samples is not None:
+        check_num_samples(num_samples, None)
+    found = value_of(objective, sm, complete, key, method, num_samples, num_components)
     scale = _BITS if unit == "bits" else 1.0
     return replace(
         found,
@@ -144,7 +146,7 @@ def value_of(
     params: Any,
     rng_key: jax.Array,
     method: str = "auto",
-    num_samples: int = 16384,
+    num_samples: int | None = None,
     num_components: int = 16384,
 ) -> Estimate:
     """`estimate` of a traced model at complete parameters, in nats."""
@@ -160,7 +162,7 @@ def _value_of(
     params: Any,
     rng_key: jax.Array,
     method: str,
-    num_samples: int,
+    num_samples: int | None,
     num_components: int,
 ) -> Estimate:
     sm.check_values(objective.sites, params)
@@ -231,7 +233,7 @@ def _nested_estimate(
     objective: Objective,
     sm: StructuralModel,
     params: Any,
-    num_samples: int,
+    num_samples: int | None,
     num_components: int,
     rng_key: jax.Array,
 ) -> Estimate:
@@ -246,6 +248,8 @@ def _nested_estimate(
                     "Observe it through a sample site."
                 )
         densities.append(sm.density(term.sites, term.given, whole=True))
+    if num_samples is None:
+        num_samples = 4096 if any(d.hidden for d in densities) else 16384
     mixture = Mixture(num_components=num_components)
     points = tuple(mixture.init(d, rng_key) if d.hidden else None for d in densities)
     value, error, correction, effective = _nested(
