@@ -36,6 +36,7 @@ from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import Density, StructuralModel, simulate
 
 METHODS = ("auto", "exact", "nested")
+_COMPONENTS = (4096, 16384)  # inner draws at first, and where these are too few
 _BITS = 1.0 / math.log(2.0)
 
 
@@ -80,7 +81,7 @@ def estimate(
     params: Mapping[str, Any] | None = None,
     method: str = "auto",
     num_samples: int | None = None,
-    num_components: int = 16384,
+    num_components: int | None = None,
     rng_key: jax.Array | None = None,
     unit: str = "nats",
     model_args: tuple[Any, ...] = (),
@@ -94,9 +95,9 @@ def estimate(
         params: Where to evaluate; what is missing takes its initial value.
         method: "exact" for linear-Gaussian models; "nested" averages the model's own
             densities over fresh draws of hidden noise; "auto" is exact where it can be.
-        num_samples: Outer samples, a power of two; None for 4096, or 16384 where no
-            noise is hidden and there are no inner draws.
-        num_components: Inner draws for each outer replicate, a power of two.
+        num_samples: Outer samples, a power of two; None for 16384.
+        num_components: Inner draws for each outer replicate, a power of two; None for
+            4096, and 16384 where the information is too high for these.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         unit: "nats" or "bits".
         model_args: Positional arguments of the model.
@@ -126,9 +127,8 @@ def estimate(
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     sm, complete = admit(objective, model, args, kwargs, params)
-    if num_samples is not None:
-        check_num_samples(num_samples, None)
-    found = value_of(objective, sm, complete, key, method, num_samples, num_components)
+    size = check_num_samples(num_samples, None)
+    found = value_of(objective, sm, complete, key, method, size, num_components)
     scale = _BITS if unit == "bits" else 1.0
     return replace(
         found,
@@ -146,8 +146,8 @@ def value_of(
     params: Any,
     rng_key: jax.Array,
     method: str = "auto",
-    num_samples: int | None = None,
-    num_components: int = 16384,
+    num_samples: int = 16384,
+    num_components: int | None = None,
 ) -> Estimate:
     """`estimate` of a traced model at complete parameters, in nats."""
     found = _value_of(
@@ -162,8 +162,8 @@ def _value_of(
     params: Any,
     rng_key: jax.Array,
     method: str,
-    num_samples: int | None,
-    num_components: int,
+    num_samples: int,
+    num_components: int | None,
 ) -> Estimate:
     sm.check_values(objective.sites, params)
     checks.check_rank(objective, sm, params)
@@ -233,8 +233,8 @@ def _nested_estimate(
     objective: Objective,
     sm: StructuralModel,
     params: Any,
-    num_samples: int | None,
-    num_components: int,
+    num_samples: int,
+    num_components: int | None,
     rng_key: jax.Array,
 ) -> Estimate:
     terms = resolve(objective, sm)
@@ -248,9 +248,7 @@ def _nested_estimate(
                     "Observe it through a sample site."
                 )
         densities.append(sm.density(term.sites, term.given, whole=True))
-    if num_samples is None:
-        num_samples = 4096 if any(d.hidden for d in densities) else 16384
-    mixture = Mixture(num_components=num_components)
+    mixture = Mixture(num_components=num_components or _COMPONENTS[0])
     points = tuple(mixture.init(d, rng_key) if d.hidden else None for d in densities)
     value, error, correction, effective = _nested(
         sm.forward,
@@ -266,6 +264,10 @@ def _nested_estimate(
         num_samples=num_samples,
     )
     smallest = float(effective)  # infinite where nothing is hidden
+    if smallest < SOUND_SAMPLE_SIZE and num_components is None:
+        return _nested_estimate(
+            objective, sm, params, num_samples, _COMPONENTS[1], rng_key
+        )
     warnings = []
     if smallest < SOUND_SAMPLE_SIZE:
         warnings.append(
