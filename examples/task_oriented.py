@@ -77,7 +77,7 @@ task = ig.MI("t", "y")
 budget = ig.Expectation(power) <= POWER
 # Fitted scores are faster here than a mixture, which would run the encoder for every
 # pair of a sample and a component.
-code = ig.maximize(task, sensor, subject_to=budget, scores="denoising", num_steps=200)
+code = ig.maximize(task, sensor, subject_to=budget, scores="denoising", num_steps=150)
 decoded = ig.minimize(
     ig.Expectation(error), received, model_args=(code.params,), num_steps=120
 )
