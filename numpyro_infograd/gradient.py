@@ -261,7 +261,11 @@ def _replicated(
 
         fit = jax.tree.map(fit_error, pulled.deviation)
         error = jax.tree.map(jnp.hypot, error, fit)
-    evidence = {name: jnp.mean(v) for name, v in pulled.evidence.items()}
+    # Sample sizes average as variances do, by their reciprocals.
+    evidence = {
+        name: 1 / jnp.mean(1 / v) if name.startswith("effective") else jnp.mean(v)
+        for name, v in pulled.evidence.items()
+    }
     return value, error, evidence
 
 
@@ -418,8 +422,8 @@ def choose(
     except DensityError as error:
         return pose(objective, sm, Denoising(), params, str(error)), None
     found = estimate_gradient(problem, params, num_samples, rng_key)
-    low = effective_sizes(found.diagnostics)
-    smallest = f"{min(low):.0f}" if low else "unlimited"
+    low = min(effective_sizes(found.diagnostics), default=math.inf)
+    smallest = f"{low:.0f}" if math.isfinite(low) else "unlimited"
     if is_sound(found.diagnostics):
         reason = f"{why}; effective sample size {smallest} is sound"
         problem = problem._replace(reason=reason)

@@ -315,7 +315,7 @@ def _nested(
                     jax.random.fold_in(inner_key, i),
                 )
                 removed -= coefficients[i] * jnp.mean(correction)
-                smallest = jnp.minimum(smallest, jnp.quantile(effective, 0.1))
+                smallest = jnp.minimum(smallest, effective)
             else:
                 inside = {s: values[s] for s in density.all_sites}
                 log_p = jax.vmap(lambda v, d=density: d.log_prob(params, {}, v))(inside)
@@ -328,4 +328,4 @@ def _nested(
     sampling = STUDENT * jnp.std(totals, ddof=1) / math.sqrt(REPLICATES)
     correction = jnp.mean(removed)
     error = jnp.hypot(sampling, 0.5 * correction)
-    return jnp.mean(totals), error, correction, jnp.mean(smallest)
+    return jnp.mean(totals), error, correction, 1 / jnp.mean(1 / smallest)
