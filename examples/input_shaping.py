@@ -121,9 +121,6 @@ def row(name, result, found, truth):
     print(f"{name:>34}{found:10.5f}{truth:10.5f}   {result.status}")
 
 
-# Quasi-random components hold each of a few values in its share, so a few hundred of
-# them do; their effective sample size, by which "auto" judges, says too little of it.
-counted = ig.scores.Mixture(num_components=256)
 figure, grid = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
 print(f"{'nats':>34}{'found':>10}{'truth':>10}")
 for peak in PEAKS:
@@ -147,7 +144,6 @@ result = ig.maximize_mi(
     "x",
     "y",
     projection=ball(POWER, 4),
-    scores=ig.scores.Mixture(),
     progress_bar=False,
 )
 truth = 0.5 * np.log1p(POWER)
@@ -160,7 +156,6 @@ result = ig.maximize_mi(
     "y",
     model_args=(start * (3 * LINE_POWER) ** 0.5,),
     projection=ball(LINE_POWER, LEVELS),
-    scores=counted,
     progress_bar=False,
 )
 levels, best = np.sort(np.asarray(result.params["points"])), best_levels()
@@ -184,8 +179,7 @@ result = ig.maximize_mi(
     "y",
     model_args=(square,),
     projection=disc,
-    scores=counted,
-    num_restarts=8,
+    num_restarts=4,
     progress_bar=False,
 )
 points = np.asarray(result.params["points"])

@@ -342,6 +342,14 @@ def test_auto_is_a_mixture_at_moderate_information() -> None:
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.005)
 
 
+def test_auto_trusts_quasi_random_components_of_few_values() -> None:
+    """Kish's size of 1024 draws of 16 values is below 100, but each has its share."""
+    found = ig.gradient(ig.MI("symbol", "y"), links.qam, params={"a": 2.0})
+    assert found.diagnostics["method"] == "mixture"
+    assert found.diagnostics["effective_sample_size(y)"] < 100
+    check(found, {"a": 2 * links.pam_derivative(2.0)}, 0.005)
+
+
 def test_auto_learns_where_a_mixture_gives_out() -> None:
     found = ig.gradient(XY, links.quiet_amplifier, num_samples=4096)
     assert found.diagnostics["method"] == "denoising"
