@@ -423,14 +423,15 @@ def choose(
         return pose(objective, sm, Denoising(), params, str(error)), None
     found = estimate_gradient(problem, params, num_samples, rng_key)
     low = min(effective_sizes(found.diagnostics), default=math.inf)
-    smallest = f"{low:.0f}" if math.isfinite(low) else "unlimited"
     if is_sound(found.diagnostics):
-        reason = f"{why}; effective sample size {smallest} is sound"
+        sound = f"effective sample size {low:.0f} is sound"
+        counted = "the mixture's components count the hidden noise out"
+        reason = f"{why}; {sound if math.isfinite(low) else counted}"
         problem = problem._replace(reason=reason)
         return problem, replace(
             found, diagnostics=found.diagnostics | {"reason": reason}
         )
-    reason = f"{why}; a mixture's effective sample size is only {smallest}"
+    reason = f"{why}; a mixture's effective sample size is only {low:.0f}"
     return pose(objective, sm, Denoising(), params, reason), None
 
 

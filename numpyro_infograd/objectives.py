@@ -66,7 +66,7 @@ class Objective:
             return NotImplemented
         entropies = dict(self.entropies)
         for joint, coefficient in other.entropies.items():
-            entropies[joint] = entropies.get(joint, 0.0) + coefficient
+            entropies[joint] = _add(entropies.get(joint, 0.0), coefficient)
         return Objective(
             entropies,
             self.expectations + other.expectations,
@@ -93,6 +93,9 @@ class Objective:
         )
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Objective:
+        return self * (1.0 / divisor)
 
     def __neg__(self) -> Objective:
         return self * -1.0
@@ -257,6 +260,12 @@ def names(value: Sites, argument: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(listed))
 
 
+def _add(a: float, b: float) -> float:
+    """The sum, or zero where only rounding is left: 0.1 + 0.2 - 0.3 must cancel."""
+    total = a + b
+    return 0.0 if abs(total) <= 1e-12 * (abs(a) + abs(b)) else total
+
+
 def _call(function: str, *sets: tuple[str, ...], given: tuple[str, ...]) -> str:
     arguments = [repr(s[0]) if len(s) == 1 else repr(s) for s in sets]
     if given:
@@ -290,8 +299,8 @@ def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
                 continue
             size = min(abs(left[joint]), abs(left[inner]))
             coefficient = size if left[joint] > 0 else -size
-            left[joint] -= coefficient
-            left[inner] += coefficient
+            left[joint] = _add(left[joint], -coefficient)
+            left[inner] = _add(left[inner], coefficient)
             rest = tuple(sorted(joint - inner, key=order.__getitem__))
             given = tuple(sorted(inner, key=order.__getitem__))
             terms.append(Term(coefficient, rest, given))
@@ -312,6 +321,10 @@ class Means(NamedTuple):
         """The mean of each program over a batch of values, (num_programs,)."""
         found = [jnp.mean(jax.vmap(fn)(values)) for fn in self.programs]
         return jnp.stack(found) if found else jnp.zeros(0)
+
+    def each(self, values: Any) -> jax.Array:
+        """Every program at every sample of a batch, (num_programs, num_samples)."""
+        return jnp.stack([jax.vmap(fn)(values) for fn in self.programs])
 
 
 def trace_expectations(objective: Objective, sm: StructuralModel) -> Means:

@@ -248,7 +248,8 @@ def _nested_estimate(
                     "Observe it through a sample site."
                 )
         densities.append(sm.density(term.sites, term.given, whole=True))
-    mixture = Mixture(num_components=num_components or _COMPONENTS[0])
+    first = _COMPONENTS[0] if num_components is None else num_components
+    mixture = Mixture(num_components=first)
     points = tuple(mixture.init(d, rng_key) if d.hidden else None for d in densities)
     value, error, correction, effective = _nested(
         sm.forward,

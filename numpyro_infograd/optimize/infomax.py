@@ -294,7 +294,9 @@ class InfoMax:
             else jax.tree.map(jnp.ones_like, free)
         )
         opt_state = self.optimizer.init(free)
-        means, budgets = trace_budgets(self.objective, self.subject_to, problem.sm)
+        means, budgets = trace_budgets(
+            self.objective, self.subject_to, problem.sm, params
+        )
         system = System(
             problem.sm.forward,
             problem.exact,

@@ -15,7 +15,12 @@ import optax
 
 from numpyro_infograd.errors import ConstraintError, InfogradError
 from numpyro_infograd.gradient import is_sound
-from numpyro_infograd.optimize.budgets import ConstraintReport, is_settled
+from numpyro_infograd.optimize.budgets import (
+    FARTHEST,
+    SLACK,
+    ConstraintReport,
+    is_settled,
+)
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.step import (
     InfoMaxState,
@@ -110,9 +115,10 @@ class Run:
                 bar.refresh()
         self.gave_up = True
         self.status = (
-            f"stopped after {done} steps while the gradient still promised a rise: is "
-            "a constraint or a projection missing?"
+            f"stopped after {done} steps while the gradient still promised a rise"
         )
+        if self.ascent.projection is None and not self.ascent.subject_to:
+            self.status += ": is a constraint or a projection missing?"
 
     def _watch(self, infos: StepInfo) -> None:
         """Under "auto", leave a mixture whose effective sample size gave out."""
@@ -147,13 +153,25 @@ class Run:
 
     def _rescale(self) -> None:
         """A new cycle: rates to the size that the parameters have by now."""
-        if self.ascent.scaled:
-            scale = scales(self.states.free, self.ascent.constraints())
-            self.system = self.system._replace(scale=scale)
+        if not self.ascent.scaled:
+            return
+        scale = scales(self.states.free, self.ascent.constraints())
+        self.system = self.system._replace(scale=scale)
+        if self._came_from_far():
+            fresh = jax.vmap(self.ascent.optimizer.init)(self.states.free)
+            self.states = self.states._replace(opt_state=fresh)
+
+    def _came_from_far(self) -> bool:
+        """Whether the last cycle began to return from far outside a constraint.
+
+        Adam's step sizes remember the steep way back for longer than it took.
+        """
+        cycle = self.chunks[-(CYCLE // CHUNK) :]
+        return any(np.any(chunk.excess > FARTHEST) for chunk in cycle)
 
     def _is_stationary(self) -> bool:
         """Whether no restart gains by moving on, be it by a percent or as it has."""
-        return all(
+        return not self._came_from_far() and all(
             max(self._nudge(i), self._drift(i)) <= NEGLIGIBLE * self._size(i)
             and is_settled(
                 np.mean(self.chunks[-1].excess[i], axis=0), self.states.multipliers[i]
@@ -233,11 +251,9 @@ class Run:
         reports = [self._report(index, params) for index, params in enumerate(finals)]
         best = 0
         if len(finals) > 1:
-            values = [
-                e.value if e is not None and all(r.is_met for r in report) else -np.inf
-                for e, report in zip(estimates, reports, strict=True)
-            ]
-            best = int(np.argmax(values))
+            best = max(
+                range(len(finals)), key=lambda i: _rank(estimates[i], reports[i])
+            )
         history: dict[str, Any] = {}
         skipped = 0
         if infos is not None:
@@ -263,7 +279,10 @@ class Run:
         if infos is not None and infos.gradient_norm[best, 0] == 0:
             status += self._why_at_rest()
         if skipped:
-            status += f"; {skipped} steps were not finite and were skipped"
+            status += (
+                f"; {skipped} steps were not finite and were skipped (as where an "
+                "amplitude sqrt(p) meets p = 0: tune the amplitude)"
+            )
         if estimates[best] is None:
             status += f"; no value: {troubles[best]}"
         diagnostics = {
@@ -298,6 +317,7 @@ class Run:
             found = value_of(constraint.expectations, problem.sm, params, key)
             bound = float(constraint.bound)
             over = found.value - bound
+            scale = float(self.system.budgets.scales[i])
             reports.append(
                 ConstraintReport(
                     constraint,
@@ -305,8 +325,8 @@ class Run:
                     found.standard_error,
                     bound,
                     max(over if constraint.sense == "<=" else -over, 0.0),
-                    float(self.states.multipliers[index, i])
-                    / float(self.system.budgets.scales[i]),
+                    SLACK * scale + 2 * found.standard_error,
+                    float(self.states.multipliers[index, i]) / scale,
                 )
             )
         return tuple(reports)
@@ -363,6 +383,12 @@ class Run:
         if math.isfinite(value.value):
             return value, ""
         return None, "it is not finite at the last parameters"
+
+
+def _rank(value: Estimate | None, reports: tuple[ConstraintReport, ...]) -> Any:
+    """What makes one end better than another: constraints first, then the value."""
+    missed = sum(r.violation / r.tolerance for r in reports if not r.is_met)
+    return (-missed, -math.inf if value is None else value.value)
 
 
 def _decay(steps: np.ndarray, total: int) -> np.ndarray:
