@@ -20,6 +20,7 @@ from numpyro_infograd.errors import (
     ArgumentError,
     DegenerateError,
     DensityError,
+    ModelError,
     ReparametrizationError,
     SiteError,
 )
@@ -27,6 +28,7 @@ from numpyro_infograd.jumps import check_jumps
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import (
     Objective,
+    at_each,
     expectation_label,
     resolve,
     trace_expectations,
@@ -74,6 +76,28 @@ def check_objective(objective: Any, sm: StructuralModel) -> None:
             raise SiteError(
                 f"site {name!r} of the objective {why}, so it carries no randomness. "
                 "Pass the model without that value."
+            )
+
+
+def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None:
+    """Draws of the sites, their densities and the expectations are numbers.
+
+    Raises:
+        ModelError: naming the site or the expectation that is not finite.
+    """
+    sm.check_values(objective.sites, params)
+    means = trace_expectations(objective, sm)
+    if not means.programs:
+        return
+    noise = draw_noise(sm.spec, jax.random.key(5), 64)
+    draws = np.asarray(at_each(means, simulate(sm.forward, params, noise)))
+    for (_, fn), row in zip(objective.expectations, draws, strict=True):
+        if not np.all(np.isfinite(row)):
+            raise ModelError(
+                f"{expectation_label(fn)} is not finite at {np.sum(~np.isfinite(row))} "
+                "of 64 draws at these parameter values: a logarithm, a root or a "
+                "division left its domain. Give other values, or a function that is "
+                "finite at every draw."
             )
 
 

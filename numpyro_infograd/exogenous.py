@@ -420,7 +420,7 @@ _DISCRETE = (
     dist.CategoricalProbs,
     dist.DiscreteUniform,
 )
-_DRAWN = _key()  # what has a reason is drawn whole
+_DRAWN = _key()  # what has a reason is drawn whole, unless it is in _DISCRETE
 
 
 # --- looking up ------------------------------------------------------------------
@@ -468,7 +468,8 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
 
     Returns:
         Explicit noise of shape `sample_shape + batch_shape + base event shape`, or a
-        key, or none. A distribution with a `reason_not_reparametrized` takes a key.
+        key, or none. A distribution with a `reason_not_reparametrized` takes a key, but
+        for laws of a few values.
 
     Raises:
         ModelError: `fn` is improper, or a factor statement.

@@ -490,7 +490,7 @@ def gradient(
         raise ArgumentError(
             "the model has no parameters: mark what can be tuned with numpyro.param."
         )
-    sm.check_values(objective.sites, complete)
+    checks.check_finite(objective, sm, complete)
     checks.check_gradient(objective, sm, complete, allow_jumps)
     if num_samples is not None:
         check_num_samples(num_samples, method)

@@ -322,9 +322,11 @@ class Means(NamedTuple):
         found = [jnp.mean(jax.vmap(fn)(values)) for fn in self.programs]
         return jnp.stack(found) if found else jnp.zeros(0)
 
-    def each(self, values: Any) -> jax.Array:
-        """Every program at every sample of a batch, (num_programs, num_samples)."""
-        return jnp.stack([jax.vmap(fn)(values) for fn in self.programs])
+
+@jax.jit
+def at_each(means: Means, values: Any) -> jax.Array:
+    """Every program at every sample of a batch, (num_programs, num_samples)."""
+    return jnp.stack([jax.vmap(fn)(values) for fn in means.programs])
 
 
 def trace_expectations(objective: Objective, sm: StructuralModel) -> Means:

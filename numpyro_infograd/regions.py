@@ -29,9 +29,15 @@ from tqdm.auto import tqdm
 import jax
 
 from numpyro_infograd.arguments import as_key
-from numpyro_infograd.errors import ArgumentError, InfogradError
+from numpyro_infograd.errors import (
+    ArgumentError,
+    ConstraintError,
+    DegenerateError,
+    DensityError,
+    ModelError,
+)
 from numpyro_infograd.objectives import Objective, names
-from numpyro_infograd.optimize import maximize
+from numpyro_infograd.optimize import Result, maximize
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate, estimate
 
@@ -49,6 +55,8 @@ class RateRegion:
         points: The rates reached in each direction, (num_points, num_rates).
         standard_error: Of each point, the largest of its bounds' errors, (num_points,).
         params: The parameters of each point.
+        statuses: How the ascent to each point ended.
+        warnings: Sentences that a careful user should read.
         facets: Value of each bound at each point, clipped at zero.
         corners: Corners of the polytopes of all points, (num_corners, num_rates).
     """
@@ -58,22 +66,29 @@ class RateRegion:
     points: np.ndarray
     standard_error: np.ndarray
     params: list[dict[str, Any]]
+    statuses: list[str]
     facets: dict[tuple[str, ...], np.ndarray]
     corners: np.ndarray
+    warnings: tuple[str, ...] = ()
 
     @property
     def vertices(self) -> np.ndarray:
-        """Corners of the convex hull, (num_vertices, num_rates); two rates in order."""
+        """Corners of the convex hull, (num_vertices, num_rates); two rates in order.
+
+        A flat region, in which a rate is zero throughout, keeps points on its edges.
+        """
+        if len(self.rates) == 1:
+            return self.corners[[0, -1]]  # sorted
         try:
             return self.corners[ConvexHull(self.corners).vertices]
-        except QhullError:  # flat: a rate is zero throughout
-            return np.unique(self.corners, axis=0)
+        except QhullError:
+            return self.corners
 
     def contains(self, rates: Any, slack: float = 0.0) -> Any:
         """Whether rates are achievable.
 
         Args:
-            rates: One vector of rates, or several in rows.
+            rates: One vector of rates, several in rows, or a dict by name.
             slack: By how many nats each rate may exceed what was found.
 
         Returns:
@@ -82,6 +97,8 @@ class RateRegion:
         Raises:
             ArgumentError: for vectors of another length, or not finite.
         """
+        if isinstance(rates, Mapping):
+            rates = [rates.get(name, np.nan) for name in self.rates]
         asked = np.asarray(rates, float)
         width = len(self.rates)
         if asked.shape[-1:] != (width,) or not np.all(np.isfinite(asked)):
@@ -116,9 +133,10 @@ class RateRegion:
         shown = ", ".join(
             f"{r} <= {m:.5g}" for r, m in zip(self.rates, most, strict=True)
         )
+        notes = "".join(f"\n  warning: {w}" for w in self.warnings)
         return (
             f"RateRegion({shown} nats; {len(self.points)} points, standard errors up "
-            f"to {self.standard_error.max():.2g})"
+            f"to {self.standard_error.max():.2g}){notes}"
         )
 
 
@@ -194,38 +212,47 @@ def rate_region(
         tqdm(_simplex_grid(len(rates), num_weights), disable=not progress_bar)
     ):
         own_key = jax.random.fold_in(key, index)
-        prices, values = _prices(weight, rates, start), None
-        for _ in range(_ROUNDS):
-            result = maximize(
-                sum((p * named[s] for s, p in prices.items()), Objective({})),
-                model,
-                rng_key=own_key,
-                progress_bar=False,
-                **arguments,
-                **settings,
-            )
-            try:
-                values = _values(named, model, result.params, own_key, arguments)
-            except InfogradError as error:
-                warnings.warn(
-                    f"the direction {weight.tolist()} is left out, for a bound has no "
-                    f"value where its ascent ended: {error}",
-                    stacklevel=2,
+        prices = _prices(weight, rates, start)
+        try:
+            for _ in range(_ROUNDS):
+                result = maximize(
+                    sum((p * named[s] for s, p in prices.items()), Objective({})),
+                    model,
+                    rng_key=own_key,
+                    progress_bar=False,
+                    **arguments,
+                    **settings,
                 )
-                values = None
-                break
-            before, prices = prices, _prices(weight, rates, values)
-            if prices == before:
-                break
-        if values is not None:
-            ends.append((weight, values, result.params))
+                _check_end(result)
+                values = _values(named, model, result.params, own_key, arguments)
+                before, prices = prices, _prices(weight, rates, values)
+                if prices == before:
+                    break
+        except (ConstraintError, DegenerateError, DensityError, ModelError) as error:
+            trouble = f"the direction {weight.tolist()} is left out: {error}"
+            warnings.warn(trouble, stacklevel=2)
+            continue
+        ends.append((weight, values, result))
+        if result.status.startswith("interrupted"):
+            break
     if not ends:
         raise ArgumentError(
-            "no direction ended where its bounds have a value. Use amplitudes, not "
+            f"no direction has an end; of the last, {trouble}. Use amplitudes, not "
             "scales, for what may fall to zero, or other init_params."
         )
-    weights, facets, params = zip(*ends, strict=True)
-    return _region(rates, np.array(weights), list(facets), list(params))
+    weights, facets, results = zip(*ends, strict=True)
+    return _region(rates, np.array(weights), list(facets), list(results))
+
+
+def _check_end(result: Result) -> None:
+    """Raise where an ascent ended outside the region.
+
+    Raises:
+        ConstraintError: if a constraint is not met.
+    """
+    missed = [report for report in result.constraints if not report.is_met]
+    if missed:
+        raise ConstraintError(f"a constraint is not met, {missed[0]!r}")
 
 
 def _check_bounds(bounds: Any) -> Bounds:
@@ -279,24 +306,28 @@ def _prices(
 ) -> dict[tuple[str, ...], float]:
     """The y_S of the module's docstring: which bounds matter, and how much."""
     sets = {frozenset(subset): subset for subset in values}
+    holds = np.array([[rate in subset for subset in values] for rate in rates])
+    costs = np.array([e.value for e in values.values()]) + 1e-9
+    solved = linprog(costs, A_ub=-holds.astype(float), b_ub=-weight)
+    found = dict(zip(values, map(float, np.round(solved.x, 9)), strict=True))
+    # Of equal solutions the greedy one, which stays the best of a polymatroid whatever
+    # the parameters become.
     order = np.argsort(-weight, kind="stable")
     chain = [frozenset(rates[i] for i in order[: k + 1]) for k in range(len(order))]
-    if all(subset in sets for subset in chain):  # a polymatroid: greedily
+    if all(subset in sets for subset in chain):
         steps = weight[order] - np.append(weight[order][1:], 0.0)
-        found = {sets[s]: float(y) for s, y in zip(chain, steps, strict=True)}
-    else:
-        holds = np.array([[rate in subset for subset in values] for rate in rates])
-        costs = np.array([e.value for e in values.values()])
-        solved = linprog(costs + 1e-9, A_ub=-holds.astype(float), b_ub=-weight)
-        found = dict(zip(values, map(float, np.round(solved.x, 9)), strict=True))
-    return {subset: price for subset, price in found.items() if price > 0}
+        greedy = {sets[s]: float(y) for s, y in zip(chain, steps, strict=True)}
+        cost = sum(y * values[s].value for s, y in greedy.items())
+        if cost <= solved.fun * (1 + 1e-4) + 1e-6:
+            found = greedy
+    return {subset: price for subset, price in found.items() if price > 1e-9}
 
 
 def _region(
     rates: tuple[str, ...],
     weights: np.ndarray,
     facets: list[dict[tuple[str, ...], Estimate]],
-    params: list[dict[str, Any]],
+    results: list[Result],
 ) -> RateRegion:
     points, corners = [], []
     for weight, values in zip(weights, facets, strict=True):
@@ -310,10 +341,27 @@ def _region(
         weights,
         np.array(points),
         np.array([max(e.standard_error for e in v.values()) for v in facets]),
-        params,
+        [result.params for result in results],
+        [result.status for result in results],
         {s: np.array([v[s].value for v in facets]) for s in facets[0]},
         np.unique(np.concatenate(corners), axis=0),
+        _doubts(weights, facets, results),
     )
+
+
+def _doubts(
+    weights: np.ndarray,
+    facets: list[dict[tuple[str, ...], Estimate]],
+    results: list[Result],
+) -> tuple[str, ...]:
+    """What the ascents and the values of the bounds have to say."""
+    ends = [
+        f"the direction {weight.tolist()} {result.status}"
+        for weight, result in zip(weights, results, strict=True)
+        if not result.status.startswith(("converged", "took all"))
+    ]
+    values = (w for bounds in facets for e in bounds.values() for w in e.warnings)
+    return tuple(dict.fromkeys([*ends, *values]))
 
 
 def _corners(

@@ -165,7 +165,7 @@ def _value_of(
     num_samples: int,
     num_components: int | None,
 ) -> Estimate:
-    sm.check_values(objective.sites, params)
+    checks.check_finite(objective, sm, params)
     checks.check_rank(objective, sm, params)
     why = why_not_exact(sm, objective.sites)
     if method == "exact" and why:

@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Expectation
-from numpyro_infograd.errors import ArgumentError, ConstraintError
+from numpyro_infograd.errors import ArgumentError, ConstraintError, ModelError
 
 XY = MI("x", "y")
 
@@ -75,7 +75,7 @@ def test_average_power(scores) -> None:
     assert report.value == pytest.approx(4.0, rel=0.01)
     assert report.is_met
     assert result.estimate.value == pytest.approx(0.5 * np.log(5), rel=0.005)
-    assert report.multiplier == pytest.approx(0.1, rel=0.2)
+    assert report.multiplier == pytest.approx(0.1, rel=0.05)
     assert "Expectation(power) <= 4" in repr(result)
     assert result.history["excess"].shape == (len(result.history["gain"]), 1)
 
@@ -151,6 +151,33 @@ def test_what_a_minimum_out_of_reach_keeps_has_its_own_sign() -> None:
     assert result.estimate.value == pytest.approx(0.5 * np.log(2), abs=1e-4)
 
 
+@pytest.mark.parametrize(("bound", "start"), [(1.0, 5.0), (0.1, 0.5), (4.0, 0.01)])
+def test_a_start_far_from_the_edge_ends_on_it(bound, start) -> None:
+    result = ig.maximize(
+        XY,
+        sender,
+        subject_to=[Expectation(power) <= bound],
+        init_params={"a": start},
+        progress_bar=False,
+    )
+    assert result.constraints[0].is_met
+    assert result.estimate.value == pytest.approx(0.5 * np.log1p(bound), rel=0.01)
+    assert "converged" in result.status
+
+
+def test_a_constant_on_both_sides_changes_nothing() -> None:
+    """No bound is tighter or looser for a thousand that is added to both."""
+
+    def shifted(v):
+        return v["s"] ** 2 + 1000.0
+
+    result = ig.maximize(
+        XY, sender, subject_to=[Expectation(shifted) <= 1004.0], progress_bar=False
+    )
+    assert abs(result.params["a"]) == pytest.approx(2.0, abs=0.02)
+    assert result.constraints[0].tolerance < 0.1
+
+
 def test_a_return_into_the_constraint_is_no_divergence() -> None:
     """From a power of 9 the information must fall, whoever's optimizer it is."""
     result = ig.maximize(
@@ -158,12 +185,14 @@ def test_a_return_into_the_constraint_is_no_divergence() -> None:
         sender,
         subject_to=[Expectation(power) <= 1.0],
         init_params={"a": 3.0},
-        optimizer=optax.adam(0.02),
-        num_steps=400,
+        optimizer=optax.adam(optax.cosine_decay_schedule(0.05, 800)),
+        num_steps=800,
         progress_bar=False,
     )
     assert result.constraints[0].is_met
-    assert result.estimate.value < 0.5 * np.log(10)
+    # An Adam that is not started anew remembers the steep way back for a while.
+    share = result.estimate.value / (0.5 * np.log(2))
+    assert 0.9 < share < 1.01
     assert "diverged" not in result.status
 
 
@@ -178,6 +207,29 @@ def test_what_cannot_be_a_constraint() -> None:
         0.0 <= Expectation(power) <= 1.0  # noqa: B015
     with pytest.raises(ArgumentError, match="subject_to must hold"):
         ig.maximize(XY, sender, subject_to=[Expectation(power)])
+    with pytest.raises(ArgumentError, match="got 'power < 1'"):
+        ig.maximize(XY, sender, subject_to="power < 1")
+
+
+def test_an_expectation_that_is_no_number_is_refused() -> None:
+    def gain(v):
+        return jnp.log(v["s"])  # of both signs
+
+    for call in (
+        lambda: ig.estimate(Expectation(gain), sender),
+        lambda: ig.gradient(Expectation(gain), sender),
+        lambda: ig.maximize(XY, sender, subject_to=[Expectation(gain) <= 1.0]),
+    ):
+        with pytest.raises(ModelError, match=r"Expectation\(gain\) is not finite"):
+            call()
+
+
+def test_a_projection_that_fails_on_a_dict_is_named() -> None:
+    def box(p):
+        return optax.projections.projection_box(p, -1.0, 1.0)
+
+    with pytest.raises(ArgumentError, match="goes to each"):
+        ig.maximize(XY, sender, projection=box)
 
 
 def test_a_jump_in_a_constraint_is_refused() -> None:

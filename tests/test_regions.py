@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rate regions of Gaussian channels, against closed forms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -129,6 +131,51 @@ def test_a_direction_without_an_end_is_left_out(monkeypatch) -> None:
         )
     np.testing.assert_array_equal(region.weights, [[1, 0], [0, 1]])
     assert len(region.params) == len(region.points) == 2
+
+
+def test_facets_that_are_no_polymatroid_are_priced_by_their_minimum() -> None:
+    """I1 = 2, I2 = 1, I12 = 1.5: the sum alone prices (0.6, 0.4) at 0.9, not at 1."""
+    one = ig.estimate(SINGLE["r1"], multiple_access)
+    values = {
+        ("a",): replace(one, value=2.0),
+        ("b",): replace(one, value=1.0),
+        ("a", "b"): replace(one, value=1.5),
+    }
+    prices = regions._prices(np.array([0.6, 0.4]), ("a", "b"), values)
+    assert prices == {("a", "b"): 0.6}
+    values["a", "b"] = replace(one, value=2.5)
+    prices = regions._prices(np.array([0.6, 0.4]), ("a", "b"), values)
+    assert prices == pytest.approx({("a",): 0.2, ("a", "b"): 0.4})
+
+
+def test_an_end_outside_a_constraint_is_no_point() -> None:
+    """Ten steps do not lead back from a power of 9 to one of 0.5."""
+    settings = {
+        "num_weights": 2,
+        "num_steps": 10,
+        "subject_to": ig.Expectation(lambda v: v["y"] ** 2) <= 1.5,
+        "init_params": {"a": 3.0},
+        "progress_bar": False,
+    }
+    with (
+        pytest.warns(UserWarning, match="a constraint is not met"),
+        pytest.raises(ArgumentError, match="no direction has an end"),
+    ):
+        ig.rate_region(multiple_access, {"r": MI("x1", "y")}, **settings)
+
+
+def test_a_region_without_a_limit_says_so() -> None:
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+
+    region = ig.rate_region(
+        model, {"r": MI("x", "y")}, num_weights=2, progress_bar=False
+    )
+    assert "is a constraint or a projection missing" in repr(region)
+    assert region.statuses[0].startswith("stopped")
+    assert region.vertices.shape == (2, 1)
+    assert region.contains({"r": 0.1})
 
 
 def test_bad_bounds() -> None:

@@ -23,7 +23,13 @@ import jax.numpy as jnp
 
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import draw_noise
-from numpyro_infograd.objectives import Constraint, Means, Objective, trace_expectations
+from numpyro_infograd.objectives import (
+    Constraint,
+    Means,
+    Objective,
+    at_each,
+    trace_expectations,
+)
 from numpyro_infograd.structure import StructuralModel, simulate
 
 PENALTY = 10.0  # w above, in nats
@@ -115,7 +121,8 @@ def check_constraints(subject_to: Any) -> tuple[Constraint, ...]:
     Raises:
         ArgumentError: if something else is among them.
     """
-    listed = (subject_to,) if isinstance(subject_to, Constraint) else subject_to
+    single = isinstance(subject_to, (Constraint, str))
+    listed = (subject_to,) if single else subject_to
     if not isinstance(listed, Iterable):
         listed = (listed,)
     found = tuple(listed)
@@ -160,14 +167,9 @@ def trace_budgets(
     scales = np.ones(0)
     if constraints:
         noise = draw_noise(sm.spec, jax.random.key(9), 1024)
-        each = np.asarray(_each(means, simulate(sm.forward, params, noise)))
+        each = np.asarray(at_each(means, simulate(sm.forward, params, noise)))
         scales = _scales(weights @ each, bounds)
     return means, Budgets(*map(jnp.asarray, (weights, bounds, scales)))
-
-
-@jax.jit
-def _each(means: Means, values: Any) -> jax.Array:
-    return means.each(values)
 
 
 def _scales(draws: np.ndarray, bounds: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_key, as_power_of_two, tracing
-from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.errors import ArgumentError, InfogradError
 from numpyro_infograd.gradient import choose, fit_scores
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.objectives import Constraint, Objective
@@ -201,8 +201,8 @@ class InfoMax:
         else:
             sm.check_constraints(params)
             check_interior(params, sm.constraints)
-        sm.check_values(self.objective.sites, params)
         seen = with_constraints(self.objective, self.subject_to)
+        checks.check_finite(seen, sm, params)
         checks.check_gradient(seen, sm, params, self.allow_jumps)
         if isinstance(self.scores, str):
             self.problem, _ = choose(self.objective, sm, params, rng_key)
@@ -226,8 +226,8 @@ class InfoMax:
                 self.problem = old._replace(sm=sm, densities=densities)
             return
         admit(self.objective, self.model, args, kwargs, params)
-        sm.check_values(self.objective.sites, params)
         seen = with_constraints(self.objective, self.subject_to)
+        checks.check_finite(seen, sm, params)
         checks.check_gradient(seen, sm, params, self.allow_jumps)
         new = pose(self.objective, sm, old.method or Exact(), params, old.reason)
         if [t[1:] for t in new.terms] != [t[1:] for t in old.terms]:
@@ -241,7 +241,16 @@ class InfoMax:
         assert self.projection is not None
         shapes = jax.tree.map(jnp.shape, params)
         with tracing("projection", f"the parameters {', '.join(params)}. Use these"):
-            projected = jax.eval_shape(self.projection, params)
+            try:
+                projected = jax.eval_shape(self.projection, params)
+            except (TypeError, ValueError) as error:
+                if isinstance(error, (InfogradError, jax.errors.JAXTypeError)):
+                    raise
+                raise ArgumentError(
+                    f"projection failed on the dict of all parameters: {error} What "
+                    "works on one array goes to each: lambda p: {n: f(v) for n, v in "
+                    "p.items()}."
+                ) from error
         if jax.tree.map(lambda x: x.shape, projected) != shapes:
             raise ArgumentError(
                 "projection must return a dict like the parameters, got "

@@ -62,7 +62,8 @@ class StepInfo(NamedTuple):
     Attributes:
         params: Parameters before the step, in constrained space.
         gradient_norm: Norm of the gradient in the optimised space.
-        gain: First-order change of the objective over the step, in nats.
+        gain: First-order change over the step, in nats, of the objective and of what
+            `subject_to` adds to it.
         objective: Value before the step where it is known exactly, else NaN.
         finite: Whether the step was taken; otherwise the last one is taken back.
         effective_sample_size: Lowest of the mixture's, infinite for other methods.
@@ -280,7 +281,8 @@ def step(
 def gradient_mapping(projection: Projection, free: Any, gradient: Any) -> Any:
     """The part of the gradient along which the constraint lets the parameters move.
 
-    (P(x + t g) - x) / t for a short t: it vanishes exactly at constrained optima. An
+    (P(x + t g) - x) / t for a short t: it vanishes just where the constraint lets no
+    move gain to first order. An
     optimizer that scales components one by one, such as Adam, would otherwise come to
     rest where the scaled gradient, not the gradient, is normal to the constraint.
     """
