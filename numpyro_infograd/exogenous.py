@@ -303,6 +303,14 @@ def _few(formula) -> _Row:
     )
 
 
+_DISCRETE: dict[type, _Row] = {
+    dist.BernoulliLogits: _few(samplers.bernoulli),
+    dist.BernoulliProbs: _few(samplers.bernoulli),
+    dist.CategoricalLogits: _few(samplers.categorical),
+    dist.CategoricalProbs: _few(samplers.categorical),
+    dist.DiscreteUniform: _few(samplers.discrete_uniform),
+}
+
 _LOW, _HIGH, _LOW_HIGH = _at("low"), _at("high"), _at("low", "high")
 
 # fmt: off
@@ -368,13 +376,7 @@ _TABLE: dict[type, _Row] = _WRAPPERS | {
     ), _TRANSFORMED),
     dist.InverseGamma: _TRANSFORMED._replace(ends=lambda d: None),
     # discrete, one uniform
-    **dict.fromkeys(
-        (dist.BernoulliLogits, dist.BernoulliProbs), _few(samplers.bernoulli)
-    ),
-    **dict.fromkeys(
-        (dist.CategoricalLogits, dist.CategoricalProbs), _few(samplers.categorical)
-    ),
-    dist.DiscreteUniform: _few(samplers.discrete_uniform),
+    **_DISCRETE,
     # one key, through NumPyro's sampler
     **dict.fromkeys((
         dist.Beta, dist.BetaProportion, dist.Dirichlet, dist.InverseWishartCholesky,
@@ -413,13 +415,6 @@ _TABLE: dict[type, _Row] = _WRAPPERS | {
 # fmt: on
 
 _BUILT_IN = frozenset(_TABLE)
-_DISCRETE = (
-    dist.BernoulliLogits,
-    dist.BernoulliProbs,
-    dist.CategoricalLogits,
-    dist.CategoricalProbs,
-    dist.DiscreteUniform,
-)
 _DRAWN = _key()  # what has a reason is drawn whole, unless it is in _DISCRETE
 
 

@@ -14,6 +14,7 @@ from numpyro.distributions import constraints
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Expectation
 from numpyro_infograd.errors import ArgumentError, ConstraintError, ModelError
+from numpyro_infograd.scores import Mixture
 
 XY = MI("x", "y")
 
@@ -61,7 +62,9 @@ def reverse_water_filling(variances, distortion):
     return 0.5 * np.log(np.maximum(variances / level, 1.0)).sum()
 
 
-@pytest.mark.parametrize("scores", ["exact", "mixture"])
+@pytest.mark.parametrize(
+    "scores", ["exact", Mixture(num_components=128)], ids=["exact", "mixture"]
+)
 def test_average_power(scores) -> None:
     """log(1 + P) / 2, and its derivative as the multiplier."""
     result = ig.maximize(

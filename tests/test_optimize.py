@@ -25,7 +25,7 @@ SPHERE = optax.projections.projection_l2_sphere
 LEARN = Denoising(
     hidden=(16,), num_steps=50, num_warm_steps=5, pool_size=8192, warm_pool_size=2048
 )
-AVERAGE = Mixture(num_components=256)
+AVERAGE = Mixture(num_components=128)
 METHODS = {
     "auto": "auto",
     "exact": "exact",

@@ -43,6 +43,7 @@ from numpyro_infograd.errors import (
     ScoreError,
     SiteError,
 )
+from numpyro_infograd.noise import draw_noise
 
 X_TO_Y = MI("x", "y")
 MIXTURE = scores.Mixture(num_components=512)
@@ -427,8 +428,11 @@ def test_sampler_without_a_gradient(name):
         )
 
     # What the pathwise derivative of the draws themselves would have said.
+    spec = (("v", exogenous.noise_of(law(start), (4096,))),)
+    noise = draw_noise(spec, jax.random.key(0), 1)["v"][0]
+
     def draws(t):
-        return functional(exogenous.transform(law(t), jax.random.key(0), (4096,)))
+        return functional(exogenous.transform(law(t), noise, (4096,)))
 
     _, slopes = jax.jvp(draws, (start,), (1.0,))
     slopes = np.asarray(slopes, np.float64)
