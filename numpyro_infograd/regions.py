@@ -318,7 +318,8 @@ def _prices(
         steps = weight[order] - np.append(weight[order][1:], 0.0)
         greedy = {sets[s]: float(y) for s, y in zip(chain, steps, strict=True)}
         cost = sum(y * values[s].value for s, y in greedy.items())
-        if cost <= solved.fun * (1 + 1e-4) + 1e-6:
+        noise = 2 * sum(e.standard_error for e in values.values())
+        if cost <= solved.fun * (1 + 1e-4) + 1e-6 + noise:
             found = greedy
     return {subset: price for subset, price in found.items() if price > 1e-9}
 
