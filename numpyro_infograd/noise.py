@@ -82,6 +82,22 @@ def draw_noise(
     return noise
 
 
+def squares(spec: NoiseSpec, noise: dict[str, jax.Array], limit: int) -> jax.Array:
+    """z^2 - 1 of the normal noise, whose means are 0, (num_samples, columns).
+
+    One column for each number drawn; if these are more than `limit`, one for each site.
+    """
+    found = [
+        noise[name].reshape(noise[name].shape[0], -1) ** 2 - 1
+        for name, law in spec
+        if law.kind == "normal"
+    ]
+    if sum(each.shape[1] for each in found) > limit:
+        found = [jnp.mean(each, axis=1, keepdims=True) for each in found[:limit]]
+    num_samples = next(iter(noise.values())).shape[0] if noise else 1
+    return jnp.concatenate([jnp.zeros((num_samples, 0)), *found], axis=1)
+
+
 def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
     """One draw's worth of inert noise, to stand where nothing reads it."""
     middle = {"normal": 0.0, "uniform": 0.5}
