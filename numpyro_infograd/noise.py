@@ -85,7 +85,8 @@ def draw_noise(
 def squares(spec: NoiseSpec, noise: dict[str, jax.Array], limit: int) -> jax.Array:
     """z^2 - 1 of the normal noise, whose means are 0, (num_samples, columns).
 
-    One column for each number drawn; if these are more than `limit`, one for each site.
+    One column for each number drawn; if these are more than `limit`, the average of
+    each site, of `limit` sites at most.
     """
     found = [
         noise[name].reshape(noise[name].shape[0], -1) ** 2 - 1

@@ -319,14 +319,14 @@ class Means(NamedTuple):
 
     def __call__(self, values: Any) -> jax.Array:
         """The mean of each program over a batch of values, (num_programs,)."""
-        found = [jnp.mean(jax.vmap(fn)(values)) for fn in self.programs]
-        return jnp.stack(found) if found else jnp.zeros(0)
+        return jnp.mean(at_each(self, values), axis=1)
 
 
 @jax.jit
 def at_each(means: Means, values: Any) -> jax.Array:
     """Every program at every sample of a batch, (num_programs, num_samples)."""
-    return jnp.stack([jax.vmap(fn)(values) for fn in means.programs])
+    found = [jax.vmap(fn)(values) for fn in means.programs]
+    return jnp.stack(found) if found else jnp.zeros((0, 1))
 
 
 def trace_expectations(objective: Objective, sm: StructuralModel) -> Means:

@@ -95,10 +95,14 @@ class RateRegion:
             A bool, or an array of them.
 
         Raises:
-            ArgumentError: for vectors of another length, or not finite.
+            ArgumentError: for vectors of another length, other names, or not finite.
         """
         if isinstance(rates, Mapping):
-            rates = [rates.get(name, np.nan) for name in self.rates]
+            if set(rates) != set(self.rates):
+                raise ArgumentError(
+                    f"rates must name each of {', '.join(self.rates)}, got {rates!r}."
+                )
+            rates = [rates[name] for name in self.rates]
         asked = np.asarray(rates, float)
         width = len(self.rates)
         if asked.shape[-1:] != (width,) or not np.all(np.isfinite(asked)):

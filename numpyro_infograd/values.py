@@ -266,12 +266,13 @@ def _nested_estimate(
         num_samples=num_samples,
     )
     smallest = float(effective)  # infinite where nothing is hidden
-    if smallest < SOUND_SAMPLE_SIZE and num_components is None:
+    sound = smallest >= SOUND_SAMPLE_SIZE  # false for NaN, where no component fits
+    if not sound and num_components is None:
         return _nested_estimate(
             objective, sm, params, num_samples, _COMPONENTS[1], rng_key
         )
     warnings = []
-    if smallest < SOUND_SAMPLE_SIZE:
+    if not sound:
         warnings.append(
             f"the inner effective sample size is only {smallest:.0f}: the information "
             "is high for nested averaging, and the value may be off by more than its "
@@ -326,8 +327,7 @@ def _nested(
                 inside = {s: values[s] for s in density.all_sites}
                 log_p = jax.vmap(lambda v, d=density: d.log_prob(params, {}, v))(inside)
             each -= coefficients[i] * log_p
-        if expectations.programs:
-            each += expectations.coefficients @ at_each(expectations, values)
+        each += expectations.coefficients @ at_each(expectations, values)
         known = squares(spec, noise, min(num_samples // 64, 256))
         gram, cross = known.T @ known, known.T @ (each - jnp.mean(each))
         return jnp.mean(each), jnp.mean(known, axis=0), gram, cross, removed, smallest

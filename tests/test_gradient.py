@@ -2,6 +2,7 @@
 """The information gradient against closed forms and dense grids."""
 
 import links
+from methods import AVERAGE, LEARN, named, sampled
 import numpy as np
 import pytest
 
@@ -17,13 +18,6 @@ from numpyro_infograd.scores import Analytic, Denoising, Mixture
 import truths
 
 XY = ig.MI("x", "y")
-LEARN = Denoising(hidden=(32, 32), num_steps=150, pool_size=16384, num_samples=4096)
-AVERAGE = Mixture(num_components=1024, num_samples=4096)
-METHODS = {"exact": "exact", "mixture": AVERAGE, "denoising": LEARN}
-named = pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
-sampled = pytest.mark.parametrize(
-    "scores", [AVERAGE, LEARN], ids=["mixture", "denoising"]
-)
 
 
 def numbers(tree):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import links
+from methods import AVERAGE, METHODS, named, sampled
 import numpy as np
 import pytest
 from scipy.special import polygamma
@@ -19,16 +20,8 @@ from helpers import assert_within
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Entropy
 from numpyro_infograd.errors import BoundaryError
-from numpyro_infograd.scores import Analytic, Denoising, Mixture
+from numpyro_infograd.scores import Analytic
 import truths
-
-LEARN = Denoising(hidden=(32, 32), num_steps=150, pool_size=16384, num_samples=4096)
-AVERAGE = Mixture(num_components=1024, num_samples=4096)
-METHODS = {"exact": "exact", "mixture": AVERAGE, "denoising": LEARN}
-named = pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
-sampled = pytest.mark.parametrize(
-    "scores", [AVERAGE, LEARN], ids=["mixture", "denoising"]
-)
 
 
 def check(objective, model, truth: dict[str, float], scores, params=None, **settings):

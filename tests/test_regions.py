@@ -176,6 +176,8 @@ def test_a_region_without_a_limit_says_so() -> None:
     assert region.statuses[0].startswith("stopped")
     assert region.vertices.shape == (2, 1)
     assert region.contains({"r": 0.1})
+    with pytest.raises(ArgumentError, match="must name each of r,"):
+        region.contains({"r": 0.1, "s": 9.0})
 
 
 def test_bad_bounds() -> None:

@@ -114,6 +114,8 @@ def test_nested_standard_errors_cover() -> None:
     ]
     assert np.mean(np.array(off) < 2) >= 0.8
     assert max(off) < 4
+    scatter = np.std([e.value for e in found], ddof=1)
+    assert np.median([e.standard_error for e in found]) < 3 * scatter
 
 
 def test_nested_in_bits_scales_its_standard_error() -> None:
