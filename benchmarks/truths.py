@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "cascade_information",
+    "fading_information",
     "mimo_derivative",
     "mimo_gradient",
     "mimo_information",
+    "pam_information",
     "multipath_gradient",
     "multipath_information",
     "tanh_derivative",
@@ -53,6 +56,72 @@ def multipath_gradient(a: ArrayLike, b: ArrayLike) -> tuple[NDArray, NDArray]:
     gain, noise = 1 + a * b, b**2 + 2
     total = noise + gain**2
     return b * gain / total, (b + a * gain) / total - b / noise
+
+
+def cascade_information(gain: float = 2.0, points: int = 1201) -> float:
+    """Mutual information of three saturating stages, each with its own noise.
+
+    ``v1 = tanh(gain x) + n1``, ``v2 = tanh(gain v1) + n2``, ``y = tanh(gain v2) + n3``
+    with unit ``x`` and noise of standard deviation 0.3: the law of y given x is a
+    product of two kernels on a grid.
+
+    Example:
+        >>> print(round(cascade_information(), 4))
+        0.5777
+    """
+    deviation, reach = 0.3, 8.0
+    x = np.linspace(-reach, reach, points)
+    grid = np.linspace(-1 - reach * deviation, 1 + reach * deviation, points)
+
+    def kernel(source: NDArray) -> NDArray:
+        z = (grid - np.tanh(gain * source)[:, None]) / deviation
+        return np.exp(-(z**2) / 2) / (deviation * np.sqrt(2 * np.pi))
+
+    step = grid[1] - grid[0]
+    given_x = kernel(x) @ kernel(grid) @ kernel(grid) * step**2
+    weight = np.exp(-(x**2) / 2)
+    weight /= weight.sum()
+    marginal = weight @ given_x
+    ratio = np.log(np.maximum(given_x, 1e-300) / np.maximum(marginal, 1e-300))
+    return float(np.sum(weight[:, None] * given_x * ratio) * step)
+
+
+def pam_information(decibels: float) -> float:
+    """Information of four equally likely levels of unit power over Gaussian noise.
+
+    Args:
+        decibels: Signal to noise ratio.
+
+    Example:
+        >>> print(round(pam_information(10.0), 5))
+        1.09654
+    """
+    deviation = 10 ** (-decibels / 20)
+    levels = np.array([-3.0, -1.0, 1.0, 3.0]) / np.sqrt(5.0)
+    y = np.linspace(-1.5 - 9 * deviation, 1.5 + 9 * deviation, 200001)
+    z = (y - levels[:, None]) / deviation
+    density = np.mean(np.exp(-(z**2) / 2), axis=0) / (deviation * np.sqrt(2 * np.pi))
+    positive = np.maximum(density, 1e-300)
+    entropy = -np.sum(density * np.log(positive)) * (y[1] - y[0])
+    return float(entropy - 0.5 * np.log(2 * np.pi * np.e * deviation**2))
+
+
+def fading_information(power: float) -> float:
+    """Ergodic information of a 2 x 2 Rayleigh link whose receiver knows the channel.
+
+    The eigenvalues of a complex Wishart matrix have density ``(1 + (1 - u)^2) e^-u``,
+    counted together, so that ``I = int log(1 + power u / 2) (1 + (1 - u)^2) e^-u du``.
+
+    Args:
+        power: Total signal power over the noise of one antenna.
+
+    Example:
+        >>> print(round(fading_information(10.0), 4))
+        3.8464
+    """
+    u = np.linspace(0.0, 80.0, 4_000_001)
+    each = np.log1p(power * u / 2) * (1 + (1 - u) ** 2) * np.exp(-u)
+    return float((np.sum(each) - 0.5 * (each[0] + each[-1])) * (u[1] - u[0]))
 
 
 def _tanh_density(

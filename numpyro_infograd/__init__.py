@@ -44,10 +44,11 @@ _ROOMS = {
     "maximize_mi": "optimize",
     "minimize": "optimize",
     "mutual_information": "values",
+    "null_check": "values",
     "rate_region": "regions",
     "structural_model": "tracing",
 }
-_MODULES = ("errors", "exogenous", "scores")
+_MODULES = ("errors", "exogenous", "scores", "values")
 
 __all__ = [  # noqa: PLE0604
     "MI",
@@ -68,9 +69,11 @@ __all__ = [  # noqa: PLE0604
     "maximize_mi",
     "minimize",
     "mutual_information",
+    "null_check",
     "rate_region",
     "scores",
     "structural_model",
+    "values",
 ]
 
 

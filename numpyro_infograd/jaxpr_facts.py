@@ -201,7 +201,7 @@ def dependencies(jaxpr: Jaxpr) -> list[frozenset[int]]:
 
 _LINEAR = frozenset(
     """add sub neg add_any reduce_sum cumsum reduce_window_sum reshape broadcast_in_dim
-    transpose slice concatenate pad rev squeeze expand_dims copy copy_p real imag
+    transpose slice concatenate stack pad rev squeeze expand_dims copy copy_p real imag
     complex conj fft sharding_constraint layout_constraint""".split()
 )
 _PARALLEL = frozenset({"optimization_barrier", "device_put", "split", "name"})

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective, Term, resolve
@@ -114,7 +115,7 @@ def pose(
     if isinstance(method, Denoising):
         variances = _variances(sm, terms, method, params)
         if variances:
-            sm = sm.append_noise(variances)
+            sm = append_noise(sm, variances)
             terms = moving_terms(objective, sm)
     densities = tuple(sm.density(term.sites, term.given) for term in terms)
     checks.check_densities(sm, densities)

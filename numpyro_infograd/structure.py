@@ -11,7 +11,7 @@ noise. Everything here is pure JAX; effect handlers live in `tracing`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 import functools
 import math
 from typing import Any, NamedTuple
@@ -26,7 +26,6 @@ from numpyro_infograd.errors import (
     ArgumentError,
     ModelError,
     ParameterError,
-    SiteError,
 )
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, noise_like
@@ -130,6 +129,7 @@ class StructuralModel:
         forward: The traced map from (params, noise) of one sample to its values.
         appended: Variance of Gaussian noise appended to a site, where there is any.
         clean: The model before noise was appended.
+        copies: Laws of noise that an edit draws a second time.
     """
 
     params: dict[str, Any]
@@ -139,6 +139,7 @@ class StructuralModel:
     forward: Program
     appended: dict[str, Any] = field(default_factory=dict)
     clean: StructuralModel | None = None
+    copies: dict[str, Noise] = field(default_factory=dict)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -155,7 +156,7 @@ class StructuralModel:
         }
         for name in self.appended:
             laws[appended_name(name)] = Noise("normal", self.site_info[name].shape)
-        return laws
+        return laws | self.copies
 
     @property
     def spec(self) -> NoiseSpec:
@@ -295,6 +296,18 @@ class StructuralModel:
         """Names of the noise that reaches any of the sites."""
         return frozenset().union(*(self._reach[s][1] for s in sites))
 
+    def noise_given(self, held: Sequence[str], sites: Iterable[str]) -> frozenset[str]:
+        """Names of the noise that reaches the sites when other sites' values stand."""
+        if not held:
+            return self.noise_of(sites)
+        reach = _label_dependencies(
+            self.forward_given(held),
+            self.params,
+            noise_like(self.spec),
+            {name: self.example(name) for name in held},
+        )
+        return frozenset().union(*(reach[s][1] for s in sites))
+
     @functools.cached_property
     def parents(self) -> dict[str, tuple[str, ...]]:
         """Direct parents of every site: sites first, then parameters.
@@ -392,99 +405,24 @@ class StructuralModel:
 
     def forward_given(self, sites: Sequence[str]) -> Program:
         """The map from (params, noise, values of `sites`) to all values."""
-        return Program.trace(
-            lambda params, noise, given: self.run(params, noise, given)[0],
-            self.params,
-            noise_like(self.spec),
-            {name: self.example(name) for name in sites},
-        )
+        key = tuple(sites)
+        if key not in self._programs:
+            self._programs[key] = Program.trace(
+                lambda params, noise, given: self.run(params, noise, given)[0],
+                self.params,
+                noise_like(self.spec),
+                {name: self.example(name) for name in sites},
+            )
+        return self._programs[key]
+
+    @functools.cached_property
+    def _programs(self) -> dict[tuple[str, ...], Program]:
+        return {}
 
     def example(self, name: str) -> jax.ShapeDtypeStruct:
         """Shape and type of one draw of a site."""
         site = self.site_info[name]
         return jax.ShapeDtypeStruct(site.shape, site.dtype)
-
-    # -- graph edits ------------------------------------------------------------
-
-    def append_noise(self, variances: Mapping[str, Any]) -> StructuralModel:
-        """The same model with Gaussian noise appended to the named sites.
-
-        The noise is added where the site is read off, not inside the model: sites
-        downstream keep the clean value. One knob for denoising score matching with
-        added noise, for noise annealing and for the Fisher integral (eqs. 54-55).
-
-        Args:
-            variances: Variance of the appended noise for each site: one number, or an
-                array of the site's shape.
-        """
-        for name in variances:
-            if name not in self.site_info:
-                raise SiteError(
-                    f"append_noise names {name!r}, which is no site of the model "
-                    f"(it has: {', '.join(self.sites)})."
-                )
-        for name, variance in variances.items():
-            array, shape = np.asarray(variance), self.site_info[name].shape
-            if not np.all((array > 0) & np.isfinite(array)):
-                raise ArgumentError(
-                    f"append_noise gives {name!r} a variance of {variance}: it must be "
-                    "positive and finite."
-                )
-            if array.shape not in ((), shape):
-                raise ArgumentError(
-                    f"append_noise gives {name!r} variances of shape {array.shape}: "
-                    f"they must be one number or have the site's shape, {shape}."
-                )
-        if self.clean is not None:  # variances of independent noises add up
-            total = dict(self.appended)
-            for name, variance in variances.items():
-                total[name] = total.get(name, 0.0) + variance
-            return self.clean.append_noise(total)
-        scales = {name: jnp.sqrt(jnp.asarray(v)) for name, v in variances.items()}
-        inner = self.run
-
-        def run(params, noise, given, scored=(), cut=False):
-            # A cut site hands on the value it is given, and reports the one it made.
-            clean_given = {k: v for k, v in given.items() if cut or k not in scales}
-            own = tuple(s for s in scored if s not in scales)
-            clean_noise = {k: v for k, v in noise.items() if k not in extra}
-            values, log_prob, boundary = inner(
-                params, clean_noise, clean_given, scored=own, cut=cut
-            )
-            values = dict(values)
-            for name, scale in scales.items():
-                clean = values[name]
-                made = clean + scale * noise[appended_name(name)]
-                values[name] = made if cut else given.get(name, made)
-                if name in scored:
-                    z = (values[name] - clean) / scale
-                    constant = jnp.log(scale) + 0.5 * math.log(2 * math.pi)
-                    log_prob[name] = -jnp.sum(0.5 * z**2 + constant)
-            return values, log_prob, boundary
-
-        extra = {appended_name(name) for name in scales}
-        float_type = jnp.zeros(()).dtype
-        noisy = {
-            name: self.site_info[name]._replace(
-                dtype=jnp.result_type(self.site_info[name].dtype, float_type),
-                discrete=False,
-                support="real",
-            )
-            for name in scales
-        }
-        edited = replace(
-            self,
-            run=run,
-            site_info=self.site_info | noisy,
-            appended=dict(variances),
-            clean=self,
-        )
-        forward = Program.trace(
-            lambda params, noise: run(params, noise, {})[0],
-            self.params,
-            noise_like(edited.spec),
-        )
-        return replace(edited, forward=forward)
 
     # -- looking at it ----------------------------------------------------------
 

@@ -21,6 +21,7 @@ from numpyro.distributions import constraints
 
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Expectation
+from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
 
 XY = MI("x", "y")
@@ -68,7 +69,7 @@ def test_old_keys_and_none_are_keys():
     for qmc in (False, True):
         draws = [sm.sample_noise(key, 4, qmc=qmc)["x"] for key in (old, new)]
         np.testing.assert_array_equal(*draws)
-    settings = {"method": "nested", "num_samples": 256, "num_components": 256}
+    settings = {"method": ig.values.Nested(256, 256, 256)}
 
     def value(key):
         return ig.estimate(XY, sm, rng_key=key, **settings).value
@@ -354,8 +355,8 @@ def test_parents_outlive_appended_noise():
     sm = ig.structural_model(model)
     assert sm.parents == {"x": (), "v": ("x", "a"), "y": ("v", "b")}
     for variances in ({"v": 0.1}, {"y": 0.1}, {"v": 0.1, "y": 0.1}):
-        assert sm.append_noise(variances).parents == sm.parents
-    assert sm.append_noise({"v": 1.0}).append_noise({"y": 1.0}).parents == sm.parents
+        assert append_noise(sm, variances).parents == sm.parents
+    assert append_noise(append_noise(sm, {"v": 1.0}), {"y": 1.0}).parents == sm.parents
 
 
 # Where an ascent ends.

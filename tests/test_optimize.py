@@ -359,7 +359,7 @@ def test_module_encoder_gains_information() -> None:
     def inside(params):
         return optax.projections.projection_l2_ball(params, 3.0)
 
-    small = {"num_samples": 1024, "num_components": 1024}
+    small = {"method": ig.values.Nested(1024, 1024, 1024)}
     sm = ig.structural_model(links.saturated_network)
     start = ig.mutual_information(sm, "u", "y", params=inside(sm.params), **small)
     result = ig.maximize_mi(

@@ -30,6 +30,7 @@ from numpyro.distributions import constraints, transforms
 from helpers import assert_within
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Entropy, Expectation, checks, errors, exogenous, scores
+from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import (
     ArgumentError,
     BoundaryError,
@@ -971,10 +972,10 @@ def test_bad_settings_of_estimate_and_denoising():
 
 def test_appended_noise_names_a_site():
     sm = ig.structural_model(affine)
-    refuses(SiteError, "'z'", "it has: x, y", call=lambda: sm.append_noise({"z": 1.0}))
+    refuses(SiteError, "'z'", "it has: x, y", call=lambda: append_noise(sm, {"z": 1.0}))
 
 
 @pytest.mark.parametrize("bad", [-0.1, np.nan])
 def test_appended_noise_has_a_variance(bad):
     sm = ig.structural_model(affine)
-    refuses(ArgumentError, "'y'", call=lambda: sm.append_noise({"y": bad}))
+    refuses(ArgumentError, "'y'", call=lambda: append_noise(sm, {"y": bad}))

@@ -86,9 +86,7 @@ def test_a_second_value_compiles_nothing(compilations) -> None:
             "x",
             "y",
             params={"a": a},
-            method="nested",
-            num_samples=256,
-            num_components=256,
+            method=ig.values.Nested(256, 256, 256),
         )
 
     call(1.0, 1.0)

@@ -27,6 +27,7 @@ from numpyro.infer.util import log_density
 from helpers import assert_within
 import numpyro_infograd as ig
 from numpyro_infograd import StructuralModel, structural_model
+from numpyro_infograd.edits import append_noise
 from numpyro_infograd.structure import simulate
 
 DRAWS = 4096
@@ -368,7 +369,7 @@ def test_another_number_in_the_model_is_another_code():
 
 def test_appended_noise_adds_its_variance_and_stays_off_downstream_sites():
     sm = traced("multipath")
-    edited = sm.append_noise({"u": 0.3, "v": 0.05})
+    edited = append_noise(sm, {"u": 0.3, "v": 0.05})
     assert set(edited.noise) == {*sm.noise, "u+noise", "v+noise"}
     assert edited.appended == {"u": 0.3, "v": 0.05}
     assert not sm.appended
@@ -387,7 +388,7 @@ def test_appended_noise_adds_its_variance_and_stays_off_downstream_sites():
 
 
 def test_appended_noise_gives_a_deterministic_site_a_density():
-    sm = traced("multipath").append_noise({"v": 0.25})
+    sm = append_noise(traced("multipath"), {"v": 0.25})
     density = sm.density(("v",))
     assert density.hidden == ("x", "u")
     noise = {"x": jnp.array(0.3), "u": jnp.array(-1.1)}
@@ -404,8 +405,8 @@ def test_appended_noise_gives_a_deterministic_site_a_density():
 
 
 def test_appending_twice_adds_variances():
-    once = traced("affine").append_noise({"y": 0.3})
-    twice = once.append_noise({"y": 0.2})
+    once = append_noise(traced("affine"), {"y": 0.3})
+    twice = append_noise(once, {"y": 0.2})
     values = twice.sample(jax.random.key(0), 16384)["y"]
     variance = np.var(np.asarray(values, np.float64))
     error = variance * np.sqrt(2 / 16384)
@@ -516,7 +517,7 @@ def test_noise_on_a_discrete_site_makes_it_real() -> None:
         b = numpyro.sample("b", dist.Bernoulli(0.5))
         numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x + b, 1))
 
-    noisy = ig.structural_model(model).append_noise({"b": 1 / 16})
+    noisy = append_noise(ig.structural_model(model), {"b": 1 / 16})
     assert not noisy.site_info["b"].discrete
     value = ig.estimate(ig.Entropy("b"), noisy)
     grid = np.linspace(-2, 3, 4001)
@@ -524,7 +525,7 @@ def test_noise_on_a_discrete_site_makes_it_real() -> None:
     truth = special.entr(p).sum() * (grid[1] - grid[0])
     assert abs(value.value - truth) < 4 * value.standard_error + 1e-4
     with pytest.raises(ig.errors.ArgumentError, match="positive"):
-        ig.structural_model(model).append_noise({"b": 0.0})
+        append_noise(ig.structural_model(model), {"b": 0.0})
 
 
 def test_a_substituted_parameter_is_held() -> None:

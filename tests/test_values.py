@@ -14,9 +14,11 @@ import numpyro.distributions as dist
 
 from helpers import assert_within
 import numpyro_infograd as ig
+from numpyro_infograd import values
 import truths
 
-SMALL = {"num_samples": 2048, "num_components": 2048}
+SMALL = {"method": values.Nested(2048, 2048, 2048)}
+ROUGH = {"method": values.Nested(1024, 1024, 1024)}
 
 
 def check(found, truth, sharp, **settings) -> None:
@@ -27,8 +29,10 @@ def check(found, truth, sharp, **settings) -> None:
         max_standard_error=sharp,
         **settings,
     )
-    assert found.lower == pytest.approx(found.value - 2 * found.standard_error)
-    assert found.upper == pytest.approx(found.value + 2 * found.standard_error)
+    assert found.lower <= found.value <= found.upper
+    assert found.lower <= truth <= found.upper or math.isclose(
+        found.value, truth, abs_tol=1e-5
+    )
 
 
 # -- exact -----------------------------------------------------------------------
@@ -95,8 +99,7 @@ def test_saturated_amplifier(eta, truth) -> None:
 
 def test_nested_agrees_with_exact() -> None:
     point = {"a": 1.0, "b": 1.0}
-    settings = {"params": point, "method": "nested"}
-    found = ig.mutual_information(links.link, "x", "y", **settings, **SMALL)
+    found = ig.mutual_information(links.link, "x", "y", params=point, **SMALL)
     check(found, 0.423649, 0.005)
 
 
@@ -150,17 +153,15 @@ def test_names_do_not_matter() -> None:
         z = numpyro.sample("z", dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal(z, 1))
 
-    settings = {"method": "nested", "num_samples": 1024, "num_components": 1024}
-    found = ig.mutual_information(renamed, "z", "y", **settings)
+    found = ig.mutual_information(renamed, "z", "y", **ROUGH)
     check(found, 0.5 * math.log(2), 0.01)
 
 
 def test_information_too_high_for_nested_averages_warns() -> None:
-    found = ig.mutual_information(
-        links.mimo, "x", "y", params={"alpha": 5.0}, method="nested", **SMALL
-    )
-    (warning,) = found.warnings
-    assert "effective sample size" in warning and "num_components" in warning
+    found = ig.mutual_information(links.mimo, "x", "y", params={"alpha": 5.0}, **SMALL)
+    small, broken = found.warnings
+    assert "effective sample size" in small and "max_components" in small
+    assert "Gaussian upper bound" in broken
     assert "warning:" in repr(found)
 
 
@@ -188,7 +189,6 @@ def test_negative_of_an_estimate_swaps_its_bounds() -> None:
         ({"unit": "bans"}, "unit"),
         ({"method": "exact"}, "linear-Gaussian"),
         ({"num_samples": 1000}, "num_samples"),
-        ({"num_components": 1000}, "num_components"),
     ],
 )
 def test_settings_out_of_range(settings, words) -> None:
@@ -196,6 +196,6 @@ def test_settings_out_of_range(settings, words) -> None:
         ig.mutual_information(links.amplifier, "x", "y", **settings)
 
 
-def test_no_value_for_a_bare_deterministic_site() -> None:
+def test_nested_has_no_value_for_a_bare_deterministic_site() -> None:
     with pytest.raises(ig.errors.DensityError, match="'y' is deterministic"):
-        ig.mutual_information(links.unobserved, "x", "y")
+        ig.mutual_information(links.unobserved, "x", "y", **SMALL)

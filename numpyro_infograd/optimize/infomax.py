@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_key, as_power_of_two, tracing
+from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError, InfogradError
 from numpyro_infograd.gradient import choose, fit_scores
 from numpyro_infograd.noise import base_points
@@ -217,7 +218,7 @@ class InfoMax:
         sm = structural_model(self.model, *args, **kwargs)
         if sm.forward.code == (old.sm.clean or old.sm).forward.code:
             if old.sm.appended:
-                sm = sm.append_noise(old.sm.appended)
+                sm = append_noise(sm, old.sm.appended)
             if old.exact is not None:
                 exact = GaussianEntropies.of(old.objective, sm)
                 self.problem = old._replace(sm=sm, exact=exact)

@@ -15,7 +15,9 @@ from numpyro_infograd.noise import NoiseSpec, noise_like
 from numpyro_infograd.objectives import Objective, resolve
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import flatten
-from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.structure import StructuralModel, Values
+
+Sites = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,73 +32,110 @@ class Exact:
 
 def why_not_exact(sm: StructuralModel, sites: Iterable[str]) -> str:
     """The reason why the sites are not jointly linear-Gaussian; "" if they are."""
-    sites = tuple(sites)
+    return _why_not(sm, tuple(sites), ())
+
+
+def why_not_gaussian(sm: StructuralModel, sites: Sites, given: Sites) -> str:
+    """The reason why sites are not linear-Gaussian once the values of others are held.
+
+    The coefficients may depend on these values, as in a channel that the receiver
+    knows. "" if they are.
+    """
+    shared = sorted(sm.noise_given(given, sites) & sm.noise_of(given))
+    if shared:
+        return f"the noise of site {shared[0]!r} makes both sides of a condition"
+    return _why_not(sm, sites, given)
+
+
+def _why_not(sm: StructuralModel, sites: Sites, given: Sites) -> str:
     for name in sites:
         if sm.site_info[name].discrete:
             return f"site {name!r} is discrete"
-    for name in sorted(sm.noise_of(sites)):
+    for name in sorted(sm.noise_given(given, sites)):
         if sm.noise[name].kind != "normal":
             return f"the noise of site {name!r} is not Gaussian"
-    inputs = sm.forward.input_indices(1)
-    affine = sm.forward.affine_outputs(inputs)
+    program = sm.forward_given(given)
+    affine = program.affine_outputs(program.input_indices(1))
     for name in sites:
-        if not all(affine[i] for i in sm.forward.output_indices(name)):
+        if not all(affine[i] for i in program.output_indices(name)):
             return f"site {name!r} is not an affine function of the noise"
     return ""
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("forward", "coefficients"),
-    meta_fields=("terms", "spec"),
+    data_fields=("program",),
+    meta_fields=("sites", "given", "moving", "spec"),
+)
+@dataclass(frozen=True)
+class GaussianEntropy:
+    """h(sites | given = a) of sites that are linear-Gaussian once a is held, in nats.
+
+    `moving` is the noise that is left to move the sites.
+    """
+
+    program: Program
+    sites: Sites
+    given: Sites
+    moving: Sites
+    spec: NoiseSpec
+
+    @staticmethod
+    def of(sm: StructuralModel, sites: Sites, given: Sites) -> GaussianEntropy:
+        """The entropy of sites that are not `why_not_gaussian`."""
+        moving = tuple(sorted(sm.noise_given(given, sites)))
+        return GaussianEntropy(sm.forward_given(given), sites, given, moving, sm.spec)
+
+    def __call__(self, params: Any, values: Values) -> jax.Array:
+        """The entropy where `given` has these values, a scalar."""
+        inert = noise_like(self.spec)
+        rest = {n: v for n, v in inert.items() if n not in self.moving}
+        held = {name: values[name] for name in self.given}
+
+        def made(noise: Any) -> jax.Array:
+            found = self.program(params, {**rest, **noise}, held)
+            return flatten({s: found[s][None] for s in self.sites}, self.sites)[0]
+
+        columns = jax.jacobian(made)({n: inert[n] for n in self.moving})
+        parts = [c.reshape(c.shape[0], -1) for c in columns.values()]
+        return _entropy(jnp.concatenate(parts, axis=1))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("coefficients", "terms"),
+    meta_fields=("examples",),
 )
 @dataclass(frozen=True)
 class GaussianEntropies:
     """sum of coefficient * h(sites | given) of a linear-Gaussian model, in nats.
 
-    `terms` pairs the sites of each entropy with the noise that moves them given the
-    others: all that these are not made of, for `resolve` pairs only such sets.
+    What a site is held at makes no difference there: it is held at zero.
     """
 
-    forward: Program
     coefficients: jax.Array
-    terms: tuple[tuple[tuple[str, ...], frozenset[str]], ...]
-    spec: NoiseSpec
+    terms: tuple[GaussianEntropy, ...]
+    examples: tuple[tuple[str, tuple[int, ...], Any], ...]
 
     @staticmethod
     def of(objective: Objective, sm: StructuralModel) -> GaussianEntropies:
         """The entropies of an objective on a model that is not `why_not_exact`."""
         resolved = resolve(objective, sm)
+        held = dict.fromkeys(s for term in resolved for s in term.given)
+        shapes = {s: sm.example(s) for s in held}
         return GaussianEntropies(
-            sm.forward,
             jnp.asarray([term.coefficient for term in resolved]),
-            tuple(
-                (t.sites, sm.noise_of(t.sites) - sm.noise_of(t.given)) for t in resolved
-            ),
-            sm.spec,
+            tuple(GaussianEntropy.of(sm, t.sites, t.given) for t in resolved),
+            tuple((s, x.shape, x.dtype) for s, x in shapes.items()),
         )
 
     def __call__(self, params: Any) -> jax.Array:
         """The value at these parameters, a scalar."""
+        zeros = {name: jnp.zeros(shape, dtype) for name, shape, dtype in self.examples}
         total = jnp.zeros(())
         for coefficient, term in zip(self.coefficients, self.terms, strict=True):
-            total += coefficient * _entropy(self._jacobian(params, *term))
+            total += coefficient * term(params, zeros)
         return total
-
-    def _jacobian(
-        self, params: Any, sites: tuple[str, ...], moving: frozenset[str]
-    ) -> jax.Array:
-        """Jacobian of the sites' values in some of the noise, (dimensions, noise)."""
-        inert = noise_like(self.spec)
-        rest = {n: v for n, v in inert.items() if n not in moving}
-
-        def values(noise: Any) -> jax.Array:
-            made = self.forward(params, {**rest, **noise})
-            return flatten({s: made[s][None] for s in sites}, sites)[0]
-
-        columns = jax.jacobian(values)({n: inert[n] for n in moving})
-        parts = [c.reshape(c.shape[0], -1) for c in columns.values()]
-        return jnp.concatenate(parts, axis=1)
 
 
 def _entropy(jacobian: jax.Array) -> jax.Array:

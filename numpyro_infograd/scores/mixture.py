@@ -143,7 +143,7 @@ class Mixture:
         values: Values,
         rng_key: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """log p(sites | given) for each value: jackknifed, correction; sample size."""
+        """log p(sites | given) for each value; its correction by a jackknife; size."""
         first, second = self._halves(
             state, density, params, values, rng_key, with_score=False
         )
@@ -151,7 +151,7 @@ class Mixture:
         count = math.log(self.num_components)
         whole = both.log_sum - count
         halves = 0.5 * (first.log_sum + second.log_sum) - (count - math.log(2.0))
-        return 2 * whole - halves, whole - halves, _lowest_tenth(first, second)
+        return whole, whole - halves, _lowest_tenth(first, second)
 
     def _halves(
         self,

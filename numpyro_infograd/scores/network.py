@@ -62,6 +62,14 @@ class Ensemble:
         """All networks: (size, num_samples, outputs), each at its own or one batch."""
         return jax.vmap(self.member, in_axes=(0, None if common else 0))(parameters, x)
 
+    def features(self, parameters: Any, x: jax.Array) -> jax.Array:
+        """Last hidden layers at one batch: (size, num_samples, width)."""
+
+        def one(parameters: Any) -> jax.Array:
+            return nnx.merge(_definition(*self.shape), parameters).features(x)
+
+        return jax.vmap(one)(parameters)
+
     def solve_last(self, parameters: Any, x: jax.Array, y: jax.Array) -> Any:
         """Least squares for the last layer of each network on its own batch.
 

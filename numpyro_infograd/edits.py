@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graph edits: from one structural model another, with the same sites.
+
+Three of them carry the estimators of values: noise appended to a site (identity III),
+a copy of the system whose inputs are drawn afresh (the null hypothesis), and a way
+through the parameters with one parameter, the position on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+import math
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro.distributions import constraints
+
+from numpyro_infograd.errors import ArgumentError, SiteError
+from numpyro_infograd.noise import noise_like
+from numpyro_infograd.program import Program
+from numpyro_infograd.structure import StructuralModel, appended_name
+
+POSITION = "position"
+
+
+def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> StructuralModel:
+    """The same model with Gaussian noise appended to the named sites.
+
+    The noise is added where the site is read off, not inside the model: sites
+    downstream keep the clean value. One knob for denoising score matching with
+    added noise and for noise annealing (identity III).
+
+    Args:
+        sm: The model.
+        variances: Variance of the appended noise for each site: one number, or an
+            array of the site's shape.
+    """
+    for name in variances:
+        if name not in sm.site_info:
+            raise SiteError(
+                f"append_noise names {name!r}, which is no site of the model "
+                f"(it has: {', '.join(sm.sites)})."
+            )
+    for name, variance in variances.items():
+        array, shape = np.asarray(variance), sm.site_info[name].shape
+        if not np.all((array > 0) & np.isfinite(array)):
+            raise ArgumentError(
+                f"append_noise gives {name!r} a variance of {variance}: it must be "
+                "positive and finite."
+            )
+        if array.shape not in ((), shape):
+            raise ArgumentError(
+                f"append_noise gives {name!r} variances of shape {array.shape}: "
+                f"they must be one number or have the site's shape, {shape}."
+            )
+    if sm.clean is not None:  # variances of independent noises add up
+        total = dict(sm.appended)
+        for name, variance in variances.items():
+            total[name] = total.get(name, 0.0) + variance
+        return append_noise(sm.clean, total)
+    scales = {name: jnp.sqrt(jnp.asarray(v)) for name, v in variances.items()}
+    inner = sm.run
+
+    def run(params, noise, given, scored=(), cut=False):
+        # A cut site hands on the value it is given, and reports the one it made.
+        clean_given = {k: v for k, v in given.items() if cut or k not in scales}
+        own = tuple(s for s in scored if s not in scales)
+        clean_noise = {k: v for k, v in noise.items() if k not in extra}
+        values, log_prob, boundary = inner(
+            params, clean_noise, clean_given, scored=own, cut=cut
+        )
+        values = dict(values)
+        for name, scale in scales.items():
+            clean = values[name]
+            made = clean + scale * noise[appended_name(name)]
+            values[name] = made if cut else given.get(name, made)
+            if name in scored:
+                z = (values[name] - clean) / scale
+                constant = jnp.log(scale) + 0.5 * math.log(2 * math.pi)
+                log_prob[name] = -jnp.sum(0.5 * z**2 + constant)
+        return values, log_prob, boundary
+
+    extra = {appended_name(name) for name in scales}
+    float_type = jnp.zeros(()).dtype
+    noisy = {
+        name: sm.site_info[name]._replace(
+            dtype=jnp.result_type(sm.site_info[name].dtype, float_type),
+            discrete=False,
+            support="real",
+        )
+        for name in scales
+    }
+    return _retrace(
+        replace(
+            sm,
+            run=run,
+            site_info=sm.site_info | noisy,
+            appended=dict(variances),
+            clean=sm,
+        )
+    )
+
+
+def along(
+    sm: StructuralModel, way: Callable[[jax.Array], dict[str, Any]]
+) -> StructuralModel:
+    """The same model with one parameter, "position": its parameters are on a way.
+
+    Args:
+        sm: The model.
+        way: From a scalar to the parameters of the model.
+    """
+
+    def run(params, noise, given, scored=(), cut=False):
+        inside = way(params[POSITION])
+        return sm.run(inside, noise, given, scored=scored, cut=cut)
+
+    return _retrace(
+        replace(
+            sm,
+            params={POSITION: jnp.asarray(0.5)},
+            constraints={POSITION: constraints.real},
+            run=run,
+            clean=sm.clean and along(sm.clean, way),
+        )
+    )
+
+
+def decouple(
+    sm: StructuralModel, inputs: tuple[str, ...], given: tuple[str, ...] = ()
+) -> StructuralModel:
+    """The same model, in which all sites but the inputs are made from other inputs.
+
+    The noise that makes the inputs is drawn twice, once for them and once for all
+    other sites. So I(inputs; outputs | given) is zero, while the inputs and the rest
+    keep their laws: what an estimator finds here is its own error.
+
+    Raises:
+        ArgumentError: if the inputs share noise with the sites given.
+    """
+    twice = sm.noise_of(inputs)
+    shared = sorted(twice & sm.noise_of(given))
+    if shared:
+        raise ArgumentError(
+            f"the noise of site {shared[0]!r} makes both inputs and given, so pairs "
+            "can not be shuffled and keep the law of what is given."
+        )
+    copies = {name: f"{name}+copy" for name in sm.noise if name in twice}
+    laws = {copy: sm.noise[name] for name, copy in copies.items()}
+    inner = sm.run
+
+    def run(params, noise, given, scored=(), cut=False):
+        first = {k: v for k, v in given.items() if k in inputs}
+        rest = {k: v for k, v in given.items() if k not in inputs}
+        own = {k: v for k, v in noise.items() if k not in laws}
+        other = own | {name: noise[copy] for name, copy in copies.items()}
+        here = tuple(s for s in scored if s in inputs)
+        there = tuple(s for s in scored if s not in inputs)
+        a = inner(params, own, first, scored=here, cut=cut)
+        b = inner(params, other, rest, scored=there, cut=cut)
+        return tuple(
+            {k: (x if k in inputs else y)[k] for k in {**x, **y}}
+            for x, y in zip(a, b, strict=True)
+        )
+
+    return _retrace(replace(sm, run=run, copies=laws))
+
+
+def _retrace(sm: StructuralModel) -> StructuralModel:
+    """The model with `forward` traced anew from `run`."""
+    forward = Program.trace(
+        lambda params, noise: sm.run(params, noise, {})[0],
+        sm.params,
+        noise_like(sm.spec),
+    )
+    return replace(sm, forward=forward)

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many nats: values of objectives, with standard errors and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from numpyro_infograd import checks
+from numpyro_infograd.arguments import as_args, as_key
+from numpyro_infograd.edits import decouple
+from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.objectives import (
+    MI,
+    Objective,
+    Sites,
+    Term,
+    names,
+    resolve,
+    trace_expectations,
+)
+from numpyro_infograd.problem import admit, check_num_samples, noise_warnings
+from numpyro_infograd.scores.exact import (
+    GaussianEntropies,
+    why_not_exact,
+    why_not_gaussian,
+)
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.values.base import Estimate, Estimator, report
+from numpyro_infograd.values.bounds import doubts
+from numpyro_infograd.values.fisher import Fisher, why_not_fisher
+from numpyro_infograd.values.nested import Nested, average
+from numpyro_infograd.values.path import Path
+
+__all__ = [
+    "Estimate",
+    "Estimator",
+    "Fisher",
+    "Nested",
+    "Path",
+    "estimate",
+    "mutual_information",
+    "null_check",
+    "value_of",
+]
+
+REGISTRY: dict[str, type] = {"nested": Nested, "fisher": Fisher, "path": Path}
+_NAMES = ("auto", "exact", *REGISTRY)
+# Inner draws that "auto" affords before it trains a network instead.
+_AFFORDED = Nested(max_components=16384)
+
+
+def estimate(
+    objective: Objective,
+    model: Callable[..., Any] | StructuralModel,
+    *,
+    params: Mapping[str, Any] | None = None,
+    method: str | Estimator = "auto",
+    num_samples: int | None = None,
+    rng_key: jax.Array | None = None,
+    unit: str = "nats",
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Estimate:
+    """The value of an objective.
+
+    Args:
+        objective: Built from `MI`, `Entropy`, `Expectation`.
+        model: A NumPyro model, or the result of `structural_model`.
+        params: Where to evaluate; what is missing takes its initial value.
+        method: A name, or an object of `numpyro_infograd.values` with settings.
+
+            - "exact": closed form, for models that are linear-Gaussian once what is
+              conditioned on is known; only that is sampled.
+            - "nested" (`Nested`): the model's own densities averaged over fresh draws
+              of hidden noise; with bounds that hold in expectation.
+            - "fisher" (`Fisher`): the Fisher integral over appended noise, by one
+              noise-conditional score network (eqs. 54-55); for outputs without a
+              density of their own and for much information.
+            - "path" (`Path`): the integral of the gradient from a reference (eq. 50).
+            - "auto": exact where it can be; nested while 16384 inner draws are
+              enough; else fisher. `.reason` says which and why.
+        num_samples: Samples, a power of two; None for the method's default.
+        rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+        unit: "nats" or "bits".
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+
+    Returns:
+        An `Estimate`; its `.warnings` say which bound it breaks, if any.
+
+    Raises:
+        InfogradError: a subclass that names the site or argument at fault.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+        >>> ig.estimate(ig.MI("x", "y"), model, params={"a": 3.0})  # log(10) / 2
+        1.15129 nats (exact)
+    """
+    if unit not in ("nats", "bits"):
+        raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
+    chosen = _resolve(method)
+    if num_samples is not None:
+        check_num_samples(num_samples, None)
+    key = as_key(rng_key)
+    args, kwargs = as_args(model_args, model_kwargs)
+    sm, complete = admit(objective, model, args, kwargs, params)
+    found = value_of(objective, sm, complete, key, chosen, num_samples)
+    return found.in_bits() if unit == "bits" else found
+
+
+def mutual_information(
+    model: Callable[..., Any] | StructuralModel,
+    inputs: Sites,
+    outputs: Sites,
+    given: Sites = (),
+    **settings: Any,
+) -> Estimate:
+    """I(inputs; outputs | given); the settings are those of `estimate`.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(x, 1))
+        >>> ig.mutual_information(model, "x", "y", unit="bits")
+        0.5 bits (exact)
+    """
+    return estimate(MI(inputs, outputs, given), model, **settings)
+
+
+def null_check(
+    model: Callable[..., Any] | StructuralModel,
+    inputs: Sites,
+    outputs: Sites,
+    given: Sites = (),
+    **settings: Any,
+) -> Estimate:
+    """What an estimator finds where there is nothing: pairs are shuffled.
+
+    The outputs are made from a second, independent draw of the inputs, so that the
+    information is exactly zero while all marginal laws are the model's own. What the
+    estimate is away from zero is the estimator's error; the settings are those of
+    `estimate`.
+
+    Raises:
+        ArgumentError: if inputs and given share noise, so that no shuffle keeps the
+            law of what is given.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Laplace(0, 1))
+        ...     numpyro.sample("y", dist.Normal(x, 1))
+        >>> found = ig.null_check(model, "x", "y")
+        >>> abs(found.value) <= 3 * found.standard_error + 1e-5
+        True
+    """
+    objective = MI(inputs, outputs, given)
+    args, kwargs = as_args(
+        settings.pop("model_args", ()), settings.pop("model_kwargs", None)
+    )
+    params = settings.get("params")
+    sm, _ = admit(objective, model, args, kwargs, params)
+    a, c = names(inputs, "inputs"), names(given, "given")
+    found = estimate(objective, decouple(sm, a, c), **settings)
+    if abs(found.value) > 3 * found.standard_error + 1e-4:
+        sentence = (
+            f"shuffled pairs carry nothing, but {found.value:.3g} {found.unit} were "
+            "found: the method's standard error is too small for this model."
+        )
+        found = replace(found, warnings=(*found.warnings, sentence))
+    return found
+
+
+def value_of(
+    objective: Objective,
+    sm: StructuralModel,
+    params: Any,
+    rng_key: jax.Array,
+    method: str | Estimator = "auto",
+    num_samples: int | None = None,
+) -> Estimate:
+    """`estimate` of a traced model at complete parameters, in nats."""
+    checks.check_finite(objective, sm, params)
+    checks.check_rank(objective, sm, params)
+    found = _value_of(objective, sm, params, rng_key, method, num_samples)
+    warnings = found.warnings + noise_warnings(sm)
+    if found.method not in ("exact", "sampled"):
+        warnings += doubts(found, objective, sm, params)
+    return replace(found, warnings=warnings)
+
+
+def _value_of(
+    objective: Objective,
+    sm: StructuralModel,
+    params: Any,
+    rng_key: jax.Array,
+    method: str | Estimator,
+    num_samples: int | None,
+) -> Estimate:
+    if method == "exact":
+        return _exact(objective, sm, params, rng_key, num_samples)
+    if method == "auto":
+        return _auto(objective, sm, params, rng_key, num_samples)
+    estimator: Any = method
+    if num_samples is not None:
+        estimator = replace(estimator, num_samples=num_samples)
+    if isinstance(estimator, Path):
+        return estimator.value(objective, sm, params, rng_key, _reference)
+    return estimator.value(objective, sm, params, rng_key)
+
+
+def _auto(
+    objective: Objective,
+    sm: StructuralModel,
+    params: Any,
+    rng_key: jax.Array,
+    num_samples: int | None,
+) -> Estimate:
+    """Exact where it can be, nested while that is sound, else fisher."""
+    why = _why_not_closed(sm, resolve(objective, sm))
+    if not why:
+        found = _exact(objective, sm, params, rng_key, num_samples)
+        sampled = "linear-Gaussian given what it is conditioned on"
+        exact = found.standard_error == 0 and objective.entropies
+        return replace(found, reason="linear-Gaussian" if exact else sampled)
+    size = {} if num_samples is None else {"num_samples": num_samples}
+    try:
+        nested = replace(_AFFORDED, **size).value(objective, sm, params, rng_key)
+    except DensityError as error:
+        if why_not_fisher(objective, sm):
+            raise
+        found = Fisher().value(objective, sm, params, rng_key)
+        return replace(found, reason=f"{why}; {error}")
+    effective = nested.diagnostics["effective_sample_size_low"]
+    if not nested.warnings:
+        return replace(
+            nested, reason=f"{why}; inner effective sample size {effective:.0f}"
+        )
+    no_score = why_not_fisher(objective, sm)
+    if no_score:
+        found = replace(Nested(), **size).value(objective, sm, params, rng_key)
+        return replace(found, reason=f"{why}; {no_score}")
+    found = Fisher().value(objective, sm, params, rng_key)
+    slack = 2 * found.standard_error
+    if not nested.lower - slack <= found.value <= nested.upper + slack:
+        sentence = (
+            f"nested averages bound the value by {nested.lower:.6g} and "
+            f"{nested.upper:.6g} nats, which the Fisher integral does not obey: its "
+            "network may have missed a part. Give it more steps: "
+            "method=values.Fisher(num_steps=...)."
+        )
+        found = replace(found, warnings=(*found.warnings, sentence))
+    return replace(
+        found,
+        reason=f"{why}; the inner effective sample size is only {effective:.0f} with "
+        f"{_AFFORDED.max_components} components",
+        diagnostics=found.diagnostics
+        | {"nested_lower": nested.lower, "nested_upper": nested.upper},
+    )
+
+
+def _exact(
+    objective: Objective,
+    sm: StructuralModel,
+    params: Any,
+    rng_key: jax.Array,
+    num_samples: int | None,
+) -> Estimate:
+    """Closed form; what it is conditioned on, and expectations, are sampled."""
+    terms = resolve(objective, sm)
+    why = _why_not_closed(sm, terms)
+    if why:
+        raise ArgumentError(
+            f"method='exact' needs a linear-Gaussian model, but {why}. Use 'nested'."
+        )
+    value = 0.0
+    kind = "exact" if terms else "sampled"
+    if not why_not_exact(sm, objective.sites):
+        value = float(_closed_form(GaussianEntropies.of(objective, sm), params))
+        terms = ()
+        if not objective.expectations:
+            return report(value, 0.0, kind)
+    expectations = trace_expectations(objective, sm)
+    size = num_samples or 2**16
+    found = average(terms, expectations, sm, params, rng_key, size, closed_form=True)
+    return report(value + found.value, found.error, kind)
+
+
+def _why_not_closed(sm: StructuralModel, terms: tuple[Term, ...]) -> str:
+    """Why an entropy is not linear-Gaussian given its conditions; "" if all are."""
+    found = (why_not_gaussian(sm, t.sites, t.given) for t in terms)
+    return next((why for why in found if why), "")
+
+
+@jax.jit
+def _closed_form(exact: GaussianEntropies, params: Any) -> jax.Array:
+    return exact(params)
+
+
+def _reference(
+    objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+) -> Estimate:
+    """The value where a path starts: in closed form or by nested averages."""
+    checks.check_finite(objective, sm, params)
+    if _why_not_closed(sm, resolve(objective, sm)):
+        return Nested().value(objective, sm, params, rng_key)
+    return _exact(objective, sm, params, rng_key, None)
+
+
+def _resolve(method: Any) -> str | Estimator:
+    """A method's name or object, checked."""
+    if isinstance(method, str) and method in REGISTRY:
+        found: Estimator = REGISTRY[method]()
+        return found
+    if method in ("auto", "exact") or hasattr(method, "value"):
+        if isinstance(method, type):
+            raise ArgumentError(f"method={method.__name__} is a class: call it first.")
+        chosen: str | Estimator = method
+        return chosen
+    raise ArgumentError(
+        f"method must be one of {', '.join(map(repr, _NAMES))} or an object of "
+        f"numpyro_infograd.values, got {method!r}."
+    )

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an estimate is, and the protocol of the estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+import math
+from typing import Any, Protocol
+
+import jax
+
+from numpyro_infograd.objectives import Objective
+from numpyro_infograd.structure import StructuralModel
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value in nats (or bits) and how far it can be trusted.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Of sampling, and what fits, quadrature and the bias of nested
+            averages may add.
+        lower: A lower bound less two of its own standard errors. Nested averages have
+            a bound that holds in expectation however few the inner draws are; other
+            methods take the value as the bound.
+        upper: The same from above.
+        method: "exact" (expectations in it are sampled all the same), "nested",
+            "fisher", "path", or "sampled" where there is nothing but expectations.
+        unit: "nats" or "bits".
+        reason: Why "auto" took this method; "" if it was asked for.
+        warnings: Sentences that a careful user should read.
+        diagnostics: Numbers behind the estimate.
+    """
+
+    value: float
+    standard_error: float
+    lower: float
+    upper: float
+    method: str
+    unit: str = "nats"
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    diagnostics: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __neg__(self) -> Estimate:
+        """The estimate of minus the objective."""
+        return replace(self, value=-self.value, lower=-self.upper, upper=-self.lower)
+
+    def __repr__(self) -> str:
+        error = f" +- {self.standard_error:.2g}" if self.standard_error else ""
+        notes = "".join(f"\n  warning: {w}" for w in self.warnings)
+        return f"{self.value:.6g}{error} {self.unit} ({self.method}){notes}"
+
+    def in_bits(self) -> Estimate:
+        """The same in bits."""
+        scale = 1.0 / math.log(2.0)
+        return replace(
+            self,
+            value=scale * self.value,
+            standard_error=scale * self.standard_error,
+            lower=scale * self.lower,
+            upper=scale * self.upper,
+            unit="bits",
+        )
+
+
+class Estimator(Protocol):
+    """A way to a value; hashable, without state."""
+
+    num_samples: int
+
+    def value(
+        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+    ) -> Estimate:
+        """The objective's value in nats at complete parameters."""
+
+
+def report(
+    value: float,
+    error: float,
+    method: str,
+    warnings: tuple[str, ...] = (),
+    diagnostics: Mapping[str, Any] | None = None,
+) -> Estimate:
+    """An estimate whose bounds are the value and two standard errors."""
+    return Estimate(
+        value,
+        error,
+        value - 2 * error,
+        value + 2 * error,
+        method,
+        warnings=warnings,
+        diagnostics=dict(diagnostics or {}),
+    )

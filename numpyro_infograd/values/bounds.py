@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a value can not be: bounds that hold whatever the estimator."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+
+from numpyro_infograd.noise import base_points, draw_noise
+from numpyro_infograd.objectives import MI, Objective, resolve
+from numpyro_infograd.scores.base import flatten
+from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
+from numpyro_infograd.structure import StructuralModel, Values, simulate
+from numpyro_infograd.values.base import Estimate
+
+_SAMPLES = 16384
+_VALUES = 512  # a site with more different values counts as continuous
+
+
+def doubts(
+    found: Estimate, objective: Objective, sm: StructuralModel, params: Any
+) -> tuple[str, ...]:
+    """A sentence for every bound that an estimate of an information breaks."""
+    information = _Information.of(objective)
+    if information is None:
+        return ()
+    slack = 2 * found.standard_error + 1e-5
+    broken = []
+    if found.value < -slack:
+        broken.append(
+            f"the value is {found.value:.4g}, but an information is never negative: "
+            "the estimate is off by more than its standard error."
+        )
+    noise = draw_noise(
+        sm.spec, jax.random.key(7), _SAMPLES, base_points(sm.spec, _SAMPLES)
+    )
+    values = simulate(sm.forward, params, noise)
+    for name, bound in (
+        ("the Gaussian upper bound", _gaussian(objective, sm, params, values)),
+        ("the entropy of the discrete sites", _discrete(information, values)),
+        ("the data-processing bound", _processing(information, sm, params)),
+    ):
+        if found.value > bound + slack + 0.01 * abs(bound):
+            broken.append(
+                f"the value exceeds {name}, {bound:.6g} nats: the estimate is off by "
+                "more than its standard error. Take another method or more samples."
+            )
+    return tuple(broken)
+
+
+class _Information(NamedTuple):
+    """The sets of I(inputs; outputs | given)."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    given: tuple[str, ...]
+
+    @staticmethod
+    def of(objective: Objective) -> _Information | None:
+        """The sets, where the objective is one mutual information and nothing else."""
+        plus = [s for s, c in objective.entropies.items() if c == 1.0]
+        if len(plus) != 2 or objective.expectations:
+            return None
+        given = plus[0] & plus[1]
+        a, b, c = (tuple(sorted(s)) for s in (plus[0] - given, plus[1] - given, given))
+        if not a or not b or MI(a, b, c).entropies != objective.entropies:
+            return None
+        return _Information(a, b, c)
+
+
+def _gaussian(
+    objective: Objective, sm: StructuralModel, params: Any, values: Values
+) -> float:
+    """Entropies as large as their covariance allows, less those known exactly."""
+    total = 0.0
+    for term in resolve(objective, sm):
+        density = sm.density(term.sites, term.given, whole=True)
+        own = all(sm.site_info[s].kind == "sample" for s in term.sites)
+        if own and not density.hidden:
+            inside = {s: values[s] for s in density.all_sites}
+            each = jax.vmap(density.log_prob, in_axes=(None, None, 0))(
+                params, {}, inside
+            )
+            total -= term.coefficient * float(np.mean(each))
+        elif term.coefficient < 0 or any(sm.site_info[s].discrete for s in term.sites):
+            return math.inf
+        else:
+            columns = np.asarray(flatten(values, term.sites), np.float64)
+            columns = columns - columns.mean(0)
+            if term.given:
+                given = np.asarray(flatten(values, term.given), np.float64)
+                given = given - given.mean(0)
+                columns = columns - given @ np.linalg.lstsq(given, columns)[0]
+            covariance = columns.T @ columns / len(columns)
+            log_det = np.linalg.slogdet(2 * math.pi * math.e * covariance)[1]
+            total += term.coefficient * 0.5 * log_det
+    return total if math.isfinite(total) else math.inf
+
+
+def _discrete(information: _Information, values: Values) -> float:
+    """The smaller entropy of inputs and outputs, where they take few values."""
+    smallest = math.inf
+    for sites in (information.inputs, information.outputs):
+        columns = np.concatenate(
+            [np.asarray(values[s]).reshape(_SAMPLES, -1) for s in sites], axis=1
+        )
+        counts = np.unique(columns, axis=0, return_counts=True)[1]
+        if len(counts) <= _VALUES:
+            share = counts / _SAMPLES
+            smallest = min(smallest, -float(np.sum(share * np.log(share))))
+    return smallest
+
+
+def _processing(information: _Information, sm: StructuralModel, params: Any) -> float:
+    """The least I(A; v) and I(v; B) in closed form over sites v with A -> v -> B."""
+    a, b, given = information
+    smallest = math.inf
+    if given:
+        return smallest
+    for site in sm.sites:
+        if site in a + b or not _separates(sm, a, site, b):
+            continue
+        for part in (MI(a, site), MI(site, b)):
+            if not why_not_exact(sm, part.sites):
+                bound = float(GaussianEntropies.of(part, sm)(params))
+                if math.isfinite(bound):
+                    smallest = min(smallest, bound)
+    return smallest
+
+
+def _separates(
+    sm: StructuralModel, a: tuple[str, ...], site: str, b: tuple[str, ...]
+) -> bool:
+    """Whether b is made from the value of a site and noise that makes neither."""
+    if sm.site_info[site].control_flow:
+        return False
+    left = sm.noise_given((site,), b)
+    return not left & (sm.noise_of(a) | sm.noise_of((site,)))

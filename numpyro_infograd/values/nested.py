@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values by nested averages of the model's own densities, with bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.gradient import SOUND_SAMPLE_SIZE, STUDENT
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, squares
+from numpyro_infograd.objectives import (
+    Means,
+    Objective,
+    Term,
+    at_each,
+    resolve,
+    trace_expectations,
+)
+from numpyro_infograd.problem import REPLICATES, check_num_samples
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores import Mixture
+from numpyro_infograd.scores.exact import GaussianEntropy
+from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
+from numpyro_infograd.values.base import Estimate
+
+_EVALUATIONS = 2**26  # of a density, for one estimate
+_CHUNK = 1024  # samples averaged at once
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Averages of log densities, each density an average over its hidden noise.
+
+    For draws a with hidden noise u_0, and L fresh draws u_1, ..., u_L of that noise,
+
+        -E log mean_{1..L} p(a | u_l) >= h >= -E log mean_{0..L} p(a | u_l),
+
+    the leave-one-out and the contrastive bound. The first is Jensen's inequality and
+    holds for quasi-random draws as well; the second holds for independent draws, and
+    for draws whose averages vary less. The value takes the bias of the first away by
+    a jackknife over two halves, and half of what it took enters the standard error.
+
+    Args:
+        num_components: L, a power of two: fresh draws for each replicate at first.
+        max_components: How far L may grow where the information is too high for it.
+        num_samples: Outer draws, a power of two; None for as many as keep their product
+            with L at 2^26, between 2^14 and 2^18.
+    """
+
+    num_components: int = 1024
+    max_components: int = 65536
+    num_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_components", "max_components"):
+            as_power_of_two(name, getattr(self, name), 2)
+        if self.max_components < self.num_components:
+            raise ArgumentError(
+                f"max_components ({self.max_components}) is below num_components "
+                f"({self.num_components})."
+            )
+        if self.num_samples is not None:
+            check_num_samples(self.num_samples, None)
+
+    def _outer(self, components: int) -> int:
+        if self.num_samples is not None:
+            return self.num_samples
+        return min(max(_EVALUATIONS // components, 2**14), 2**18)
+
+    def value(
+        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+    ) -> Estimate:
+        """The value and its bounds, from as many components as it takes."""
+        terms = resolve(objective, sm)
+        refuse_bare(sm, terms)
+        expectations = trace_expectations(objective, sm)
+        count = self.num_components
+        while True:
+            found = average(
+                terms, expectations, sm, params, rng_key, self._outer(count), count
+            )
+            if found.is_sound or count >= self.max_components:
+                break
+            # The effective size grows in proportion: one jump is enough, or the last.
+            have = found.effective if found.effective > 1.0 else 1.0  # or NaN
+            step = 2 ** math.ceil(math.log2(max(SOUND_SAMPLE_SIZE / have, 2.0)))
+            count = min(count * step, self.max_components)
+        warnings: tuple[str, ...] = ()
+        if not found.is_sound:
+            warnings = (
+                f"the inner effective sample size is only {found.effective:.0f} with "
+                f"{count} components: the information is high for nested averaging, "
+                "and the value may be off by more than its standard error; lower and "
+                "upper hold all the same. Raise max_components, or use "
+                "method='fisher'.",
+            )
+        return Estimate(
+            found.value,
+            found.error,
+            found.lower,
+            found.upper,
+            "nested" if objective.entropies else "sampled",
+            warnings=warnings,
+            diagnostics={
+                "num_components": count,
+                "correction": found.correction,
+                "effective_sample_size_low": found.effective,
+            },
+        )
+
+
+class Average(NamedTuple):
+    """A nested average; `effective` is infinite where nothing is hidden."""
+
+    value: float
+    error: float
+    lower: float
+    upper: float
+    correction: float
+    effective: float
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the jackknife holds; false for NaN, where no component fits."""
+        return self.effective >= SOUND_SAMPLE_SIZE
+
+
+def refuse_bare(sm: StructuralModel, terms: tuple[Term, ...]) -> None:
+    """Raise for a site without a density of its own.
+
+    Raises:
+        DensityError: naming the site.
+    """
+    for term in terms:
+        for site in term.sites:
+            if sm.site_info[site].kind == "deterministic" and site not in sm.appended:
+                raise DensityError(
+                    f"site {site!r} is deterministic, so it has no density to average. "
+                    "Use method='fisher', or observe it through a sample site."
+                )
+
+
+def average(
+    terms: tuple[Term, ...],
+    expectations: Means,
+    sm: StructuralModel,
+    params: Any,
+    rng_key: jax.Array,
+    num_samples: int,
+    num_components: int = 2,
+    closed_form: bool = False,
+) -> Average:
+    """sum of coefficient * h(sites | given), and the expectations, at parameters.
+
+    With `closed_form` each entropy is that of a linear-Gaussian law given its
+    conditions, and only these are sampled.
+    """
+    densities = tuple(
+        GaussianEntropy.of(sm, t.sites, t.given)
+        if closed_form
+        else sm.density(t.sites, t.given, whole=True)
+        for t in terms
+    )
+    mixture = Mixture(num_components=num_components)
+    found = _average(
+        sm.forward,
+        densities,
+        jnp.asarray([term.coefficient for term in terms]),
+        expectations,
+        tuple(
+            mixture.init(d, rng_key) if isinstance(d, Density) and d.hidden else None
+            for d in densities
+        ),
+        params,
+        base_points(sm.spec, num_samples // REPLICATES),
+        rng_key,
+        method=mixture,
+        spec=sm.spec,
+        num_samples=num_samples,
+    )
+    return Average(*(float(number) for number in found))
+
+
+@jax.jit(static_argnames=("method", "spec", "num_samples"))
+def _average(
+    forward: Program,
+    densities: tuple[Density | GaussianEntropy, ...],
+    coefficients: jax.Array,
+    expectations: Means,
+    points: tuple[Any, ...],
+    params: Any,
+    outer_points: Any,
+    rng_key: jax.Array,
+    method: Mixture,
+    spec: NoiseSpec,
+    num_samples: int,
+) -> tuple[jax.Array, ...]:
+    """The fields of an `Average`.
+
+    Log densities are near quadratic in the tails, where quasi-random points are few, so
+    the squares of the normal noise, whose means are known, serve as control variates.
+    """
+    size = num_samples // REPLICATES
+
+    def replicate(key: jax.Array) -> tuple[jax.Array, ...]:
+        noise_key, inner_key = jax.random.split(key)
+        noise = draw_noise(spec, noise_key, size, outer_points)
+        values = simulate(forward, params, noise)
+        each = jnp.zeros((size, 3))  # the value, its lower and its upper bound
+        removed, smallest = jnp.zeros(()), jnp.asarray(jnp.inf)
+        for i, density in enumerate(densities):
+            c = coefficients[i]
+            if isinstance(density, GaussianEntropy):
+                held = {s: values[s] for s in density.given}
+                each += c * _over(density, params, held)[:, None]
+                continue
+            inside = {s: values[s] for s in density.all_sites}
+            hidden = {n: noise[n] for n in density.hidden}
+            own = jax.vmap(density.log_prob, in_axes=(None, 0, 0))(
+                params, hidden, inside
+            )
+            if not density.hidden:
+                each -= c * own[:, None]
+                continue
+            inner = jax.random.fold_in(inner_key, i)
+            log_density = functools.partial(
+                method.log_density, points[i], density, params, rng_key=inner
+            )
+            fresh, correction, effective = _in_chunks(log_density, inside)
+            count = method.num_components
+            joined = jnp.logaddexp(fresh + math.log(count), own) - math.log(count + 1)
+            low, high = jnp.where(c > 0, joined, fresh), jnp.where(c > 0, fresh, joined)
+            each -= c * jnp.stack([fresh + correction, low, high], axis=1)
+            removed -= c * jnp.mean(correction)
+            smallest = jnp.minimum(smallest, 1 / jnp.mean(1 / effective))
+        each += (expectations.coefficients @ at_each(expectations, values))[:, None]
+        known = squares(spec, noise, min(num_samples // 64, 256))
+        gram, cross = known.T @ known, known.T @ (each - jnp.mean(each, axis=0))
+        means = jnp.mean(each, axis=0)
+        return means, jnp.mean(known, axis=0), gram, cross, removed, smallest
+
+    keys = jax.random.split(rng_key, REPLICATES)
+    totals, known, gram, cross, removed, smallest = jax.lax.map(replicate, keys)
+    if known.shape[1]:
+        slope = jnp.linalg.solve(jnp.sum(gram, axis=0), jnp.sum(cross, axis=0))
+        totals -= known @ slope
+    value, low, high = jnp.mean(totals, axis=0)
+    errors = STUDENT * jnp.std(totals, axis=0, ddof=1) / math.sqrt(REPLICATES)
+    correction = jnp.mean(removed)
+    return (
+        value,
+        jnp.hypot(errors[0], 0.5 * correction),
+        low - 2 * errors[1],
+        high + 2 * errors[2],
+        correction,
+        1 / jnp.mean(1 / smallest),
+    )
+
+
+def _over(entropy: GaussianEntropy, params: Any, held: Values) -> jax.Array:
+    """The entropy at each of a batch of conditions; one number without any."""
+    if not held:
+        return entropy(params, {})[None]
+    return jax.vmap(entropy, in_axes=(None, 0))(params, held)
+
+
+def _in_chunks(run: Callable[[Values], Any], values: Values) -> Any:
+    """`run` on consecutive parts of a batch, so that memory does not grow with it."""
+    size = next(iter(values.values())).shape[0]
+    chunk = min(size, _CHUNK)
+    parts = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), values)
+    log_p, correction, effective = jax.lax.map(run, parts)
+    return log_p.ravel(), correction.ravel(), effective

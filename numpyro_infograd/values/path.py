@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values by integrating the information gradient along a way through parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+import math
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd import checks
+from numpyro_infograd.edits import POSITION, along
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.gradient import choose, estimate_gradient
+from numpyro_infograd.objectives import Objective
+from numpyro_infograd.problem import check_num_samples, pose
+from numpyro_infograd.scores import resolve_method
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.values.base import Estimate, report
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """The path integral of the gradient from a reference (eq. 50).
+
+        I(params) = I(reference) + int_0^1 <grad I(way(s)), d way(s) / ds> ds
+
+    by Gauss-Legendre nodes in sqrt(s), denser near the reference, where information
+    grows fastest. The integrand is the gradient of the model whose one parameter is s,
+    so its standard error is that of one number; the decay of its Legendre coefficients
+    says what the quadrature may miss.
+
+    Args:
+        reference: Parameters to start from; what is missing stays where it is. None
+            takes zero for every parameter that may be zero.
+        reference_value: The objective's value there, in nats. None has it estimated,
+            exactly or by nested averages.
+        way: From s in [0, 1] to parameters, way(0) the reference and way(1) the
+            parameters asked for; None is the straight line.
+        num_nodes: Gauss-Legendre nodes.
+        scores: As in `gradient`; "auto" chooses at the end of the way.
+        num_samples: Samples of each gradient; None for the score method's default.
+    """
+
+    reference: Mapping[str, Any] | None = None
+    reference_value: float | None = None
+    way: Callable[[Any], Mapping[str, Any]] | None = None
+    num_nodes: int = 12
+    scores: Any = "auto"
+    num_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_nodes < 4:
+            raise ArgumentError(f"num_nodes must be at least 4, got {self.num_nodes}.")
+        if self.num_samples is not None:
+            check_num_samples(self.num_samples, None)
+
+    def value(
+        self,
+        objective: Objective,
+        sm: StructuralModel,
+        params: Any,
+        rng_key: jax.Array,
+        start: Callable[..., Estimate],
+    ) -> Estimate:
+        """The value at the end of the way; `start` estimates the reference."""
+        first_key, key = jax.random.split(rng_key)
+        way = self._way(sm, params)
+        if self.reference_value is None:
+            first = start(objective, sm, way(0.0), first_key)
+        else:
+            first = report(float(self.reference_value), 0.0, "exact")
+        line = along(sm, way)
+        position = {POSITION: jnp.asarray(1.0)}
+        checks.check_gradient(objective, line, position, False)
+        method = resolve_method(self.scores)
+        if isinstance(method, str):
+            problem, _ = choose(objective, line, position, key)
+        else:
+            problem = pose(objective, line, method, position, "asked for")
+
+        roots, weights = np.polynomial.legendre.leggauss(self.num_nodes)
+        nodes = 0.5 * (roots + 1.0)
+        found = []
+        for node, own in zip(nodes, jax.random.split(key, len(nodes)), strict=True):
+            at = {POSITION: jnp.asarray(node**2, jnp.result_type(float))}
+            slope = estimate_gradient(problem, at, self.num_samples, own)
+            factor = 2.0 * node  # ds = 2 u du
+            found.append(
+                [
+                    factor * float(slope.value[POSITION]),
+                    factor * float(slope.standard_error[POSITION]),
+                ]
+            )
+        slopes, errors = np.array(found).T
+        quadrature = _missed(roots, weights, slopes)
+        error = math.hypot(
+            first.standard_error,
+            quadrature,
+            float(np.sqrt(np.sum((0.5 * weights * errors) ** 2))),
+        )
+        value = first.value + 0.5 * float(weights @ slopes)
+        diagnostics = {
+            "reference_value": first.value,
+            "scores": problem.method_name,
+            "quadrature_error": quadrature,
+        }
+        return report(value, error, "path", first.warnings, diagnostics)
+
+    def _way(self, sm: StructuralModel, params: Any) -> Callable[[Any], Any]:
+        """The way as a function of s, its ends checked."""
+        if not sm.params:
+            raise ArgumentError(
+                "method='path' needs a model with parameters: mark what can be tuned "
+                "with numpyro.param, or use method='fisher'."
+            )
+        if self.way is not None:
+            given = self.way
+
+            def curve(s: Any) -> Any:
+                return {**params, **given(s)}
+
+            self._check_end(curve(1.0), params)
+            sm.check_constraints(sm.complete_params(curve(0.0)))
+            return curve
+        reference = self.reference
+        if reference is None:
+            reference = {
+                name: jax.tree.map(jnp.zeros_like, value)
+                for name, value in params.items()
+                if _may_be_zero(sm, name, value)
+            }
+            if not reference:
+                raise ArgumentError(
+                    "no parameter of the model may be zero, so method='path' has "
+                    "nowhere to start from: give values.Path(reference={...}) where "
+                    "the information is known, or easy to estimate."
+                )
+        first = sm.complete_params({**params, **reference})
+        sm.check_constraints(first)
+        return lambda s: jax.tree.map(lambda a, b: (1.0 - s) * a + s * b, first, params)
+
+    @staticmethod
+    def _check_end(end: Mapping[str, Any], params: Any) -> None:
+        for name, value in params.items():
+            for a, b in zip(
+                jax.tree.leaves(end[name]), jax.tree.leaves(value), strict=True
+            ):
+                if not np.allclose(a, b, rtol=1e-4, atol=1e-6):
+                    raise ArgumentError(
+                        f"way(1) gives parameter {name!r} the value {np.asarray(a)}, "
+                        f"but the estimate is asked for at {np.asarray(b)}. Let the "
+                        "way end at params."
+                    )
+
+
+def _may_be_zero(sm: StructuralModel, name: str, value: Any) -> bool:
+    """Whether zero is inside a parameter's constraint."""
+    inside = sm.constraints[name]
+    return all(
+        bool(np.all(np.asarray(inside(jnp.zeros_like(leaf)))))
+        for leaf in jax.tree.leaves(value)
+    )
+
+
+def _missed(roots: np.ndarray, weights: np.ndarray, slopes: np.ndarray) -> float:
+    """What the quadrature misses: the size of the Legendre coefficient it can not see.
+
+    n nodes see n coefficients and are right up to twice as many. Those of a smooth
+    function fall geometrically, so that of degree 2n is the last squared by the first.
+    """
+    count = len(roots)
+    legendre = np.polynomial.legendre.legvander(roots, count - 1)
+    scale = (2 * np.arange(count) + 1) / 2
+    size = np.abs(scale * (legendre.T @ (weights * slopes)))
+    return float(size[-2:].max() ** 2 / max(size.max(), 1e-30))

@@ -1,0 +1,481 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Estimators of values, each against closed forms, dense grids and the others."""
+
+import dataclasses
+import math
+
+import links
+import numpy as np
+import pytest
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+
+from helpers import assert_within
+import numpyro_infograd as ig
+from numpyro_infograd import MI, values
+from numpyro_infograd.edits import decouple
+from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
+from numpyro_infograd.values.bounds import doubts
+import truths
+
+XY = MI("x", "y")
+# Small enough for a test, and with errors of its own to match.
+FISHER = values.Fisher(num_samples=2**17, num_steps=200, hidden=(32, 32))
+NESTED = values.Nested(1024, 1024, 2**14)
+
+
+def check(found, truth, sharp, share=None) -> None:
+    assert_within(
+        np.asarray(found.value),
+        np.asarray(found.standard_error),
+        np.asarray(truth),
+        max_standard_error=sharp,
+    )
+    if share is not None:
+        assert found.value == pytest.approx(truth, rel=share)
+
+
+def rotated_tanh(variance: float):
+    """y = tanh(Q x) + N(0, variance I) in four dimensions."""
+    matrix = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(jnp.zeros(4), 1.0).to_event(1))
+        mean = jnp.tanh(jnp.asarray(matrix, x.dtype) @ x)
+        numpyro.sample("y", dist.Normal(mean, math.sqrt(variance)).to_event(1))
+
+    return model
+
+
+def identity():
+    x = numpyro.sample("x", dist.Normal(jnp.zeros(4), 1.0).to_event(1))
+    numpyro.sample("y", dist.Normal(x, math.sqrt(1 / 200)).to_event(1))
+
+
+SINGULAR = np.geomspace(3.0, 0.3, 8)
+ROTATIONS = [
+    np.linalg.qr(np.random.default_rng(seed).normal(size=(8, 8)))[0] for seed in (1, 2)
+]
+MATRIX = (ROTATIONS[0] * SINGULAR) @ ROTATIONS[1]
+EIGHT = 0.5 * float(np.sum(np.log1p(SINGULAR**2 / 0.5)))
+
+
+def eight():
+    x = numpyro.sample("x", dist.Normal(jnp.zeros(8), 1.0).to_event(1))
+    matrix = numpyro.param("A", jnp.asarray(MATRIX))
+    numpyro.sample("y", dist.Normal(matrix @ x, math.sqrt(0.5)).to_event(1))
+
+
+def cascade():
+    gain = numpyro.param("gain", 2.0)
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    v1 = numpyro.sample("v1", dist.Normal(jnp.tanh(gain * x), 0.3))
+    v2 = numpyro.sample("v2", dist.Normal(jnp.tanh(gain * v1), 0.3))
+    numpyro.sample("y", dist.Normal(jnp.tanh(gain * v2), 0.3))
+
+
+def rayleigh(power: float):
+    """A 2 x 2 link in complex numbers, written with real and imaginary parts."""
+
+    def model():
+        half = math.sqrt(0.5)
+        h = numpyro.sample("h", dist.Normal(jnp.zeros((2, 2, 2)), half).to_event(3))
+        x = numpyro.sample("x", dist.Normal(jnp.zeros((2, 2)), half).to_event(2))
+        v = math.sqrt(power / 2) * (h[0] + 1j * h[1]) @ (x[0] + 1j * x[1])
+        mean = jnp.stack([v.real, v.imag])
+        numpyro.sample("y", dist.Normal(mean, half).to_event(2))
+
+    return model
+
+
+def symbols(levels: np.ndarray, deviation: float):
+    """One of `levels`, (count, dimensions), seen through Gaussian noise."""
+
+    def model():
+        count = len(levels)
+        k = numpyro.sample("x", dist.Categorical(probs=jnp.ones(count) / count))
+        mean = jnp.asarray(levels)[k]
+        numpyro.sample("y", dist.Normal(mean, deviation).to_event(1))
+
+    return model
+
+
+PAM = np.array([-3.0, -1.0, 1.0, 3.0])[:, None] / math.sqrt(5.0)
+QAM = np.array([(a, b) for a in PAM[:, 0] for b in PAM[:, 0]]) / math.sqrt(2.0)
+
+
+# -- exact, given what is conditioned on ----------------------------------------------
+
+
+@pytest.mark.parametrize("power", [1.0, 10.0, 100.0])
+def test_a_channel_known_at_the_receiver(power) -> None:
+    found = ig.mutual_information(
+        rayleigh(power), "x", "y", given="h", num_samples=2**14
+    )
+    assert found.method == "exact" and "given" in found.reason
+    check(found, truths.fading_information(power), 0.01, 0.005)
+
+
+def test_eight_by_eight_in_closed_form() -> None:
+    found = ig.mutual_information(eight, "x", "y", method="exact")
+    assert found.value == pytest.approx(EIGHT, rel=1e-6)
+
+
+# -- nested ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decibels", [0.0, 10.0, 20.0])
+def test_four_levels_over_noise(decibels) -> None:
+    model = symbols(PAM, 10 ** (-decibels / 20))
+    found = ig.mutual_information(model, "x", "y", method=values.Nested(256))
+    check(found, truths.pam_information(decibels), 1e-3, 0.003)
+
+
+@pytest.mark.parametrize("decibels", [0.0, 10.0, 20.0])
+def test_sixteen_points_over_noise(decibels) -> None:
+    model = symbols(QAM, 10 ** (-decibels / 20) / math.sqrt(2))
+    found = ig.mutual_information(model, "x", "y", method=values.Nested(256))
+    check(found, 2 * truths.pam_information(decibels), 2e-3, 0.003)
+
+
+def test_nested_bounds_enclose_the_truth_however_few_the_draws() -> None:
+    """At 4 nats 64 draws give a value that is off, and bounds that are not."""
+    gaps = []
+    for count in (64, 1024):
+        method = values.Nested(count, count, 2**12)
+        found = ig.mutual_information(rotated_tanh(0.05), "x", "y", method=method)
+        assert found.lower < 4.05621 < found.upper
+        gaps.append(found.upper - found.lower)
+        assert found.warnings
+    assert gaps[1] < 0.5 * gaps[0]
+
+
+def test_bounds_of_an_entropy_that_hides_noise_with_a_minus_sign() -> None:
+    """h(y|x) of the cascade is an average as well: its bounds change sides."""
+    method = values.Nested(64, 64, 2**12)
+    found = ig.mutual_information(cascade, "x", "y", method=method)
+    assert found.lower < truths.cascade_information() < found.upper
+
+
+def test_components_grow_within_their_budget() -> None:
+    few = values.Nested(64, 4096, 2**12)
+    found = ig.mutual_information(rotated_tanh(0.5), "x", "y", method=few)
+    assert 64 < found.diagnostics["num_components"] <= 4096
+    assert not found.warnings
+    capped = dataclasses.replace(few, max_components=64)
+    found = ig.mutual_information(rotated_tanh(0.5), "x", "y", method=capped)
+    assert found.diagnostics["num_components"] == 64
+    assert "max_components" in found.warnings[0]
+
+
+# -- fisher ----------------------------------------------------------------------
+
+
+def test_output_without_a_density(monkeypatch) -> None:
+    """y = asinh(x + n) carries what x + n does; both its entropies are learned."""
+    found = ig.mutual_information(links.unobserved, "x", "y", method=FISHER)
+    check(found, 0.5 * math.log(2), 0.01)
+    assert found.diagnostics["negentropy(y)"] > 0.003
+    monkeypatch.setattr(values, "Fisher", lambda: FISHER)
+    auto = ig.mutual_information(links.unobserved, "x", "y")
+    assert auto.method == "fisher" and "deterministic" in auto.reason
+    check(auto, 0.5 * math.log(2), 0.01)
+
+
+def test_other_dimensions_and_noise_inside() -> None:
+    """Three inputs, one output without noise of its own."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+        v = numpyro.sample("v", dist.Normal(x @ jnp.array([1.0, -2.0, 0.5]), 1.0))
+        numpyro.deterministic("y", v / 3)
+
+    found = ig.mutual_information(model, "x", "y", method=FISHER)
+    check(found, 0.5 * math.log(1 + 5.25), 0.01)
+
+
+def test_much_information_is_no_harder() -> None:
+    found = ig.mutual_information(identity, "x", "y", method=FISHER)
+    check(found, 10.60661, 0.02, 0.003)
+
+
+def test_what_the_network_explains_is_needed() -> None:
+    """Without the negentropy the saturated channel is far off: a negative control."""
+    settings = {"params": {"eta": 3.0}, "method": FISHER}
+    found = ig.mutual_information(links.amplifier, "x", "y", **settings)
+    check(found, truths.tanh_information(3.0), 0.003, 0.005)
+    negentropy = found.diagnostics["negentropy(y)"]
+    assert negentropy > 10 * found.standard_error
+
+
+def test_a_poor_network_says_so() -> None:
+    """Two hidden units do not do; the error bar and the nested bounds tell."""
+    poor = values.Fisher(num_samples=2**15, hidden=(2,), num_steps=20)
+    settings = {"params": {"eta": 3.0}}
+    found = ig.mutual_information(links.amplifier, "x", "y", method=poor, **settings)
+    good = ig.mutual_information(links.amplifier, "x", "y", method=FISHER, **settings)
+    assert found.standard_error > 3 * good.standard_error
+
+
+def test_fisher_of_a_conditional_information() -> None:
+    """I(x; y | v1) of the link, whose y is read off without noise of its own."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        v = numpyro.sample("v", dist.Normal(x, 1))
+        n = numpyro.sample("n", dist.Normal(0, 1))
+        numpyro.deterministic("y", v + x + n)
+
+    found = ig.mutual_information(model, "x", "y", given="v", method=FISHER)
+    check(found, 0.5 * math.log(1.5), 0.01)
+
+
+def test_fisher_in_double_precision(x64) -> None:
+    found = ig.mutual_information(links.lagged, "x", "y", method=FISHER)
+    check(found, 0.5 * math.log(2), 0.01)
+
+
+def test_fisher_refuses_discrete_sites() -> None:
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("k", dist.Bernoulli(logits=x))
+
+    with pytest.raises(ArgumentError, match="'k' is discrete"):
+        ig.mutual_information(model, "x", "k", method=FISHER)
+
+
+# -- path ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_path_of_the_saturated_channel(eta) -> None:
+    method = values.Path(num_samples=4096)
+    found = ig.mutual_information(
+        links.amplifier, "x", "y", params={"eta": eta}, method=method
+    )
+    assert found.method == "path"
+    check(found, truths.tanh_information(eta), 0.005, 0.01)
+
+
+def test_path_from_a_reference_and_along_a_curve() -> None:
+    """From (1, 1), where the value is known, to (2, 1); the way there is no matter."""
+    start = truths.multipath_information(1.0, 1.0)
+    truth = truths.multipath_information(2.0, 1.0)
+
+    def bend(s):
+        return {"a": 1 + s, "b": 1 + 2 * s * (1 - s)}
+
+    settings = {"params": {"a": 2.0, "b": 1.0}}
+    for method in (
+        values.Path(reference={"a": 1.0}, reference_value=start),
+        values.Path(way=bend),
+    ):
+        found = ig.mutual_information(links.link, "x", "y", method=method, **settings)
+        check(found, truth, 1e-3)
+
+
+def test_path_tells_what_its_quadrature_misses() -> None:
+    few, many = (
+        ig.mutual_information(eight, "x", "y", method=values.Path(num_nodes=n))
+        for n in (4, 12)
+    )
+    assert few.standard_error > 20 * many.standard_error
+    check(few, EIGHT, 3.0)
+    check(many, EIGHT, 0.01, 0.005)
+
+
+def test_paths_that_lead_nowhere() -> None:
+    def positive():
+        a = numpyro.param("a", 1.0, constraint=dist.constraints.positive)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(jnp.tanh(x), a))
+
+    def without():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(jnp.tanh(x), 1.0))
+
+    def scale():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(jnp.tanh(x), numpyro.param("s", 1.0)))
+
+    def call(model, **settings):
+        ig.mutual_information(model, "x", "y", method=values.Path(**settings))
+
+    with pytest.raises(ArgumentError, match="nowhere to start"):
+        call(positive)
+    with pytest.raises(ArgumentError, match="needs a model with parameters"):
+        call(without)
+    with pytest.raises(ModelError, match="not finite"):
+        call(scale)
+    with pytest.raises(ArgumentError, match="the way end"):
+        call(positive, way=lambda s: {"a": 2.0 + s})
+    with pytest.raises(ParameterError, match="'a' is outside"):
+        call(positive, reference={"a": -1.0})
+
+
+# -- what a value can not be -----------------------------------------------------------
+
+
+def estimate(value: float) -> values.Estimate:
+    return values.Estimate(value, 0.0, value, value, "nested")
+
+
+def said(value: float, model, *sites: str) -> str:
+    sm = ig.structural_model(model)
+    return " ".join(doubts(estimate(value), MI(*sites), sm, sm.params))
+
+
+def test_gaussian_upper_bound() -> None:
+    truth = truths.tanh_information(1.0)
+    assert said(truth, links.amplifier, "x", "y") == ""
+    # The variance of tanh(x), and of y: what a normal law would carry.
+    x = np.linspace(-9, 9, 20001)
+    weight = np.exp(-(x**2) / 2)
+    variance = np.sum(weight * np.tanh(x) ** 2) / np.sum(weight)
+    bound = 0.5 * math.log(1 + variance / 0.25)
+    assert bound > truth
+    assert said(bound - 0.01, links.amplifier, "x", "y") == ""
+    assert "Gaussian upper bound" in said(1.03 * bound, links.amplifier, "x", "y")
+
+
+def test_entropy_of_what_takes_few_values() -> None:
+    model = symbols(PAM, 0.01)
+    assert said(math.log(4) - 1e-3, model, "x", "y") == ""
+    assert "discrete" in said(1.03 * math.log(4), model, "x", "y")
+
+
+def test_data_processing() -> None:
+    def clipped():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        v = numpyro.sample("v", dist.Normal(x, 1))
+        numpyro.sample("y", dist.Normal(jnp.clip(v, -1, 1), 0.01))
+
+    bound = 0.5 * math.log(2)
+    assert said(bound - 0.01, clipped, "x", "y") == ""
+    assert "data-processing" in said(1.04 * bound, clipped, "x", "y")
+
+    def beside():
+        """v is no bottleneck: y reads x as well."""
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        v = numpyro.sample("v", dist.Normal(x, 1))
+        numpyro.sample("y", dist.Normal(jnp.clip(v, -1, 1) + x, 0.01))
+
+    assert "data-processing" not in said(1.04 * bound, beside, "x", "y")
+
+
+def test_no_information_is_negative() -> None:
+    assert "never negative" in said(-0.1, links.amplifier, "x", "y")
+
+
+def test_fisher_against_the_bounds_of_nested_averages(monkeypatch) -> None:
+    """Where both are known, "auto" says that they do not agree."""
+    monkeypatch.setattr(values, "_AFFORDED", values.Nested(64, 64, 2**12))
+    monkeypatch.setattr(
+        values.Fisher, "value", lambda *_: values.base.report(5.0, 0.01, "fisher")
+    )
+    found = ig.mutual_information(rotated_tanh(0.05), "x", "y")
+    assert found.method == "fisher" and "only" in found.reason
+    assert any("nested averages bound" in text for text in found.warnings)
+
+
+# -- null check ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [NESTED, FISHER])
+def test_shuffled_pairs_carry_nothing(method) -> None:
+    settings = {"params": {"eta": 3.0}, "method": method}
+    found = ig.null_check(links.amplifier, "x", "y", **settings)
+    check(found, 0.0, 0.005)
+    assert not any("shuffled" in text for text in found.warnings)
+
+
+def test_shuffling_keeps_the_laws() -> None:
+    sm = ig.structural_model(links.common_cause)
+    params = {"e": 2.0}
+    key = jax.random.key(0)
+    paired = sm.sample(key, 2**14, params)
+    shuffled = decouple(sm, ("x",)).sample(key, 2**14, params)
+    for name in ("x", "y"):
+        deviations = float(np.std(shuffled[name])), float(np.std(paired[name]))
+        assert deviations[0] == pytest.approx(deviations[1], rel=0.05)
+    assert abs(np.corrcoef(shuffled["x"], shuffled["y"])[0, 1]) < 0.03
+    assert np.corrcoef(paired["x"], paired["y"])[0, 1] > 0.8
+
+
+def test_shuffling_in_closed_form() -> None:
+    found = ig.null_check(links.link, "x", "y", params={"a": 2.0, "b": 1.0})
+    assert found.method == "exact" and found.value == pytest.approx(0, abs=1e-5)
+
+
+def test_a_null_check_that_fails_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(values, "estimate", lambda *_, **__: estimate(0.1))
+    found = ig.null_check(links.link, "x", "y")
+    assert "shuffled pairs carry nothing" in found.warnings[0]
+
+
+def test_a_condition_that_shares_the_noise_of_the_inputs() -> None:
+    with pytest.raises(ArgumentError, match="shuffled"):
+        ig.null_check(links.link, "x", "y", given="v1")
+
+
+# -- all methods together --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "truth"),
+    [
+        (links.link, {"a": 2.0, "b": 1.0}, truths.multipath_information(2.0, 1.0)),
+        (links.amplifier, {"eta": 2.0}, truths.tanh_information(2.0)),
+        (cascade, {"gain": 2.0}, truths.cascade_information()),
+    ],
+)
+@pytest.mark.slow
+def test_all_methods_agree(model, params, truth) -> None:
+    for method in ("nested", "fisher", "path"):
+        found = ig.mutual_information(model, "x", "y", params=params, method=method)
+        check(found, truth, 0.005, 0.005)
+
+
+@pytest.mark.parametrize(
+    ("variance", "truth"),
+    [(0.005, 7.96075), (0.05, 4.05621), (0.5, 1.15463), (5.0, 0.151803)],
+)
+@pytest.mark.slow
+def test_saturation_at_all_noise_levels(variance, truth) -> None:
+    model = rotated_tanh(variance)
+    found = ig.mutual_information(model, "x", "y")
+    check(found, truth, 0.03, 0.005)
+    nested = ig.mutual_information(model, "x", "y", method="nested")
+    assert nested.lower < truth < nested.upper
+
+
+@pytest.mark.parametrize(
+    "method", ["fisher", values.Path(scores="denoising")], ids=["fisher", "path"]
+)
+@pytest.mark.slow
+def test_eight_by_eight_by_learning(method) -> None:
+    found = ig.mutual_information(eight, "x", "y", method=method)
+    check(found, EIGHT, 0.02, 0.005)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [values.Nested(1024, 1024, 2**13), values.Fisher(num_steps=300)],
+    ids=["nested", "fisher"],
+)
+@pytest.mark.slow
+def test_stated_intervals_cover(method) -> None:
+    """Two standard errors hold the truth for 90 to 99 of 100 keys, or nearly all."""
+    sm = ig.structural_model(links.amplifier)
+    truth = truths.tanh_information(2.0)
+    held = 0
+    for seed in range(100):
+        found = ig.estimate(
+            XY, sm, params={"eta": 2.0}, method=method, rng_key=jax.random.key(seed)
+        )
+        held += abs(found.value - truth) < 2 * found.standard_error
+    assert 90 <= held <= 100
