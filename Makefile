@@ -78,6 +78,7 @@ examples: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) benchmarks/run.py
+	$(PY) benchmarks/estimators.py
 
 # Removes the environment only where this Makefile has made it.
 clean:

@@ -168,7 +168,8 @@ def decouple(
             for x, y in zip(a, b, strict=True)
         )
 
-    return _retrace(replace(sm, run=run, copies=laws))
+    clean = sm.clean and decouple(sm.clean, inputs, given)
+    return _retrace(replace(sm, run=run, copies=laws, clean=clean))
 
 
 def _retrace(sm: StructuralModel) -> StructuralModel:

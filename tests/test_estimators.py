@@ -24,7 +24,7 @@ import truths
 
 XY = MI("x", "y")
 # Small enough for a test, and with errors of its own to match.
-FISHER = values.Fisher(num_samples=2**17, num_steps=200, hidden=(32, 32))
+FISHER = values.Fisher(num_samples=2**16, num_steps=200, hidden=(32, 32))
 NESTED = values.Nested(1024, 1024, 2**14)
 
 
@@ -46,8 +46,9 @@ def rotated_tanh(variance: float):
     def model():
         x = numpyro.sample("x", dist.Normal(jnp.zeros(4), 1.0).to_event(1))
         mean = jnp.tanh(jnp.asarray(matrix, x.dtype) @ x)
-        numpyro.sample("y", dist.Normal(mean, math.sqrt(variance)).to_event(1))
+        numpyro.sample("y", dist.Normal(mean, scale).to_event(1))
 
+    scale = jnp.asarray(math.sqrt(variance))
     return model
 
 
@@ -85,10 +86,11 @@ def rayleigh(power: float):
         half = math.sqrt(0.5)
         h = numpyro.sample("h", dist.Normal(jnp.zeros((2, 2, 2)), half).to_event(3))
         x = numpyro.sample("x", dist.Normal(jnp.zeros((2, 2)), half).to_event(2))
-        v = math.sqrt(power / 2) * (h[0] + 1j * h[1]) @ (x[0] + 1j * x[1])
+        v = gain * (h[0] + 1j * h[1]) @ (x[0] + 1j * x[1])
         mean = jnp.stack([v.real, v.imag])
         numpyro.sample("y", dist.Normal(mean, half).to_event(2))
 
+    gain = jnp.asarray(math.sqrt(power / 2))
     return model
 
 
@@ -99,8 +101,9 @@ def symbols(levels: np.ndarray, deviation: float):
         count = len(levels)
         k = numpyro.sample("x", dist.Categorical(probs=jnp.ones(count) / count))
         mean = jnp.asarray(levels)[k]
-        numpyro.sample("y", dist.Normal(mean, deviation).to_event(1))
+        numpyro.sample("y", dist.Normal(mean, scale).to_event(1))
 
+    scale = jnp.asarray(deviation)  # an array: all levels of noise compile once
     return model
 
 
@@ -186,6 +189,7 @@ def test_output_without_a_density(monkeypatch) -> None:
     check(auto, 0.5 * math.log(2), 0.01)
 
 
+@pytest.mark.slow
 def test_other_dimensions_and_noise_inside() -> None:
     """Three inputs, one output without noise of its own."""
 
@@ -234,6 +238,7 @@ def test_fisher_of_a_conditional_information() -> None:
     check(found, 0.5 * math.log(1.5), 0.01)
 
 
+@pytest.mark.slow
 def test_fisher_in_double_precision(x64) -> None:
     found = ig.mutual_information(links.lagged, "x", "y", method=FISHER)
     check(found, 0.5 * math.log(2), 0.01)

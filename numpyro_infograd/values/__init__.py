@@ -13,31 +13,20 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key
 from numpyro_infograd.edits import decouple
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.objectives import (
-    MI,
-    Objective,
-    Sites,
-    Term,
-    names,
-    resolve,
-    trace_expectations,
-)
+from numpyro_infograd.objectives import MI, Objective, Sites, names
 from numpyro_infograd.problem import admit, check_num_samples, noise_warnings
-from numpyro_infograd.scores.exact import (
-    GaussianEntropies,
-    why_not_exact,
-    why_not_gaussian,
-)
 from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.values.base import Estimate, Estimator, report
+from numpyro_infograd.values.base import Estimate, Estimator
 from numpyro_infograd.values.bounds import doubts
+from numpyro_infograd.values.exact import Exact, why_not_closed
 from numpyro_infograd.values.fisher import Fisher, why_not_fisher
-from numpyro_infograd.values.nested import Nested, average
+from numpyro_infograd.values.nested import Nested
 from numpyro_infograd.values.path import Path
 
 __all__ = [
     "Estimate",
     "Estimator",
+    "Exact",
     "Fisher",
     "Nested",
     "Path",
@@ -47,8 +36,12 @@ __all__ = [
     "value_of",
 ]
 
-REGISTRY: dict[str, type] = {"nested": Nested, "fisher": Fisher, "path": Path}
-_NAMES = ("auto", "exact", *REGISTRY)
+REGISTRY: dict[str, type] = {
+    "exact": Exact,
+    "nested": Nested,
+    "fisher": Fisher,
+    "path": Path,
+}
 # Inner draws that "auto" affords before it trains a network instead.
 _AFFORDED = Nested(max_components=16384)
 
@@ -73,8 +66,8 @@ def estimate(
         params: Where to evaluate; what is missing takes its initial value.
         method: A name, or an object of `numpyro_infograd.values` with settings.
 
-            - "exact": closed form, for models that are linear-Gaussian once what is
-              conditioned on is known; only that is sampled.
+            - "exact" (`Exact`): closed form, for models that are linear-Gaussian once
+              what is conditioned on is known; only that is sampled.
             - "nested" (`Nested`): the model's own densities averaged over fresh draws
               of hidden noise; with bounds that hold in expectation.
             - "fisher" (`Fisher`): the Fisher integral over appended noise, by one
@@ -208,39 +201,31 @@ def _value_of(
     method: str | Estimator,
     num_samples: int | None,
 ) -> Estimate:
-    if method == "exact":
-        return _exact(objective, sm, params, rng_key, num_samples)
-    if method == "auto":
-        return _auto(objective, sm, params, rng_key, num_samples)
-    estimator: Any = method
-    if num_samples is not None:
-        estimator = replace(estimator, num_samples=num_samples)
-    if isinstance(estimator, Path):
-        return estimator.value(objective, sm, params, rng_key, _reference)
-    return estimator.value(objective, sm, params, rng_key)
+    def by(estimator: Any) -> Estimate:
+        if num_samples is not None:
+            estimator = replace(estimator, num_samples=num_samples)
+        found: Estimate = estimator.value(objective, sm, params, rng_key)
+        return found
+
+    return _auto(objective, sm, by) if isinstance(method, str) else by(method)
 
 
 def _auto(
-    objective: Objective,
-    sm: StructuralModel,
-    params: Any,
-    rng_key: jax.Array,
-    num_samples: int | None,
+    objective: Objective, sm: StructuralModel, by: Callable[[Estimator], Estimate]
 ) -> Estimate:
     """Exact where it can be, nested while that is sound, else fisher."""
-    why = _why_not_closed(sm, resolve(objective, sm))
+    why = why_not_closed(objective, sm)
     if not why:
-        found = _exact(objective, sm, params, rng_key, num_samples)
+        found = by(Exact())
         sampled = "linear-Gaussian given what it is conditioned on"
         exact = found.standard_error == 0 and objective.entropies
         return replace(found, reason="linear-Gaussian" if exact else sampled)
-    size = {} if num_samples is None else {"num_samples": num_samples}
     try:
-        nested = replace(_AFFORDED, **size).value(objective, sm, params, rng_key)
+        nested = by(_AFFORDED)
     except DensityError as error:
         if why_not_fisher(objective, sm):
             raise
-        found = Fisher().value(objective, sm, params, rng_key)
+        found = by(Fisher())
         return replace(found, reason=f"{why}; {error}")
     effective = nested.diagnostics["effective_sample_size_low"]
     if not nested.warnings:
@@ -249,9 +234,9 @@ def _auto(
         )
     no_score = why_not_fisher(objective, sm)
     if no_score:
-        found = replace(Nested(), **size).value(objective, sm, params, rng_key)
+        found = by(Nested())
         return replace(found, reason=f"{why}; {no_score}")
-    found = Fisher().value(objective, sm, params, rng_key)
+    found = by(Fisher())
     slack = 2 * found.standard_error
     if not nested.lower - slack <= found.value <= nested.upper + slack:
         sentence = (
@@ -270,65 +255,20 @@ def _auto(
     )
 
 
-def _exact(
-    objective: Objective,
-    sm: StructuralModel,
-    params: Any,
-    rng_key: jax.Array,
-    num_samples: int | None,
-) -> Estimate:
-    """Closed form; what it is conditioned on, and expectations, are sampled."""
-    terms = resolve(objective, sm)
-    why = _why_not_closed(sm, terms)
-    if why:
-        raise ArgumentError(
-            f"method='exact' needs a linear-Gaussian model, but {why}. Use 'nested'."
-        )
-    value = 0.0
-    kind = "exact" if terms else "sampled"
-    if not why_not_exact(sm, objective.sites):
-        value = float(_closed_form(GaussianEntropies.of(objective, sm), params))
-        terms = ()
-        if not objective.expectations:
-            return report(value, 0.0, kind)
-    expectations = trace_expectations(objective, sm)
-    size = num_samples or 2**16
-    found = average(terms, expectations, sm, params, rng_key, size, closed_form=True)
-    return report(value + found.value, found.error, kind)
-
-
-def _why_not_closed(sm: StructuralModel, terms: tuple[Term, ...]) -> str:
-    """Why an entropy is not linear-Gaussian given its conditions; "" if all are."""
-    found = (why_not_gaussian(sm, t.sites, t.given) for t in terms)
-    return next((why for why in found if why), "")
-
-
-@jax.jit
-def _closed_form(exact: GaussianEntropies, params: Any) -> jax.Array:
-    return exact(params)
-
-
-def _reference(
-    objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
-) -> Estimate:
-    """The value where a path starts: in closed form or by nested averages."""
-    checks.check_finite(objective, sm, params)
-    if _why_not_closed(sm, resolve(objective, sm)):
-        return Nested().value(objective, sm, params, rng_key)
-    return _exact(objective, sm, params, rng_key, None)
-
-
 def _resolve(method: Any) -> str | Estimator:
     """A method's name or object, checked."""
-    if isinstance(method, str) and method in REGISTRY:
-        found: Estimator = REGISTRY[method]()
-        return found
-    if method in ("auto", "exact") or hasattr(method, "value"):
-        if isinstance(method, type):
-            raise ArgumentError(f"method={method.__name__} is a class: call it first.")
-        chosen: str | Estimator = method
+    chosen: str | Estimator
+    if isinstance(method, str):
+        if method == "auto" or method in REGISTRY:
+            chosen = REGISTRY[method]() if method in REGISTRY else method
+            return chosen
+    elif isinstance(method, type):
+        raise ArgumentError(f"method={method.__name__} is a class: call it first.")
+    elif callable(getattr(method, "value", None)):
+        chosen = method
         return chosen
+    known = ", ".join(map(repr, ("auto", *REGISTRY)))
     raise ArgumentError(
-        f"method must be one of {', '.join(map(repr, _NAMES))} or an object of "
+        f"method must be one of {known} or an object of "
         f"numpyro_infograd.values, got {method!r}."
     )

@@ -67,9 +67,7 @@ class Estimate:
 
 
 class Estimator(Protocol):
-    """A way to a value; hashable, without state."""
-
-    num_samples: int
+    """A way to a value: a frozen dataclass with a `num_samples`, without state."""
 
     def value(
         self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jax
+import jax.numpy as jnp
 
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.objectives import MI, Objective, resolve
 from numpyro_infograd.scores.base import flatten
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
-from numpyro_infograd.structure import StructuralModel, Values, simulate
+from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
 from numpyro_infograd.values.base import Estimate
 
 _SAMPLES = 16384
@@ -82,10 +83,7 @@ def _gaussian(
         own = all(sm.site_info[s].kind == "sample" for s in term.sites)
         if own and not density.hidden:
             inside = {s: values[s] for s in density.all_sites}
-            each = jax.vmap(density.log_prob, in_axes=(None, None, 0))(
-                params, {}, inside
-            )
-            total -= term.coefficient * float(np.mean(each))
+            total -= term.coefficient * float(_mean_log_prob(density, params, inside))
         elif term.coefficient < 0 or any(sm.site_info[s].discrete for s in term.sites):
             return math.inf
         else:
@@ -99,6 +97,12 @@ def _gaussian(
             log_det = np.linalg.slogdet(2 * math.pi * math.e * covariance)[1]
             total += term.coefficient * 0.5 * log_det
     return total if math.isfinite(total) else math.inf
+
+
+@jax.jit
+def _mean_log_prob(density: Density, params: Any, values: Values) -> jax.Array:
+    each = jax.vmap(density.log_prob, in_axes=(None, None, 0))(params, {}, values)
+    return jnp.mean(each)
 
 
 def _discrete(information: _Information, values: Values) -> float:
@@ -122,13 +126,14 @@ def _processing(information: _Information, sm: StructuralModel, params: Any) -> 
     if given:
         return smallest
     for site in sm.sites:
-        if site in a + b or not _separates(sm, a, site, b):
+        if site in a + b:
             continue
-        for part in (MI(a, site), MI(site, b)):
-            if not why_not_exact(sm, part.sites):
+        parts = [MI(a, site), MI(site, b)]
+        parts = [part for part in parts if not why_not_exact(sm, part.sites)]
+        if parts and _separates(sm, a, site, b):
+            for part in parts:
                 bound = float(GaussianEntropies.of(part, sm)(params))
-                if math.isfinite(bound):
-                    smallest = min(smallest, bound)
+                smallest = min(smallest, bound if math.isfinite(bound) else math.inf)
     return smallest
 
 

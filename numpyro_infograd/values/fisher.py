@@ -46,10 +46,10 @@ from numpyro_infograd.values.nested import average
 _POOLS = 4  # of the samples' size, to train on
 _HIGHEST = 100.0  # variance, in units of the values' own
 _LOWEST = 1e-3  # variance, in units of the smoothing that the model itself does
-# What features are still missing, by what the second half of them gained: where it could
-# be measured against truths it was between one and two times that.
-_MISSING = 1.5
 _UNSMOOTHED = 0.1  # what is taken for that where the model does none, or much
+# What features are still missing, by what the second half of them gained: where truths
+# are known it was between one and two times that.
+_MISSING = 1.5
 
 
 @dataclass(frozen=True)

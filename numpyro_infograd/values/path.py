@@ -21,7 +21,9 @@ from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import check_num_samples, pose
 from numpyro_infograd.scores import resolve_method
 from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.values.base import Estimate, report
+from numpyro_infograd.values.base import Estimate, Estimator, report
+from numpyro_infograd.values.exact import Exact, why_not_closed
+from numpyro_infograd.values.nested import Nested
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +63,15 @@ class Path:
             check_num_samples(self.num_samples, None)
 
     def value(
-        self,
-        objective: Objective,
-        sm: StructuralModel,
-        params: Any,
-        rng_key: jax.Array,
-        start: Callable[..., Estimate],
+        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
     ) -> Estimate:
-        """The value at the end of the way; `start` estimates the reference."""
+        """The value at the end of the way."""
         first_key, key = jax.random.split(rng_key)
         way = self._way(sm, params)
         if self.reference_value is None:
-            first = start(objective, sm, way(0.0), first_key)
+            checks.check_finite(objective, sm, way(0.0))
+            start: Estimator = Nested() if why_not_closed(objective, sm) else Exact()
+            first = start.value(objective, sm, way(0.0), first_key)
         else:
             first = report(float(self.reference_value), 0.0, "exact")
         line = along(sm, way)

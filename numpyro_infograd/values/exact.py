@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.objectives import Objective, resolve, trace_expectations
+from numpyro_infograd.problem import check_num_samples
+from numpyro_infograd.scores.exact import (
+    GaussianEntropies,
+    why_not_exact,
+    why_not_gaussian,
+)
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.values.base import Estimate, report
+from numpyro_infograd.values.nested import average
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Log determinants, where each entropy is linear-Gaussian given its conditions.
+
+    Without conditions, or where they change no coefficient, there is no error. A
+    condition that does, such as a fading channel, is sampled; so are expectations.
+
+    Args:
+        num_samples: Draws of the conditions, a power of two.
+    """
+
+    num_samples: int = 2**16
+
+    def __post_init__(self) -> None:
+        check_num_samples(self.num_samples, None)
+
+    def value(
+        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+    ) -> Estimate:
+        """The value, its standard error that of what had to be sampled."""
+        why = why_not_closed(objective, sm)
+        if why:
+            raise ArgumentError(
+                f"method='exact' needs a linear-Gaussian model, but {why}. Use "
+                "'nested'."
+            )
+        terms, value = resolve(objective, sm), 0.0
+        kind = "exact" if terms else "sampled"
+        if not why_not_exact(sm, objective.sites):
+            value = float(_evaluate(GaussianEntropies.of(objective, sm), params))
+            if not objective.expectations:
+                return report(value, 0.0, kind)
+            terms = ()
+        found = average(
+            terms,
+            trace_expectations(objective, sm),
+            sm,
+            params,
+            rng_key,
+            self.num_samples,
+            closed_form=True,
+        )
+        return report(value + found.value, found.error, kind)
+
+
+def why_not_closed(objective: Objective, sm: StructuralModel) -> str:
+    """Why an entropy is not linear-Gaussian given its conditions; "" if all are."""
+    for term in resolve(objective, sm):
+        why = why_not_gaussian(sm, term.sites, term.given)
+        if why:
+            return why
+    return ""
+
+
+@jax.jit
+def _evaluate(exact: GaussianEntropies, params: Any) -> jax.Array:
+    return exact(params)
