@@ -188,7 +188,8 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
                 raise DensityError(
                     f"site {stepped!r} is computed and takes a few values only: it has "
                     "no differential entropy. Draw it from a discrete distribution, "
-                    "or add noise after the rounding (a sample site)."
+                    "name the discrete site that it is computed from, or add noise to "
+                    "it (a sample site)."
                 )
             raise DegenerateError(
                 f"{names} together have {size} dimensions but only {rank} of noise at "

@@ -175,6 +175,39 @@ def test_components_grow_within_their_budget() -> None:
     assert "max_components" in found.warnings[0]
 
 
+def levels():
+    """y = round(2 x) and little noise: some levels are too rare for inner draws."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(jnp.round(2 * x), 0.002))
+
+
+EDGES = np.array([-math.inf, *((np.arange(-12, 12) + 0.5) / 2), math.inf])
+SHARES = np.diff([0.5 * (1 + math.erf(e / math.sqrt(2))) for e in EDGES])
+LEVELS = float(-np.sum(SHARES * np.log(np.maximum(SHARES, 1e-300))))
+
+
+def test_levels_too_rare_for_the_inner_draws() -> None:
+    """Draws that nothing else explains count with their own: no outlier runs away."""
+    found = ig.mutual_information(levels, "x", "y", method=NESTED)
+    check(found, LEVELS, 0.02)
+    assert found.lower < LEVELS < found.upper
+
+
+def test_no_component_fits() -> None:
+    """A narrow uniform law: no upper bound at all, and a warning."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Uniform(x - 1e-3, x + 1e-3))
+
+    method = values.Nested(64, 64, 2**12)
+    found = ig.mutual_information(model, "x", "y", method=method)
+    truth = 0.5 * math.log(2 * math.pi * math.e) - math.log(2e-3)
+    assert math.isfinite(found.value) and found.lower < truth
+    assert found.upper == math.inf
+    assert "max_components" in found.warnings[0]
+
+
 # -- fisher ----------------------------------------------------------------------
 
 
@@ -217,12 +250,13 @@ def test_what_the_network_explains_is_needed() -> None:
 
 
 def test_a_poor_network_says_so() -> None:
-    """Two hidden units do not do; the error bar and the nested bounds tell."""
+    """Two hidden units do not do, and the error bar tells."""
     poor = values.Fisher(num_samples=2**15, hidden=(2,), num_steps=20)
     settings = {"params": {"eta": 3.0}}
     found = ig.mutual_information(links.amplifier, "x", "y", method=poor, **settings)
     good = ig.mutual_information(links.amplifier, "x", "y", method=FISHER, **settings)
     assert found.standard_error > 3 * good.standard_error
+    check(found, truths.tanh_information(3.0), 0.1)
 
 
 def test_fisher_of_a_conditional_information() -> None:
@@ -242,6 +276,41 @@ def test_fisher_of_a_conditional_information() -> None:
 def test_fisher_in_double_precision(x64) -> None:
     found = ig.mutual_information(links.lagged, "x", "y", method=FISHER)
     check(found, 0.5 * math.log(2), 0.01)
+
+
+def test_a_network_that_misses_modes_is_contradicted() -> None:
+    """Levels finer than a network resolves: its own error bar does not know."""
+    found = ig.mutual_information(levels, "x", "y", method=FISHER)
+    assert found.value > LEVELS + 1
+    assert any("nested averages put it" in text for text in found.warnings)
+
+
+def test_modes_that_a_network_does_resolve() -> None:
+    """Collinear features hide what tells modes apart, unless made orthogonal."""
+    model = symbols(PAM, 10**-0.5)
+    found = ig.mutual_information(model, "x", "y", method=FISHER)
+    check(found, truths.pam_information(10.0), 0.01, 0.005)
+    assert not found.warnings
+
+
+def test_conditions_on_symbols() -> None:
+    """Sixteen symbols whose order means nothing enter the network one by one."""
+    order = np.random.default_rng(0).permutation(16) - 7.5
+
+    def model():
+        k = numpyro.sample("k", dist.Categorical(probs=jnp.ones(16) / 16))
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        n = numpyro.sample("n", dist.Normal(0, 1))
+        numpyro.deterministic("y", jnp.asarray(order)[k] + x + n)
+
+    found = ig.mutual_information(model, "x", "y", given="k", method=FISHER)
+    check(found, 0.5 * math.log(2), 0.02)
+
+
+def test_fisher_warns_of_heavy_tails() -> None:
+    rough = values.Fisher(num_samples=2**14, hidden=(16,), num_steps=20)
+    found = ig.mutual_information(links.cauchy_channel, "x", "y", method=rough)
+    assert "tails so heavy" in found.warnings[0]
 
 
 def test_fisher_refuses_discrete_sites() -> None:
@@ -289,7 +358,6 @@ def test_path_tells_what_its_quadrature_misses() -> None:
         for n in (4, 12)
     )
     assert few.standard_error > 20 * many.standard_error
-    check(few, EIGHT, 3.0)
     check(many, EIGHT, 0.01, 0.005)
 
 
@@ -320,6 +388,10 @@ def test_paths_that_lead_nowhere() -> None:
         call(positive, way=lambda s: {"a": 2.0 + s})
     with pytest.raises(ParameterError, match="'a' is outside"):
         call(positive, reference={"a": -1.0})
+    with pytest.raises(ParameterError, match="'a' is outside"):
+        call(positive, way=lambda s: {"a": 2.0 - 9 * s + 8 * s**2})
+    with pytest.raises(ArgumentError, match="both way and reference"):
+        call(positive, way=lambda s: {"a": 1.0}, reference={"a": 2.0})
 
 
 # -- what a value can not be -----------------------------------------------------------
@@ -344,7 +416,7 @@ def test_gaussian_upper_bound() -> None:
     bound = 0.5 * math.log(1 + variance / 0.25)
     assert bound > truth
     assert said(bound - 0.01, links.amplifier, "x", "y") == ""
-    assert "Gaussian upper bound" in said(1.03 * bound, links.amplifier, "x", "y")
+    assert "Gaussian upper bound" in said(1.06 * bound, links.amplifier, "x", "y")
 
 
 def test_entropy_of_what_takes_few_values() -> None:
@@ -376,15 +448,38 @@ def test_no_information_is_negative() -> None:
     assert "never negative" in said(-0.1, links.amplifier, "x", "y")
 
 
-def test_fisher_against_the_bounds_of_nested_averages(monkeypatch) -> None:
-    """Where both are known, "auto" says that they do not agree."""
-    monkeypatch.setattr(values, "_AFFORDED", values.Nested(64, 64, 2**12))
-    monkeypatch.setattr(
-        values.Fisher, "value", lambda *_: values.base.report(5.0, 0.01, "fisher")
-    )
-    found = ig.mutual_information(rotated_tanh(0.05), "x", "y")
-    assert found.method == "fisher" and "only" in found.reason
-    assert any("nested averages bound" in text for text in found.warnings)
+def test_a_deterministic_site_is_no_bottleneck_with_a_bound() -> None:
+    """I(x; 2x) is infinite: no bound, and no number made of rounding."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        v = numpyro.deterministic("v", 2 * x)
+        numpyro.sample("y", dist.Normal(jnp.tanh(v), 0.5))
+
+    assert said(truths.tanh_information(2.0), model, "x", "y") == ""
+
+
+def test_values_that_are_seen_once_are_not_discrete() -> None:
+    def model():
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        a = numpyro.deterministic("a", jnp.maximum(z - 2.3, 0.0))
+        numpyro.sample("y", dist.Normal(a, 1e-6))
+
+    assert "discrete" not in said(0.19, model, "a", "y")
+
+
+def test_a_bound_from_samples_leaves_room_for_their_error() -> None:
+    def model():
+        x = numpyro.sample("x", dist.Normal(jnp.zeros(64), 1.0).to_event(1))
+        numpyro.sample("y", dist.Normal(0.02 * jnp.sin(x), 1.0).to_event(1))
+
+    # Small signals: half the sum of their variances.
+    truth = 64 * 0.5 * 0.02**2 * 0.5 * (1 - math.exp(-2))
+    assert said(truth, model, "x", "y") == ""
+
+
+def test_no_number_is_said_to_be_none() -> None:
+    assert "no number" in said(math.nan, links.amplifier, "x", "y")
 
 
 # -- null check ------------------------------------------------------------------------
@@ -474,13 +569,16 @@ def test_eight_by_eight_by_learning(method) -> None:
 )
 @pytest.mark.slow
 def test_stated_intervals_cover(method) -> None:
-    """Two standard errors hold the truth for 90 to 99 of 100 keys, or nearly all."""
+    """Two standard errors hold the truth for 90 of 100 keys or more."""
     sm = ig.structural_model(links.amplifier)
     truth = truths.tanh_information(2.0)
-    held = 0
+    held, errors, found_values = 0, [], []
     for seed in range(100):
         found = ig.estimate(
             XY, sm, params={"eta": 2.0}, method=method, rng_key=jax.random.key(seed)
         )
         held += abs(found.value - truth) < 2 * found.standard_error
-    assert 90 <= held <= 100
+        errors.append(found.standard_error)
+        found_values.append(found.value)
+    assert held >= 90
+    assert np.median(errors) < 2 * np.std(found_values, ddof=1)  # and are not too wide

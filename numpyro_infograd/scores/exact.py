@@ -140,7 +140,9 @@ class GaussianEntropies:
 
 def _entropy(jacobian: jax.Array) -> jax.Array:
     """Entropy of J z, z standard normal: half the log determinant of 2 pi e J J^T."""
-    rows = jacobian.shape[0]
+    rows, columns = jacobian.shape
+    if rows > columns:  # less noise than dimensions
+        return jnp.asarray(-jnp.inf)
     # Singular values keep twice the digits of the covariance matrix.
     singular = jnp.linalg.svd(jacobian, full_matrices=False, compute_uv=False)
     log_det = jnp.sum(jnp.log(singular))

@@ -23,8 +23,8 @@ class Estimate:
         standard_error: Of sampling, and what fits, quadrature and the bias of nested
             averages may add.
         lower: A lower bound less two of its own standard errors. Nested averages have
-            a bound that holds in expectation however few the inner draws are; other
-            methods take the value as the bound.
+            a bound that holds in expectation however few the inner draws are; for
+            other methods it is the value less two standard errors, and no bound.
         upper: The same from above.
         method: "exact" (expectations in it are sampled all the same), "nested",
             "fisher", "path", or "sampled" where there is nothing but expectations.

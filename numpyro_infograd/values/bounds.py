@@ -12,26 +12,39 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.noise import base_points, draw_noise
-from numpyro_infograd.objectives import MI, Objective, resolve
+from numpyro_infograd.objectives import (
+    MI,
+    Objective,
+    resolve,
+    trace_expectations,
+)
 from numpyro_infograd.scores.base import flatten
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
 from numpyro_infograd.values.base import Estimate
+from numpyro_infograd.values.nested import average, is_bare
 
 _SAMPLES = 16384
 _VALUES = 512  # a site with more different values counts as continuous
+_SEEN = 8  # and so does one with a value that is seen less often
+_COMPONENTS = 1024  # inner draws of the contrastive bound
 
 
 def doubts(
     found: Estimate, objective: Objective, sm: StructuralModel, params: Any
 ) -> tuple[str, ...]:
     """A sentence for every bound that an estimate of an information breaks."""
+    if not math.isfinite(found.value + found.standard_error):
+        return (
+            f"the value is {found.value} +- {found.standard_error}: no number. Take "
+            "another method, or enable x64.",
+        )
     information = _Information.of(objective)
     if information is None:
         return ()
     slack = 2 * found.standard_error + 1e-5
     broken = []
-    if found.value < -slack:
+    if found.value < -1.5 * slack - 1e-4:
         broken.append(
             f"the value is {found.value:.4g}, but an information is never negative: "
             "the estimate is off by more than its standard error."
@@ -50,7 +63,44 @@ def doubts(
                 f"the value exceeds {name}, {bound:.6g} nats: the estimate is off by "
                 "more than its standard error. Take another method or more samples."
             )
+    if found.method in ("fisher", "path"):
+        broken += _contrastive(found, objective, sm, params)
     return tuple(broken)
+
+
+def _contrastive(
+    found: Estimate, objective: Objective, sm: StructuralModel, params: Any
+) -> list[str]:
+    """Whether learned scores agree with the bounds of nested averages.
+
+    The contrastive bound falls short of an information I by no more than about
+    log(1 + exp(I) / L) where nothing is hidden given the inputs: a value far above
+    that is one of a network that has missed what is there.
+    """
+    terms = resolve(objective, sm)
+    if any(is_bare(sm, s) for term in terms for s in term.sites):
+        return []
+    expectations = trace_expectations(objective, sm)
+    key = jax.random.key(9)
+    bound = average(terms, expectations, sm, params, key, 2**16, _COMPONENTS)
+    slack = 2 * found.standard_error + 0.25 + 0.05 * abs(found.value)
+    low, high = bound.lower - slack, bound.upper + slack
+    closed = all(
+        term.coefficient > 0
+        or not sm.density(term.sites, term.given, whole=True).hidden
+        for term in terms
+    )
+    if closed:
+        short = float(np.logaddexp(0.0, found.value - math.log(_COMPONENTS)))
+        high = min(high, bound.lower + short + slack)
+    if low <= found.value <= high:
+        return []
+    return [
+        f"the value is {found.value:.6g}, but nested averages put it between "
+        f"{max(low, bound.lower):.6g} and {high:.6g} nats: the network may have missed "
+        "modes, or sharp parts. Use method='nested', or give it more: "
+        "values.Fisher(num_steps=...)."
+    ]
 
 
 class _Information(NamedTuple):
@@ -95,7 +145,10 @@ def _gaussian(
                 columns = columns - given @ np.linalg.lstsq(given, columns)[0]
             covariance = columns.T @ columns / len(columns)
             log_det = np.linalg.slogdet(2 * math.pi * math.e * covariance)[1]
-            total += term.coefficient * 0.5 * log_det
+            # and what the covariance of so many samples may be short of
+            size = columns.shape[1]
+            error = size**2 / (2 * _SAMPLES) + 3 * math.sqrt(size / (2 * _SAMPLES))
+            total += term.coefficient * (0.5 * log_det + error)
     return total if math.isfinite(total) else math.inf
 
 
@@ -113,9 +166,12 @@ def _discrete(information: _Information, values: Values) -> float:
             [np.asarray(values[s]).reshape(_SAMPLES, -1) for s in sites], axis=1
         )
         counts = np.unique(columns, axis=0, return_counts=True)[1]
-        if len(counts) <= _VALUES:
+        if len(counts) <= _VALUES and counts.min() >= _SEEN:
             share = counts / _SAMPLES
-            smallest = min(smallest, -float(np.sum(share * np.log(share))))
+            entropy = -float(np.sum(share * np.log(share)))
+            spread = float(np.sum(share * np.log(share) ** 2)) - entropy**2
+            error = len(counts) / _SAMPLES + 3 * math.sqrt(max(spread, 0) / _SAMPLES)
+            smallest = min(smallest, entropy + error)
     return smallest
 
 

@@ -32,24 +32,33 @@ from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
-from numpyro_infograd.gradient import STUDENT
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.objectives import Objective, Term, resolve, trace_expectations
 from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import complete_data_scores, flatten
-from numpyro_infograd.scores.network import RIDGE, Ensemble
+from numpyro_infograd.scores.network import Ensemble
 from numpyro_infograd.structure import Density, StructuralModel, simulate
 from numpyro_infograd.values.base import Estimate, report
-from numpyro_infograd.values.nested import average
+from numpyro_infograd.values.nested import average, is_bare
+from numpyro_infograd.values.regression import (
+    Draws,
+    Frame,
+    Regression,
+    jackknife,
+    least_squares,
+    leave_one_out,
+    orthogonal,
+    solve,
+)
 
 _POOLS = 4  # of the samples' size, to train on
-_HIGHEST = 100.0  # variance, in units of the values' own
-_LOWEST = 1e-3  # variance, in units of the smoothing that the model itself does
-_UNSMOOTHED = 0.1  # what is taken for that where the model does none, or much
 # What features are still missing, by what the second half of them gained: where truths
 # are known it was between one and two times that.
 _MISSING = 1.5
+_RESOLVED = 0.05  # share of an entropy that may be missing without a warning
+_SYMBOLS = 64  # a discrete condition of more values enters as a number
+_HEAVY = 9.0  # variance, in units of what the middle of the values suggests
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,9 @@ class Fisher:
 
     Serves outputs without a density of their own and information too high for nested
     averages; entropies that hide no noise are averaged as they are. The standard error
-    holds the sampling and the fit (a jackknife over 16 replicates), half of what the
-    value was corrected by for features that the networks lack, and the part below the
-    lowest variance.
+    holds the sampling and the fit (a jackknife over 16 replicates), what the value was
+    corrected by for features that the networks lack, and the part below the lowest
+    variance.
 
     Args:
         num_samples: Samples of the least squares problem, a power of two.
@@ -94,28 +103,25 @@ class Fisher:
             raise ArgumentError(
                 f"method='fisher' needs scores, but {why}. Use method='nested'."
             )
-        # Seen through a little noise every site has a density, so that the graph alone
-        # decides which entropies are conditional.
-        bare = [s for s in objective.sites if is_bare(sm, s)]
-        noisy = append_noise(sm, dict.fromkeys(bare, 1.0)) if bare else sm
-        terms = resolve(objective, noisy)
+        terms = resolve(objective, _seen_through_noise(objective, sm))
         known: list[tuple[Term, Density]] = []
         learned: list[tuple[Term, Density]] = []
         for term in terms:
             density = sm.density(term.sites, term.given, whole=True)
             own = not any(is_bare(sm, s) for s in term.sites)
             (known if own and not density.hidden else learned).append((term, density))
-        key, *keys = jax.random.split(rng_key, 1 + len(learned))
+        first_key, *keys = jax.random.split(rng_key, 1 + len(learned))
         rest = average(
             tuple(term for term, _ in known),
             trace_expectations(objective, sm),
             sm,
             params,
-            key,
+            first_key,
             2**16,
         )
         value, variance = rest.value, rest.error**2
         diagnostics: dict[str, Any] = {}
+        warnings = []
         for (term, density), key in zip(learned, keys, strict=True):
             found = self._entropy(sm, density, params, key)
             value += term.coefficient * found.value
@@ -124,9 +130,25 @@ class Fisher:
             diagnostics |= {
                 f"{name}({label})": number
                 for name, number in found._asdict().items()
-                if name not in ("value", "error")
+                if name not in ("value", "error", "tails", "below")
             }
-        return report(value, math.sqrt(variance), "fisher", (), diagnostics)
+            doubt = max(_MISSING * abs(found.gained), found.below)
+            if doubt > _RESOLVED * max(1.0, abs(found.value)):
+                warnings.append(
+                    f"the score of site {term.sites[0]!r} has structure too fine for "
+                    f"the network or below the lowest noise, worth {doubt:.2g} nats or "
+                    "more. Give it more, values.Fisher(num_steps=..., hidden=...), or "
+                    "make the site a sample site with its noise."
+                )
+            if found.tails > _HEAVY:
+                warnings.append(
+                    f"site {term.sites[0]!r} has tails so heavy that its variance "
+                    f"({found.tails:.0f} times that of its middle) says little, and "
+                    "the Fisher integral starts from there. Use method='nested', or "
+                    "observe a bounded function of the site."
+                )
+        error = math.sqrt(variance)
+        return report(value, error, "fisher", tuple(warnings), diagnostics)
 
     def _entropy(
         self, sm: StructuralModel, density: Density, params: Any, rng_key: jax.Array
@@ -150,31 +172,38 @@ class Fisher:
             spec=spec,
             size=size,
         )
+        draws = draws._replace(given=_one_hot(sm, density, draws.given))
         pool = jax.tree.map(
             lambda x: x[:_POOLS].reshape(_POOLS * size, *x.shape[2:]), draws
         )
         fresh = jax.tree.map(lambda x: x[_POOLS:], draws)
-        frame = _Frame.of(pool)
+        frame = Frame.of(pool)
         networks = _train(self, frame, pool, init_key, train_key)
+        width = 1 + self.num_networks * self.hidden[-1]
+        plain = _sums(self, frame, networks, fresh, jnp.eye(width))
+        turn = jnp.asarray(orthogonal(np.asarray(plain[0])), frame.mean.dtype)
         gram, cross, square, floor = (
-            np.asarray(x, np.float64) for x in _sums(self, frame, networks, fresh)
+            np.asarray(x, np.float64) for x in _sums(self, frame, networks, fresh, turn)
         )
         constant = 0.5 * dimensions * math.log(2 * math.pi) + float(frame.log_volume)
         # Features of the first half of the networks are a problem of their own.
-        half = np.r_[: gram.shape[1] // 2, -1]
-        gaussian = _leave_one_out(constant + 0.5 * square)
-        whole = _least_squares(gram, cross)
-        part = _least_squares(gram[:, half][:, :, half], cross[:, half])
+        half = slice(width // 2 + 1)
+        gaussian = leave_one_out(constant + 0.5 * square)
+        whole = least_squares(gram, cross)
+        part = least_squares(gram[:, half, half], cross[:, half])
         missing = _MISSING * (whole - part)
-        value, error = _jackknife(gaussian - whole - missing)
-        gained, _ = _jackknife(whole - part)
-        below = 0.5 * float(np.mean(floor))
+        value, error = jackknife(gaussian - whole - missing)
+        gained, _ = jackknife(whole - part)
+        solved, floor = solve(gram.mean(0), cross.mean(0)), floor.mean(0)
+        below = float(np.sum(solved * (floor @ solved)))
         return _Entropy(
             value,
-            math.sqrt(error**2 + (0.5 * _MISSING * gained) ** 2 + below**2),
-            _jackknife(whole + missing)[0],
+            math.sqrt(error**2 + (_MISSING * gained) ** 2 + below**2),
+            jackknife(whole + missing)[0],
             gained,
             math.exp(frame.lowest),
+            _tails(np.asarray(pool.values)),
+            below,
         )
 
 
@@ -184,17 +213,21 @@ class _Entropy(NamedTuple):
     negentropy: float
     gained: float
     lowest_variance: float
+    tails: float
+    below: float  # what the part below the lowest variance is taken for
 
 
-def is_bare(sm: StructuralModel, site: str) -> bool:
-    """Whether a site has no density of its own."""
-    return sm.site_info[site].kind == "deterministic" and site not in sm.appended
+def _tails(values: np.ndarray) -> float:
+    """Variance of a component over what its middle 68 % suggest; 1 for a normal law."""
+    low, high = np.quantile(values, [0.16, 0.84], axis=0)
+    middle = 0.5 * (high - low)
+    ratio = np.var(values, axis=0) / np.where(middle > 0, middle, np.inf) ** 2
+    return float(np.max(ratio))
 
 
 def why_not_fisher(objective: Objective, sm: StructuralModel) -> str:
     """Why a site that needs a score has none; "" if all have."""
-    bare = [s for s in objective.sites if is_bare(sm, s) and not _whole(sm, s)]
-    noisy = append_noise(sm, dict.fromkeys(bare, 1.0)) if bare else sm
+    noisy = _seen_through_noise(objective, sm)
     for term in resolve(objective, noisy):
         hidden = noisy.density(term.sites, term.given, whole=True).hidden
         for site in term.sites:
@@ -203,22 +236,21 @@ def why_not_fisher(objective: Objective, sm: StructuralModel) -> str:
     return ""
 
 
+def _seen_through_noise(objective: Objective, sm: StructuralModel) -> StructuralModel:
+    """The model with noise on the sites that have no density of their own.
+
+    Now all have one, and the graph alone decides which entropies are conditional.
+    """
+    bare = [s for s in objective.sites if is_bare(sm, s) and not _whole(sm, s)]
+    return append_noise(sm, dict.fromkeys(bare, 1.0)) if bare else sm
+
+
 def _whole(sm: StructuralModel, site: str) -> bool:
     """Whether a site holds whole numbers."""
     return not jnp.issubdtype(sm.site_info[site].dtype, jnp.floating)
 
 
 # -- samples -----------------------------------------------------------------------
-
-
-class _Draws(NamedTuple):
-    """Samples, with a leading axis of them or of replicates and them."""
-
-    values: jax.Array  # (dimensions,)
-    given: jax.Array  # (inputs,)
-    score: jax.Array  # complete-data score, or zero where that is no unbiased target
-    position: jax.Array  # in (0, 1), of the logarithm of the variance
-    noise: jax.Array  # standard normal, (dimensions,)
 
 
 @jax.jit(static_argnames=("spec", "size"))
@@ -230,10 +262,10 @@ def _draw(
     rng_key: jax.Array,
     spec: NoiseSpec,
     size: int,
-) -> _Draws:
+) -> Draws:
     """Pools to train on, then replicates to solve from: (pools + 16, size, ...)."""
 
-    def one(key: jax.Array) -> _Draws:
+    def one(key: jax.Array) -> Draws:
         noise = draw_noise(spec, key, size, points)
         position, normal = noise.pop("+variance"), noise.pop("+noise")
         values = simulate(forward, params, noise)
@@ -246,106 +278,30 @@ def _draw(
         given = jnp.zeros((size, 0))
         if density.given:
             given = flatten(values, density.given)
-        return _Draws(flat, given, score, position, normal)
+        return Draws(flat, given, score, position, normal)
 
     return jax.lax.map(one, jax.random.split(rng_key, _POOLS + REPLICATES))
 
 
-class _Frame(NamedTuple):
-    """Coordinates: w = whiten (values - mean - slope inputs), inputs standardised."""
-
-    mean: jax.Array
-    whiten: jax.Array
-    unwhiten: jax.Array
-    log_volume: jax.Array  # log |det unwhiten|
-    slope: jax.Array  # (dimensions, inputs): linear regression on what is given
-    given_mean: jax.Array
-    given_scale: jax.Array
-    axes: jax.Array  # eigenvectors of the mean square of the complete-data score of w
-    sharpness: jax.Array  # and eigenvalues
-    smoothing: jax.Array  # variance that the model itself smooths w with
-    lowest: jax.Array  # log of the lowest variance of the integral
-
-    @staticmethod
-    def of(pool: _Draws) -> _Frame:
-        """From the pool's moments. Any frame is right; a good one leaves little."""
-        values, given, score = (np.asarray(x, np.float64) for x in pool[:3])
-        mean, given_mean = values.mean(0), given.mean(0)
-        scale = given.std(0)
-        scale = np.where(scale > 0, scale, 1.0)
-        inputs, centred = (given - given_mean) / scale, values - mean
-        slope = np.linalg.lstsq(inputs, centred, rcond=1e-6)[0].T
-        centred = centred - inputs @ slope.T
-        unwhiten = np.linalg.cholesky(centred.T @ centred / len(centred))
-        target = score @ unwhiten
-        sharpness, axes = np.linalg.eigh(target.T @ target / len(target))
-        if not score.any():
-            sharpness[:] = np.inf  # an infinite variance has no weight
-        smoothing = _UNSMOOTHED
-        if np.isfinite(sharpness).all():
-            smoothing = min(1.0 / np.mean(sharpness), _UNSMOOTHED)
-        frame = (
-            mean,
-            np.linalg.inv(unwhiten),
-            unwhiten,
-            np.sum(np.log(np.diag(unwhiten))),
-            slope,
-            given_mean,
-            scale,
-            axes,
-            np.maximum(sharpness, 0.0),
-            smoothing,
-            math.log(_LOWEST * smoothing),
-        )
-        return _Frame(*(jnp.asarray(x, pool.values.dtype) for x in frame))
-
-    @property
-    def span(self) -> jax.Array:
-        """Length of the integral over log t; the lowest e-fold is all that is below."""
-        return math.log(_HIGHEST) - self.lowest + 1.0
-
-    def regression(self, draws: _Draws) -> _Regression:
-        """Inputs, gain and target of the least squares problem for a batch."""
-        below = (draws.position * self.span < 1.0).astype(draws.values.dtype)
-        level = jnp.maximum(self.lowest - 1.0 + draws.position * self.span, self.lowest)
-        t = jnp.exp(level)[:, None]
-        inputs = (draws.given - self.given_mean) / self.given_scale
-        w = (draws.values - self.mean - inputs @ self.slope.T) @ self.whiten.T
-        w_t = w + jnp.sqrt(t) * draws.noise
-        # Both the model's own score and that of the appended noise have s_t for a mean;
-        # these are the weights of least variance if the model's own noise is normal.
-        own = 1.0 / (1.0 + t * self.sharpness)
-        score = (draws.score @ self.unwhiten @ self.axes) * own
-        score -= (draws.noise / jnp.sqrt(t) @ self.axes) * (1.0 - own)
-        target = jnp.sqrt(t) * (score @ self.axes.T + w_t / (1.0 + t))
-        gain = jnp.sqrt(t / (self.smoothing + t)) * (1.0 + t) ** -1.5
-        levels = jnp.stack(
-            [
-                2.0 * (level - self.lowest) / self.span - 1.0,
-                jnp.log(self.smoothing + t[:, 0]) / 3.0,
-            ],
-            axis=1,
-        )
-        columns = [w_t / jnp.sqrt(1.0 + t), inputs]
-        clipped = jnp.clip(jnp.concatenate(columns, axis=1), -8.0, 8.0)
-        seen = jnp.concatenate([clipped, levels], axis=1)
-        return _Regression(seen, gain, target, w, below)
-
-
-class _Regression(NamedTuple):
-    """sqrt(t) (s_t + w_t / (1 + t)) is about gain * network(seen)."""
-
-    seen: jax.Array
-    gain: jax.Array
-    target: jax.Array
-    w: jax.Array
-    below: jax.Array  # 1 where the sample stands for the variances below the lowest
+def _one_hot(sm: StructuralModel, density: Density, given: jax.Array) -> jax.Array:
+    """Columns of a discrete site that takes few values become one for each value."""
+    parts, start = [], 0
+    for site in density.given:
+        size = sm.site_info[site].size
+        for column in range(start, start + size):
+            each = given[..., column : column + 1]
+            seen = np.unique(np.asarray(each))
+            discrete = sm.site_info[site].discrete or _whole(sm, site)
+            few = discrete and 2 < len(seen) <= _SYMBOLS
+            parts.append((each == seen).astype(given.dtype) if few else each)
+        start += size
+    return jnp.concatenate(parts, axis=-1) if parts else given
 
 
 # -- fit ---------------------------------------------------------------------------
 
 
-def _ensemble(method: Fisher, pool: _Draws) -> Ensemble:
+def _ensemble(method: Fisher, pool: Draws) -> Ensemble:
     dimensions, given = pool.values.shape[-1], pool.given.shape[-1]
     return Ensemble(dimensions + given + 2, dimensions, method.hidden)
 
@@ -353,8 +309,8 @@ def _ensemble(method: Fisher, pool: _Draws) -> Ensemble:
 @jax.jit(static_argnames="method")
 def _train(
     method: Fisher,
-    frame: _Frame,
-    pool: _Draws,
+    frame: Frame,
+    pool: Draws,
     init_key: jax.Array,
     train_key: jax.Array,
 ) -> Any:
@@ -365,7 +321,7 @@ def _train(
         optax.cosine_decay_schedule(method.learning_rate, method.num_steps)
     )
 
-    def loss(networks: Any, at: _Regression) -> jax.Array:
+    def loss(networks: Any, at: Regression) -> jax.Array:
         residual = at.gain * ensemble(networks, at.seen) - at.target
         return jnp.sum(jnp.mean(residual**2, axis=(1, 2)))
 
@@ -394,54 +350,27 @@ def _train(
 
 @jax.jit(static_argnames="method")
 def _sums(
-    method: Fisher, frame: _Frame, networks: Any, fresh: _Draws
+    method: Fisher, frame: Frame, networks: Any, fresh: Draws, turn: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """For each replicate: normal equations of the last layer, E|w|^2, what is below.
+    """For each replicate: normal equations of the last layer, E|w|^2, and the share of
+    the first that is below the lowest variance.
 
     Half the span of log t times a mean square is the integral that it stands for; the
     factor is in the sums.
     """
     ensemble = _ensemble(method, fresh)
 
-    def one(draws: _Draws) -> tuple[jax.Array, ...]:
+    def one(draws: Draws) -> tuple[jax.Array, ...]:
         at = frame.regression(draws)
         hidden = ensemble.features(networks, at.seen)
         ones = jnp.ones((hidden.shape[1], 1), hidden.dtype)
-        features = at.gain * jnp.concatenate([*hidden, ones], axis=1)
+        features = at.gain * jnp.concatenate([ones, *hidden], axis=1) @ turn
         scale = 0.5 * frame.span / features.shape[0]
-        fitted = at.gain * jnp.mean(ensemble(networks, at.seen, common=True), axis=0)
         return (
             scale * features.T @ features,
             scale * features.T @ at.target,
             jnp.mean(jnp.sum(at.w**2, axis=1)),
-            scale * jnp.sum(at.below[:, None] * fitted**2),
+            scale * (at.below[:, None] * features).T @ features,
         )
 
     return jax.lax.map(one, fresh)
-
-
-# -- solve -------------------------------------------------------------------------
-
-
-def _least_squares(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
-    """What a regression explains, from all replicates and with each left out."""
-    found = []
-    for a, b in zip(_leave_one_out(gram), _leave_one_out(cross), strict=True):
-        ridge = RIDGE * np.trace(a) / len(a) * np.eye(len(a))
-        solved = np.linalg.solve(a + ridge, b)
-        found.append(2 * np.sum(solved * b) - np.sum(solved * (a @ solved)))
-    return np.array(found)
-
-
-def _leave_one_out(each: np.ndarray) -> np.ndarray:
-    """The mean over replicates, then the means with each of them left out."""
-    total, count = each.sum(0), len(each)
-    return np.concatenate([total[None] / count, (total - each) / (count - 1)])
-
-
-def _jackknife(found: np.ndarray) -> tuple[float, float]:
-    """Value and standard error of a statistic, its first-order bias removed."""
-    count = len(found) - 1
-    pseudo = count * found[0] - (count - 1) * found[1:]
-    error = STUDENT * np.std(pseudo, ddof=1) / math.sqrt(count)
-    return float(np.mean(pseudo)), float(error)

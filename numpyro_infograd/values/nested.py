@@ -33,6 +33,8 @@ from numpyro_infograd.values.base import Estimate
 
 _EVALUATIONS = 2**26  # of a density, for one estimate
 _CHUNK = 1024  # samples averaged at once
+_ALONE = 2.0  # nats that a draw without another to explain it is rarer than it seems
+_STEP = math.log(2.0)  # what a jackknife over halves may at most take away
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Nested:
     the leave-one-out and the contrastive bound. The first is Jensen's inequality and
     holds for quasi-random draws as well; the second holds for independent draws, and
     for draws whose averages vary less. The value takes the bias of the first away by
-    a jackknife over two halves, and half of what it took enters the standard error.
+    a jackknife over two halves, and half of what it took enters the standard error. A
+    draw that only its own u_0 explains counts with that, and two nats of error.
 
     Args:
         num_components: L, a power of two: fresh draws for each replicate at first.
@@ -95,8 +98,9 @@ class Nested:
             count = min(count * step, self.max_components)
         warnings: tuple[str, ...] = ()
         if not found.is_sound:
+            size = 0.0 if math.isnan(found.effective) else found.effective
             warnings = (
-                f"the inner effective sample size is only {found.effective:.0f} with "
+                f"the inner effective sample size is only {size:.0f} with "
                 f"{count} components: the information is high for nested averaging, "
                 "and the value may be off by more than its standard error; lower and "
                 "upper hold all the same. Raise max_components, or use "
@@ -133,6 +137,11 @@ class Average(NamedTuple):
         return self.effective >= SOUND_SAMPLE_SIZE
 
 
+def is_bare(sm: StructuralModel, site: str) -> bool:
+    """Whether a site has no density of its own."""
+    return sm.site_info[site].kind == "deterministic" and site not in sm.appended
+
+
 def refuse_bare(sm: StructuralModel, terms: tuple[Term, ...]) -> None:
     """Raise for a site without a density of its own.
 
@@ -141,7 +150,7 @@ def refuse_bare(sm: StructuralModel, terms: tuple[Term, ...]) -> None:
     """
     for term in terms:
         for site in term.sites:
-            if sm.site_info[site].kind == "deterministic" and site not in sm.appended:
+            if is_bare(sm, site):
                 raise DensityError(
                     f"site {site!r} is deterministic, so it has no density to average. "
                     "Use method='fisher', or observe it through a sample site."
@@ -210,12 +219,13 @@ def _average(
     """
     size = num_samples // REPLICATES
 
-    def replicate(key: jax.Array) -> tuple[jax.Array, ...]:
+    def replicate(key: jax.Array) -> Any:
         noise_key, inner_key = jax.random.split(key)
         noise = draw_noise(spec, noise_key, size, outer_points)
         values = simulate(forward, params, noise)
         each = jnp.zeros((size, 3))  # the value, its lower and its upper bound
         removed, smallest = jnp.zeros(()), jnp.asarray(jnp.inf)
+        unexplained, lost = jnp.zeros(()), jnp.zeros(2, bool)
         for i, density in enumerate(densities):
             c = coefficients[i]
             if isinstance(density, GaussianEntropy):
@@ -237,29 +247,41 @@ def _average(
             fresh, correction, effective = _in_chunks(log_density, inside)
             count = method.num_components
             joined = jnp.logaddexp(fresh + math.log(count), own) - math.log(count + 1)
+            fits = jnp.isfinite(fresh)
+            lost |= jnp.stack([c < 0, c > 0]) & ~jnp.all(fits)
+            fresh = jnp.where(fits, fresh, joined)
+            # A sample that no other component explains counts with its own.
+            alone = ~fits | (own > fresh + math.log(count))
+            correction = jnp.where(alone, 0.0, jnp.clip(correction, -_STEP, _STEP))
+            best = jnp.where(alone, joined - _ALONE, fresh + correction)
             low, high = jnp.where(c > 0, joined, fresh), jnp.where(c > 0, fresh, joined)
-            each -= c * jnp.stack([fresh + correction, low, high], axis=1)
+            each -= c * jnp.stack([best, low, high], axis=1)
+            unexplained += jnp.abs(c) * jnp.mean(alone)
             removed -= c * jnp.mean(correction)
             smallest = jnp.minimum(smallest, 1 / jnp.mean(1 / effective))
         each += (expectations.coefficients @ at_each(expectations, values))[:, None]
         known = squares(spec, noise, min(num_samples // 64, 256))
         gram, cross = known.T @ known, known.T @ (each - jnp.mean(each, axis=0))
         means = jnp.mean(each, axis=0)
-        return means, jnp.mean(known, axis=0), gram, cross, removed, smallest
+        sums = means, jnp.mean(known, axis=0), gram, cross
+        return sums, (removed, smallest, unexplained, lost)
 
     keys = jax.random.split(rng_key, REPLICATES)
-    totals, known, gram, cross, removed, smallest = jax.lax.map(replicate, keys)
+    sums, (removed, smallest, unexplained, lost) = jax.lax.map(replicate, keys)
+    totals, known, gram, cross = sums
     if known.shape[1]:
         slope = jnp.linalg.solve(jnp.sum(gram, axis=0), jnp.sum(cross, axis=0))
         totals -= known @ slope
     value, low, high = jnp.mean(totals, axis=0)
     errors = STUDENT * jnp.std(totals, axis=0, ddof=1) / math.sqrt(REPLICATES)
     correction = jnp.mean(removed)
+    bias = jnp.hypot(0.5 * correction, _ALONE * jnp.mean(unexplained))
+    without = jnp.any(lost, axis=0)  # bounds that some sample moves to infinity
     return (
         value,
-        jnp.hypot(errors[0], 0.5 * correction),
-        low - 2 * errors[1],
-        high + 2 * errors[2],
+        jnp.hypot(errors[0], bias),
+        jnp.where(without[0], -jnp.inf, low - 2 * errors[1]),
+        jnp.where(without[1], jnp.inf, high + 2 * errors[2]),
         correction,
         1 / jnp.mean(1 / smallest),
     )
@@ -269,7 +291,7 @@ def _over(entropy: GaussianEntropy, params: Any, held: Values) -> jax.Array:
     """The entropy at each of a batch of conditions; one number without any."""
     if not held:
         return entropy(params, {})[None]
-    return jax.vmap(entropy, in_axes=(None, 0))(params, held)
+    return jax.lax.map(lambda at: entropy(params, at), held, batch_size=_CHUNK)
 
 
 def _in_chunks(run: Callable[[Values], Any], values: Values) -> Any:

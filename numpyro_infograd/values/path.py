@@ -42,8 +42,8 @@ class Path:
             takes zero for every parameter that may be zero.
         reference_value: The objective's value there, in nats. None has it estimated,
             exactly or by nested averages.
-        way: From s in [0, 1] to parameters, way(0) the reference and way(1) the
-            parameters asked for; None is the straight line.
+        way: From s in [0, 1] to parameters, way(0) in place of the reference and
+            way(1) the parameters asked for; None is the straight line.
         num_nodes: Gauss-Legendre nodes.
         scores: As in `gradient`; "auto" chooses at the end of the way.
         num_samples: Samples of each gradient; None for the score method's default.
@@ -59,6 +59,11 @@ class Path:
     def __post_init__(self) -> None:
         if self.num_nodes < 4:
             raise ArgumentError(f"num_nodes must be at least 4, got {self.num_nodes}.")
+        if self.way is not None and self.reference is not None:
+            raise ArgumentError(
+                "Path got both way and reference, but a way starts at way(0): leave "
+                "one out."
+            )
         if self.num_samples is not None:
             check_num_samples(self.num_samples, None)
 
@@ -88,7 +93,13 @@ class Path:
         found = []
         for node, own in zip(nodes, jax.random.split(key, len(nodes)), strict=True):
             at = {POSITION: jnp.asarray(node**2, jnp.result_type(float))}
+            sm.check_constraints(way(at[POSITION]))
             slope = estimate_gradient(problem, at, self.num_samples, own)
+            if not math.isfinite(float(slope.value[POSITION])):
+                raise ArgumentError(
+                    f"the gradient is not finite at s = {node**2:.3g} on the way: a "
+                    "density degenerates there. Give another reference or way."
+                )
             factor = 2.0 * node  # ds = 2 u du
             found.append(
                 [
@@ -168,13 +179,15 @@ def _may_be_zero(sm: StructuralModel, name: str, value: Any) -> bool:
 
 
 def _missed(roots: np.ndarray, weights: np.ndarray, slopes: np.ndarray) -> float:
-    """What the quadrature misses: the size of the Legendre coefficient it can not see.
+    """What the quadrature misses: the size of the Legendre coefficients it can not see.
 
     n nodes see n coefficients and are right up to twice as many. Those of a smooth
-    function fall geometrically, so that of degree 2n is the last squared by the first.
+    function fall geometrically, so that of degree 2n is the last squared by the first;
+    three times that, and the last itself where they hardly fall.
     """
     count = len(roots)
     legendre = np.polynomial.legendre.legvander(roots, count - 1)
     scale = (2 * np.arange(count) + 1) / 2
     size = np.abs(scale * (legendre.T @ (weights * slopes)))
-    return float(size[-2:].max() ** 2 / max(size.max(), 1e-30))
+    last, first = size[-2:].max(), max(size.max(), 1e-30)
+    return float(last * min(1.0, 3.0 * last / first))

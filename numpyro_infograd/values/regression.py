@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The least squares problem of the Fisher integral: coordinates, target, solution."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.gradient import STUDENT
+from numpyro_infograd.scores.network import RIDGE
+
+_HIGHEST = 100.0  # variance, in units of the values' own
+_LOWEST = 1e-3  # variance, in units of the smoothing that the model itself does
+_UNSMOOTHED = 0.1  # what is taken for that where the model does none, or much
+_RIDGE = 1e-4  # of orthogonal features
+
+
+class Draws(NamedTuple):
+    """Samples, with a leading axis of them or of replicates and them."""
+
+    values: jax.Array  # (dimensions,)
+    given: jax.Array  # (inputs,)
+    score: jax.Array  # complete-data score, or zero where that is no unbiased target
+    position: jax.Array  # in (0, 1), of the logarithm of the variance
+    noise: jax.Array  # standard normal, (dimensions,)
+
+
+class Frame(NamedTuple):
+    """Coordinates: w = whiten (values - mean - slope inputs), inputs standardised."""
+
+    mean: jax.Array
+    whiten: jax.Array
+    unwhiten: jax.Array
+    log_volume: jax.Array  # log |det unwhiten|
+    slope: jax.Array  # (dimensions, inputs): linear regression on what is given
+    given_mean: jax.Array
+    given_scale: jax.Array
+    axes: jax.Array  # eigenvectors of the mean square of the complete-data score of w
+    sharpness: jax.Array  # and eigenvalues
+    smoothing: jax.Array  # variance that the model itself smooths w with
+    lowest: jax.Array  # log of the lowest variance of the integral
+
+    @staticmethod
+    def of(pool: Draws) -> Frame:
+        """From the pool's moments. Any frame is right; a good one leaves little."""
+        values, given, score = (np.asarray(x, np.float64) for x in pool[:3])
+        mean, given_mean = values.mean(0), given.mean(0)
+        scale = given.std(0)
+        scale = np.where(scale > 0, scale, 1.0)
+        inputs, centred = (given - given_mean) / scale, values - mean
+        slope = np.linalg.lstsq(inputs, centred, rcond=1e-6)[0].T
+        centred = centred - inputs @ slope.T
+        deviation = centred.std(0)
+        standard = centred / deviation
+        share, turn = np.linalg.eigh(standard.T @ standard / len(standard))
+        share = np.sqrt(np.maximum(share, 1e-6))
+        unwhiten = deviation[:, None] * turn * share
+        target = score @ unwhiten
+        sharpness, axes = np.linalg.eigh(target.T @ target / len(target))
+        if not score.any():
+            sharpness[:] = np.inf  # an infinite variance has no weight
+        smoothing = _UNSMOOTHED
+        if np.isfinite(sharpness).all():
+            smoothing = min(1.0 / np.mean(sharpness), _UNSMOOTHED)
+        frame = (
+            mean,
+            (turn / share).T / deviation,
+            unwhiten,
+            np.sum(np.log(deviation)) + np.sum(np.log(share)),
+            slope,
+            given_mean,
+            scale,
+            axes,
+            np.maximum(sharpness, 0.0),
+            smoothing,
+            math.log(_LOWEST * smoothing),
+        )
+        return Frame(*(jnp.asarray(x, pool.values.dtype) for x in frame))
+
+    @property
+    def span(self) -> jax.Array:
+        """Length of the integral over log t; the lowest e-fold is all that is below."""
+        return math.log(_HIGHEST) - self.lowest + 1.0
+
+    def regression(self, draws: Draws) -> Regression:
+        """Inputs, gain and target of the least squares problem for a batch."""
+        below = (draws.position * self.span < 1.0).astype(draws.values.dtype)
+        level = jnp.maximum(self.lowest - 1.0 + draws.position * self.span, self.lowest)
+        t = jnp.exp(level)[:, None]
+        inputs = (draws.given - self.given_mean) / self.given_scale
+        w = (draws.values - self.mean - inputs @ self.slope.T) @ self.whiten.T
+        w_t = w + jnp.sqrt(t) * draws.noise
+        # Both the model's own score and that of the appended noise have s_t for a mean;
+        # these are the weights of least variance if the model's own noise is normal.
+        own = 1.0 / (1.0 + t * self.sharpness)
+        score = (draws.score @ self.unwhiten @ self.axes) * own
+        score -= (draws.noise / jnp.sqrt(t) @ self.axes) * (1.0 - own)
+        target = jnp.sqrt(t) * (score @ self.axes.T + w_t / (1.0 + t))
+        gain = jnp.sqrt(t / (self.smoothing + t)) * (1.0 + t) ** -1.5
+        levels = jnp.stack(
+            [
+                2.0 * (level - self.lowest) / self.span - 1.0,
+                jnp.log(self.smoothing + t[:, 0]) / 3.0,
+            ],
+            axis=1,
+        )
+        columns = [w_t / jnp.sqrt(1.0 + t), inputs]
+        clipped = jnp.clip(jnp.concatenate(columns, axis=1), -8.0, 8.0)
+        seen = jnp.concatenate([clipped, levels], axis=1)
+        return Regression(seen, gain, target, w, below)
+
+
+class Regression(NamedTuple):
+    """sqrt(t) (s_t + w_t / (1 + t)) is about gain * network(seen)."""
+
+    seen: jax.Array
+    gain: jax.Array
+    target: jax.Array
+    w: jax.Array
+    below: jax.Array  # 1 where the sample stands for the variances below the lowest
+
+
+def orthogonal(gram: np.ndarray) -> np.ndarray:
+    """A triangular map that makes the features all but orthogonal.
+
+    Smooth features are nearly collinear, and what they resolve of separated modes lies
+    in differences too small for the sums in single precision. Two rounds resolve them;
+    the first columns still span the first features.
+    """
+    mean = gram.astype(np.float64).mean(0)
+    ridge = RIDGE * np.trace(mean) / len(mean) * np.eye(len(mean))
+    return np.linalg.inv(np.linalg.cholesky(mean + ridge)).T
+
+
+def solve(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """The last layer from its normal equations."""
+    found: np.ndarray = np.linalg.solve(gram + _RIDGE * np.eye(len(gram)), cross)
+    return found
+
+
+def least_squares(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """What a regression explains, from all replicates and with each left out."""
+    found = []
+    for a, b in zip(leave_one_out(gram), leave_one_out(cross), strict=True):
+        solved = solve(a, b)
+        found.append(2 * np.sum(solved * b) - np.sum(solved * (a @ solved)))
+    return np.array(found)
+
+
+def leave_one_out(each: np.ndarray) -> np.ndarray:
+    """The mean over replicates, then the means with each of them left out."""
+    total, count = each.sum(0), len(each)
+    return np.concatenate([total[None] / count, (total - each) / (count - 1)])
+
+
+def jackknife(found: np.ndarray) -> tuple[float, float]:
+    """Value and standard error of a statistic, its first-order bias removed."""
+    count = len(found) - 1
+    pseudo = count * found[0] - (count - 1) * found[1:]
+    error = STUDENT * np.std(pseudo, ddof=1) / math.sqrt(count)
+    return float(np.mean(pseudo)), float(error)
