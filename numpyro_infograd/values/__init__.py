@@ -44,6 +44,7 @@ REGISTRY: dict[str, type] = {
 }
 # Inner draws that "auto" affords before it trains a network instead.
 _AFFORDED = Nested(max_components=16384)
+_LEARNED = Fisher()
 
 
 def estimate(
@@ -228,7 +229,7 @@ def _auto(
     except DensityError as error:
         if why_not_fisher(objective, sm):
             raise
-        found = by(Fisher())
+        found = by(_LEARNED)
         no_density = str(error).split(". ")[0]
         return replace(found, reason=f"{why}; {no_density}")
     effective = nested.diagnostics["effective_sample_size_low"]
@@ -240,7 +241,7 @@ def _auto(
     if no_score:
         found = by(Nested())
         return replace(found, reason=f"{why}; {no_score}")
-    found = by(Fisher())
+    found = by(_LEARNED)
     return replace(
         found,
         reason=f"{why}; the inner effective sample size is only {effective:.0f} with "
