@@ -311,6 +311,7 @@ def test_conditions_on_symbols() -> None:
     check(found, 0.5 * math.log(2), 0.02)
 
 
+@pytest.mark.slow
 def test_fisher_warns_of_heavy_tails() -> None:
     rough = values.Fisher(num_samples=2**14, hidden=(16,), num_steps=20)
     found = ig.mutual_information(links.cauchy_channel, "x", "y", method=rough)
@@ -356,6 +357,7 @@ def test_path_from_a_reference_and_along_a_curve() -> None:
         check(found, truth, 1e-3)
 
 
+@pytest.mark.slow
 def test_path_tells_what_its_quadrature_misses() -> None:
     few, many = (
         ig.mutual_information(eight, "x", "y", method=values.Path(num_nodes=n))

@@ -155,7 +155,7 @@ def null_check(
         >>> def model():
         ...     x = numpyro.sample("x", dist.Laplace(0, 1))
         ...     numpyro.sample("y", dist.Normal(x, 1))
-        >>> found = ig.null_check(model, "x", "y")
+        >>> found = ig.null_check(model, "x", "y", method="nested")
         >>> abs(found.value) <= 3 * found.standard_error + 1e-5
         True
     """
