@@ -371,7 +371,7 @@ def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
         if not settable:
             return False
     rest = sorted(joint - inner)
-    if not all(_has_density(sm, s) for s in rest):
+    if not all(has_density(sm, s) for s in rest):
         return False
     density: Density = sm.density(tuple(rest), tuple(sorted(inner)))
     # The noise that makes `rest` must not reach `inner` either: p(cause | effect) is
@@ -380,5 +380,6 @@ def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
     return not (set(density.hidden) | own) & sm.noise_of(inner)
 
 
-def _has_density(sm: StructuralModel, site: str) -> bool:
+def has_density(sm: StructuralModel, site: str) -> bool:
+    """Whether a site has a density of its own, by its law or by appended noise."""
     return sm.site_info[site].kind == "sample" or site in sm.appended

@@ -18,7 +18,12 @@ from helpers import assert_within
 import numpyro_infograd as ig
 from numpyro_infograd import MI, values
 from numpyro_infograd.edits import decouple
-from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
+from numpyro_infograd.errors import (
+    ArgumentError,
+    DensityError,
+    ModelError,
+    ParameterError,
+)
 from numpyro_infograd.values.bounds import doubts
 import truths
 
@@ -327,6 +332,37 @@ def test_fisher_refuses_discrete_sites() -> None:
         ig.mutual_information(model, "x", "k", method=FISHER)
 
 
+def test_no_method_takes_whole_numbers_for_continuous_ones() -> None:
+    """Computed from noise and cast: no density, no score, and no number."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        n = numpyro.sample("n", dist.Normal(0, 1))
+        numpyro.deterministic("y", (x + n > 0).astype(int))
+
+    with pytest.raises(ArgumentError, match="'y' is discrete"):
+        ig.mutual_information(model, "x", "y", method="fisher")
+    for method in ("auto", "nested"):
+        with pytest.raises(DensityError, match="'y' is deterministic"):
+            ig.mutual_information(model, "x", "y", method=method)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden": ()},
+        {"hidden": (0,)},
+        {"num_steps": 0},
+        {"num_steps": 2.5},
+        {"batch_size": 2},
+        {"num_networks": 3},
+    ],
+)
+def test_networks_that_can_not_be(settings) -> None:
+    with pytest.raises(ArgumentError, match=next(iter(settings))):
+        values.Fisher(**settings)
+
+
 # -- path ------------------------------------------------------------------------
 
 
@@ -396,6 +432,11 @@ def test_paths_that_lead_nowhere() -> None:
         call(positive, reference={"a": -1.0})
     with pytest.raises(ParameterError, match="'a' is outside"):
         call(positive, way=lambda s: {"a": 2.0 - 9 * s + 8 * s**2})
+    with pytest.raises(ArgumentError, match="way must return a dict"):
+        call(positive, way=lambda s: s)
+    for name in ("reference", "reference_value", "num_nodes"):
+        with pytest.raises(ArgumentError, match=name):
+            values.Path(**{name: math.nan})
     with pytest.raises(ArgumentError, match="both way and reference"):
         call(positive, way=lambda s: {"a": 1.0}, reference={"a": 2.0})
 

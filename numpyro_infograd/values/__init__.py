@@ -190,28 +190,18 @@ def value_of(
     """`estimate` of a traced model at complete parameters, in nats."""
     checks.check_finite(objective, sm, params)
     checks.check_rank(objective, sm, params)
-    found = _value_of(objective, sm, params, rng_key, method, num_samples)
-    warnings = found.warnings + noise_warnings(sm)
-    if found.method not in ("exact", "sampled"):
-        warnings += doubts(found, objective, sm, params)
-    return replace(found, warnings=warnings)
 
-
-def _value_of(
-    objective: Objective,
-    sm: StructuralModel,
-    params: Any,
-    rng_key: jax.Array,
-    method: str | Estimator,
-    num_samples: int | None,
-) -> Estimate:
     def by(estimator: Any) -> Estimate:
         if num_samples is not None:
             estimator = replace(estimator, num_samples=num_samples)
         found: Estimate = estimator.value(objective, sm, params, rng_key)
         return found
 
-    return _auto(objective, sm, by) if isinstance(method, str) else by(method)
+    found = _auto(objective, sm, by) if isinstance(method, str) else by(method)
+    warnings = found.warnings + noise_warnings(sm)
+    if found.method not in ("exact", "sampled"):
+        warnings += doubts(found, objective, sm, params)
+    return replace(found, warnings=warnings)
 
 
 def _auto(
@@ -239,7 +229,7 @@ def _auto(
         )
     no_score = why_not_fisher(objective, sm)
     if no_score:
-        found = by(Nested())
+        found = by(Nested(num_components=Nested.max_components))
         return replace(found, reason=f"{why}; {no_score}")
     found = by(_LEARNED)
     return replace(

@@ -15,6 +15,7 @@ from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.objectives import (
     MI,
     Objective,
+    has_density,
     resolve,
     trace_expectations,
 )
@@ -22,7 +23,8 @@ from numpyro_infograd.scores.base import flatten
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
 from numpyro_infograd.values.base import Estimate
-from numpyro_infograd.values.nested import average, is_bare
+from numpyro_infograd.values.exact import evaluate
+from numpyro_infograd.values.nested import average
 
 _SAMPLES = 16384
 _VALUES = 512  # a site with more different values counts as continuous
@@ -78,7 +80,7 @@ def _contrastive(
     that is one of a network that has missed what is there.
     """
     terms = resolve(objective, sm)
-    if any(is_bare(sm, s) for term in terms for s in term.sites):
+    if not all(has_density(sm, s) for term in terms for s in term.sites):
         return []
     expectations = trace_expectations(objective, sm)
     key = jax.random.key(9)
@@ -130,7 +132,7 @@ def _gaussian(
     total = 0.0
     for term in resolve(objective, sm):
         density = sm.density(term.sites, term.given, whole=True)
-        own = all(sm.site_info[s].kind == "sample" for s in term.sites)
+        own = all(has_density(sm, s) for s in term.sites)
         if own and not density.hidden:
             inside = {s: values[s] for s in density.all_sites}
             total -= term.coefficient * float(_mean_log_prob(density, params, inside))
@@ -188,7 +190,7 @@ def _processing(information: _Information, sm: StructuralModel, params: Any) -> 
         parts = [part for part in parts if not why_not_exact(sm, part.sites)]
         if parts and _separates(sm, a, site, b):
             for part in parts:
-                bound = float(GaussianEntropies.of(part, sm)(params))
+                bound = float(evaluate(GaussianEntropies.of(part, sm), params))
                 smallest = min(smallest, bound if math.isfinite(bound) else math.inf)
     return smallest
 

@@ -50,7 +50,7 @@ class Exact:
         terms, value = resolve(objective, sm), 0.0
         kind = "exact" if terms else "sampled"
         if not why_not_exact(sm, objective.sites):
-            value = float(_evaluate(GaussianEntropies.of(objective, sm), params))
+            value = float(evaluate(GaussianEntropies.of(objective, sm), params))
             if not objective.expectations:
                 return report(value, 0.0, kind)
             terms = ()
@@ -76,5 +76,6 @@ def why_not_closed(objective: Objective, sm: StructuralModel) -> str:
 
 
 @jax.jit
-def _evaluate(exact: GaussianEntropies, params: Any) -> jax.Array:
+def evaluate(exact: GaussianEntropies, params: Any) -> jax.Array:
+    """A closed form at some parameters, compiled once for all values of them."""
     return exact(params)

@@ -33,14 +33,20 @@ from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
-from numpyro_infograd.objectives import Objective, Term, resolve, trace_expectations
+from numpyro_infograd.objectives import (
+    Objective,
+    Term,
+    has_density,
+    resolve,
+    trace_expectations,
+)
 from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import complete_data_scores, flatten
 from numpyro_infograd.scores.network import Ensemble
 from numpyro_infograd.structure import Density, StructuralModel, simulate
 from numpyro_infograd.values.base import Estimate, report
-from numpyro_infograd.values.nested import average, is_bare
+from numpyro_infograd.values.nested import average
 from numpyro_infograd.values.regression import (
     Draws,
     Frame,
@@ -93,6 +99,13 @@ class Fisher:
             raise ArgumentError(
                 f"num_networks must be even and at least 2, got {self.num_networks}."
             )
+        numbers = (*self.hidden, self.num_steps, self.batch_size // self.num_networks)
+        if not self.hidden or not all(isinstance(n, int) and n > 0 for n in numbers):
+            raise ArgumentError(
+                f"Fisher needs hidden=(widths, ...), num_steps and batch_size to be "
+                f"positive whole numbers, and a sample for each of num_networks in a "
+                f"batch, got {self!r}."
+            )
 
     def value(
         self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
@@ -101,14 +114,15 @@ class Fisher:
         why = why_not_fisher(objective, sm)
         if why:
             raise ArgumentError(
-                f"method='fisher' needs scores, but {why}. Use method='nested'."
+                f"method='fisher' needs scores, but {why}. Use method='nested', and "
+                "draw the site from a discrete distribution if it is computed."
             )
         terms = resolve(objective, _seen_through_noise(objective, sm))
         known: list[tuple[Term, Density]] = []
         learned: list[tuple[Term, Density]] = []
         for term in terms:
             density = sm.density(term.sites, term.given, whole=True)
-            own = not any(is_bare(sm, s) for s in term.sites)
+            own = all(has_density(sm, s) for s in term.sites)
             (known if own and not density.hidden else learned).append((term, density))
         first_key, *keys = jax.random.split(rng_key, 1 + len(learned))
         rest = average(
@@ -231,7 +245,8 @@ def why_not_fisher(objective: Objective, sm: StructuralModel) -> str:
     for term in resolve(objective, noisy):
         hidden = noisy.density(term.sites, term.given, whole=True).hidden
         for site in term.sites:
-            if hidden and (sm.site_info[site].discrete or _whole(sm, site)):
+            learned = hidden or not has_density(sm, site)
+            if learned and (sm.site_info[site].discrete or _whole(sm, site)):
                 return f"site {site!r} is discrete"
     return ""
 
@@ -241,7 +256,7 @@ def _seen_through_noise(objective: Objective, sm: StructuralModel) -> Structural
 
     Now all have one, and the graph alone decides which entropies are conditional.
     """
-    bare = [s for s in objective.sites if is_bare(sm, s) and not _whole(sm, s)]
+    bare = [s for s in objective.sites if not has_density(sm, s) and not _whole(sm, s)]
     return append_noise(sm, dict.fromkeys(bare, 1.0)) if bare else sm
 
 

@@ -21,6 +21,7 @@ from numpyro_infograd.objectives import (
     Objective,
     Term,
     at_each,
+    has_density,
     resolve,
     trace_expectations,
 )
@@ -137,11 +138,6 @@ class Average(NamedTuple):
         return self.effective >= SOUND_SAMPLE_SIZE
 
 
-def is_bare(sm: StructuralModel, site: str) -> bool:
-    """Whether a site has no density of its own."""
-    return sm.site_info[site].kind == "deterministic" and site not in sm.appended
-
-
 def refuse_bare(sm: StructuralModel, terms: tuple[Term, ...]) -> None:
     """Raise for a site without a density of its own.
 
@@ -150,10 +146,11 @@ def refuse_bare(sm: StructuralModel, terms: tuple[Term, ...]) -> None:
     """
     for term in terms:
         for site in term.sites:
-            if is_bare(sm, site):
+            if not has_density(sm, site):
                 raise DensityError(
                     f"site {site!r} is deterministic, so it has no density to average. "
-                    "Use method='fisher', or observe it through a sample site."
+                    "Use method='fisher' if its values are continuous, or observe it "
+                    "through a sample site."
                 )
 
 

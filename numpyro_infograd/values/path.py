@@ -57,8 +57,22 @@ class Path:
     num_samples: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_nodes < 4:
-            raise ArgumentError(f"num_nodes must be at least 4, got {self.num_nodes}.")
+        if not isinstance(self.num_nodes, int) or self.num_nodes < 4:
+            raise ArgumentError(
+                f"num_nodes must be a whole number of at least 4, got "
+                f"{self.num_nodes!r}."
+            )
+        if not isinstance(self.reference, Mapping | None):
+            raise ArgumentError(
+                f"reference must be a dict from names of parameters to values, got "
+                f"{self.reference!r}."
+            )
+        known = 0.0 if self.reference_value is None else self.reference_value
+        number = np.ndim(known) == 0 and np.asarray(known).dtype.kind in "fiu"
+        if not number or not np.isfinite(known):
+            raise ArgumentError(
+                f"reference_value must be a finite number, got {known!r}."
+            )
         if self.way is not None and self.reference is not None:
             raise ArgumentError(
                 "Path got both way and reference, but a way starts at way(0): leave "
@@ -133,7 +147,12 @@ class Path:
             given = self.way
 
             def curve(s: Any) -> Any:
-                return {**params, **given(s)}
+                found = given(s)
+                if not isinstance(found, Mapping):
+                    raise ArgumentError(
+                        f"way must return a dict of parameters, got {found!r:.80}."
+                    )
+                return {**params, **found}
 
             self._check_end(curve(1.0), params)
             sm.check_constraints(sm.complete_params(curve(0.0)))
