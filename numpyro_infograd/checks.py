@@ -137,24 +137,17 @@ def check_gradient(
     check_rank(objective, sm, params)
 
 
-def check_densities(sm: StructuralModel, densities: Iterable[Density]) -> None:
-    """Every site that needs an own density has one, in as many dimensions as values.
+def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:
+    """Every site whose score is asked for has values in as many dimensions as numbers.
 
     Raises:
-        DensityError: for a deterministic site, or one on a thin support.
+        DensityError: for a site on a thin support.
     """
     for density in densities:
         for name in density.sites:
             site = sm.site_info[name]
-            if name not in density.blocks or name in sm.appended:
-                continue
-            if site.kind == "deterministic":
-                raise DensityError(
-                    f"site {name!r} is deterministic, so it has no density given the "
-                    "other noise. Use scores='denoising', which appends noise to it, "
-                    "or observe it through a sample site."
-                )
-            if site.support == "thin":
+            seen_through_noise = name not in density.blocks or name in sm.appended
+            if site.support == "thin" and not seen_through_noise:
                 raise DensityError(
                     f"the support of site {name!r} ({site.distribution}) has fewer "
                     "dimensions than its values. Name a deterministic site of free "

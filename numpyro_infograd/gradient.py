@@ -137,7 +137,7 @@ def score_of(
 
     Either way it is made to obey Stein's identities on the batch.
     """
-    if method is not None and density.hidden:
+    if method is not None and not density.is_known:
         raw = method.score(state, density, params, values, rng_key)
     else:
         raw = Scores(complete_data_scores(density, params, {}, values), None, {})
@@ -281,7 +281,7 @@ def fit_scores(
     """Fit the score of every density that hides noise, one after the other."""
     fitted: list[Any] = []
     for i, (density, state) in enumerate(zip(densities, states, strict=True)):
-        if density.hidden:
+        if not density.is_known:
             key = jax.random.fold_in(rng_key, i)
             state = _fit(method, state, density, forward, params, key, warm)
             params = after(params, state)

@@ -16,12 +16,11 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ScoreError
-from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective, Term, resolve
-from numpyro_infograd.scores import Denoising, Exact
+from numpyro_infograd.scores import Exact
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
-from numpyro_infograd.structure import Density, StructuralModel, simulate
+from numpyro_infograd.structure import Density, StructuralModel
 from numpyro_infograd.tracing import structural_model
 
 REPLICATES = 16
@@ -111,17 +110,39 @@ def pose(
             )
         exact = GaussianEntropies.of(objective, sm)
         return Problem(sm, objective, resolve(objective, sm), (), None, exact, reason)
+    variance = getattr(method, "noise_variance", None)
+    if variance is not None:
+        scored = {s for t in moving_terms(objective, sm) for s in t.sites}
+        noisy = sorted(s for s in scored if sm.params_of((s,)))
+        sm = append_noise(sm, dict.fromkeys(noisy, float(variance)))
     terms = moving_terms(objective, sm)
-    if isinstance(method, Denoising):
-        variances = _variances(sm, terms, method, params)
-        if variances:
-            sm = append_noise(sm, variances)
-            terms = moving_terms(objective, sm)
+    if getattr(method, "samples_only", False):
+        terms = _without_moving_conditions(terms, sm)
     densities = tuple(sm.density(term.sites, term.given) for term in terms)
-    checks.check_densities(sm, densities)
+    checks.check_supports(sm, densities)
     for density in densities:
         method.check(density)
     return Problem(sm, objective, terms, densities, method, None, reason)
+
+
+def _without_moving_conditions(
+    terms: tuple[Term, ...], sm: StructuralModel
+) -> tuple[Term, ...]:
+    """h(A | B) as h(A, B) - h(B) where a parameter moves B.
+
+    Samples of A and B do not show how the density of A depends on B: that is the
+    difference of two scores.
+    """
+    order = {name: i for i, name in enumerate(sm.sites)}
+    found: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
+    for coefficient, sites, given in terms:
+        parts = [(coefficient, sites, given)]
+        if sm.params_of(given):
+            joint = tuple(sorted(sites + given, key=order.__getitem__))
+            parts = [(coefficient, joint, ()), (-coefficient, given, ())]
+        for share, own, rest in parts:
+            found[own, rest] = found.get((own, rest), 0.0) + share
+    return tuple(Term(c, sites, given) for (sites, given), c in found.items() if c)
 
 
 def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
@@ -146,20 +167,6 @@ def noise_warnings(sm: StructuralModel) -> tuple[str, ...]:
     )
 
 
-def _variances(
-    sm: StructuralModel, terms: tuple[Term, ...], method: Denoising, params: Any
-) -> dict[str, Any]:
-    """Which sites get noise appended, and how much."""
-    scored = {s for t in terms for s in t.sites if sm.params_of((s,))}
-    if method.noise_variance is not None:
-        return dict.fromkeys(sorted(scored), float(method.noise_variance))
-    bare = sorted(s for s in scored if sm.site_info[s].kind == "deterministic")
-    if not bare:
-        return {}
-    values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(4), 1024))
-    return {s: 0.01 * np.var(values[s], axis=0) for s in bare}
-
-
 def check_num_samples(num_samples: int | None, method: Any) -> int:
     """A valid number of samples, or the method's default.
 
@@ -175,6 +182,6 @@ def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:
     """A fresh score state for every density that hides noise, None for the others."""
     assert problem.method is not None
     return tuple(
-        problem.method.init(density, rng_key) if density.hidden else None
+        None if density.is_known else problem.method.init(density, rng_key)
         for density in problem.densities
     )

@@ -106,6 +106,17 @@ class Density:
         return self.sites + self.given
 
     @property
+    def without_density(self) -> tuple[str, ...]:
+        """Sites of the set that a parameter moves and that have no density."""
+        moved = set(self.blocks) - set(self.scored)
+        return tuple(s for s in self.sites if s in moved)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the score of the density can be computed as it stands."""
+        return not self.hidden and not self.without_density
+
+    @property
     def hidden_spec(self) -> NoiseSpec:
         """The laws of the hidden noise."""
         return tuple(item for item in self.spec if item[0] in self.hidden)

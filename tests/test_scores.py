@@ -21,7 +21,7 @@ from numpyro_infograd.scores import (
     complete_data_score,
 )
 from numpyro_infograd.scores.base import Scores, complete_data_scores
-from numpyro_infograd.scores.network import Ensemble
+from numpyro_infograd.scores.network import Ensemble, perceptron
 from numpyro_infograd.scores.stein import calibrate
 
 KEY = jax.random.key(0)
@@ -208,15 +208,14 @@ def test_denoising_conditions_on_the_right_samples() -> None:
         assert relative_error(row / row.std(), values[site] / 3) > 0.1
 
 
-@pytest.mark.slow
 def test_ensemble_shapes() -> None:
-    ensemble = Ensemble(3, 2, (8, 4))
+    ensemble = Ensemble(perceptron((8, 4)), 3, 2)
     networks = ensemble.init(KEY, 5)
     assert all(leaf.shape[0] == 5 for leaf in jax.tree.leaves(networks))
-    own, common = jnp.ones((5, 7, 3)), jnp.ones((7, 3))
-    assert ensemble(networks, own).shape == (5, 7, 2)
-    assert ensemble(networks, common, common=True).shape == (5, 7, 2)
-    assert not np.any(ensemble(networks, own))  # residuals start at zero
+    own = jax.vmap(ensemble)(networks, jnp.ones((5, 7, 3)))
+    common = jax.vmap(ensemble, (0, None))(networks, jnp.ones((7, 3)))
+    assert own.shape == common.shape == (5, 7, 2)
+    assert not np.any(own)  # residuals start at zero
 
 
 def test_deviations_have_one_slice_for_each_network() -> None:

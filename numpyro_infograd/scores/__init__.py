@@ -6,15 +6,19 @@ from numpyro_infograd.scores.analytic import Analytic
 from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_score
 from numpyro_infograd.scores.denoising import Denoising
 from numpyro_infograd.scores.exact import Exact
+from numpyro_infograd.scores.flow import FlowMatching
 from numpyro_infograd.scores.mixture import Mixture
+from numpyro_infograd.scores.sliced import Sliced
 
 __all__ = [
     "Analytic",
     "Denoising",
     "Exact",
+    "FlowMatching",
     "Mixture",
     "ScoreMethod",
     "Scores",
+    "Sliced",
     "complete_data_score",
     "resolve_method",
 ]
@@ -23,6 +27,8 @@ REGISTRY = {
     "exact": Exact,
     "mixture": Mixture,
     "denoising": Denoising,
+    "sliced": Sliced,
+    "flow": FlowMatching,
 }
 
 

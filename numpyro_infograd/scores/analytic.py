@@ -48,7 +48,7 @@ class Analytic:
 
     def check(self, density: Density) -> None:
         """Raise unless a function covers the density, or its score is known anyway."""
-        if density.hidden and frozenset(density.all_sites) not in self.functions:
+        if not density.is_known and frozenset(density.all_sites) not in self.functions:
             known = ", ".join(repr(tuple(sorted(s))) for s in self.functions)
             raise ScoreError(
                 f"Analytic has no score for {density.all_sites} (it has: {known}). "

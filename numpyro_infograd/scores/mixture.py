@@ -89,6 +89,12 @@ class Mixture:
     def check(self, density: Density) -> None:
         """Raise for a density that jumps at a place that moves."""
         refuse_moving_boundary(density)
+        if density.without_density:
+            raise DensityError(
+                f"site {density.without_density[0]!r} is deterministic, so it has no "
+                "density given the other noise. Use scores='denoising', or observe it "
+                "through a sample site."
+            )
         if density.bare:
             raise DensityError(
                 f"site {density.bare[0]!r} is deterministic and shares hidden "

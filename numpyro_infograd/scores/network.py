@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The residual network of the learned scores, and ensembles of it."""
+"""The networks of the learned scores: features, a linear layer on top, ensembles.
+
+A network maps inputs (num_samples, inputs) to features of any width. What is learned is
+a linear function of its features that starts at zero, so that any network is a residual
+on whatever it is added to, and so that the last layer of a fit is least squares.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -10,91 +16,136 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import symmetric_power
 
 RIDGE = 1e-5  # of the mean square feature
 
+# `make(inputs, rngs=...) -> nnx.Module`, or `(init(rng_key, inputs) -> parameters,
+# apply(parameters, x) -> features)`.
+Network = Callable[..., nnx.Module] | tuple[Callable[..., Any], Callable[..., Any]]
 
-class ResidualNetwork(nnx.Module):
-    """A small multilayer perceptron whose output is exactly zero at the start."""
 
-    def __init__(
-        self, inputs: int, outputs: int, hidden: tuple[int, ...], *, rngs: nnx.Rngs
-    ) -> None:
+class MLP(nnx.Module):
+    """Two or more layers of SiLU units."""
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
         widths = (inputs, *hidden)
         self.layers = nnx.List(
             nnx.Linear(a, b, rngs=rngs)
             for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
-        zeros = nnx.initializers.zeros_init()
-        self.last = nnx.Linear(widths[-1], outputs, kernel_init=zeros, rngs=rngs)
 
-    def features(self, x: jax.Array) -> jax.Array:
-        """Activations of the last hidden layer."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (..., inputs) to (..., features)."""
         for layer in self.layers:
             x = nnx.silu(layer(x))
         return x
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map (..., inputs) to (..., outputs)."""
-        return self.last(self.features(x))
+
+@functools.cache
+def perceptron(hidden: tuple[int, ...] | None) -> Network:
+    """The built-in network; None widens it with the inputs."""
+
+    def make(inputs: int, rngs: nnx.Rngs) -> nnx.Module:
+        width = max(64, min(2 * inputs, 256))
+        return MLP(inputs, hidden or (width, width), rngs=rngs)
+
+    return make
 
 
 class Ensemble:
-    """Several residual networks of one shape, their parameters on a leading axis."""
+    """Networks of one shape, each with its linear layer, on a leading axis."""
 
-    def __init__(self, inputs: int, outputs: int, hidden: tuple[int, ...]) -> None:
-        self.shape = (inputs, outputs, hidden)
+    def __init__(self, network: Network, inputs: int, outputs: int) -> None:
+        self.network, self.inputs, self.outputs = network, inputs, outputs
 
     def init(self, rng_key: jax.Array, size: int) -> Any:
-        """Parameters of `size` networks."""
+        """Parameters of `size` networks; their outputs are exactly zero."""
 
         def one(key: jax.Array) -> Any:
-            return nnx.split(ResidualNetwork(*self.shape, rngs=nnx.Rngs(key)))[1]
+            body = _initial(self.network, self.inputs, key)
+            x = jax.ShapeDtypeStruct((1, self.inputs), jnp.zeros(()).dtype)
+            width = jax.eval_shape(self._features, body, x).shape[-1]
+            zero = jnp.zeros((width, self.outputs))
+            return {"body": body, "last": zero, "half": zero}
 
         return jax.vmap(one)(jax.random.split(rng_key, size))
 
-    def member(self, parameters: Any, x: jax.Array) -> jax.Array:
-        """One network at a batch of inputs (num_samples, inputs)."""
-        return nnx.merge(_definition(*self.shape), parameters)(x)
-
-    def __call__(self, parameters: Any, x: jax.Array, common: bool = False) -> Any:
-        """All networks: (size, num_samples, outputs), each at its own or one batch."""
-        return jax.vmap(self.member, in_axes=(0, None if common else 0))(parameters, x)
+    def _features(self, body: Any, x: jax.Array) -> jax.Array:
+        """Features and a constant, (num_samples, width + 1)."""
+        if isinstance(self.network, tuple):
+            found = self.network[1](body, x)
+        else:
+            found = nnx.merge(_definition(self.network, self.inputs), body)(x)
+        return jnp.concatenate([found, jnp.ones((*x.shape[:-1], 1), found.dtype)], -1)
 
     def features(self, parameters: Any, x: jax.Array) -> jax.Array:
-        """Last hidden layers at one batch: (size, num_samples, width)."""
+        """The features of one network, a constant one the last of them."""
+        return self._features(parameters["body"], x)
 
-        def one(parameters: Any) -> jax.Array:
-            return nnx.merge(_definition(*self.shape), parameters).features(x)
+    def __call__(self, parameters: Any, x: jax.Array) -> jax.Array:
+        """One network at a batch: (num_samples, outputs)."""
+        return self.features(parameters, x) @ parameters["last"]
 
-        return jax.vmap(one)(parameters)
+    def both(self, parameters: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One network at a batch, and what half of its features make of it."""
+        features = self.features(parameters, x)
+        return features @ parameters["last"], features @ parameters["half"]
 
-    def solve_last(self, parameters: Any, x: jax.Array, y: jax.Array) -> Any:
-        """Least squares for the last layer of each network on its own batch.
+    def check(self) -> None:
+        """Raise unless the network has the shapes that it should have.
 
-        The residual of the fit is then orthogonal to every feature, so what is left of
-        the error of a linear functional is of second order.
+        Raises:
+            ArgumentError: saying what it returned.
         """
+        x = jax.ShapeDtypeStruct((3, self.inputs), jnp.zeros(()).dtype)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        try:
+            body = jax.eval_shape(
+                lambda key: _initial(self.network, self.inputs, key), key
+            )
+            found = jax.eval_shape(self._features, body, x)
+        except (TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, ArgumentError):
+                raise
+            raise ArgumentError(
+                f"network={self.network!r} failed on inputs of shape "
+                f"(3, {self.inputs}): {error}. {_USE}"
+            ) from error
+        if len(found.shape) != 2 or found.shape[0] != 3:
+            raise ArgumentError(
+                f"network={self.network!r} maps inputs of shape (3, {self.inputs}) to "
+                f"{found.shape}, expected features of shape (3, width). {_USE}"
+            )
 
-        def one(parameters: Any, x: jax.Array, y: jax.Array) -> Any:
-            network = nnx.merge(_definition(*self.shape), parameters)
-            features = network.features(x)
-            ones = jnp.ones((features.shape[0], 1), features.dtype)
-            design = jnp.concatenate([features, ones], axis=1)
-            gram = design.T @ design / len(design)
-            ridge = RIDGE * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))
-            solved = symmetric_power(gram + ridge, -1.0) @ (design.T @ y / len(design))
-            network.last.kernel[...] = solved[:-1]
-            network.last.bias[...] = solved[-1]
-            return nnx.split(network)[1]
 
-        return jax.vmap(one)(parameters, x, y)
+_USE = (
+    "Give make(inputs, rngs=...) that returns an nnx.Module, or a pair of functions "
+    "init(rng_key, inputs) and apply(parameters, x)."
+)
 
 
-@functools.cache
-def _definition(inputs: int, outputs: int, hidden: tuple[int, ...]) -> Any:
-    def make() -> ResidualNetwork:
-        return ResidualNetwork(inputs, outputs, hidden, rngs=nnx.Rngs(0))
+def _initial(network: Network, inputs: int, rng_key: jax.Array) -> Any:
+    if isinstance(network, tuple):
+        return network[0](rng_key, inputs)
+    _, parameters, *rest = nnx.split(
+        network(inputs, rngs=nnx.Rngs(rng_key)), nnx.Param, ...
+    )
+    if jax.tree.leaves(rest):
+        raise ArgumentError(
+            f"network={network!r} has state besides its parameters (batch statistics, "
+            "dropout): scores are pure functions. Use layers without state."
+        )
+    return parameters
 
-    return nnx.split(nnx.eval_shape(make))[0]
+
+@functools.lru_cache(maxsize=64)
+def _definition(network: Callable[..., nnx.Module], inputs: int) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: network(inputs, rngs=nnx.Rngs(0))))[0]
+
+
+def least_squares(gram: jax.Array, cross: jax.Array) -> jax.Array:
+    """The last layer from its normal equations, with a small ridge."""
+    ridge = RIDGE * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))
+    return symmetric_power(gram + ridge, -1.0) @ cross

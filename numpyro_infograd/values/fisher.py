@@ -43,7 +43,7 @@ from numpyro_infograd.objectives import (
 from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import complete_data_scores, flatten
-from numpyro_infograd.scores.network import Ensemble
+from numpyro_infograd.scores.network import Ensemble, perceptron
 from numpyro_infograd.structure import Density, StructuralModel, simulate
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import average
@@ -318,7 +318,7 @@ def _one_hot(sm: StructuralModel, density: Density, given: jax.Array) -> jax.Arr
 
 def _ensemble(method: Fisher, pool: Draws) -> Ensemble:
     dimensions, given = pool.values.shape[-1], pool.given.shape[-1]
-    return Ensemble(dimensions + given + 2, dimensions, method.hidden)
+    return Ensemble(perceptron(method.hidden), dimensions + given + 2, dimensions)
 
 
 @jax.jit(static_argnames="method")
@@ -337,7 +337,7 @@ def _train(
     )
 
     def loss(networks: Any, at: Regression) -> jax.Array:
-        residual = at.gain * ensemble(networks, at.seen) - at.target
+        residual = at.gain * jax.vmap(ensemble)(networks, at.seen) - at.target
         return jnp.sum(jnp.mean(residual**2, axis=(1, 2)))
 
     def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
@@ -377,7 +377,7 @@ def _sums(
 
     def one(draws: Draws) -> tuple[jax.Array, ...]:
         at = frame.regression(draws)
-        hidden = ensemble.features(networks, at.seen)
+        hidden = jax.vmap(ensemble.features, (0, None))(networks, at.seen)[..., :-1]
         ones = jnp.ones((hidden.shape[1], 1), hidden.dtype)
         features = at.gain * jnp.concatenate([ones, *hidden], axis=1) @ turn
         scale = 0.5 * frame.span / features.shape[0]

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Coordinates to learn a score in: free of bounds, whitened, near a normal law."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.scores.base import Layout, flatten, symmetric_power
+from numpyro_infograd.structure import Density, Values
+
+
+class Free(NamedTuple):
+    """Values in coordinates without bounds: z = log u or logit u, to learn in.
+
+    A score becomes ds/dz = u'(z) s + d log u'(z) / dz; the second part only for the
+    sites whose density it is.
+    """
+
+    values: jax.Array  # (num_samples, inputs)
+    slope: jax.Array  # u'(z) for each score component, (num_samples, outputs)
+    bend: jax.Array  # d log u'(z) / dz, or 0 for `given`, (num_samples, outputs)
+
+    @staticmethod
+    def of(density: Density, site_values: Values) -> Free:
+        u = flatten(site_values, density.all_sites)
+        layout = Layout.of(density)
+        names = [
+            s
+            for s, n in zip(density.supports, density.sizes, strict=True)
+            for _ in range(n)
+        ]
+        positive = jnp.asarray([name == "positive" for name in names])
+        unit = jnp.asarray([name == "unit" for name in names])
+        small = jnp.finfo(u.dtype).tiny
+        above = jnp.where(positive | unit, jnp.maximum(u, small), 1.0)
+        below = jnp.where(unit, jnp.maximum(1.0 - u, small), 1.0)
+        values = jnp.where(positive | unit, jnp.log(above / below), u)
+        own = jnp.zeros(len(layout.outputs)).at[jnp.asarray(layout.own, int)].set(1.0)
+        columns = jnp.asarray(layout.outputs, int)
+        bend = jnp.where(positive, 1.0, jnp.where(unit, 1.0 - 2.0 * u, 0.0))
+        return Free(values, (above * below)[:, columns], own * bend[:, columns])
+
+
+class Frame(NamedTuple):
+    """The normal law of a batch's moments, and coordinates in which it is standard.
+
+    In units of `spread` the score of p(sites | given) is that of a normal law, the
+    whitened residual w of the sites given all else with its sign changed, plus what a
+    network learns. Whitening is symmetric: it does not depend on the order of columns.
+    """
+
+    mean: jax.Array  # (inputs,)
+    whiten: jax.Array  # (inputs, inputs)
+    base: jax.Array  # (outputs, inputs): the score of the normal law
+    spread: jax.Array  # (outputs, outputs): root of its Fisher information
+    unspread: jax.Array  # its inverse
+
+    @staticmethod
+    def of(values: jax.Array, layout: Layout) -> Frame:
+        """From a pool's moments, (num_samples, inputs).
+
+        Columns with tails so heavy that the variance says nothing (the middle 68 % is
+        more than three times narrower than the variance claims) are scaled by
+        quantiles and get no Gaussian part.
+        """
+        levels = jnp.asarray([0.16, 0.5, 0.84])
+        low, middle, high = jnp.quantile(values, levels, axis=0)
+        robust = 0.5 * (high - low)
+        deviation = jnp.std(values, axis=0)
+        heavy = (deviation > 3.0 * robust) & (robust > 0)
+        mean = jnp.where(heavy, middle, jnp.mean(values, axis=0))
+        scale = jnp.where(heavy, robust, deviation)
+        scale = jnp.where(scale > 0, scale, 1.0)
+        standard = (values - mean) / scale
+        light = 1.0 - heavy.astype(values.dtype)
+        correlation = standard.T @ standard / len(values) * light[:, None] * light
+        eye = jnp.eye(values.shape[1], dtype=bool)
+        correlation = jnp.where(eye, 1.0, correlation)
+        precision = symmetric_power(correlation, -1.0)
+        whiten = symmetric_power(correlation, -0.5) / scale
+
+        outputs = jnp.asarray(layout.outputs, int)
+        information = precision[outputs][:, outputs] / scale[outputs][:, None]
+        information = information / scale[outputs]
+        conditional = precision
+        if layout.given:
+            given = jnp.asarray(layout.given, int)
+            alone = symmetric_power(correlation[given][:, given], -1.0)
+            conditional = precision.at[given[:, None], given].add(-alone)
+        base = -(conditional * light[:, None])[outputs]
+        base = base / scale[outputs][:, None] / scale
+        spread = symmetric_power(information, 0.5)
+        return Frame(mean, whiten, base, spread, symmetric_power(information, -0.5))
+
+    def gaussian(self, centred: jax.Array) -> jax.Array:
+        """The score of the normal law in units of `spread`, (num_samples, outputs)."""
+        return centred @ self.base.T @ self.unspread
+
+    def moved(
+        self,
+        centred: jax.Array,
+        layout: Layout,
+        noise: jax.Array,
+        variance: jax.Array | float,
+    ) -> jax.Array:
+        """Values with noise, of a variance relative to that given all other columns.
+
+        Args:
+            centred: Values less `mean`, (num_samples, inputs).
+            layout: Where the outputs stand among the inputs.
+            noise: Standard normal, (num_samples, outputs).
+            variance: A scalar or (num_samples, 1).
+        """
+        columns = jnp.asarray(layout.outputs, int)
+        return centred.at[:, columns].add(jnp.sqrt(variance) * noise @ self.unspread)
+
+    def features(self, centred: jax.Array) -> jax.Array:
+        """Whitened values, clipped: what a network sees of them."""
+        return jnp.clip(centred @ self.whiten.T, -8.0, 8.0)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores by flow matching, from samples alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.scores.base import Layout
+from numpyro_infograd.scores.coordinates import Frame
+from numpyro_infograd.scores.learned import (
+    FAINT,
+    Batch,
+    Learned,
+    Pool,
+    antithetic,
+)
+from numpyro_infograd.structure import Density
+
+_FIRST = 0.75  # the time from which the velocity is learned; values are at time 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMatching(Learned):
+    """Flow matching on straight lines from noise to values (Lipman et al., Liu et al.).
+
+    On x = tau w + (1 - tau) z, with w the whitened values and z standard normal, a
+    network learns the velocity v(x, tau) = E[w - z | x]. The score of x is then
+
+        s(x, tau) = (tau v(x, tau) - x) / (1 - tau),
+
+    that of w with noise of variance ((1 - tau) / tau)^2. It is read off at a few times
+    close to 1 and extrapolated to no noise. The target of the velocity stays bounded
+    there while that of denoising does not. It sees samples alone.
+
+    Args:
+        times: Times below 1 at which the score is read off, falling.
+
+    The other settings are those of `Denoising`, without its noise.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> ig.scores.FlowMatching(times=(0.9, 0.85)).num_networks
+        4
+    """
+
+    times: tuple[float, ...] = (0.95, 0.9, 0.8)
+    samples_only = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        times = self.times
+        falling = all(a > b for a, b in zip(times[:-1], times[1:], strict=True))
+        if not times or not _FIRST <= times[-1] or not times[0] < 1 or not falling:
+            raise ArgumentError(
+                f"times must fall from below 1 to {_FIRST} at least, got {times}."
+            )
+
+    def levels(self, density: Density) -> tuple[float, ...]:
+        """The variances of noise that the times stand for."""
+        return tuple(((1.0 - tau) / tau) ** 2 for tau in self.times)
+
+    def see(
+        self, frame: Frame, centred: jax.Array, level: jax.Array | float
+    ) -> jax.Array:
+        """Whitened values, and the time."""
+        seen = frame.features(centred)
+        time = 1.0 / (1.0 + jnp.sqrt(level))
+        share = FAINT * (2 * (time - _FIRST) / (1 - _FIRST) - 1)
+        return jnp.concatenate(
+            [seen, jnp.broadcast_to(share, (*seen.shape[:-1], 1))], axis=-1
+        )
+
+    def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
+        """Regression of what the normal law leaves of the velocity w - z."""
+        tau = _FIRST + (self.times[0] - _FIRST) * antithetic(pool.position[:, None])
+        noise, centred = antithetic(pool.noise, -1.0), pool.values - frame.mean
+        level, centred = ((1 - tau) / tau) ** 2, antithetic(centred)
+        moved = frame.moved(centred, Layout.of(density), noise, level)
+        w, x = -frame.gaussian(centred), -tau * frame.gaussian(moved)
+        normal = (2 * tau - 1) / (tau**2 + (1 - tau) ** 2) * x
+        seen = self.see(frame, moved, level)
+        # The network is the score that the velocity beyond the normal law's stands for.
+        return Batch(seen, (1 - tau) / tau**2, w - noise - normal)

@@ -1,0 +1,503 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all learned scores share: an ensemble of residual networks, fitted to a pool.
+
+A score is that of the normal law of the fitted moments plus what a network learns, in
+whitened coordinates: a linear-Gaussian model is right before any training. Each method
+is a quadratic problem for the network f, the mean over samples of
+
+    1/2 |g f(u)|^2 - g f(u) . y + q . (df/du) v,
+
+so that the last layer of a fit is least squares. Methods differ in u, g, y, q and v.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores.base import (
+    Layout,
+    Scores,
+    complete_data_scores,
+    flatten,
+    refuse_moving_boundary,
+    unflatten,
+)
+from numpyro_infograd.scores.coordinates import Frame, Free
+from numpyro_infograd.scores.network import (
+    Ensemble,
+    Network,
+    least_squares,
+    perceptron,
+)
+from numpyro_infograd.structure import Density, Values, simulate
+
+# Student's t at 97.5 %, over 2, for the spread of so many networks: two standard errors
+# then cover 95 %. The replicates of a gradient are shared out among the networks.
+_STUDENT = {2: 6.353, 4: 1.591, 8: 1.182}
+# How strongly a network sees the variance of noise. Little: its errors are then alike
+# at all levels, and the extrapolation does not amplify them.
+FAINT = 0.1
+DRIFTED = 0.02  # share of the score by which its linear part may move between refits
+LOST = 0.01  # share of the Fisher information that a held-out loss may lose meanwhile
+
+
+class Pool(NamedTuple):
+    """Draws to learn from, in coordinates without bounds."""
+
+    values: jax.Array  # (..., num_samples, inputs)
+    target: jax.Array  # complete-data scores, (..., num_samples, outputs)
+    noise: jax.Array  # standard normal, to append, (..., num_samples, outputs)
+    position: jax.Array  # uniform, to choose its variance by, (..., num_samples)
+    slices: jax.Array  # random signs, (..., num_samples, outputs)
+
+
+class Batch(NamedTuple):
+    """The quadratic problem of a batch; `pull` and `tangent` are q and v, or None."""
+
+    seen: jax.Array  # u, (num_samples, features)
+    gain: jax.Array  # g, (num_samples, 1)
+    wanted: jax.Array  # y, (num_samples, outputs)
+    pull: jax.Array | None = None
+    tangent: jax.Array | None = None
+
+
+class Fitted(NamedTuple):
+    """A fitted ensemble.
+
+    Attributes:
+        networks: Parameters with a leading axis of members.
+        frame: Moments at the present parameters.
+        shrink: Weight of each residual, from samples of another network, (members,).
+        gain: Share of the Fisher information that the residuals add, held out.
+        trained_gain: The same when the networks were last trained.
+        trained_base: `frame.base` when the networks were last trained.
+        drift: Mean-square change of the normal law's score since then, relative.
+        age: Fits since then.
+    """
+
+    networks: Any
+    frame: Frame
+    shrink: jax.Array
+    gain: jax.Array
+    trained_gain: jax.Array
+    trained_base: jax.Array
+    drift: jax.Array
+    age: jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """Settings and mechanics of a learned score.
+
+    Args:
+        hidden: Widths of the hidden layers; None is two layers, wider with the inputs.
+        network: Your own in place of the built-in one: `make(inputs, rngs=...)` that
+            returns an `nnx.Module`, or functions `(init(rng_key, inputs),
+            apply(parameters, x))`. It maps (num_samples, inputs) to features of any
+            width; a linear layer on top is added and fitted.
+        num_networks: Size of the ensemble: 2, 4 or 8.
+        num_steps: Training steps of a fit from scratch.
+        num_warm_steps: Training steps of a refit during an ascent.
+        batch_size: Samples of a training step, shared out among the networks.
+        pool_size: Samples drawn for a fit from scratch, a power of two.
+        warm_pool_size: Samples drawn for a refit, a power of two.
+        learning_rate: Peak of the cosine schedule.
+        num_samples: Default number of samples of a gradient, a power of two.
+        refit: Train again in every so many steps of an ascent, or "auto": once
+            held-out samples or Stein's identity show that the scores are stale. The
+            moments follow the parameters at every step in either case.
+    """
+
+    hidden: tuple[int, ...] | None = None
+    network: Network | None = None
+    num_networks: int = 4
+    num_steps: int = 200
+    num_warm_steps: int = 20
+    batch_size: int = 1024
+    pool_size: int = 32768
+    warm_pool_size: int = 4096
+    learning_rate: float = 4e-3
+    num_samples: int = 32768
+    refit: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.num_networks not in _STUDENT:
+            raise ArgumentError(
+                f"num_networks must be 2, 4 or 8, got {self.num_networks}."
+            )
+        for name in ("pool_size", "warm_pool_size"):
+            as_power_of_two(name, getattr(self, name), 256)
+        whole = isinstance(self.refit, int) and self.refit > 0
+        if not whole and self.refit != "auto":
+            raise ArgumentError(
+                f"refit must be a positive number of steps or 'auto', got "
+                f"{self.refit!r}."
+            )
+
+    # -- what makes a method -----------------------------------------------------
+
+    def levels(self, density: Density) -> tuple[float, ...]:
+        """Variances of noise, relative to the sites', that the score is learned at.
+
+        More than one: what is asked for is the score without noise, extrapolated.
+        """
+        return (0.0,)
+
+    def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
+        """The quadratic problem of a pool with one axis of samples."""
+        raise NotImplementedError
+
+    def see(
+        self, frame: Frame, centred: jax.Array, level: jax.Array | float
+    ) -> jax.Array:
+        """What the network sees of values with noise of this variance."""
+        return frame.features(centred)
+
+    # -- the protocol of a score method ------------------------------------------
+
+    @property
+    def num_deviations(self) -> int:
+        """One for each network."""
+        return self.num_networks
+
+    def check(self, density: Density) -> None:
+        """Raise for a density that jumps at a place that moves."""
+        refuse_moving_boundary(density)
+
+    def init(self, density: Density, rng_key: jax.Array) -> Any:
+        """Point sets for the pools of a first and of a warm fit."""
+        self.ensemble(density).check()
+        spec, members = _with_noise(density), self.num_networks
+        return (
+            base_points(spec, _share(self.pool_size, members)),
+            base_points(spec, _share(self.warm_pool_size, members)),
+            None,
+        )
+
+    def fit(
+        self,
+        state: Any,
+        density: Density,
+        forward: Program,
+        params: Any,
+        rng_key: jax.Array,
+        warm: bool = False,
+    ) -> Any:
+        """Draw a pool, fit the moments, train the residual if that is stale."""
+        points, warm_points, last = state
+        pool_key, init_key, train_key = jax.random.split(rng_key, 3)
+        size = self.warm_pool_size if warm else self.pool_size
+        pool = self._pool(
+            density,
+            forward,
+            params,
+            pool_key,
+            _share(size, self.num_networks),
+            warm_points if warm else points,
+        )
+        every = pool.values.reshape(-1, pool.values.shape[-1])
+        frame = Frame.of(every, Layout.of(density))
+        # Each network is held against the pool of the next one.
+        other = jax.tree.map(lambda x: jnp.roll(x, -1, 0), pool)
+        held = jax.vmap(lambda pool: self.problem(density, frame, pool))(other)
+        ensemble = self.ensemble(density)
+        if not warm:
+            fresh = ensemble.init(init_key, self.num_networks)
+            networks = self.train(density, frame, pool, fresh, train_key, warm=False)
+            _, gain = _worth(ensemble, networks, held)
+            sure = jnp.ones(self.num_networks)
+            fitted = Fitted(
+                networks, frame, sure, gain, gain, frame.base, 0.0 * gain, 0 * gain
+            )
+            return points, warm_points, fitted
+
+        change = (every - frame.mean) @ (frame.base - last.trained_base).T
+        drift = jnp.mean((change @ frame.unspread) ** 2)
+        _, gain = _worth(ensemble, last.networks, held)
+        if self.refit == "auto":
+            stale = (drift > DRIFTED) | (gain < last.trained_gain - LOST)
+        else:
+            stale = last.age + 1 >= self.refit
+
+        def retrain(networks: Any) -> Any:
+            return self.train(density, frame, pool, networks, train_key, warm=True)
+
+        networks = jax.lax.cond(stale, retrain, lambda n: n, last.networks)
+        shrink, gain = _worth(ensemble, networks, held)
+        fitted = Fitted(
+            networks,
+            frame,
+            shrink,
+            gain,
+            jnp.where(stale, gain, last.trained_gain),
+            jnp.where(stale, frame.base, last.trained_base),
+            drift,
+            jnp.where(stale, 0.0, last.age + 1),
+        )
+        return points, warm_points, fitted
+
+    def score(
+        self,
+        state: Any,
+        density: Density,
+        params: Any,
+        values: Values,
+        rng_key: jax.Array,
+    ) -> Scores:
+        """Mean score of the ensemble, with its spread as the fit's error."""
+        fitted: Fitted = state[-1]
+        free = Free.of(density, values)
+        each, doubt = self.members(density, fitted, free.values, rng_key)
+        mean = jnp.mean(each, axis=0)
+        count = self.num_networks
+        scale = _STUDENT[count] / (count * (count - 1)) ** 0.5
+        # The members' deviations add up to zero, so that a common part adds its square;
+        # so do two of which one changes its sign from member to member.
+        last, half = doubt
+        signs = jnp.resize(jnp.asarray([1.0, -1.0]), (count, 1, 1))
+        deviations = scale * (each - mean) + (last + signs * half) / count**0.5
+        evidence = {
+            "held_out_gain": fitted.gain,
+            "drift": fitted.drift,
+            "trained": (fitted.age == 0).astype(fitted.gain.dtype),
+        }
+        return Scores(
+            unflatten((mean - free.bend) / free.slope, values, density.blocks),
+            unflatten(deviations / free.slope, values, density.blocks),
+            evidence,
+        )
+
+    # -- parts -------------------------------------------------------------------
+
+    def ensemble(self, density: Density) -> Ensemble:
+        """The networks of a density."""
+        layout = Layout.of(density)
+        inputs = sum(density.sizes) + (self.levels(density) != (0.0,))
+        network = self.network or perceptron(self.hidden)
+        return Ensemble(network, inputs, len(layout.outputs))
+
+    def members(
+        self, density: Density, fitted: Fitted, values: jax.Array, rng_key: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Each network's score, (members, num_samples, outputs), and what to doubt of
+        their mean: half of what the last level of noise, and of what the second half of
+        the features added to it.
+
+        Coordinates are those without bounds.
+        """
+        frame, layout = fitted.frame, Layout.of(density)
+        ensemble = self.ensemble(density)
+        levels = self.levels(density)
+        weights = extrapolation(levels)
+        coarser = (*extrapolation(levels[:-1]), 0.0) if len(levels) > 1 else weights
+        centred = values - frame.mean
+        noise = jax.random.normal(rng_key, (len(values), len(layout.outputs)))
+        shrink = fitted.shrink[:, None, None]
+        total, rough, narrow = jnp.zeros(()), jnp.zeros(()), jnp.zeros(())
+        for level, weight, coarse in zip(levels, weights, coarser, strict=True):
+            signs = (1.0, -1.0) if level else (0.0,)
+            for sign in signs:
+                moved = centred
+                if level:
+                    moved = frame.moved(centred, layout, sign * noise, level)
+                seen = self.see(frame, moved, level)
+                found, half = jax.vmap(ensemble.both, (0, None))(fitted.networks, seen)
+                each = frame.gaussian(moved) / (1.0 + level)
+                each = each + shrink * found
+                total += weight / len(signs) * each
+                rough += coarse / len(signs) * each
+                added = shrink * (found - half)
+                narrow += weight / len(signs) * added
+        last = 0.5 * jnp.mean(total - rough, axis=0) @ frame.spread
+        half = jnp.mean(narrow, axis=0) @ frame.spread
+        return total @ frame.spread, (last, half)
+
+    def _pool(
+        self,
+        density: Density,
+        forward: Program,
+        params: Any,
+        rng_key: jax.Array,
+        size: int,
+        points: Any,
+    ) -> Pool:
+        """Values and complete-data scores, each network its own quasi-random set."""
+
+        spec = _with_noise(density)
+
+        def one(key: jax.Array) -> Pool:
+            noise = draw_noise(spec, key, size, points)
+            extra, position = noise.pop("+noise"), noise.pop("+position")
+            signs = jnp.where(noise.pop("+slices") < 0.5, -1.0, 1.0)
+            values = simulate(forward, params, noise)
+            target = complete_data_scores(density, params, noise, values)
+            free = Free.of(density, values)
+            flat = flatten(target, density.blocks)
+            own = free.slope * flat + free.bend
+            return Pool(free.values, own, extra, position, signs)
+
+        keys = jax.random.split(rng_key, self.num_networks)
+        return jax.lax.stop_gradient(jax.vmap(one)(keys))
+
+    def train(
+        self,
+        density: Density,
+        frame: Frame,
+        pool: Pool,
+        networks: Any,
+        rng_key: jax.Array,
+        warm: bool,
+    ) -> Any:
+        """Adam on the quadratic loss, a cosine schedule, all networks at once.
+
+        A fit from scratch ends in least squares for the last layer: what is left of
+        the error of a linear functional is then of second order.
+        """
+        ensemble = self.ensemble(density)
+        steps = self.num_warm_steps if warm else self.num_steps
+        size = pool.values.shape[-2]
+        batch = min(_share(self.batch_size, self.num_networks), size)
+        peak = 0.5 * self.learning_rate if warm else self.learning_rate
+        optimizer = optax.adam(optax.cosine_decay_schedule(peak, steps))
+
+        def member_loss(network: Any, pool: Pool) -> jax.Array:
+            return _loss(ensemble, network, self.problem(density, frame, pool))
+
+        def loss(networks: Any, part: Pool) -> jax.Array:
+            return jnp.sum(jax.vmap(member_loss)(networks, part))
+
+        # Shuffled once; then the batches are consecutive blocks.
+        order = jax.random.permutation(rng_key, size)
+        shuffled = jax.tree.map(lambda x: x[:, order], pool)
+        num_blocks = size // batch
+
+        def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
+            networks, opt_state = carry
+            start = (index % num_blocks) * batch
+            part = jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(x, start, batch, axis=1),
+                shuffled,
+            )
+            gradient = jax.grad(loss)(networks, part)
+            updates, opt_state = optimizer.update(gradient, opt_state, networks)
+            return (optax.apply_updates(networks, updates), opt_state), None
+
+        start = (networks, optimizer.init(networks))
+        networks = jax.lax.scan(step, start, jnp.arange(steps))[0][0]
+        if warm:
+            return networks
+
+        def solve(network: Any, pool: Pool) -> Any:
+            return network | _solve(
+                ensemble, network, self.problem(density, frame, pool)
+            )
+
+        return jax.vmap(solve)(networks, pool)
+
+
+# -- the quadratic problem -----------------------------------------------------------
+
+
+def _loss(ensemble: Ensemble, network: Any, at: Batch) -> jax.Array:
+    """The mean over samples and outputs."""
+    if at.tangent is None:
+        found, slope = ensemble(network, at.seen), jnp.zeros(())
+    else:
+        found, moved = jax.jvp(
+            lambda seen: ensemble(network, seen), (at.seen,), (at.tangent,)
+        )
+        slope = at.pull * moved
+    found = at.gain * found
+    return jnp.mean(0.5 * found**2 - found * at.wanted + slope)
+
+
+def _worth(ensemble: Ensemble, networks: Any, at: Batch) -> tuple[jax.Array, jax.Array]:
+    """How much of each residual to keep, by samples of its own, and what that gains."""
+
+    def one(network: Any, at: Batch) -> tuple[jax.Array, jax.Array]:
+        power = jnp.mean((at.gain * ensemble(network, at.seen)) ** 2)
+        return 0.5 * power - _loss(ensemble, network, at), power
+
+    agreement, power = jax.vmap(one)(networks, at)
+    shrink = jnp.clip(agreement / jnp.maximum(power, 1e-12), 0.0, 1.0)
+    return shrink, jnp.mean(shrink * (2 * agreement - shrink * power))
+
+
+def _solve(ensemble: Ensemble, network: Any, at: Batch) -> dict[str, jax.Array]:
+    """Least squares for the last layer, by all features and by half of them."""
+    if at.tangent is None:
+        features = ensemble.features(network, at.seen)
+        slope = jnp.zeros(())
+    else:
+        features, moved = jax.jvp(
+            lambda seen: ensemble.features(network, seen), (at.seen,), (at.tangent,)
+        )
+        slope = moved.T @ at.pull / len(moved)
+    features = at.gain * features
+    gram = features.T @ features / len(features)
+    cross = features.T @ at.wanted / len(features) - slope
+    half = jnp.arange(len(gram)) >= len(gram) // 2  # the constant is the last
+    part = jnp.where(half[:, None] & half, gram, 0.0)
+    return {
+        "last": least_squares(gram, cross),
+        "half": least_squares(part, jnp.where(half[:, None], cross, 0.0)),
+    }
+
+
+def extrapolation(levels: tuple[float, ...]) -> tuple[float, ...]:
+    """Weights of a polynomial through these levels at level zero (Richardson)."""
+    weights = []
+    for i, own in enumerate(levels):
+        weight = 1.0
+        for j, other in enumerate(levels):
+            if j != i:
+                weight *= other / (other - own)
+        weights.append(weight)
+    return tuple(weights)
+
+
+def score_matching(
+    frame: Frame, layout: Layout, seen: jax.Array, gaussian: jax.Array, pool: Pool
+) -> Batch:
+    """Sliced score matching of what a normal law's score leaves.
+
+    The mean of 1/2 |s|^2 + v . (ds/da) v over values a and random signs v is least for
+    the score of a (Hyvarinen 2005; Song et al. 2019). In units of `spread` a slice v is
+    a step of `unspread` v.
+    """
+    outputs = jnp.asarray(layout.outputs, int)
+    tangent = pool.slices @ frame.unspread @ frame.whiten[:, outputs].T
+    rest = jnp.zeros((len(seen), seen.shape[1] - tangent.shape[1]))
+    tangent = jnp.concatenate([tangent, rest], axis=1)
+    return Batch(seen, jnp.ones((len(seen), 1)), -gaussian, pool.slices, tangent)
+
+
+def antithetic(x: jax.Array, sign: float = 1.0) -> jax.Array:
+    """A batch and once more, as it is or with the other sign."""
+    return jnp.concatenate([x, sign * x])
+
+
+def _with_noise(density: Density) -> NoiseSpec:
+    """The laws of the model's noise, and of noise to append."""
+    outputs = (len(Layout.of(density).outputs),)
+    return (
+        *density.spec,
+        ("+noise", Noise("normal", outputs)),
+        ("+position", Noise("uniform", ())),
+        ("+slices", Noise("uniform", outputs)),
+    )
+
+
+def _share(total: int, members: int) -> int:
+    """The largest power of two whose `members`-fold is at most `total`."""
+    return 1 << ((total // members).bit_length() - 1)
