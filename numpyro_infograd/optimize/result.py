@@ -25,7 +25,9 @@ class Result:
         estimate: The objective there, with a standard error; None (and a reason in
             `status`) where no estimator applies.
         history: Arrays over steps: "gradient_norm", "gain", "params" (a dict),
-            and "objective" where it is known exactly.
+            "objective" where it is known exactly, and what the scores say of
+            themselves by set of sites, such as "stein_residual(y)", "held_out_gain(y)"
+            and "trained(y)": whether the networks were trained at the step.
         status: How it ended, in words.
         diagnostics: Score method and why it was chosen; skipped steps; restarts.
         constraints: How each constraint of `subject_to` stands.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd.errors import ConstraintError, InfogradError
-from numpyro_infograd.gradient import is_sound
+from numpyro_infograd.gradient import effective_sizes, is_sound
 from numpyro_infograd.optimize.budgets import (
     FARTHEST,
     SLACK,
@@ -127,9 +127,10 @@ class Run:
         automatic = isinstance(ascent.scores, str)
         if not automatic or not isinstance(problem.method, Mixture):
             return
-        smallest = float(np.min(infos.effective_sample_size))
-        if is_sound({"effective_sample_size_low": smallest}):
+        evidence = {name: float(np.min(v)) for name, v in infos.evidence.items()}
+        if is_sound(evidence):
             return
+        smallest = min(effective_sizes(evidence))
         params = [constrained(f, ascent.constraints()) for f in self._free()]
         reason = f"a mixture's effective sample size fell to {smallest:.0f}"
         ascent.problem = pose(
@@ -241,7 +242,7 @@ class Run:
         infos = (
             jax.tree.map(
                 lambda *x: np.concatenate(x, axis=1),
-                *(chunk._replace(gradient=None) for chunk in self.chunks),
+                *_alike([chunk._replace(gradient=None) for chunk in self.chunks]),
             )
             if self.chunks
             else None
@@ -264,6 +265,7 @@ class Run:
                 "params": pick.params,
                 "finite": pick.finite,
             }
+            history |= pick.evidence
             if np.all(np.isfinite(pick.objective)):
                 history["objective"] = pick.objective
             if reports[best]:
@@ -389,6 +391,20 @@ def _rank(value: Estimate | None, reports: tuple[ConstraintReport, ...]) -> Any:
     """What makes one end better than another: constraints first, then the value."""
     missed = sum(r.violation / r.tolerance for r in reports if not r.is_met)
     return (-missed, -math.inf if value is None else value.value)
+
+
+def _alike(chunks: list[StepInfo]) -> list[StepInfo]:
+    """The chunks with NaN for what only others say, as after a change of scores."""
+    said = dict.fromkeys(name for chunk in chunks for name in chunk.evidence)
+    return [
+        chunk._replace(
+            evidence={
+                name: chunk.evidence.get(name, jnp.full(chunk.finite.shape, jnp.nan))
+                for name in said
+            }
+        )
+        for chunk in chunks
+    ]
 
 
 def _decay(steps: np.ndarray, total: int) -> np.ndarray:

@@ -66,7 +66,9 @@ class StepInfo(NamedTuple):
             `subject_to` adds to it.
         objective: Value before the step where it is known exactly, else NaN.
         finite: Whether the step was taken; otherwise the last one is taken back.
-        effective_sample_size: Lowest of the mixture's, infinite for other methods.
+        evidence: What the scores say of themselves, by name and set of sites: sample
+            sizes of a mixture; held-out gain, drift and whether networks were trained
+            at this step; Stein residuals.
         excess: By how much each constraint in `subject_to` is exceeded, as a share of
             its bound; negative inside.
         gradient: The gradient in the optimised space; with a projection, the part of
@@ -78,7 +80,7 @@ class StepInfo(NamedTuple):
     gain: jax.Array
     objective: jax.Array
     finite: jax.Array
-    effective_sample_size: jax.Array
+    evidence: dict[str, jax.Array]
     excess: jax.Array
     gradient: Any
 
@@ -203,7 +205,7 @@ def step(
     fit_key, noise_key, score_key = jax.random.split(key, 3)
 
     value, scores = jnp.asarray(jnp.nan), state.scores
-    smallest = jnp.asarray(jnp.inf)
+    evidence: dict[str, jax.Array] = {}
     gradient = jax.tree.map(jnp.zeros_like, params)
     if system.exact is not None:
         value, gradient = jax.value_and_grad(system.exact)(params)
@@ -239,9 +241,7 @@ def step(
         )
         means = pulled.means
         gradient = jax.tree.map(jnp.add, gradient, pulled.gradient)
-        for name, size in pulled.evidence.items():
-            if name.startswith("effective_sample_size_low"):
-                smallest = jnp.minimum(smallest, size)
+        evidence = pulled.evidence
 
     _, chain = jax.vjp(lambda f: constrained(f, system.constraints), state.free)
     gradient = chain(gradient)[0]
@@ -271,7 +271,7 @@ def step(
         sum(jax.tree.leaves(gains), jnp.zeros(())),
         value,
         finite,
-        smallest,
+        evidence,
         system.budgets.excess(means),
         gradient,
     )
@@ -324,7 +324,15 @@ def _ascend(
 def ascend_many(
     setting: Setting, system: System, states: InfoMaxState, rates: jax.Array
 ) -> tuple[InfoMaxState, StepInfo]:
-    """A chunk of steps for each restart, as one batch."""
+    """A chunk of steps for each restart, as one batch.
+
+    One alone is no batch: in a batch both branches of a condition would be computed,
+    and scores that are fresh be fitted all the same.
+    """
+    if states.step.shape[0] == 1:
+        alone = jax.tree.map(lambda x: x[0], states)
+        found = _ascend(setting, system, alone, rates)
+        return jax.tree.map(lambda x: x[None], found)
     return jax.vmap(lambda s: _ascend(setting, system, s, rates))(states)
 
 

@@ -49,14 +49,16 @@ class Denoising(Learned):
             width; a linear layer on top is added and fitted.
         num_networks: Size of the ensemble: 2, 4 or 8.
         num_steps: Training steps of a fit from scratch.
-        num_warm_steps: Training steps of a refit during an ascent.
+        num_warm_steps: Training steps of a refit at fixed intervals.
         batch_size: Samples of a training step, shared out among the networks.
         pool_size: Samples drawn for a fit from scratch, a power of two.
         warm_pool_size: Samples drawn for a refit, a power of two.
         learning_rate: Peak of the cosine schedule.
         num_samples: Default number of samples of a gradient, a power of two.
-        refit: Train again in every so many steps of an ascent, or "auto": once the
-            scores are stale.
+        refit: When to train again during an ascent: after so many steps, or "auto":
+            once the scores are stale by held-out samples (they lost a hundredth of the
+            Fisher information) or by Stein's identity (the score of the fitted moments
+            moved by two hundredths). The moments follow the parameters at every step.
 
     Example:
         >>> import numpyro_infograd as ig

@@ -107,15 +107,16 @@ class Learned:
             width; a linear layer on top is added and fitted.
         num_networks: Size of the ensemble: 2, 4 or 8.
         num_steps: Training steps of a fit from scratch.
-        num_warm_steps: Training steps of a refit during an ascent.
+        num_warm_steps: Training steps of a refit at fixed intervals.
         batch_size: Samples of a training step, shared out among the networks.
         pool_size: Samples drawn for a fit from scratch, a power of two.
         warm_pool_size: Samples drawn for a refit, a power of two.
         learning_rate: Peak of the cosine schedule.
         num_samples: Default number of samples of a gradient, a power of two.
-        refit: Train again in every so many steps of an ascent, or "auto": once
-            held-out samples or Stein's identity show that the scores are stale. The
-            moments follow the parameters at every step in either case.
+        refit: When to train again during an ascent: after so many steps, or "auto":
+            once the scores are stale by held-out samples (they lost a hundredth of the
+            Fisher information) or by Stein's identity (the score of the fitted moments
+            moved by two hundredths). The moments follow the parameters at every step.
     """
 
     hidden: tuple[int, ...] | None = None
@@ -196,44 +197,48 @@ class Learned:
         """Draw a pool, fit the moments, train the residual if that is stale."""
         points, warm_points, last = state
         pool_key, init_key, train_key = jax.random.split(rng_key, 3)
-        size = self.warm_pool_size if warm else self.pool_size
-        pool = self._pool(
-            density,
-            forward,
-            params,
-            pool_key,
-            _share(size, self.num_networks),
-            warm_points if warm else points,
-        )
-        every = pool.values.reshape(-1, pool.values.shape[-1])
-        frame = Frame.of(every, Layout.of(density))
-        # Each network is held against the pool of the next one.
-        other = jax.tree.map(lambda x: jnp.roll(x, -1, 0), pool)
-        held = jax.vmap(lambda pool: self.problem(density, frame, pool))(other)
+
+        def draw(size: int, points: Any) -> Pool:
+            share = _share(size, self.num_networks)
+            return self._pool(density, forward, params, pool_key, share, points)
+
+        def train(pool: Pool, frame: Frame, networks: Any, share: float) -> Any:
+            steps = max(int(share * self.num_steps), 1)
+            return self._train(density, frame, pool, networks, train_key, steps, True)
+
         ensemble = self.ensemble(density)
         if not warm:
-            fresh = ensemble.init(init_key, self.num_networks)
-            networks = self.train(density, frame, pool, fresh, train_key, warm=False)
-            _, gain = _worth(ensemble, networks, held)
+            pool = draw(self.pool_size, points)
+            frame = self._frame(density, pool)
+            networks = ensemble.init(init_key, self.num_networks)
+            networks = train(pool, frame, networks, 1.0)
+            _, gain = self._worth(density, frame, pool, networks)
             sure = jnp.ones(self.num_networks)
-            fitted = Fitted(
-                networks, frame, sure, gain, gain, frame.base, 0.0 * gain, 0 * gain
-            )
+            new, old = jnp.zeros_like(gain), jnp.zeros_like(gain)
+            fitted = Fitted(networks, frame, sure, gain, gain, frame.base, new, old)
             return points, warm_points, fitted
 
-        change = (every - frame.mean) @ (frame.base - last.trained_base).T
+        pool = draw(self.warm_pool_size, warm_points)
+        frame = self._frame(density, pool)
+        change = _flat(pool.values - frame.mean) @ (frame.base - last.trained_base).T
         drift = jnp.mean((change @ frame.unspread) ** 2)
-        _, gain = _worth(ensemble, last.networks, held)
         if self.refit == "auto":
+            _, gain = self._worth(density, frame, pool, last.networks)
             stale = (drift > DRIFTED) | (gain < last.trained_gain - LOST)
+
+            def retrain(networks: Any) -> Any:
+                large = draw(self.pool_size, points)
+                return train(large, self._frame(density, large), networks, 0.5)
         else:
             stale = last.age + 1 >= self.refit
 
-        def retrain(networks: Any) -> Any:
-            return self.train(density, frame, pool, networks, train_key, warm=True)
+            def retrain(networks: Any) -> Any:
+                return self._train(
+                    density, frame, pool, networks, train_key, self.num_warm_steps
+                )
 
         networks = jax.lax.cond(stale, retrain, lambda n: n, last.networks)
-        shrink, gain = _worth(ensemble, networks, held)
+        shrink, gain = self._worth(density, frame, pool, networks)
         fitted = Fitted(
             networks,
             frame,
@@ -349,25 +354,47 @@ class Learned:
         keys = jax.random.split(rng_key, self.num_networks)
         return jax.lax.stop_gradient(jax.vmap(one)(keys))
 
-    def train(
+    def _frame(self, density: Density, pool: Pool) -> Frame:
+        return Frame.of(_flat(pool.values), Layout.of(density))
+
+    def _worth(
+        self, density: Density, frame: Frame, pool: Pool, networks: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """How much of each residual to keep, and what that gains.
+
+        Each network is held against the pool of the next one.
+        """
+        ensemble = self.ensemble(density)
+
+        def one(network: Any, pool: Pool) -> tuple[jax.Array, jax.Array]:
+            at = self.problem(density, frame, pool)
+            power = jnp.mean((at.gain * ensemble(network, at.seen)) ** 2)
+            return 0.5 * power - _loss(ensemble, network, at), power
+
+        held = jax.tree.map(lambda x: jnp.roll(x, -1, 0), pool)
+        agreement, power = jax.vmap(one)(networks, held)
+        shrink = jnp.clip(agreement / jnp.maximum(power, 1e-12), 0.0, 1.0)
+        return shrink, jnp.mean(shrink * (2 * agreement - shrink * power))
+
+    def _train(
         self,
         density: Density,
         frame: Frame,
         pool: Pool,
         networks: Any,
         rng_key: jax.Array,
-        warm: bool,
+        steps: int,
+        whole: bool = False,
     ) -> Any:
         """Adam on the quadratic loss, a cosine schedule, all networks at once.
 
-        A fit from scratch ends in least squares for the last layer: what is left of
-        the error of a linear functional is then of second order.
+        A `whole` fit ends in least squares for the last layer: what is left of the
+        error of a linear functional is then of second order.
         """
         ensemble = self.ensemble(density)
-        steps = self.num_warm_steps if warm else self.num_steps
         size = pool.values.shape[-2]
         batch = min(_share(self.batch_size, self.num_networks), size)
-        peak = 0.5 * self.learning_rate if warm else self.learning_rate
+        peak = self.learning_rate if whole else 0.5 * self.learning_rate
         optimizer = optax.adam(optax.cosine_decay_schedule(peak, steps))
 
         def member_loss(network: Any, pool: Pool) -> jax.Array:
@@ -394,7 +421,7 @@ class Learned:
 
         start = (networks, optimizer.init(networks))
         networks = jax.lax.scan(step, start, jnp.arange(steps))[0][0]
-        if warm:
+        if not whole:
             return networks
 
         def solve(network: Any, pool: Pool) -> Any:
@@ -419,18 +446,6 @@ def _loss(ensemble: Ensemble, network: Any, at: Batch) -> jax.Array:
         slope = at.pull * moved
     found = at.gain * found
     return jnp.mean(0.5 * found**2 - found * at.wanted + slope)
-
-
-def _worth(ensemble: Ensemble, networks: Any, at: Batch) -> tuple[jax.Array, jax.Array]:
-    """How much of each residual to keep, by samples of its own, and what that gains."""
-
-    def one(network: Any, at: Batch) -> tuple[jax.Array, jax.Array]:
-        power = jnp.mean((at.gain * ensemble(network, at.seen)) ** 2)
-        return 0.5 * power - _loss(ensemble, network, at), power
-
-    agreement, power = jax.vmap(one)(networks, at)
-    shrink = jnp.clip(agreement / jnp.maximum(power, 1e-12), 0.0, 1.0)
-    return shrink, jnp.mean(shrink * (2 * agreement - shrink * power))
 
 
 def _solve(ensemble: Ensemble, network: Any, at: Batch) -> dict[str, jax.Array]:
@@ -496,6 +511,11 @@ def _with_noise(density: Density) -> NoiseSpec:
         ("+position", Noise("uniform", ())),
         ("+slices", Noise("uniform", outputs)),
     )
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """All samples of all members."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _share(total: int, members: int) -> int:
