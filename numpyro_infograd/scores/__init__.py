@@ -7,6 +7,7 @@ from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_scor
 from numpyro_infograd.scores.denoising import Denoising
 from numpyro_infograd.scores.exact import Exact
 from numpyro_infograd.scores.flow import FlowMatching
+from numpyro_infograd.scores.kernel import Kernel
 from numpyro_infograd.scores.mixture import Mixture
 from numpyro_infograd.scores.sliced import Sliced
 
@@ -15,6 +16,7 @@ __all__ = [
     "Denoising",
     "Exact",
     "FlowMatching",
+    "Kernel",
     "Mixture",
     "ScoreMethod",
     "Scores",
@@ -29,6 +31,7 @@ REGISTRY = {
     "denoising": Denoising,
     "sliced": Sliced,
     "flow": FlowMatching,
+    "kernel": Kernel,
 }
 
 

@@ -67,7 +67,9 @@ class Frame(NamedTuple):
         quantiles and get no Gaussian part.
         """
         levels = jnp.asarray([0.16, 0.5, 0.84])
-        low, middle, high = jnp.quantile(values[:512], levels, axis=0)  # sorting is slow
+        low, middle, high = jnp.quantile(
+            values[:512], levels, axis=0
+        )  # sorting is slow
         robust = 0.5 * (high - low)
         deviation = jnp.std(values, axis=0)
         heavy = (deviation > 3.0 * robust) & (robust > 0)

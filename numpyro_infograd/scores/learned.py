@@ -178,7 +178,7 @@ class Learned:
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """Point sets for the pools of a first and of a warm fit."""
         self.ensemble(density).check()
-        spec, members = _with_noise(density), self.num_networks
+        spec, members = with_noise(density), self.num_networks
         return (
             base_points(spec, _share(self.pool_size, members)),
             base_points(spec, _share(self.warm_pool_size, members)),
@@ -199,8 +199,9 @@ class Learned:
         pool_key, init_key, train_key = jax.random.split(rng_key, 3)
 
         def draw(size: int, points: Any) -> Pool:
-            share = _share(size, self.num_networks)
-            return self._pool(density, forward, params, pool_key, share, points)
+            count = self.num_networks
+            share = _share(size, count)
+            return draw_pool(density, forward, params, pool_key, count, share, points)
 
         def train(pool: Pool, frame: Frame, networks: Any, share: float) -> Any:
             steps = max(int(share * self.num_steps), 1)
@@ -262,25 +263,13 @@ class Learned:
         """Mean score of the ensemble, with its spread as the fit's error."""
         fitted: Fitted = state[-1]
         free = Free.of(density, values)
-        each, doubt = self.members(density, fitted, free.values, rng_key)
-        mean = jnp.mean(each, axis=0)
-        count = self.num_networks
-        scale = _STUDENT[count] / (count * (count - 1)) ** 0.5
-        # The members' deviations add up to zero, so that a common part adds its square;
-        # so do two of which one changes its sign from member to member.
-        last, half = doubt
-        signs = jnp.resize(jnp.asarray([1.0, -1.0]), (count, 1, 1))
-        deviations = scale * (each - mean) + (last + signs * half) / count**0.5
+        each, doubts = self.members(density, fitted, free.values, rng_key)
         evidence = {
             "held_out_gain": fitted.gain,
             "drift": fitted.drift,
             "trained": (fitted.age == 0).astype(fitted.gain.dtype),
         }
-        return Scores(
-            unflatten((mean - free.bend) / free.slope, values, density.blocks),
-            unflatten(deviations / free.slope, values, density.blocks),
-            evidence,
-        )
+        return report_scores(density, values, each, doubts, evidence)
 
     # -- parts -------------------------------------------------------------------
 
@@ -326,33 +315,6 @@ class Learned:
         last = 0.5 * jnp.mean(total - rough, axis=0) @ frame.spread
         half = jnp.mean(narrow, axis=0) @ frame.spread
         return total @ frame.spread, (last, half)
-
-    def _pool(
-        self,
-        density: Density,
-        forward: Program,
-        params: Any,
-        rng_key: jax.Array,
-        size: int,
-        points: Any,
-    ) -> Pool:
-        """Values and complete-data scores, each network its own quasi-random set."""
-
-        spec = _with_noise(density)
-
-        def one(key: jax.Array) -> Pool:
-            noise = draw_noise(spec, key, size, points)
-            extra, position = noise.pop("+noise"), noise.pop("+position")
-            signs = jnp.where(noise.pop("+slices") < 0.5, -1.0, 1.0)
-            values = simulate(forward, params, noise)
-            target = complete_data_scores(density, params, noise, values)
-            free = Free.of(density, values)
-            flat = flatten(target, density.blocks)
-            own = free.slope * flat + free.bend
-            return Pool(free.values, own, extra, position, signs)
-
-        keys = jax.random.split(rng_key, self.num_networks)
-        return jax.lax.stop_gradient(jax.vmap(one)(keys))
 
     def _frame(self, density: Density, pool: Pool) -> Frame:
         return Frame.of(_flat(pool.values), Layout.of(density))
@@ -502,14 +464,71 @@ def antithetic(x: jax.Array, sign: float = 1.0) -> jax.Array:
     return jnp.concatenate([x, sign * x])
 
 
-def _with_noise(density: Density) -> NoiseSpec:
-    """The laws of the model's noise, and of noise to append."""
+def with_noise(density: Density) -> NoiseSpec:
+    """The laws of the model's noise, and of what a `Pool` has besides."""
     outputs = (len(Layout.of(density).outputs),)
     return (
         *density.spec,
         ("+noise", Noise("normal", outputs)),
         ("+position", Noise("uniform", ())),
         ("+slices", Noise("uniform", outputs)),
+    )
+
+
+def draw_pool(
+    density: Density,
+    forward: Program,
+    params: Any,
+    rng_key: jax.Array,
+    members: int,
+    size: int,
+    points: Any,
+) -> Pool:
+    """Values and complete-data scores, each member its own quasi-random set."""
+    spec = with_noise(density)
+
+    def one(key: jax.Array) -> Pool:
+        noise = draw_noise(spec, key, size, points)
+        extra, position = noise.pop("+noise"), noise.pop("+position")
+        signs = jnp.where(noise.pop("+slices") < 0.5, -1.0, 1.0)
+        values = simulate(forward, params, noise)
+        target = complete_data_scores(density, params, noise, values)
+        free = Free.of(density, values)
+        own = free.slope * flatten(target, density.blocks) + free.bend
+        return Pool(free.values, own, extra, position, signs)
+
+    keys = jax.random.split(rng_key, members)
+    return jax.lax.stop_gradient(jax.vmap(one)(keys))
+
+
+def report_scores(
+    density: Density,
+    values: Values,
+    each: jax.Array,
+    doubts: tuple[jax.Array, ...],
+    evidence: dict[str, jax.Array],
+) -> Scores:
+    """The members' mean as `Scores`, with their spread and two doubts as its error.
+
+    Args:
+        density: The set of sites.
+        values: Where the scores are.
+        each: Scores in coordinates without bounds, (members, num_samples, outputs).
+        doubts: At most two further deviations of the mean.
+        evidence: Of the fit.
+    """
+    free = Free.of(density, values)
+    count, mean = len(each), jnp.mean(each, axis=0)
+    deviations = _STUDENT[count] / (count * (count - 1)) ** 0.5 * (each - mean)
+    # The members' deviations add up to zero, so that a common part adds its square; so
+    # do two, if one changes its sign from member to member.
+    alternating = jnp.resize(jnp.asarray([1.0, -1.0]), (count, 1, 1))
+    for doubt, sign in zip(doubts, (jnp.ones(()), alternating), strict=False):
+        deviations = deviations + sign * doubt / count**0.5
+    return Scores(
+        unflatten((mean - free.bend) / free.slope, values, density.blocks),
+        unflatten(deviations / free.slope, values, density.blocks),
+        evidence,
     )
 
 
