@@ -57,9 +57,12 @@ class Frame(NamedTuple):
     base: jax.Array  # (outputs, inputs): the score of the normal law
     spread: jax.Array  # (outputs, outputs): root of its Fisher information
     unspread: jax.Array  # its inverse
+    setting: jax.Array  # parameters, as a network sees them that serves several
 
     @staticmethod
-    def of(values: jax.Array, layout: Layout) -> Frame:
+    def of(
+        values: jax.Array, layout: Layout, setting: jax.Array | None = None
+    ) -> Frame:
         """From a pool's moments, (num_samples, inputs).
 
         Columns with tails so heavy that the variance says nothing (the middle 68 % is
@@ -95,7 +98,9 @@ class Frame(NamedTuple):
         base = -(conditional * light[:, None])[outputs]
         base = base / scale[outputs][:, None] / scale
         spread = symmetric_power(information, 0.5)
-        return Frame(mean, whiten, base, spread, symmetric_power(information, -0.5))
+        unspread = symmetric_power(information, -0.5)
+        setting = jnp.zeros(0) if setting is None else setting
+        return Frame(mean, whiten, base, spread, unspread, setting)
 
     def gaussian(self, centred: jax.Array) -> jax.Array:
         """The score of the normal law in units of `spread`, (num_samples, outputs)."""
@@ -120,5 +125,9 @@ class Frame(NamedTuple):
         return centred.at[:, columns].add(jnp.sqrt(variance) * noise @ self.unspread)
 
     def features(self, centred: jax.Array) -> jax.Array:
-        """Whitened values, clipped: what a network sees of them."""
-        return jnp.clip(centred @ self.whiten.T, -8.0, 8.0)
+        """What a network sees: whitened values, clipped, and the setting."""
+        white = jnp.clip(centred @ self.whiten.T, -8.0, 8.0)
+        if not self.setting.shape[-1]:
+            return white
+        setting = jnp.broadcast_to(self.setting, (len(white), len(self.setting)))
+        return jnp.concatenate([white, setting], axis=1)

@@ -11,13 +11,9 @@ import jax.numpy as jnp
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import Frame
-from numpyro_infograd.scores.learned import (
-    FAINT,
-    Batch,
-    Learned,
-    Pool,
-    antithetic,
-)
+from numpyro_infograd.scores.learned import FAINT, Learned
+from numpyro_infograd.scores.pool import Pool, antithetic
+from numpyro_infograd.scores.quadratic import Batch
 from numpyro_infograd.structure import Density
 
 _FIRST = 0.75  # the time from which the velocity is learned; values are at time 1

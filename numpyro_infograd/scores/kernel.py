@@ -15,7 +15,8 @@ from numpyro_infograd.noise import base_points
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import Layout, Scores, refuse_moving_boundary
 from numpyro_infograd.scores.coordinates import Frame, Free
-from numpyro_infograd.scores.learned import draw_pool, report_scores, with_noise
+from numpyro_infograd.scores.learned import report_scores
+from numpyro_infograd.scores.pool import draw_pool, with_noise
 from numpyro_infograd.structure import Density, Values
 
 _MEMBERS = 4

@@ -2,44 +2,33 @@
 """What all learned scores share: an ensemble of residual networks, fitted to a pool.
 
 A score is that of the normal law of the fitted moments plus what a network learns, in
-whitened coordinates: a linear-Gaussian model is right before any training. Each method
-is a quadratic problem for the network f, the mean over samples of
-
-    1/2 |g f(u)|^2 - g f(u) . y + q . (df/du) v,
-
-so that the last layer of a fit is least squares. Methods differ in u, g, y, q and v.
+whitened coordinates: a linear-Gaussian model is right before any training.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.exogenous import Noise
-from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
+from numpyro_infograd.noise import base_points
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import (
     Layout,
     Scores,
-    complete_data_scores,
-    flatten,
     refuse_moving_boundary,
     unflatten,
 )
 from numpyro_infograd.scores.coordinates import Frame, Free
-from numpyro_infograd.scores.network import (
-    Ensemble,
-    Network,
-    least_squares,
-    perceptron,
-)
-from numpyro_infograd.structure import Density, Values, simulate
+from numpyro_infograd.scores.network import Ensemble, Network, perceptron
+from numpyro_infograd.scores.pool import Pool, draw_pool, with_noise
+from numpyro_infograd.scores.quadratic import Batch, train, worth
+from numpyro_infograd.structure import Density, Values
 
 # Student's t at 97.5 %, over 2, for the spread of so many networks: two standard errors
 # then cover 95 %. The replicates of a gradient are shared out among the networks.
@@ -49,26 +38,6 @@ _STUDENT = {2: 6.353, 4: 1.591, 8: 1.182}
 FAINT = 0.1
 DRIFTED = 0.02  # share of the score by which its linear part may move between refits
 LOST = 0.01  # share of the Fisher information that a held-out loss may lose meanwhile
-
-
-class Pool(NamedTuple):
-    """Draws to learn from, in coordinates without bounds."""
-
-    values: jax.Array  # (..., num_samples, inputs)
-    target: jax.Array  # complete-data scores, (..., num_samples, outputs)
-    noise: jax.Array  # standard normal, to append, (..., num_samples, outputs)
-    position: jax.Array  # uniform, to choose its variance by, (..., num_samples)
-    slices: jax.Array  # random signs, (..., num_samples, outputs)
-
-
-class Batch(NamedTuple):
-    """The quadratic problem of a batch; `pull` and `tangent` are q and v, or None."""
-
-    seen: jax.Array  # u, (num_samples, features)
-    gain: jax.Array  # g, (num_samples, 1)
-    wanted: jax.Array  # y, (num_samples, outputs)
-    pull: jax.Array | None = None
-    tangent: jax.Array | None = None
 
 
 class Fitted(NamedTuple):
@@ -93,6 +62,13 @@ class Fitted(NamedTuple):
     trained_base: jax.Array
     drift: jax.Array
     age: jax.Array
+
+    @staticmethod
+    def new(networks: Any, frame: Frame, gain: jax.Array) -> Fitted:
+        """Networks that were just trained at the frame's parameters, at length."""
+        sure = jnp.ones(len(jax.tree.leaves(networks)[0]))
+        zero = jnp.zeros_like(gain)
+        return Fitted(networks, frame, sure, gain, gain, frame.base, zero, zero)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +156,8 @@ class Learned:
         self.ensemble(density).check()
         spec, members = with_noise(density), self.num_networks
         return (
-            base_points(spec, _share(self.pool_size, members)),
-            base_points(spec, _share(self.warm_pool_size, members)),
+            base_points(spec, share_of(self.pool_size, members)),
+            base_points(spec, share_of(self.warm_pool_size, members)),
             None,
         )
 
@@ -197,49 +173,48 @@ class Learned:
         """Draw a pool, fit the moments, train the residual if that is stale."""
         points, warm_points, last = state
         pool_key, init_key, train_key = jax.random.split(rng_key, 3)
+        count = self.num_networks
 
-        def draw(size: int, points: Any) -> Pool:
-            count = self.num_networks
-            share = _share(size, count)
-            return draw_pool(density, forward, params, pool_key, count, share, points)
+        def draw(size: int, points: Any) -> tuple[Frame, Pool]:
+            share = share_of(size, count)
+            pool = draw_pool(density, forward, params, pool_key, count, share, points)
+            return Frame.of(_flat(pool.values), Layout.of(density)), pool
 
-        def train(pool: Pool, frame: Frame, networks: Any, share: float) -> Any:
-            steps = max(int(share * self.num_steps), 1)
-            return self._train(density, frame, pool, networks, train_key, steps, True)
-
-        ensemble = self.ensemble(density)
         if not warm:
-            pool = draw(self.pool_size, points)
-            frame = self._frame(density, pool)
-            networks = ensemble.init(init_key, self.num_networks)
-            networks = train(pool, frame, networks, 1.0)
-            _, gain = self._worth(density, frame, pool, networks)
-            sure = jnp.ones(self.num_networks)
-            new, old = jnp.zeros_like(gain), jnp.zeros_like(gain)
-            fitted = Fitted(networks, frame, sure, gain, gain, frame.base, new, old)
-            return points, warm_points, fitted
+            frame, pool = draw(self.pool_size, points)
+            networks = self.ensemble(density).init(init_key, count)
+            networks = self.train(
+                density, *alone(frame, pool), networks, train_key, self.num_steps
+            )
+            _, gain = self.worth(density, *alone(frame, pool), networks)
+            return points, warm_points, Fitted.new(networks, frame, gain)
 
-        pool = draw(self.warm_pool_size, warm_points)
-        frame = self._frame(density, pool)
+        frame, pool = draw(self.warm_pool_size, warm_points)
         change = _flat(pool.values - frame.mean) @ (frame.base - last.trained_base).T
         drift = jnp.mean((change @ frame.unspread) ** 2)
         if self.refit == "auto":
-            _, gain = self._worth(density, frame, pool, last.networks)
+            _, gain = self.worth(density, *alone(frame, pool), last.networks)
             stale = (drift > DRIFTED) | (gain < last.trained_gain - LOST)
 
             def retrain(networks: Any) -> Any:
-                large = draw(self.pool_size, points)
-                return train(large, self._frame(density, large), networks, 0.5)
+                large = alone(*draw(self.pool_size, points))
+                steps = max(self.num_steps // 2, 1)
+                return self.train(density, *large, networks, train_key, steps)
         else:
             stale = last.age + 1 >= self.refit
 
             def retrain(networks: Any) -> Any:
-                return self._train(
-                    density, frame, pool, networks, train_key, self.num_warm_steps
+                return self.train(
+                    density,
+                    *alone(frame, pool),
+                    networks,
+                    train_key,
+                    self.num_warm_steps,
+                    whole=False,
                 )
 
         networks = jax.lax.cond(stale, retrain, lambda n: n, last.networks)
-        shrink, gain = self._worth(density, frame, pool, networks)
+        shrink, gain = self.worth(density, *alone(frame, pool), networks)
         fitted = Fitted(
             networks,
             frame,
@@ -273,12 +248,44 @@ class Learned:
 
     # -- parts -------------------------------------------------------------------
 
-    def ensemble(self, density: Density) -> Ensemble:
-        """The networks of a density."""
+    def ensemble(self, density: Density, settings: int = 0) -> Ensemble:
+        """The networks of a density, which may see `settings` parameters besides."""
         layout = Layout.of(density)
-        inputs = sum(density.sizes) + (self.levels(density) != (0.0,))
+        inputs = sum(density.sizes) + settings + (self.levels(density) != (0.0,))
         network = self.network or perceptron(self.hidden)
         return Ensemble(network, inputs, len(layout.outputs))
+
+    def train(
+        self,
+        density: Density,
+        frames: Frame,
+        pool: Pool,
+        networks: Any,
+        rng_key: jax.Array,
+        steps: int,
+        whole: bool = True,
+    ) -> Any:
+        """Networks fitted to pools with an axis of frames, as in `quadratic.train`."""
+        return train(
+            self.ensemble(density, frames.setting.shape[-1]),
+            functools.partial(self.problem, density),
+            frames,
+            pool,
+            networks,
+            rng_key,
+            steps=steps,
+            batch=share_of(self.batch_size, self.num_networks),
+            peak=self.learning_rate if whole else 0.5 * self.learning_rate,
+            whole=whole,
+        )
+
+    def worth(
+        self, density: Density, frames: Frame, pool: Pool, networks: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the residuals are worth, as in `quadratic.worth`."""
+        ensemble = self.ensemble(density, frames.setting.shape[-1])
+        problem = functools.partial(self.problem, density)
+        return worth(ensemble, problem, frames, pool, networks)
 
     def members(
         self, density: Density, fitted: Fitted, values: jax.Array, rng_key: jax.Array
@@ -290,7 +297,7 @@ class Learned:
         Coordinates are those without bounds.
         """
         frame, layout = fitted.frame, Layout.of(density)
-        ensemble = self.ensemble(density)
+        ensemble = self.ensemble(density, frame.setting.shape[-1])
         levels = self.levels(density)
         weights = extrapolation(levels)
         coarser = (*extrapolation(levels[:-1]), 0.0) if len(levels) > 1 else weights
@@ -316,120 +323,6 @@ class Learned:
         half = jnp.mean(narrow, axis=0) @ frame.spread
         return total @ frame.spread, (last, half)
 
-    def _frame(self, density: Density, pool: Pool) -> Frame:
-        return Frame.of(_flat(pool.values), Layout.of(density))
-
-    def _worth(
-        self, density: Density, frame: Frame, pool: Pool, networks: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        """How much of each residual to keep, and what that gains.
-
-        Each network is held against the pool of the next one.
-        """
-        ensemble = self.ensemble(density)
-
-        def one(network: Any, pool: Pool) -> tuple[jax.Array, jax.Array]:
-            at = self.problem(density, frame, pool)
-            power = jnp.mean((at.gain * ensemble(network, at.seen)) ** 2)
-            return 0.5 * power - _loss(ensemble, network, at), power
-
-        held = jax.tree.map(lambda x: jnp.roll(x, -1, 0), pool)
-        agreement, power = jax.vmap(one)(networks, held)
-        shrink = jnp.clip(agreement / jnp.maximum(power, 1e-12), 0.0, 1.0)
-        return shrink, jnp.mean(shrink * (2 * agreement - shrink * power))
-
-    def _train(
-        self,
-        density: Density,
-        frame: Frame,
-        pool: Pool,
-        networks: Any,
-        rng_key: jax.Array,
-        steps: int,
-        whole: bool = False,
-    ) -> Any:
-        """Adam on the quadratic loss, a cosine schedule, all networks at once.
-
-        A `whole` fit ends in least squares for the last layer: what is left of the
-        error of a linear functional is then of second order.
-        """
-        ensemble = self.ensemble(density)
-        size = pool.values.shape[-2]
-        batch = min(_share(self.batch_size, self.num_networks), size)
-        peak = self.learning_rate if whole else 0.5 * self.learning_rate
-        optimizer = optax.adam(optax.cosine_decay_schedule(peak, steps))
-
-        def member_loss(network: Any, pool: Pool) -> jax.Array:
-            return _loss(ensemble, network, self.problem(density, frame, pool))
-
-        def loss(networks: Any, part: Pool) -> jax.Array:
-            return jnp.sum(jax.vmap(member_loss)(networks, part))
-
-        # Shuffled once; then the batches are consecutive blocks.
-        order = jax.random.permutation(rng_key, size)
-        shuffled = jax.tree.map(lambda x: x[:, order], pool)
-        num_blocks = size // batch
-
-        def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
-            networks, opt_state = carry
-            start = (index % num_blocks) * batch
-            part = jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(x, start, batch, axis=1),
-                shuffled,
-            )
-            gradient = jax.grad(loss)(networks, part)
-            updates, opt_state = optimizer.update(gradient, opt_state, networks)
-            return (optax.apply_updates(networks, updates), opt_state), None
-
-        start = (networks, optimizer.init(networks))
-        networks = jax.lax.scan(step, start, jnp.arange(steps))[0][0]
-        if not whole:
-            return networks
-
-        def solve(network: Any, pool: Pool) -> Any:
-            return network | _solve(
-                ensemble, network, self.problem(density, frame, pool)
-            )
-
-        return jax.vmap(solve)(networks, pool)
-
-
-# -- the quadratic problem -----------------------------------------------------------
-
-
-def _loss(ensemble: Ensemble, network: Any, at: Batch) -> jax.Array:
-    """The mean over samples and outputs."""
-    if at.tangent is None:
-        found, slope = ensemble(network, at.seen), jnp.zeros(())
-    else:
-        found, moved = jax.jvp(
-            lambda seen: ensemble(network, seen), (at.seen,), (at.tangent,)
-        )
-        slope = at.pull * moved
-    found = at.gain * found
-    return jnp.mean(0.5 * found**2 - found * at.wanted + slope)
-
-
-def _solve(ensemble: Ensemble, network: Any, at: Batch) -> dict[str, jax.Array]:
-    """Least squares for the last layer, by all features and by half of them."""
-    if at.tangent is None:
-        features = ensemble.features(network, at.seen)
-        slope = jnp.zeros(())
-    else:
-        features, moved = jax.jvp(
-            lambda seen: ensemble.features(network, seen), (at.seen,), (at.tangent,)
-        )
-        slope = moved.T @ at.pull / len(moved)
-    features = at.gain * features
-    gram = features.T @ features / len(features)
-    cross = features.T @ at.wanted / len(features) - slope
-    half = jnp.arange(len(gram)) >= len(gram) // 2  # the constant is the last
-    part = jnp.where(half[:, None] & half, gram, 0.0)
-    return {
-        "last": least_squares(gram, cross),
-        "half": least_squares(part, jnp.where(half[:, None], cross, 0.0)),
-    }
-
 
 def extrapolation(levels: tuple[float, ...]) -> tuple[float, ...]:
     """Weights of a polynomial through these levels at level zero (Richardson)."""
@@ -441,64 +334,6 @@ def extrapolation(levels: tuple[float, ...]) -> tuple[float, ...]:
                 weight *= other / (other - own)
         weights.append(weight)
     return tuple(weights)
-
-
-def score_matching(
-    frame: Frame, layout: Layout, seen: jax.Array, gaussian: jax.Array, pool: Pool
-) -> Batch:
-    """Sliced score matching of what a normal law's score leaves.
-
-    The mean of 1/2 |s|^2 + v . (ds/da) v over values a and random signs v is least for
-    the score of a (Hyvarinen 2005; Song et al. 2019). In units of `spread` a slice v is
-    a step of `unspread` v.
-    """
-    outputs = jnp.asarray(layout.outputs, int)
-    tangent = pool.slices @ frame.unspread @ frame.whiten[:, outputs].T
-    rest = jnp.zeros((len(seen), seen.shape[1] - tangent.shape[1]))
-    tangent = jnp.concatenate([tangent, rest], axis=1)
-    return Batch(seen, jnp.ones((len(seen), 1)), -gaussian, pool.slices, tangent)
-
-
-def antithetic(x: jax.Array, sign: float = 1.0) -> jax.Array:
-    """A batch and once more, as it is or with the other sign."""
-    return jnp.concatenate([x, sign * x])
-
-
-def with_noise(density: Density) -> NoiseSpec:
-    """The laws of the model's noise, and of what a `Pool` has besides."""
-    outputs = (len(Layout.of(density).outputs),)
-    return (
-        *density.spec,
-        ("+noise", Noise("normal", outputs)),
-        ("+position", Noise("uniform", ())),
-        ("+slices", Noise("uniform", outputs)),
-    )
-
-
-def draw_pool(
-    density: Density,
-    forward: Program,
-    params: Any,
-    rng_key: jax.Array,
-    members: int,
-    size: int,
-    points: Any,
-) -> Pool:
-    """Values and complete-data scores, each member its own quasi-random set."""
-    spec = with_noise(density)
-
-    def one(key: jax.Array) -> Pool:
-        noise = draw_noise(spec, key, size, points)
-        extra, position = noise.pop("+noise"), noise.pop("+position")
-        signs = jnp.where(noise.pop("+slices") < 0.5, -1.0, 1.0)
-        values = simulate(forward, params, noise)
-        target = complete_data_scores(density, params, noise, values)
-        free = Free.of(density, values)
-        own = free.slope * flatten(target, density.blocks) + free.bend
-        return Pool(free.values, own, extra, position, signs)
-
-    keys = jax.random.split(rng_key, members)
-    return jax.lax.stop_gradient(jax.vmap(one)(keys))
 
 
 def report_scores(
@@ -532,11 +367,19 @@ def report_scores(
     )
 
 
+def alone(frame: Frame, pool: Pool) -> tuple[Frame, Pool]:
+    """One frame, and the samples of each network for it, with an axis of frames."""
+    return (
+        jax.tree.map(lambda x: x[None], frame),
+        jax.tree.map(lambda x: x[:, None], pool),
+    )
+
+
 def _flat(x: jax.Array) -> jax.Array:
     """All samples of all members."""
     return x.reshape(-1, x.shape[-1])
 
 
-def _share(total: int, members: int) -> int:
+def share_of(total: int, members: int) -> int:
     """The largest power of two whose `members`-fold is at most `total`."""
     return 1 << ((total // members).bit_length() - 1)

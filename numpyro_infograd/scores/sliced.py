@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import Frame
-from numpyro_infograd.scores.learned import Batch, Learned, Pool, score_matching
+from numpyro_infograd.scores.learned import Learned
+from numpyro_infograd.scores.pool import Pool
+from numpyro_infograd.scores.quadratic import Batch, score_matching
 from numpyro_infograd.structure import Density
 
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The draws that a score is learned from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.noise import NoiseSpec, draw_noise
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores.base import Layout, complete_data_scores, flatten
+from numpyro_infograd.scores.coordinates import Free
+from numpyro_infograd.structure import Density, simulate
+
+
+class Pool(NamedTuple):
+    """Draws to learn from, in coordinates without bounds."""
+
+    values: jax.Array  # (..., num_samples, inputs)
+    target: jax.Array  # complete-data scores, (..., num_samples, outputs)
+    noise: jax.Array  # standard normal, to append, (..., num_samples, outputs)
+    position: jax.Array  # uniform, to choose its variance by, (..., num_samples)
+    slices: jax.Array  # random signs, (..., num_samples, outputs)
+
+
+def with_noise(density: Density) -> NoiseSpec:
+    """The laws of the model's noise, and of what a `Pool` has besides."""
+    outputs = (len(Layout.of(density).outputs),)
+    return (
+        *density.spec,
+        ("+noise", Noise("normal", outputs)),
+        ("+position", Noise("uniform", ())),
+        ("+slices", Noise("uniform", outputs)),
+    )
+
+
+def draw_pool(
+    density: Density,
+    forward: Program,
+    params: Any,
+    rng_key: jax.Array,
+    members: int,
+    size: int,
+    points: Any,
+) -> Pool:
+    """Values and complete-data scores, each member its own quasi-random set."""
+    spec = with_noise(density)
+
+    def one(key: jax.Array) -> Pool:
+        noise = draw_noise(spec, key, size, points)
+        extra, position = noise.pop("+noise"), noise.pop("+position")
+        signs = jnp.where(noise.pop("+slices") < 0.5, -1.0, 1.0)
+        values = simulate(forward, params, noise)
+        target = complete_data_scores(density, params, noise, values)
+        free = Free.of(density, values)
+        own = free.slope * flatten(target, density.blocks) + free.bend
+        return Pool(free.values, own, extra, position, signs)
+
+    keys = jax.random.split(rng_key, members)
+    return jax.lax.stop_gradient(jax.vmap(one)(keys))
+
+
+def antithetic(x: jax.Array, sign: float = 1.0) -> jax.Array:
+    """A batch and once more, as it is or with the other sign."""
+    return jnp.concatenate([x, sign * x])

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one problem that all learned scores are: quadratic in the network.
+
+A method asks for the network f that makes the mean over samples of
+
+    1/2 |g f(u)|^2 - g f(u) . y + q . (df/du) v
+
+least, in coordinates where the normal law of the moments is standard and f is what it
+leaves. Methods differ in u, g, y, q and v. The last layer of a fit is least squares.
+
+Everything takes an axis of frames in front of that of samples: one frame, or one for
+each of several parameter values that a network is trained for at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd.scores.base import Layout
+from numpyro_infograd.scores.coordinates import Frame
+from numpyro_infograd.scores.network import Ensemble, least_squares
+from numpyro_infograd.scores.pool import Pool
+
+_ROWS = 8  # frames in a training step, where there are several
+
+
+class Batch(NamedTuple):
+    """The quadratic problem of a batch; `pull` and `tangent` are q and v, or None."""
+
+    seen: jax.Array  # u, (num_samples, features)
+    gain: jax.Array  # g, (num_samples, 1)
+    wanted: jax.Array  # y, (num_samples, outputs)
+    pull: jax.Array | None = None
+    tangent: jax.Array | None = None
+
+
+Problem = Callable[[Frame, Pool], Batch]  # of one frame and its samples
+
+
+def score_matching(
+    frame: Frame, layout: Layout, seen: jax.Array, gaussian: jax.Array, pool: Pool
+) -> Batch:
+    """Sliced score matching of what a normal law's score leaves.
+
+    The mean of 1/2 |s|^2 + v . (ds/da) v over values a and random signs v is least for
+    the score of a (Hyvarinen 2005; Song et al. 2019). In units of `spread` a slice v is
+    a step of `unspread` v.
+    """
+    outputs = jnp.asarray(layout.outputs, int)
+    tangent = pool.slices @ frame.unspread @ frame.whiten[:, outputs].T
+    rest = jnp.zeros((len(seen), seen.shape[1] - tangent.shape[1]))
+    tangent = jnp.concatenate([tangent, rest], axis=1)
+    return Batch(seen, jnp.ones((len(seen), 1)), -gaussian, pool.slices, tangent)
+
+
+def train(
+    ensemble: Ensemble,
+    problem: Problem,
+    frames: Frame,
+    pool: Pool,
+    networks: Any,
+    rng_key: jax.Array,
+    *,
+    steps: int,
+    batch: int,
+    peak: float,
+    whole: bool,
+) -> Any:
+    """Adam on the quadratic loss, a cosine schedule, all networks at once.
+
+    Args:
+        ensemble: The networks.
+        problem: What they solve.
+        frames: Frames with a leading axis of them.
+        pool: Samples of each network for each frame, (members, frames, num_samples,
+            ...).
+        networks: Where to start.
+        rng_key: To shuffle the samples once; then the batches are consecutive blocks.
+        steps: Number of steps.
+        batch: Samples of a step for each network.
+        peak: The learning rate at the start.
+        whole: End in least squares for the last layer: what is left of the error of a
+            linear functional is then of second order.
+    """
+    num_frames, size = pool.values.shape[1:3]
+    rows = min(_ROWS, num_frames)
+    share = min(batch // rows, size)
+    optimizer = optax.adam(optax.cosine_decay_schedule(peak, steps))
+
+    def loss(networks: Any, frames: Frame, part: Pool) -> jax.Array:
+        def member(network: Any, part: Pool) -> jax.Array:
+            return _loss(ensemble, network, _at(problem, frames, part))
+
+        return jnp.sum(jax.vmap(member)(networks, part))
+
+    order = jax.random.permutation(rng_key, size)
+    shuffled = jax.tree.map(lambda x: x[:, :, order], pool)
+
+    def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
+        networks, opt_state = carry
+        row = (index * rows) % num_frames
+        column = ((index * rows) // num_frames % (size // share)) * share
+        take = jax.lax.dynamic_slice_in_dim
+        some = jax.tree.map(lambda x: take(x, row, rows), frames)
+        part = jax.tree.map(
+            lambda x: take(take(x, row, rows, axis=1), column, share, axis=2), shuffled
+        )
+        gradient = jax.grad(loss)(networks, some, part)
+        updates, opt_state = optimizer.update(gradient, opt_state, networks)
+        return (optax.apply_updates(networks, updates), opt_state), None
+
+    start = (networks, optimizer.init(networks))
+    networks = jax.lax.scan(step, start, jnp.arange(steps))[0][0]
+    if not whole:
+        return networks
+
+    def solve(network: Any, part: Pool) -> Any:
+        return network | _solve(ensemble, network, _at(problem, frames, part))
+
+    return jax.vmap(solve)(networks, pool)
+
+
+def worth(
+    ensemble: Ensemble, problem: Problem, frames: Frame, pool: Pool, networks: Any
+) -> tuple[jax.Array, jax.Array]:
+    """How much of each residual to keep, (members,), and the share of the Fisher
+    information that this adds to what the normal law has.
+
+    Each network is held against the pool of the next one.
+    """
+
+    def one(network: Any, pool: Pool) -> tuple[jax.Array, jax.Array]:
+        at = _at(problem, frames, pool)
+        power = jnp.mean((at.gain * ensemble(network, at.seen)) ** 2)
+        return 0.5 * power - _loss(ensemble, network, at), power
+
+    held = jax.tree.map(lambda x: jnp.roll(x, -1, 0), pool)
+    agreement, power = jax.vmap(one)(networks, held)
+    shrink = jnp.clip(agreement / jnp.maximum(power, 1e-12), 0.0, 1.0)
+    return shrink, jnp.mean(shrink * (2 * agreement - shrink * power))
+
+
+def _at(problem: Problem, frames: Frame, pool: Pool) -> Batch:
+    """The problem of all frames, as one batch."""
+    each = jax.vmap(problem)(frames, pool)
+    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), each)
+
+
+def _loss(ensemble: Ensemble, network: Any, at: Batch) -> jax.Array:
+    """The mean over samples and outputs."""
+    if at.tangent is None:
+        found, slope = ensemble(network, at.seen), jnp.zeros(())
+    else:
+        found, moved = jax.jvp(
+            lambda seen: ensemble(network, seen), (at.seen,), (at.tangent,)
+        )
+        slope = at.pull * moved
+    found = at.gain * found
+    return jnp.mean(0.5 * found**2 - found * at.wanted + slope)
+
+
+def _solve(ensemble: Ensemble, network: Any, at: Batch) -> dict[str, jax.Array]:
+    """Least squares for the last layer, by all features and by half of them."""
+    if at.tangent is None:
+        features = ensemble.features(network, at.seen)
+        slope = jnp.zeros(())
+    else:
+        features, moved = jax.jvp(
+            lambda seen: ensemble.features(network, seen), (at.seen,), (at.tangent,)
+        )
+        slope = moved.T @ at.pull / len(moved)
+    features = at.gain * features
+    gram = features.T @ features / len(features)
+    cross = features.T @ at.wanted / len(features) - slope
+    half = jnp.arange(len(gram)) >= len(gram) // 2  # the constant is the last
+    part = jnp.where(half[:, None] & half, gram, 0.0)
+    return {
+        "last": least_squares(gram, cross),
+        "half": least_squares(part, jnp.where(half[:, None], cross, 0.0)),
+    }
