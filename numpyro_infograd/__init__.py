@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         maximize_mi,
         minimize,
     )
+    from numpyro_infograd.pretraining import pretrain_scores
     from numpyro_infograd.regions import RateRegion, rate_region
     from numpyro_infograd.structure import StructuralModel
     from numpyro_infograd.tracing import structural_model
@@ -45,6 +46,7 @@ _ROOMS = {
     "minimize": "optimize",
     "mutual_information": "values",
     "null_check": "values",
+    "pretrain_scores": "pretraining",
     "rate_region": "regions",
     "structural_model": "tracing",
 }
@@ -70,6 +72,7 @@ __all__ = [  # noqa: PLE0604
     "minimize",
     "mutual_information",
     "null_check",
+    "pretrain_scores",
     "rate_region",
     "scores",
     "structural_model",

@@ -20,6 +20,7 @@ from numpyro_infograd.objectives import Objective, Term, resolve
 from numpyro_infograd.scores import Exact
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
+from numpyro_infograd.scores.pretrained import Pretrained
 from numpyro_infograd.structure import Density, StructuralModel
 from numpyro_infograd.tracing import structural_model
 
@@ -115,6 +116,8 @@ def pose(
         scored = {s for t in moving_terms(objective, sm) for s in t.sites}
         noisy = sorted(s for s in scored if sm.params_of((s,)))
         sm = append_noise(sm, dict.fromkeys(noisy, float(variance)))
+    if isinstance(method, Pretrained):
+        method.check_model(sm, params)
     terms = moving_terms(objective, sm)
     if getattr(method, "samples_only", False):
         terms = _without_moving_conditions(terms, sm)

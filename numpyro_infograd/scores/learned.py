@@ -27,7 +27,7 @@ from numpyro_infograd.scores.base import (
 from numpyro_infograd.scores.coordinates import Frame, Free
 from numpyro_infograd.scores.network import Ensemble, Network, perceptron
 from numpyro_infograd.scores.pool import Pool, draw_pool, with_noise
-from numpyro_infograd.scores.quadratic import Batch, train, worth
+from numpyro_infograd.scores.quadratic import Batch, solve, train, worth
 from numpyro_infograd.structure import Density, Values
 
 # Student's t at 97.5 %, over 2, for the spread of so many networks: two standard errors
@@ -278,6 +278,12 @@ class Learned:
             peak=self.learning_rate if whole else 0.5 * self.learning_rate,
             whole=whole,
         )
+
+    def solve(self, density: Density, frames: Frame, pool: Pool, networks: Any) -> Any:
+        """Last layers from least squares, as in `quadratic.solve`."""
+        ensemble = self.ensemble(density, frames.setting.shape[-1])
+        problem = functools.partial(self.problem, density)
+        return solve(ensemble, problem, frames, pool, networks)
 
     def worth(
         self, density: Density, frames: Frame, pool: Pool, networks: Any

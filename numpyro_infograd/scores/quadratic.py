@@ -116,13 +116,18 @@ def train(
 
     start = (networks, optimizer.init(networks))
     networks = jax.lax.scan(step, start, jnp.arange(steps))[0][0]
-    if not whole:
-        return networks
+    return solve(ensemble, problem, frames, pool, networks) if whole else networks
 
-    def solve(network: Any, part: Pool) -> Any:
+
+def solve(
+    ensemble: Ensemble, problem: Problem, frames: Frame, pool: Pool, networks: Any
+) -> Any:
+    """The networks with their last layers from least squares on their own samples."""
+
+    def one(network: Any, part: Pool) -> Any:
         return network | _solve(ensemble, network, _at(problem, frames, part))
 
-    return jax.vmap(solve)(networks, pool)
+    return jax.vmap(one)(networks, pool)
 
 
 def worth(

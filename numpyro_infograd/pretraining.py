@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores trained once for a whole range of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import math
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro.distributions import Distribution
+
+from numpyro_infograd import checks
+from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.noise import base_points, sobol_points
+from numpyro_infograd.objectives import Objective
+from numpyro_infograd.problem import admit, pose
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores import resolve_method
+from numpyro_infograd.scores.base import Layout, after
+from numpyro_infograd.scores.coordinates import Frame
+from numpyro_infograd.scores.learned import Learned, share_of
+from numpyro_infograd.scores.pool import draw_pool, with_noise
+from numpyro_infograd.scores.pretrained import Pretrained, Range
+from numpyro_infograd.structure import Density, StructuralModel
+
+_LONGER = 5  # times the training steps of a fit at one value of the parameters
+_LARGER = 8  # times its pool
+
+
+def pretrain_scores(
+    objective: Objective,
+    model: Callable[..., Any] | StructuralModel,
+    over: Mapping[str, Any],
+    *,
+    scores: Any = "denoising",
+    num_points: int = 256,
+    rng_key: jax.Array | None = None,
+    allow_jumps: bool = False,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Pretrained:
+    """Train scores s(y; params) over a range of parameters, to use again and again.
+
+    One network for the whole range sees the parameters beside the values. The result
+    goes wherever `scores=` does: a sweep or an ascent then trains nothing, and takes
+    only the moments anew at each point.
+
+    Args:
+        objective: What the scores are for: any objective with the same entropies.
+        model: A NumPyro model, or the result of `structural_model`.
+        over: For every parameter that reaches the objective, bounds `(low, high)`,
+            numbers or arrays of its shape, or a NumPyro distribution of its shape.
+        scores: "denoising", "sliced", "flow", or such a method.
+        num_points: Parameter values to train at, a power of two.
+        rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+        allow_jumps: As in `gradient`.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+
+    Returns:
+        A score method. Outside the range it raises, or stops an ascent, and says so.
+
+    Raises:
+        InfogradError: a subclass that names the site or argument at fault.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     gain = numpyro.param("gain", 1.0)
+        ...     numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), 0.5))
+        >>> trained = ig.pretrain_scores(ig.MI("x", "y"), model, {"gain": (0.0, 3.0)})
+        >>> g = ig.gradient(ig.MI("x", "y"), model, params={"gain": 1}, scores=trained)
+        >>> abs(float(g.value["gain"]) - 0.25256) < 0.005
+        True
+    """
+    key = as_key(rng_key)
+    args, kwargs = as_args(model_args, model_kwargs)
+    method = resolve_method(scores)
+    if not isinstance(method, Learned):
+        raise ArgumentError(
+            f"pretrain_scores needs scores that are learned, got {scores!r}. Use "
+            "'denoising', 'sliced' or 'flow'."
+        )
+    as_power_of_two("num_points", num_points, 16)
+    sm, initial = admit(objective, model, args, kwargs, None)
+    needed = sm.params_of(objective.sites)
+    _check_names(over, needed, sm)
+    names = tuple(name for name in sm.params if name in over)
+    draw_key, fit_key = jax.random.split(key)
+    drawn, ranges = _draw(over, names, initial, num_points, draw_key)
+    first = {n: jax.tree.map(lambda x: x[0], v) for n, v in drawn.items()}
+    params = initial | first
+    sm.check_constraints(params)
+    checks.check_finite(objective, sm, params)
+    checks.check_gradient(objective, sm, params, allow_jumps)
+    problem = pose(objective, sm, method, params)
+    trained: dict[Any, Any] = {}
+    size = max(_LARGER * method.pool_size // num_points, 16 * method.num_networks)
+    size = share_of(size, method.num_networks)
+    for i, density in enumerate(problem.densities):
+        if density.is_known:
+            continue
+        method.init(density, fit_key)  # checks the network
+        trained[density.sites, density.given] = _train(
+            method,
+            density,
+            problem.sm.forward,
+            initial,
+            drawn,
+            ranges,
+            base_points(with_noise(density), size),
+            jax.random.fold_in(fit_key, i),
+            names=names,
+            size=size,
+        )
+    return Pretrained(method, names, ranges, trained, problem.sm.forward)
+
+
+@jax.jit(static_argnames=("method", "names", "size"))
+def _train(
+    method: Learned,
+    density: Density,
+    forward: Program,
+    initial: Any,
+    drawn: Any,
+    ranges: Range,
+    points: Any,
+    rng_key: jax.Array,
+    names: tuple[str, ...],
+    size: int,
+) -> Any:
+    """Networks fitted to pools at many parameter values."""
+    count, layout = method.num_networks, Layout.of(density)
+    pool_key, init_key, train_key = jax.random.split(rng_key, 3)
+    num_points = len(jax.tree.leaves(drawn)[0])
+
+    def at(one: Any) -> Any:
+        own, key = one
+        params = initial | own
+        pool = draw_pool(density, forward, params, key, count, size, points)
+        values = pool.values.reshape(-1, pool.values.shape[-1])
+        return Frame.of(values, layout, ranges.setting(params, names)), pool
+
+    keys = jax.random.split(pool_key, num_points)
+    frames, pools = jax.lax.map(at, (drawn, keys), batch_size=16)
+    pools = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), pools)
+    ensemble = method.ensemble(density, frames.setting.shape[-1])
+    networks = after(ensemble.init(init_key, count), pools)
+    steps = _LONGER * method.num_steps
+    return method.train(density, frames, pools, networks, train_key, steps)
+
+
+def _check_names(over: Any, needed: frozenset[str], sm: StructuralModel) -> None:
+    if not isinstance(over, Mapping):
+        raise ArgumentError(
+            "over must be a dict from names of parameters to (low, high) or a NumPyro "
+            f"distribution, got {over!r:.80}."
+        )
+    for name in over:
+        if name not in sm.params:
+            known = ", ".join(sm.params) or "none"
+            raise ArgumentError(
+                f"over names {name!r}, but the model has no such parameter (it has: "
+                f"{known})."
+            )
+    for name in sorted(needed - set(over)):
+        raise ArgumentError(
+            f"over lacks parameter {name!r}, which reaches the objective. Give bounds "
+            "(low, high) for it."
+        )
+
+
+def _draw(
+    over: Mapping[str, Any],
+    names: tuple[str, ...],
+    initial: Any,
+    num_points: int,
+    rng_key: jax.Array,
+) -> tuple[dict[str, Any], Range]:
+    """Parameter values, with a leading axis, in random order; and their bounds."""
+    sizes = [sum(x.size for x in jax.tree.leaves(initial[name])) for name in names]
+    uniforms = sobol_points(num_points, sum(sizes)).astype(np.float64) / 2.0**32
+    uniforms = np.random.default_rng(0).permutation(uniforms)
+    drawn, lows, highs, start = {}, [], [], 0
+    for i, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        u = uniforms[:, start : start + size]
+        leaves, tree = jax.tree.flatten(initial[name])
+        if isinstance(over[name], Distribution):
+            key = jax.random.fold_in(rng_key, i)
+            each = np.asarray(over[name].sample(key, (num_points,)), np.float64)
+            if each.size != num_points * size:
+                raise ArgumentError(
+                    f"over[{name!r}] draws values of shape {each.shape[1:]}, but the "
+                    f"parameter has {size} numbers. Give a distribution of its shape."
+                )
+            flat = each.reshape(num_points, size)
+            low, high = flat.min(0), flat.max(0)
+        else:
+            low, high = _bounds(name, over[name], leaves)
+            flat = low + (high - low) * u
+        parts, column = [], 0
+        for leaf in leaves:
+            part = flat[:, column : column + leaf.size]
+            parts.append(jnp.asarray(part.reshape(-1, *leaf.shape), leaf.dtype))
+            column += leaf.size
+        drawn[name] = jax.tree.unflatten(tree, parts)
+        lows.append(low)
+        highs.append(high)
+        start += size
+    dtype = jnp.zeros(()).dtype
+    low, high = (jnp.asarray(np.concatenate(x), dtype) for x in (lows, highs))
+    return drawn, Range(low, high)
+
+
+def _bounds(name: str, bounds: Any, leaves: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Flat lower and upper bounds of a parameter."""
+    try:
+        low, high = (np.asarray(side, np.float64) for side in bounds)
+        pairs = [
+            (np.broadcast_to(side, leaf.shape).ravel() for side in (low, high))
+            for leaf in leaves
+        ]
+        low, high = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"over[{name!r}] must be (low, high), numbers or arrays of the parameter's "
+            f"shape, or a NumPyro distribution, got {bounds!r:.80}."
+        ) from None
+    if not np.all(low < high) or not math.isfinite(np.sum(high - low)):
+        raise ArgumentError(
+            f"over[{name!r}] must have low < high, both finite, got {bounds!r:.80}."
+        )
+    return low, high

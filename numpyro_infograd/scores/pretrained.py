@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores s(y; params) that were trained once for a whole range of parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.errors import ArgumentError, ScoreError
+from numpyro_infograd.noise import base_points
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores.base import Layout, Scores
+from numpyro_infograd.scores.coordinates import Frame
+from numpyro_infograd.scores.learned import Fitted, Learned, alone, share_of
+from numpyro_infograd.scores.pool import draw_pool, with_noise
+from numpyro_infograd.structure import Density, StructuralModel, Values
+
+_EDGE = 1e-3  # share of a range by which rounding may leave it
+
+
+class Range(NamedTuple):
+    """Where parameters were when scores were trained, as flat arrays."""
+
+    low: jax.Array
+    high: jax.Array
+
+    def setting(self, params: Any, names: tuple[str, ...]) -> jax.Array:
+        """The parameters as networks see them, between -1 and 1."""
+        flat = flatten_params(params, names)
+        return (2 * flat - self.low - self.high) / (self.high - self.low)
+
+
+def flatten_params(params: Any, names: tuple[str, ...]) -> jax.Array:
+    """All numbers of the named parameters, one after the other."""
+    leaves = [x for name in names for x in jax.tree.leaves(params[name])]
+    return jnp.concatenate([jnp.ravel(x).astype(jnp.zeros(()).dtype) for x in leaves])
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Scores trained over a range of parameters; made by `pretrain_scores`.
+
+    The networks see the parameters beside the whitened values and are never trained
+    again: at new parameters the moments are taken from fresh samples, and for a single
+    gradient the last layers too, by least squares.
+
+    Attributes:
+        method: The method that they were trained by.
+        names: The parameters that they see.
+        ranges: Where these were.
+        trained: Networks of each set of sites, by (sites, given).
+        forward: The map of the model that they were trained on.
+    """
+
+    method: Learned
+    names: tuple[str, ...]
+    ranges: Range = field(compare=False, repr=False)
+    trained: dict[Any, Any] = field(compare=False, repr=False)
+    forward: Program = field(compare=False, repr=False)
+
+    @property
+    def num_samples(self) -> int:
+        """That of the method."""
+        return self.method.num_samples
+
+    @property
+    def num_deviations(self) -> int:
+        """That of the method."""
+        return self.method.num_deviations
+
+    @property
+    def noise_variance(self) -> float | None:
+        """That of the method."""
+        return getattr(self.method, "noise_variance", None)
+
+    @property
+    def samples_only(self) -> bool:
+        """That of the method."""
+        return getattr(self.method, "samples_only", False)
+
+    def check(self, density: Density) -> None:
+        """Raise unless the networks are for this density of this model."""
+        if density.is_known:
+            return
+        self.method.check(density)
+        if (density.sites, density.given) not in self.trained:
+            known = ", ".join(repr("|".join(map(",".join, s))) for s in self.trained)
+            raise ScoreError(
+                f"the scores were not trained for {density.all_sites} (but for: "
+                f"{known}). Call pretrain_scores with this objective."
+            )
+
+    def check_model(self, sm: StructuralModel, params: Any) -> None:
+        """Raise for another model, or for parameters outside the range of the training.
+
+        Raises:
+            ScoreError: if the model computes anything else than the one trained on.
+            ArgumentError: naming the parameter that is outside.
+        """
+        same = sm.forward.code == self.forward.code and all(
+            np.array_equal(a, b)
+            for a, b in zip(sm.forward.consts, self.forward.consts, strict=True)
+        )
+        if not same:
+            raise ScoreError(
+                "the scores were trained on another model, or on other arguments of "
+                "it. Call pretrain_scores with this one."
+            )
+        start = 0
+        for name in self.names:
+            size = len(flatten_params(params, (name,)))
+            part = slice(start, start + size)
+            low, high = np.asarray(self.ranges.low), np.asarray(self.ranges.high)
+            setting = np.asarray(self.ranges.setting(params, self.names))[part]
+            if not np.all(np.abs(setting) <= 1 + _EDGE):
+                raise ArgumentError(
+                    f"parameter {name!r} is {np.asarray(params[name])}, outside the "
+                    f"range {low[part]} to {high[part]} that the scores were trained "
+                    "for. Call pretrain_scores with a wider range."
+                )
+            start += size
+
+    def init(self, density: Density, rng_key: jax.Array) -> Any:
+        """The trained networks, and points for fresh samples."""
+        method = self.method
+        points, warm_points = (
+            base_points(with_noise(density), share_of(size, method.num_networks))
+            for size in (method.pool_size, method.warm_pool_size)
+        )
+        networks = self.trained[density.sites, density.given]
+        return points, warm_points, networks, self.ranges, None
+
+    def fit(
+        self,
+        state: Any,
+        density: Density,
+        forward: Program,
+        params: Any,
+        rng_key: jax.Array,
+        warm: bool = False,
+    ) -> Any:
+        """Take the moments at these parameters; from scratch, the last layer too."""
+        points, warm_points, networks, ranges, _ = state
+        method = self.method
+        count = method.num_networks
+        share = share_of(method.warm_pool_size if warm else method.pool_size, count)
+        given = warm_points if warm else points
+        pool = draw_pool(density, forward, params, rng_key, count, share, given)
+        values = pool.values.reshape(-1, pool.values.shape[-1])
+        setting = ranges.setting(params, self.names)
+        here = alone(Frame.of(values, Layout.of(density), setting), pool)
+        own = networks if warm else method.solve(density, *here, networks)
+        _, gain = method.worth(density, *here, own)
+        frame = jax.tree.map(lambda x: x[0], here[0])
+        return points, warm_points, networks, ranges, Fitted.new(own, frame, gain)
+
+    def score(
+        self,
+        state: Any,
+        density: Density,
+        params: Any,
+        values: Values,
+        rng_key: jax.Array,
+    ) -> Scores:
+        """As the method does."""
+        fitted: Fitted = state[-1]
+        found = self.method.score((fitted,), density, params, values, rng_key)
+        outside = jnp.max(jnp.abs(fitted.frame.setting)) > 1 + _EDGE
+        evidence = {
+            "held_out_gain": fitted.gain,
+            "outside": outside.astype(fitted.gain.dtype),
+        }
+        return found._replace(evidence=evidence)
