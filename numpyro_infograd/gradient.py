@@ -35,6 +35,7 @@ from numpyro_infograd.problem import (
     admit,
     check_num_samples,
     initial_states,
+    is_learned,
     moving_terms,
     noise_warnings,
     pose,
@@ -137,7 +138,7 @@ def score_of(
 
     Either way it is made to obey Stein's identities on the batch.
     """
-    if method is not None and not density.is_known:
+    if method is not None and is_learned(method, density):
         raw = method.score(state, density, params, values, rng_key)
     else:
         raw = Scores(complete_data_scores(density, params, {}, values), None, {})
@@ -281,7 +282,7 @@ def fit_scores(
     """Fit the score of every density that hides noise, one after the other."""
     fitted: list[Any] = []
     for i, (density, state) in enumerate(zip(densities, states, strict=True)):
-        if not density.is_known:
+        if is_learned(method, density):
             key = jax.random.fold_in(rng_key, i)
             state = _fit(method, state, density, forward, params, key, warm)
             params = after(params, state)

@@ -121,7 +121,11 @@ def pose(
     terms = moving_terms(objective, sm)
     if getattr(method, "samples_only", False):
         terms = _without_moving_conditions(terms, sm)
+    if getattr(method, "reverses", False):
+        terms = _reversed(objective, sm)
     densities = tuple(sm.density(term.sites, term.given) for term in terms)
+    if hasattr(method, "prepare"):
+        method = method.prepare(sm, params, densities)
     checks.check_supports(sm, densities)
     for density in densities:
         method.check(density)
@@ -146,6 +150,42 @@ def _without_moving_conditions(
         for share, own, rest in parts:
             found[own, rest] = found.get((own, rest), 0.0) + share
     return tuple(Term(c, sites, given) for (sites, given), c in found.items() if c)
+
+
+def _reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
+    """The objective as entropies h(A | B) of sites that no parameter reaches.
+
+    Raises:
+        ScoreError: if something else is left that a parameter moves.
+    """
+    order = {name: i for i, name in enumerate(sm.sites)}
+    left = dict(objective.entropies)
+    terms = []
+    for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
+        for inner in sorted(left, key=lambda s: (len(s), sorted(s))):
+            own = joint - inner
+            if not inner < joint or left[joint] * left[inner] >= 0 or sm.params_of(own):
+                continue
+            size = min(abs(left[joint]), abs(left[inner]))
+            coefficient = size if left[joint] > 0 else -size
+            left[joint] -= coefficient
+            left[inner] += coefficient
+            if sm.params_of(inner):
+                parts = (sorted(part, key=order.__getitem__) for part in (own, inner))
+                terms.append(Term(coefficient, *map(tuple, parts)))
+    for sites, coefficient in left.items():
+        if coefficient and sm.params_of(sites):
+            raise ScoreError(
+                "scores='posterior' needs an objective made of MI(inputs, outputs) "
+                "whose inputs no parameter reaches, but it leaves the entropy of "
+                f"{sorted(sites)}. Use scores='denoising'."
+            )
+    return tuple(terms)
+
+
+def is_learned(method: Any, density: Density) -> bool:
+    """Whether the method must find the score of a density, which is not known."""
+    return not density.is_known or getattr(method, "reverses", False)
 
 
 def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
@@ -185,6 +225,8 @@ def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:
     """A fresh score state for every density that hides noise, None for the others."""
     assert problem.method is not None
     return tuple(
-        None if density.is_known else problem.method.init(density, rng_key)
+        problem.method.init(density, rng_key)
+        if is_learned(problem.method, density)
+        else None
         for density in problem.densities
     )

@@ -12,6 +12,7 @@ import jax
 from numpyro_infograd.arguments import as_args
 from numpyro_infograd.errors import ConstraintError
 from numpyro_infograd.objectives import MI, Constraint, Objective, Sites
+from numpyro_infograd.optimize.annealing import Annealing
 from numpyro_infograd.optimize.infomax import InfoMax
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.step import InfoMaxState, Projection, StepInfo
@@ -39,6 +40,7 @@ def maximize(
     scores: Any = "auto",
     num_samples: int | None = None,
     num_restarts: int = 1,
+    annealing: Annealing = None,
     init_params: Mapping[str, Any] | None = None,
     rng_key: jax.Array | None = None,
     progress_bar: bool = True,
@@ -64,6 +66,10 @@ def maximize(
         num_samples: Samples of a step, a power of two; None for the method's default.
         num_restarts: Ascents from random starts, run as one batch; the first starts
             from the model's own values. The best by estimated value is returned.
+        annealing: Variance of Gaussian noise that is appended at the start to the sites
+            of the objective that a parameter reaches, relative to their own; or a dict
+            of variances by site. It falls to zero over the first half of the steps (of
+            the first cycle), and leads past optima that only a quiet system has.
         init_params: Starting values; what is missing takes the model's.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         progress_bar: Show a bar with the current gradient norm.
@@ -110,6 +116,7 @@ def maximize(
         progress_bar=progress_bar,
         init_params=init_params,
         num_restarts=num_restarts,
+        annealing=annealing,
         **kwargs,
     )
 

@@ -18,6 +18,7 @@ from numpyro_infograd.errors import ArgumentError, InfogradError
 from numpyro_infograd.gradient import choose, fit_scores
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.objectives import Constraint, Objective
+from numpyro_infograd.optimize.annealing import Annealing
 from numpyro_infograd.optimize.budgets import (
     check_constraints,
     trace_budgets,
@@ -167,12 +168,14 @@ class InfoMax:
         progress_bar: bool = True,
         init_params: Mapping[str, Any] | None = None,
         num_restarts: int = 1,
+        annealing: Annealing = None,
         **kwargs: Any,
     ) -> Result:
         """Ascend for `num_steps`, or until the gradient vanishes if that is None.
 
         Raises:
-            ArgumentError: for a number of steps or restarts below one.
+            ArgumentError: for a number of steps or restarts below one, or an annealing
+                that is not positive.
         """
         for name, number in (("num_steps", num_steps), ("num_restarts", num_restarts)):
             whole = isinstance(number, (int, np.integer))
@@ -184,7 +187,7 @@ class InfoMax:
         for index in range(1, num_restarts):
             key = jax.random.fold_in(rng_key, index)
             starts.append(self._random_start(key, params))
-        return Run(self, rng_key, starts, num_steps, progress_bar).result()
+        return Run(self, rng_key, starts, num_steps, progress_bar, annealing).result()
 
     # -- posing -------------------------------------------------------------------
 

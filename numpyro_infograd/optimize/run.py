@@ -15,6 +15,11 @@ import optax
 
 from numpyro_infograd.errors import ConstraintError, InfogradError
 from numpyro_infograd.gradient import effective_sizes, is_sound
+from numpyro_infograd.optimize.annealing import (
+    Annealing,
+    cooled,
+    initial_variances,
+)
 from numpyro_infograd.optimize.budgets import (
     FARTHEST,
     SLACK,
@@ -29,7 +34,7 @@ from numpyro_infograd.optimize.step import (
     constrained,
     scales,
 )
-from numpyro_infograd.problem import pose
+from numpyro_infograd.problem import Problem, pose
 from numpyro_infograd.scores import Denoising, Mixture
 from numpyro_infograd.values import Estimate, value_of
 
@@ -53,9 +58,13 @@ class Run:
         starts: list[Any],
         num_steps: int | None,
         progress_bar: bool,
+        annealing: Annealing = None,
     ) -> None:
         self.ascent, self.rng_key, self.starts = ascent, rng_key, starts
         self.num_steps, self.progress_bar = num_steps, progress_bar
+        assert ascent.problem is not None
+        self.clean: Problem = ascent.problem
+        self.heat = initial_variances(ascent.problem, starts[0], annealing)
         self.chunks: list[StepInfo] = []
         self.status = ""
         self.gave_up = False
@@ -78,6 +87,8 @@ class Run:
                 self._ascend(total, bar)
         except KeyboardInterrupt:
             self.status = "interrupted by the user"
+        finally:
+            self.ascent.problem = self.clean
         return self._finish()
 
     def _ascend(self, total: int, bar: Any) -> None:
@@ -87,6 +98,8 @@ class Run:
             for start in range(0, total, CHUNK):
                 if start == total // 2:
                     self.middle = self.states.free
+                if self.heat and not cycle:
+                    self._cool(2 * start / total)
                 steps = np.arange(start, min(start + CHUNK, total))
                 decay = _decay(steps, total)
                 rates = jnp.asarray(
@@ -103,6 +116,8 @@ class Run:
                 norm = float(np.min(infos.gradient_norm[:, -1]))
                 bar.set_postfix_str(f"gradient norm {norm:.3g}")
                 self._watch(infos)
+                if self._has_left(infos):
+                    return
             done = sum(c.finite.shape[1] for c in self.chunks)
             if self.num_steps:
                 self.status = f"took all of num_steps={total} steps"
@@ -122,20 +137,57 @@ class Run:
 
     def _watch(self, infos: StepInfo) -> None:
         """Under "auto", leave a mixture whose effective sample size gave out."""
-        ascent, problem = self.ascent, self.ascent.problem
-        assert problem is not None
+        ascent, problem = self.ascent, self.clean
         automatic = isinstance(ascent.scores, str)
-        if not automatic or not isinstance(problem.method, Mixture):
+        if (
+            ascent.problem is not problem
+            or not automatic
+            or not isinstance(problem.method, Mixture)
+        ):
             return
         evidence = {name: float(np.min(v)) for name, v in infos.evidence.items()}
         if is_sound(evidence):
             return
         smallest = min(effective_sizes(evidence))
-        params = [constrained(f, ascent.constraints()) for f in self._free()]
         reason = f"a mixture's effective sample size fell to {smallest:.0f}"
-        ascent.problem = pose(
-            problem.objective, problem.sm, Denoising(), params[0], reason
+        params = self._params()[0]
+        self._change(pose(problem.objective, problem.sm, Denoising(), params, reason))
+        assert ascent.problem is not None
+        self.clean = ascent.problem
+
+    def _has_left(self, infos: StepInfo) -> bool:
+        """Whether the parameters left the range of scores that were trained before."""
+        said = [v for name, v in infos.evidence.items() if name.startswith("outside")]
+        if not any(np.any(v > 0) for v in said):
+            return False
+        self.status = (
+            "stopped where the parameters left the range that the scores were trained "
+            "for: call pretrain_scores with a wider one"
         )
+        return True
+
+    def _cool(self, share: float) -> None:
+        """Noise annealing: the problem after this share of the cooling."""
+        problem, clean = self.ascent.problem, self.clean
+        assert problem is not None
+        if share >= 1.0:
+            if problem is not clean:
+                self._change(clean)
+            return
+        noisy = cooled(clean, self.heat, share, self._params()[0])
+        if problem is clean:
+            self._change(noisy)
+        else:  # the same computation with other numbers
+            self.ascent.problem = noisy
+            scale = self.system.scale
+            self.setting, self.system = self.ascent.make_parts(self.starts[0])
+            self.system = self.system._replace(scale=scale)
+
+    def _change(self, problem: Problem) -> None:
+        """Go on from here with scores for another problem."""
+        ascent = self.ascent
+        params = self._params()
+        ascent.problem = problem
         old, scale = self.states, self.system.scale
         self._begin([ascent.start(k, p) for k, p in self._keyed(params)])
         self.states = self.states._replace(
@@ -145,6 +197,10 @@ class Run:
             step=old.step,
         )
         self.system = self.system._replace(scale=scale)
+
+    def _params(self) -> list[Any]:
+        """Where each restart stands."""
+        return [constrained(f, self.ascent.constraints()) for f in self._free()]
 
     def _free(self) -> list[Any]:
         count = self.states.step.shape[0]

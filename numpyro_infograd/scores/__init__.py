@@ -9,6 +9,8 @@ from numpyro_infograd.scores.exact import Exact
 from numpyro_infograd.scores.flow import FlowMatching
 from numpyro_infograd.scores.kernel import Kernel
 from numpyro_infograd.scores.mixture import Mixture
+from numpyro_infograd.scores.posterior import Posterior
+from numpyro_infograd.scores.pretrained import Pretrained
 from numpyro_infograd.scores.sliced import Sliced
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "FlowMatching",
     "Kernel",
     "Mixture",
+    "Posterior",
+    "Pretrained",
     "ScoreMethod",
     "Scores",
     "Sliced",
@@ -32,6 +36,7 @@ REGISTRY = {
     "sliced": Sliced,
     "flow": FlowMatching,
     "kernel": Kernel,
+    "posterior": Posterior,
 }
 
 

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise annealing: an ascent that begins on a noisier system.
+
+Much noise washes out what is small in a system, and with it the optima that only a
+quiet system has. The noise then falls geometrically, and at last is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+import numpy as np
+
+import jax
+
+from numpyro_infograd.edits import append_noise
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.noise import draw_noise
+from numpyro_infograd.problem import Problem, pose
+from numpyro_infograd.scores import Exact
+from numpyro_infograd.structure import simulate
+
+COLDEST = 1e-4  # of the initial variance, before the noise is left out
+
+Annealing = float | Mapping[str, float] | None
+
+
+def initial_variances(
+    problem: Problem, params: Any, annealing: Annealing
+) -> dict[str, float]:
+    """Variance of the noise appended to each site at the start; none if not asked for.
+
+    Args:
+        problem: The problem without it.
+        params: Where the ascent starts.
+        annealing: Variances by site, or one number in units of the sites' own.
+
+    Raises:
+        ArgumentError: unless these are positive numbers, for sites of the objective
+            that a parameter reaches.
+    """
+    if annealing is None:
+        return {}
+    sm = problem.sm
+    moved = [s for s in problem.objective.sites if sm.params_of((s,))]
+    asked: dict[str, Any] = (
+        dict(annealing)
+        if isinstance(annealing, Mapping)
+        else dict.fromkeys(moved, annealing)
+    )
+    for site, variance in asked.items():
+        number = np.asarray(variance).dtype.kind in "fiu" and np.ndim(variance) == 0
+        if not number or not 0 < variance < math.inf:
+            raise ArgumentError(
+                "annealing must be a positive number, or a dict of such by site, got "
+                f"{annealing!r}."
+            )
+        if site not in moved:
+            raise ArgumentError(
+                f"annealing names {site!r}, but noise is appended to sites of the "
+                f"objective that a parameter reaches: {', '.join(map(repr, moved))}."
+            )
+    if isinstance(annealing, Mapping):
+        return asked
+    values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(4), 1024))
+    spread = {s: float(np.mean(np.var(values[s], axis=0))) for s in asked}
+    return {s: float(v) * spread[s] for s, v in asked.items()}
+
+
+def cooled(
+    problem: Problem, start: Mapping[str, float], share: float, params: Any
+) -> Problem:
+    """The problem with the noise that is left after this share of the cooling."""
+    variances = {site: v * COLDEST**share for site, v in start.items()}
+    noisy = append_noise(problem.sm, variances)
+    method = problem.method or Exact()
+    return pose(problem.objective, noisy, method, params, problem.reason)

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores from a conditional density of the inputs given the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd import guides
+from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.errors import ArgumentError, ScoreError
+from numpyro_infograd.noise import base_points, draw_noise
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores.base import Scores, flatten, symmetric_power
+from numpyro_infograd.scores.coordinates import Free
+from numpyro_infograd.scores.learned import report_scores, share_of
+from numpyro_infograd.scores.network import Ensemble, Network, perceptron
+from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
+
+_MEMBERS = 4
+_SYMBOLS = 256  # values of discrete inputs that a classifier tells apart
+
+
+class _Affine(NamedTuple):
+    """Inputs and outputs in standard coordinates, from a pool's moments."""
+
+    mean: jax.Array  # of what is given, (inputs,)
+    whiten: jax.Array  # (inputs, inputs)
+    centre: jax.Array  # of the sites, (dimensions,)
+    slope: jax.Array  # their regression on what is given, (dimensions, inputs)
+    scale: jax.Array  # turns what is left into a standard normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """grad_y log q(x | y), from a density of the inputs given the outputs.
+
+    For inputs x that no parameter reaches, s(y | x) - s(y) = grad_y log p(x | y): the
+    whole cotangent of I(x; y) in one function (eqs. 19-20 of the paper). q is trained
+    by maximum likelihood on samples: a mixture of normal laws around the linear
+    regression, a classifier if x is discrete, or a model of yours. It sees samples
+    alone. The standard error holds the scatter of four fits, not what q lacks in all of
+    them.
+
+    Args:
+        model: Your own q, a NumPyro model (a guide, a flow): called with the values of
+            the outputs and of what is given, by site name and for one sample, it
+            samples the inputs under their names; `numpyro.param` marks what is trained.
+        num_components: Normal laws of the built-in mixture.
+        hidden: Widths of the hidden layers; None is two layers, wider with the inputs.
+        network: Your own in place of the built-in one, as for `Denoising`.
+        num_steps: Training steps of a fit from scratch.
+        num_warm_steps: Training steps at each step of an ascent.
+        batch_size: Samples of a training step, shared out among four fits.
+        pool_size: Samples drawn for a fit, a power of two.
+        learning_rate: Peak of the cosine schedule.
+        num_samples: Default number of samples of a gradient, a power of two.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> ig.scores.Posterior(num_components=4).num_deviations
+        4
+    """
+
+    model: Callable[..., Any] | None = None
+    num_components: int = 8
+    hidden: tuple[int, ...] | None = None
+    network: Network | None = None
+    num_steps: int = 1000
+    num_warm_steps: int = 20
+    batch_size: int = 2048
+    pool_size: int = 32768
+    learning_rate: float = 4e-3
+    num_samples: int = 16384
+    symbols: tuple[tuple[float, ...], ...] = ()  # set by `prepare`
+
+    reverses = True  # it learns p(inputs | outputs)
+
+    def __post_init__(self) -> None:
+        as_power_of_two("pool_size", self.pool_size, 256)
+        if self.num_components < 1:
+            raise ArgumentError(
+                f"num_components must be at least 1, got {self.num_components}."
+            )
+
+    @property
+    def num_deviations(self) -> int:
+        """One for each fit."""
+        return _MEMBERS
+
+    def prepare(
+        self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
+    ) -> Posterior:
+        """The method with the values that discrete inputs take.
+
+        Raises:
+            ScoreError: if some inputs are discrete and others are not, or they take
+                too many values.
+        """
+        sites = {s for d in densities for s in d.sites}
+        kinds = {sm.site_info[s].discrete for s in sites}
+        if self.model is not None or kinds <= {False}:
+            return self
+        if kinds != {True} or len(densities) != 1:
+            raise ScoreError(
+                f"scores='posterior' needs inputs that are all continuous, or one set "
+                f"of discrete ones, got {sorted(sites)}. Give scores.Posterior(model=)."
+            )
+        noise = draw_noise(sm.spec, jax.random.key(4), 16384)
+        values = simulate(sm.forward, params, noise)
+        columns = [np.asarray(values[s]).reshape(16384, -1) for s in densities[0].sites]
+        seen = np.unique(np.concatenate(columns, axis=1).astype(float), axis=0)
+        if len(seen) > _SYMBOLS:
+            raise ScoreError(
+                f"the inputs {densities[0].sites} take more than {_SYMBOLS} values, "
+                "too many for a classifier. Give scores.Posterior(model=...)."
+            )
+        return replace(self, symbols=tuple(map(tuple, seen.tolist())))
+
+    def check(self, density: Density) -> None:
+        """Raise where a parameter reaches the inputs."""
+        moved = [s for s in density.sites if s in density.blocks]
+        if moved:
+            raise ScoreError(
+                f"scores='posterior' needs inputs that no parameter reaches, but "
+                f"{moved[0]!r} depends on one. Use scores='denoising'."
+            )
+
+    def init(self, density: Density, rng_key: jax.Array) -> Any:
+        """The point set of a pool."""
+        return base_points(density.spec, share_of(self.pool_size, _MEMBERS)), None
+
+    def fit(
+        self,
+        state: Any,
+        density: Density,
+        forward: Program,
+        params: Any,
+        rng_key: jax.Array,
+        warm: bool = False,
+    ) -> Any:
+        """Maximum likelihood on a fresh pool, from scratch or from the last fit."""
+        points, last = state
+        pool_key, init_key, order_key = jax.random.split(rng_key, 3)
+        size = share_of(self.pool_size, _MEMBERS)
+
+        def draw(key: jax.Array) -> Values:
+            noise = draw_noise(density.spec, key, size, points)
+            values = simulate(forward, params, noise)
+            return {name: values[name] for name in density.all_sites}
+
+        pool = jax.lax.stop_gradient(
+            jax.vmap(draw)(jax.random.split(pool_key, _MEMBERS))
+        )
+        if warm:
+            affine, start = last
+        else:
+            affine = self._moments(density, pool)
+            one = jax.tree.map(lambda x: x[0, 0], pool)
+            start = jax.vmap(lambda key: self._start(density, one, key))(
+                jax.random.split(init_key, _MEMBERS)
+            )
+        steps = self.num_warm_steps if warm else self.num_steps
+        batch = min(share_of(self.batch_size, _MEMBERS), size)
+        optimizer = optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps))
+        order = jax.random.permutation(order_key, size)
+        shuffled = jax.tree.map(lambda x: x[:, order], pool)
+
+        def loss(fits: Any, part: Values) -> jax.Array:
+            def member(fit: Any, part: Values) -> jax.Array:
+                each = jax.vmap(
+                    lambda sample: self._log_q(density, affine, fit, sample)
+                )
+                return -jnp.mean(each(part))
+
+            return jnp.sum(jax.vmap(member)(fits, part))
+
+        def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
+            fits, opt_state = carry
+            start = (index % (size // batch)) * batch
+            part = jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(x, start, batch, axis=1),
+                shuffled,
+            )
+            gradient = jax.grad(loss)(fits, part)
+            updates, opt_state = optimizer.update(gradient, opt_state, fits)
+            return (optax.apply_updates(fits, updates), opt_state), None
+
+        begin = (start, optimizer.init(start))
+        fits = jax.lax.scan(step, begin, jnp.arange(steps))[0][0]
+        return points, (affine, fits)
+
+    def score(
+        self,
+        state: Any,
+        density: Density,
+        params: Any,
+        values: Values,
+        rng_key: jax.Array,
+    ) -> Scores:
+        """grad_y log q(x | y): the mean of the fits, with their spread as the error."""
+        affine, fits = state[-1]
+        inside = {name: values[name] for name in density.all_sites}
+        blocks = {name: inside.pop(name) for name in density.blocks}
+
+        def one(fit: Any, block: Values, rest: Values) -> Values:
+            return jax.grad(lambda b: self._log_q(density, affine, fit, {**rest, **b}))(
+                block
+            )
+
+        each = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, None))(
+            fits, blocks, inside
+        )
+        flat = jax.vmap(lambda x: flatten(x, density.blocks))(each)
+        slope = Free.of(density, values).slope
+        return report_scores(density, values, slope * flat, (), {})
+
+    # -- q -----------------------------------------------------------------------
+
+    def _columns(self, density: Density, values: Values) -> tuple[jax.Array, jax.Array]:
+        """What q is a density of, and what it is given, (num_samples, columns)."""
+        free = Free.of(density, values).values
+        count = sum(density.sizes[: len(density.sites)])
+        return free[:, :count], free[:, count:]
+
+    def _moments(self, density: Density, pool: Values) -> _Affine | None:
+        """Linear regression of the inputs on the outputs, over a pool."""
+        if self.model is not None:
+            return None
+        every = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pool)
+        a, b = self._columns(density, every)
+        mean, centre = jnp.mean(b, axis=0), jnp.mean(a, axis=0)
+        scale = jnp.std(b, axis=0)
+        standard = (b - mean) / jnp.where(scale > 0, scale, 1.0)
+        root = symmetric_power(standard.T @ standard / len(b), -0.5)
+        whiten = root / jnp.where(scale > 0, scale, 1.0)
+        white = (b - mean) @ whiten.T
+        slope = (a - centre).T @ white / len(a)
+        left = a - centre - white @ slope.T
+        return _Affine(
+            mean, whiten, centre, slope, symmetric_power(left.T @ left / len(a), -0.5)
+        )
+
+    def _ensemble(self, density: Density) -> Ensemble:
+        sizes, count = density.sizes, len(density.sites)
+        outputs = len(self.symbols) or self.num_components * (
+            1 + 2 * sum(sizes[:count])
+        )
+        network = self.network or perceptron(self.hidden)
+        return Ensemble(network, sum(sizes[count:]), outputs)
+
+    def _start(self, density: Density, one: Values, rng_key: jax.Array) -> Any:
+        """Parameters of one fit."""
+        if self.model is not None:
+            given = {name: one[name] for name in density.given}
+            return guides.initial_params(self.model, density.sites, given, rng_key)
+        body_key, offset_key = jax.random.split(rng_key)
+        ensemble = self._ensemble(density)
+        networks = ensemble.init(body_key, 1)
+        network = jax.tree.map(lambda x: x[0], networks)
+        # Components that start alike would stay alike.
+        offset = 0.1 * jax.random.normal(offset_key, (ensemble.outputs,))
+        return network | {"offset": offset}
+
+    def _log_q(
+        self, density: Density, affine: _Affine | None, fit: Any, sample: Values
+    ) -> jax.Array:
+        """log q(sites | given) of one sample, up to what does not depend on `given`."""
+        if self.model is not None:
+            own = {name: sample[name] for name in density.sites}
+            given = {name: sample[name] for name in density.given}
+            return guides.log_density(self.model, fit, own, given)
+        assert affine is not None
+        a, b = self._columns(density, {n: v[None] for n, v in sample.items()})
+        white = (b - affine.mean) @ affine.whiten.T
+        seen = jnp.clip(white, -8.0, 8.0)
+        found = self._ensemble(density)(fit, seen)[0] + fit["offset"]
+        if self.symbols:
+            distances = jnp.sum((jnp.asarray(self.symbols) - a) ** 2, axis=1)
+            return jax.nn.log_softmax(found)[jnp.argmin(distances)]
+        left = ((a - affine.centre - white @ affine.slope.T) @ affine.scale.T)[0]
+        count, size = self.num_components, len(left)
+        logits, rest = found[:count], found[count:].reshape(2, count, size)
+        means, log_scales = rest
+        each = -0.5 * ((left - means) * jnp.exp(-log_scales)) ** 2 - log_scales
+        total = jax.nn.log_softmax(logits) + jnp.sum(each, axis=1)
+        return jax.nn.logsumexp(total)
