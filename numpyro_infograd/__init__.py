@@ -10,7 +10,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from numpyro_infograd import exogenous, scores
+    from numpyro_infograd import diagnostics, exogenous, scores
     from numpyro_infograd.gradient import Gradient, gradient
     from numpyro_infograd.objectives import MI, Constraint, Entropy, Expectation
     from numpyro_infograd.optimize import (
@@ -50,7 +50,7 @@ _ROOMS = {
     "rate_region": "regions",
     "structural_model": "tracing",
 }
-_MODULES = ("errors", "exogenous", "scores", "values")
+_MODULES = ("diagnostics", "errors", "exogenous", "scores", "values")
 
 __all__ = [  # noqa: PLE0604
     "MI",
@@ -63,6 +63,7 @@ __all__ = [  # noqa: PLE0604
     "RateRegion",
     "Result",
     "StructuralModel",
+    "diagnostics",
     "errors",
     "estimate",
     "exogenous",

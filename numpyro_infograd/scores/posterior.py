@@ -70,14 +70,14 @@ class Posterior:
     """
 
     model: Callable[..., Any] | None = None
-    num_components: int = 8
+    num_components: int = 4
     hidden: tuple[int, ...] | None = None
     network: Network | None = None
-    num_steps: int = 1000
+    num_steps: int = 500
     num_warm_steps: int = 20
     batch_size: int = 2048
     pool_size: int = 32768
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
     num_samples: int = 16384
     symbols: tuple[tuple[float, ...], ...] = ()  # set by `prepare`
 
@@ -160,7 +160,7 @@ class Posterior:
             jax.vmap(draw)(jax.random.split(pool_key, _MEMBERS))
         )
         if warm:
-            affine, start = last
+            affine, start, _ = last
         else:
             affine = self._moments(density, pool)
             one = jax.tree.map(lambda x: x[0, 0], pool)
@@ -195,7 +195,18 @@ class Posterior:
 
         begin = (start, optimizer.init(start))
         fits = jax.lax.scan(step, begin, jnp.arange(steps))[0][0]
-        return points, (affine, fits)
+        # Each fit is held against the pool of the next one: what was learned is kept if
+        # it explains that better than where it started.
+        held = jax.tree.map(lambda x: jnp.roll(x, -1, 0), pool)
+        gain = likelihoods(fits, held) - likelihoods(start, held)
+        fits = jax.tree.map(
+            lambda new, old: jnp.where(
+                (gain > 0).reshape(-1, *[1] * (new.ndim - 1)), new, old
+            ),
+            fits,
+            start,
+        )
+        return points, (affine, fits, jnp.mean(gain))
 
     def score(
         self,
@@ -206,7 +217,7 @@ class Posterior:
         rng_key: jax.Array,
     ) -> Scores:
         """grad_y log q(x | y): the mean of the fits, with their spread as the error."""
-        affine, fits = state[-1]
+        affine, fits, gain = state[-1]
         inside = {name: values[name] for name in density.all_sites}
         blocks = {name: inside.pop(name) for name in density.blocks}
 
@@ -220,7 +231,8 @@ class Posterior:
         )
         flat = jax.vmap(lambda x: flatten(x, density.blocks))(each)
         slope = Free.of(density, values).slope
-        return report_scores(density, values, slope * flat, (), {})
+        evidence = {"log_likelihood_gain": gain}
+        return report_scores(density, values, slope * flat, (), evidence)
 
     # -- q -----------------------------------------------------------------------
 

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of scores that a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+import importlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd import checks
+from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.gradient import choose, cotangents, fit_scores, score_of
+from numpyro_infograd.noise import draw_noise
+from numpyro_infograd.objectives import Objective
+from numpyro_infograd.problem import Problem, admit, initial_states, is_learned, pose
+from numpyro_infograd.scores import Exact, resolve_method
+from numpyro_infograd.scores.base import Scores, flatten
+from numpyro_infograd.structure import StructuralModel, Values, simulate
+
+_FAR = 5.0  # standard errors by which a mean that is zero may be off
+_RESIDUAL = 0.05  # Stein residual before calibration
+_APART = 0.05  # share of the cotangent by which two methods may differ
+
+
+class SetCheck(NamedTuple):
+    """What was found for the score of one set of sites.
+
+    Attributes:
+        label: The set, as "y" or "y|x".
+        mean: Largest mean of a component of the score, in standard errors; truly 0.
+        residual: Stein residual, E<y, s(y)> / d + 1 before calibration; truly 0. NaN
+            where the density has a boundary or the identity says nothing.
+        residual_error: Its standard error.
+        gain: Share of the Fisher information by which the score's held-out loss is
+            below that of a normal law; NaN where the method knows none.
+    """
+
+    label: str
+    mean: float
+    residual: float
+    residual_error: float
+    gain: float
+
+    @property
+    def doubts(self) -> list[str]:
+        """What is wrong, in words."""
+        found = []
+        if not self.mean <= _FAR:
+            found.append(f"E[s({self.label})] is {self.mean:.1f} standard errors off 0")
+        excess = abs(self.residual) - 2 * self.residual_error
+        if excess > _RESIDUAL:
+            found.append(
+                f"s({self.label}) misses Stein's identity by {self.residual:+.1%}"
+            )
+        if self.gain < -0.01:
+            found.append(
+                f"s({self.label}) is worse than that of a normal law on held-out "
+                "samples"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class ScoreCheck:
+    """What `check_scores` found; its repr is a table and a verdict.
+
+    Attributes:
+        method: The method that was checked.
+        against: The method that it was held against, or "" for none.
+        sets: One `SetCheck` for each set of sites whose score is learned.
+        disagreement: For each site, the mean-square difference of the two methods'
+            cotangents over the larger mean square.
+        trusted: Whether nothing speaks against the scores.
+        cotangents: For each site, both methods' cotangents at the same samples, (2,
+            num_samples, dimensions), to plot.
+    """
+
+    method: str
+    against: str
+    sets: tuple[SetCheck, ...]
+    disagreement: dict[str, float]
+    cotangents: dict[str, np.ndarray] = field(repr=False, default_factory=dict)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the scores, in words; empty if nothing does."""
+        found = [doubt for each in self.sets for doubt in each.doubts]
+        found += [
+            f"'{self.method}' and '{self.against}' differ by {apart:.1%} at {site!r}"
+            for site, apart in self.disagreement.items()
+            if not apart <= _APART
+        ]
+        return tuple(found)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nothing speaks against the scores."""
+        return not self.doubts
+
+    def __repr__(self) -> str:
+        rows = [f"Scores by '{self.method}':"]
+        if not self.sets:
+            rows.append("  all are known in closed form")
+        else:
+            names = f"{'E[s]':>10} {'Stein residual':>20} {'held-out gain':>14}"
+            rows.append(f"  {'set':<12} {names}")
+        for each in self.sets:
+            residual = "-"
+            if np.isfinite(each.residual):
+                residual = f"{each.residual:+.4f} +- {each.residual_error:.4f}"
+            gain = f"{each.gain:+.4f}" if np.isfinite(each.gain) else "-"
+            mean = f"{each.mean:.1f} s.e."
+            rows.append(f"  {each.label:<12} {mean:>10} {residual:>20} {gain:>14}")
+        for site, apart in self.disagreement.items():
+            rows.append(f"  at {site!r} '{self.against}' differs by {apart:.2%}")
+        if self.trusted:
+            rows.append("Nothing speaks against these scores.")
+        else:
+            rows.append("Do not trust these scores yet:")
+            rows += [f"  - {doubt}" for doubt in self.doubts]
+            rows.append(
+                "Give the method more (num_steps, hidden, pool_size), or take another."
+            )
+        return "\n".join(rows)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw one method's cotangents against the other's; the matplotlib axes."""
+        plots = importlib.import_module("numpyro_infograd.plots")
+        return plots.plot_score_check(self, ax)
+
+
+def check_scores(
+    objective: Objective,
+    model: Callable[..., Any] | StructuralModel,
+    *,
+    params: Mapping[str, Any] | None = None,
+    scores: Any = "auto",
+    against: Any = "sliced",
+    num_samples: int = 16384,
+    rng_key: jax.Array | None = None,
+    allow_jumps: bool = False,
+    verbose: bool = True,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> ScoreCheck:
+    """Whether to trust the scores behind a gradient, in numbers and in words.
+
+    For each set of sites: E[s], which is zero; the Stein residual E<y, s(y)> / d + 1,
+    which is zero too; the held-out gain over a normal law. And how far another method,
+    fitted to samples of its own, comes to another cotangent.
+
+    Args:
+        objective: As in `gradient`.
+        model: As in `gradient`.
+        params: As in `gradient`.
+        scores: The method to check, as in `gradient`.
+        against: Another method to hold it against; None for none.
+        num_samples: Fresh samples to check on, a power of two.
+        rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+        allow_jumps: As in `gradient`.
+        verbose: Print the result.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+
+    Returns:
+        A `ScoreCheck`: `.trusted`, `.doubts`, `.sets`, `.disagreement`, `.plot()`.
+
+    Raises:
+        InfogradError: a subclass that names the site or argument at fault.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     gain = numpyro.param("gain", 1.0)
+        ...     numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), 0.5))
+        >>> found = ig.diagnostics.check_scores(
+        ...     ig.MI("x", "y"), model, scores="denoising", verbose=False
+        ... )
+        >>> found.trusted
+        True
+    """
+    key = as_key(rng_key)
+    args, kwargs = as_args(model_args, model_kwargs)
+    method = resolve_method(scores)
+    other = None if against is None else resolve_method(against)
+    if isinstance(other, (str, Exact)):
+        raise ArgumentError(
+            f"against must be a method that learns, or None, got {against!r}."
+        )
+    as_power_of_two("num_samples", num_samples, 256)
+    sm, complete = admit(objective, model, args, kwargs, params)
+    sm.check_constraints(complete)
+    checks.check_finite(objective, sm, complete)
+    checks.check_gradient(objective, sm, complete, allow_jumps)
+    fit_key, sample_key, other_key = jax.random.split(key, 3)
+    if isinstance(method, str):
+        problem, _ = choose(objective, sm, complete, fit_key)
+    else:
+        problem = pose(objective, sm, method, complete)
+    if problem.method is None:
+        report = ScoreCheck("exact", "", (), {})
+    else:
+        values = simulate(
+            sm.forward, complete, draw_noise(sm.spec, sample_key, num_samples)
+        )
+        sets, own = _look(problem, complete, values, fit_key)
+        names, apart, both = "", {}, {}
+        if other is not None and sets:
+            second = pose(objective, sm, other, complete)
+            _, theirs = _look(second, complete, values, other_key)
+            names = second.method_name
+            for site in own.keys() & theirs.keys():
+                a, b = (flatten(c, (site,)) for c in (own, theirs))
+                size = max(float(jnp.mean(a**2)), float(jnp.mean(b**2)))
+                apart[site] = float(jnp.mean((a - b) ** 2)) / size
+                both[site] = np.stack([a, b])
+        report = ScoreCheck(problem.method_name, names, sets, apart, both)
+    if verbose:
+        print(report)
+    return report
+
+
+def _look(
+    problem: Problem, params: Any, values: Values, rng_key: jax.Array
+) -> tuple[tuple[SetCheck, ...], Values]:
+    """Fit the scores; look at each, and at the cotangents that they make."""
+    method = problem.method
+    assert method is not None
+    states = initial_states(problem, rng_key)
+    densities = problem.densities
+    states = fit_scores(method, states, densities, problem.sm.forward, params, rng_key)
+    sets: list[SetCheck] = []
+    found: list[Scores] = []
+    for density, state in zip(densities, states, strict=True):
+        calibrated = score_of(method, state, density, params, values, rng_key)
+        found.append(calibrated)
+        if not is_learned(method, density):
+            continue
+        raw = method.score(state, density, params, values, rng_key)
+        label = ",".join(density.sites) + ("|" + ",".join(density.given)).rstrip("|")
+        flat = np.asarray(flatten(raw.mean, density.blocks), float)
+        off = np.abs(flat.mean(0)) / (flat.std(0) / len(flat) ** 0.5)
+        residual, error = _stein(density, raw, values)
+        gain = float(calibrated.evidence.get("held_out_gain", np.nan))
+        sets.append(SetCheck(label, float(off.max()), residual, error, gain))
+    mean, _ = cotangents(densities, problem.coefficients, found)
+    return tuple(sets), {name: mean[name] for name in mean}
+
+
+def _stein(density: Any, raw: Scores, values: Values) -> tuple[float, float]:
+    """E<y, s(y)> / d + 1 and its standard error, where the identity holds."""
+    own = tuple(name for name in density.blocks if name in density.sites)
+    if not own or not density.unbounded:
+        return float("nan"), float("nan")
+    y = np.asarray(flatten(values, own), float)
+    product = ((y - y.mean(0)) * np.asarray(flatten(raw.mean, own))).mean(1)
+    return float(product.mean() + 1), float(product.std() / len(product) ** 0.5)
