@@ -173,14 +173,15 @@ class Posterior:
         order = jax.random.permutation(order_key, size)
         shuffled = jax.tree.map(lambda x: x[:, order], pool)
 
-        def loss(fits: Any, part: Values) -> jax.Array:
+        def likelihoods(fits: Any, part: Values) -> jax.Array:
             def member(fit: Any, part: Values) -> jax.Array:
-                each = jax.vmap(
-                    lambda sample: self._log_q(density, affine, fit, sample)
-                )
-                return -jnp.mean(each(part))
+                each = jax.vmap(lambda one: self._log_q(density, affine, fit, one))
+                return jnp.mean(each(part))
 
-            return jnp.sum(jax.vmap(member)(fits, part))
+            return jax.vmap(member)(fits, part)
+
+        def loss(fits: Any, part: Values) -> jax.Array:
+            return -jnp.sum(likelihoods(fits, part))
 
         def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
             fits, opt_state = carry
