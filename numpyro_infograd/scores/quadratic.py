@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from numpyro_infograd.scores.base import Layout
+from numpyro_infograd.scores.base import Layout, after
 from numpyro_infograd.scores.coordinates import Frame
 from numpyro_infograd.scores.network import Ensemble, least_squares
 from numpyro_infograd.scores.pool import Pool
@@ -182,9 +182,8 @@ def _solve(ensemble: Ensemble, network: Any, at: Batch) -> dict[str, jax.Array]:
     features = at.gain * features
     gram = features.T @ features / len(features)
     cross = features.T @ at.wanted / len(features) - slope
-    half = jnp.arange(len(gram)) >= len(gram) // 2  # the constant is the last
+    half = jnp.arange(len(gram))[::-1] % 2 == 0  # with the constant, the last of all
     part = jnp.where(half[:, None] & half, gram, 0.0)
-    return {
-        "last": least_squares(gram, cross),
-        "half": least_squares(part, jnp.where(half[:, None], cross, 0.0)),
-    }
+    last = least_squares(gram, cross)
+    part, rest = after((part, jnp.where(half[:, None], cross, 0.0)), last)
+    return {"last": last, "half": least_squares(part, rest)}

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of black boxes: what learns them, what keeps them fresh, whom to trust."""
+
+from dataclasses import replace
+
+import links
+from methods import LEARN
+import numpy as np
+import pytest
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+
+from helpers import assert_within
+import numpyro_infograd as ig
+from numpyro_infograd.errors import ArgumentError, DensityError, ScoreError
+from numpyro_infograd.scores import (
+    Denoising,
+    FlowMatching,
+    Kernel,
+    Posterior,
+    Sliced,
+)
+from numpyro_infograd.scores.learned import extrapolation
+import truths
+
+XY = ig.MI("x", "y")
+SMALL = {"hidden": (32, 32), "num_steps": 150, "pool_size": 16384, "num_samples": 4096}
+METHODS = {
+    "denoising": LEARN,
+    "sliced": Sliced(**SMALL),
+    "flow": FlowMatching(**SMALL),
+    "kernel": Kernel(num_points=256, num_samples=4096),
+}
+
+
+def black_box() -> None:
+    """The amplifier, its output computed: no density is to be had."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    n = numpyro.sample("n", dist.Normal(0, 1))
+    numpyro.deterministic("y", jnp.tanh(numpyro.param("eta", 1.0) * x) + 0.5 * n)
+
+
+def check(found, truth, max_standard_error) -> None:
+    assert_within(
+        found.value,
+        found.standard_error,
+        jax.tree.map(np.float64, truth),
+        max_standard_error=max_standard_error,
+    )
+
+
+# -- the methods -------------------------------------------------------------------
+
+
+def test_extrapolation_leaves_constants_and_removes_powers() -> None:
+    levels = (0.002, 0.01, 0.05)
+    weights = np.array(extrapolation(levels))
+    powers = [float(weights @ np.array(levels) ** k) for k in range(4)]
+    np.testing.assert_allclose(powers[:3], [1, 0, 0], atol=1e-12)
+    assert powers[3] != 0
+    assert extrapolation((0.0,)) == (1.0,)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_black_box_by_its_samples(method) -> None:
+    found = ig.gradient(XY, black_box, scores=method)
+    widest = 0.12 if isinstance(method, Kernel) else 0.05
+    check(found, {"eta": truths.tanh_derivative(1.0)}, widest)
+    assert not found.warnings
+
+
+@pytest.mark.parametrize("method", ["sliced", "flow"])
+def test_samples_learn_inputs_that_move(method) -> None:
+    """The cause of both depends on e; the block of y alone would give 0.000."""
+    found = ig.gradient(XY, links.common_cause, scores=METHODS[method])
+    check(found, {"e": 0.5}, 0.02)
+
+
+def test_a_mixture_has_no_use_for_a_black_box() -> None:
+    with pytest.raises(DensityError, match="deterministic"):
+        ig.gradient(XY, black_box, scores="mixture")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Denoising(noise_levels=()), "noise_levels"),
+        (lambda: Denoising(noise_levels=(0.2, 0.1)), "noise_levels"),
+        (lambda: Denoising(refit=0), "refit"),
+        (lambda: Sliced(refit="often"), "refit"),
+        (lambda: FlowMatching(times=(0.8, 0.9)), "times"),
+        (lambda: FlowMatching(times=(1.0, 0.9)), "times"),
+        (lambda: FlowMatching(times=(0.9, 0.1)), "times"),
+        (lambda: Kernel(num_points=100), "num_points"),
+        (lambda: Kernel(share=0.0), "share"),
+        (lambda: Posterior(num_components=0), "num_components"),
+    ],
+)
+def test_settings_out_of_range(make, words) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        make()
+
+
+# -- networks of the user's -----------------------------------------------------------
+
+
+class Body(nnx.Module):
+    """A network as a user would write one."""
+
+    def __init__(self, inputs: int, rngs: nnx.Rngs) -> None:
+        self.layer = nnx.Linear(inputs, 32, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.tanh(self.layer(x))
+
+
+def start(rng_key, inputs):
+    return jax.random.normal(rng_key, (inputs, 32))
+
+
+def apply(weights, x):
+    return jnp.sin(x @ weights)
+
+
+@pytest.mark.parametrize("network", [Body, (start, apply)], ids=["module", "function"])
+def test_a_network_of_the_users(network) -> None:
+    method = replace(LEARN, network=network)
+    found = ig.gradient(XY, links.amplifier, scores=method)
+    check(found, {"eta": truths.tanh_derivative(1.0)}, 0.01)
+
+
+def with_batch_norm(inputs, rngs):
+    return nnx.BatchNorm(inputs, rngs=rngs)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (lambda inputs: None, "nnx.Module"),
+        ((start, lambda weights, x: jnp.sum(x)), "shape"),
+        (with_batch_norm, "state"),
+    ],
+)
+def test_networks_that_will_not_do(network, words) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        ig.gradient(XY, links.amplifier, scores=replace(LEARN, network=network))
+
+
+# -- posterior -----------------------------------------------------------------------
+
+
+def regression(y) -> None:
+    """The true posterior of `links.link` is of this form."""
+    scale = numpyro.param("scale", 1.0, constraint=dist.constraints.positive)
+    numpyro.sample("x", dist.Normal(numpyro.param("slope", 0.5) * y, scale))
+
+
+def test_a_posterior_of_the_users() -> None:
+    method = Posterior(model=regression, num_steps=1000, num_samples=4096)
+    found = ig.gradient(XY, links.link, params={"a": 2.0, "b": 1.0}, scores=method)
+    check(found, {"a": 0.25, "b": 0.25}, 0.01)
+
+
+def test_discrete_inputs_by_a_classifier() -> None:
+    method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
+    found = ig.gradient(ig.MI("symbol", "y"), links.pam, scores=method)
+    check(found, {"a": links.pam_derivative(1.0)}, 0.03)
+
+
+def test_continuous_inputs_by_a_mixture_of_normal_laws() -> None:
+    method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
+    found = ig.gradient(XY, black_box, scores=method)
+    check(found, {"eta": truths.tanh_derivative(1.0)}, 0.02)
+
+
+def test_posteriors_that_can_not_be() -> None:
+    def other(y):
+        numpyro.sample("z", dist.Normal(y, 1))
+
+    with pytest.raises(ScoreError, match=r"samples \['z'\], expected \['x'\]"):
+        ig.gradient(XY, links.link, scores=Posterior(model=other))
+    with pytest.raises(ScoreError, match="no parameter reaches"):
+        ig.gradient(XY, links.common_cause, scores="posterior")
+    with pytest.raises(ScoreError, match="entropy of"):
+        ig.gradient(ig.Entropy("y"), links.link, scores="posterior")
+
+
+# -- one training for a range of parameters -------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained():
+    method = replace(LEARN, num_steps=60)
+    return ig.pretrain_scores(
+        XY, links.amplifier, {"eta": (0.5, 3.0)}, scores=method, num_points=64
+    )
+
+
+def test_a_sweep_trains_nothing(trained) -> None:
+    for eta in (0.5, 1.0, 2.0):
+        found = ig.gradient(XY, links.amplifier, params={"eta": eta}, scores=trained)
+        check(found, {"eta": truths.tanh_derivative(eta)}, 0.01)
+
+
+def test_an_ascent_stops_where_the_training_ended(trained) -> None:
+    result = ig.maximize_mi(
+        links.amplifier, "x", "y", scores=trained, num_steps=200, progress_bar=False
+    )
+    assert "left the range" in result.status
+    assert 2.5 < float(result.params["eta"]) < 5.0
+
+
+def test_what_pretrained_scores_refuse(trained) -> None:
+    with pytest.raises(ArgumentError, match="'eta' is 4.0, outside"):
+        ig.gradient(XY, links.amplifier, params={"eta": 4.0}, scores=trained)
+    with pytest.raises(ScoreError, match="another model"):
+        ig.gradient(XY, links.quiet_amplifier, scores=trained)
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ({}, "lacks parameter 'eta'"),
+        ({"eta": (0, 1), "gain": (0, 1)}, "no such parameter"),
+        ({"eta": (1.0, 0.0)}, "low < high"),
+        ({"eta": (0.0, np.inf)}, "finite"),
+        ({"eta": 3.0}, "must be"),
+        ({"eta": dist.Normal(jnp.zeros(3), 1)}, "shape"),
+        ((0.0, 1.0), "dict"),
+    ],
+)
+def test_ranges_that_are_none(over, words) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        ig.pretrain_scores(XY, links.amplifier, over)
+
+
+def test_only_learned_scores_are_pretrained() -> None:
+    with pytest.raises(ArgumentError, match="learned"):
+        ig.pretrain_scores(XY, links.amplifier, {"eta": (0, 1)}, scores="mixture")
+
+
+# -- drift ---------------------------------------------------------------------------
+
+
+def test_scores_are_trained_again_when_they_are_stale_and_not_before() -> None:
+    def trained_steps(refit):
+        result = ig.maximize_mi(
+            links.amplifier,
+            "x",
+            "y",
+            scores=replace(LEARN, refit=refit, num_samples=1024),
+            num_steps=40,
+            progress_bar=False,
+        )
+        return result.history["trained(y)"], float(result.params["eta"])
+
+    (often, a), (third, b), (seldom, c) = map(trained_steps, (1, 3, "auto"))
+    assert np.all(often == 1)
+    np.testing.assert_array_equal(third, np.arange(1, 41) % 3 == 0)
+    assert 1 <= seldom.sum() <= 20
+    assert a == pytest.approx(c, rel=0.05)
+    assert b == pytest.approx(c, rel=0.05)
+
+
+# -- annealing -------------------------------------------------------------------------
+
+
+def vernier() -> None:
+    """A coarse reading, unimodal in the place, and a fine one with many optima."""
+    place = numpyro.param("place", 0.0)
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    coarse = 3 * jnp.exp(-(place**2) / 18)
+    fine = 0.3 * jnp.cos(2 * place) * jnp.exp(-(place**2) / 50)
+    gains, noise = jnp.stack([coarse, fine]), jnp.array([1.0, 0.03])
+    numpyro.sample("y", dist.Normal(gains * x, noise).to_event(1))
+
+
+def places(**settings):
+    """Where ascents from twenty random places end."""
+    starts = np.random.default_rng(0).uniform(-6, 6, 20)
+    results = [
+        ig.maximize_mi(
+            vernier,
+            "x",
+            "y",
+            init_params={"place": float(place)},
+            rng_key=jax.random.key(index),
+            progress_bar=False,
+            **settings,
+        )
+        for index, place in enumerate(starts)
+    ]
+    return np.array([float(r.params["place"]) for r in results])
+
+
+def test_annealing_leads_past_poor_optima() -> None:
+    assert np.sum(np.abs(places()) > 1) >= 10  # the control
+    assert np.all(np.abs(places(annealing=1.0)) < 0.05)
+
+
+@pytest.mark.slow
+def test_restarts_find_the_best_of_many_optima() -> None:
+    assert np.all(np.abs(places(num_restarts=32)) < 0.05)
+
+
+def test_annealing_of_learned_scores_ends_without_noise() -> None:
+    result = ig.maximize_mi(
+        black_box,
+        "x",
+        "y",
+        scores=replace(LEARN, num_steps=50, num_samples=1024),
+        num_steps=60,
+        annealing={"y": 0.5},
+        progress_bar=False,
+    )
+    assert not any("appended" in warning for warning in result.estimate.warnings)
+    assert float(result.params["eta"]) > 1.3
+
+
+@pytest.mark.parametrize("annealing", [0.0, -1.0, np.nan, "warm", {"x": 1.0}])
+def test_annealing_that_is_none(annealing) -> None:
+    with pytest.raises(ArgumentError, match="annealing"):
+        ig.maximize_mi(links.link, "x", "y", annealing=annealing, progress_bar=False)
+
+
+# -- checks ----------------------------------------------------------------------------
+
+
+def test_sound_scores_are_trusted(capsys) -> None:
+    found = ig.diagnostics.check_scores(
+        XY, links.amplifier, scores=LEARN, against=METHODS["sliced"]
+    )
+    assert found.trusted, found
+    assert "Nothing speaks against" in capsys.readouterr().out
+    (each,) = found.sets
+    assert each.label == "y"
+    assert found.disagreement["y"] < 0.05
+    assert found.plot().get_xlabel() == "cotangent by denoising"
+
+
+def test_wrong_scores_are_not() -> None:
+    wrong = ig.scores.Analytic(links.link_scores(2.0, 1.0, 1.3))
+    found = ig.diagnostics.check_scores(
+        XY,
+        links.link,
+        params={"a": 2.0, "b": 1.0},
+        scores=wrong,
+        against=METHODS["sliced"],
+        verbose=False,
+    )
+    assert not found.trusted
+    assert any("Stein" in doubt for doubt in found.doubts)
+    assert "Do not trust" in repr(found)
+
+
+def test_closed_forms_need_no_check() -> None:
+    found = ig.diagnostics.check_scores(XY, links.link, verbose=False)
+    assert found.trusted
+    with pytest.raises(ArgumentError, match="one method"):
+        found.plot()
