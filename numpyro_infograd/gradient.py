@@ -457,8 +457,9 @@ def gradient(
         objective: Built from `MI`, `Entropy`, `Expectation`.
         model: A NumPyro model, or the result of `structural_model`.
         params: Where to evaluate; what is missing takes its initial value.
-        scores: "auto", "exact", "mixture", "denoising", or a method of
-            `numpyro_infograd.scores`.
+        scores: "auto", "exact", "mixture", "denoising", "sliced", "flow",
+            "posterior", "kernel", a method of `numpyro_infograd.scores`, or what
+            `pretrain_scores` returned.
         num_samples: A power of two; None for the method's default.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         allow_jumps: Do not refuse parameters that reach a site through a jump.

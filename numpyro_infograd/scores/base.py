@@ -42,7 +42,9 @@ class ScoreMethod(Protocol):
     """A way to estimate the score of a `Density`; hashable, without state of its own.
 
     `init` runs on the host and returns a pytree of arrays; `fit` and `score` are pure
-    and traceable. A method that needs no fit returns its state unchanged.
+    and traceable. A method that needs no fit returns its state unchanged. With a true
+    attribute `samples_only` it never meets a condition that a parameter moves; with
+    `reverses` it gets densities of the inputs given the outputs.
     """
 
     @property
