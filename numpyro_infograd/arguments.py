@@ -85,6 +85,32 @@ def as_power_of_two(name: str, value: Any, least: int) -> int:
     return size
 
 
+def check_counts(settings: Any, *names: str) -> None:
+    """Raise unless these attributes of an object are whole numbers of at least one.
+
+    Raises:
+        ArgumentError: naming the attribute.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ArgumentError(f"{name} must be a positive int, got {value!r}.")
+
+
+def check_widths(hidden: Any) -> None:
+    """Raise unless these are widths of hidden layers.
+
+    Raises:
+        ArgumentError: for anything but a tuple of positive ints.
+    """
+    tuples = isinstance(hidden, tuple) and len(hidden) > 0
+    if not tuples or not all(isinstance(n, int) and n > 0 for n in hidden):
+        raise ArgumentError(
+            f"hidden must be a tuple of positive ints, such as (64, 64), got "
+            f"{hidden!r}."
+        )
+
+
 def as_args(
     model_args: Any, model_kwargs: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -22,6 +22,7 @@ from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import Problem, admit, initial_states, is_learned, pose
 from numpyro_infograd.scores import Exact, resolve_method
 from numpyro_infograd.scores.base import Scores, flatten
+from numpyro_infograd.scores.stein import calibrate
 from numpyro_infograd.structure import StructuralModel, Values, simulate
 
 _FAR = 5.0  # standard errors by which a mean that is zero may be off
@@ -161,7 +162,8 @@ def check_scores(
         model: As in `gradient`.
         params: As in `gradient`.
         scores: The method to check, as in `gradient`.
-        against: Another method to hold it against; None for none.
+        against: Another method to hold it against, or the same for another fit; None
+            for none.
         num_samples: Fresh samples to check on, a power of two.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         allow_jumps: As in `gradient`.
@@ -218,10 +220,10 @@ def check_scores(
             second = pose(objective, sm, other, complete)
             _, theirs = _look(second, complete, values, other_key)
             names = second.method_name
-            for site in own.keys() & theirs.keys():
+            for site in own:
                 a, b = (flatten(c, (site,)) for c in (own, theirs))
                 size = max(float(jnp.mean(a**2)), float(jnp.mean(b**2)))
-                apart[site] = float(jnp.mean((a - b) ** 2)) / size
+                apart[site] = float(jnp.mean((a - b) ** 2)) / (size or 1.0)
                 both[site] = np.stack([a, b])
         report = ScoreCheck(problem.method_name, names, sets, apart, both)
     if verbose:
@@ -241,19 +243,18 @@ def _look(
     sets: list[SetCheck] = []
     found: list[Scores] = []
     for density, state in zip(densities, states, strict=True):
-        calibrated = score_of(method, state, density, params, values, rng_key)
-        found.append(calibrated)
         if not is_learned(method, density):
+            found.append(score_of(None, state, density, params, values, rng_key))
             continue
         raw = method.score(state, density, params, values, rng_key)
-        label = ",".join(density.sites) + ("|" + ",".join(density.given)).rstrip("|")
+        found.append(calibrate(density, raw, values))
         flat = np.asarray(flatten(raw.mean, density.blocks), float)
         off = np.abs(flat.mean(0)) / (flat.std(0) / len(flat) ** 0.5)
         residual, error = _stein(density, raw, values)
-        gain = float(calibrated.evidence.get("held_out_gain", np.nan))
-        sets.append(SetCheck(label, float(off.max()), residual, error, gain))
+        gain = float(raw.evidence.get("held_out_gain", np.nan))
+        sets.append(SetCheck(density.label, float(off.max()), residual, error, gain))
     mean, _ = cotangents(densities, problem.coefficients, found)
-    return tuple(sets), {name: mean[name] for name in mean}
+    return tuple(sets), mean
 
 
 def _stein(density: Any, raw: Scores, values: Values) -> tuple[float, float]:

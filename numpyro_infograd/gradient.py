@@ -204,9 +204,8 @@ def pull_back(
         deviation = pullback((picked, jnp.zeros_like(means)))[0]
     evidence = {}
     for density, score in zip(densities, scores, strict=True):
-        label = ",".join(density.sites) + ("|" + ",".join(density.given)).rstrip("|")
         for key, number in score.evidence.items():
-            evidence[f"{key}({label})"] = number
+            evidence[f"{key}({density.label})"] = number
     return Pulled(gradient, deviation, means, evidence)
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import tracing
-from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import Density, StructuralModel, appended_name
 
@@ -308,6 +308,57 @@ def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
         if coefficient:
             sites = tuple(sorted(joint, key=order.__getitem__))
             terms.append(Term(coefficient, sites, ()))
+    return tuple(terms)
+
+
+def without_moving_conditions(
+    terms: tuple[Term, ...], sm: StructuralModel
+) -> tuple[Term, ...]:
+    """h(A | B) as h(A, B) - h(B) where a parameter moves B.
+
+    Samples of A and B do not show how the density of A depends on B: that is the
+    difference of two scores.
+    """
+    order = {name: i for i, name in enumerate(sm.sites)}
+    found: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
+    for coefficient, sites, given in terms:
+        parts = [(coefficient, sites, given)]
+        if sm.params_of(given):
+            joint = tuple(sorted(sites + given, key=order.__getitem__))
+            parts = [(coefficient, joint, ()), (-coefficient, given, ())]
+        for share, own, rest in parts:
+            found[own, rest] = _add(found.get((own, rest), 0.0), share)
+    return tuple(Term(c, sites, given) for (sites, given), c in found.items() if c)
+
+
+def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
+    """The objective as entropies h(A | B) of sites that no parameter reaches.
+
+    Raises:
+        ScoreError: if something else is left that a parameter moves.
+    """
+    order = {name: i for i, name in enumerate(sm.sites)}
+    left = dict(objective.entropies)
+    terms = []
+    for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
+        for inner in sorted(left, key=lambda s: (len(s), sorted(s))):
+            own = joint - inner
+            if not inner < joint or left[joint] * left[inner] >= 0 or sm.params_of(own):
+                continue
+            size = min(abs(left[joint]), abs(left[inner]))
+            coefficient = size if left[joint] > 0 else -size
+            left[joint] = _add(left[joint], -coefficient)
+            left[inner] = _add(left[inner], coefficient)
+            if sm.params_of(inner):
+                parts = (sorted(part, key=order.__getitem__) for part in (own, inner))
+                terms.append(Term(coefficient, *map(tuple, parts)))
+    for sites, coefficient in left.items():
+        if coefficient and sm.params_of(sites):
+            raise ScoreError(
+                "scores='posterior' needs an objective made of MI(inputs, outputs) "
+                "whose inputs no parameter reaches, but it leaves the entropy of "
+                f"{sorted(sites)}. Use scores='denoising'."
+            )
     return tuple(terms)
 
 

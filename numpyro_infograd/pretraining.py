@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-import math
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,15 @@ from numpyro.distributions import Distribution
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
-from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, sobol_points
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import admit, pose
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import resolve_method
-from numpyro_infograd.scores.base import Layout, after
-from numpyro_infograd.scores.coordinates import Frame
+from numpyro_infograd.scores.base import after
 from numpyro_infograd.scores.learned import Learned, share_of
-from numpyro_infograd.scores.pool import draw_pool, with_noise
+from numpyro_infograd.scores.pool import with_noise
 from numpyro_infograd.scores.pretrained import Pretrained, Range
 from numpyro_infograd.structure import Density, StructuralModel
 
@@ -98,29 +96,34 @@ def pretrain_scores(
     drawn, ranges = _draw(over, names, initial, num_points, draw_key)
     first = {n: jax.tree.map(lambda x: x[0], v) for n, v in drawn.items()}
     params = initial | first
-    sm.check_constraints(params)
+    _check_constraints(drawn, sm)
     checks.check_finite(objective, sm, params)
     checks.check_gradient(objective, sm, params, allow_jumps)
     problem = pose(objective, sm, method, params)
     trained: dict[Any, Any] = {}
     size = max(_LARGER * method.pool_size // num_points, 16 * method.num_networks)
-    size = share_of(size, method.num_networks)
     for i, density in enumerate(problem.densities):
         if density.is_known:
             continue
         method.init(density, fit_key)  # checks the network
-        trained[density.sites, density.given] = _train(
+        networks = _train(
             method,
             density,
             problem.sm.forward,
             initial,
             drawn,
             ranges,
-            base_points(with_noise(density), size),
+            base_points(with_noise(density), share_of(size, method.num_networks)),
             jax.random.fold_in(fit_key, i),
             names=names,
             size=size,
         )
+        if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(networks)):
+            raise ScoreError(
+                f"the training for {density.all_sites} was not finite: somewhere in "
+                "the range a draw or a density is not. Give a smaller range."
+            )
+        trained[density.sites, density.given] = networks
     return Pretrained(method, names, ranges, trained, problem.sm.forward)
 
 
@@ -138,22 +141,21 @@ def _train(
     size: int,
 ) -> Any:
     """Networks fitted to pools at many parameter values."""
-    count, layout = method.num_networks, Layout.of(density)
     pool_key, init_key, train_key = jax.random.split(rng_key, 3)
     num_points = len(jax.tree.leaves(drawn)[0])
 
     def at(one: Any) -> Any:
         own, key = one
         params = initial | own
-        pool = draw_pool(density, forward, params, key, count, size, points)
-        values = pool.values.reshape(-1, pool.values.shape[-1])
-        return Frame.of(values, layout, ranges.setting(params, names)), pool
+        setting = ranges.setting(params, names)
+        return method.draw(density, forward, params, key, size, points, setting)
 
     keys = jax.random.split(pool_key, num_points)
     frames, pools = jax.lax.map(at, (drawn, keys), batch_size=16)
-    pools = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), pools)
+    frames = jax.tree.map(lambda x: x[:, 0], frames)
+    pools = jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 0], 0, 1), pools)
     ensemble = method.ensemble(density, frames.setting.shape[-1])
-    networks = after(ensemble.init(init_key, count), pools)
+    networks = after(ensemble.init(init_key, method.num_networks), pools)
     steps = _LONGER * method.num_steps
     return method.train(density, frames, pools, networks, train_key, steps)
 
@@ -176,6 +178,20 @@ def _check_names(over: Any, needed: frozenset[str], sm: StructuralModel) -> None
             f"over lacks parameter {name!r}, which reaches the objective. Give bounds "
             "(low, high) for it."
         )
+
+
+def _check_constraints(drawn: Mapping[str, Any], sm: StructuralModel) -> None:
+    for name, values in drawn.items():
+        for leaf in jax.tree.leaves(values):
+            inside = np.asarray(sm.constraints[name](leaf))
+            if not inside.all():
+                worst = np.asarray(leaf)[
+                    np.argmin(inside.reshape(len(leaf), -1).min(1))
+                ]
+                raise ArgumentError(
+                    f"over[{name!r}] leaves the parameter's constraint "
+                    f"{sm.constraints[name]}: it holds {worst}. Give a range inside."
+                )
 
 
 def _draw(
@@ -206,6 +222,11 @@ def _draw(
         else:
             low, high = _bounds(name, over[name], leaves)
             flat = low + (high - low) * u
+        if not np.all(low < high) or not np.isfinite([low, high]).all():
+            raise ArgumentError(
+                f"over[{name!r}] must have low < high, both finite, got "
+                f"{over[name]!r:.80}."
+            )
         parts, column = [], 0
         for leaf in leaves:
             part = flat[:, column : column + leaf.size]
@@ -234,8 +255,4 @@ def _bounds(name: str, bounds: Any, leaves: list[Any]) -> tuple[np.ndarray, np.n
             f"over[{name!r}] must be (low, high), numbers or arrays of the parameter's "
             f"shape, or a NumPyro distribution, got {bounds!r:.80}."
         ) from None
-    if not np.all(low < high) or not math.isfinite(np.sum(high - low)):
-        raise ArgumentError(
-            f"over[{name!r}] must have low < high, both finite, got {bounds!r:.80}."
-        )
     return low, high

@@ -16,7 +16,13 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ScoreError
-from numpyro_infograd.objectives import Objective, Term, resolve
+from numpyro_infograd.objectives import (
+    Objective,
+    Term,
+    resolve,
+    resolve_reversed,
+    without_moving_conditions,
+)
 from numpyro_infograd.scores import Exact
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
@@ -120,9 +126,9 @@ def pose(
         method.check_model(sm, params)
     terms = moving_terms(objective, sm)
     if getattr(method, "samples_only", False):
-        terms = _without_moving_conditions(terms, sm)
+        terms = without_moving_conditions(terms, sm)
     if getattr(method, "reverses", False):
-        terms = _reversed(objective, sm)
+        terms = resolve_reversed(objective, sm)
     densities = tuple(sm.density(term.sites, term.given) for term in terms)
     if hasattr(method, "prepare"):
         method = method.prepare(sm, params, densities)
@@ -130,57 +136,6 @@ def pose(
     for density in densities:
         method.check(density)
     return Problem(sm, objective, terms, densities, method, None, reason)
-
-
-def _without_moving_conditions(
-    terms: tuple[Term, ...], sm: StructuralModel
-) -> tuple[Term, ...]:
-    """h(A | B) as h(A, B) - h(B) where a parameter moves B.
-
-    Samples of A and B do not show how the density of A depends on B: that is the
-    difference of two scores.
-    """
-    order = {name: i for i, name in enumerate(sm.sites)}
-    found: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
-    for coefficient, sites, given in terms:
-        parts = [(coefficient, sites, given)]
-        if sm.params_of(given):
-            joint = tuple(sorted(sites + given, key=order.__getitem__))
-            parts = [(coefficient, joint, ()), (-coefficient, given, ())]
-        for share, own, rest in parts:
-            found[own, rest] = found.get((own, rest), 0.0) + share
-    return tuple(Term(c, sites, given) for (sites, given), c in found.items() if c)
-
-
-def _reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
-    """The objective as entropies h(A | B) of sites that no parameter reaches.
-
-    Raises:
-        ScoreError: if something else is left that a parameter moves.
-    """
-    order = {name: i for i, name in enumerate(sm.sites)}
-    left = dict(objective.entropies)
-    terms = []
-    for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
-        for inner in sorted(left, key=lambda s: (len(s), sorted(s))):
-            own = joint - inner
-            if not inner < joint or left[joint] * left[inner] >= 0 or sm.params_of(own):
-                continue
-            size = min(abs(left[joint]), abs(left[inner]))
-            coefficient = size if left[joint] > 0 else -size
-            left[joint] -= coefficient
-            left[inner] += coefficient
-            if sm.params_of(inner):
-                parts = (sorted(part, key=order.__getitem__) for part in (own, inner))
-                terms.append(Term(coefficient, *map(tuple, parts)))
-    for sites, coefficient in left.items():
-        if coefficient and sm.params_of(sites):
-            raise ScoreError(
-                "scores='posterior' needs an objective made of MI(inputs, outputs) "
-                "whose inputs no parameter reaches, but it leaves the entropy of "
-                f"{sorted(sites)}. Use scores='denoising'."
-            )
-    return tuple(terms)
 
 
 def is_learned(method: Any, density: Density) -> bool:

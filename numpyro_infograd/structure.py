@@ -106,6 +106,11 @@ class Density:
         return self.sites + self.given
 
     @property
+    def label(self) -> str:
+        """What the set is called in reports, such as "y" or "y|x"."""
+        return ",".join(self.sites) + ("|" + ",".join(self.given)).rstrip("|")
+
+    @property
     def without_density(self) -> tuple[str, ...]:
         """Sites of the set that a parameter moves and that have no density."""
         moved = set(self.blocks) - set(self.scored)

@@ -129,7 +129,7 @@ def apply(weights, x):
 
 @pytest.mark.parametrize("network", [Body, (start, apply)], ids=["module", "function"])
 def test_a_network_of_the_users(network) -> None:
-    method = replace(LEARN, network=network)
+    method = replace(LEARN, hidden=None, network=network)
     found = ig.gradient(XY, links.amplifier, scores=method)
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.01)
 
@@ -148,7 +148,8 @@ def with_batch_norm(inputs, rngs):
 )
 def test_networks_that_will_not_do(network, words) -> None:
     with pytest.raises(ArgumentError, match=words):
-        ig.gradient(XY, links.amplifier, scores=replace(LEARN, network=network))
+        method = replace(LEARN, hidden=None, network=network)
+        ig.gradient(XY, links.amplifier, scores=method)
 
 
 # -- posterior -----------------------------------------------------------------------

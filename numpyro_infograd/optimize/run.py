@@ -92,15 +92,17 @@ class Run:
         return self._finish()
 
     def _ascend(self, total: int, bar: Any) -> None:
+        # Noise falls from chunk to chunk, at least five times before it is left out.
+        chunk = min(CHUNK, max(total // 10, 1)) if self.heat else CHUNK
         for cycle in range(1 if self.num_steps else MAX_CYCLES):
             if cycle:
                 self._rescale()
-            for start in range(0, total, CHUNK):
+            for start in range(0, total, chunk):
                 if start == total // 2:
                     self.middle = self.states.free
                 if self.heat and not cycle:
                     self._cool(2 * start / total)
-                steps = np.arange(start, min(start + CHUNK, total))
+                steps = np.arange(start, min(start + chunk, total))
                 decay = _decay(steps, total)
                 rates = jnp.asarray(
                     decay if self.ascent.scaled else np.ones(len(steps))

@@ -151,15 +151,21 @@ def after(tree: Any, *others: Any) -> Any:
     return jax.tree.map(wait, tree)
 
 
-def symmetric_power(matrix: jax.Array, power: float) -> jax.Array:
-    """A power of a positive semi-definite matrix, with a floor under its spectrum.
+def symmetric_powers(matrix: jax.Array, *powers: float) -> tuple[jax.Array, ...]:
+    """Powers of a positive semi-definite matrix, with a floor under its spectrum.
 
     By eigenvectors, which stay finite where Cholesky factors do not.
     """
     values, vectors = jnp.linalg.eigh(matrix)
     floor = 1e-6 * jnp.max(values, axis=-1, keepdims=True)
-    powers = jnp.maximum(values, jnp.maximum(floor, 1e-30)) ** power
-    return (vectors * powers[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
+    values = jnp.maximum(values, jnp.maximum(floor, 1e-30))
+    back = jnp.swapaxes(vectors, -1, -2)
+    return tuple((vectors * (values**p)[..., None, :]) @ back for p in powers)
+
+
+def symmetric_power(matrix: jax.Array, power: float) -> jax.Array:
+    """One of `symmetric_powers`."""
+    return symmetric_powers(matrix, power)[0]
 
 
 class Layout(NamedTuple):

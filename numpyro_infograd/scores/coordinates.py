@@ -8,8 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.scores.base import Layout, flatten, symmetric_power
+from numpyro_infograd.scores.base import Layout, after, flatten, symmetric_powers
 from numpyro_infograd.structure import Density, Values
+
+CLIP = 8.0  # standard deviations up to which a network tells values apart
 
 
 class Free(NamedTuple):
@@ -63,12 +65,13 @@ class Frame(NamedTuple):
     def of(
         values: jax.Array, layout: Layout, setting: jax.Array | None = None
     ) -> Frame:
-        """From a pool's moments, (num_samples, inputs).
+        """From a pool's moments, (..., inputs) with any axes of samples.
 
         Columns with tails so heavy that the variance says nothing (the middle 68 % is
         more than three times narrower than the variance claims) are scaled by
         quantiles and get no Gaussian part.
         """
+        values = values.reshape(-1, values.shape[-1])
         levels = jnp.asarray([0.16, 0.5, 0.84])
         low, middle, high = jnp.quantile(
             values[:512], levels, axis=0
@@ -84,8 +87,8 @@ class Frame(NamedTuple):
         correlation = standard.T @ standard / len(values) * light[:, None] * light
         eye = jnp.eye(values.shape[1], dtype=bool)
         correlation = jnp.where(eye, 1.0, correlation)
-        precision = symmetric_power(correlation, -1.0)
-        whiten = symmetric_power(correlation, -0.5) / scale
+        precision, whiten = symmetric_powers(correlation, -1.0, -0.5)
+        whiten = whiten / scale
 
         outputs = jnp.asarray(layout.outputs, int)
         information = precision[outputs][:, outputs] / scale[outputs][:, None]
@@ -93,12 +96,12 @@ class Frame(NamedTuple):
         conditional = precision
         if layout.given:
             given = jnp.asarray(layout.given, int)
-            alone = symmetric_power(correlation[given][:, given], -1.0)
+            own = after(correlation[given][:, given], precision)
+            (alone,) = symmetric_powers(own, -1.0)
             conditional = precision.at[given[:, None], given].add(-alone)
         base = -(conditional * light[:, None])[outputs]
         base = base / scale[outputs][:, None] / scale
-        spread = symmetric_power(information, 0.5)
-        unspread = symmetric_power(information, -0.5)
+        spread, unspread = symmetric_powers(after(information, base), 0.5, -0.5)
         setting = jnp.zeros(0) if setting is None else setting
         return Frame(mean, whiten, base, spread, unspread, setting)
 
@@ -124,9 +127,13 @@ class Frame(NamedTuple):
         columns = jnp.asarray(layout.outputs, int)
         return centred.at[:, columns].add(jnp.sqrt(variance) * noise @ self.unspread)
 
+    def white(self, centred: jax.Array) -> jax.Array:
+        """Whitened values, (num_samples, inputs)."""
+        return centred @ self.whiten.T
+
     def features(self, centred: jax.Array) -> jax.Array:
         """What a network sees: whitened values, clipped, and the setting."""
-        white = jnp.clip(centred @ self.whiten.T, -8.0, 8.0)
+        white = jnp.clip(self.white(centred), -CLIP, CLIP)
         if not self.setting.shape[-1]:
             return white
         setting = jnp.broadcast_to(self.setting, (len(white), len(self.setting)))

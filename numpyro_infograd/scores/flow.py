@@ -12,7 +12,7 @@ from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import Frame
 from numpyro_infograd.scores.learned import FAINT, Learned
-from numpyro_infograd.scores.pool import Pool, antithetic
+from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch
 from numpyro_infograd.structure import Density
 
@@ -72,12 +72,17 @@ class FlowMatching(Learned):
 
     def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
         """Regression of what the normal law leaves of the velocity w - z."""
-        tau = _FIRST + (self.times[0] - _FIRST) * antithetic(pool.position[:, None])
-        noise, centred = antithetic(pool.noise, -1.0), pool.values - frame.mean
-        level, centred = ((1 - tau) / tau) ** 2, antithetic(centred)
+        tau = _FIRST + (self.times[0] - _FIRST) * _twice(pool.position[:, None])
+        noise, centred = _twice(pool.noise, -1.0), pool.values - frame.mean
+        level, centred = ((1 - tau) / tau) ** 2, _twice(centred)
         moved = frame.moved(centred, Layout.of(density), noise, level)
         w, x = -frame.gaussian(centred), -tau * frame.gaussian(moved)
         normal = (2 * tau - 1) / (tau**2 + (1 - tau) ** 2) * x
         seen = self.see(frame, moved, level)
         # The network is the score that the velocity beyond the normal law's stands for.
         return Batch(seen, (1 - tau) / tau**2, w - noise - normal)
+
+
+def _twice(x: jax.Array, sign: float = 1.0) -> jax.Array:
+    """A batch and once more, as it is or with the other sign."""
+    return jnp.concatenate([x, sign * x])

@@ -92,8 +92,8 @@ class Kernel:
             density, forward, params, rng_key, _MEMBERS, self.num_points, points
         )
         layout = Layout.of(density)
-        frame = Frame.of(pool.values.reshape(-1, pool.values.shape[-1]), layout)
-        centres = frame.features(pool.values - frame.mean)
+        frame = Frame.of(pool.values, layout)
+        centres = frame.white(pool.values - frame.mean)
         distances = jax.vmap(lambda x: _squares(x, x))(centres)
         width = jnp.sqrt(0.5 * jnp.median(distances[:, ::4, 1::4]))
         outputs = jnp.asarray(layout.outputs, int)
@@ -132,7 +132,7 @@ class Kernel:
         """Mean of the expansions, with their spread as the error."""
         found: _Expansion = state[-1]
         centred = Free.of(density, values).values - found.frame.mean
-        seen = found.frame.features(centred)
+        seen = found.frame.white(centred)
 
         def member(centres: jax.Array, weights: jax.Array) -> jax.Array:
             return jnp.exp(-_squares(seen, centres) / (2 * found.width**2)) @ weights

@@ -7,14 +7,17 @@ whitened coordinates: a linear-Gaussian model is right before any training.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.arguments import as_power_of_two, check_counts
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.program import Program
@@ -25,7 +28,12 @@ from numpyro_infograd.scores.base import (
     unflatten,
 )
 from numpyro_infograd.scores.coordinates import Frame, Free
-from numpyro_infograd.scores.network import Ensemble, Network, perceptron
+from numpyro_infograd.scores.network import (
+    Ensemble,
+    Network,
+    check_network,
+    perceptron,
+)
 from numpyro_infograd.scores.pool import Pool, draw_pool, with_noise
 from numpyro_infograd.scores.quadratic import Batch, solve, train, worth
 from numpyro_infograd.structure import Density, Values
@@ -72,28 +80,8 @@ class Fitted(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned:
-    """Settings and mechanics of a learned score.
-
-    Args:
-        hidden: Widths of the hidden layers; None is two layers, wider with the inputs.
-        network: Your own in place of the built-in one: `make(inputs, rngs=...)` that
-            returns an `nnx.Module`, or functions `(init(rng_key, inputs),
-            apply(parameters, x))`. It maps (num_samples, inputs) to features of any
-            width; a linear layer on top is added and fitted.
-        num_networks: Size of the ensemble: 2, 4 or 8.
-        num_steps: Training steps of a fit from scratch.
-        num_warm_steps: Training steps of a refit at fixed intervals.
-        batch_size: Samples of a training step, shared out among the networks.
-        pool_size: Samples drawn for a fit from scratch, a power of two.
-        warm_pool_size: Samples drawn for a refit, a power of two.
-        learning_rate: Peak of the cosine schedule.
-        num_samples: Default number of samples of a gradient, a power of two.
-        refit: When to train again during an ascent: after so many steps, or "auto":
-            once the scores are stale by held-out samples (they lost a hundredth of the
-            Fisher information) or by Stein's identity (the score of the fitted moments
-            moved by two hundredths). The moments follow the parameters at every step.
-    """
+class Learned(ABC):
+    """Settings and mechanics of a learned score; the settings are in `Denoising`."""
 
     hidden: tuple[int, ...] | None = None
     network: Network | None = None
@@ -112,8 +100,15 @@ class Learned:
             raise ArgumentError(
                 f"num_networks must be 2, 4 or 8, got {self.num_networks}."
             )
+        check_network(self.network, self.hidden)
+        check_counts(self, "num_steps", "num_warm_steps", "batch_size")
         for name in ("pool_size", "warm_pool_size"):
             as_power_of_two(name, getattr(self, name), 256)
+        if self.batch_size < self.num_networks:
+            raise ArgumentError(
+                f"batch_size is {self.batch_size}: too few for {self.num_networks} "
+                "networks to share."
+            )
         whole = isinstance(self.refit, int) and self.refit > 0
         if not whole and self.refit != "auto":
             raise ArgumentError(
@@ -130,9 +125,9 @@ class Learned:
         """
         return (0.0,)
 
+    @abstractmethod
     def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
         """The quadratic problem of a pool with one axis of samples."""
-        raise NotImplementedError
 
     def see(
         self, frame: Frame, centred: jax.Array, level: jax.Array | float
@@ -173,48 +168,39 @@ class Learned:
         """Draw a pool, fit the moments, train the residual if that is stale."""
         points, warm_points, last = state
         pool_key, init_key, train_key = jax.random.split(rng_key, 3)
-        count = self.num_networks
 
         def draw(size: int, points: Any) -> tuple[Frame, Pool]:
-            share = share_of(size, count)
-            pool = draw_pool(density, forward, params, pool_key, count, share, points)
-            return Frame.of(_flat(pool.values), Layout.of(density)), pool
+            return self.draw(density, forward, params, pool_key, size, points)
 
         if not warm:
-            frame, pool = draw(self.pool_size, points)
-            networks = self.ensemble(density).init(init_key, count)
-            networks = self.train(
-                density, *alone(frame, pool), networks, train_key, self.num_steps
-            )
-            _, gain = self.worth(density, *alone(frame, pool), networks)
-            return points, warm_points, Fitted.new(networks, frame, gain)
+            here = draw(self.pool_size, points)
+            networks = self.ensemble(density).init(init_key, self.num_networks)
+            networks = self.train(density, *here, networks, train_key, self.num_steps)
+            _, gain = self.worth(density, *here, networks)
+            return points, warm_points, Fitted.new(networks, first(here[0]), gain)
 
-        frame, pool = draw(self.warm_pool_size, warm_points)
-        change = _flat(pool.values - frame.mean) @ (frame.base - last.trained_base).T
+        here = draw(self.warm_pool_size, warm_points)
+        frame = first(here[0])
+        change = (here[1].values - frame.mean) @ (frame.base - last.trained_base).T
         drift = jnp.mean((change @ frame.unspread) ** 2)
+        kept = self.worth(density, *here, last.networks)
         if self.refit == "auto":
-            _, gain = self.worth(density, *alone(frame, pool), last.networks)
-            stale = (drift > DRIFTED) | (gain < last.trained_gain - LOST)
-
-            def retrain(networks: Any) -> Any:
-                large = alone(*draw(self.pool_size, points))
-                steps = max(self.num_steps // 2, 1)
-                return self.train(density, *large, networks, train_key, steps)
+            stale = (drift > DRIFTED) | (kept[1] < last.trained_gain - LOST)
         else:
             stale = last.age + 1 >= self.refit
 
-            def retrain(networks: Any) -> Any:
-                return self.train(
-                    density,
-                    *alone(frame, pool),
-                    networks,
-                    train_key,
-                    self.num_warm_steps,
-                    whole=False,
-                )
+        def retrain(networks: Any) -> Any:
+            if self.refit == "auto":
+                large, steps = draw(self.pool_size, points), self.num_steps // 2
+                new = self.train(density, *large, networks, train_key, max(steps, 1))
+            else:
+                steps = self.num_warm_steps
+                new = self.train(density, *here, networks, train_key, steps, False)
+            return new, *self.worth(density, *here, new)
 
-        networks = jax.lax.cond(stale, retrain, lambda n: n, last.networks)
-        shrink, gain = self.worth(density, *alone(frame, pool), networks)
+        networks, shrink, gain = jax.lax.cond(
+            stale, retrain, lambda networks: (networks, *kept), last.networks
+        )
         fitted = Fitted(
             networks,
             frame,
@@ -247,6 +233,29 @@ class Learned:
         return report_scores(density, values, each, doubts, evidence)
 
     # -- parts -------------------------------------------------------------------
+
+    def draw(
+        self,
+        density: Density,
+        forward: Program,
+        params: Any,
+        rng_key: jax.Array,
+        size: int,
+        points: Any,
+        setting: jax.Array | None = None,
+    ) -> tuple[Frame, Pool]:
+        """Samples of all networks at these parameters, and the frame of their moments.
+
+        Both have an axis of frames, of length one: in front, and behind the networks.
+        """
+        count = self.num_networks
+        share = share_of(size, count)
+        pool = draw_pool(density, forward, params, rng_key, count, share, points)
+        frame = Frame.of(pool.values, Layout.of(density), setting)
+        return (
+            jax.tree.map(lambda x: x[None], frame),
+            jax.tree.map(lambda x: x[:, None], pool),
+        )
 
     def ensemble(self, density: Density, settings: int = 0) -> Ensemble:
         """The networks of a density, which may see `settings` parameters besides."""
@@ -297,8 +306,8 @@ class Learned:
         self, density: Density, fitted: Fitted, values: jax.Array, rng_key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Each network's score, (members, num_samples, outputs), and what to doubt of
-        their mean: half of what the last level of noise, and of what the second half of
-        the features added to it.
+        their mean: half of what the last level of noise added to it, and what every
+        other feature did.
 
         Coordinates are those without bounds.
         """
@@ -335,14 +344,8 @@ class Learned:
 
 def extrapolation(levels: tuple[float, ...]) -> tuple[float, ...]:
     """Weights of a polynomial through these levels at level zero (Richardson)."""
-    weights = []
-    for i, own in enumerate(levels):
-        weight = 1.0
-        for j, other in enumerate(levels):
-            if j != i:
-                weight *= other / (other - own)
-        weights.append(weight)
-    return tuple(weights)
+    powers = np.vander(levels, increasing=True).T
+    return tuple(np.linalg.solve(powers, np.eye(len(levels))[0]).tolist())
 
 
 def report_scores(
@@ -376,17 +379,10 @@ def report_scores(
     )
 
 
-def alone(frame: Frame, pool: Pool) -> tuple[Frame, Pool]:
-    """One frame, and the samples of each network for it, with an axis of frames."""
-    return (
-        jax.tree.map(lambda x: x[None], frame),
-        jax.tree.map(lambda x: x[:, None], pool),
-    )
-
-
-def _flat(x: jax.Array) -> jax.Array:
-    """All samples of all members."""
-    return x.reshape(-1, x.shape[-1])
+def first(frames: Frame) -> Frame:
+    """The first of several frames."""
+    found: Frame = jax.tree.map(lambda x: x[0], frames)
+    return found
 
 
 def share_of(total: int, members: int) -> int:

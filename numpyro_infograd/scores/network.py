@@ -16,6 +16,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.arguments import check_widths
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import symmetric_power
 
@@ -67,6 +68,24 @@ def perceptron(hidden: tuple[int, ...] | None, bent: bool = True) -> Network:
         return Features(inputs, hidden or (width, width), bends, rngs=rngs)
 
     return make
+
+
+def check_network(network: Any, hidden: Any) -> None:
+    """Raise unless one of the two, or none, says what the networks are.
+
+    Raises:
+        ArgumentError: for a network that is no function, or widths that are none.
+    """
+    if hidden is not None:
+        check_widths(hidden)
+    pair = isinstance(network, tuple) and len(network) == 2
+    functions = network if pair else (network,)
+    if network is not None and not all(map(callable, functions)):
+        raise ArgumentError(f"network={network!r} is no function. {_USE}")
+    if network is not None and hidden is not None:
+        raise ArgumentError(
+            "hidden is for the built-in network: leave it out with a network of yours."
+        )
 
 
 class Ensemble:

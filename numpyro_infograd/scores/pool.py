@@ -61,8 +61,3 @@ def draw_pool(
 
     keys = jax.random.split(rng_key, members)
     return jax.lax.stop_gradient(jax.vmap(one)(keys))
-
-
-def antithetic(x: jax.Array, sign: float = 1.0) -> jax.Array:
-    """A batch and once more, as it is or with the other sign."""
-    return jnp.concatenate([x, sign * x])

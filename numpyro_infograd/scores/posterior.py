@@ -14,14 +14,19 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd import guides
-from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.arguments import as_power_of_two, check_counts
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import Scores, flatten, symmetric_power
 from numpyro_infograd.scores.coordinates import Free
 from numpyro_infograd.scores.learned import report_scores, share_of
-from numpyro_infograd.scores.network import Ensemble, Network, perceptron
+from numpyro_infograd.scores.network import (
+    Ensemble,
+    Network,
+    check_network,
+    perceptron,
+)
 from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
 
 _MEMBERS = 4
@@ -59,7 +64,8 @@ class Posterior:
         num_steps: Training steps of a fit from scratch.
         num_warm_steps: Training steps at each step of an ascent.
         batch_size: Samples of a training step, shared out among four fits.
-        pool_size: Samples drawn for a fit, a power of two.
+        pool_size: Samples drawn for a fit from scratch, a power of two.
+        warm_pool_size: Samples drawn at each step of an ascent, a power of two.
         learning_rate: Peak of the cosine schedule.
         num_samples: Default number of samples of a gradient, a power of two.
 
@@ -77,6 +83,7 @@ class Posterior:
     num_warm_steps: int = 20
     batch_size: int = 2048
     pool_size: int = 32768
+    warm_pool_size: int = 4096
     learning_rate: float = 4e-3
     num_samples: int = 16384
     symbols: tuple[tuple[float, ...], ...] = ()  # set by `prepare`
@@ -84,11 +91,14 @@ class Posterior:
     reverses = True  # it learns p(inputs | outputs)
 
     def __post_init__(self) -> None:
-        as_power_of_two("pool_size", self.pool_size, 256)
-        if self.num_components < 1:
-            raise ArgumentError(
-                f"num_components must be at least 1, got {self.num_components}."
-            )
+        check_network(self.network, self.hidden)
+        check_counts(
+            self, "num_components", "num_steps", "num_warm_steps", "batch_size"
+        )
+        for name in ("pool_size", "warm_pool_size"):
+            as_power_of_two(name, getattr(self, name), 256)
+        if self.model is not None and not callable(self.model):
+            raise ArgumentError(f"model must be a NumPyro model, got {self.model!r}.")
 
     @property
     def num_deviations(self) -> int:
@@ -134,8 +144,11 @@ class Posterior:
             )
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """The point set of a pool."""
-        return base_points(density.spec, share_of(self.pool_size, _MEMBERS)), None
+        """Point sets for the pools of a first and of a warm fit."""
+        self._ensemble(density).check()
+        sizes = (self.pool_size, self.warm_pool_size)
+        points = (base_points(density.spec, share_of(s, _MEMBERS)) for s in sizes)
+        return *points, None
 
     def fit(
         self,
@@ -147,22 +160,23 @@ class Posterior:
         warm: bool = False,
     ) -> Any:
         """Maximum likelihood on a fresh pool, from scratch or from the last fit."""
-        points, last = state
+        points, warm_points, last = state
         pool_key, init_key, order_key = jax.random.split(rng_key, 3)
-        size = share_of(self.pool_size, _MEMBERS)
+        size = share_of(self.warm_pool_size if warm else self.pool_size, _MEMBERS)
+        given = warm_points if warm else points
 
         def draw(key: jax.Array) -> Values:
-            noise = draw_noise(density.spec, key, size, points)
+            noise = draw_noise(density.spec, key, size, given)
             values = simulate(forward, params, noise)
             return {name: values[name] for name in density.all_sites}
 
         pool = jax.lax.stop_gradient(
             jax.vmap(draw)(jax.random.split(pool_key, _MEMBERS))
         )
+        affine = self._moments(density, pool)
         if warm:
-            affine, start, _, _ = last
+            start = last[1]
         else:
-            affine = self._moments(density, pool)
             one = jax.tree.map(lambda x: x[0, 0], pool)
             start = jax.vmap(lambda key: self._start(density, one, key))(
                 jax.random.split(init_key, _MEMBERS)
@@ -206,7 +220,7 @@ class Posterior:
             return jnp.where((gain > 0).reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
         fits, before = (jax.tree.map(kept, found, start) for found in (fits, middle[0]))
-        return points, (affine, fits, before, jnp.mean(gain))
+        return points, warm_points, (affine, fits, before, jnp.mean(gain))
 
     def score(
         self,

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import Layout, Scores
-from numpyro_infograd.scores.coordinates import Frame
-from numpyro_infograd.scores.learned import Fitted, Learned, alone, share_of
-from numpyro_infograd.scores.pool import draw_pool, with_noise
+from numpyro_infograd.scores.base import Scores
+from numpyro_infograd.scores.learned import Fitted, Learned, first, share_of
+from numpyro_infograd.scores.pool import with_noise
 from numpyro_infograd.structure import Density, StructuralModel, Values
 
 _EDGE = 1e-3  # share of a range by which rounding may leave it
@@ -147,17 +146,19 @@ class Pretrained:
         """Take the moments at these parameters; from scratch, the last layer too."""
         points, warm_points, networks, ranges, _ = state
         method = self.method
-        count = method.num_networks
-        share = share_of(method.warm_pool_size if warm else method.pool_size, count)
-        given = warm_points if warm else points
-        pool = draw_pool(density, forward, params, rng_key, count, share, given)
-        values = pool.values.reshape(-1, pool.values.shape[-1])
-        setting = ranges.setting(params, self.names)
-        here = alone(Frame.of(values, Layout.of(density), setting), pool)
+        here = method.draw(
+            density,
+            forward,
+            params,
+            rng_key,
+            method.warm_pool_size if warm else method.pool_size,
+            warm_points if warm else points,
+            ranges.setting(params, self.names),
+        )
         own = networks if warm else method.solve(density, *here, networks)
         _, gain = method.worth(density, *here, own)
-        frame = jax.tree.map(lambda x: x[0], here[0])
-        return points, warm_points, networks, ranges, Fitted.new(own, frame, gain)
+        fitted = Fitted.new(own, first(here[0]), gain)
+        return points, warm_points, networks, ranges, fitted
 
     def score(
         self,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd.scores.base import Layout, after
-from numpyro_infograd.scores.coordinates import Frame
+from numpyro_infograd.scores.coordinates import CLIP, Frame
 from numpyro_infograd.scores.network import Ensemble, least_squares
 from numpyro_infograd.scores.pool import Pool
 
@@ -53,6 +53,8 @@ def score_matching(
     """
     outputs = jnp.asarray(layout.outputs, int)
     tangent = pool.slices @ frame.unspread @ frame.whiten[:, outputs].T
+    # A value that is clipped does not move what the network sees of it.
+    tangent *= jnp.abs(seen[:, : tangent.shape[1]]) < CLIP
     rest = jnp.zeros((len(seen), seen.shape[1] - tangent.shape[1]))
     tangent = jnp.concatenate([tangent, rest], axis=1)
     return Batch(seen, jnp.ones((len(seen), 1)), -gaussian, pool.slices, tangent)

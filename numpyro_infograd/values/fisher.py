@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.arguments import as_power_of_two, check_counts, check_widths
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
@@ -99,12 +99,12 @@ class Fisher:
             raise ArgumentError(
                 f"num_networks must be even and at least 2, got {self.num_networks}."
             )
-        numbers = (*self.hidden, self.num_steps, self.batch_size // self.num_networks)
-        if not self.hidden or not all(isinstance(n, int) and n > 0 for n in numbers):
+        check_widths(self.hidden)
+        check_counts(self, "num_steps", "batch_size")
+        if self.batch_size < self.num_networks:
             raise ArgumentError(
-                f"Fisher needs hidden=(widths, ...), num_steps and batch_size to be "
-                f"positive whole numbers, and a sample for each of num_networks in a "
-                f"batch, got {self!r}."
+                f"batch_size is {self.batch_size}: too few for {self.num_networks} "
+                "networks to share."
             )
 
     def value(
@@ -140,9 +140,8 @@ class Fisher:
             found = self._entropy(sm, density, params, key)
             value += term.coefficient * found.value
             variance += (term.coefficient * found.error) ** 2
-            label = ",".join(term.sites) + ("|" + ",".join(term.given)).rstrip("|")
             diagnostics |= {
-                f"{name}({label})": number
+                f"{name}({density.label})": number
                 for name, number in found._asdict().items()
                 if name not in ("value", "error", "tails", "below")
             }
