@@ -13,7 +13,7 @@ every site that depends on a parameter, inputs included).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 import math
 from typing import Any, NamedTuple
@@ -108,15 +108,15 @@ def _text(array: jax.Array, form: str) -> str:
 
 
 def cotangents(
-    problem_densities: tuple[Density, ...],
-    coefficients: jax.Array,
-    scores: list[Scores],
+    densities: Sequence[Density],
+    coefficients: Sequence[jax.Array] | jax.Array,
+    scores: Sequence[Scores],
 ) -> tuple[Values, Values]:
     """Sum -coefficient * score over the entropies that hold a site; deviations too."""
     mean: Values = {}
     spread: Values = {}
     for density, coefficient, score in zip(
-        problem_densities, coefficients, scores, strict=True
+        densities, coefficients, scores, strict=True
     ):
         for name in density.blocks:
             mean[name] = mean.get(name, 0.0) - coefficient * score.mean[name]
@@ -124,6 +124,34 @@ def cotangents(
                 extra = -coefficient * score.deviations[name]
                 spread[name] = spread.get(name, 0.0) + extra
     return mean, spread
+
+
+def shares(
+    densities: tuple[Density, ...], coefficients: jax.Array, scores: list[Scores]
+) -> jax.Array:
+    """How much of each entropy to take by its score, the rest by its log density.
+
+    For a known density -E[d log p(values; params) / d params] is the gradient of the
+    entropy too: what it has beside eq. 18, the score in the parameters, has mean zero.
+    A noise of fixed scale adds no variance to it, and much to eq. 18 when it is small;
+    when it is large its score cancels those of other entropies. The share is the one
+    that leaves the least mean square to the sum of the cotangents.
+    """
+    every = range(len(densities))
+    found = [jnp.ones(())] * len(densities)
+    for i in every:
+        if densities[i].is_known and not densities[i].moving:
+            others = [j for j in every if j != i]
+            rest, _ = cotangents(
+                [densities[j] for j in others],
+                [coefficients[j] for j in others],
+                [scores[j] for j in others],
+            )
+            own = {s: coefficients[i] * x for s, x in scores[i].mean.items()}
+            shared = sum(jnp.vdot(own[s], rest[s]) for s in own if s in rest)
+            power = sum(jnp.vdot(x, x) for x in own.values())
+            found[i] = jnp.clip(shared / jnp.maximum(power, 1e-30), 0.0, 1.0)
+    return jnp.asarray(found)
 
 
 def score_of(
@@ -143,6 +171,15 @@ def score_of(
     else:
         raw = Scores(complete_data_scores(density, params, {}, values), None, {})
     return calibrate(density, raw, values)
+
+
+def surprise(density: Density, params: Any, values: Values) -> jax.Array:
+    """Mean of -log p(values; params) where the density is known, else zero."""
+    if not density.is_known or density.moving:
+        return jnp.zeros(())
+    inside = {name: values[name] for name in density.all_sites}
+    log_prob = jax.vmap(density.log_prob, (None, None, 0))(params, {}, inside)
+    return -jnp.mean(log_prob)
 
 
 class Pulled(NamedTuple):
@@ -176,11 +213,13 @@ def pull_back(
     """
     blocks = tuple(dict.fromkeys(s for d in densities for s in d.blocks))
 
-    def run(params: Any) -> tuple[tuple[Values, jax.Array], Values]:
+    def run(params: Any) -> tuple[tuple[Values, jax.Array, jax.Array], Values]:
         values = simulate(forward, params, noise)
-        return ({name: values[name] for name in blocks}, expectations(values)), values
+        moved = {name: values[name] for name in blocks}
+        surprises = [surprise(density, params, values) for density in densities]
+        return (moved, expectations(values), jnp.asarray(surprises)), values
 
-    (moved, means), pullback, values = jax.vjp(run, params, has_aux=True)
+    (moved, means, surprises), pullback, values = jax.vjp(run, params, has_aux=True)
     num_samples = next(iter(values.values())).shape[0]
     scores: list[Scores] = []
     seen = values
@@ -188,20 +227,22 @@ def pull_back(
         own = jax.random.fold_in(rng_key, i)
         scores.append(score_of(method, state, density, params, seen, own))
         seen = after(seen, scores[-1].mean)
-    mean, spread = cotangents(densities, coefficients, scores)
-    share = 1.0 / num_samples
-    scaled = {name: share * mean[name].astype(moved[name].dtype) for name in blocks}
+    by_score = shares(densities, coefficients, scores)
+    mean, spread = cotangents(densities, coefficients * by_score, scores)
+    scaled = {n: mean[n].astype(moved[n].dtype) / num_samples for n in blocks}
     prices = price(means) if price is not None else expectations.coefficients
-    gradient = pullback((scaled, prices.astype(means.dtype)))[0]
+    rest = coefficients * (1.0 - by_score)
+    gradient = pullback((scaled, prices.astype(means.dtype), rest))[0]
     deviation = None
     if member is not None and spread:
         picked = {
-            name: share * spread[name][member % spread[name].shape[0]]
+            name: spread[name][member % spread[name].shape[0]] / num_samples
             if name in spread
             else jnp.zeros_like(moved[name])
             for name in blocks
         }
-        deviation = pullback((picked, jnp.zeros_like(means)))[0]
+        nothing = jnp.zeros_like(means), jnp.zeros_like(surprises)
+        deviation = pullback((picked, *nothing))[0]
     evidence = {}
     for density, score in zip(densities, scores, strict=True):
         for key, number in score.evidence.items():

@@ -183,11 +183,9 @@ def _check_names(over: Any, needed: frozenset[str], sm: StructuralModel) -> None
 def _check_constraints(drawn: Mapping[str, Any], sm: StructuralModel) -> None:
     for name, values in drawn.items():
         for leaf in jax.tree.leaves(values):
-            inside = np.asarray(sm.constraints[name](leaf))
+            inside = np.asarray(sm.constraints[name](leaf)).reshape(len(leaf), -1)
             if not inside.all():
-                worst = np.asarray(leaf)[
-                    np.argmin(inside.reshape(len(leaf), -1).min(1))
-                ]
+                worst = np.asarray(leaf)[np.argmin(inside.all(axis=1))]
                 raise ArgumentError(
                     f"over[{name!r}] leaves the parameter's constraint "
                     f"{sm.constraints[name]}: it holds {worst}. Give a range inside."

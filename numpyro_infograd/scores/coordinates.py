@@ -131,9 +131,13 @@ class Frame(NamedTuple):
         """Whitened values, (num_samples, inputs)."""
         return centred @ self.whiten.T
 
+    def clipped(self, centred: jax.Array) -> jax.Array:
+        """Whitened values as far as networks tell them apart."""
+        return jnp.clip(self.white(centred), -CLIP, CLIP)
+
     def features(self, centred: jax.Array) -> jax.Array:
         """What a network sees: whitened values, clipped, and the setting."""
-        white = jnp.clip(self.white(centred), -CLIP, CLIP)
+        white = self.clipped(centred)
         if not self.setting.shape[-1]:
             return white
         setting = jnp.broadcast_to(self.setting, (len(white), len(self.setting)))

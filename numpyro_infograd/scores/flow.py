@@ -16,7 +16,7 @@ from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch
 from numpyro_infograd.structure import Density
 
-_FIRST = 0.75  # the time from which the velocity is learned; values are at time 1
+_FIRST = 0.75  # the earliest time to learn the velocity at; values are at time 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class FlowMatching(Learned):
     there while that of denoising does not. It sees samples alone.
 
     Args:
-        times: Times below 1 at which the score is read off, falling.
+        times: Times below 1 at which the velocity is learned and the score is read
+            off, falling.
 
     The other settings are those of `Denoising`, without its noise.
 
@@ -72,7 +73,9 @@ class FlowMatching(Learned):
 
     def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
         """Regression of what the normal law leaves of the velocity w - z."""
-        tau = _FIRST + (self.times[0] - _FIRST) * _twice(pool.position[:, None])
+        count = len(self.times)
+        index = jnp.clip(_twice(pool.position) * count, 0, count - 1).astype(int)
+        tau = jnp.asarray(self.times)[index, None]
         noise, centred = _twice(pool.noise, -1.0), pool.values - frame.mean
         level, centred = ((1 - tau) / tau) ** 2, _twice(centred)
         moved = frame.moved(centred, Layout.of(density), noise, level)
@@ -80,7 +83,10 @@ class FlowMatching(Learned):
         normal = (2 * tau - 1) / (tau**2 + (1 - tau) ** 2) * x
         seen = self.see(frame, moved, level)
         # The network is the score that the velocity beyond the normal law's stands for.
-        return Batch(seen, (1 - tau) / tau**2, w - noise - normal)
+        # Weights half way from velocity to score: else the last time would count most.
+        gain = (1 - tau) / tau**2
+        weight = 1 / jnp.sqrt(gain)
+        return Batch(seen, weight * gain, weight * (w - noise - normal))
 
 
 def _twice(x: jax.Array, sign: float = 1.0) -> jax.Array:

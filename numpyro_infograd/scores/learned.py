@@ -44,6 +44,7 @@ _STUDENT = {2: 6.353, 4: 1.591, 8: 1.182}
 # How strongly a network sees the variance of noise. Little: its errors are then alike
 # at all levels, and the extrapolation does not amplify them.
 FAINT = 0.1
+_PLACED = 4096  # samples that the steps are placed by
 DRIFTED = 0.02  # share of the score by which its linear part may move between refits
 LOST = 0.01  # share of the Fisher information that a held-out loss may lose meanwhile
 
@@ -262,7 +263,7 @@ class Learned(ABC):
         layout = Layout.of(density)
         inputs = sum(density.sizes) + settings + (self.levels(density) != (0.0,))
         network = self.network or perceptron(self.hidden)
-        return Ensemble(network, inputs, len(layout.outputs))
+        return Ensemble(network, inputs, len(layout.outputs), sum(density.sizes))
 
     def train(
         self,
@@ -275,8 +276,13 @@ class Learned(ABC):
         whole: bool = True,
     ) -> Any:
         """Networks fitted to pools with an axis of frames, as in `quadratic.train`."""
+        ensemble = self.ensemble(density, frames.setting.shape[-1])
+        if whole:
+            some = pool.values[0, :, : max(_PLACED // pool.values.shape[1], 16)]
+            white = jax.vmap(Frame.clipped)(frames, some - frames.mean[:, None])
+            networks = ensemble.place(networks, white.reshape(-1, white.shape[-1]))
         return train(
-            self.ensemble(density, frames.setting.shape[-1]),
+            ensemble,
             functools.partial(self.problem, density),
             frames,
             pool,

@@ -4,6 +4,11 @@
 A network maps inputs (num_samples, inputs) to features of any width. What is learned is
 a linear function of its features that starts at zero, so that any network is a residual
 on whatever it is added to, and so that the last layer of a fit is least squares.
+
+Beside a network's features stand steps of each input alone, placed at its quantiles.
+Systems are often a nonlinearity or a noise on each component; then so is the score, in
+coordinates that keep components apart, and where noise is low it bends within a small
+part of their range. A perceptron is slow to find that out.
 """
 
 from __future__ import annotations
@@ -18,54 +23,39 @@ import jax.numpy as jnp
 
 from numpyro_infograd.arguments import check_widths
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.scores.base import symmetric_power
 
-RIDGE = 1e-5  # of the mean square feature
-_BENDS = 8  # of one input
+_STEPS = 16  # of one input,
+_ALL_STEPS = 256  # and of all of them
 
 # `make(inputs, rngs=...) -> nnx.Module`, or `(init(rng_key, inputs) -> parameters,
 # apply(parameters, x) -> features)`.
 Network = Callable[..., nnx.Module] | tuple[Callable[..., Any], Callable[..., Any]]
 
 
-class Features(nnx.Module):
-    """A multilayer perceptron, and bends of each input alone.
+class Perceptron(nnx.Module):
+    """A multilayer perceptron; its last hidden layer is what comes out."""
 
-    Systems are often a nonlinearity or a noise on each component; then so is the score,
-    in coordinates that keep components apart. A perceptron is slow to find that out.
-    """
-
-    def __init__(
-        self, inputs: int, hidden: tuple[int, ...], bends: int, *, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, inputs: int, hidden: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
         widths = (inputs, *hidden)
         self.layers = nnx.List(
             nnx.Linear(a, b, rngs=rngs)
             for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
-        slope = jnp.linspace(1.0, 2.5, bends) * jnp.where(jnp.arange(bends) % 2, 1, -1)
-        place = jnp.linspace(-2.0, 2.0, bends)
-        shake = 0.1 * jax.random.normal(rngs.params(), (inputs, bends))
-        self.slope = nnx.Param(jnp.tile(slope, (inputs, 1)))
-        self.place = nnx.Param(jnp.tile(place, (inputs, 1)) + shake)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (..., inputs) to (..., features)."""
-        slope = self.slope[...]
-        bent = nnx.silu(slope * x[..., None] + jnp.abs(slope) * self.place[...])
         for layer in self.layers:
             x = nnx.silu(layer(x))
-        return jnp.concatenate([x, bent.reshape(*x.shape[:-1], -1)], axis=-1)
+        return x
 
 
 @functools.cache
-def perceptron(hidden: tuple[int, ...] | None, bent: bool = True) -> Network:
+def perceptron(hidden: tuple[int, ...] | None) -> Network:
     """The built-in network; without hidden widths it widens with the inputs."""
 
     def make(inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         width = max(64, min(2 * inputs, 256))
-        bends = max(2, min(_BENDS, 128 // inputs)) if bent else 0
-        return Features(inputs, hidden or (width, width), bends, rngs=rngs)
+        return Perceptron(inputs, hidden or (width, width), rngs=rngs)
 
     return make
 
@@ -89,34 +79,59 @@ def check_network(network: Any, hidden: Any) -> None:
 
 
 class Ensemble:
-    """Networks of one shape, each with its linear layer, on a leading axis."""
+    """Networks of one shape, each with its linear layer, on a leading axis.
 
-    def __init__(self, network: Network, inputs: int, outputs: int) -> None:
+    Args:
+        network: What makes one.
+        inputs: Number of inputs.
+        outputs: Number of outputs.
+        stepped: How many inputs, the first ones, have steps of their own.
+    """
+
+    def __init__(
+        self, network: Network, inputs: int, outputs: int, stepped: int = 0
+    ) -> None:
         self.network, self.inputs, self.outputs = network, inputs, outputs
+        each = max(2, min(_STEPS, _ALL_STEPS // stepped)) if stepped else 0
+        self.knots = (stepped, each)
 
     def init(self, rng_key: jax.Array, size: int) -> Any:
         """Parameters of `size` networks; their outputs are exactly zero."""
 
         def one(key: jax.Array) -> Any:
             body = _initial(self.network, self.inputs, key)
+            start = {"body": body, "knots": jnp.zeros(self.knots)}
             x = jax.ShapeDtypeStruct((1, self.inputs), jnp.zeros(()).dtype)
-            width = jax.eval_shape(self._features, body, x).shape[-1]
+            width = jax.eval_shape(self.features, start, x).shape[-1]
             zero = jnp.zeros((width, self.outputs))
-            return {"body": body, "last": zero, "half": zero}
+            return start | {"last": zero, "half": zero}
 
         return jax.vmap(one)(jax.random.split(rng_key, size))
 
-    def _features(self, body: Any, x: jax.Array) -> jax.Array:
-        """Features and a constant, (num_samples, width + 1)."""
+    def place(self, networks: Any, x: jax.Array) -> Any:
+        """The networks with their steps at quantiles of inputs (num_samples, stepped).
+
+        Closer to each other at both ends, where saturation and noise meet.
+        """
+        count = self.knots[1]
+        share = 0.5 - 0.5 * jnp.cos(jnp.pi * (jnp.arange(count) + 0.5) / max(count, 1))
+        knots = jnp.quantile(x, share, axis=0).T
+        return networks | {"knots": jnp.broadcast_to(knots, networks["knots"].shape)}
+
+    def features(self, parameters: Any, x: jax.Array) -> jax.Array:
+        """Steps, features and a constant of one network, (num_samples, width)."""
+        body, knots = parameters["body"], jax.lax.stop_gradient(parameters["knots"])
         if isinstance(self.network, tuple):
             found = self.network[1](body, x)
         else:
             found = nnx.merge(_definition(self.network, self.inputs), body)(x)
-        return jnp.concatenate([found, jnp.ones((*x.shape[:-1], 1), found.dtype)], -1)
-
-    def features(self, parameters: Any, x: jax.Array) -> jax.Array:
-        """The features of one network, a constant one the last of them."""
-        return self._features(parameters["body"], x)
+        rows = x.shape[:-1]
+        parts = [found, jnp.ones((*rows, 1), found.dtype)]
+        if knots.size:
+            width = 0.7 * jnp.maximum(jnp.asarray(jnp.gradient(knots, axis=1)), 0.02)
+            steps = nnx.sigmoid((x[..., : len(knots), None] - knots) / width)
+            parts.insert(0, steps.reshape(*rows, knots.size))
+        return jnp.concatenate(parts, axis=-1)
 
     def __call__(self, parameters: Any, x: jax.Array) -> jax.Array:
         """One network at a batch: (num_samples, outputs)."""
@@ -133,19 +148,15 @@ class Ensemble:
         Raises:
             ArgumentError: saying what went wrong.
         """
-        x = jax.ShapeDtypeStruct((3, self.inputs), jnp.zeros(()).dtype)
         key = jax.eval_shape(lambda: jax.random.key(0))
         try:
-            body = jax.eval_shape(
-                lambda key: _initial(self.network, self.inputs, key), key
-            )
-            jax.eval_shape(self._features, body, x)
+            jax.eval_shape(lambda key: self.init(key, 2), key)
         except (IndexError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ArgumentError):
                 raise
             raise ArgumentError(
                 f"network={self.network!r} failed on inputs of shape "
-                f"(3, {self.inputs}): {str(error).rstrip('.')}. {_USE}"
+                f"(1, {self.inputs}): {str(error).rstrip('.')}. {_USE}"
             ) from error
 
 
@@ -172,9 +183,3 @@ def _initial(network: Network, inputs: int, rng_key: jax.Array) -> Any:
 @functools.lru_cache(maxsize=64)
 def _definition(network: Callable[..., nnx.Module], inputs: int) -> Any:
     return nnx.split(nnx.eval_shape(lambda: network(inputs, rngs=nnx.Rngs(0))))[0]
-
-
-def least_squares(gram: jax.Array, cross: jax.Array) -> jax.Array:
-    """The last layer from its normal equations, with a small ridge."""
-    ridge = RIDGE * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))
-    return symmetric_power(gram + ridge, -1.0) @ cross

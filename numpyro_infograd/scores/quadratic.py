@@ -23,10 +23,12 @@ import optax
 
 from numpyro_infograd.scores.base import Layout, after
 from numpyro_infograd.scores.coordinates import CLIP, Frame
-from numpyro_infograd.scores.network import Ensemble, least_squares
+from numpyro_infograd.scores.network import Ensemble
 from numpyro_infograd.scores.pool import Pool
 
 _ROWS = 8  # frames in a training step, where there are several
+# Of the mean square feature.
+_RIDGES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 class Batch(NamedTuple):
@@ -124,12 +126,26 @@ def train(
 def solve(
     ensemble: Ensemble, problem: Problem, frames: Frame, pool: Pool, networks: Any
 ) -> Any:
-    """The networks with their last layers from least squares on their own samples."""
+    """The networks with their last layers from least squares on their own samples.
 
-    def one(network: Any, part: Pool) -> Any:
-        return network | _solve(ensemble, network, _at(problem, frames, part))
+    They share a ridge: the one before that which serves them best on the samples of the
+    next network, for an error bar holds noise but no bias. Half of the features are
+    fitted with it as well, to see what the others are needed for.
+    """
 
-    return jax.vmap(one)(networks, pool)
+    def equations(network: Any, part: Pool) -> tuple[jax.Array, jax.Array]:
+        return _equations(ensemble, network, _at(problem, frames, part))
+
+    gram, cross = jax.vmap(equations)(networks, pool)
+    held, wanted = jax.vmap(equations)(networks, _next(pool))
+    path = jax.vmap(_ridge_path)(gram, cross)
+    loss = jnp.einsum("mrio,mij,mrjo->r", path, held, path) / 2
+    loss -= jnp.einsum("mrio,mio->r", path, wanted)
+    best = jnp.maximum(jnp.argmin(loss) - 1, 0)
+    half = jnp.arange(gram.shape[-1])[::-1] % 2 == 0  # with the constant, the last
+    part = jnp.where(half[:, None] & half, gram, 0.0), cross * half[:, None]
+    rest = jax.vmap(_ridge_path)(*after(part, path))
+    return networks | {"last": path[:, best], "half": rest[:, best]}
 
 
 def worth(
@@ -146,10 +162,15 @@ def worth(
         power = jnp.mean((at.gain * ensemble(network, at.seen)) ** 2)
         return 0.5 * power - _loss(ensemble, network, at), power
 
-    held = jax.tree.map(lambda x: jnp.roll(x, -1, 0), pool)
-    agreement, power = jax.vmap(one)(networks, held)
+    agreement, power = jax.vmap(one)(networks, _next(pool))
     shrink = jnp.clip(agreement / jnp.maximum(power, 1e-12), 0.0, 1.0)
     return shrink, jnp.mean(shrink * (2 * agreement - shrink * power))
+
+
+def _next(pool: Pool) -> Pool:
+    """For each network the samples of the next one, which it has not seen."""
+    rolled: Pool = jax.tree.map(lambda x: jnp.roll(x, -1, 0), pool)
+    return rolled
 
 
 def _at(problem: Problem, frames: Frame, pool: Pool) -> Batch:
@@ -171,8 +192,10 @@ def _loss(ensemble: Ensemble, network: Any, at: Batch) -> jax.Array:
     return jnp.mean(0.5 * found**2 - found * at.wanted + slope)
 
 
-def _solve(ensemble: Ensemble, network: Any, at: Batch) -> dict[str, jax.Array]:
-    """Least squares for the last layer, by all features and by half of them."""
+def _equations(
+    ensemble: Ensemble, network: Any, at: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """The normal equations of a last layer: (width, width) and (width, outputs)."""
     if at.tangent is None:
         features = ensemble.features(network, at.seen)
         slope = jnp.zeros(())
@@ -183,9 +206,12 @@ def _solve(ensemble: Ensemble, network: Any, at: Batch) -> dict[str, jax.Array]:
         slope = moved.T @ at.pull / len(moved)
     features = at.gain * features
     gram = features.T @ features / len(features)
-    cross = features.T @ at.wanted / len(features) - slope
-    half = jnp.arange(len(gram))[::-1] % 2 == 0  # with the constant, the last of all
-    part = jnp.where(half[:, None] & half, gram, 0.0)
-    last = least_squares(gram, cross)
-    part, rest = after((part, jnp.where(half[:, None], cross, 0.0)), last)
-    return {"last": last, "half": least_squares(part, rest)}
+    return gram, features.T @ at.wanted / len(features) - slope
+
+
+def _ridge_path(gram: jax.Array, cross: jax.Array) -> jax.Array:
+    """Solutions of normal equations for every ridge, (ridges, width, outputs)."""
+    values, vectors = jnp.linalg.eigh(gram)
+    ridges = jnp.asarray(_RIDGES) * jnp.trace(gram) / len(gram)
+    inverse = 1.0 / (jnp.maximum(values, 0.0) + ridges[:, None])
+    return vectors @ (inverse[..., None] * (vectors.T @ cross))

@@ -317,9 +317,7 @@ def _one_hot(sm: StructuralModel, density: Density, given: jax.Array) -> jax.Arr
 
 def _ensemble(method: Fisher, pool: Draws) -> Ensemble:
     dimensions, given = pool.values.shape[-1], pool.given.shape[-1]
-    return Ensemble(
-        perceptron(method.hidden, bent=False), dimensions + given + 2, dimensions
-    )
+    return Ensemble(perceptron(method.hidden), dimensions + given + 2, dimensions)
 
 
 @jax.jit(static_argnames="method")

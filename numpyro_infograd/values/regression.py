@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.gradient import STUDENT
-from numpyro_infograd.scores.network import RIDGE
 
 _HIGHEST = 100.0  # variance, in units of the values' own
 _LOWEST = 1e-3  # variance, in units of the smoothing that the model itself does
 _UNSMOOTHED = 0.1  # what is taken for that where the model does none, or much
+_RAW_RIDGE = 1e-5  # of the mean square feature
 _RIDGE = 1e-4  # of orthogonal features
 
 
@@ -133,7 +133,7 @@ def orthogonal(gram: np.ndarray) -> np.ndarray:
     the first columns still span the first features.
     """
     mean = gram.astype(np.float64).mean(0)
-    ridge = RIDGE * np.trace(mean) / len(mean) * np.eye(len(mean))
+    ridge = _RAW_RIDGE * np.trace(mean) / len(mean) * np.eye(len(mean))
     return np.linalg.inv(np.linalg.cholesky(mean + ridge)).T
 
 
