@@ -129,6 +129,8 @@ class Ensemble:
         parts = [found, jnp.ones((*rows, 1), found.dtype)]
         if knots.size:
             width = 0.7 * jnp.maximum(jnp.asarray(jnp.gradient(knots, axis=1)), 0.02)
+            rising = jnp.arange(knots.shape[1]) >= knots.shape[1] // 2
+            width = jnp.where(rising, width, -width)  # few samples see the outer ones
             steps = nnx.sigmoid((x[..., : len(knots), None] - knots) / width)
             parts.insert(0, steps.reshape(*rows, knots.size))
         return jnp.concatenate(parts, axis=-1)

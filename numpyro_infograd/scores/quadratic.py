@@ -27,7 +27,7 @@ from numpyro_infograd.scores.network import Ensemble
 from numpyro_infograd.scores.pool import Pool
 
 _ROWS = 8  # frames in a training step, where there are several
-# Of the mean square feature.
+# Of each feature's mean square.
 _RIDGES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
@@ -128,24 +128,22 @@ def solve(
 ) -> Any:
     """The networks with their last layers from least squares on their own samples.
 
-    They share a ridge: the one before that which serves them best on the samples of the
-    next network, for an error bar holds noise but no bias. Half of the features are
-    fitted with it as well, to see what the others are needed for.
+    Half of the features are fitted as well, to see what the others are needed for.
     """
 
     def equations(network: Any, part: Pool) -> tuple[jax.Array, jax.Array]:
         return _equations(ensemble, network, _at(problem, frames, part))
 
-    gram, cross = jax.vmap(equations)(networks, pool)
-    held, wanted = jax.vmap(equations)(networks, _next(pool))
-    path = jax.vmap(_ridge_path)(gram, cross)
-    loss = jnp.einsum("mrio,mij,mrjo->r", path, held, path) / 2
-    loss -= jnp.einsum("mrio,mio->r", path, wanted)
-    best = jnp.maximum(jnp.argmin(loss) - 1, 0)
-    half = jnp.arange(gram.shape[-1])[::-1] % 2 == 0  # with the constant, the last
-    part = jnp.where(half[:, None] & half, gram, 0.0), cross * half[:, None]
-    rest = jax.vmap(_ridge_path)(*after(part, path))
-    return networks | {"last": path[:, best], "half": rest[:, best]}
+    own = jax.vmap(equations)(networks, pool)
+    held = jax.vmap(equations)(networks, _next(pool))
+    last = _least_squares(own, held)
+    half = jnp.arange(last.shape[1])[::-2]  # with the constant, the last
+    own, held = (
+        (gram[:, half[:, None], half], cross[:, half]) for gram, cross in (own, held)
+    )
+    part = _least_squares(after(own, last), held)
+    part = jnp.zeros_like(last).at[:, half].set(part)
+    return networks | {"last": last, "half": part}
 
 
 def worth(
@@ -209,9 +207,24 @@ def _equations(
     return gram, features.T @ at.wanted / len(features) - slope
 
 
-def _ridge_path(gram: jax.Array, cross: jax.Array) -> jax.Array:
-    """Solutions of normal equations for every ridge, (ridges, width, outputs)."""
-    values, vectors = jnp.linalg.eigh(gram)
-    ridges = jnp.asarray(_RIDGES) * jnp.trace(gram) / len(gram)
-    inverse = 1.0 / (jnp.maximum(values, 0.0) + ridges[:, None])
-    return vectors @ (inverse[..., None] * (vectors.T @ cross))
+def _least_squares(
+    own: tuple[jax.Array, jax.Array], held: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+    """Last layers of all networks, (members, width, outputs).
+
+    They share a ridge: the one before that which is best for the samples `held` out,
+    for an error bar holds noise but no bias.
+    """
+
+    def path(gram: jax.Array, cross: jax.Array) -> jax.Array:
+        power = jnp.diag(gram)
+        scale = 1.0 / jnp.sqrt(jnp.maximum(power, 1e-6 * jnp.max(power)))
+        values, vectors = jnp.linalg.eigh(scale[:, None] * gram * scale)
+        inverse = 1.0 / (jnp.maximum(values, 0.0) + jnp.asarray(_RIDGES)[:, None])
+        vectors = scale[:, None] * vectors
+        return vectors @ (inverse[..., None] * (vectors.T @ cross))
+
+    layers = jax.vmap(path)(*own)  # (members, ridges, width, outputs)
+    loss = jnp.einsum("mrio,mij,mrjo->r", layers, held[0], layers) / 2
+    loss -= jnp.einsum("mrio,mio->r", layers, held[1])
+    return layers[:, jnp.maximum(jnp.argmin(loss) - 1, 0)]
