@@ -127,7 +127,10 @@ def cotangents(
 
 
 def shares(
-    densities: tuple[Density, ...], coefficients: jax.Array, scores: list[Scores]
+    method: ScoreMethod | None,
+    densities: tuple[Density, ...],
+    coefficients: jax.Array,
+    scores: list[Scores],
 ) -> jax.Array:
     """How much of each entropy to take by its score, the rest by its log density.
 
@@ -140,7 +143,7 @@ def shares(
     every = range(len(densities))
     found = [jnp.ones(())] * len(densities)
     for i in every:
-        if densities[i].is_known and not densities[i].moving:
+        if _has_surprise(method, densities[i]):
             others = [j for j in every if j != i]
             rest, _ = cotangents(
                 [densities[j] for j in others],
@@ -173,10 +176,14 @@ def score_of(
     return calibrate(density, raw, values)
 
 
+def _has_surprise(method: ScoreMethod | None, density: Density) -> bool:
+    """Whether a log density is known, and its mean score in the parameters is zero."""
+    learned = method is not None and is_learned(method, density)
+    return density.is_known and not learned and not density.moving
+
+
 def surprise(density: Density, params: Any, values: Values) -> jax.Array:
-    """Mean of -log p(values; params) where the density is known, else zero."""
-    if not density.is_known or density.moving:
-        return jnp.zeros(())
+    """Mean of -log p(values; params) of a known density, a scalar in nats."""
     inside = {name: values[name] for name in density.all_sites}
     log_prob = jax.vmap(density.log_prob, (None, None, 0))(params, {}, inside)
     return -jnp.mean(log_prob)
@@ -216,7 +223,10 @@ def pull_back(
     def run(params: Any) -> tuple[tuple[Values, jax.Array, jax.Array], Values]:
         values = simulate(forward, params, noise)
         moved = {name: values[name] for name in blocks}
-        surprises = [surprise(density, params, values) for density in densities]
+        surprises = [
+            surprise(d, params, values) if _has_surprise(method, d) else jnp.zeros(())
+            for d in densities
+        ]
         return (moved, expectations(values), jnp.asarray(surprises)), values
 
     (moved, means, surprises), pullback, values = jax.vjp(run, params, has_aux=True)
@@ -227,7 +237,7 @@ def pull_back(
         own = jax.random.fold_in(rng_key, i)
         scores.append(score_of(method, state, density, params, seen, own))
         seen = after(seen, scores[-1].mean)
-    by_score = shares(densities, coefficients, scores)
+    by_score = shares(method, densities, coefficients, scores)
     mean, spread = cotangents(densities, coefficients * by_score, scores)
     scaled = {n: mean[n].astype(moved[n].dtype) / num_samples for n in blocks}
     prices = price(means) if price is not None else expectations.coefficients

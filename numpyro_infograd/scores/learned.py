@@ -90,7 +90,7 @@ class Learned(ABC):
     num_steps: int = 200
     num_warm_steps: int = 20
     batch_size: int = 1024
-    pool_size: int = 32768
+    pool_size: int = 65536
     warm_pool_size: int = 4096
     learning_rate: float = 4e-3
     num_samples: int = 32768
