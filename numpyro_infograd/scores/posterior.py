@@ -284,16 +284,19 @@ class Posterior:
             1 + 2 * sum(sizes[:count])
         )
         network = self.network or perceptron(self.hidden)
-        return Ensemble(network, sum(sizes[count:]), outputs)
+        inputs = sum(sizes[count:])
+        return Ensemble(network, inputs, outputs, inputs)
 
     def _start(self, density: Density, one: Values, rng_key: jax.Array) -> Any:
         """Parameters of one fit."""
         if self.model is not None:
             given = {name: one[name] for name in density.given}
             return guides.initial_params(self.model, density.sites, given, rng_key)
-        body_key, offset_key = jax.random.split(rng_key)
+        body_key, offset_key, place_key = jax.random.split(rng_key, 3)
         ensemble = self._ensemble(density)
         networks = ensemble.init(body_key, 1)
+        white = jax.random.normal(place_key, (1024, ensemble.inputs))
+        networks = ensemble.place(networks, white)
         network = jax.tree.map(lambda x: x[0], networks)
         # Components that start alike would stay alike.
         offset = 0.1 * jax.random.normal(offset_key, (ensemble.outputs,))
