@@ -7,6 +7,7 @@ import links
 from methods import LEARN
 import numpy as np
 import pytest
+from scipy import stats
 
 from flax import nnx
 import jax
@@ -79,6 +80,66 @@ def test_samples_learn_inputs_that_move(method) -> None:
     """The cause of both depends on e; the block of y alone would give 0.000."""
     found = ig.gradient(XY, links.common_cause, scores=METHODS[method])
     check(found, {"e": 0.5}, 0.02)
+
+
+NOISE_LAWS = {
+    "laplace": (lambda m: dist.Laplace(m, 0.5), stats.laplace(scale=0.5)),
+    "student-t": (lambda m: dist.StudentT(6.0, m, 0.5), stats.t(6, scale=0.5)),
+    "gumbel": (lambda m: dist.Gumbel(m, 0.5), stats.gumbel_r(scale=0.5)),
+    # The logarithm of a gamma variable has the mean's logarithm as its place.
+    "gamma": (
+        lambda m: dist.Gamma(4.0, 4.0 * jnp.exp(-m)),
+        stats.loggamma(4, loc=-np.log(4)),
+    ),
+}
+
+
+def slope_by_grid(noise) -> float:
+    """d I(x; gain x + noise) / d gain at 1, from the entropy on a dense grid."""
+    y = np.linspace(-25.0, 25.0, 5001)
+    x = np.linspace(-8.0, 8.0, 801)
+
+    def entropy(gain: float) -> float:
+        density = stats.norm.pdf(x) @ noise.pdf(y - gain * x[:, None])
+        density /= density.sum() * (y[1] - y[0])
+        return stats.entropy(density) + np.log(y[1] - y[0])
+
+    return (entropy(1.001) - entropy(0.999)) / 0.002
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["output", "inside"])
+@pytest.mark.parametrize("law", NOISE_LAWS)
+def test_laws_of_noise(law, inside) -> None:
+    """At the output, or only inside the graph so that the output has no density."""
+    make, truth = NOISE_LAWS[law]
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        mean = numpyro.param("gain", 1.0) * x
+        if inside and law == "gamma":
+            numpyro.deterministic("y", mean + jnp.log(numpyro.sample("z", make(0.0))))
+        elif inside:
+            numpyro.deterministic("y", mean + numpyro.sample("z", make(0.0)))
+        else:
+            numpyro.sample("y", make(mean))
+
+    found = ig.gradient(XY, model, scores=LEARN)
+    check(found, {"gain": slope_by_grid(truth)}, 0.02)
+    assert not found.warnings
+
+
+def test_low_noise() -> None:
+    """Four amplifiers in noise of variance 1e-3: a score that bends within 0.03."""
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([4]).to_event(1))
+        mean = jnp.tanh(numpyro.param("eta", 0.5) * x)
+        numpyro.sample("y", dist.Normal(mean, 1e-3**0.5).to_event(1))
+
+    found = ig.gradient(XY, model, scores="denoising")
+    truth = 4 * truths.tanh_derivative(0.5, 1e-3)
+    check(found, {"eta": truth}, 0.03 * truth)
+    assert float(found.value["eta"]) == pytest.approx(truth, rel=0.03)
 
 
 def test_a_mixture_has_no_use_for_a_black_box() -> None:
