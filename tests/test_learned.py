@@ -370,13 +370,14 @@ def test_restarts_find_the_best_of_many_optima() -> None:
     assert np.all(np.abs(places(num_restarts=32)) < 0.05)
 
 
+@pytest.mark.slow
 def test_annealing_of_learned_scores_ends_without_noise() -> None:
     result = ig.maximize_mi(
         black_box,
         "x",
         "y",
-        scores=replace(LEARN, num_steps=50, num_samples=1024),
-        num_steps=60,
+        scores=replace(LEARN, num_steps=20, pool_size=2048, num_samples=1024),
+        num_steps=40,
         annealing={"y": 0.5},
         progress_bar=False,
     )
