@@ -23,8 +23,8 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_infograd as ig
-from numpyro_infograd.gradient import score_of
 from numpyro_infograd.problem import pose
+from numpyro_infograd.pullback import score_of
 import truths
 
 KEY = jax.random.key(0)
@@ -98,8 +98,12 @@ def tanh_12() -> Channel:
 
 
 def low_noise() -> Channel:
-    """Four amplifiers in noise of variance 1e-3."""
-    return saturated(orthogonal(4), 1e-3)
+    """Four amplifiers in noise of variance 1e-3, before they saturate.
+
+    At twice the gain the derivative is a difference of two that are large: samples of
+    the default size leave 4 % of it open, however good the scores.
+    """
+    return saturated(orthogonal(4) * 0.5, 1e-3)
 
 
 def linear_8() -> Channel:

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.gradient import choose, cotangents, fit_scores, score_of
+from numpyro_infograd.gradient import choose, fit_scores
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import Problem, admit, initial_states, is_learned, pose
+from numpyro_infograd.pullback import cotangents, score_of
 from numpyro_infograd.scores import Exact, resolve_method
 from numpyro_infograd.scores.base import Scores, flatten
 from numpyro_infograd.scores.stein import calibrate

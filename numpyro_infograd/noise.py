@@ -108,5 +108,5 @@ def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
             flat = jax.random.split(jax.random.key(0), math.prod(law.shape))
             inert[name] = flat.reshape(law.shape)
         elif law.kind in _EXPLICIT:
-            inert[name] = jnp.full(law.shape, middle[law.kind])
+            inert[name] = jnp.full(law.shape, middle[law.kind], float)
     return inert

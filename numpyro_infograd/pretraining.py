@@ -105,7 +105,7 @@ def pretrain_scores(
     for i, density in enumerate(problem.densities):
         if density.is_known:
             continue
-        method.init(density, fit_key)  # checks the network
+        method.ensemble(density).check()
         networks = _train(
             method,
             density,

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 
 from helpers import assert_within
 import numpyro_infograd as ig
+from numpyro_infograd import pullback
 from numpyro_infograd.scores import Analytic, Denoising, Mixture
 import truths
 
@@ -405,6 +406,44 @@ def test_double_precision(x64) -> None:
     average = ig.gradient(XY, links.link, params=point, scores=AVERAGE)
     assert average.value["a"].dtype == jnp.float64
     check(average, {"a": 0.25, "b": 0.25}, 0.01)
+
+
+def test_single_precision_numbers_in_double_precision(x64) -> None:
+    """Noise is drawn in double precision, and every program expects it so."""
+    one = jnp.float32(1)
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(jnp.float32(0), one))
+        mean = jnp.tanh(numpyro.param("eta", one) * x)
+        numpyro.sample("y", dist.Normal(mean, jnp.float32(0.5)))
+
+    found = ig.gradient(XY, model, scores="mixture")
+    check(found, {"eta": truths.tanh_derivative(1.0)}, 0.01)
+
+
+# -- entropies of known densities ----------------------------------------------------
+
+
+def scaled() -> None:
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    mean = jnp.tanh(numpyro.param("a", 1.5) * x)
+    numpyro.sample("y", dist.Normal(mean, numpyro.param("s", 0.3)))
+
+
+def test_entropy_of_a_known_density_is_exact() -> None:
+    """h(x, y) = h(noise) + log s: by the log density, without any variance."""
+    found = ig.gradient(ig.Entropy(("x", "y")), scaled)
+    check(found, {"a": 0.0, "s": 1 / 0.3}, 1e-6, rounding=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_score_and_log_density_agree(share, monkeypatch) -> None:
+    """Whichever share of a known density's entropy goes by which."""
+    monkeypatch.setattr(pullback, "shares", lambda *args: jnp.full(1, share))
+    jax.clear_caches()
+    found = ig.gradient(ig.Entropy(("x", "y")), scaled)
+    jax.clear_caches()
+    check(found, {"a": 0.0, "s": 1 / 0.3}, 0.2, rounding=1e-5)
 
 
 @pytest.mark.slow

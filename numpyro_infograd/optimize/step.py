@@ -18,11 +18,12 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd.errors import ArgumentError, ParameterError
-from numpyro_infograd.gradient import fit_scores, pull_back
+from numpyro_infograd.gradient import fit_scores
 from numpyro_infograd.noise import NoiseSpec, draw_noise
 from numpyro_infograd.objectives import Means
 from numpyro_infograd.optimize.budgets import Budgets
 from numpyro_infograd.program import Program
+from numpyro_infograd.pullback import pull_back
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies
 from numpyro_infograd.structure import Density

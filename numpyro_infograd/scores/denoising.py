@@ -42,7 +42,8 @@ class Denoising(Learned):
         network: Your own in place of the built-in one: `make(inputs, rngs=...)` that
             returns an `nnx.Module`, or functions `(init(rng_key, inputs),
             apply(parameters, x))`. It maps (num_samples, inputs) to features of any
-            width; a linear layer on top is added and fitted.
+            width. Steps of each input alone, at its quantiles, are added to them, and
+            a linear layer on top is fitted.
         num_networks: Size of the ensemble: 2, 4 or 8.
         num_steps: Training steps of a fit from scratch.
         num_warm_steps: Training steps of a refit at fixed intervals.

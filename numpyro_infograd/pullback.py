@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The information gradient: one vector-Jacobian product for all parameters.
+
+Every objective is a signed sum of entropies, and
+
+    grad h(S) = - E[ (D_params S)^T s_S(S) ],
+
+so the cotangent of a site is the sum of -coefficient * score over the entropies that
+hold it, and pulling it back through the traced model gives the gradient of the whole
+objective (Theorems 1 and 2 and Corollary 3 of Wadayama's paper, with the block of
+every site that depends on a parameter, inputs included).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.objectives import Means
+from numpyro_infograd.problem import is_learned
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores.base import (
+    ScoreMethod,
+    Scores,
+    after,
+    complete_data_scores,
+)
+from numpyro_infograd.scores.stein import calibrate
+from numpyro_infograd.structure import Density, Values, simulate
+
+
+def cotangents(
+    densities: Sequence[Density],
+    coefficients: Sequence[jax.Array] | jax.Array,
+    scores: Sequence[Scores],
+) -> tuple[Values, Values]:
+    """Sum -coefficient * score over the entropies that hold a site; deviations too."""
+    mean: Values = {}
+    spread: Values = {}
+    for density, coefficient, score in zip(
+        densities, coefficients, scores, strict=True
+    ):
+        for name in density.blocks:
+            mean[name] = mean.get(name, 0.0) - coefficient * score.mean[name]
+            if score.deviations is not None:
+                extra = -coefficient * score.deviations[name]
+                spread[name] = spread.get(name, 0.0) + extra
+    return mean, spread
+
+
+def shares(
+    method: ScoreMethod | None,
+    densities: tuple[Density, ...],
+    coefficients: jax.Array,
+    scores: list[Scores],
+) -> jax.Array:
+    """How much of each entropy to take by its score, the rest by its log density.
+
+    For a known density -E[d log p(values; params) / d params] is the gradient of the
+    entropy too: what it has beside eq. 18, the score in the parameters, has mean zero.
+    A noise of fixed scale adds no variance to it, and much to eq. 18 when it is small;
+    when it is large its score cancels those of other entropies. The share is the one
+    that leaves the least mean square to the sum of the cotangents.
+    """
+    every = range(len(densities))
+    found = [jnp.ones(())] * len(densities)
+    for i in every:
+        if _has_surprise(method, densities[i]):
+            others = [j for j in every if j != i]
+            rest, _ = cotangents(
+                [densities[j] for j in others],
+                [coefficients[j] for j in others],
+                [scores[j] for j in others],
+            )
+            own = {s: coefficients[i] * x for s, x in scores[i].mean.items()}
+            shared = sum(jnp.vdot(own[s], rest[s]) for s in own if s in rest)
+            power = sum(jnp.vdot(x, x) for x in own.values())
+            found[i] = jnp.clip(shared / jnp.maximum(power, 1e-30), 0.0, 1.0)
+    return jnp.asarray(found)
+
+
+def score_of(
+    method: ScoreMethod | None,
+    state: Any,
+    density: Density,
+    params: Any,
+    values: Values,
+    rng_key: jax.Array,
+) -> Scores:
+    """The density's score: known where no noise is hidden, else by the method.
+
+    Either way it is made to obey Stein's identities on the batch.
+    """
+    if method is not None and is_learned(method, density):
+        raw = method.score(state, density, params, values, rng_key)
+    else:
+        raw = Scores(complete_data_scores(density, params, {}, values), None, {})
+    return calibrate(density, raw, values)
+
+
+def _has_surprise(method: ScoreMethod | None, density: Density) -> bool:
+    """Whether a log density is known, and its mean score in the parameters is zero."""
+    learned = method is not None and is_learned(method, density)
+    return density.is_known and not learned and not density.moving
+
+
+def surprise(density: Density, params: Any, values: Values) -> jax.Array:
+    """Mean of -log p(values; params) of a known density, a scalar in nats."""
+    inside = {name: values[name] for name in density.all_sites}
+    log_prob = jax.vmap(density.log_prob, (None, None, 0))(params, {}, inside)
+    return -jnp.mean(log_prob)
+
+
+class Pulled(NamedTuple):
+    """One replicate: gradient, what the fit may add to it, means, evidence."""
+
+    gradient: Any
+    deviation: Any
+    means: jax.Array  # of the expectations
+    evidence: dict[str, jax.Array]
+
+
+def pull_back(
+    forward: Program,
+    densities: tuple[Density, ...],
+    coefficients: jax.Array,
+    expectations: Means,
+    method: ScoreMethod | None,
+    states: tuple[Any, ...],
+    params: Any,
+    noise: Values,
+    rng_key: jax.Array,
+    member: jax.Array | None = None,
+    price: Callable[[jax.Array], jax.Array] | None = None,
+) -> Pulled:
+    """One batch of noise through the model and back.
+
+    Args:
+        member: Which deviation of the scores to pull back as well; None for none.
+        price: Coefficients of the expectations as a function of their values; None
+            takes their own.
+    """
+    blocks = tuple(dict.fromkeys(s for d in densities for s in d.blocks))
+
+    def run(params: Any) -> tuple[tuple[Values, jax.Array, jax.Array], Values]:
+        values = simulate(forward, params, noise)
+        moved = {name: values[name] for name in blocks}
+        surprises = [
+            surprise(d, params, values) if _has_surprise(method, d) else jnp.zeros(())
+            for d in densities
+        ]
+        return (moved, expectations(values), jnp.asarray(surprises)), values
+
+    (moved, means, surprises), pullback, values = jax.vjp(run, params, has_aux=True)
+    num_samples = next(iter(values.values())).shape[0]
+    scores: list[Scores] = []
+    seen = values
+    for i, (density, state) in enumerate(zip(densities, states, strict=True)):
+        own = jax.random.fold_in(rng_key, i)
+        scores.append(score_of(method, state, density, params, seen, own))
+        seen = after(seen, scores[-1].mean)
+    by_score = shares(method, densities, coefficients, scores)
+    mean, spread = cotangents(densities, coefficients * by_score, scores)
+    scaled = {n: mean[n].astype(moved[n].dtype) / num_samples for n in blocks}
+    prices = price(means) if price is not None else expectations.coefficients
+    rest = coefficients * (1.0 - by_score)
+    rest = rest.astype(surprises.dtype)
+    gradient = pullback((scaled, prices.astype(means.dtype), rest))[0]
+    deviation = None
+    if member is not None and spread:
+        picked = {
+            name: spread[name][member % spread[name].shape[0]] / num_samples
+            if name in spread
+            else jnp.zeros_like(moved[name])
+            for name in blocks
+        }
+        nothing = jnp.zeros_like(means), jnp.zeros_like(surprises)
+        deviation = pullback((picked, *nothing))[0]
+    evidence = {}
+    for density, score in zip(densities, scores, strict=True):
+        for key, number in score.evidence.items():
+            evidence[f"{key}({density.label})"] = number
+    return Pulled(gradient, deviation, means, evidence)
