@@ -26,7 +26,6 @@ from numpyro_infograd.objectives import (
 from numpyro_infograd.scores import Exact
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
-from numpyro_infograd.scores.pretrained import Pretrained
 from numpyro_infograd.structure import Density, StructuralModel
 from numpyro_infograd.tracing import structural_model
 
@@ -99,7 +98,7 @@ def admit(
 def pose(
     objective: Objective,
     sm: StructuralModel,
-    method: Any,
+    method: ScoreMethod | Exact,
     params: Any,
     reason: str = "",
 ) -> Problem:
@@ -117,30 +116,26 @@ def pose(
             )
         exact = GaussianEntropies.of(objective, sm)
         return Problem(sm, objective, resolve(objective, sm), (), None, exact, reason)
-    variance = getattr(method, "noise_variance", None)
-    if variance is not None:
+    if method.noise_variance is not None:
         scored = {s for t in moving_terms(objective, sm) for s in t.sites}
         noisy = sorted(s for s in scored if sm.params_of((s,)))
-        sm = append_noise(sm, dict.fromkeys(noisy, float(variance)))
-    if isinstance(method, Pretrained):
-        method.check_model(sm, params)
+        sm = append_noise(sm, dict.fromkeys(noisy, float(method.noise_variance)))
     terms = moving_terms(objective, sm)
-    if getattr(method, "samples_only", False):
+    if method.samples_only:
         terms = without_moving_conditions(terms, sm)
-    if getattr(method, "reverses", False):
+    if method.reverses:
         terms = resolve_reversed(objective, sm)
     densities = tuple(sm.density(term.sites, term.given) for term in terms)
-    if hasattr(method, "prepare"):
-        method = method.prepare(sm, params, densities)
+    method = method.prepare(sm, params, densities)
     checks.check_supports(sm, densities)
     for density in densities:
         method.check(density)
     return Problem(sm, objective, terms, densities, method, None, reason)
 
 
-def is_learned(method: Any, density: Density) -> bool:
+def is_learned(method: ScoreMethod, density: Density) -> bool:
     """Whether the method must find the score of a density, which is not known."""
-    return not density.is_known or getattr(method, "reverses", False)
+    return not density.is_known or method.reverses
 
 
 def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:

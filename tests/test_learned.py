@@ -24,6 +24,8 @@ from numpyro_infograd.scores import (
     FlowMatching,
     Kernel,
     Posterior,
+    ScoreMethod,
+    Scores,
     Sliced,
 )
 from numpyro_infograd.scores.learned import extrapolation
@@ -213,6 +215,21 @@ def test_networks_that_will_not_do(network, words) -> None:
     with pytest.raises(ArgumentError, match=words):
         method = replace(LEARN, hidden=None, network=network)
         ig.gradient(XY, links.amplifier, scores=method)
+
+
+class NormalLaw(ScoreMethod):
+    """A method as a user would write one, right for a site of one normal number."""
+
+    def score(self, state, density, params, values, rng_key):
+        found = {s: (jnp.mean(v) - v) / jnp.var(v) for s, v in values.items()}
+        return Scores({s: found[s] for s in density.blocks}, None, {})
+
+
+def test_a_method_of_the_users() -> None:
+    """h(y) = log(2 + b^2 + (1 + a b)^2) / 2 + const."""
+    point = {"a": 2.0, "b": 1.0}
+    found = ig.gradient(ig.Entropy("y"), links.link, params=point, scores=NormalLaw())
+    check(found, {"a": 3 / 12, "b": 7 / 12}, 0.01)
 
 
 # -- posterior -----------------------------------------------------------------------

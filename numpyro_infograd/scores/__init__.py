@@ -29,7 +29,7 @@ __all__ = [
     "resolve_method",
 ]
 
-REGISTRY = {
+REGISTRY: dict[str, type[Exact | ScoreMethod]] = {
     "exact": Exact,
     "mixture": Mixture,
     "denoising": Denoising,
@@ -40,7 +40,7 @@ REGISTRY = {
 }
 
 
-def resolve_method(scores: object) -> object:
+def resolve_method(scores: object) -> str | Exact | ScoreMethod:
     """A score method from its name or itself; "auto" stays as it is.
 
     Raises:
@@ -53,10 +53,10 @@ def resolve_method(scores: object) -> object:
             return REGISTRY[scores]()
     elif isinstance(scores, type):
         raise ArgumentError(f"scores={scores.__name__} is a class: call it first.")
-    elif isinstance(scores, Exact) or hasattr(scores, "score"):
+    elif isinstance(scores, (Exact, ScoreMethod)):
         return scores
     known = ", ".join(repr(name) for name in ("auto", *REGISTRY))
     raise ArgumentError(
-        f"scores must be one of {known} or a method of numpyro_infograd.scores, "
+        f"scores must be one of {known} or a numpyro_infograd.scores.ScoreMethod, "
         f"got {scores!r}."
     )

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.errors import ScoreError
-from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import Scores
+from numpyro_infograd.scores.base import ScoreMethod, Scores
 from numpyro_infograd.structure import Density, Values
 
 ScoreFunction = Callable[[Any, Values], Any]
 
 
-class Analytic:
+class Analytic(ScoreMethod):
     """Scores given as functions, one for each set of sites.
 
     Args:
@@ -33,7 +32,7 @@ class Analytic:
         >>> method = scores.Analytic({"y": lambda params, v: -v["y"] / 2})
     """
 
-    num_deviations = 1  # it has none
+    num_samples = 16384
 
     def __init__(
         self,
@@ -54,22 +53,6 @@ class Analytic:
                 f"Analytic has no score for {density.all_sites} (it has: {known}). "
                 "Add an entry for that set of sites."
             )
-
-    def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """Nothing to keep."""
-        return None
-
-    def fit(
-        self,
-        state: Any,
-        density: Density,
-        forward: Program,
-        params: Any,
-        rng_key: jax.Array,
-        warm: bool = False,
-    ) -> Any:
-        """Nothing to fit."""
-        return state
 
     def score(
         self,

@@ -12,14 +12,15 @@ A method is a way to take that conditional mean.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.errors import BoundaryError
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import Density, Values
+from numpyro_infograd.structure import Density, StructuralModel, Values
 
 
 class Scores(NamedTuple):
@@ -38,28 +39,61 @@ class Scores(NamedTuple):
     evidence: dict[str, jax.Array]
 
 
-class ScoreMethod(Protocol):
+class ScoreMethod(ABC):
     """A way to estimate the score of a `Density`; hashable, without state of its own.
 
-    `init` runs on the host and returns a pytree of arrays; `fit` and `score` are pure
-    and traceable. A method that needs no fit returns its state unchanged. With a true
-    attribute `samples_only` it never meets a condition that a parameter moves; with
-    `reverses` it gets densities of the inputs given the outputs.
+    `prepare`, `check` and `init` run on the host; `fit` and `score` are pure and
+    traceable. A method needs `score`, and what it does not take from here.
     """
 
     @property
     def num_samples(self) -> int:
         """Default number of samples of a gradient."""
+        return 16384
 
     @property
     def num_deviations(self) -> int:
         """Length of the leading axis of `Scores.deviations`; a divisor of 16."""
+        return 1
+
+    @property
+    def noise_variance(self) -> float | None:
+        """Variance of the noise to append to every site whose density is wanted."""
+        return None
+
+    @property
+    def samples_only(self) -> bool:
+        """Whether it sees nothing but samples, so that no condition may move."""
+        return False
+
+    @property
+    def reverses(self) -> bool:
+        """Whether it takes densities of the inputs given the outputs."""
+        return False
+
+    def prepare(
+        self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
+    ) -> ScoreMethod:
+        """The method with what it must know of the model; raises where it can not."""
+        return self
 
     def check(self, density: Density) -> None:
-        """Raise where the method cannot serve the density."""
+        """Raise where the method cannot serve the density.
+
+        Raises:
+            BoundaryError: for a density that jumps at a place that moves.
+        """
+        if density.moving:
+            raise BoundaryError(
+                f"the density of site {density.moving[0]!r} jumps at a boundary that "
+                "depends on a parameter, a site or noise, so the score inside its "
+                "support misses what happens at the boundary. Use "
+                "scores.Denoising(noise_variance=...), whose noise has no boundary."
+            )
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """A fresh state: point sets, network parameters."""
+        """A fresh state, a pytree of arrays: point sets, network parameters."""
+        return None
 
     def fit(
         self,
@@ -71,7 +105,9 @@ class ScoreMethod(Protocol):
         warm: bool = False,
     ) -> Any:
         """Fit the state to the density at these parameters, from scratch or warm."""
+        return state
 
+    @abstractmethod
     def score(
         self,
         state: Any,
@@ -111,21 +147,6 @@ def complete_data_scores(
     inside = {name: values[name] for name in density.all_sites}
     over = jax.vmap(complete_data_score, in_axes=(None, None, 0, 0))
     return over(density, params, hidden, inside)
-
-
-def refuse_moving_boundary(density: Density) -> None:
-    """Raise for a density that jumps at a place that moves.
-
-    Raises:
-        BoundaryError: naming the site.
-    """
-    if density.moving:
-        raise BoundaryError(
-            f"the density of site {density.moving[0]!r} jumps at a boundary that "
-            "depends on a parameter, a site or noise, so the score inside its support "
-            "misses what happens at the boundary. Use "
-            "scores.Denoising(noise_variance=...), whose noise has no boundary."
-        )
 
 
 def after(tree: Any, *others: Any) -> Any:

@@ -13,7 +13,11 @@ from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import Layout, Scores, refuse_moving_boundary
+from numpyro_infograd.scores.base import (
+    Layout,
+    ScoreMethod,
+    Scores,
+)
 from numpyro_infograd.scores.coordinates import Frame, Free
 from numpyro_infograd.scores.learned import report_scores
 from numpyro_infograd.scores.pool import draw_pool, with_noise
@@ -32,7 +36,7 @@ class _Expansion(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kernel:
+class Kernel(ScoreMethod):
     """The spectral Stein gradient estimator (Shi, Sun and Zhu 2018), as in MIGE.
 
     The score is expanded in the eigenfunctions of a Gaussian kernel under the law of
@@ -58,20 +62,12 @@ class Kernel:
     num_samples: int = 16384
 
     samples_only = True
+    num_deviations = _MEMBERS
 
     def __post_init__(self) -> None:
         as_power_of_two("num_points", self.num_points, 32)
         if not 0 < self.share <= 1:
             raise ArgumentError(f"share must be in (0, 1], got {self.share}.")
-
-    @property
-    def num_deviations(self) -> int:
-        """One for each expansion."""
-        return _MEMBERS
-
-    def check(self, density: Density) -> None:
-        """Raise for a density that jumps at a place that moves."""
-        refuse_moving_boundary(density)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """The point set of a pool."""

@@ -7,7 +7,7 @@ whitened coordinates: a linear-Gaussian model is right before any training.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 import functools
 from typing import Any, NamedTuple
@@ -23,8 +23,8 @@ from numpyro_infograd.noise import base_points
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import (
     Layout,
+    ScoreMethod,
     Scores,
-    refuse_moving_boundary,
     unflatten,
 )
 from numpyro_infograd.scores.coordinates import Frame, Free
@@ -81,7 +81,7 @@ class Fitted(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned(ABC):
+class Learned(ScoreMethod):
     """Settings and mechanics of a learned score; the settings are in `Denoising`."""
 
     hidden: tuple[int, ...] | None = None
@@ -142,10 +142,6 @@ class Learned(ABC):
     def num_deviations(self) -> int:
         """One for each network."""
         return self.num_networks
-
-    def check(self, density: Density) -> None:
-        """Raise for a density that jumps at a place that moves."""
-        refuse_moving_boundary(density)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """Point sets for the pools of a first and of a warm fit."""
@@ -342,7 +338,7 @@ class Learned(ABC):
                 narrow += weight / len(signs) * added
         last = 0.5 * jnp.mean(total - rough, axis=0) @ frame.spread
         # By samples alone networks were up to that far off; with densities much less.
-        sampled = levels != (0.0,) or getattr(self, "samples_only", False)
+        sampled = levels != (0.0,) or self.samples_only
         share = 1.0 if sampled else 0.5
         half = share * jnp.mean(narrow, axis=0) @ frame.spread
         return total @ frame.spread, (last, half)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import base_points, draw_noise
-from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import Scores, refuse_moving_boundary
+from numpyro_infograd.scores.base import ScoreMethod, Scores
 from numpyro_infograd.structure import Density, Values
 
 
@@ -58,7 +57,7 @@ class _Sums(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(ScoreMethod):
     """The conditional mean of Fisher's identity by importance weights.
 
     p(a) is the average of p(a | noise) over the hidden noise, a mixture with one
@@ -77,18 +76,13 @@ class Mixture:
     num_samples: int = 16384
     block_size: int = 128
 
-    @property
-    def num_deviations(self) -> int:
-        """One: what the jackknife removed."""
-        return 1
-
     def __post_init__(self) -> None:
         for name in ("num_components", "num_samples", "block_size"):
             as_power_of_two(name, getattr(self, name), 2)
 
     def check(self, density: Density) -> None:
-        """Raise for a density that jumps at a place that moves."""
-        refuse_moving_boundary(density)
+        """Raise for a moving boundary, and for what has no density to mix."""
+        super().check(density)
         if density.without_density:
             raise DensityError(
                 f"site {density.without_density[0]!r} is deterministic, so it has no "
@@ -105,18 +99,6 @@ class Mixture:
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """The Sobol points of the components, or None where noise has no points."""
         return base_points(density.hidden_spec, self.num_components)
-
-    def fit(
-        self,
-        state: Any,
-        density: Density,
-        forward: Program,
-        params: Any,
-        rng_key: jax.Array,
-        warm: bool = False,
-    ) -> Any:
-        """Nothing to fit."""
-        return state
 
     def score(
         self,

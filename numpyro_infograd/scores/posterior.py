@@ -18,7 +18,7 @@ from numpyro_infograd.arguments import as_power_of_two, check_counts
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import Scores, flatten, symmetric_power
+from numpyro_infograd.scores.base import ScoreMethod, Scores, flatten, symmetric_power
 from numpyro_infograd.scores.coordinates import Free
 from numpyro_infograd.scores.learned import report_scores, share_of
 from numpyro_infograd.scores.network import (
@@ -44,7 +44,7 @@ class _Affine(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Posterior:
+class Posterior(ScoreMethod):
     """grad_y log q(x | y), from a density of the inputs given the outputs.
 
     For inputs x that no parameter reaches, s(y | x) - s(y) = grad_y log p(x | y): the
@@ -89,6 +89,7 @@ class Posterior:
     symbols: tuple[tuple[float, ...], ...] = ()  # set by `prepare`
 
     reverses = True  # it learns p(inputs | outputs)
+    num_deviations = _MEMBERS
 
     def __post_init__(self) -> None:
         check_network(self.network, self.hidden)
@@ -99,11 +100,6 @@ class Posterior:
             as_power_of_two(name, getattr(self, name), 256)
         if self.model is not None and not callable(self.model):
             raise ArgumentError(f"model must be a NumPyro model, got {self.model!r}.")
-
-    @property
-    def num_deviations(self) -> int:
-        """One for each fit."""
-        return _MEMBERS
 
     def prepare(
         self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]

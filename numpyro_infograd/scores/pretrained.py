@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import Scores
+from numpyro_infograd.scores.base import ScoreMethod, Scores
 from numpyro_infograd.scores.learned import Fitted, Learned, first, share_of
 from numpyro_infograd.scores.pool import with_noise
 from numpyro_infograd.structure import Density, StructuralModel, Values
@@ -41,7 +41,7 @@ def flatten_params(params: Any, names: tuple[str, ...]) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pretrained(ScoreMethod):
     """Scores trained over a range of parameters; made by `pretrain_scores`.
 
     The networks see the parameters beside the whitened values and are never trained
@@ -75,12 +75,12 @@ class Pretrained:
     @property
     def noise_variance(self) -> float | None:
         """That of the method."""
-        return getattr(self.method, "noise_variance", None)
+        return self.method.noise_variance
 
     @property
     def samples_only(self) -> bool:
         """That of the method."""
-        return getattr(self.method, "samples_only", False)
+        return self.method.samples_only
 
     def check(self, density: Density) -> None:
         """Raise unless the networks are for this density of this model."""
@@ -94,7 +94,9 @@ class Pretrained:
                 f"{known}). Call pretrain_scores with this objective."
             )
 
-    def check_model(self, sm: StructuralModel, params: Any) -> None:
+    def prepare(
+        self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
+    ) -> Pretrained:
         """Raise for another model, or for parameters outside the range of the training.
 
         Raises:
@@ -123,6 +125,7 @@ class Pretrained:
                     "for. Call pretrain_scores with a wider range."
                 )
             start += size
+        return self
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """The trained networks, and points for fresh samples."""
