@@ -11,6 +11,7 @@ of the mutual information in one gain. Times are without compiling, in one proce
 
 import argparse
 from collections.abc import Callable
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -97,13 +98,9 @@ def tanh_12() -> Channel:
     return saturated(orthogonal(12) * 5.0 / 12**0.5, 0.5)
 
 
-def low_noise() -> Channel:
-    """Four amplifiers in noise of variance 1e-3, before they saturate.
-
-    At twice the gain the derivative is a difference of two that are large: samples of
-    the default size leave 4 % of it open, however good the scores.
-    """
-    return saturated(orthogonal(4) * 0.5, 1e-3)
+def low_noise(gain: float) -> Channel:
+    """Four amplifiers in noise of variance 1e-3."""
+    return saturated(orthogonal(4) * gain, 1e-3)
 
 
 def linear_8() -> Channel:
@@ -136,7 +133,8 @@ CHANNELS = {
     "tanh": tanh,
     "linear 8-d": linear_8,
     "tanh 12-d": tanh_12,
-    "tanh 4-d, noise 1e-3": low_noise,
+    "tanh 4-d, noise 1e-3, gain 0.5": functools.partial(low_noise, 0.5),
+    "tanh 4-d, noise 1e-3, gain 2": functools.partial(low_noise, 2.0),
 }
 
 
@@ -144,7 +142,7 @@ def score_error(channel: Channel, method: Any) -> float:
     """Mean-square error of the fitted score over the mean square of the truth."""
     sm = ig.structural_model(channel.model)
     problem = pose(XY, sm, method, sm.params)
-    reverse = getattr(method, "reverses", False)
+    reverse = method.reverses
     density = next(d for d in problem.densities if reverse or d.all_sites == ("y",))
     values = sm.sample(jax.random.key(1), 16384)
     plain = {name: np.asarray(v, float) for name, v in values.items()}

@@ -23,11 +23,10 @@ from numpyro_infograd.problem import Problem, admit, initial_states, is_learned,
 from numpyro_infograd.pullback import cotangents, score_of
 from numpyro_infograd.scores import Exact, resolve_method
 from numpyro_infograd.scores.base import Scores, flatten
-from numpyro_infograd.scores.stein import calibrate
+from numpyro_infograd.scores.stein import calibrate, is_missed
 from numpyro_infograd.structure import StructuralModel, Values, simulate
 
 _FAR = 5.0  # standard errors by which a mean that is zero may be off
-_RESIDUAL = 0.05  # Stein residual before calibration
 _APART = 0.05  # share of the cotangent by which two methods may differ
 
 
@@ -56,8 +55,7 @@ class SetCheck(NamedTuple):
         found = []
         if not self.mean <= _FAR:
             found.append(f"E[s({self.label})] is {self.mean:.1f} standard errors off 0")
-        excess = abs(self.residual) - 2 * self.residual_error
-        if excess > _RESIDUAL:
+        if is_missed(self.residual, self.residual_error):
             found.append(
                 f"s({self.label}) misses Stein's identity by {self.residual:+.1%}"
             )

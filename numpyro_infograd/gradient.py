@@ -38,6 +38,7 @@ from numpyro_infograd.scores.base import (
     after,
 )
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
+from numpyro_infograd.scores.stein import is_missed
 from numpyro_infograd.structure import Density, StructuralModel
 
 # Student's t at 97.5 % with 15 degrees of freedom, over 2: two standard errors from
@@ -127,10 +128,7 @@ def _replicated(
     keys = jax.random.split(rng_key, REPLICATES)
     pulled = jax.vmap(replicate)(keys, jnp.arange(REPLICATES))
     value = jax.tree.map(lambda g: jnp.mean(g, axis=0), pulled.gradient)
-    error = jax.tree.map(
-        lambda g: STUDENT * jnp.std(g, axis=0, ddof=1) / math.sqrt(REPLICATES),
-        pulled.gradient,
-    )
+    error = jax.tree.map(_standard_error, pulled.gradient)
     if pulled.deviation is not None:
         assert method is not None  # exact scores deviate from nothing
         count = method.num_deviations
@@ -149,7 +147,16 @@ def _replicated(
         name: 1 / jnp.mean(1 / v) if name.startswith("effective") else jnp.mean(v)
         for name, v in pulled.evidence.items()
     }
+    evidence |= {
+        name.replace("residual", "residual_error"): _standard_error(v)
+        for name, v in pulled.evidence.items()
+        if name.startswith("stein_residual")
+    }
     return value, error, evidence
+
+
+def _standard_error(replicates: jax.Array) -> jax.Array:
+    return STUDENT * jnp.std(replicates, axis=0, ddof=1) / math.sqrt(REPLICATES)
 
 
 def fit_scores(
@@ -253,6 +260,17 @@ def _doubts(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
             f"{min(effective_sizes(evidence)):.0f}: the bias may exceed the standard "
             "error. Raise num_components, or use scores='denoising'.",
         )
+    for density in problem.densities:
+        residual = evidence.get(f"stein_residual({density.label})", 0.0)
+        if is_missed(
+            residual, evidence.get(f"stein_residual_error({density.label})", 0.0)
+        ):
+            doubts += (
+                f"the score of {density.label!r} missed Stein's identity by "
+                f"{residual:+.1%} before it was calibrated: the error may exceed the "
+                "standard error. Give the method more (num_steps, hidden, pool_size), "
+                "or take another.",
+            )
     return doubts
 
 

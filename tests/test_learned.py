@@ -161,6 +161,8 @@ def test_a_mixture_has_no_use_for_a_black_box() -> None:
         (lambda: FlowMatching(times=(0.8, 0.9)), "times"),
         (lambda: FlowMatching(times=(1.0, 0.9)), "times"),
         (lambda: FlowMatching(times=(0.9, 0.1)), "times"),
+        (lambda: Denoising(hidden=[32, 32]), "hidden must be a tuple"),
+        (lambda: Sliced(batch_size=2), "batch_size"),
         (lambda: Kernel(num_points=100), "num_points"),
         (lambda: Kernel(share=0.0), "share"),
         (lambda: Posterior(num_components=0), "num_components"),
@@ -271,6 +273,26 @@ def test_posteriors_that_can_not_be() -> None:
         ig.gradient(ig.Entropy("y"), links.link, scores="posterior")
 
 
+def noisy_sum() -> None:
+    """A bit, a symbol of three hundred and a normal number in unit noise."""
+    bit = numpyro.sample("bit", dist.Bernoulli(0.5))
+    many = numpyro.sample("many", dist.Categorical(jnp.ones(300) / 300))
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * (bit + many + x), 1))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (("bit", "x"), r"one set of discrete ones, got \['bit', 'x'\]"),
+        ("many", "more than 256 values"),
+    ],
+)
+def test_inputs_that_no_classifier_takes(inputs, words) -> None:
+    with pytest.raises(ScoreError, match=words):
+        ig.gradient(ig.MI(inputs, "y"), noisy_sum, scores="posterior")
+
+
 # -- one training for a range of parameters -------------------------------------------
 
 
@@ -318,6 +340,26 @@ def test_what_pretrained_scores_refuse(trained) -> None:
 def test_ranges_that_are_none(over, words) -> None:
     with pytest.raises(ArgumentError, match=words):
         ig.pretrain_scores(XY, links.amplifier, over)
+
+
+@pytest.mark.parametrize("over", [(-1.0, 3.0), dist.Normal(0, 1)], ids=["box", "law"])
+def test_ranges_outside_of_a_constraint(over) -> None:
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        gain = numpyro.param("gain", 1.0, constraint=dist.constraints.positive)
+        numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), 0.5))
+
+    with pytest.raises(ArgumentError, match="leaves the parameter's constraint"):
+        ig.pretrain_scores(XY, model, {"gain": over})
+
+
+def test_a_law_of_parameters() -> None:
+    """Networks see the range that the law's draws span."""
+    over = {"eta": dist.Uniform(0.5, 2.0)}
+    small = replace(LEARN, num_steps=40, pool_size=4096)
+    trained = ig.pretrain_scores(XY, links.amplifier, over, scores=small, num_points=32)
+    found = ig.gradient(XY, links.amplifier, params={"eta": 1.5}, scores=trained)
+    check(found, {"eta": truths.tanh_derivative(1.5)}, 0.02)
 
 
 def test_only_learned_scores_are_pretrained() -> None:
@@ -384,6 +426,14 @@ def test_annealing_leads_past_poor_optima() -> None:
     assert np.all(np.abs(places(annealing=1.0)) < 0.05)
 
 
+def test_short_annealing_ends_without_noise() -> None:
+    result = ig.maximize_mi(
+        vernier, "x", "y", annealing=1.0, num_steps=20, progress_bar=False
+    )
+    assert not result.estimate.warnings
+    assert len(result.history["gain"]) == 20
+
+
 @pytest.mark.slow
 def test_restarts_find_the_best_of_many_optima() -> None:
     assert np.all(np.abs(places(num_restarts=32)) < 0.05)
@@ -445,3 +495,9 @@ def test_closed_forms_need_no_check() -> None:
     assert found.trusted
     with pytest.raises(ArgumentError, match="one method"):
         found.plot()
+
+
+@pytest.mark.parametrize("against", ["auto", "exact"])
+def test_only_what_learns_can_be_held_against(against) -> None:
+    with pytest.raises(ArgumentError, match="against must be"):
+        ig.diagnostics.check_scores(XY, links.amplifier, against=against)

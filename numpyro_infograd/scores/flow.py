@@ -44,7 +44,7 @@ class FlowMatching(Learned):
         4
     """
 
-    times: tuple[float, ...] = (0.95, 0.9, 0.8)
+    times: tuple[float, ...] = (0.998, 0.996)
     samples_only = True
 
     def __post_init__(self) -> None:
