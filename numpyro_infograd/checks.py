@@ -16,6 +16,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import (
     ArgumentError,
     DegenerateError,
@@ -35,7 +36,7 @@ from numpyro_infograd.objectives import (
 )
 from numpyro_infograd.program import Program
 from numpyro_infograd.slopes import check_slopes
-from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
+from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.views import View
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
+from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.gradient import choose, fit_scores
 from numpyro_infograd.noise import draw_noise
@@ -24,7 +25,7 @@ from numpyro_infograd.pullback import cotangents, score_of
 from numpyro_infograd.scores import Exact, resolve_method
 from numpyro_infograd.scores.base import Scores, flatten
 from numpyro_infograd.scores.stein import calibrate, is_missed
-from numpyro_infograd.structure import StructuralModel, Values, simulate
+from numpyro_infograd.structure import StructuralModel
 
 _FAR = 5.0  # standard errors by which a mean that is zero may be off
 _APART = 0.05  # share of the cotangent by which two methods may differ

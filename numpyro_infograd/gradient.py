@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key
+from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.objectives import Means, Objective, trace_expectations
@@ -39,7 +40,7 @@ from numpyro_infograd.scores.base import (
 )
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.scores.stein import is_missed
-from numpyro_infograd.structure import Density, StructuralModel
+from numpyro_infograd.structure import StructuralModel
 
 # Student's t at 97.5 % with 15 degrees of freedom, over 2: two standard errors from
 # 16 replicates then cover 95 %.

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
+from numpyro_infograd.density import Values
 from numpyro_infograd.errors import ScoreError
-from numpyro_infograd.structure import Values
 
 Model = Callable[..., Any]
 

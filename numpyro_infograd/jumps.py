@@ -20,11 +20,12 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import JumpError
 from numpyro_infograd.jaxpr_facts import Jump
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import StructuralModel, Values, simulate
+from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.views import FAR, NUM_PROBES, View, lines_through, perturb
 
 # What moves by more than this share of its scale, and by more than rounding, while the

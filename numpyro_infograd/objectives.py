@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import tracing
+from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import Density, StructuralModel, appended_name
+from numpyro_infograd.structure import StructuralModel, appended_name
 
 Sites = str | Iterable[str]
 Joint = frozenset[str]

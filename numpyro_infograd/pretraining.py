@@ -15,6 +15,7 @@ from numpyro.distributions import Distribution
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
+from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, sobol_points
 from numpyro_infograd.objectives import Objective
@@ -25,7 +26,7 @@ from numpyro_infograd.scores.base import after
 from numpyro_infograd.scores.learned import Learned, share_of
 from numpyro_infograd.scores.pool import with_noise
 from numpyro_infograd.scores.pretrained import Pretrained, Range
-from numpyro_infograd.structure import Density, StructuralModel
+from numpyro_infograd.structure import StructuralModel
 
 _LONGER = 5  # times the training steps of a fit at one value of the parameters
 _LARGER = 8  # times its pool

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.density import Density
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.objectives import (
@@ -26,7 +27,7 @@ from numpyro_infograd.objectives import (
 from numpyro_infograd.scores import Exact
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
-from numpyro_infograd.structure import Density, StructuralModel
+from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.tracing import structural_model
 
 REPLICATES = 16

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.objectives import Means
 from numpyro_infograd.problem import is_learned
 from numpyro_infograd.program import Program
@@ -29,7 +30,6 @@ from numpyro_infograd.scores.base import (
     complete_data_scores,
 )
 from numpyro_infograd.scores.stein import calibrate
-from numpyro_infograd.structure import Density, Values, simulate
 
 
 def cotangents(

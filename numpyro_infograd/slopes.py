@@ -16,10 +16,10 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import ReparametrizationError
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import Values, simulate
 from numpyro_infograd.views import FAR, NUM_PROBES, View, lines_through, perturb
 
 # Derivatives are compared with differences of values on this many lines.

@@ -24,11 +24,12 @@ from numpyro.primitives import Messenger
 
 from numpyro_infograd import exogenous
 from numpyro_infograd.arguments import as_real, tracing
+from numpyro_infograd.density import Values
 from numpyro_infograd.errors import ArgumentError, ModelError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import Site, StructuralModel, Values
+from numpyro_infograd.structure import Site, StructuralModel
 
 # Supports with fewer dimensions than values: a density on them is none on R^d.
 _THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
+from numpyro_infograd.density import Values
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import StructuralModel, Values
+from numpyro_infograd.structure import StructuralModel
 
 NUM_PROBES = 64
 FAR = 0.3  # a relative step of parameters to where other things happen

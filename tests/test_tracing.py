@@ -27,8 +27,8 @@ from numpyro.infer.util import log_density
 from helpers import assert_within
 import numpyro_infograd as ig
 from numpyro_infograd import StructuralModel, structural_model
+from numpyro_infograd.density import simulate
 from numpyro_infograd.edits import append_noise
-from numpyro_infograd.structure import simulate
 
 DRAWS = 4096
 # Variances say nothing there: moments are of arcsinh(x).

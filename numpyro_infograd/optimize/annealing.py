@@ -15,12 +15,12 @@ import numpy as np
 
 import jax
 
+from numpyro_infograd.density import simulate
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.problem import Problem, pose
 from numpyro_infograd.scores import Exact
-from numpyro_infograd.structure import simulate
 
 COLDEST = 1e-4  # of the initial variance, before the noise is left out
 

@@ -21,6 +21,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import simulate
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import (
@@ -30,7 +31,7 @@ from numpyro_infograd.objectives import (
     at_each,
     trace_expectations,
 )
-from numpyro_infograd.structure import StructuralModel, simulate
+from numpyro_infograd.structure import StructuralModel
 
 PENALTY = 10.0  # w above, in nats
 FOLLOW = 0.1  # share of the augmented step that a multiplier takes at each step

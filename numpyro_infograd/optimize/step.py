@@ -17,6 +17,7 @@ import optax
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
+from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.gradient import fit_scores
 from numpyro_infograd.noise import NoiseSpec, draw_noise
@@ -26,7 +27,6 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.pullback import pull_back
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies
-from numpyro_infograd.structure import Density
 
 Projection = Callable[[Any], Any]
 

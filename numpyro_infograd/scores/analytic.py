@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.scores.base import ScoreMethod, Scores
-from numpyro_infograd.structure import Density, Values
 
 ScoreFunction = Callable[[Any, Values], Any]
 

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import BoundaryError
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import Density, StructuralModel, Values
+from numpyro_infograd.structure import StructuralModel
 
 
 class Scores(NamedTuple):

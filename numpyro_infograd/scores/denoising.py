@@ -9,13 +9,13 @@ import math
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import Frame
 from numpyro_infograd.scores.learned import FAINT, Learned
 from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch, score_matching
-from numpyro_infograd.structure import Density
 
 
 @dataclass(frozen=True, kw_only=True)

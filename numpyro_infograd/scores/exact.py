@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Values
 from numpyro_infograd.noise import NoiseSpec, noise_like
 from numpyro_infograd.objectives import Objective, resolve
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import flatten
-from numpyro_infograd.structure import StructuralModel, Values
+from numpyro_infograd.structure import StructuralModel
 
 Sites = tuple[str, ...]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import Frame
 from numpyro_infograd.scores.learned import FAINT, Learned
 from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch
-from numpyro_infograd.structure import Density
 
 _FIRST = 0.75  # the earliest time to learn the velocity at; values are at time 1
 

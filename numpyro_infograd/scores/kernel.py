@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.program import Program
@@ -21,7 +22,6 @@ from numpyro_infograd.scores.base import (
 from numpyro_infograd.scores.coordinates import Frame, Free
 from numpyro_infograd.scores.learned import report_scores
 from numpyro_infograd.scores.pool import draw_pool, with_noise
-from numpyro_infograd.structure import Density, Values
 
 _MEMBERS = 4
 _COARSER = 5.0  # times the share left out, to see what eigenfunctions still add

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_power_of_two, check_counts
+from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.program import Program
@@ -36,7 +37,6 @@ from numpyro_infograd.scores.network import (
 )
 from numpyro_infograd.scores.pool import Pool, draw_pool, with_noise
 from numpyro_infograd.scores.quadratic import Batch, solve, train, worth
-from numpyro_infograd.structure import Density, Values
 
 # Student's t at 97.5 %, over 2, for the spread of so many networks: two standard errors
 # then cover 95 %. The replicates of a gradient are shared out among the networks.

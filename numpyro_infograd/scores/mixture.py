@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.scores.base import ScoreMethod, Scores
-from numpyro_infograd.structure import Density, Values
 
 
 class _Sums(NamedTuple):

@@ -15,6 +15,7 @@ import optax
 
 from numpyro_infograd import guides
 from numpyro_infograd.arguments import as_power_of_two, check_counts
+from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.program import Program
@@ -27,7 +28,7 @@ from numpyro_infograd.scores.network import (
     check_network,
     perceptron,
 )
-from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
+from numpyro_infograd.structure import StructuralModel
 
 _MEMBERS = 4
 _SYMBOLS = 256  # values of discrete inputs that a classifier tells apart

@@ -12,6 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Density, Values
 from numpyro_infograd.scores.base import (
     Layout,
     Scores,
@@ -19,7 +20,6 @@ from numpyro_infograd.scores.base import (
     symmetric_power,
     unflatten,
 )
-from numpyro_infograd.structure import Density, Values
 
 # The map is fitted on the batch that it corrects. Quasi-random noise keeps the bias of
 # that tiny; with other noise, this many samples keep it below half a standard error of

@@ -11,6 +11,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.objectives import (
     MI,
@@ -21,7 +22,7 @@ from numpyro_infograd.objectives import (
 )
 from numpyro_infograd.scores.base import flatten
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
-from numpyro_infograd.structure import Density, StructuralModel, Values, simulate
+from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values.base import Estimate
 from numpyro_infograd.values.exact import evaluate
 from numpyro_infograd.values.nested import average

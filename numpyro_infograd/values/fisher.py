@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd.arguments import as_power_of_two, check_counts, check_widths
+from numpyro_infograd.density import Density, simulate
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
@@ -44,7 +45,7 @@ from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import complete_data_scores, flatten
 from numpyro_infograd.scores.network import Ensemble, perceptron
-from numpyro_infograd.structure import Density, StructuralModel, simulate
+from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import average
 from numpyro_infograd.values.regression import (

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log density of a set of sites, given the noise of all others.
+
+The sites' values are put in by hand and the noise of all other sites is held: what a
+score is the gradient of. `simulate` makes values to put in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.noise import NoiseSpec, noise_like
+from numpyro_infograd.program import Program
+
+Values = dict[str, jax.Array]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("program",),
+    meta_fields=(
+        "sites",
+        "scored",
+        "given",
+        "blocks",
+        "hidden",
+        "moving",
+        "unbounded",
+        "bare",
+        "sizes",
+        "supports",
+        "spec",
+    ),
+)
+@dataclass(frozen=True)
+class Density:
+    """The density of a set of sites given the noise that the set does not hold.
+
+    `blocks` are the sites whose values depend on a parameter: only they need a score.
+    `hidden` names the noise that remains; with none, the density is known exactly.
+    `moving` names the sites whose density jumps at a place that is not fixed.
+    """
+
+    program: Program
+    sites: tuple[str, ...]
+    scored: tuple[str, ...]
+    given: tuple[str, ...]
+    blocks: tuple[str, ...]
+    hidden: tuple[str, ...]
+    moving: tuple[str, ...]
+    unbounded: bool  # no density of the set has a boundary, so Stein's identities hold
+    bare: tuple[str, ...]  # deterministic sites made from hidden noise
+    sizes: tuple[int, ...]  # number of scalars in each of `all_sites`
+    supports: tuple[str, ...]  # of each of `all_sites`, as in `Site`
+    spec: NoiseSpec
+
+    @property
+    def all_sites(self) -> tuple[str, ...]:
+        """The sites whose values the density is a function of."""
+        return self.sites + self.given
+
+    @property
+    def label(self) -> str:
+        """What the set is called in reports, such as "y" or "y|x"."""
+        return ",".join(self.sites) + ("|" + ",".join(self.given)).rstrip("|")
+
+    @property
+    def without_density(self) -> tuple[str, ...]:
+        """Sites of the set that a parameter moves and that have no density."""
+        moved = set(self.blocks) - set(self.scored)
+        return tuple(s for s in self.sites if s in moved)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the score of the density can be computed as it stands."""
+        return not self.hidden and not self.without_density
+
+    @property
+    def hidden_spec(self) -> NoiseSpec:
+        """The laws of the hidden noise."""
+        return tuple(item for item in self.spec if item[0] in self.hidden)
+
+    def log_prob(self, params: Any, noise: Values, values: Values) -> jax.Array:
+        """log p(sites | given, hidden noise) for one sample, a scalar in nats."""
+        full = noise_like(self.spec) | {name: noise[name] for name in self.hidden}
+        inside = {name: values[name] for name in self.all_sites}
+        out = self.program(params, full, inside)["log_prob"]
+        return sum((out[name] for name in self.scored), jnp.zeros(()))
+
+
+@jax.jit
+def simulate(forward: Program, params: Any, noise: Values) -> Values:
+    """Run the traced map over a batch of noise."""
+    return jax.vmap(forward, in_axes=(None, 0))(params, noise)
