@@ -168,8 +168,8 @@ def main() -> None:
     device = jax.devices()[0].device_kind
     print(f"jax {jax.__version__}, numpyro {numpyro.__version__}, {device}\n")
     print("| channel | scores | error of the score | gradient | standard error | truth "
-          "| gradient's error | seconds |")  # fmt: skip
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+          "| gradient's error | warns | seconds |")  # fmt: skip
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |")
     for title in options.only:
         channel = CHANNELS[title]()
         for name in options.methods:
@@ -181,9 +181,10 @@ def main() -> None:
             value = float(found.value["gain"])
             seconds = time.perf_counter() - start
             off = value / channel.derivative - 1.0
+            warns = "yes" if found.warnings else ""
             print(f"| {title} | `{name}` | {error:.2%} | {value:.5f} | "
                   f"{float(found.standard_error['gain']):.5f} | "
-                  f"{channel.derivative:.5f} | {off:+.2%} | {seconds:.1f} |",
+                  f"{channel.derivative:.5f} | {off:+.2%} | {warns} | {seconds:.1f} |",
                   flush=True)  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import Problem, admit, initial_states, is_learned, pose
 from numpyro_infograd.pullback import cotangents, score_of
 from numpyro_infograd.scores import Exact, resolve_method
-from numpyro_infograd.scores.base import Scores, flatten
-from numpyro_infograd.scores.stein import calibrate, is_missed
+from numpyro_infograd.scores.base import Scores, flatten, is_missed
+from numpyro_infograd.scores.stein import calibrate
 from numpyro_infograd.structure import StructuralModel
 
 _FAR = 5.0  # standard errors by which a mean that is zero may be off

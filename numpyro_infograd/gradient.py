@@ -39,7 +39,6 @@ from numpyro_infograd.scores.base import (
     after,
 )
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
-from numpyro_infograd.scores.stein import is_missed
 from numpyro_infograd.structure import StructuralModel
 
 # Student's t at 97.5 % with 15 degrees of freedom, over 2: two standard errors from
@@ -261,17 +260,12 @@ def _doubts(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
             f"{min(effective_sizes(evidence)):.0f}: the bias may exceed the standard "
             "error. Raise num_components, or use scores='denoising'.",
         )
+    if problem.method is None:
+        return doubts
     for density in problem.densities:
-        residual = evidence.get(f"stein_residual({density.label})", 0.0)
-        if is_missed(
-            residual, evidence.get(f"stein_residual_error({density.label})", 0.0)
-        ):
-            doubts += (
-                f"the score of {density.label!r} missed Stein's identity by "
-                f"{residual:+.1%} before it was calibrated: the error may exceed the "
-                "standard error. Give the method more (num_steps, hidden, pool_size), "
-                "or take another.",
-            )
+        mark = f"({density.label})"
+        own = {k.removesuffix(mark): v for k, v in evidence.items() if k.endswith(mark)}
+        doubts += tuple(problem.method.doubts(density, own))
     return doubts
 
 

@@ -259,6 +259,21 @@ def test_continuous_inputs_by_a_mixture_of_normal_laws() -> None:
     method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
     found = ig.gradient(XY, black_box, scores=method)
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.02)
+    assert not found.warnings
+
+
+def test_coarse_posteriors_are_not_trusted() -> None:
+    """Five inputs, and so few samples that training makes the start worse."""
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([5]).to_event(1))
+        mean = jnp.tanh(numpyro.param("eta", 1.0) * x)
+        numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1))
+
+    method = Posterior(hidden=(32,), num_steps=300, num_samples=1024, pool_size=256)
+    few, many = ig.gradient(XY, model, scores=method).warnings
+    assert "worse on held-out samples" in few
+    assert "of 5 numbers" in many
 
 
 def test_posteriors_that_can_not_be() -> None:

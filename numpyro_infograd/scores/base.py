@@ -13,6 +13,7 @@ A method is a way to take that conditional mean.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,8 @@ from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import BoundaryError
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
+
+_TOLERATED = 0.05  # Stein residual before calibration
 
 
 class Scores(NamedTuple):
@@ -108,6 +111,26 @@ class ScoreMethod(ABC):
         """Fit the state to the density at these parameters, from scratch or warm."""
         return state
 
+    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+        """Why the standard error may not hold all of a score's error, in sentences.
+
+        Calibration mends the scale of scores that miss Stein's identity; what else is
+        wrong with them shows in no error bar.
+
+        Args:
+            density: The set of sites.
+            evidence: Averages of `Scores.evidence`, and of what calibration adds.
+        """
+        residual = evidence.get("stein_residual", 0.0)
+        if not is_missed(residual, evidence.get("stein_residual_error", 0.0)):
+            return []
+        return [
+            f"the score of {density.label!r} missed Stein's identity by "
+            f"{residual:+.1%} before it was calibrated: the error may exceed the "
+            "standard error. Give the method more samples or steps, or take another, "
+            "such as scores='denoising'."
+        ]
+
     @abstractmethod
     def score(
         self,
@@ -118,6 +141,11 @@ class ScoreMethod(ABC):
         rng_key: jax.Array,
     ) -> Scores:
         """Scores of the density's blocks at a batch of values."""
+
+
+def is_missed(residual: float, error: float) -> bool:
+    """Whether Stein's identity is missed by more than its noise and a tolerance."""
+    return abs(residual) - 2 * error > _TOLERATED
 
 
 def complete_data_score(

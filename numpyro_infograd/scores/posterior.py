@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ from numpyro_infograd.scores.network import (
 from numpyro_infograd.structure import StructuralModel
 
 _MEMBERS = 4
+_LOST = 0.02  # nats on held-out samples that may be lost to chance
+_FEW = 2  # inputs that a mixture of normal laws describes well
 _SYMBOLS = 256  # values of discrete inputs that a classifier tells apart
 
 
@@ -83,7 +85,7 @@ class Posterior(ScoreMethod):
     num_steps: int = 1000
     num_warm_steps: int = 20
     batch_size: int = 2048
-    pool_size: int = 32768
+    pool_size: int = 65536
     warm_pool_size: int = 4096
     learning_rate: float = 4e-3
     num_samples: int = 16384
@@ -139,6 +141,25 @@ class Posterior(ScoreMethod):
                 f"scores='posterior' needs inputs that no parameter reaches, but "
                 f"{moved[0]!r} depends on one. Use scores='denoising'."
             )
+
+    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+        """Why q may be far from the posterior: too few samples, too many inputs."""
+        found = super().doubts(density, evidence)
+        gain = evidence["log_likelihood_gain"]
+        inputs = sum(density.sizes[: len(density.sites)])
+        if gain < -_LOST:
+            found.append(
+                f"training made the posterior of {density.label!r} worse on held-out "
+                f"samples ({gain:+.2g} nats) and was undone: "
+                "the error may exceed the standard error. Raise pool_size."
+            )
+        if self.model is None and not self.symbols and inputs > _FEW:
+            found.append(
+                f"a mixture of {self.num_components} normal laws is a coarse posterior "
+                f"of {inputs} numbers: the error may exceed the standard error. Use "
+                "scores='denoising', or bring a flow as scores.Posterior(model=...)."
+            )
+        return found
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """Point sets for the pools of a first and of a warm fit."""

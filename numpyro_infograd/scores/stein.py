@@ -25,15 +25,6 @@ from numpyro_infograd.scores.base import (
 # that tiny; with other noise, this many samples keep it below half a standard error of
 # the mean of 16 batches.
 _SAMPLES_PER_COLUMN = 64
-_TOLERATED = 0.05
-
-
-def is_missed(residual: float, error: float) -> bool:
-    """Whether scores miss Stein's identity before calibration, beyond sampling noise.
-
-    Calibration mends their scale; what else is wrong with them shows in no error bar.
-    """
-    return abs(residual) - 2 * error > _TOLERATED
 
 
 def calibrate(density: Density, score: Scores, values: Values) -> Scores:
