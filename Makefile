@@ -79,6 +79,7 @@ examples: $(STAMP)
 bench: $(STAMP)
 	$(PY) benchmarks/run.py
 	$(PY) benchmarks/estimators.py
+	$(PY) benchmarks/scores.py
 
 # Removes the environment only where this Makefile has made it.
 clean:

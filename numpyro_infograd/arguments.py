@@ -97,6 +97,30 @@ def check_counts(settings: Any, *names: str) -> None:
             raise ArgumentError(f"{name} must be a positive int, got {value!r}.")
 
 
+def as_floats(name: str, value: Any) -> tuple[float, ...]:
+    """A tuple of numbers.
+
+    Raises:
+        ArgumentError: naming the argument, for anything else.
+    """
+    if not isinstance(value, tuple) or not all(
+        isinstance(x, (int, float, np.number)) for x in value
+    ):
+        raise ArgumentError(f"{name} must be a tuple of numbers, got {value!r}.")
+    return value
+
+
+def check_rate(settings: Any) -> None:
+    """Raise unless an object's `learning_rate` is positive and finite.
+
+    Raises:
+        ArgumentError: for anything else.
+    """
+    rate = settings.learning_rate
+    if not isinstance(rate, (int, float, np.number)) or not 0 < rate < np.inf:
+        raise ArgumentError(f"learning_rate must be positive, got {rate!r}.")
+
+
 def check_widths(hidden: Any) -> None:
     """Raise unless these are widths of hidden layers.
 

@@ -39,6 +39,8 @@ from numpyro_infograd.slopes import check_slopes
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.views import View
 
+_ATOM = 8  # draws of 256 that may share a value
+
 
 def check_objective(objective: Any, sm: StructuralModel) -> None:
     """Sites exist and are free; the objective is one and says something.
@@ -191,6 +193,29 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
                 "information between them is infinite. Add the noise that is missing "
                 "(a sample site), or leave out what is redundant."
             )
+
+
+def check_atoms(sm: StructuralModel, densities: Iterable[Density], params: Any) -> None:
+    """Refuse computed sites that take one value again and again, as behind a clip.
+
+    Raises:
+        DensityError: naming the site; it has no density to learn a score of.
+    """
+    names = sorted({s for d in densities for s in d.without_density})
+    if not names:
+        return
+    values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(1), 256))
+    for name in names:
+        for column in np.asarray(values[name]).reshape(256, -1).T:
+            _, counts = np.unique(column, return_counts=True)
+            if counts.max() >= _ATOM:
+                raise DensityError(
+                    f"site {name!r} is computed and takes the same value in "
+                    f"{counts.max()} of 256 draws, as behind a clip or a rectifier: "
+                    "it has no density, and its score would miss what happens there. "
+                    "Add the noise that follows (a sample site), or use "
+                    "scores.Denoising(noise_variance=...)."
+                )
 
 
 def _stepped(sm: StructuralModel, sites: Iterable[str], params: Any) -> str:

@@ -30,7 +30,7 @@ Values = dict[str, jax.Array]
         "blocks",
         "hidden",
         "moving",
-        "unbounded",
+        "edges",
         "bare",
         "sizes",
         "supports",
@@ -53,7 +53,7 @@ class Density:
     blocks: tuple[str, ...]
     hidden: tuple[str, ...]
     moving: tuple[str, ...]
-    unbounded: bool  # no density of the set has a boundary, so Stein's identities hold
+    edges: tuple[str, ...]  # sites with a boundary that no log or logit takes away
     bare: tuple[str, ...]  # deterministic sites made from hidden noise
     sizes: tuple[int, ...]  # number of scalars in each of `all_sites`
     supports: tuple[str, ...]  # of each of `all_sites`, as in `Site`
@@ -63,6 +63,12 @@ class Density:
     def all_sites(self) -> tuple[str, ...]:
         """The sites whose values the density is a function of."""
         return self.sites + self.given
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether no density of the set has a boundary at all."""
+        supports = dict(zip(self.all_sites, self.supports, strict=True))
+        return not self.edges and all(supports[s] == "real" for s in self.scored)
 
     @property
     def label(self) -> str:

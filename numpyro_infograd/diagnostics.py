@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 import importlib
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
-from numpyro_infograd.density import Values, simulate
+from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.gradient import choose, fit_scores
 from numpyro_infograd.noise import draw_noise
@@ -23,8 +24,8 @@ from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import Problem, admit, initial_states, is_learned, pose
 from numpyro_infograd.pullback import cotangents, score_of
 from numpyro_infograd.scores import Exact, resolve_method
-from numpyro_infograd.scores.base import Scores, flatten, is_missed
-from numpyro_infograd.scores.stein import calibrate
+from numpyro_infograd.scores.base import Layout, Scores, flatten, is_missed
+from numpyro_infograd.scores.stein import calibrate, standard
 from numpyro_infograd.structure import StructuralModel
 
 _FAR = 5.0  # standard errors by which a mean that is zero may be off
@@ -37,8 +38,9 @@ class SetCheck(NamedTuple):
     Attributes:
         label: The set, as "y" or "y|x".
         mean: Largest mean of a component of the score, in standard errors; truly 0.
-        residual: Stein residual, E<y, s(y)> / d + 1 before calibration; truly 0. NaN
-            where the density has a boundary or the identity says nothing.
+        residual: Stein residual, E<y, s(y)> / d + 1 before calibration; truly 0. Both
+            are in log or logit coordinates for positive or unit-interval values, and
+            NaN where a boundary remains or a score is only of what is conditioned on.
         residual_error: Its standard error.
         gain: Share of the Fisher information by which the score's held-out loss is
             below that of a normal law; NaN where the method knows none.
@@ -54,7 +56,7 @@ class SetCheck(NamedTuple):
     def doubts(self) -> list[str]:
         """What is wrong, in words."""
         found = []
-        if not self.mean <= _FAR:
+        if self.mean > _FAR:
             found.append(f"E[s({self.label})] is {self.mean:.1f} standard errors off 0")
         if is_missed(self.residual, self.residual_error):
             found.append(
@@ -117,7 +119,7 @@ class ScoreCheck:
             if np.isfinite(each.residual):
                 residual = f"{each.residual:+.4f} +- {each.residual_error:.4f}"
             gain = f"{each.gain:+.4f}" if np.isfinite(each.gain) else "-"
-            mean = f"{each.mean:.1f} s.e."
+            mean = f"{each.mean:.1f} s.e." if np.isfinite(each.mean) else "-"
             rows.append(f"  {each.label:<12} {mean:>10} {residual:>20} {gain:>14}")
         for site, apart in self.disagreement.items():
             rows.append(f"  at {site!r} '{self.against}' differs by {apart:.2%}")
@@ -127,7 +129,9 @@ class ScoreCheck:
             rows.append("Do not trust these scores yet:")
             rows += [f"  - {doubt}" for doubt in self.doubts]
             rows.append(
-                "Give the method more (num_steps, hidden, pool_size), or take another."
+                "Check the formula of a score, or make the posterior richer, that is "
+                "yours; else give the method more (num_steps, hidden, pool_size), or "
+                "take another."
             )
         return "\n".join(rows)
 
@@ -248,20 +252,26 @@ def _look(
             continue
         raw = method.score(state, density, params, values, rng_key)
         found.append(calibrate(density, raw, values))
-        flat = np.asarray(flatten(raw.mean, density.blocks), float)
-        off = np.abs(flat.mean(0)) / (flat.std(0) / len(flat) ** 0.5)
-        residual, error = _stein(density, raw, values)
+        mean, residual, error = _stein(density, raw, values)
         gain = float(raw.evidence.get("held_out_gain", np.nan))
-        sets.append(SetCheck(density.label, float(off.max()), residual, error, gain))
-    mean, _ = cotangents(densities, problem.coefficients, found)
-    return tuple(sets), mean
+        sets.append(SetCheck(density.label, mean, residual, error, gain))
+    cotangent, _ = cotangents(densities, problem.coefficients, found)
+    return tuple(sets), cotangent
 
 
-def _stein(density: Any, raw: Scores, values: Values) -> tuple[float, float]:
-    """E<y, s(y)> / d + 1 and its standard error, where the identity holds."""
-    own = tuple(name for name in density.blocks if name in density.sites)
-    if not own or not density.unbounded:
-        return float("nan"), float("nan")
-    y = np.asarray(flatten(values, own), float)
-    product = ((y - y.mean(0)) * np.asarray(flatten(raw.mean, own))).mean(1)
-    return float(product.mean() + 1), float(product.std() / len(product) ** 0.5)
+def _stein(density: Density, raw: Scores, values: Values) -> tuple[float, float, float]:
+    """Largest E[s] in standard errors; E<y, s(y)> / d + 1 and its standard error.
+
+    In coordinates without bounds; NaN where the identities do not hold.
+    """
+    seen = standard(density, raw, values)
+    if seen is None:
+        return math.nan, math.nan, math.nan
+    free, scores = seen
+    layout = Layout.of(density)
+    columns = jnp.asarray([layout.outputs[i] for i in layout.own], int)
+    y, s = np.asarray(free.values[:, columns], float), np.asarray(scores, float)
+    root = len(y) ** 0.5
+    off = np.abs(s.mean(0)) / np.maximum(s.std(0) / root, 1e-30)
+    product = ((y - y.mean(0)) * s).mean(1)
+    return float(off.max()), float(product.mean() + 1), float(product.std() / root)

@@ -263,6 +263,8 @@ def _doubts(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
     if problem.method is None:
         return doubts
     for density in problem.densities:
+        if not is_learned(problem.method, density):
+            continue
         mark = f"({density.label})"
         own = {k.removesuffix(mark): v for k, v in evidence.items() if k.endswith(mark)}
         doubts += tuple(problem.method.doubts(density, own))

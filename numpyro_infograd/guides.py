@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import inspect
 from typing import Any
 
 import jax
@@ -32,6 +33,13 @@ def initial_params(
     Raises:
         ScoreError: if it samples other sites.
     """
+    try:
+        inspect.signature(model).bind(**given)
+    except TypeError as error:
+        raise ScoreError(
+            f"the posterior model is called with the values of {sorted(given)} by "
+            f"name: {error}. Name its arguments after these sites."
+        ) from None
     trace = handlers.trace(handlers.seed(model, rng_key)).get_trace(**given)
     drawn = {n for n, site in trace.items() if site["type"] == "sample"}
     if drawn != set(sites):
@@ -39,11 +47,17 @@ def initial_params(
             f"the posterior model samples {sorted(drawn)}, expected {sorted(sites)}: "
             "the inputs of the mutual information, by the names that the system has."
         )
-    return {
+    params = {
         name: jax.tree.map(_transform(site).inv, site["value"])
         for name, site in trace.items()
         if site["type"] == "param"
     }
+    if not params:
+        raise ScoreError(
+            "the posterior model has no parameters to train: mark them with "
+            "numpyro.param."
+        )
+    return params
 
 
 def log_density(

@@ -129,6 +129,7 @@ def pose(
     densities = tuple(sm.density(term.sites, term.given) for term in terms)
     method = method.prepare(sm, params, densities)
     checks.check_supports(sm, densities)
+    checks.check_atoms(sm, densities, params)
     for density in densities:
         method.check(density)
     return Problem(sm, objective, terms, densities, method, None, reason)
@@ -168,7 +169,7 @@ def check_num_samples(num_samples: int | None, method: Any) -> int:
         ArgumentError: unless it is a power of two of at least 256.
     """
     if num_samples is None:
-        return getattr(method, "num_samples", 16384)
+        num_samples = getattr(method, "num_samples", 16384)
     return as_power_of_two("num_samples", num_samples, 16 * REPLICATES)
 
 

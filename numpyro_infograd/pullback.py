@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.objectives import Means
-from numpyro_infograd.problem import is_learned
+from numpyro_infograd.problem import REPLICATES, is_learned
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import (
     ScoreMethod,
@@ -96,9 +97,45 @@ def score_of(
     """
     if method is not None and is_learned(method, density):
         raw = method.score(state, density, params, values, rng_key)
+        _check_scores(method, density, raw, values)
     else:
         raw = Scores(complete_data_scores(density, params, {}, values), None, {})
     return calibrate(density, raw, values)
+
+
+def _check_scores(
+    method: ScoreMethod, density: Density, found: Any, values: Values
+) -> None:
+    """Raise for what a method of the user's may return instead of `Scores`.
+
+    Raises:
+        ScoreError: naming the method and the site.
+    """
+    name = type(method).__name__
+    if not isinstance(found, Scores):
+        raise ScoreError(
+            f"{name}.score must return numpyro_infograd.scores.Scores(mean, "
+            f"deviations, evidence), got {type(found).__name__}."
+        )
+    count, most = method.num_deviations, REPLICATES
+    for what, tree, leading in (
+        ("mean", found.mean, ()),
+        ("deviations", found.deviations, (count,)),
+    ):
+        if tree is None:
+            continue
+        for site in density.blocks:
+            expected = (*leading, *values[site].shape)
+            got = jnp.shape(tree[site]) if site in tree else "nothing"
+            if got != expected:
+                raise ScoreError(
+                    f"{name}.score gave a {what} of shape {got} for site {site!r}, "
+                    f"expected {expected}."
+                )
+    if found.deviations is not None and most % count:
+        raise ScoreError(
+            f"{name}.num_deviations must be a divisor of {most}, got {count}."
+        )
 
 
 def _has_surprise(method: ScoreMethod | None, density: Density) -> bool:

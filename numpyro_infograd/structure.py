@@ -325,9 +325,12 @@ class StructuralModel:
         hidden = frozenset().union(*(read[s][1] for s in scored))
         moving = (s for s in scored if any(reach.get(("boundary", s), ())))
         # NumPyro calls the support of a shifted Exponential real: its row says more.
-        unbounded = all(
-            self.site_info[s].support == "real" and ("boundary", s) not in reach
-            for s in scored
+        kinds = {s: self.site_info[s].support for s in scored}
+        edges = (
+            s
+            for s, kind in kinds.items()
+            if kind not in ("positive", "unit")
+            and (kind != "real" or ("boundary", s) in reach)
         )
         return Density(
             program,
@@ -337,7 +340,7 @@ class StructuralModel:
             blocks,
             tuple(n for n in self.noise if n in hidden),
             tuple(moving),
-            unbounded,
+            tuple(edges),
             tuple(s for s in sites if s not in wanted and self.noise_of((s,)) & hidden),
             tuple(self.site_info[s].size for s in members),
             tuple(self.site_info[s].support for s in members),

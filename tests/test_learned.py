@@ -2,6 +2,7 @@
 """Scores of black boxes: what learns them, what keeps them fresh, whom to trust."""
 
 from dataclasses import replace
+import itertools
 
 import links
 from methods import LEARN
@@ -20,6 +21,7 @@ from helpers import assert_within
 import numpyro_infograd as ig
 from numpyro_infograd.errors import ArgumentError, DensityError, ScoreError
 from numpyro_infograd.scores import (
+    Analytic,
     Denoising,
     FlowMatching,
     Kernel,
@@ -48,7 +50,8 @@ def black_box() -> None:
     numpyro.deterministic("y", jnp.tanh(numpyro.param("eta", 1.0) * x) + 0.5 * n)
 
 
-def check(found, truth, max_standard_error, **settings) -> None:
+def check(found, truth, max_standard_error, rel=0.05, **settings) -> None:
+    """Within standard errors that are small, and within a share of the truth."""
     assert_within(
         found.value,
         found.standard_error,
@@ -56,6 +59,8 @@ def check(found, truth, max_standard_error, **settings) -> None:
         max_standard_error=max_standard_error,
         **settings,
     )
+    for name, true in truth.items():
+        assert float(found.value[name]) == pytest.approx(float(true), rel=rel)
 
 
 # -- the methods -------------------------------------------------------------------
@@ -73,13 +78,14 @@ def test_extrapolation_leaves_constants_and_removes_powers() -> None:
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_black_box_by_its_samples(method) -> None:
     found = ig.gradient(XY, black_box, scores=method)
-    truth = truths.tanh_derivative(1.0)
-    check(found, {"eta": truth}, 0.12 if isinstance(method, Kernel) else 0.02)
-    assert float(found.value["eta"]) == pytest.approx(truth, abs=0.02)
+    widest = 0.12 if isinstance(method, Kernel) else 0.02
+    check(found, {"eta": truths.tanh_derivative(1.0)}, widest)
     assert not found.warnings
 
 
-@pytest.mark.parametrize("method", ["sliced", "flow"])
+@pytest.mark.parametrize(
+    "method", ["sliced", pytest.param("flow", marks=pytest.mark.slow)]
+)
 def test_samples_learn_inputs_that_move(method) -> None:
     """The cause of both depends on e; the block of y alone would give 0.000."""
     found = ig.gradient(XY, links.common_cause, scores=METHODS[method])
@@ -111,8 +117,18 @@ def slope_by_grid(noise) -> float:
     return (entropy(1.001) - entropy(0.999)) / 0.002
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["output", "inside"])
-@pytest.mark.parametrize("law", NOISE_LAWS)
+@pytest.mark.parametrize(
+    ("law", "inside"),
+    [
+        ("laplace", False),
+        ("gamma", True),
+        *(
+            pytest.param(law, inside, marks=pytest.mark.slow)
+            for law, inside in itertools.product(NOISE_LAWS, [False, True])
+            if (law, inside) not in [("laplace", False), ("gamma", True)]
+        ),
+    ],
+)
 def test_laws_of_noise(law, inside) -> None:
     """At the output, or only inside the graph so that the output has no density."""
     make, truth = NOISE_LAWS[law]
@@ -132,7 +148,15 @@ def test_laws_of_noise(law, inside) -> None:
     assert not found.warnings
 
 
-def test_low_noise() -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        "denoising",
+        pytest.param("sliced", marks=pytest.mark.slow),
+        pytest.param("flow", marks=pytest.mark.slow),
+    ],
+)
+def test_low_noise(method) -> None:
     """Four amplifiers in noise of variance 1e-3: a score that bends within 0.03."""
 
     def model() -> None:
@@ -140,10 +164,9 @@ def test_low_noise() -> None:
         mean = jnp.tanh(numpyro.param("eta", 0.5) * x)
         numpyro.sample("y", dist.Normal(mean, 1e-3**0.5).to_event(1))
 
-    found = ig.gradient(XY, model, scores="denoising")
+    found = ig.gradient(XY, model, scores=method)
     truth = 4 * truths.tanh_derivative(0.5, 1e-3)
-    check(found, {"eta": truth}, 0.03 * truth)
-    assert float(found.value["eta"]) == pytest.approx(truth, rel=0.03)
+    check(found, {"eta": truth}, 0.03 * truth, rel=0.03)
 
 
 def test_a_mixture_has_no_use_for_a_black_box() -> None:
@@ -156,6 +179,12 @@ def test_a_mixture_has_no_use_for_a_black_box() -> None:
     [
         (lambda: Denoising(noise_levels=()), "noise_levels"),
         (lambda: Denoising(noise_levels=(0.2, 0.1)), "noise_levels"),
+        (lambda: Denoising(noise_levels=(0.1,)), "two or more"),
+        (lambda: Denoising(noise_levels=0.1), "tuple of numbers"),
+        (lambda: Denoising(learning_rate=-0.1), "learning_rate"),
+        (lambda: Posterior(learning_rate=float("nan")), "learning_rate"),
+        (lambda: Denoising(network=nnx.Linear(1, 2, rngs=nnx.Rngs(0))), "made already"),
+        (lambda: Analytic(lambda params, v: -v["y"]), "dict from sets"),
         (lambda: Denoising(refit=0), "refit"),
         (lambda: Sliced(refit="often"), "refit"),
         (lambda: FlowMatching(times=(0.8, 0.9)), "times"),
@@ -165,6 +194,7 @@ def test_a_mixture_has_no_use_for_a_black_box() -> None:
         (lambda: Sliced(batch_size=2), "batch_size"),
         (lambda: Kernel(num_points=100), "num_points"),
         (lambda: Kernel(share=0.0), "share"),
+        (lambda: Kernel(share=1.0), "share"),
         (lambda: Posterior(num_components=0), "num_components"),
     ],
 )
@@ -234,6 +264,48 @@ def test_a_method_of_the_users() -> None:
     check(found, {"a": 3 / 12, "b": 7 / 12}, 0.01)
 
 
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (lambda y: y, "must return"),
+        (lambda y: Scores({"y": y[:, None] - y}, None, {}), r"shape \(256, 256\)"),
+        (lambda y: Scores({}, None, {}), "a mean of shape nothing for site 'y'"),
+        (lambda y: Scores({"y": -y}, {"y": -y[None, :9]}, {}), "a deviations"),
+    ],
+)
+def test_methods_that_return_no_scores(found, words) -> None:
+    class Odd(ScoreMethod):
+        num_samples = 4096
+
+        def score(self, state, density, params, values, rng_key):
+            return found(values["y"])
+
+    with pytest.raises(ScoreError, match=words):
+        ig.gradient(ig.Entropy("y"), links.link, scores=Odd())
+
+
+def test_a_clipped_output_has_no_density() -> None:
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        n = numpyro.sample("n", dist.Normal(0, 1))
+        y = numpyro.param("a", 1.0) * x + 0.5 * n
+        numpyro.deterministic("y", jnp.clip(y, -1, 1))
+
+    with pytest.raises(DensityError, match="site 'y' is computed and takes the same"):
+        ig.gradient(XY, model, scores="sliced")
+
+
+def test_samples_learned_by_heart_are_not_trusted() -> None:
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([6]).to_event(1))
+        mean = numpyro.param("a", 1.0) * x
+        numpyro.sample("y", dist.Normal(mean, 1.0).to_event(1))
+
+    method = Denoising(hidden=(32, 32), pool_size=256, batch_size=256, num_samples=1024)
+    warnings = ig.gradient(XY, model, scores=method).warnings
+    assert any("worse than that of a normal law" in warning for warning in warnings)
+
+
 # -- posterior -----------------------------------------------------------------------
 
 
@@ -280,8 +352,15 @@ def test_posteriors_that_can_not_be() -> None:
     def other(y):
         numpyro.sample("z", dist.Normal(y, 1))
 
+    def untrained(y):
+        numpyro.sample("x", dist.Normal(y, 1))
+
     with pytest.raises(ScoreError, match=r"samples \['z'\], expected \['x'\]"):
         ig.gradient(XY, links.link, scores=Posterior(model=other))
+    with pytest.raises(ScoreError, match="Name its arguments after these sites"):
+        ig.gradient(XY, links.link, scores=Posterior(model=lambda obs: None))
+    with pytest.raises(ScoreError, match="no parameters to train"):
+        ig.gradient(XY, links.link, scores=Posterior(model=untrained))
     with pytest.raises(ScoreError, match="no parameter reaches"):
         ig.gradient(XY, links.common_cause, scores="posterior")
     with pytest.raises(ScoreError, match="entropy of"):
@@ -368,6 +447,7 @@ def test_ranges_outside_of_a_constraint(over) -> None:
         ig.pretrain_scores(XY, model, {"gain": over})
 
 
+@pytest.mark.slow
 def test_a_law_of_parameters() -> None:
     """Networks see the range that the law's draws span."""
     over = {"eta": dist.Uniform(0.5, 2.0)}
@@ -392,15 +472,15 @@ def test_scores_are_trained_again_when_they_are_stale_and_not_before() -> None:
             "x",
             "y",
             scores=replace(LEARN, refit=refit, num_samples=1024),
-            num_steps=40,
+            num_steps=20,
             progress_bar=False,
         )
         return result.history["trained(y)"], float(result.params["eta"])
 
     (often, a), (third, b), (seldom, c) = map(trained_steps, (1, 3, "auto"))
     assert np.all(often == 1)
-    np.testing.assert_array_equal(third, np.arange(1, 41) % 3 == 0)
-    assert 1 <= seldom.sum() <= 20
+    np.testing.assert_array_equal(third, np.arange(1, 21) % 3 == 0)
+    assert 1 <= seldom.sum() <= 10
     assert a == pytest.approx(c, rel=0.05)
     assert b == pytest.approx(c, rel=0.05)
 

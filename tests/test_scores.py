@@ -21,6 +21,7 @@ from numpyro_infograd.scores import (
     complete_data_score,
 )
 from numpyro_infograd.scores.base import Scores, complete_data_scores
+from numpyro_infograd.scores.coordinates import Free
 from numpyro_infograd.scores.network import Ensemble, perceptron
 from numpyro_infograd.scores.stein import calibrate
 
@@ -282,15 +283,36 @@ def test_calibration_puts_a_scale_right(num_samples) -> None:
         assert float(found.evidence["stein_residual"]) == pytest.approx(-0.3, abs=0.1)
 
 
-def test_a_density_with_an_edge_is_left_alone() -> None:
-    """Exponential noise on a fixed support: E[s] is -1 there, not 0."""
+@pytest.mark.parametrize("law", [dist.Exponential(1.0), dist.Beta(2.0, 1.5)], ids=type)
+def test_calibration_in_log_and_logit_coordinates(law) -> None:
+    """There the boundary is infinitely far, even where the density jumps at it."""
 
     def model():
-        numpyro.sample("y", dist.Exponential(numpyro.param("rate", 1.0)))
+        numpyro.param("unused", 1.0)
+        numpyro.sample("y", law)
 
     sm = ig.structural_model(model)
-    density = sm.density(("y",))
+    density = replace(sm.density(("y",), whole=True), blocks=("y",))
     assert not density.unbounded
+    values = sm.sample(KEY, 8192)
+    truth = jax.vmap(jax.grad(law.log_prob))(values["y"])
+    free = Free.of(density, values)
+    slope, bend = free.slope[:, 0], free.bend[:, 0]
+    wrong = (1.3 * (slope * truth + bend) - bend) / slope  # scaled in those coordinates
+    found = calibrate(density, Scores({"y": wrong}, None, {}), values)
+    assert relative_error(slope * found.mean["y"] + bend, slope * truth + bend) < 0.01
+    assert float(found.evidence["stein_residual"]) == pytest.approx(-0.3, abs=0.1)
+
+
+def test_a_density_with_an_edge_is_left_alone() -> None:
+    """Uniform noise: E[s] is 0 and E[y s] is 0 as well, not -1."""
+
+    def model():
+        numpyro.param("unused", 1.0)
+        numpyro.sample("y", dist.Uniform(1.0, 2.0))
+
+    sm = ig.structural_model(model)
+    density = replace(sm.density(("y",), whole=True), blocks=("y",))
     values = sm.sample(KEY, 1024)
     given = Scores({"y": jnp.full(1024, -1.3)}, None, {})
     assert calibrate(density, given, values) is given

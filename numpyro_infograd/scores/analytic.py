@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.density import Density, Values
-from numpyro_infograd.errors import ScoreError
+from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
 ScoreFunction = Callable[[Any, Values], Any]
@@ -39,6 +39,11 @@ class Analytic(ScoreMethod):
         functions: Mapping[str | tuple[str, ...], ScoreFunction],
         num_samples: int = 16384,
     ) -> None:
+        if not isinstance(functions, Mapping):
+            raise ArgumentError(
+                "Analytic takes a dict from sets of sites to functions, such as "
+                f"{{'y': fn}}, got {functions!r:.80}."
+            )
         self.num_samples = num_samples
         self.functions = {
             frozenset((sites,) if isinstance(sites, str) else sites): fn

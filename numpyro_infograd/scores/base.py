@@ -127,8 +127,8 @@ class ScoreMethod(ABC):
         return [
             f"the score of {density.label!r} missed Stein's identity by "
             f"{residual:+.1%} before it was calibrated: the error may exceed the "
-            "standard error. Give the method more samples or steps, or take another, "
-            "such as scores='denoising'."
+            "standard error. Check its formula if it is yours; else give the method "
+            "more samples or steps, or take another."
         ]
 
     @abstractmethod

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.arguments import as_floats
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
@@ -73,11 +74,12 @@ class Denoising(Learned):
             raise ArgumentError(
                 f"noise_variance must be positive, got {self.noise_variance}."
             )
-        levels = self.noise_levels
+        levels = as_floats("noise_levels", self.noise_levels)
         rising = all(a < b for a, b in zip(levels[:-1], levels[1:], strict=True))
-        if not levels or not 0 < levels[0] or not rising or levels[-1] == math.inf:
+        if len(levels) < 2 or not 0 < levels[0] or not rising or levels[-1] == math.inf:
             raise ArgumentError(
-                f"noise_levels must be positive and rising, got {levels}."
+                "noise_levels must be two or more variances, positive and rising, got "
+                f"{levels}."
             )
 
     def levels(self, density: Density) -> tuple[float, ...]:

@@ -54,7 +54,7 @@ class Kernel(ScoreMethod):
     Example:
         >>> import numpyro_infograd as ig
         >>> ig.scores.Kernel(num_points=256).num_deviations
-        4
+        8
     """
 
     num_points: int = 512
@@ -62,12 +62,12 @@ class Kernel(ScoreMethod):
     num_samples: int = 16384
 
     samples_only = True
-    num_deviations = _MEMBERS
+    num_deviations = 2 * _MEMBERS
 
     def __post_init__(self) -> None:
         as_power_of_two("num_points", self.num_points, 32)
-        if not 0 < self.share <= 1:
-            raise ArgumentError(f"share must be in (0, 1], got {self.share}.")
+        if not 0 < self.share < 1:
+            raise ArgumentError(f"share must be in (0, 1), got {self.share}.")
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """The point set of a pool."""

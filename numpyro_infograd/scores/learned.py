@@ -8,6 +8,7 @@ whitened coordinates: a linear-Gaussian model is right before any training.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 import functools
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two, check_counts
+from numpyro_infograd.arguments import as_power_of_two, check_counts, check_rate
 from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import base_points
@@ -102,6 +103,7 @@ class Learned(ScoreMethod):
                 f"num_networks must be 2, 4 or 8, got {self.num_networks}."
             )
         check_network(self.network, self.hidden)
+        check_rate(self)
         check_counts(self, "num_steps", "num_warm_steps", "batch_size")
         for name in ("pool_size", "warm_pool_size"):
             as_power_of_two(name, getattr(self, name), 256)
@@ -136,12 +138,20 @@ class Learned(ScoreMethod):
         """What the network sees of values with noise of this variance."""
         return frame.features(centred)
 
+    def caution(self, density: Density) -> float:
+        """How far all networks may be off, in units of what half of the features added.
+
+        Measured: with densities much less, by samples alone up to that far.
+        """
+        sampled = self.levels(density) != (0.0,) or self.samples_only
+        return 1.0 if sampled else 0.5
+
     # -- the protocol of a score method ------------------------------------------
 
     @property
     def num_deviations(self) -> int:
-        """One for each network."""
-        return self.num_networks
+        """One for each network, and as many for what else there is to doubt."""
+        return 2 * self.num_networks
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """Point sets for the pools of a first and of a warm fit."""
@@ -173,14 +183,15 @@ class Learned(ScoreMethod):
             here = draw(self.pool_size, points)
             networks = self.ensemble(density).init(init_key, self.num_networks)
             networks = self.train(density, *here, networks, train_key, self.num_steps)
-            _, gain = self.worth(density, *here, networks)
+            _, (_, gain) = self.worth(density, *here, networks)
             return points, warm_points, Fitted.new(networks, first(here[0]), gain)
 
         here = draw(self.warm_pool_size, warm_points)
         frame = first(here[0])
         change = (here[1].values - frame.mean) @ (frame.base - last.trained_base).T
         drift = jnp.mean((change @ frame.unspread) ** 2)
-        kept = self.worth(density, *here, last.networks)
+        shrink, (gain, _) = self.worth(density, *here, last.networks)
+        kept = shrink, gain
         if self.refit == "auto":
             stale = (drift > DRIFTED) | (kept[1] < last.trained_gain - LOST)
         else:
@@ -193,7 +204,8 @@ class Learned(ScoreMethod):
             else:
                 steps = self.num_warm_steps
                 new = self.train(density, *here, networks, train_key, steps, False)
-            return new, *self.worth(density, *here, new)
+            shrink, (gain, _) = self.worth(density, *here, new)
+            return new, shrink, gain
 
         networks, shrink, gain = jax.lax.cond(
             stale, retrain, lambda networks: (networks, *kept), last.networks
@@ -228,6 +240,18 @@ class Learned(ScoreMethod):
             "trained": (fitted.age == 0).astype(fitted.gain.dtype),
         }
         return report_scores(density, values, each, doubts, evidence)
+
+    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+        """Also why networks that learned their samples by heart are not trusted."""
+        found = super().doubts(density, evidence)
+        gain = evidence.get("held_out_gain", 0.0)
+        if gain < -LOST:
+            found.append(
+                f"the score of {density.label!r} is worse than that of a normal law on "
+                f"held-out samples (by {-gain:.1%} of the Fisher information): the "
+                "error may exceed the standard error. Raise pool_size."
+            )
+        return found
 
     # -- parts -------------------------------------------------------------------
 
@@ -337,10 +361,7 @@ class Learned(ScoreMethod):
                 added = shrink * (found - half)
                 narrow += weight / len(signs) * added
         last = 0.5 * jnp.mean(total - rough, axis=0) @ frame.spread
-        # By samples alone networks were up to that far off; with densities much less.
-        sampled = levels != (0.0,) or self.samples_only
-        share = 1.0 if sampled else 0.5
-        half = share * jnp.mean(narrow, axis=0) @ frame.spread
+        half = self.caution(density) * jnp.mean(narrow, axis=0) @ frame.spread
         return total @ frame.spread, (last, half)
 
 
@@ -357,23 +378,21 @@ def report_scores(
     doubts: tuple[jax.Array, ...],
     evidence: dict[str, jax.Array],
 ) -> Scores:
-    """The members' mean as `Scores`, with their spread and two doubts as its error.
+    """The members' mean as `Scores`, with their spread and doubts of it as its error.
 
     Args:
         density: The set of sites.
         values: Where the scores are.
         each: Scores in coordinates without bounds, (members, num_samples, outputs).
-        doubts: At most two further deviations of the mean.
+        doubts: One or two further deviations of the mean.
         evidence: Of the fit.
     """
     free = Free.of(density, values)
     count, mean = len(each), jnp.mean(each, axis=0)
-    deviations = _STUDENT[count] / (count * (count - 1)) ** 0.5 * (each - mean)
-    # The members' deviations add up to zero, so that a common part adds its square; so
-    # do two, if one changes its sign from member to member.
-    alternating = jnp.resize(jnp.asarray([1.0, -1.0]), (count, 1, 1))
-    for doubt, sign in zip(doubts, (jnp.ones(()), alternating), strict=False):
-        deviations = deviations + sign * doubt / count**0.5
+    spread = _STUDENT[count] / (count * (count - 1)) ** 0.5 * (each - mean)
+    times = count // len(doubts)  # each in equal parts, whose squares add up
+    parts = [jnp.stack([doubt / times**0.5] * times) for doubt in doubts]
+    deviations = jnp.concatenate([spread, *parts])
     return Scores(
         unflatten((mean - free.bend) / free.slope, values, density.blocks),
         unflatten(deviations / free.slope, values, density.blocks),

@@ -72,6 +72,11 @@ def check_network(network: Any, hidden: Any) -> None:
     functions = network if pair else (network,)
     if network is not None and not all(map(callable, functions)):
         raise ArgumentError(f"network={network!r} is no function. {_USE}")
+    if isinstance(network, nnx.Module):
+        raise ArgumentError(
+            f"network is a {type(network).__name__} that is made already: each network "
+            f"of the ensemble is made afresh. {_USE}"
+        )
     if network is not None and hidden is not None:
         raise ArgumentError(
             "hidden is for the built-in network: leave it out with a network of yours."
@@ -164,7 +169,7 @@ class Ensemble:
 
 _USE = (
     "Give make(inputs, rngs=...) that returns an nnx.Module, or a pair of functions "
-    "init(rng_key, inputs) and apply(parameters, x)."
+    "init(rng_key, inputs) and apply(parameters, x); inputs is their number, an int."
 )
 
 

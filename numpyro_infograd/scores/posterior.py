@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd import guides
-from numpyro_infograd.arguments import as_power_of_two, check_counts
+from numpyro_infograd.arguments import as_power_of_two, check_counts, check_rate
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, draw_noise
@@ -75,7 +75,7 @@ class Posterior(ScoreMethod):
     Example:
         >>> import numpyro_infograd as ig
         >>> ig.scores.Posterior(num_components=4).num_deviations
-        4
+        8
     """
 
     model: Callable[..., Any] | None = None
@@ -92,10 +92,11 @@ class Posterior(ScoreMethod):
     symbols: tuple[tuple[float, ...], ...] = ()  # set by `prepare`
 
     reverses = True  # it learns p(inputs | outputs)
-    num_deviations = _MEMBERS
+    num_deviations = 2 * _MEMBERS
 
     def __post_init__(self) -> None:
         check_network(self.network, self.hidden)
+        check_rate(self)
         check_counts(
             self, "num_components", "num_steps", "num_warm_steps", "batch_size"
         )

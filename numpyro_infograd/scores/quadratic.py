@@ -149,10 +149,11 @@ def solve(
 def worth(
     ensemble: Ensemble, problem: Problem, frames: Frame, pool: Pool, networks: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """How much of each residual to keep, (members,), and the share of the Fisher
-    information that this adds to what the normal law has.
+    """How much of each residual to keep, (members,), and the shares of the Fisher
+    information that this and the whole residual add to what the normal law has.
 
-    Each network is held against the pool of the next one.
+    Each network is held against the pool of the next one: a share is negative where
+    the network learned its own samples by heart.
     """
 
     def one(network: Any, pool: Pool) -> tuple[jax.Array, jax.Array]:
@@ -162,7 +163,8 @@ def worth(
 
     agreement, power = jax.vmap(one)(networks, _next(pool))
     shrink = jnp.clip(agreement / jnp.maximum(power, 1e-12), 0.0, 1.0)
-    return shrink, jnp.mean(shrink * (2 * agreement - shrink * power))
+    kept = jnp.mean(shrink * (2 * agreement - shrink * power))
+    return shrink, jnp.stack([kept, jnp.mean(2 * agreement - power)])
 
 
 def _next(pool: Pool) -> Pool:

@@ -20,6 +20,7 @@ from numpyro_infograd.scores.base import (
     symmetric_power,
     unflatten,
 )
+from numpyro_infograd.scores.coordinates import Free
 
 # The map is fitted on the batch that it corrects. Quasi-random noise keeps the bias of
 # that tiny; with other noise, this many samples keep it below half a standard error of
@@ -30,43 +31,66 @@ _SAMPLES_PER_COLUMN = 64
 def calibrate(density: Density, score: Scores, values: Values) -> Scores:
     """Make a batch of scores obey Stein's identities, where they hold.
 
-    They hold for the sites whose density it is, not for those conditioned on, and
-    only if the density has no boundary. Perturbations are corrected towards zero by
-    the same map. Evidence gains "stein_residual", the relative defect found:
-    E<Y, s> / d + 1 before the correction.
+    They hold for the sites whose density it is, not for those conditioned on, in
+    coordinates without bounds. Perturbations are corrected towards zero by the same
+    map. Evidence gains "stein_residual", the relative defect found: E<Y, s> / d + 1
+    before the correction.
     """
-    own = tuple(name for name in density.blocks if name in density.sites)
-    if not own or not density.unbounded:
+    seen = standard(density, score, values)
+    if seen is None:
         return score
-    raw = flatten(score.mean, own)
-    u = flatten(values, density.all_sites)
-    centred = u - jnp.mean(u, axis=0)
+    free, raw = seen
     layout = Layout.of(density)
-    mine = jnp.asarray([layout.outputs[i] for i in layout.own], int)
-    measured = jnp.sum(centred[:, mine] * raw) / raw.size
+    mine = jnp.asarray(layout.own, int)
+    columns = jnp.asarray([layout.outputs[i] for i in layout.own], int)
+    centred = free.values - jnp.mean(free.values, axis=0)
+    measured = jnp.sum(centred[:, columns] * raw) / raw.size
     evidence = {**score.evidence, "stein_residual": measured + 1.0}
-    num_samples, width = u.shape
+    own = tuple(name for name in density.blocks if name in density.sites)
+
+    def back(each: jax.Array) -> Values:
+        return unflatten(each / free.slope[:, mine], values, own)
+
+    num_samples, width = centred.shape
     if num_samples < _SAMPLES_PER_COLUMN * width:  # scale alone
         scale = jnp.clip(-1.0 / measured, 0.5, 2.0)
-        mean = {name: scale * score.mean[name] for name in own}
+        mean = back(scale * raw - free.bend[:, mine])
         return Scores({**score.mean, **mean}, score.deviations, evidence)
 
-    scale = jnp.std(u, axis=0)
+    scale = jnp.std(centred, axis=0)
     scale = jnp.where(scale > 0, scale, 1.0)
     unit = centred / scale
     inverse = symmetric_power(unit.T @ unit / num_samples, -1.0)
-    wanted = jnp.zeros((width, len(mine)), u.dtype)
-    wanted = wanted.at[mine, jnp.arange(len(mine))].set(-1.0 / scale[mine])
+    wanted = jnp.zeros((width, len(mine)), centred.dtype)
+    wanted = wanted.at[columns, jnp.arange(len(mine))].set(-1.0 / scale[columns])
 
     def correct(each: jax.Array, wanted: jax.Array | float) -> jax.Array:
         each = each - jnp.mean(each, axis=0)
         defect = wanted - unit.T @ each / num_samples
         return each + unit @ (inverse @ defect)
 
-    mean = {**score.mean, **unflatten(correct(raw, wanted), values, own)}
+    mean = {**score.mean, **back(correct(raw, wanted) - free.bend[:, mine])}
     deviations = score.deviations
     if deviations is not None:
-        flat = jax.vmap(lambda d: flatten(d, own))({n: deviations[n] for n in own})
-        fixed = jax.vmap(lambda d: correct(d, 0.0))(flat)
-        deviations = {**deviations, **unflatten(fixed, values, own)}
+
+        def fixed(each: Values) -> Values:
+            return back(correct(free.slope[:, mine] * flatten(each, own), 0.0))
+
+        deviations = {**deviations, **jax.vmap(fixed)({n: deviations[n] for n in own})}
     return Scores(mean, deviations, evidence)
+
+
+def standard(
+    density: Density, score: Scores, values: Values
+) -> tuple[Free, jax.Array] | None:
+    """Coordinates without bounds, and in them the scores that obey Stein's identities.
+
+    Returns:
+        The coordinates and scores (num_samples, dimensions); None where there are none.
+    """
+    own = tuple(name for name in density.blocks if name in density.sites)
+    if not own or density.edges or density.moving:
+        return None
+    free, mine = Free.of(density, values), jnp.asarray(Layout.of(density).own, int)
+    raw = free.slope[:, mine] * flatten(score.mean, own) + free.bend[:, mine]
+    return free, raw
