@@ -54,7 +54,8 @@ def pretrain_scores(
         objective: What the scores are for: any objective with the same entropies.
         model: A NumPyro model, or the result of `structural_model`.
         over: For every parameter that reaches the objective, bounds `(low, high)`,
-            numbers or arrays of its shape, or a NumPyro distribution of its shape.
+            numbers or arrays of its shape, or a NumPyro distribution of its shape;
+            the range is then that of its `num_points` draws.
         scores: "denoising", "sliced", "flow", or such a method.
         num_points: Parameter values to train at, a power of two.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.

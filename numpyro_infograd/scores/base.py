@@ -31,7 +31,8 @@ class Scores(NamedTuple):
     """Scores of a batch of values.
 
     Attributes:
-        mean: For each block site, scores of shape (num_samples, *shape).
+        mean: For each of `density.blocks`, the sites of a set that a parameter moves,
+            scores of shape (num_samples, *shape).
         deviations: The same with a leading axis of perturbations, scaled so that the
             squared standard error which the fit adds to any linear functional is the
             sum over that axis of the functional's squares; None if the fit is exact.
@@ -48,6 +49,16 @@ class ScoreMethod(ABC):
 
     `prepare`, `check` and `init` run on the host; `fit` and `score` are pure and
     traceable. A method needs `score`, and what it does not take from here.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> class NormalLaw(ig.scores.ScoreMethod):  # of the batch, site by site
+        ...     def score(self, state, density, params, values, rng_key):
+        ...         y = {site: values[site] for site in density.blocks}
+        ...         mean = {s: (v.mean(0) - v) / v.var(0) for s, v in y.items()}
+        ...         return ig.scores.Scores(mean, None, {})
+        >>> NormalLaw().num_samples
+        16384
     """
 
     @property
