@@ -25,6 +25,7 @@ from numpyro_infograd.problem import Problem, admit, initial_states, is_learned,
 from numpyro_infograd.pullback import cotangents, score_of
 from numpyro_infograd.scores import Exact, resolve_method
 from numpyro_infograd.scores.base import Layout, Scores, flatten, is_missed
+from numpyro_infograd.scores.learned import WORSE
 from numpyro_infograd.scores.stein import calibrate, standard
 from numpyro_infograd.structure import StructuralModel
 
@@ -62,7 +63,7 @@ class SetCheck(NamedTuple):
             found.append(
                 f"s({self.label}) misses Stein's identity by {self.residual:+.1%}"
             )
-        if self.gain < -0.01:
+        if self.gain < -WORSE:
             found.append(
                 f"s({self.label}) is worse than that of a normal law on held-out "
                 "samples"

@@ -48,6 +48,7 @@ FAINT = 0.1
 _PLACED = 4096  # samples that the steps are placed by
 DRIFTED = 0.02  # share of the score by which its linear part may move between refits
 LOST = 0.01  # share of the Fisher information that a held-out loss may lose meanwhile
+WORSE = 0.05  # the same by which networks may be worse than a normal law, as noise
 
 
 class Fitted(NamedTuple):
@@ -245,7 +246,7 @@ class Learned(ScoreMethod):
         """Also why networks that learned their samples by heart are not trusted."""
         found = super().doubts(density, evidence)
         gain = evidence.get("held_out_gain", 0.0)
-        if gain < -LOST:
+        if gain < -WORSE:
             found.append(
                 f"the score of {density.label!r} is worse than that of a normal law on "
                 f"held-out samples (by {-gain:.1%} of the Fisher information): the "
