@@ -48,7 +48,7 @@ FAINT = 0.1
 _PLACED = 4096  # samples that the steps are placed by
 DRIFTED = 0.02  # share of the score by which its linear part may move between refits
 LOST = 0.01  # share of the Fisher information that a held-out loss may lose meanwhile
-WORSE = 0.05  # the same by which networks may be worse than a normal law, as noise
+WORSE = 0.2  # by which each network may be worse than a normal law: their mean is not
 
 
 class Fitted(NamedTuple):
