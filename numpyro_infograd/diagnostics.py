@@ -275,4 +275,5 @@ def _stein(density: Density, raw: Scores, values: Values) -> tuple[float, float,
     root = len(y) ** 0.5
     off = np.abs(s.mean(0)) / np.maximum(s.std(0) / root, 1e-30)
     product = ((y - y.mean(0)) * s).mean(1)
-    return float(off.max()), float(product.mean() + 1), float(product.std() / root)
+    worst = float(off.max()) if np.all(np.isfinite(s)) else math.inf
+    return worst, float(product.mean() + 1), float(product.std() / root)

@@ -117,7 +117,7 @@ def _check_scores(
             f"{name}.score must return numpyro_infograd.scores.Scores(mean, "
             f"deviations, evidence), got {type(found).__name__}."
         )
-    count, most = method.num_deviations, REPLICATES
+    count = method.num_deviations
     for what, tree, leading in (
         ("mean", found.mean, ()),
         ("deviations", found.deviations, (count,)),
@@ -132,9 +132,9 @@ def _check_scores(
                     f"{name}.score gave a {what} of shape {got} for site {site!r}, "
                     f"expected {expected}."
                 )
-    if found.deviations is not None and most % count:
+    if found.deviations is not None and REPLICATES % count:
         raise ScoreError(
-            f"{name}.num_deviations must be a divisor of {most}, got {count}."
+            f"{name}.num_deviations must be a divisor of {REPLICATES}, got {count}."
         )
 
 

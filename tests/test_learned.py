@@ -584,6 +584,14 @@ def test_wrong_scores_are_not() -> None:
     assert "Do not trust" in repr(found)
 
 
+def test_scores_that_are_not_finite_are_not_trusted() -> None:
+    method = Analytic({"y": lambda params, v: jnp.nan * v["y"]})
+    found = ig.diagnostics.check_scores(
+        XY, links.amplifier, scores=method, against=None, verbose=False
+    )
+    assert not found.trusted
+
+
 def test_closed_forms_need_no_check() -> None:
     found = ig.diagnostics.check_scores(XY, links.link, verbose=False)
     assert found.trusted

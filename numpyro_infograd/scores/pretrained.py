@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -127,6 +128,10 @@ class Pretrained(ScoreMethod):
                 )
             start += size
         return self
+
+    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+        """Those of the method."""
+        return self.method.doubts(density, evidence)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """The trained networks, and points for fresh samples."""
