@@ -8,7 +8,7 @@ path of a parameter, a set of sites without noise of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -204,30 +204,33 @@ def check_atoms(sm: StructuralModel, densities: Iterable[Density], params: Any) 
     names = sorted({s for d in densities for s in d.without_density})
     if not names:
         return
-    values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(1), 256))
-    for name in names:
-        for column in np.asarray(values[name]).reshape(256, -1).T:
-            _, counts = np.unique(column, return_counts=True)
-            if counts.max() >= _ATOM:
-                raise DensityError(
-                    f"site {name!r} is computed and takes the same value in "
-                    f"{counts.max()} of 256 draws, as behind a clip or a rectifier: "
-                    "it has no density, and its score would miss what happens there. "
-                    "Add the noise that follows (a sample site), or use "
-                    "scores.Denoising(noise_variance=...)."
-                )
+    for name, counts in _repeats(sm, names, params):
+        if counts.max() >= _ATOM:
+            raise DensityError(
+                f"site {name!r} is computed and takes the same value in {counts.max()} "
+                "of 256 draws, as behind a clip or a rectifier: it has no density, and "
+                "its score would miss what happens there. Add the noise that follows "
+                "(a sample site), or use scores.Denoising(noise_variance=...)."
+            )
 
 
 def _stepped(sm: StructuralModel, sites: Iterable[str], params: Any) -> str:
     """The first computed site with many draws of the same value, or ""."""
-    noise = draw_noise(sm.spec, jax.random.key(1), 256)
-    values = simulate(sm.forward, params, noise)
-    for name in sites:
-        flat = np.asarray(values[name]).reshape(256, -1)
-        for column in flat.T if sm.site_info[name].kind == "deterministic" else ():
-            if 1 < len(np.unique(column)) < 128:
-                return name
+    computed = [s for s in sites if sm.site_info[s].kind == "deterministic"]
+    for name, counts in _repeats(sm, computed, params):
+        if 1 < len(counts) < 128:
+            return name
     return ""
+
+
+def _repeats(
+    sm: StructuralModel, sites: Iterable[str], params: Any
+) -> Iterator[tuple[str, np.ndarray]]:
+    """For each component of each site, how often each of its values is drawn of 256."""
+    values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(1), 256))
+    for name in sites:
+        for column in np.asarray(values[name]).reshape(256, -1).T:
+            yield name, np.unique(column, return_counts=True)[1]
 
 
 def _upstream(sm: StructuralModel, sites: Iterable[str]) -> tuple[str, ...]:

@@ -34,19 +34,14 @@ from numpyro_infograd.problem import (
 from numpyro_infograd.program import Program
 from numpyro_infograd.pullback import Pulled, pull_back
 from numpyro_infograd.scores import Denoising, Exact, Mixture, resolve_method
-from numpyro_infograd.scores.base import (
-    ScoreMethod,
-    after,
-)
+from numpyro_infograd.scores.base import ScoreMethod, after
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
+from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.structure import StructuralModel
 
 # Student's t at 97.5 % with 15 degrees of freedom, over 2: two standard errors from
 # 16 replicates then cover 95 %.
 STUDENT = 1.0657
-# Below this effective sample size (at the lowest tenth of the samples) a mixture's
-# bias is no longer removed by its jackknife.
-SOUND_SAMPLE_SIZE = 200.0
 
 
 @dataclass(frozen=True)
@@ -240,26 +235,21 @@ def estimate_gradient(
         value = jax.tree.map(jnp.add, value, sampled)
         diagnostics["num_samples"] = size
         diagnostics |= {name: float(v) for name, v in evidence.items()}
+    doubts = _doubts(problem, diagnostics)
     bad = [n for n in value if not all(map(_is_finite, jax.tree.leaves(value[n])))]
     if bad:
-        warnings.warn(
+        doubts += (
             f"the gradient of {', '.join(map(repr, bad))} is not finite at these "
             "parameter values. Move away from where a density degenerates, or enable "
             "x64.",
-            stacklevel=3,
         )
-    return Gradient(value, error, diagnostics, _doubts(problem, diagnostics))
+        warnings.warn(doubts[-1], stacklevel=3)
+    return Gradient(value, error, diagnostics, doubts)
 
 
 def _doubts(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
     """Why the standard error may not hold all of the error."""
     doubts = noise_warnings(problem.sm)
-    if not is_sound(evidence):
-        doubts += (
-            f"the mixture's effective sample size is only "
-            f"{min(effective_sizes(evidence)):.0f}: the bias may exceed the standard "
-            "error. Raise num_components, or use scores='denoising'.",
-        )
     if problem.method is None:
         return doubts
     for density in problem.densities:

@@ -235,12 +235,17 @@ class Layout(NamedTuple):
     Attributes:
         outputs: The input column of each score component.
         own: The score components of `sites`.
+        own_columns: The input column of each of those.
         given: The input columns of `given`.
     """
 
     outputs: tuple[int, ...]
     own: tuple[int, ...]
     given: tuple[int, ...]
+
+    @property
+    def own_columns(self) -> tuple[int, ...]:
+        return tuple(self.outputs[i] for i in self.own)
 
     @staticmethod
     def of(density: Density) -> Layout:

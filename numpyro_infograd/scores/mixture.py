@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 import math
 from typing import Any, NamedTuple
@@ -15,6 +16,10 @@ from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.scores.base import ScoreMethod, Scores
+
+# Below this effective sample size (at the lowest tenth of the samples) a mixture's
+# bias is no longer removed by its jackknife.
+SOUND_SAMPLE_SIZE = 200.0
 
 
 class _Sums(NamedTuple):
@@ -95,6 +100,18 @@ class Mixture(ScoreMethod):
                 "noise with the rest of its set, so a mixture cannot condition on it. "
                 "Use scores='denoising'."
             )
+
+    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+        """Also too few components of any weight."""
+        size = evidence["effective_sample_size_low"]
+        found = super().doubts(density, evidence)
+        if not size >= SOUND_SAMPLE_SIZE:
+            found.append(
+                f"the mixture's effective sample size for {density.label!r} is only "
+                f"{size:.0f}: the bias may exceed the standard error. Raise "
+                "num_components, or use scores='denoising'."
+            )
+        return found
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """The Sobol points of the components, or None where noise has no points."""

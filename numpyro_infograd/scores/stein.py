@@ -42,7 +42,7 @@ def calibrate(density: Density, score: Scores, values: Values) -> Scores:
     free, raw = seen
     layout = Layout.of(density)
     mine = jnp.asarray(layout.own, int)
-    columns = jnp.asarray([layout.outputs[i] for i in layout.own], int)
+    columns = jnp.asarray(layout.own_columns, int)
     centred = free.values - jnp.mean(free.values, axis=0)
     measured = jnp.sum(centred[:, columns] * raw) / raw.size
     evidence = {**score.evidence, "stein_residual": measured + 1.0}

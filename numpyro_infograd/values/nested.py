@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.gradient import SOUND_SAMPLE_SIZE, STUDENT
+from numpyro_infograd.gradient import STUDENT
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, squares
 from numpyro_infograd.objectives import (
     Means,
@@ -30,6 +30,7 @@ from numpyro_infograd.problem import REPLICATES, check_num_samples
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Mixture
 from numpyro_infograd.scores.exact import GaussianEntropy
+from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values.base import Estimate
 
