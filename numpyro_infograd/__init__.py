@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from numpyro_infograd import diagnostics, exogenous, scores
+    from numpyro_infograd.calibrate import Calibration, calibrate
     from numpyro_infograd.gradient import Gradient, gradient
     from numpyro_infograd.objectives import MI, Constraint, Entropy, Expectation
     from numpyro_infograd.optimize import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "Calibration": "calibrate",
     "Constraint": "objectives",
     "Entropy": "objectives",
     "Estimate": "values",
@@ -39,6 +41,7 @@ _ROOMS = {
     "RateRegion": "regions",
     "Result": "optimize",
     "StructuralModel": "structure",
+    "calibrate": "calibrate",
     "estimate": "values",
     "gradient": "gradient",
     "maximize": "optimize",
@@ -54,6 +57,7 @@ _MODULES = ("diagnostics", "errors", "exogenous", "scores", "values")
 
 __all__ = [  # noqa: PLE0604
     "MI",
+    "Calibration",
     "Constraint",
     "Entropy",
     "Estimate",
@@ -63,6 +67,7 @@ __all__ = [  # noqa: PLE0604
     "RateRegion",
     "Result",
     "StructuralModel",
+    "calibrate",
     "diagnostics",
     "errors",
     "estimate",

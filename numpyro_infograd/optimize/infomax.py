@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_key, as_power_of_two, tracing
+from numpyro_infograd.arguments import as_key, as_power_of_two
 from numpyro_infograd.edits import append_noise
-from numpyro_infograd.errors import ArgumentError, InfogradError
+from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.gradient import choose, fit_scores
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.objectives import Constraint, Objective
@@ -35,9 +35,10 @@ from numpyro_infograd.optimize.step import (
     System,
     as_optax,
     ascend_many,
-    cast,
     check_interior,
+    check_projection,
     constrained,
+    project,
     scales,
     unconstrained,
 )
@@ -100,11 +101,7 @@ class InfoMax:
         subject_to: Iterable[Constraint] | Constraint = (),
         allow_jumps: bool = False,
     ) -> None:
-        if projection is not None and not callable(projection):
-            raise ArgumentError(
-                f"projection must be a function of the parameter dict, got "
-                f"{projection!r}."
-            )
+        check_projection(projection)
         if num_samples is not None:
             num_samples = as_power_of_two("num_samples", num_samples, 2)
         self.model = model
@@ -201,7 +198,7 @@ class InfoMax:
                 "numpyro.param."
             )
         if self.projection is not None:
-            params = self._project(params)
+            params = project(self.projection, params)
         else:
             sm.check_constraints(params)
             check_interior(params, sm.constraints)
@@ -240,27 +237,6 @@ class InfoMax:
                 "of this state are not meant. Call init with them."
             )
         self.problem = new
-
-    def _project(self, params: Any) -> dict[str, Any]:
-        assert self.projection is not None
-        shapes = jax.tree.map(jnp.shape, params)
-        with tracing("projection", f"the parameters {', '.join(params)}. Use these"):
-            try:
-                projected = jax.eval_shape(self.projection, params)
-            except (TypeError, ValueError) as error:
-                if isinstance(error, (InfogradError, jax.errors.JAXTypeError)):
-                    raise
-                raise ArgumentError(
-                    f"projection failed on the dict of all parameters: {error} What "
-                    "works on one array goes to each: lambda p: {n: f(v) for n, v in "
-                    "p.items()}."
-                ) from error
-        if jax.tree.map(lambda x: x.shape, projected) != shapes:
-            raise ArgumentError(
-                "projection must return a dict like the parameters, got "
-                f"{projected!r}. Return all of them, in these shapes: {shapes}."
-            )
-        return cast(self.projection(params), params)
 
     def constraints(self) -> dict[str, Any] | None:
         assert self.problem is not None, "call init first"
@@ -336,4 +312,4 @@ class InfoMax:
             for leaf, s, k in zip(leaves, jax.tree.leaves(scale), keys, strict=True)
         ]
         start = constrained(jax.tree.unflatten(tree, drawn), self.constraints())
-        return self._project(start) if self.projection is not None else start
+        return project(self.projection, start) if self.projection else start

@@ -17,8 +17,9 @@ import optax
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
+from numpyro_infograd.arguments import tracing
 from numpyro_infograd.density import Density
-from numpyro_infograd.errors import ArgumentError, ParameterError
+from numpyro_infograd.errors import ArgumentError, InfogradError, ParameterError
 from numpyro_infograd.gradient import fit_scores
 from numpyro_infograd.noise import NoiseSpec, draw_noise
 from numpyro_infograd.objectives import Means
@@ -162,6 +163,45 @@ def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
                     f"{constraint}: {np.asarray(start)}. Give a start inside "
                     "(init_params), or pass a projection onto the constraint."
                 )
+
+
+def check_projection(projection: Any) -> None:
+    """Raise for what is no function, and not None.
+
+    Raises:
+        ArgumentError: for anything else.
+    """
+    if projection is not None and not callable(projection):
+        raise ArgumentError(
+            f"projection must be a function of the parameter dict, got {projection!r}."
+        )
+
+
+def project(projection: Projection, params: Any) -> dict[str, Any]:
+    """The parameters projected, in their own types.
+
+    Raises:
+        ArgumentError: for a projection that fails on the dict of all parameters, or
+            returns something else.
+    """
+    shapes = jax.tree.map(jnp.shape, params)
+    with tracing("projection", f"the parameters {', '.join(params)}. Use these"):
+        try:
+            projected = jax.eval_shape(projection, params)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, (InfogradError, jax.errors.JAXTypeError)):
+                raise
+            raise ArgumentError(
+                f"projection failed on the dict of all parameters: {error} What "
+                "works on one array goes to each: lambda p: {n: f(v) for n, v in "
+                "p.items()}."
+            ) from error
+    if jax.tree.map(lambda x: x.shape, projected) != shapes:
+        raise ArgumentError(
+            "projection must return a dict like the parameters, got "
+            f"{projected!r}. Return all of them, in these shapes: {shapes}."
+        )
+    return cast(projection(params), params)
 
 
 def _elementwise(constraint: Any) -> bool:

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores as linear functions of features: a law is then a pair of moments.
+
+In the span of features phi(z) the score of a law is phi(z) W with
+
+    W = E[phi phi^T]^-1 E[-d phi / dz],
+
+by integration by parts (score matching, Hyvarinen 2005), from samples alone. Once the
+features are trained, on recordings and on draws of the twin, no network is trained
+again: the score of the twin follows its parameters through W, and where both laws agree
+both W do, however poor the features.
+
+Each law is looked at through noise of several levels, in units of the recordings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.density import Density, Values
+from numpyro_infograd.scores.base import Layout
+from numpyro_infograd.scores.coordinates import CLIP, Frame, Free
+from numpyro_infograd.scores.network import Ensemble, Network
+from numpyro_infograd.scores.pool import Pool
+from numpyro_infograd.scores.quadratic import Batch, train
+
+_RIDGE = 1e-2  # of each feature's mean square; the same for all laws
+_DIRECTIONS = 8  # along which slopes are taken: all if there are no more
+_POOL = 16384  # samples of each law to train on
+_BATCH = 512
+_NUM_STEPS = 400
+_RATE = 4e-3
+
+
+class Moments(NamedTuple):
+    """What is known of a law, seen through noise of each level."""
+
+    gram: jax.Array  # E[phi phi^T], (levels, width, width)
+    slope: jax.Array  # E[-d phi / dz], (levels, width, dimensions)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("density", "mean", "whiten", "networks", "power"),
+    meta_fields=("levels", "network"),
+)
+@dataclass(frozen=True)
+class Features:
+    """Features of a set of sites, and the coordinates that they are functions of.
+
+    Attributes:
+        density: The sites.
+        mean: Of the recordings in coordinates without bounds.
+        whiten: Makes their covariance the identity.
+        networks: Parameters of two networks, one for each law.
+        power: Mean square of each feature under the recordings, (levels, width).
+        levels: Variances of the noise that laws are seen through.
+        network: What makes a network.
+    """
+
+    density: Density
+    mean: jax.Array
+    whiten: jax.Array
+    networks: Any
+    power: jax.Array
+    levels: tuple[float, ...]
+    network: Network
+
+    def at(self, levels: tuple[float, ...]) -> Features:
+        """The same with some of the levels."""
+        index = np.asarray([self.levels.index(level) for level in levels])
+        return replace(self, levels=levels, power=self.power[index])
+
+    @property
+    def dimensions(self) -> int:
+        """Number of coordinates."""
+        return len(self.whiten)
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The networks; beside the coordinates they see the level."""
+        size = self.dimensions
+        return Ensemble(self.network, size + 1, size, size)
+
+    def coordinates(self, values: Values) -> jax.Array:
+        """Values of the sites, whitened, (num_samples, dimensions)."""
+        return (Free.of(self.density, values).values - self.mean) @ self.whiten.T
+
+    def __call__(self, z: jax.Array, level: jax.Array | float) -> jax.Array:
+        """Coordinates, steps of each, both networks and a constant, (..., width)."""
+        seen = see(z, level)
+        first, second = (
+            self.ensemble.features(
+                jax.tree.map(lambda x, i=i: x[i], self.networks), seen
+            )
+            for i in range(2)
+        )
+        own = self.ensemble.knots[0] * self.ensemble.knots[1]  # steps, of the first
+        return jnp.concatenate([seen[..., :-1], first, second[..., own:-1]], axis=-1)
+
+    def moments(self, z: jax.Array, blur: jax.Array, rng_key: jax.Array) -> Moments:
+        """Moments of the law of z.
+
+        Args:
+            z: Coordinates, (num_samples, dimensions).
+            blur: Standard normal noise of the same shape.
+            rng_key: To draw directions, where there are too many to take all.
+        """
+
+        def at(level: float) -> tuple[jax.Array, jax.Array]:
+            phi, slope = self._phi_and_slope(z, blur, rng_key, level)
+            return phi.T @ phi / len(z), slope
+
+        return Moments(*map(jnp.stack, zip(*map(at, self.levels), strict=True)))
+
+    def defect(
+        self, z: jax.Array, blur: jax.Array, rng_key: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        """E[-d phi / dz] - E[phi phi^T] W of the law of z: zero for its own weights."""
+
+        def at(level: float, weights: jax.Array) -> jax.Array:
+            phi, slope = self._phi_and_slope(z, blur, rng_key, level)
+            return slope - phi.T @ (phi @ weights) / len(z)
+
+        return jnp.stack([*map(at, self.levels, weights)])
+
+    def _phi_and_slope(
+        self, z: jax.Array, blur: jax.Array, rng_key: jax.Array, level: float
+    ) -> tuple[jax.Array, jax.Array]:
+        """The features, and E[-d phi / dz] by derivatives along directions."""
+        size = self.dimensions
+        if size <= _DIRECTIONS:
+            along = jnp.sqrt(size) * jnp.eye(size)[:, None]
+        else:
+            along = jax.random.rademacher(rng_key, (_DIRECTIONS, *z.shape), z.dtype)
+        phi, push = jax.linearize(lambda z: self(z, level), z + level**0.5 * blur)
+        slope = jnp.zeros((phi.shape[1], size))
+        for each in along:
+            each = jnp.broadcast_to(each, z.shape)
+            slope -= push(each).T @ each / (len(along) * len(z))
+        return phi, slope
+
+    def weights(self, law: Moments) -> jax.Array:
+        """W of a law, (levels, width, dimensions)."""
+        return self.solve(law.gram, law.slope)
+
+    def solve(self, gram: jax.Array, right: jax.Array) -> jax.Array:
+        """G^-1 times (levels, width, any), with the ridge."""
+        scale = jax.lax.rsqrt(self.power)[..., None]
+        gram = scale * gram * jnp.swapaxes(scale, -1, -2)
+        ridge = _RIDGE * jnp.eye(gram.shape[-1], dtype=gram.dtype)
+        return scale * jnp.linalg.solve(gram + ridge, scale * right)
+
+
+def see(z: jax.Array, level: jax.Array | float) -> jax.Array:
+    """What networks see of coordinates with noise of this variance."""
+    mark = 0.3 * jnp.log(jnp.asarray(level) + 0.01)
+    mark = jnp.broadcast_to(mark, (*z.shape[:-1], 1)).astype(z.dtype)
+    return jnp.concatenate([jnp.clip(z, -CLIP, CLIP), mark], axis=-1)
+
+
+def make_features(
+    density: Density,
+    recorded: Values,
+    drawn: Values,
+    levels: tuple[float, ...],
+    network: Network,
+    rng_key: jax.Array,
+) -> Features:
+    """Features trained on the scores of two laws.
+
+    Args:
+        density: The sites.
+        recorded: Recordings of each site, (num_recordings, *shape).
+        drawn: Draws of the twin.
+        levels: Variances of the noise to see them through.
+        network: What makes a network.
+        rng_key: A JAX PRNG key.
+
+    Raises:
+        ArgumentError: if the network is none.
+    """
+    frame = Frame.of(Free.of(density, recorded).values, Layout.of(density))
+    size = len(frame.whiten)
+    blank = Features(
+        density, frame.mean, frame.whiten, None, jnp.ones(1), levels, network
+    )
+    blank.ensemble.check()
+    pick_key, key = jax.random.split(rng_key)
+    laws = [blank.coordinates(values) for values in (recorded, drawn)]
+    order = jax.random.permutation(pick_key, len(laws[0]))
+    rows = [np.resize(order, _POOL), np.arange(_POOL) % len(laws[1])]
+    pools = jnp.stack([law[row] for law, row in zip(laws, rows, strict=True)])
+    return _trained(blank, pools.reshape(2, 1, _POOL, size), key)
+
+
+@jax.jit
+def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features:
+    """The features with networks fitted to (2, 1, num_samples, dimensions)."""
+    keys = jax.random.split(rng_key, 5)
+    noise = jax.random.normal(keys[0], values.shape)
+    position = jax.random.uniform(keys[1], values.shape[:-1])
+    slices = jax.random.rademacher(keys[2], values.shape, values.dtype)
+    pool = Pool(values, values, noise, position, slices)
+    levels = jnp.asarray(blank.levels)
+
+    def problem(_: Any, part: Pool) -> Batch:
+        """Score matching of what the standard normal law leaves."""
+        index = (part.position * len(levels)).astype(int)
+        level = levels[jnp.clip(index, 0, len(levels) - 1)][:, None]
+        z = part.values + jnp.sqrt(level) * part.noise
+        tangent = jnp.pad(part.slices * (jnp.abs(z) < CLIP), ((0, 0), (0, 1)))
+        one = jnp.ones((len(z), 1))
+        return Batch(see(z, level), one, z / (1 + level), part.slices, tangent)
+
+    ensemble = blank.ensemble
+    networks = ensemble.init(keys[3], 2)
+    networks = ensemble.place(networks, jnp.clip(values[0, 0, :4096], -CLIP, CLIP))
+    networks = train(
+        ensemble,
+        problem,
+        Frame(*[jnp.zeros(1)] * 6),  # the coordinates are white already
+        pool,
+        networks,
+        keys[4],
+        steps=_NUM_STEPS,
+        batch=_BATCH,
+        peak=_RATE,
+        whole=False,
+    )
+    features = replace(blank, networks=networks)
+    z, noise = values[0, 0, :4096], noise[0, 0, :4096]
+
+    def power(level: float) -> jax.Array:
+        return jnp.mean(features(z + level**0.5 * noise, level) ** 2, axis=0) + 1e-6
+
+    return replace(features, power=jnp.stack([*map(power, blank.levels)]))

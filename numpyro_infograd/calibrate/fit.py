@@ -1,0 +1,467 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's side of a calibration: descent, correction, bootstrap, tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+
+from numpyro_infograd.calibrate.features import Features, Moments, make_features
+from numpyro_infograd.calibrate.inference import (
+    Directions,
+    find_directions,
+    gradients,
+    held_out,
+    limited,
+    resample,
+    resampled_gradients,
+    two_sample,
+)
+from numpyro_infograd.calibrate.matching import (
+    Descent,
+    Local,
+    Match,
+    descend,
+    draw_weights,
+    look_around,
+    with_blur,
+)
+from numpyro_infograd.calibrate.result import Calibration, TwoSample
+from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.noise import base_points, draw_noise
+from numpyro_infograd.optimize.step import (
+    RATE,
+    Projection,
+    as_optax,
+    cast,
+    constrained,
+    scales,
+    unconstrained,
+)
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores.network import Network
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.values import Estimate
+
+LEVELS: tuple[float, ...] = (
+    0.0,
+    0.05,
+    0.2,
+    0.6,
+)  # of the average, in units of the recordings
+_BLOCKS = 125  # of consecutive recordings, to resample
+_HELD_OUT = 5  # one block in so many
+_CHUNK = 20  # steps of one compiled scan
+_CYCLE = 75  # steps, after which the features are trained anew
+_NUM_CYCLES = 2
+_CORRECTIONS = 8
+_SETTLED = 1.0  # standard errors
+_LOST = 0.05  # part that a parameter may have in what is undetermined
+_RESAMPLES = 50  # for the error of the divergence at the start
+_DRAWS = 4  # independent draws of the twin near the end
+_FINAL_SAMPLES = 16384
+_FEW_SAMPLES = 2048  # for derivatives in many numbers
+_MOST = 64  # numbers in all parameters, for corrections and standard errors
+_TESTED = 1000  # recordings in a two-sample test
+
+
+class Fit:
+    """A twin on its way to the recordings."""
+
+    def __init__(
+        self,
+        sm: StructuralModel,
+        density: Density,
+        params: Any,
+        recorded: dict[str, np.ndarray],
+        divergence: str,
+        levels: tuple[float, ...],
+        used: tuple[float, ...],
+        optimizer: Any,
+        projection: Projection | None,
+        network: Network,
+        num_samples: int,
+        num_draws: int,
+        rng_key: jax.Array,
+        warnings: tuple[str, ...],
+    ) -> None:
+        self.sm, self.density, self.recorded = sm, density, recorded
+        self.divergence, self.levels, self.used = divergence, levels, used
+        self.scaled, self.optimizer = optimizer is None, as_optax(optimizer)
+        self.projection, self.network = projection, network
+        self.num_samples, self.num_draws = num_samples, num_draws
+        self.keys = iter(jax.random.split(rng_key, 64))
+        self.constraints = sm.constraints if projection is None else None
+        self.free = unconstrained(params, self.constraints)
+        self.initial = self.free
+        self.spec = with_blur(sm.spec, sum(density.sizes))
+        number = len(next(iter(recorded.values())))
+        rows = np.arange(number // _BLOCKS * _BLOCKS).reshape(_BLOCKS, -1)
+        held = np.arange(_BLOCKS) % _HELD_OUT == _HELD_OUT - 1
+        self.train, self.held = rows[~held], rows[held]
+        self.number = self.train.size
+        self.rng = np.random.default_rng(0)
+        self.history: list[dict[str, Any]] = []
+        self.directions: Directions | None = None
+        self.warnings = warnings
+
+    # -- the parts -----------------------------------------------------------------
+
+    def look(self) -> None:
+        """Train features for where the twin stands, and measure the recordings."""
+        train = {
+            n: jnp.asarray(v[self.train.ravel()]) for n, v in self.recorded.items()
+        }
+        self.features = make_features(
+            self.density,
+            train,
+            self.simulate(self.free, 16384),
+            self.levels,
+            self.network,
+            next(self.keys),
+        )
+        self.blocks = self._moments(self.train)
+        self.held_blocks = self._moments(self.held)
+        self.match = self._match(self.used)
+        self.whole = self._match(self.levels)
+
+    def _match(self, levels: tuple[float, ...]) -> Match:
+        """The twin and the recordings, seen through noise of these levels."""
+        index = self._index(levels)
+        recorded = Moments(*(jnp.mean(x[:, index], axis=0) for x in self.blocks))
+        features = self.features.at(levels)
+        return Match(
+            self.sm.forward,
+            features,
+            recorded,
+            features.weights(recorded),
+            jnp.asarray(shares_of(levels), jnp.zeros(()).dtype),
+            self.constraints,
+        )
+
+    def _index(self, levels: tuple[float, ...]) -> np.ndarray:
+        return np.asarray([self.levels.index(level) for level in levels])
+
+    def _moments(self, rows: np.ndarray) -> Moments:
+        """Moments of blocks of recordings."""
+        values = {n: jnp.asarray(v[rows]) for n, v in self.recorded.items()}
+        return _block_moments(self.features, values, next(self.keys))
+
+    def simulate(self, free: Any, size: int) -> Values:
+        """Draws of the recorded sites."""
+        params = constrained(free, self.constraints)
+        noise = draw_noise(
+            self.sm.spec, next(self.keys), size, base_points(self.sm.spec, size)
+        )
+        values = simulate(self.sm.forward, params, noise)
+        return {name: values[name] for name in self.recorded}
+
+    def descend(self, num_steps: int, bar: Any) -> None:
+        """Steps of the optimizer, at a rate that falls to zero."""
+        opt_state = self.optimizer.init(self.free)
+        scale = (
+            scales(self.free, self.constraints)
+            if self.scaled
+            else jax.tree.map(jnp.ones_like, self.free)
+        )
+        size = self.num_samples
+        each = size if self.divergence == "kl" else size // 2
+        state = Descent(self.free, opt_state, jnp.zeros((), jnp.int32))
+        update = Program.trace(self.optimizer.update, self.free, opt_state, self.free)
+        projection = self.projection and Program.trace(self.projection, self.free)
+        rates = 0.5 * (1 + np.cos(np.pi * np.arange(num_steps) / num_steps))
+        if not self.scaled:
+            rates = np.ones(num_steps)
+        key = next(self.keys)
+        try:
+            for start in range(0, num_steps, _CHUNK):
+                state, info = descend(
+                    self.match,
+                    state,
+                    jnp.asarray(rates[start : start + _CHUNK], jnp.zeros(()).dtype),
+                    key,
+                    update,
+                    projection,
+                    scale,
+                    base_points(self.spec, each),
+                    divergence=self.divergence,
+                    spec=self.spec,
+                    size=size,
+                )
+                self.history.append(jax.device_get(info))
+                bar.update(len(info["finite"]))
+                bar.set_postfix_str(f"divergence {float(info['divergence'][-1]):.3g}")
+        finally:
+            self.free = state.free
+
+    # -- the end --------------------------------------------------------------------
+
+    def correct(self) -> tuple[Local, Directions, float]:
+        """A Newton step along what the recordings determine, and how long it was.
+
+        In standard errors of the recordings, the longest component.
+        """
+        weights = self.draw_weights()[:, self._index(self.used)]
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(self.free))
+        few = max(_FINAL_SAMPLES >> (numbers - 1).bit_length(), _FEW_SAMPLES)
+        local = look_around(
+            self.match,
+            self.free,
+            weights,
+            next(self.keys),
+            (base_points(self.spec, _FINAL_SAMPLES), base_points(self.spec, few)),
+            spec=self.spec,
+            size=_FINAL_SAMPLES,
+            few=few,
+        )
+        flat, unravel = ravel_pytree(self.free)
+        self.size = size = self._sizes()
+        directions = find_directions(
+            local, self.match, self.divergence, size, self._allowed(), self.number
+        )
+        each, covariance = gradients(local, weights, self.match, self.divergence)
+        step = limited(directions.solve(each.mean(0)), size)
+        along = step @ (directions.known / size[:, None] ** 2)
+        noise = np.diag(directions.known.T @ covariance @ directions.known)
+        noise = np.sqrt(noise) / directions.curvature
+        error = 1 / np.sqrt(directions.curvature * self.number)
+        length = np.abs(along) / np.hypot(error, 3 * noise)
+        free = unravel(jnp.asarray(np.asarray(flat) + step, flat.dtype))
+        if self.projection is not None:
+            free = cast(self.projection(free), free)
+        self.free = free
+        return local, directions, float(length.max(initial=0.0))
+
+    def _sizes(self) -> np.ndarray:
+        """How large each free number is, as a step of the optimizer sees it."""
+        sizes = jax.tree.map(
+            lambda rate, x: jnp.broadcast_to(rate / RATE, x.shape),
+            scales(self.free, self.constraints),
+            self.free,
+        )
+        return np.asarray(ravel_pytree(sizes)[0], float)
+
+    def _allowed(self) -> np.ndarray:
+        """Orthonormal directions in which a projection lets the parameters move."""
+        flat, unravel = ravel_pytree(self.free)
+        project = self.projection
+        if project is None:
+            return np.eye(len(flat))
+        onto = jax.jacobian(lambda x: ravel_pytree(project(unravel(x)))[0])
+        jacobian = np.asarray(onto(flat), float)
+        values, vectors = np.linalg.eigh((jacobian + jacobian.T) / 2)
+        return vectors[:, values > 0.5]
+
+    def draw_weights(self) -> jax.Array:
+        """W_q of independent draws where the twin stands."""
+        return draw_weights(
+            self.whole,
+            self.free,
+            next(self.keys),
+            base_points(self.spec, _FINAL_SAMPLES),
+            spec=self.spec,
+            size=_FINAL_SAMPLES,
+            draws=_DRAWS,
+        )
+
+    def resample(self, weights: jax.Array, num_draws: int) -> tuple[Any, Any]:
+        """A bootstrap over blocks of recordings; see `inference.resample`."""
+        count = len(self.train)
+        counts = self.rng.multinomial(count, np.full(count, 1 / count), num_draws)
+        shares = jnp.asarray(counts / count, jnp.zeros(()).dtype)
+        found = resample(self.whole, jnp.mean(weights, axis=0), self.blocks, shares)
+        return jax.device_get(found)
+
+    def distance(self, weights: jax.Array, targets: Any) -> Estimate:
+        """Divergence from the held-out recordings, averaged over all levels."""
+        shares = shares_of(self.levels)
+        return held_out(weights, self.whole.target, targets, self.held_blocks, shares)
+
+    def test(self, free: Any) -> TwoSample:
+        """Held-out recordings against draws of the twin."""
+        rows = self.held.ravel()
+        picked = np.random.default_rng(0).permutation(rows)[:_TESTED]
+        recorded = {n: jnp.asarray(v[picked]) for n, v in self.recorded.items()}
+        drawn = self.simulate(free, 1 << (len(picked) - 1).bit_length())
+        a, b = (self.features.coordinates(v) for v in (recorded, drawn))
+        return two_sample(np.asarray(a), np.asarray(b)[: len(picked)])
+
+    def run(self, num_steps: int | None, progress_bar: bool) -> Calibration:
+        """Descend, correct, resample, test."""
+        cycles = [num_steps] if num_steps else [_CYCLE] * _NUM_CYCLES
+        self.look()
+        weights = self.draw_weights()
+        before = self.distance(weights, self.resample(weights, _RESAMPLES)[0])
+        test_before = self.test(self.free)
+        status = ""
+        try:
+            with tqdm(
+                total=sum(cycles), disable=not progress_bar, desc="calibration"
+            ) as bar:
+                for cycle, steps in enumerate(cycles):
+                    if cycle:
+                        self.look()
+                    self.descend(steps, bar)
+        except KeyboardInterrupt:
+            status = "interrupted by the user"
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(self.free))
+        if numbers <= _MOST:
+            status = status or self._settle()
+        else:
+            status = status or f"took all of {sum(cycles)} steps"
+        weights = self.draw_weights()
+        targets, pulls = self.resample(weights, self.num_draws)
+        after = self.distance(weights, targets)
+        return self._report(status, before, after, test_before, weights, targets, pulls)
+
+    def _settle(self) -> str:
+        """Newton steps until they are short; what became of them."""
+        for _ in range(_CORRECTIONS):
+            self.local, self.directions, length = self.correct()
+            if length < _SETTLED:
+                return (
+                    f"converged: the last correction was {length:.2g} standard errors"
+                )
+        return (
+            f"not converged: the last correction was still {length:.2g} standard "
+            "errors. Raise num_steps or num_samples, or give other init_params"
+        )
+
+    def _report(
+        self,
+        status: str,
+        before: Estimate,
+        after: Estimate,
+        test_before: TwoSample,
+        weights: jax.Array,
+        targets: Any,
+        pulls: Any,
+    ) -> Calibration:
+        flat, unravel = ravel_pytree(self.free)
+        params = constrained(self.free, self.constraints)
+        draws: dict[str, Any] = {}
+        errors = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), params)
+        undetermined: tuple[dict[str, Any], ...] = ()
+        if self.directions is not None:
+            free = np.asarray(flat) + self._draws(weights, targets, pulls)
+            draws = jax.vmap(lambda x: self._constrained(unravel(x)))(
+                jnp.asarray(free, flat.dtype)
+            )
+            unknown = self.directions.unknown
+            lost = np.any(np.abs(unknown) > _LOST * self.size[:, None], axis=1)
+            errors = jax.tree.map(
+                lambda x, gone: jnp.where(gone > 0, jnp.inf, jnp.std(x, axis=0)),
+                draws,
+                unravel(jnp.asarray(lost, flat.dtype)),
+            )
+            undetermined = tuple(unravel(jnp.asarray(x, flat.dtype)) for x in unknown.T)
+        test_after = self.test(self.free)
+        simulated = self.simulate(self.free, 1 << (self.number - 1).bit_length())
+        history: dict[str, Any] = {}
+        if self.history:
+            history = jax.tree.map(lambda *x: np.concatenate(x), *self.history)
+            skipped = int(np.sum(~history["finite"]))
+            if skipped:
+                status += f"; {skipped} steps were not finite and were skipped"
+        return Calibration(
+            params,
+            after,
+            history,
+            status,
+            {"divergence": self.divergence, "noise_levels": self.used},
+            (),
+            errors,
+            draws,
+            before,
+            after,
+            test_before,
+            test_after,
+            undetermined,
+            {n: v[self.train.ravel()] for n, v in self.recorded.items()},
+            {n: np.asarray(v)[: self.number] for n, v in simulated.items()},
+            self.warnings + self._doubts(after, test_after, undetermined),
+        )
+
+    def _doubts(
+        self, after: Estimate, test: TwoSample, undetermined: tuple[Any, ...]
+    ) -> tuple[str, ...]:
+        """What a careful user should read."""
+        found = []
+        if undetermined:
+            found.append(
+                f"the recordings leave {len(undetermined)} directions of the "
+                "parameters free (see .undetermined): parameters that take part have "
+                "infinite standard errors. Fix some, or record more sites."
+            )
+        if self.directions is None:
+            found.append(
+                f"with more than {_MOST} numbers in the parameters no standard errors "
+                "are computed."
+            )
+        if test.pvalue < 0.05 and after.lower > 0:
+            found.append(
+                f"draws of the twin can still be told from recordings (p = "
+                f"{test.pvalue:.2g}): a model of this form, or this descent, gets no "
+                f"nearer than {after.value:.3g} nats, and standard errors are those of "
+                "the nearest parameters, not of a truth."
+            )
+        return tuple(found)
+
+    def _constrained(self, free: Any) -> Any:
+        if self.projection is not None:
+            return cast(self.projection(free), free)
+        return constrained(free, self.constraints)
+
+    def _draws(self, weights: Any, targets: Any, pulls: Any) -> np.ndarray:
+        """Moves of the free numbers for resampled recordings and a resampled twin."""
+        index = self._index(self.used)
+        assert self.directions is not None
+        found = resampled_gradients(
+            self.local,
+            weights[:, index],
+            self.match,
+            self.divergence,
+            targets[:, index],
+            pulls[:, index],
+        )
+        _, covariance = gradients(
+            self.local, weights[:, index], self.match, self.divergence
+        )
+        found = found - found.mean(0)
+        found += self.rng.multivariate_normal(
+            np.zeros(len(covariance)), covariance, len(found)
+        )
+        return self.directions.solve(found)
+
+
+@jax.jit
+def _block_moments(features: Features, values: Values, rng_key: jax.Array) -> Moments:
+    """Moments of each block, noise and its mirror image added twice."""
+
+    def one(block: tuple[Values, jax.Array]) -> Moments:
+        values, key = block
+        z = features.coordinates(values)
+        keys = jax.random.split(key)
+        noise = jax.random.normal(keys[0], (2, *z.shape))
+        blur = jnp.concatenate([noise, -noise]).reshape(-1, z.shape[1])
+        return features.moments(jnp.tile(z, (4, 1)), blur, keys[1])
+
+    count = len(jax.tree.leaves(values)[0])
+    return jax.lax.map(one, (values, jax.random.split(rng_key, count)))
+
+
+def shares_of(levels: tuple[float, ...]) -> np.ndarray:
+    """Weight of each level: the trapezoid rule's, so that nats come out.
+
+    One level alone counts in full.
+    """
+    if len(levels) == 1:
+        return np.ones(1)
+    width = np.diff(levels)
+    return (np.append(width, 0.0) + np.append(0.0, width)) / 2

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What recordings say of parameters: corrections, errors, divergences, tests."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh
+from scipy.spatial.distance import cdist
+from scipy.stats import permutation_test
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.calibrate.features import Moments
+from numpyro_infograd.calibrate.matching import Local, Match, factors
+from numpyro_infograd.calibrate.result import TwoSample
+from numpyro_infograd.gradient import STUDENT
+from numpyro_infograd.values.base import Estimate, report
+
+_FARTHEST = 0.3  # a correction, in units of the parameters' size
+_STUDENT = 1.591  # t at 97.5 % with 3 degrees of freedom, over 2
+_RELABELLINGS = 499
+
+
+class Directions(NamedTuple):
+    """Free numbers in coordinates where the curvature is diagonal.
+
+    Attributes:
+        known: Directions that the recordings determine, (numbers, rank), each as long
+            as the parameters are large.
+        curvature: Along each of those, (rank,).
+        unknown: The other directions that the parameters may move in.
+    """
+
+    known: np.ndarray
+    curvature: np.ndarray
+    unknown: np.ndarray
+
+    def solve(self, gradient: np.ndarray) -> np.ndarray:
+        """What to add for gradients (..., numbers) to vanish, along `known`."""
+        return -((gradient @ self.known) / self.curvature) @ self.known.T
+
+
+def find_directions(
+    local: Local,
+    match: Match,
+    divergence: str,
+    size: np.ndarray,
+    allowed: np.ndarray,
+    number: int,
+) -> Directions:
+    """What the recordings determine.
+
+    Args:
+        local: The twin near its parameters.
+        match: The twin and the recordings.
+        divergence: "fisher" or "kl".
+        size: How large each free number is, (numbers,).
+        allowed: Directions that a projection leaves, orthonormal columns.
+        number: Number of recordings.
+    """
+    factor = factors(local, match.shares, match.recorded.gram, divergence)
+    each = np.einsum("rplwd,rqlwd->rpq", *_double(factor, local.slopes))
+    each = allowed.T @ (each + np.swapaxes(each, 1, 2)) @ allowed / 2
+    metric = allowed.T @ (allowed / size[:, None] ** 2)
+    curvature, vectors = eigh(each.mean(0), metric)
+    spread = np.einsum("pi,rpq,qi->ri", vectors, each, vectors).std(0, ddof=1)
+    error = _STUDENT * spread / len(each) ** 0.5
+    known = curvature > 4.0 / number + 3 * error
+    vectors = allowed @ vectors
+    return Directions(vectors[:, known], curvature[known], vectors[:, ~known])
+
+
+def gradients(
+    local: Local, weights: jax.Array, match: Match, divergence: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient from each draw of the twin, and the covariance of their mean."""
+    factor = factors(local, match.shares, match.recorded.gram, divergence)
+    factor, gap = _double(jnp.mean(factor, axis=0), weights - match.target)
+    found = np.einsum("plwd,rlwd->rp", factor, gap)
+    covariance = np.atleast_2d(np.cov(found.T)) * _STUDENT**2 / len(found)
+    return found, covariance
+
+
+def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """A correction no longer than a part of the parameters' size."""
+    length = np.sqrt(np.mean((step / size) ** 2))
+    return step * min(1.0, _FARTHEST / max(length, 1e-30))
+
+
+@jax.jit
+def resample(
+    match: Match, weights: jax.Array, blocks: Moments, counts: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """W_p of resampled recordings, and their G_p (W_q - W_p).
+
+    Args:
+        match: The twin and the recordings.
+        weights: W_q, (levels, width, dimensions).
+        blocks: Moments of blocks of recordings.
+        counts: Shares of the blocks in each resample, (num_draws, blocks).
+    """
+
+    def one(share: jax.Array) -> tuple[jax.Array, jax.Array]:
+        law = Moments(*(jnp.tensordot(share, x, 1) for x in blocks))
+        target = match.features.weights(law)
+        return target, law.gram @ (weights - target)
+
+    return jax.lax.map(one, counts)
+
+
+def resampled_gradients(
+    local: Local, weights: Any, match: Match, divergence: str, targets: Any, pulls: Any
+) -> np.ndarray:
+    """The gradient for each resample of the recordings, (num_draws, numbers)."""
+    weights, slopes, flow = (x.mean(0) for x in _double(weights, *local))
+    (shares,) = _double(match.shares)
+    if divergence == "kl":
+        gaps = weights - np.asarray(targets, float)
+        return np.einsum("l,plwd,blwd->bp", shares, flow, gaps)
+    return np.einsum("l,plwd,blwd->bp", shares, slopes, np.asarray(pulls, float))
+
+
+def held_out(
+    weights: Any,
+    target: Any,
+    targets: Any,
+    held: Moments,
+    shares: np.ndarray,
+) -> Estimate:
+    """Divergence from held-out recordings, without bias from what was fitted.
+
+    1/2 <W_q - W_p, G W_q - c> with the held-out recordings' moments G and c, since
+    G W = c for their own score: a product of independent errors.
+
+    Args:
+        weights: W_q from independent draws, (draws, levels, width, dimensions).
+        target: W_p of the other recordings.
+        targets: The same of their resamples, (num_draws, ...), for its error.
+        held: Moments of blocks of the held-out recordings.
+        shares: Weight of each level.
+    """
+    weights, target, targets, gram, slope = _double(weights, target, targets, *held)
+    scaled = shares[:, None, None]
+    mean, count = weights.mean(0), len(weights)
+
+    def value(target: np.ndarray, gram: np.ndarray, slope: np.ndarray) -> Any:
+        """By all pairs of different draws."""
+        first = scaled * (weights - target)
+        second = gram @ weights - slope
+        every = np.vdot(first.sum(0), second.sum(0)) - np.vdot(first, second)
+        return 0.5 * every / (count * (count - 1))
+
+    found = value(target, gram.mean(0), slope.mean(0))
+    by_block = 0.5 * np.einsum(
+        "lwd,blwd->b", scaled * (mean - target), gram @ mean - slope
+    )
+    held_error = STUDENT * by_block.std(ddof=1) / len(by_block) ** 0.5
+    second = scaled * (gram.mean(0) @ mean - slope.mean(0))
+    fit_error = 0.5 * np.einsum("blwd,lwd->b", targets, second).std(ddof=1)
+    alone = 0.5 * np.einsum("rlwd,lwd->r", weights - mean, 2 * second)
+    own_error = _STUDENT * alone.std(ddof=1) / count**0.5
+    error = float(np.sqrt(held_error**2 + fit_error**2 + own_error**2))
+    return report(float(found), error, "held-out recordings")
+
+
+def two_sample(recorded: np.ndarray, drawn: np.ndarray) -> TwoSample:
+    """Energy distance between two samples (num_samples, dimensions), by relabelling."""
+    both = np.concatenate([recorded, drawn])
+    distances = cdist(both, both)
+
+    def energy(first: np.ndarray, second: np.ndarray) -> float:
+        label = np.zeros(len(both))
+        label[first.astype(int)] = 1 / len(first)
+        label[second.astype(int)] = -1 / len(second)
+        return float(-label @ distances @ label)
+
+    found = permutation_test(
+        (np.arange(len(recorded)), np.arange(len(recorded), len(both))),
+        energy,
+        alternative="greater",
+        n_resamples=_RELABELLINGS,
+        rng=np.random.default_rng(0),
+    )
+    return TwoSample(float(found.statistic), float(found.pvalue))
+
+
+def _double(*arrays: Any) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(x, np.float64) for x in arrays)

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Divergences between a twin's law q and the recordings' law p, and their gradients.
+
+With the scores phi W of both laws at each level of noise,
+
+    Fisher divergence (eq. 88):  1/2 E_p |phi (W_q - W_p)|^2,
+    reverse Kullback-Leibler:    grad KL(q || p) = E_q[(D_params z)^T phi (W_q - W_p)].
+
+The first is an explicit function of the parameters through W_q. Summed over levels with
+the weights of an integral it is KL(p || q), by de Bruijn's identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd.calibrate.features import Features, Moments
+from numpyro_infograd.density import simulate
+from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.noise import NoiseSpec, draw_noise
+from numpyro_infograd.optimize.step import cast, constrained, gradient_mapping
+from numpyro_infograd.program import Program
+from numpyro_infograd.scores.base import after
+
+BLUR = "+blur"
+
+
+class Match(NamedTuple):
+    """A twin, and the law that it is to have.
+
+    Attributes:
+        forward: The twin's map from parameters and noise to sites.
+        features: Of its outputs.
+        recorded: Moments of the recordings.
+        target: Their weights W_p.
+        shares: Weight of each level in the divergence, (levels,).
+        constraints: Of the parameters, or None where these are projected.
+    """
+
+    forward: Program
+    features: Features
+    recorded: Moments
+    target: jax.Array
+    shares: jax.Array
+    constraints: dict[str, Any] | None
+
+    def outputs(self, free: Any, noise: Any) -> jax.Array:
+        """Coordinates of draws of the twin, (num_samples, dimensions)."""
+        params = constrained(free, self.constraints)
+        return self.features.coordinates(simulate(self.forward, params, noise))
+
+
+def with_blur(spec: NoiseSpec, dimensions: int) -> NoiseSpec:
+    """The laws of the twin's noise and of that which its outputs are seen through."""
+    return (*spec, (BLUR, Noise("normal", (dimensions,))))
+
+
+def fisher(
+    match: Match, free: Any, rng_key: jax.Array, spec: NoiseSpec, size: int, points: Any
+) -> jax.Array:
+    """The Fisher divergence, without bias: a product of two independent draws."""
+
+    def gap(key: jax.Array) -> jax.Array:
+        noise = draw_noise(spec, key, size // 2, points)
+        blur = noise.pop(BLUR)
+        z = match.outputs(free, noise)
+        own = match.features.weights(match.features.moments(z, blur, key))
+        return own - match.target
+
+    first, second = jax.lax.map(gap, jax.random.split(rng_key))
+    return 0.5 * jnp.einsum(
+        "l,lwd,lwv,lvd->", match.shares, first, match.recorded.gram, second
+    )
+
+
+def kl_gradient(
+    match: Match, free: Any, rng_key: jax.Array, spec: NoiseSpec, size: int, points: Any
+) -> tuple[jax.Array, Any]:
+    """The Fisher divergence (a little too large) and the gradient of the reverse KL."""
+    features = match.features
+    noise = draw_noise(spec, rng_key, size, points)
+    blur = noise.pop(BLUR)
+    z, back = jax.vjp(lambda free: match.outputs(free, noise), free)
+    gap = features.weights(features.moments(z, blur, rng_key)) - match.target
+    cotangent = sum(
+        share * features(z + level**0.5 * blur, level) @ each
+        for share, level, each in zip(match.shares, features.levels, gap, strict=True)
+    )
+    value = jnp.einsum("l,lwd,lwv,lvd->", match.shares, gap, match.recorded.gram, gap)
+    return 0.5 * value, back(cotangent / size)[0]
+
+
+# -- descent -----------------------------------------------------------------------
+
+
+class Descent(NamedTuple):
+    """What moves during a descent."""
+
+    free: Any
+    opt_state: Any
+    step: jax.Array
+
+
+@jax.jit(static_argnames=("divergence", "spec", "size"))
+def descend(
+    match: Match,
+    state: Descent,
+    rates: jax.Array,
+    rng_key: jax.Array,
+    update: Program,
+    projection: Program | None,
+    scale: Any,
+    points: Any,
+    divergence: str,
+    spec: NoiseSpec,
+    size: int,
+) -> tuple[Descent, dict[str, Any]]:
+    """A chunk of steps, and for each the parameters, divergence and gradient norm."""
+
+    def step(state: Descent, rate: jax.Array) -> tuple[Descent, dict[str, Any]]:
+        key = jax.random.fold_in(rng_key, state.step)
+        if divergence == "kl":
+            value, gradient = kl_gradient(match, state.free, key, spec, size, points)
+        else:
+            value, gradient = jax.value_and_grad(fisher, argnums=1)(
+                match, state.free, key, spec, size, points
+            )
+        if projection is not None:
+            ascent = jax.tree.map(jnp.negative, gradient)
+            ascent = gradient_mapping(projection, state.free, ascent)
+            gradient = jax.tree.map(jnp.negative, ascent)
+        updates, opt_state = update(gradient, state.opt_state, state.free)
+        updates = jax.tree.map(lambda u, s: rate * s * u, updates, scale)
+        free = optax.apply_updates(state.free, updates)
+        if projection is not None:
+            free = cast(projection(free), state.free)
+        new = Descent(free, opt_state, state.step + 1)
+        leaves = jax.tree.leaves((gradient, free))
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+        stay = state._replace(step=state.step + 1)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, stay)
+        info = {
+            "params": constrained(state.free, match.constraints),
+            "divergence": value,
+            "gradient_norm": optax.tree.norm(gradient),
+            "finite": finite,
+        }
+        return new, info
+
+    return jax.lax.scan(step, state, rates)
+
+
+# -- near the end --------------------------------------------------------------------
+
+
+@jax.jit(static_argnames=("spec", "size", "draws"))
+def draw_weights(
+    match: Match,
+    free: Any,
+    rng_key: jax.Array,
+    points: Any,
+    spec: NoiseSpec,
+    size: int,
+    draws: int,
+) -> jax.Array:
+    """W_q from several independent draws, (draws, levels, width, dimensions)."""
+
+    def one(key: jax.Array) -> jax.Array:
+        noise = draw_noise(spec, key, size, points)
+        blur = noise.pop(BLUR)
+        z = match.outputs(free, noise)
+        return match.features.weights(match.features.moments(z, blur, key))
+
+    return jax.lax.map(one, jax.random.split(rng_key, draws))
+
+
+class Local(NamedTuple):
+    """How the twin follows its parameters, from independent draws of its noise.
+
+    Attributes:
+        slopes: Derivative of W_q in each free number, (draws, numbers, levels, width,
+            dimensions).
+        flow: E_q[phi (D_params z)] in each number, of the same shape.
+    """
+
+    slopes: jax.Array
+    flow: jax.Array
+
+
+@jax.jit(static_argnames=("spec", "size", "few"))
+def look_around(
+    match: Match,
+    free: Any,
+    weights: jax.Array,
+    rng_key: jax.Array,
+    points: tuple[Any, Any],
+    spec: NoiseSpec,
+    size: int,
+    few: int,
+) -> Local:
+    """The twin near its parameters, by forward derivatives of an implicit function.
+
+    Args:
+        match: The twin and the recordings.
+        free: Where the twin stands.
+        weights: Its W_q there, one for each draw.
+        rng_key: A JAX PRNG key.
+        points: As in `draw_noise`, for both sizes.
+        spec: Laws of the noise.
+        size: Number of samples of each draw for the flow.
+        few: The same for the slopes, which take longer.
+    """
+    flat, unravel = ravel_pytree(free)
+    features = match.features
+    numbers = jnp.eye(len(flat), dtype=flat.dtype)
+
+    def one(draw: tuple[jax.Array, jax.Array]) -> Local:
+        weights, key = draw
+        keys = jax.random.split(key)
+        noise = draw_noise(spec, keys[0], size, points[0])
+        blur = noise.pop(BLUR)
+        z = match.outputs(free, noise)
+        phi = [features(z + t**0.5 * blur, t) for t in features.levels]
+
+        def stream(number: jax.Array) -> jax.Array:
+            outputs = lambda flat: match.outputs(unravel(flat), noise)  # noqa: E731
+            moved = jax.jvp(outputs, (flat,), (number,))[1]
+            return jnp.stack([each.T @ moved / size for each in phi])
+
+        flow = jax.lax.map(stream, numbers)
+        noise = draw_noise(spec, keys[1], few, points[1])
+        blur = noise.pop(BLUR)
+
+        def defect(flat: jax.Array) -> jax.Array:
+            z = match.outputs(unravel(flat), noise)
+            return features.defect(z, blur, key, weights)
+
+        right = jax.lax.map(lambda n: jax.jvp(defect, (flat,), (n,))[1], numbers)
+        z = match.outputs(free, after(noise, right))
+        gram = features.moments(z, blur, key).gram
+        columns = jnp.moveaxis(right, 0, -1).reshape(*gram.shape[:2], -1)
+        slopes = features.solve(gram, columns).reshape(*weights.shape, len(flat))
+        return Local(jnp.moveaxis(slopes, -1, 0), flow)
+
+    return jax.lax.map(one, (weights, jax.random.split(rng_key, len(weights))))
+
+
+def factors(local: Local, shares: jax.Array, gram: jax.Array, divergence: str) -> Any:
+    """What a gap W_q - W_p is multiplied by in the gradient, of the shape of `slopes`.
+
+    Its product with the slopes is the curvature: for the reverse KL the Fisher
+    information of the parameters, where twin and recordings agree.
+    """
+    if divergence == "kl":
+        return jnp.einsum("l,...lwd->...lwd", shares, local.flow)
+    return jnp.einsum("l,lwv,...lvd->...lwd", shares, gram, local.slopes)

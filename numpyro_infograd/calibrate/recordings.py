@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded samples of a model's outputs, checked before anything is fitted to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.structure import StructuralModel
+
+FEWEST = 512  # recordings
+_REPEATED = 0.01  # share of recordings that may occur more than once
+
+
+def check_observed(observed: Any) -> None:
+    """Raise unless recordings come as a dict by site.
+
+    Raises:
+        ArgumentError: for anything else.
+    """
+    if not isinstance(observed, Mapping) or not observed:
+        raise ArgumentError(
+            "observed must be a dict from names of sites to recordings of shape "
+            f"(num_recordings, *shape of the site), got {observed!r:.80}."
+        )
+
+
+def as_recordings(
+    observed: Mapping[str, Any], sm: StructuralModel
+) -> dict[str, np.ndarray]:
+    """Arrays (num_recordings, *shape) of the recorded sites, all of one length.
+
+    Raises:
+        ArgumentError: naming the site and what is wrong with its recordings.
+    """
+    found = {name: _one(name, value, sm) for name, value in observed.items()}
+    counts = {name: len(array) for name, array in found.items()}
+    if len(set(counts.values())) > 1:
+        raise ArgumentError(
+            f"the sites have different numbers of recordings: {counts}. A row of each "
+            "must belong to the same recording."
+        )
+    number = next(iter(counts.values()))
+    if number < FEWEST:
+        raise ArgumentError(
+            f"observed has {number} recordings: at least {FEWEST} are needed to learn "
+            "their score and to hold some out."
+        )
+    flat = np.concatenate([a.reshape(number, -1) for a in found.values()], axis=1)
+    repeated = number - len(np.unique(flat, axis=0))
+    if repeated > _REPEATED * number:
+        raise ArgumentError(
+            f"{repeated} of {number} recordings repeat another one, but sites with a "
+            "density never do. Drop copies; to rounded values add uniform noise of "
+            "the width of a rounding step."
+        )
+    return found
+
+
+def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
+    """The recordings of one site."""
+    if name not in sm.site_info:
+        known = ", ".join(sm.sites) or "none"
+        raise ArgumentError(
+            f"observed names site {name!r}, but the model has no such site (it has: "
+            f"{known})."
+        )
+    site = sm.site_info[name]
+    if site.state != "free":
+        raise ArgumentError(
+            f"site {name!r} is {site.state} in the model. Leave out its obs= (or the "
+            "handler): calibrate compares what the model draws with the recordings."
+        )
+    if site.discrete or not np.issubdtype(site.dtype, np.floating):
+        raise ArgumentError(
+            f"site {name!r} is discrete: it has no score. Record a continuous site "
+            "that follows from it, or add the noise that it is seen through."
+        )
+    array = np.asarray(value)
+    if np.iscomplexobj(array):
+        raise ArgumentError(
+            f"the recordings of {name!r} are complex. Stack real and imaginary parts, "
+            "in the model too."
+        )
+    if array.dtype.kind not in "fiu":
+        raise ArgumentError(
+            f"the recordings of {name!r} must be numbers, got {value!r:.80}."
+        )
+    if array.shape[1:] != site.shape or array.ndim == 0:
+        wanted = ", ".join(("num_recordings", *map(str, site.shape)))
+        raise ArgumentError(
+            f"the recordings of {name!r} have shape {array.shape}, expected "
+            f"({wanted}): one row for each draw of the site."
+        )
+    missing = int(np.sum(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
+    if missing:
+        raise ArgumentError(
+            f"{missing} of {len(array)} recordings of {name!r} have missing (NaN) or "
+            "infinite values. Drop these rows at all sites."
+        )
+    outside = {"positive": array <= 0, "unit": (array <= 0) | (array >= 1)}
+    wrong = int(np.sum(outside.get(site.support, False)))
+    if wrong:
+        raise ArgumentError(
+            f"{wrong} recorded values of {name!r} are outside the support of its "
+            f"distribution, {site.distribution}."
+        )
+    spread = np.ptp(array.reshape(len(array), -1), axis=0) if len(array) else [1.0]
+    if not np.all(spread):
+        column = np.unravel_index(int(np.argmin(spread)), site.shape)
+        where = f"component {tuple(map(int, column))} of {name!r}" if column else name
+        raise ArgumentError(
+            f"the recordings of {where} are constant, so they have no density. Leave "
+            "the component out of the site."
+        )
+    return array.astype(float)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a calibration ended, and how far it can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+
+from numpyro_infograd.optimize import Result
+from numpyro_infograd.values import Estimate
+
+
+class TwoSample(NamedTuple):
+    """Whether held-out recordings and draws of the twin can be told apart.
+
+    Attributes:
+        statistic: Energy distance between them, in units of the recordings.
+        pvalue: Share of random relabellings with a larger one.
+    """
+
+    statistic: float
+    pvalue: float
+
+
+@dataclass(frozen=True)
+class Calibration(Result):
+    """The twin that `calibrate` found.
+
+    `params`, `history` and `status` are as in any `Result`; `estimate` is `after`.
+
+    Attributes:
+        standard_error: Of every parameter, by a bootstrap over recordings and from
+            what sampling the twin adds; infinite for what the recordings leave free.
+        draws: Bootstrap draws of every parameter, (num_draws, *shape).
+        before: Divergence from held-out recordings at the start.
+        after: The same at the end; what a twin of another form cannot reach remains.
+        test_before: Two-sample test on held-out recordings at the start.
+        test_after: The same at the end.
+        undetermined: Directions in parameter space along which the recordings say
+            nothing: a move of the parameters' own size changes the outputs' law by
+            less than the recordings can show. Each maps parameters to arrays.
+        recorded: The recordings that were fitted to.
+        simulated: As many draws of the twin at the end.
+        warnings: Sentences that a careful user should read.
+    """
+
+    standard_error: dict[str, Any] = field(default_factory=dict)
+    draws: dict[str, Any] = field(default_factory=dict)
+    before: Estimate | None = None
+    after: Estimate | None = None
+    test_before: TwoSample | None = None
+    test_after: TwoSample | None = None
+    undetermined: tuple[dict[str, Any], ...] = ()
+    recorded: dict[str, np.ndarray] = field(default_factory=dict)
+    simulated: dict[str, np.ndarray] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        rows = ["Calibration:"]
+        for name, value in self.params.items():
+            leaves = jax.tree.leaves(value)
+            errors = jax.tree.leaves(self.standard_error[name])
+            if len(leaves) == 1 and leaves[0].size <= 8:
+                text, error = _text(leaves[0], ".6g"), _text(errors[0], ".2g")
+                rows.append(f"  {name} = {text} +- {error}")
+            else:
+                size = sum(leaf.size for leaf in leaves)
+                rows.append(f"  {name}: {size} numbers")
+        rows.append(f"  divergence from held-out recordings: {self.before!r}")
+        rows.append(f"  after calibration: {self.after!r}")
+        for when, test in (("before", self.test_before), ("after", self.test_after)):
+            if test is not None:
+                rows.append(
+                    f"  two-sample test {when}: energy distance {test.statistic:.3g}, "
+                    f"p = {test.pvalue:.3g}"
+                )
+        rows += [f"  warning: {sentence}" for sentence in self.warnings]
+        rows.append(f"  {self.status}")
+        return "\n".join(rows)
+
+
+def _text(array: Any, form: str) -> str:
+    return np.array2string(
+        np.asarray(array), formatter={"float_kind": lambda x: format(x, form)}
+    )

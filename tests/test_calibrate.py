@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Twins fitted to recorded samples, against maximum likelihood and known truths."""
+
+from __future__ import annotations
+
+import links
+import numpy as np
+import pytest
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import numpyro
+import numpyro.distributions as dist
+
+import numpyro_infograd as ig
+from numpyro_infograd.calibrate.inference import two_sample
+from numpyro_infograd.calibrate.recordings import as_recordings
+from numpyro_infograd.errors import ArgumentError, ParameterError
+
+NUMBER = 20_000
+RNG = np.random.default_rng(0)
+
+
+def amplified(eta: float, number: int = NUMBER, seed: int = 0) -> np.ndarray:
+    """Recordings of `links.amplifier`."""
+    rng = np.random.default_rng(seed)
+    return np.tanh(eta * rng.normal(size=number)) + 0.5 * rng.normal(size=number)
+
+
+def amplifier_bound(eta: float, number: int) -> float:
+    """The Cramer-Rao bound of eta's standard error from the output alone, by grids."""
+    x = np.linspace(-7, 7, 2001)
+    prior = np.exp(-(x**2) / 2)
+    y, step = np.linspace(-4, 4, 801), 1e-3
+
+    def log_density(eta: float) -> np.ndarray:
+        terms = prior * np.exp(-((y[:, None] - np.tanh(eta * x)) ** 2) / 0.5)
+        return np.log(terms.sum(axis=1))
+
+    weights = np.exp(log_density(eta))
+    score = (log_density(eta + step) - log_density(eta - step)) / (2 * step)
+    return 1 / np.sqrt(number * np.sum(weights / weights.sum() * score**2))
+
+
+def quick(model, observed, **settings):
+    """`calibrate` without a bar."""
+    return ig.calibrate(model, observed, progress_bar=False, **settings)
+
+
+def modes() -> None:
+    """Two modes at -2 and 2; w is the weight of the upper one."""
+    u = numpyro.sample("u", dist.Uniform(0, 1))
+    w = numpyro.param("w", 0.4)
+    numpyro.sample("y", dist.Normal(2 * jnp.tanh((w - u) / 0.04), 0.5))
+
+
+def two_modes(weight: float) -> np.ndarray:
+    rng = np.random.default_rng(2)
+    y = 2 * np.tanh((weight - rng.uniform(size=NUMBER)) / 0.04)
+    return y + 0.5 * rng.normal(size=NUMBER)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "fisher"])
+def test_saturated_amplifier(divergence: str) -> None:
+    """Within 3 standard errors, and these near the Cramer-Rao bound."""
+    twin = quick(links.amplifier, {"y": amplified(2.0)}, divergence=divergence)
+    error = float(twin.standard_error["eta"])
+    bound = amplifier_bound(2.0, NUMBER)
+    assert abs(float(twin.params["eta"]) - 2.0) < 3 * error
+    assert 0.7 * bound < error < 2 * bound
+    assert "converged" in twin.status
+    assert twin.before.lower > 0.01
+    assert abs(twin.after.value) < 4 * twin.after.standard_error < 0.01
+    assert twin.test_before.pvalue < 0.05 < twin.test_after.pvalue
+    assert not twin.undetermined and not twin.warnings
+    assert twin.draws["eta"].shape == (200,)
+    assert "eta" in repr(twin)
+
+
+@pytest.mark.parametrize(
+    "divergence", ["kl", pytest.param("fisher", marks=pytest.mark.slow)]
+)
+def test_weight_of_separated_modes(divergence: str) -> None:
+    twin = quick(modes, {"y": two_modes(0.7)}, divergence=divergence)
+    assert abs(float(twin.params["w"]) - 0.7) < 0.03
+    assert twin.test_after.pvalue > 0.05
+
+
+def test_what_recordings_leave_free() -> None:
+    """The output of `links.link` shows its variance alone: one number, not two."""
+    rng = np.random.default_rng(3)
+    a, b = 1.5, 0.8
+    x, n1, n2, n3 = rng.normal(size=(4, NUMBER))
+    recorded = b * (a * x + n1) + x + n2 + n3
+    twin = quick(
+        links.link, {"y": recorded}, divergence="kl", init_params={"a": 1.0, "b": 0.3}
+    )
+    a, b = float(twin.params["a"]), float(twin.params["b"])
+    variance = (1 + a * b) ** 2 + b**2 + 2
+    error = np.sqrt(2 / NUMBER) * np.var(recorded)
+    assert abs(variance - np.var(recorded)) < 4 * error
+    assert len(twin.undetermined) == 1
+    assert np.isinf(twin.standard_error["a"]) and np.isinf(twin.standard_error["b"])
+    assert any("free" in warning for warning in twin.warnings)
+    along = twin.undetermined[0]
+    change = 2 * (1 + a * b) * (b * along["a"] + a * along["b"]) + 2 * b * along["b"]
+    length = np.hypot(along["a"], along["b"])
+    assert abs(change) < 0.05 * variance * length
+
+
+def test_several_sites_and_a_projection() -> None:
+    """A path of unit norm into two outputs of different sizes."""
+
+    def model() -> None:
+        h = numpyro.param("h", jnp.array([1.0, 0.0]))
+        x = numpyro.sample("x", dist.Normal(0, 3).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(h @ x, 1))
+        numpyro.sample("z", dist.Normal(100 * x[0], 20))
+
+    rng = np.random.default_rng(4)
+    x = 3 * rng.normal(size=(NUMBER, 2))
+    observed = {
+        "z": jnp.asarray(100 * x[:, 0] + 20 * rng.normal(size=NUMBER)),
+        "y": x @ np.array([0.6, 0.8]) + rng.normal(size=NUMBER),
+    }
+    twin = quick(
+        model,
+        observed,
+        divergence="kl",
+        projection=optax.projections.projection_l2_sphere,
+    )
+    h, error = np.asarray(twin.params["h"]), np.asarray(twin.standard_error["h"])
+    assert np.linalg.norm(h) == pytest.approx(1.0, abs=1e-5)
+    assert np.all(np.abs(h - [0.6, 0.8]) < 3 * error) and np.all(error < 0.02)
+    spread = np.linalg.norm(np.asarray(twin.draws["h"]), axis=1)
+    np.testing.assert_allclose(spread, 1.0, atol=1e-5)
+
+
+def test_a_positive_site_and_a_constraint() -> None:
+    """Scores are taken in coordinates without bounds."""
+
+    def model() -> None:
+        scale = numpyro.param("s", 0.3, constraint=dist.constraints.positive)
+        numpyro.sample("y", dist.LogNormal(0.5, scale))
+
+    recorded = np.exp(0.5 + 0.8 * np.random.default_rng(5).normal(size=NUMBER))
+    twin = quick(model, {"y": recorded}, divergence="kl")
+    error = float(twin.standard_error["s"])
+    assert abs(float(twin.params["s"]) - 0.8) < 3 * error
+    bound = 0.8 / np.sqrt(2 * NUMBER)
+    assert bound < error < 2 * bound
+
+
+def test_a_twin_of_another_form_says_so() -> None:
+    """A normal law cannot have two modes: what remains is reported."""
+
+    def model() -> None:
+        scale = numpyro.param("s", 1.0, constraint=dist.constraints.positive)
+        numpyro.sample("y", dist.Normal(0, scale))
+
+    twin = quick(model, {"y": two_modes(0.5)}, divergence="kl")
+    assert any("still be told" in warning for warning in twin.warnings)
+    assert twin.after.lower > 0.05
+
+
+def test_rectified_outputs_are_seen_through_noise() -> None:
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(numpyro.param("m", 0.0), 1))
+        numpyro.deterministic("y", jnp.maximum(x, 0.0))
+
+    recorded = np.maximum(0.5 + np.random.default_rng(6).normal(size=NUMBER), 0.0)
+    with pytest.raises(ArgumentError, match="repeat another one"):
+        quick(model, {"y": recorded})
+    jittered = recorded + 1e-6 * np.random.default_rng(7).normal(size=NUMBER)
+    twin = quick(model, {"y": jittered}, divergence="kl")
+    assert abs(float(twin.params["m"]) - 0.5) < 4 * float(twin.standard_error["m"])
+    assert any("through noise" in warning for warning in twin.warnings)
+    with pytest.raises(ArgumentError, match="noise_levels starts at 0"):
+        quick(model, {"y": jittered}, noise_levels=(0.0,))
+
+
+def test_energy_test_knows_equal_laws() -> None:
+    a, b = RNG.normal(size=(2, 400, 2))
+    assert two_sample(a, b).pvalue > 0.01
+    assert two_sample(a, b + 0.4).pvalue < 0.01
+
+
+def bad(change):
+    rows = amplified(1.0, 1000)
+    return change(rows)
+
+
+@pytest.mark.parametrize(
+    ("observed", "message"),
+    [
+        (3.0, "must be a dict"),
+        ({}, "must be a dict"),
+        ({"q": np.zeros(1000)}, "no such site"),
+        ({"y": np.zeros((1000, 2))}, "expected .num_recordings."),
+        ({"y": bad(lambda y: y[:100])}, "100 recordings: at least 512"),
+        ({"y": bad(lambda y: np.where(y > 1, np.nan, y))}, "missing .NaN."),
+        ({"y": np.ones(1000)}, "constant"),
+        ({"y": bad(lambda y: np.round(y, 1))}, "repeat another one"),
+        ({"y": bad(lambda y: y + 1j)}, "complex"),
+        ({"y": ["a"] * 1000}, "must be numbers"),
+        ({"y": amplified(1.0, 1000), "x": amplified(1.0, 900)}, "different numbers"),
+    ],
+)
+def test_recordings_that_will_not_do(observed, message) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        quick(links.amplifier, observed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"divergence": "mmd"}, "'fisher' or 'kl'"),
+        ({"noise_levels": (0.3, 0.1)}, "rising"),
+        ({"noise_levels": 0.3}, "tuple of numbers"),
+        ({"num_steps": 0}, "num_steps must be"),
+        ({"num_draws": 1.5}, "num_draws must be"),
+        ({"num_samples": 1000}, "power of two"),
+        ({"projection": 1}, "projection must be"),
+        ({"hidden": 3}, "hidden must be"),
+        ({"init_params": {"gain": 1.0}}, "no such parameter"),
+    ],
+)
+def test_settings_that_will_not_do(settings, message) -> None:
+    with pytest.raises((ArgumentError, ParameterError), match=message):
+        quick(links.amplifier, {"y": amplified(1.0, 1000)}, **settings)
+
+
+def test_sites_that_will_not_do() -> None:
+    def observed_site() -> None:
+        numpyro.sample("y", dist.Normal(numpyro.param("m", 0.0), 1), obs=1.0)
+
+    def discrete() -> None:
+        numpyro.sample("y", dist.Poisson(3.0))
+
+    def fixed() -> None:
+        numpyro.param("m", 0.0)
+        numpyro.sample("y", dist.Normal(0, 1))
+
+    rows = amplified(1.0, 1000)
+    for model, message in (
+        (observed_site, "is observed in the model"),
+        (discrete, "is discrete"),
+        (fixed, "no parameter reaches"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            quick(model, {"y": rows})
+    with pytest.raises(ArgumentError, match="outside the support"):
+        sm = ig.structural_model(lambda: numpyro.sample("y", dist.LogNormal(0, 1)))
+        as_recordings({"y": rows}, sm)
+
+
+@pytest.mark.slow
+def test_a_network_in_front() -> None:
+    """Thirty numbers, eight outputs: what can be reduced is, and rotations are free."""
+    mix = np.random.default_rng(5).normal(size=(8, 5))
+
+    def model() -> None:
+        start = 0.5 * jnp.eye(5) + 0.1 * jax.random.normal(jax.random.key(1), (5, 5))
+        weights = numpyro.param("weights", start)
+        offsets = numpyro.param("offsets", jnp.zeros(5))
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([5]).to_event(1))
+        hidden = jnp.tanh(x @ weights + offsets)
+        numpyro.sample("y", dist.Normal(mix @ hidden, 0.3).to_event(1))
+
+    rng = np.random.default_rng(9)
+    weights, offsets = 0.7 * rng.normal(size=(5, 5)), 0.5 * rng.normal(size=5)
+    hidden = np.tanh(rng.normal(size=(NUMBER, 5)) @ weights + offsets)
+    recorded = hidden @ mix.T + 0.3 * rng.normal(size=(NUMBER, 8))
+    twin = quick(model, {"y": recorded}, divergence="kl")
+    assert twin.after.value < 0.02 * twin.before.value
+    assert twin.test_after.pvalue > 0.05
+    assert 8 <= len(twin.undetermined) <= 12
+
+
+@pytest.mark.slow
+def test_intervals_cover() -> None:
+    """Two standard errors hold the truth in 90 to 99 % of 40 data sets."""
+    hits = 0
+    for seed in range(40):
+        recorded = amplified(1.0, 5000, seed=100 + seed)
+        twin = quick(links.amplifier, {"y": recorded}, divergence="kl")
+        off = abs(float(twin.params["eta"]) - 1.0)
+        hits += off < 2 * float(twin.standard_error["eta"])
+    assert 36 <= hits <= 40
