@@ -15,9 +15,12 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_infograd as ig
+from numpyro_infograd.calibrate.features import make_features
+from numpyro_infograd.calibrate.fit import Fit
 from numpyro_infograd.calibrate.inference import two_sample
 from numpyro_infograd.calibrate.recordings import as_recordings
 from numpyro_infograd.errors import ArgumentError, ParameterError
+from numpyro_infograd.scores.network import perceptron
 
 NUMBER = 20_000
 RNG = np.random.default_rng(0)
@@ -73,7 +76,8 @@ def test_saturated_amplifier(divergence: str) -> None:
     assert "converged" in twin.status
     assert twin.before.lower > 0.01
     assert abs(twin.after.value) < 4 * twin.after.standard_error < 0.01
-    assert twin.test_before.pvalue < 0.05 < twin.test_after.pvalue
+    assert twin.test_before.pvalue < 0.05
+    assert twin.test_after.pvalue > 0.01
     assert not twin.undetermined and not twin.warnings
     assert twin.draws["eta"].shape == (200,)
     assert "eta" in repr(twin)
@@ -85,7 +89,9 @@ def test_saturated_amplifier(divergence: str) -> None:
 def test_weight_of_separated_modes(divergence: str) -> None:
     twin = quick(modes, {"y": two_modes(0.7)}, divergence=divergence)
     assert abs(float(twin.params["w"]) - 0.7) < 0.03
-    assert twin.test_after.pvalue > 0.05
+    assert twin.test_after.pvalue > 0.01
+    if divergence == "kl":
+        assert abs(float(twin.params["w"]) - 0.7) < 3 * twin.standard_error["w"] < 0.04
 
 
 def test_what_recordings_leave_free() -> None:
@@ -114,7 +120,7 @@ def test_several_sites_and_a_projection() -> None:
     """A path of unit norm into two outputs of different sizes."""
 
     def model() -> None:
-        h = numpyro.param("h", jnp.array([1.0, 0.0]))
+        h = numpyro.param("h", jnp.array([0.9, 0.3]))  # its signs say nothing
         x = numpyro.sample("x", dist.Normal(0, 3).expand([2]).to_event(1))
         numpyro.sample("y", dist.Normal(h @ x, 1))
         numpyro.sample("z", dist.Normal(100 * x[0], 20))
@@ -175,10 +181,58 @@ def test_rectified_outputs_are_seen_through_noise() -> None:
         quick(model, {"y": recorded})
     jittered = recorded + 1e-6 * np.random.default_rng(7).normal(size=NUMBER)
     twin = quick(model, {"y": jittered}, divergence="kl")
-    assert abs(float(twin.params["m"]) - 0.5) < 4 * float(twin.standard_error["m"])
+    error = float(twin.standard_error["m"])
+    assert abs(float(twin.params["m"]) - 0.5) < 4 * error < 0.1
     assert any("through noise" in warning for warning in twin.warnings)
     with pytest.raises(ArgumentError, match="noise_levels starts at 0"):
         quick(model, {"y": jittered}, noise_levels=(0.0,))
+
+
+def test_order_of_recordings_does_not_matter() -> None:
+    """Neither sorted rows nor a quiet start changes the coordinates."""
+    sm = ig.structural_model(links.amplifier)
+    density = sm.density(("y",))
+    y = RNG.normal(size=16000)
+    drawn = {"y": jnp.asarray(y)}
+    quiet = np.where(np.arange(len(y)) < 600, y / 20, y)
+    for rows in (np.sort(y), quiet):
+        recorded = {"y": jnp.asarray(rows)}
+        features = make_features(
+            density, recorded, drawn, (0.0,), perceptron((8,)), jax.random.key(0)
+        )
+        assert float(features.whiten[0, 0]) == pytest.approx(1 / rows.std(), rel=0.05)
+
+
+def test_held_out_divergence_is_that_of_the_features() -> None:
+    """Against 1/2 E_p (s_p - s_q)^2 of two normal laws, and zero for equal ones."""
+
+    def model() -> None:
+        numpyro.sample("y", dist.Normal(0, numpyro.param("s", 1.0)))
+
+    sm = ig.structural_model(model)
+    fit = Fit(
+        sm,
+        sm.density(("y",)),
+        sm.params,
+        {"y": np.random.default_rng(8).normal(size=NUMBER).astype(np.float32)},
+        "fisher",
+        (0.0,),
+        (0.0,),
+        None,
+        None,
+        perceptron((16,)),
+        4096,
+        100,
+        jax.random.key(0),
+        (),
+    )
+    for scale, truth in ((1.0, 0.0), (0.8, 0.5 * (1 / 0.64 - 1) ** 2)):
+        fit.free = {"s": jnp.asarray(scale)}
+        fit.look()
+        weights = fit.draw_weights()
+        found = fit.distance(weights, fit.resample(weights, 50)[0])
+        assert abs(found.value - truth) < 4 * found.standard_error + 0.05 * truth
+        assert found.standard_error < 0.02
 
 
 def test_energy_test_knows_equal_laws() -> None:
@@ -220,7 +274,7 @@ def test_recordings_that_will_not_do(observed, message) -> None:
         ({"noise_levels": (0.3, 0.1)}, "rising"),
         ({"noise_levels": 0.3}, "tuple of numbers"),
         ({"num_steps": 0}, "num_steps must be"),
-        ({"num_draws": 1.5}, "num_draws must be"),
+        ({"num_draws": 1}, "num_draws must be"),
         ({"num_samples": 1000}, "power of two"),
         ({"projection": 1}, "projection must be"),
         ({"hidden": 3}, "hidden must be"),
@@ -257,6 +311,34 @@ def test_sites_that_will_not_do() -> None:
 
 
 @pytest.mark.slow
+def test_parameters_on_a_simplex() -> None:
+    """Their free numbers are fewer than they."""
+
+    def model() -> None:
+        simplex = dist.constraints.simplex
+        p = numpyro.param("p", jnp.ones(3) / 3, constraint=simplex)
+        numpyro.sample("y", dist.Normal(3 * p, 1).to_event(1))
+
+    truth = np.array([0.2, 0.3, 0.5])
+    recorded = 3 * truth + np.random.default_rng(10).normal(size=(NUMBER, 3))
+    twin = quick(model, {"y": recorded}, divergence="kl")
+    error = np.asarray(twin.standard_error["p"])
+    assert error.shape == (3,) and np.all(error < 0.005)
+    assert np.all(np.abs(np.asarray(twin.params["p"]) - truth) < 3.5 * error)
+
+
+@pytest.mark.slow
+def test_a_start_far_from_all_recordings_says_so() -> None:
+    def model() -> None:
+        numpyro.sample("y", dist.Normal(numpyro.param("m", 0.0), 1))
+
+    rows = 1000 + np.random.default_rng(11).normal(size=2000)
+    twin = quick(model, {"y": rows}, divergence="kl", num_steps=10)
+    assert "converged" not in twin.status
+    assert any("overlap the recordings" in warning for warning in twin.warnings)
+
+
+@pytest.mark.slow
 def test_a_network_in_front() -> None:
     """Thirty numbers, eight outputs: what can be reduced is, and rotations are free."""
     mix = np.random.default_rng(5).normal(size=(8, 5))
@@ -282,10 +364,13 @@ def test_a_network_in_front() -> None:
 @pytest.mark.slow
 def test_intervals_cover() -> None:
     """Two standard errors hold the truth in 90 to 99 % of 40 data sets."""
-    hits = 0
+    hits, errors = 0, []
     for seed in range(40):
         recorded = amplified(1.0, 5000, seed=100 + seed)
         twin = quick(links.amplifier, {"y": recorded}, divergence="kl")
         off = abs(float(twin.params["eta"]) - 1.0)
-        hits += off < 2 * float(twin.standard_error["eta"])
+        errors.append(float(twin.standard_error["eta"]))
+        hits += off < 2 * errors[-1]
     assert 36 <= hits <= 40
+    bound = amplifier_bound(1.0, 4000)
+    assert 0.7 * bound < np.mean(errors) < 1.5 * bound

@@ -68,7 +68,8 @@ def calibrate(
         observed: Recordings of each output site, (num_recordings, *shape of the site):
             NumPy, JAX or xarray, continuous values. Rows of several sites belong
             together. A fifth is held out; standard errors treat the rest as 100 blocks
-            of consecutive recordings, so that a short memory does no harm.
+            of consecutive recordings, so that a short memory does no harm (the last
+            few rows that fill no block are left out).
         divergence: "fisher", or "kl" for the reverse Kullback-Leibler divergence,
             which is faster, and the choice for many parameters. A twin of the wrong
             form settles on the average under "fisher" and on what it can do well under
@@ -77,8 +78,9 @@ def calibrate(
             are seen through; several are averaged, into KL(p || q) for "fisher". None
             is (0, 0.05, 0.2, 0.6) for "fisher", since the divergence at one level says
             little of the weight of separated modes, and (0,) for "kl".
-        num_steps: Steps of the optimizer; None is two cycles of 75. Newton steps along
-            what the recordings determine follow either way.
+        num_steps: Steps of the optimizer, in two cycles; None is 150. Up to 64 numbers
+            in the parameters, Newton steps along what the recordings determine follow;
+            with more there are no standard errors.
         optimizer: As in `maximize`.
         projection: As in `maximize`.
         hidden: Widths of the two networks that make features.
@@ -121,10 +123,14 @@ def calibrate(
     check_network(network, hidden)
     check_projection(projection)
     as_power_of_two("num_samples", num_samples, 256)
-    for name, count in (("num_steps", num_steps), ("num_draws", num_draws)):
-        whole = isinstance(count, (int, np.integer)) and count > 0
-        if not whole and not (name == "num_steps" and count is None):
-            raise ArgumentError(f"{name} must be a positive int, got {count!r}.")
+    for name, count, least in (
+        ("num_steps", 1 if num_steps is None else num_steps, 1),
+        ("num_draws", num_draws, 20),
+    ):
+        if not isinstance(count, (int, np.integer)) or count < least:
+            raise ArgumentError(
+                f"{name} must be an int of at least {least}, got {count!r}."
+            )
     check_observed(observed)
     sm = structural_model(model, *args, **kwargs)
     recorded = as_recordings(observed, sm)
@@ -162,8 +168,8 @@ def calibrate(
         params,
         {name: recorded[name] for name in density.sites},
         divergence,
-        tuple(sorted({*seen, *used})),
         used,
+        seen,
         optimizer,
         projection,
         network or perceptron(hidden or (width, width)),

@@ -154,9 +154,13 @@ class Features:
     def solve(self, gram: jax.Array, right: jax.Array) -> jax.Array:
         """G^-1 times (levels, width, any), with the ridge."""
         scale = jax.lax.rsqrt(self.power)[..., None]
-        gram = scale * gram * jnp.swapaxes(scale, -1, -2)
-        ridge = _RIDGE * jnp.eye(gram.shape[-1], dtype=gram.dtype)
-        return scale * jnp.linalg.solve(gram + ridge, scale * right)
+        gram = scale * self.ridged(gram) * jnp.swapaxes(scale, -1, -2)
+        return scale * jnp.linalg.solve(gram, scale * right)
+
+    def ridged(self, gram: jax.Array) -> jax.Array:
+        """G with the ridge, (..., levels, width, width)."""
+        eye = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+        return gram + _RIDGE * self.power[..., None] * eye
 
 
 def see(z: jax.Array, level: jax.Array | float) -> jax.Array:
@@ -187,17 +191,17 @@ def make_features(
     Raises:
         ArgumentError: if the network is none.
     """
-    frame = Frame.of(Free.of(density, recorded).values, Layout.of(density))
+    pick_key, key = jax.random.split(rng_key)
+    order = jax.random.permutation(pick_key, len(next(iter(recorded.values()))))
+    mixed = {name: values[order] for name, values in recorded.items()}
+    frame = Frame.of(Free.of(density, mixed).values, Layout.of(density))
     size = len(frame.whiten)
     blank = Features(
         density, frame.mean, frame.whiten, None, jnp.ones(1), levels, network
     )
     blank.ensemble.check()
-    pick_key, key = jax.random.split(rng_key)
-    laws = [blank.coordinates(values) for values in (recorded, drawn)]
-    order = jax.random.permutation(pick_key, len(laws[0]))
-    rows = [np.resize(order, _POOL), np.arange(_POOL) % len(laws[1])]
-    pools = jnp.stack([law[row] for law, row in zip(laws, rows, strict=True)])
+    laws = [blank.coordinates(values) for values in (mixed, drawn)]
+    pools = jnp.stack([law[np.arange(_POOL) % len(law)] for law in laws])
     return _trained(blank, pools.reshape(2, 1, _POOL, size), key)
 
 

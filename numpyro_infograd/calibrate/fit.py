@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ from numpyro_infograd.optimize.step import (
     unconstrained,
 )
 from numpyro_infograd.program import Program
+from numpyro_infograd.scores.coordinates import CLIP
 from numpyro_infograd.scores.network import Network
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate
@@ -57,9 +59,8 @@ LEVELS: tuple[float, ...] = (
 )  # of the average, in units of the recordings
 _BLOCKS = 125  # of consecutive recordings, to resample
 _HELD_OUT = 5  # one block in so many
-_CHUNK = 20  # steps of one compiled scan
-_CYCLE = 75  # steps, after which the features are trained anew
-_NUM_CYCLES = 2
+_CHUNK = 25  # steps of one compiled scan
+_NUM_STEPS = 150  # half of them after the features were trained anew
 _CORRECTIONS = 8
 _SETTLED = 1.0  # standard errors
 _LOST = 0.05  # part that a parameter may have in what is undetermined
@@ -81,8 +82,8 @@ class Fit:
         params: Any,
         recorded: dict[str, np.ndarray],
         divergence: str,
-        levels: tuple[float, ...],
         used: tuple[float, ...],
+        reported: tuple[float, ...],
         optimizer: Any,
         projection: Projection | None,
         network: Network,
@@ -92,23 +93,24 @@ class Fit:
         warnings: tuple[str, ...],
     ) -> None:
         self.sm, self.density, self.recorded = sm, density, recorded
-        self.divergence, self.levels, self.used = divergence, levels, used
+        self.divergence, self.used, self.reported = divergence, used, reported
+        self.levels = tuple(sorted({*used, *reported}))
         self.scaled, self.optimizer = optimizer is None, as_optax(optimizer)
         self.projection, self.network = projection, network
         self.num_samples, self.num_draws = num_samples, num_draws
         self.keys = iter(jax.random.split(rng_key, 64))
         self.constraints = sm.constraints if projection is None else None
         self.free = unconstrained(params, self.constraints)
-        self.initial = self.free
         self.spec = with_blur(sm.spec, sum(density.sizes))
         number = len(next(iter(recorded.values())))
         rows = np.arange(number // _BLOCKS * _BLOCKS).reshape(_BLOCKS, -1)
         held = np.arange(_BLOCKS) % _HELD_OUT == _HELD_OUT - 1
         self.train, self.held = rows[~held], rows[held]
         self.number = self.train.size
-        self.rng = np.random.default_rng(0)
+        seed = jax.random.key_data(next(self.keys))
+        self.rng = np.random.default_rng(np.asarray(seed))
         self.history: list[dict[str, Any]] = []
-        self.directions: Directions | None = None
+        self.end: tuple[Local, jax.Array, Directions, np.ndarray] | None = None
         self.warnings = warnings
 
     # -- the parts -----------------------------------------------------------------
@@ -128,10 +130,10 @@ class Fit:
         )
         self.blocks = self._moments(self.train)
         self.held_blocks = self._moments(self.held)
-        self.match = self._match(self.used)
-        self.whole = self._match(self.levels)
+        self.match = self._match(self.used, self.divergence)
+        self.whole = self._match(self.levels, "fisher")
 
-    def _match(self, levels: tuple[float, ...]) -> Match:
+    def _match(self, levels: tuple[float, ...], divergence: str) -> Match:
         """The twin and the recordings, seen through noise of these levels."""
         index = self._index(levels)
         recorded = Moments(*(jnp.mean(x[:, index], axis=0) for x in self.blocks))
@@ -141,7 +143,7 @@ class Fit:
             features,
             recorded,
             features.weights(recorded),
-            jnp.asarray(shares_of(levels), jnp.zeros(()).dtype),
+            jnp.asarray(shares_of(levels, divergence), jnp.zeros(()).dtype),
             self.constraints,
         )
 
@@ -154,11 +156,10 @@ class Fit:
         return _block_moments(self.features, values, next(self.keys))
 
     def simulate(self, free: Any, size: int) -> Values:
-        """Draws of the recorded sites."""
+        """Independent draws of the recorded sites: no quasi-random ones, which would
+        look too even to a test."""
         params = constrained(free, self.constraints)
-        noise = draw_noise(
-            self.sm.spec, next(self.keys), size, base_points(self.sm.spec, size)
-        )
+        noise = draw_noise(self.sm.spec, next(self.keys), size)
         values = simulate(self.sm.forward, params, noise)
         return {name: values[name] for name in self.recorded}
 
@@ -202,12 +203,14 @@ class Fit:
 
     # -- the end --------------------------------------------------------------------
 
-    def correct(self) -> tuple[Local, Directions, float]:
+    def correct(self) -> float:
         """A Newton step along what the recordings determine, and how long it was.
 
-        In standard errors of the recordings, the longest component.
+        In standard errors, the longest component; NaN, and no step, where something
+        is not finite.
         """
-        weights = self.draw_weights()[:, self._index(self.used)]
+        whole = self.draw_weights()
+        weights = whole[:, self._index(self.used)]
         numbers = sum(leaf.size for leaf in jax.tree.leaves(self.free))
         few = max(_FINAL_SAMPLES >> (numbers - 1).bit_length(), _FEW_SAMPLES)
         local = look_around(
@@ -220,23 +223,51 @@ class Fit:
             size=_FINAL_SAMPLES,
             few=few,
         )
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves((whole, local))):
+            return math.nan
+        resampled = self.resampled_gradients(
+            local, weights, *self.resample(whole, _RESAMPLES)
+        )
         flat, unravel = ravel_pytree(self.free)
-        self.size = size = self._sizes()
+        size = self._sizes()
         directions = find_directions(
-            local, self.match, self.divergence, size, self._allowed(), self.number
+            local,
+            self.match,
+            self.divergence,
+            size,
+            self._allowed(),
+            np.atleast_2d(np.cov(resampled.T)),
         )
         each, covariance = gradients(local, weights, self.match, self.divergence)
         step = limited(directions.solve(each.mean(0)), size)
+        moved = self._feasible(unravel(jnp.asarray(flat + step, flat.dtype)))
+        step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # as it was projected
         along = step @ (directions.known / size[:, None] ** 2)
         noise = np.diag(directions.known.T @ covariance @ directions.known)
         noise = np.sqrt(noise) / directions.curvature
-        error = 1 / np.sqrt(directions.curvature * self.number)
-        length = np.abs(along) / np.hypot(error, 3 * noise)
-        free = unravel(jnp.asarray(np.asarray(flat) + step, flat.dtype))
-        if self.projection is not None:
-            free = cast(self.projection(free), free)
-        self.free = free
-        return local, directions, float(length.max(initial=0.0))
+        length = np.abs(along) / np.hypot(directions.error, 3 * noise)
+        self.free, self.end = moved, (local, weights, directions, size)
+        return float(length.max(initial=0.0))
+
+    def resampled_gradients(
+        self, local: Local, weights: jax.Array, targets: Any, pulls: Any
+    ) -> np.ndarray:
+        """Gradients for resamples of the recordings, (num_draws, numbers)."""
+        index = self._index(self.used)
+        return resampled_gradients(
+            local,
+            weights,
+            self.match,
+            self.divergence,
+            targets[:, index],
+            pulls[:, index],
+        )
+
+    def _feasible(self, free: Any) -> Any:
+        """Onto the projection's set, where there is one."""
+        if self.projection is None:
+            return free
+        return cast(self.projection(free), free)
 
     def _sizes(self) -> np.ndarray:
         """How large each free number is, as a step of the optimizer sees it."""
@@ -280,50 +311,67 @@ class Fit:
 
     def distance(self, weights: jax.Array, targets: Any) -> Estimate:
         """Divergence from the held-out recordings, averaged over all levels."""
-        shares = shares_of(self.levels)
-        return held_out(weights, self.whole.target, targets, self.held_blocks, shares)
+        index = self._index(self.reported)
+        match = self._match(self.reported, "fisher")
+        held = Moments(*(x[:, index] for x in self.held_blocks))
+        return held_out(weights[:, index], targets[:, index], held, match)
 
-    def test(self, free: Any) -> TwoSample:
+    def test(self) -> TwoSample:
         """Held-out recordings against draws of the twin."""
         rows = self.held.ravel()
-        picked = np.random.default_rng(0).permutation(rows)[:_TESTED]
+        picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: they may have a memory
         recorded = {n: jnp.asarray(v[picked]) for n, v in self.recorded.items()}
-        drawn = self.simulate(free, 1 << (len(picked) - 1).bit_length())
+        drawn = self.simulate(self.free, len(picked))
         a, b = (self.features.coordinates(v) for v in (recorded, drawn))
-        return two_sample(np.asarray(a), np.asarray(b)[: len(picked)])
+        return two_sample(np.asarray(a), np.asarray(b))
 
     def run(self, num_steps: int | None, progress_bar: bool) -> Calibration:
         """Descend, correct, resample, test."""
-        cycles = [num_steps] if num_steps else [_CYCLE] * _NUM_CYCLES
+        total = num_steps or _NUM_STEPS
+        cycles = [total - total // 2, total // 2] if total > 1 else [1]
         self.look()
         weights = self.draw_weights()
         before = self.distance(weights, self.resample(weights, _RESAMPLES)[0])
-        test_before = self.test(self.free)
-        status = ""
+        test_before = self.test()
         try:
-            with tqdm(
-                total=sum(cycles), disable=not progress_bar, desc="calibration"
-            ) as bar:
+            with tqdm(total=total, disable=not progress_bar, desc="calibration") as bar:
                 for cycle, steps in enumerate(cycles):
                     if cycle:
                         self.look()
                     self.descend(steps, bar)
+            status = self._settle(total)
         except KeyboardInterrupt:
-            status = "interrupted by the user"
-        numbers = sum(leaf.size for leaf in jax.tree.leaves(self.free))
-        if numbers <= _MOST:
-            status = status or self._settle()
-        else:
-            status = status or f"took all of {sum(cycles)} steps"
+            status = "interrupted by the user: no standard errors"
+            self.end = None
         weights = self.draw_weights()
         targets, pulls = self.resample(weights, self.num_draws)
         after = self.distance(weights, targets)
-        return self._report(status, before, after, test_before, weights, targets, pulls)
+        return self._report(status, before, after, test_before, targets, pulls)
 
-    def _settle(self) -> str:
+    def _settle(self, total: int) -> str:
         """Newton steps until they are short; what became of them."""
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(self.free))
+        if numbers > _MOST:
+            self.warnings += (
+                f"with {numbers} numbers in the parameters, more than {_MOST}, there "
+                "are no corrections and no standard errors.",
+            )
+            return f"took {total} steps"
         for _ in range(_CORRECTIONS):
-            self.local, self.directions, length = self.correct()
+            length = self.correct()
+            if math.isnan(length):
+                self.end = None
+                return (
+                    "stopped where draws of the twin or their derivatives are not "
+                    "finite: no standard errors. Constrain the parameters "
+                    "(numpyro.param(..., constraint=...)), or give other init_params"
+                )
+            assert self.end is not None
+            if not self.end[2].known.size:
+                return (
+                    f"took {total} steps; the recordings determine nothing here, so "
+                    "that nothing could be corrected. Give other init_params"
+                )
             if length < _SETTLED:
                 return (
                     f"converged: the last correction was {length:.2g} standard errors"
@@ -339,30 +387,17 @@ class Fit:
         before: Estimate,
         after: Estimate,
         test_before: TwoSample,
-        weights: jax.Array,
         targets: Any,
         pulls: Any,
     ) -> Calibration:
-        flat, unravel = ravel_pytree(self.free)
         params = constrained(self.free, self.constraints)
         draws: dict[str, Any] = {}
         errors = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), params)
         undetermined: tuple[dict[str, Any], ...] = ()
-        if self.directions is not None:
-            free = np.asarray(flat) + self._draws(weights, targets, pulls)
-            draws = jax.vmap(lambda x: self._constrained(unravel(x)))(
-                jnp.asarray(free, flat.dtype)
-            )
-            unknown = self.directions.unknown
-            lost = np.any(np.abs(unknown) > _LOST * self.size[:, None], axis=1)
-            errors = jax.tree.map(
-                lambda x, gone: jnp.where(gone > 0, jnp.inf, jnp.std(x, axis=0)),
-                draws,
-                unravel(jnp.asarray(lost, flat.dtype)),
-            )
-            undetermined = tuple(unravel(jnp.asarray(x, flat.dtype)) for x in unknown.T)
-        test_after = self.test(self.free)
-        simulated = self.simulate(self.free, 1 << (self.number - 1).bit_length())
+        if self.end is not None:
+            draws, errors, undetermined = self._spread(targets, pulls)
+        test_after = self.test()
+        simulated = self.simulate(self.free, self.number)
         history: dict[str, Any] = {}
         if self.history:
             history = jax.tree.map(lambda *x: np.concatenate(x), *self.history)
@@ -384,60 +419,76 @@ class Fit:
             test_after,
             undetermined,
             {n: v[self.train.ravel()] for n, v in self.recorded.items()},
-            {n: np.asarray(v)[: self.number] for n, v in simulated.items()},
+            {n: np.asarray(v) for n, v in simulated.items()},
             self.warnings + self._doubts(after, test_after, undetermined),
         )
+
+    def _spread(self, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+        """Draws of the parameters, their errors, and what is undetermined."""
+        assert self.end is not None
+        local, weights, directions, size = self.end
+        flat, unravel = ravel_pytree(self.free)
+
+        def params_at(flat: jax.Array) -> Any:
+            return constrained(self._feasible(unravel(flat)), self.constraints)
+
+        found = self.resampled_gradients(local, weights, targets, pulls)
+        _, covariance = gradients(local, weights, self.match, self.divergence)
+        found = found - found.mean(0)
+        found += self.rng.multivariate_normal(
+            np.zeros(len(covariance)), covariance, len(found)
+        )
+        free = np.asarray(flat) + directions.solve(found)
+        draws = jax.vmap(params_at)(jnp.asarray(free, flat.dtype))
+        errors = jax.tree.map(lambda x: jnp.std(x, axis=0), draws)
+        undetermined = []
+        for column in jnp.asarray(directions.unknown.T, flat.dtype):
+            moved = jax.jvp(params_at, (flat,), (column,))[1]
+            undetermined.append(moved)
+            longest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(moved))
+            errors = jax.tree.map(
+                lambda e, m, most=_LOST * longest: jnp.where(
+                    jnp.abs(m) > most, jnp.inf, e
+                ),
+                errors,
+                moved,
+            )
+        return draws, errors, tuple(undetermined)
 
     def _doubts(
         self, after: Estimate, test: TwoSample, undetermined: tuple[Any, ...]
     ) -> tuple[str, ...]:
         """What a careful user should read."""
         found = []
-        if undetermined:
+        if self.end is not None and self.end[2].rough:
+            found.append(
+                "derivatives of the twin's draws are too noisy to say what the "
+                "recordings determine (a step that is almost a jump?): widen the step, "
+                "or use divergence='kl' with noise_levels=(0.05, 0.2, 0.6)."
+            )
+        elif undetermined:
             found.append(
                 f"the recordings leave {len(undetermined)} directions of the "
                 "parameters free (see .undetermined): parameters that take part have "
                 "infinite standard errors. Fix some, or record more sites."
             )
-        if self.directions is None:
+        far = after.value > 3 * after.standard_error
+        if far or (test.pvalue < 0.05 and after.lower > 0):
             found.append(
-                f"with more than {_MOST} numbers in the parameters no standard errors "
-                "are computed."
+                f"draws of the twin can still be told from recordings "
+                f"({after.value:.3g} +- {after.standard_error:.2g} nats; two-sample "
+                f"test p = {test.pvalue:.2g}): this descent, or any model of this "
+                "form, gets no nearer, and standard errors are not those of a truth."
             )
-        if test.pvalue < 0.05 and after.lower > 0:
+        drawn = self.features.coordinates(self.simulate(self.free, 1024))
+        outside = float(jnp.mean(jnp.any(jnp.abs(drawn) > CLIP, axis=1)))
+        if outside > 0.01:
             found.append(
-                f"draws of the twin can still be told from recordings (p = "
-                f"{test.pvalue:.2g}): a model of this form, or this descent, gets no "
-                f"nearer than {after.value:.3g} nats, and standard errors are those of "
-                "the nearest parameters, not of a truth."
+                f"{outside:.0%} of the twin's draws are more than {CLIP:.0f} standard "
+                "deviations from all recordings, where nothing says which way is "
+                "nearer. Give init_params whose outputs overlap the recordings."
             )
         return tuple(found)
-
-    def _constrained(self, free: Any) -> Any:
-        if self.projection is not None:
-            return cast(self.projection(free), free)
-        return constrained(free, self.constraints)
-
-    def _draws(self, weights: Any, targets: Any, pulls: Any) -> np.ndarray:
-        """Moves of the free numbers for resampled recordings and a resampled twin."""
-        index = self._index(self.used)
-        assert self.directions is not None
-        found = resampled_gradients(
-            self.local,
-            weights[:, index],
-            self.match,
-            self.divergence,
-            targets[:, index],
-            pulls[:, index],
-        )
-        _, covariance = gradients(
-            self.local, weights[:, index], self.match, self.divergence
-        )
-        found = found - found.mean(0)
-        found += self.rng.multivariate_normal(
-            np.zeros(len(covariance)), covariance, len(found)
-        )
-        return self.directions.solve(found)
 
 
 @jax.jit
@@ -456,12 +507,12 @@ def _block_moments(features: Features, values: Values, rng_key: jax.Array) -> Mo
     return jax.lax.map(one, (values, jax.random.split(rng_key, count)))
 
 
-def shares_of(levels: tuple[float, ...]) -> np.ndarray:
-    """Weight of each level: the trapezoid rule's, so that nats come out.
+def shares_of(levels: tuple[float, ...], divergence: str) -> np.ndarray:
+    """Weight of each level: for "fisher" the trapezoid rule's, so that nats come out.
 
-    One level alone counts in full.
+    One level alone counts in full, and several alike under "kl".
     """
-    if len(levels) == 1:
-        return np.ones(1)
+    if divergence == "kl" or len(levels) == 1:
+        return np.full(len(levels), 1 / len(levels))
     width = np.diff(levels)
     return (np.append(width, 0.0) + np.append(0.0, width)) / 2

@@ -31,12 +31,17 @@ class Directions(NamedTuple):
         known: Directions that the recordings determine, (numbers, rank), each as long
             as the parameters are large.
         curvature: Along each of those, (rank,).
+        error: Standard error along each of those, (rank,).
         unknown: The other directions that the parameters may move in.
+        rough: How many of these may be determined, if the twin's derivatives were less
+            noisy.
     """
 
     known: np.ndarray
     curvature: np.ndarray
+    error: np.ndarray
     unknown: np.ndarray
+    rough: int
 
     def solve(self, gradient: np.ndarray) -> np.ndarray:
         """What to add for gradients (..., numbers) to vanish, along `known`."""
@@ -49,7 +54,7 @@ def find_directions(
     divergence: str,
     size: np.ndarray,
     allowed: np.ndarray,
-    number: int,
+    information: np.ndarray,
 ) -> Directions:
     """What the recordings determine.
 
@@ -59,18 +64,30 @@ def find_directions(
         divergence: "fisher" or "kl".
         size: How large each free number is, (numbers,).
         allowed: Directions that a projection leaves, orthonormal columns.
-        number: Number of recordings.
+        information: Covariance of the gradient over resamples of the recordings.
     """
     factor = factors(local, match.shares, match.recorded.gram, divergence)
-    each = np.einsum("rplwd,rqlwd->rpq", *_double(factor, local.slopes))
+    factor, slopes = _double(factor, local.slopes)
+    others = (slopes.sum(0) - slopes) / (len(slopes) - 1)  # their noise is independent
+    each = np.einsum("rplwd,rqlwd->rpq", factor, others)
     each = allowed.T @ (each + np.swapaxes(each, 1, 2)) @ allowed / 2
     metric = allowed.T @ (allowed / size[:, None] ** 2)
     curvature, vectors = eigh(each.mean(0), metric)
     spread = np.einsum("pi,rpq,qi->ri", vectors, each, vectors).std(0, ddof=1)
     error = _STUDENT * spread / len(each) ** 0.5
-    known = curvature > 4.0 / number + 3 * error
     vectors = allowed @ vectors
-    return Directions(vectors[:, known], curvature[known], vectors[:, ~known])
+    recorded = np.sqrt(np.einsum("pi,pq,qi->i", vectors, information, vectors))
+    # A standard error of less than half of the parameters' size, and a curvature that
+    # is not made of noise.
+    known = (curvature > 2 * recorded) & (curvature > 3 * error)
+    rough = int(np.sum(~known & (3 * error > 20 * recorded)))
+    return Directions(
+        vectors[:, known],
+        curvature[known],
+        recorded[known] / curvature[known],
+        vectors[:, ~known],
+        rough,
+    )
 
 
 def gradients(
@@ -125,24 +142,29 @@ def resampled_gradients(
 
 def held_out(
     weights: Any,
-    target: Any,
     targets: Any,
     held: Moments,
-    shares: np.ndarray,
+    match: Match,
 ) -> Estimate:
     """Divergence from held-out recordings, without bias from what was fitted.
 
-    1/2 <W_q - W_p, G W_q - c> with the held-out recordings' moments G and c, since
-    G W = c for their own score: a product of independent errors.
+    1/2 <W_q - W_p, G W_q - c> with the held-out recordings' moments G (and the ridge)
+    and c, since G W = c for their own score: a product of independent errors.
 
     Args:
         weights: W_q from independent draws, (draws, levels, width, dimensions).
-        target: W_p of the other recordings.
-        targets: The same of their resamples, (num_draws, ...), for its error.
+        targets: W_p of resamples of the other recordings, (num_draws, ...).
         held: Moments of blocks of the held-out recordings.
-        shares: Weight of each level.
+        match: The twin and the recordings.
     """
-    weights, target, targets, gram, slope = _double(weights, target, targets, *held)
+    weights, target, targets, gram, slope, shares = _double(
+        weights,
+        match.target,
+        targets,
+        match.features.ridged(held.gram),
+        held.slope,
+        match.shares,
+    )
     scaled = shares[:, None, None]
     mean, count = weights.mean(0), len(weights)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+import jax.numpy as jnp
+
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.structure import StructuralModel
 
@@ -55,7 +57,8 @@ def as_recordings(
         raise ArgumentError(
             f"{repeated} of {number} recordings repeat another one, but sites with a "
             "density never do. Drop copies; to rounded values add uniform noise of "
-            "the width of a rounding step."
+            "the width of a rounding step; from values far from zero subtract an "
+            "offset, in the model too."
         )
     return found
 
@@ -89,6 +92,7 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
         raise ArgumentError(
             f"the recordings of {name!r} must be numbers, got {value!r:.80}."
         )
+    array = array.astype(jnp.zeros(()).dtype)  # as the model computes
     if array.shape[1:] != site.shape or array.ndim == 0:
         wanted = ", ".join(("num_recordings", *map(str, site.shape)))
         raise ArgumentError(
@@ -116,4 +120,4 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
             f"the recordings of {where} are constant, so they have no density. Leave "
             "the component out of the site."
         )
-    return array.astype(float)
+    return array
