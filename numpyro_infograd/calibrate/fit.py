@@ -368,10 +368,12 @@ class Fit:
                 )
             assert self.end is not None
             if not self.end[2].known.size:
-                return (
-                    f"took {total} steps; the recordings determine nothing here, so "
-                    "that nothing could be corrected. Give other init_params"
+                why = (
+                    "derivatives of the twin are too noisy"
+                    if self.end[2].rough
+                    else "the recordings determine nothing here. Give other init_params"
                 )
+                return f"took {total} steps, with no corrections: {why}"
             if length < _SETTLED:
                 return (
                     f"converged: the last correction was {length:.2g} standard errors"
