@@ -33,6 +33,7 @@ from numpyro_infograd.calibrate.matching import (
     look_around,
     with_blur,
 )
+from numpyro_infograd.calibrate.report import make_report
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.noise import base_points, draw_noise
@@ -46,7 +47,6 @@ from numpyro_infograd.optimize.step import (
     unconstrained,
 )
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.coordinates import CLIP
 from numpyro_infograd.scores.network import Network
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate
@@ -63,7 +63,6 @@ _CHUNK = 25  # steps of one compiled scan
 _NUM_STEPS = 150  # half of them after the features were trained anew
 _CORRECTIONS = 8
 _SETTLED = 1.0  # standard errors
-_LOST = 0.05  # part that a parameter may have in what is undetermined
 _RESAMPLES = 50  # for the error of the divergence at the start
 _DRAWS = 4  # independent draws of the twin near the end
 _FINAL_SAMPLES = 16384
@@ -110,7 +109,7 @@ class Fit:
         seed = jax.random.key_data(next(self.keys))
         self.rng = np.random.default_rng(np.asarray(seed))
         self.history: list[dict[str, Any]] = []
-        self.end: tuple[Local, jax.Array, Directions, np.ndarray] | None = None
+        self.end: tuple[Local, jax.Array, Directions] | None = None
         self.warnings = warnings
 
     # -- the parts -----------------------------------------------------------------
@@ -240,13 +239,13 @@ class Fit:
         )
         each, covariance = gradients(local, weights, self.match, self.divergence)
         step = limited(directions.solve(each.mean(0)), size)
-        moved = self._feasible(unravel(jnp.asarray(flat + step, flat.dtype)))
+        moved = self.feasible(unravel(jnp.asarray(flat + step, flat.dtype)))
         step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # as it was projected
         along = step @ (directions.known / size[:, None] ** 2)
         noise = np.diag(directions.known.T @ covariance @ directions.known)
         noise = np.sqrt(noise) / directions.curvature
         length = np.abs(along) / np.hypot(directions.error, 3 * noise)
-        self.free, self.end = moved, (local, weights, directions, size)
+        self.free, self.end = moved, (local, weights, directions)
         return float(length.max(initial=0.0))
 
     def resampled_gradients(
@@ -263,7 +262,7 @@ class Fit:
             pulls[:, index],
         )
 
-    def _feasible(self, free: Any) -> Any:
+    def feasible(self, free: Any) -> Any:
         """Onto the projection's set, where there is one."""
         if self.projection is None:
             return free
@@ -346,7 +345,7 @@ class Fit:
         weights = self.draw_weights()
         targets, pulls = self.resample(weights, self.num_draws)
         after = self.distance(weights, targets)
-        return self._report(status, before, after, test_before, targets, pulls)
+        return make_report(self, status, before, after, test_before, targets, pulls)
 
     def _settle(self, total: int) -> str:
         """Newton steps until they are short; what became of them."""
@@ -382,115 +381,6 @@ class Fit:
             f"not converged: the last correction was still {length:.2g} standard "
             "errors. Raise num_steps or num_samples, or give other init_params"
         )
-
-    def _report(
-        self,
-        status: str,
-        before: Estimate,
-        after: Estimate,
-        test_before: TwoSample,
-        targets: Any,
-        pulls: Any,
-    ) -> Calibration:
-        params = constrained(self.free, self.constraints)
-        draws: dict[str, Any] = {}
-        errors = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), params)
-        undetermined: tuple[dict[str, Any], ...] = ()
-        if self.end is not None:
-            draws, errors, undetermined = self._spread(targets, pulls)
-        test_after = self.test()
-        simulated = self.simulate(self.free, self.number)
-        history: dict[str, Any] = {}
-        if self.history:
-            history = jax.tree.map(lambda *x: np.concatenate(x), *self.history)
-            skipped = int(np.sum(~history["finite"]))
-            if skipped:
-                status += f"; {skipped} steps were not finite and were skipped"
-        return Calibration(
-            params,
-            after,
-            history,
-            status,
-            {"divergence": self.divergence, "noise_levels": self.used},
-            (),
-            errors,
-            draws,
-            before,
-            after,
-            test_before,
-            test_after,
-            undetermined,
-            {n: v[self.train.ravel()] for n, v in self.recorded.items()},
-            {n: np.asarray(v) for n, v in simulated.items()},
-            self.warnings + self._doubts(after, test_after, undetermined),
-        )
-
-    def _spread(self, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ...]]:
-        """Draws of the parameters, their errors, and what is undetermined."""
-        assert self.end is not None
-        local, weights, directions, size = self.end
-        flat, unravel = ravel_pytree(self.free)
-
-        def params_at(flat: jax.Array) -> Any:
-            return constrained(self._feasible(unravel(flat)), self.constraints)
-
-        found = self.resampled_gradients(local, weights, targets, pulls)
-        _, covariance = gradients(local, weights, self.match, self.divergence)
-        found = found - found.mean(0)
-        found += self.rng.multivariate_normal(
-            np.zeros(len(covariance)), covariance, len(found)
-        )
-        free = np.asarray(flat) + directions.solve(found)
-        draws = jax.vmap(params_at)(jnp.asarray(free, flat.dtype))
-        errors = jax.tree.map(lambda x: jnp.std(x, axis=0), draws)
-        undetermined = []
-        for column in jnp.asarray(directions.unknown.T, flat.dtype):
-            moved = jax.jvp(params_at, (flat,), (column,))[1]
-            undetermined.append(moved)
-            longest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(moved))
-            errors = jax.tree.map(
-                lambda e, m, most=_LOST * longest: jnp.where(
-                    jnp.abs(m) > most, jnp.inf, e
-                ),
-                errors,
-                moved,
-            )
-        return draws, errors, tuple(undetermined)
-
-    def _doubts(
-        self, after: Estimate, test: TwoSample, undetermined: tuple[Any, ...]
-    ) -> tuple[str, ...]:
-        """What a careful user should read."""
-        found = []
-        if self.end is not None and self.end[2].rough:
-            found.append(
-                "derivatives of the twin's draws are too noisy to say what the "
-                "recordings determine (a step that is almost a jump?): widen the step, "
-                "or use divergence='kl' with noise_levels=(0.05, 0.2, 0.6)."
-            )
-        elif undetermined:
-            found.append(
-                f"the recordings leave {len(undetermined)} directions of the "
-                "parameters free (see .undetermined): parameters that take part have "
-                "infinite standard errors. Fix some, or record more sites."
-            )
-        far = after.value > 3 * after.standard_error
-        if far or (test.pvalue < 0.05 and after.lower > 0):
-            found.append(
-                f"draws of the twin can still be told from recordings "
-                f"({after.value:.3g} +- {after.standard_error:.2g} nats; two-sample "
-                f"test p = {test.pvalue:.2g}): this descent, or any model of this "
-                "form, gets no nearer, and standard errors are not those of a truth."
-            )
-        drawn = self.features.coordinates(self.simulate(self.free, 1024))
-        outside = float(jnp.mean(jnp.any(jnp.abs(drawn) > CLIP, axis=1)))
-        if outside > 0.01:
-            found.append(
-                f"{outside:.0%} of the twin's draws are more than {CLIP:.0f} standard "
-                "deviations from all recordings, where nothing says which way is "
-                "nearer. Give init_params whose outputs overlap the recordings."
-            )
-        return tuple(found)
 
 
 @jax.jit
