@@ -65,7 +65,9 @@ def two_modes(weight: float) -> np.ndarray:
     return y + 0.5 * rng.normal(size=NUMBER)
 
 
-@pytest.mark.parametrize("divergence", ["kl", "fisher"])
+@pytest.mark.parametrize(
+    "divergence", ["kl", pytest.param("fisher", marks=pytest.mark.slow)]
+)
 def test_saturated_amplifier(divergence: str) -> None:
     """Within 3 standard errors, and these near the Cramer-Rao bound."""
     twin = quick(links.amplifier, {"y": amplified(2.0)}, divergence=divergence)
@@ -116,6 +118,7 @@ def test_what_recordings_leave_free() -> None:
     assert abs(change) < 0.05 * variance * length
 
 
+@pytest.mark.slow
 def test_several_sites_and_a_projection() -> None:
     """A path of unit norm into two outputs of different sizes."""
 
@@ -144,6 +147,7 @@ def test_several_sites_and_a_projection() -> None:
     np.testing.assert_allclose(spread, 1.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_positive_site_and_a_constraint() -> None:
     """Scores are taken in coordinates without bounds."""
 
@@ -159,6 +163,7 @@ def test_a_positive_site_and_a_constraint() -> None:
     assert bound < error < 2 * bound
 
 
+@pytest.mark.slow
 def test_a_twin_of_another_form_says_so() -> None:
     """A normal law cannot have two modes: what remains is reported."""
 
@@ -171,6 +176,7 @@ def test_a_twin_of_another_form_says_so() -> None:
     assert twin.after.lower > 0.05
 
 
+@pytest.mark.slow
 def test_rectified_outputs_are_seen_through_noise() -> None:
     def model() -> None:
         x = numpyro.sample("x", dist.Normal(numpyro.param("m", 0.0), 1))
