@@ -18,7 +18,7 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, student
 from numpyro_infograd.objectives import Means, Objective, trace_expectations
 from numpyro_infograd.problem import (
     REPLICATES,
@@ -38,10 +38,6 @@ from numpyro_infograd.scores.base import ScoreMethod, after
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.structure import StructuralModel
-
-# Student's t at 97.5 % with 15 degrees of freedom, over 2: two standard errors from
-# 16 replicates then cover 95 %.
-STUDENT = 1.0657
 
 
 @dataclass(frozen=True)
@@ -65,27 +61,22 @@ class Gradient:
         if self.diagnostics.get("reason"):
             rows = [f"{rows[0][:-1]} ({self.diagnostics['reason']}):"]
         for name, value in self.value.items():
-            leaves = jax.tree.leaves(value)
-            errors = jax.tree.leaves(self.standard_error[name])
-            if len(leaves) == 1 and leaves[0].size == 1:
-                number, error = float(leaves[0].item()), float(errors[0].item())
-                rows.append(f"  {name}: {number:.6g} +- {error:.2g}")
-            elif len(leaves) == 1 and leaves[0].size <= 8:
-                rows.append(
-                    f"  {name}: {_text(leaves[0], '.6g')} +- {_text(errors[0], '.2g')}"
-                )
-            else:
-                norm = math.sqrt(sum(float(jnp.sum(v**2)) for v in leaves))
-                worst = max(float(jnp.max(e)) for e in errors)
-                rows.append(f"  {name}: norm {norm:.6g}, errors up to {worst:.2g}")
+            rows.append(f"  {name}: {with_error(value, self.standard_error[name])}")
         rows += [f"  warning: {sentence}" for sentence in self.warnings]
         return "\n".join(rows)
 
 
-def _text(array: jax.Array, form: str) -> str:
-    return np.array2string(
-        np.asarray(array), formatter={"float_kind": lambda x: format(x, form)}
-    )
+def with_error(value: Any, error: Any) -> str:
+    """A parameter and its standard error, in a few words."""
+    leaves, errors = jax.tree.leaves(value), jax.tree.leaves(error)
+    if len(leaves) == 1 and leaves[0].size <= 8:
+        return " +- ".join(
+            np.array2string(np.asarray(x, float), formatter={"float_kind": form})
+            for x, form in ((leaves[0], "{:.6g}".format), (errors[0], "{:.2g}".format))
+        )
+    norm = math.sqrt(sum(float(jnp.sum(v**2)) for v in leaves))
+    worst = max((float(jnp.max(e)) for e in errors if e.size), default=0.0)
+    return f"norm {norm:.6g}, errors up to {worst:.2g}"
 
 
 @jax.jit(static_argnames=("method", "spec", "num_samples"))
@@ -151,7 +142,8 @@ def _replicated(
 
 
 def _standard_error(replicates: jax.Array) -> jax.Array:
-    return STUDENT * jnp.std(replicates, axis=0, ddof=1) / math.sqrt(REPLICATES)
+    deviation = jnp.std(replicates, axis=0, ddof=1)
+    return student(REPLICATES) * deviation / math.sqrt(REPLICATES)
 
 
 def fit_scores(

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 from scipy.stats import qmc
 
 import jax
@@ -110,3 +111,11 @@ def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
         elif law.kind in _EXPLICIT:
             inert[name] = jnp.full(law.shape, middle[law.kind], float)
     return inert
+
+
+def student(count: int) -> float:
+    """What a standard error from so many replicates is multiplied by.
+
+    Two of them then cover 95 %: Student's t at 97.5 %, over 2.
+    """
+    return float(stdtrit(count - 1, 0.975)) / 2

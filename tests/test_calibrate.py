@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 
 import numpyro_infograd as ig
 from numpyro_infograd.calibrate.features import make_features
-from numpyro_infograd.calibrate.fit import Fit
+from numpyro_infograd.calibrate.fit import Fit, Settings
 from numpyro_infograd.calibrate.inference import two_sample
 from numpyro_infograd.calibrate.recordings import as_recordings
 from numpyro_infograd.errors import ArgumentError, ParameterError
@@ -221,16 +221,8 @@ def test_held_out_divergence_is_that_of_the_features() -> None:
         sm.density(("y",)),
         sm.params,
         {"y": np.random.default_rng(8).normal(size=NUMBER).astype(np.float32)},
-        "fisher",
-        (0.0,),
-        (0.0,),
-        None,
-        None,
-        perceptron((16,)),
-        4096,
-        100,
+        Settings("fisher", (0.0,), (0.0,), network=perceptron((16,))),
         jax.random.key(0),
-        (),
     )
     for scale, truth in ((1.0, 0.0), (0.8, 0.5 * (1 / 0.64 - 1) ** 2)):
         fit.free = {"s": jnp.asarray(scale)}

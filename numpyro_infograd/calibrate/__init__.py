@@ -15,7 +15,7 @@ import jax
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_floats, as_key, as_power_of_two
-from numpyro_infograd.calibrate.fit import LEVELS, Fit
+from numpyro_infograd.calibrate.fit import LEVELS, NUM_STEPS, Fit, Settings
 from numpyro_infograd.calibrate.recordings import as_recordings, check_observed
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
 from numpyro_infograd.density import Density
@@ -162,23 +162,20 @@ def calibrate(
     if not smooth and levels is None:
         warnings = (f"{why}: its law is seen through noise at every level.",)
     width = min(max(8 * sum(density.sizes), 32), 128)
-    fit = Fit(
-        sm,
-        density,
-        params,
-        {name: recorded[name] for name in density.sites},
+    settings = Settings(
         divergence,
         used,
         seen,
         optimizer,
         projection,
         network or perceptron(hidden or (width, width)),
+        num_steps or NUM_STEPS,
         num_samples,
         num_draws,
-        key,
-        warnings,
     )
-    return fit.run(num_steps, progress_bar)
+    recorded = {name: recorded[name] for name in density.sites}
+    fit = Fit(sm, density, params, recorded, settings, key, warnings)
+    return fit.run(progress_bar)
 
 
 def _check_levels(levels: Any) -> tuple[float, ...] | None:

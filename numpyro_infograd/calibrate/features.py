@@ -75,8 +75,11 @@ class Features:
 
     def at(self, levels: tuple[float, ...]) -> Features:
         """The same with some of the levels."""
-        index = np.asarray([self.levels.index(level) for level in levels])
-        return replace(self, levels=levels, power=self.power[index])
+        return replace(self, levels=levels, power=self.power[self.index(levels)])
+
+    def index(self, levels: tuple[float, ...]) -> np.ndarray:
+        """Where these levels are among all."""
+        return np.asarray([self.levels.index(level) for level in levels])
 
     @property
     def dimensions(self) -> int:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -17,9 +18,9 @@ from numpyro_infograd.calibrate.features import Features, Moments, make_features
 from numpyro_infograd.calibrate.inference import (
     Directions,
     find_directions,
-    gradients,
     held_out,
     limited,
+    mean_gradient,
     resample,
     resampled_gradients,
     two_sample,
@@ -41,34 +42,78 @@ from numpyro_infograd.optimize.step import (
     RATE,
     Projection,
     as_optax,
-    cast,
     constrained,
+    onto,
     scales,
     unconstrained,
 )
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.network import Network
+from numpyro_infograd.scores.network import Network, perceptron
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate
 
-LEVELS: tuple[float, ...] = (
-    0.0,
-    0.05,
-    0.2,
-    0.6,
-)  # of the average, in units of the recordings
+# Variances of the noise of the average, in units of the recordings.
+LEVELS: tuple[float, ...] = (0.0, 0.05, 0.2, 0.6)
 _BLOCKS = 125  # of consecutive recordings, to resample
 _HELD_OUT = 5  # one block in so many
 _CHUNK = 25  # steps of one compiled scan
-_NUM_STEPS = 150  # half of them after the features were trained anew
+NUM_STEPS = 150  # half of them after the features were trained anew
 _CORRECTIONS = 8
 _SETTLED = 1.0  # standard errors
 _RESAMPLES = 50  # for the error of the divergence at the start
 _DRAWS = 4  # independent draws of the twin near the end
-_FINAL_SAMPLES = 16384
+_FINAL_SAMPLES = 16384  # of the twin: for features, and near the end
 _FEW_SAMPLES = 2048  # for derivatives in many numbers
 _MOST = 64  # numbers in all parameters, for corrections and standard errors
 _TESTED = 1000  # recordings in a two-sample test
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to calibrate, checked.
+
+    Attributes:
+        divergence: "fisher" or "kl".
+        used: Levels of noise in the divergence that is made small.
+        reported: Levels of noise in the divergence that is reported.
+        optimizer: None, a learning rate or an optax optimizer.
+        projection: Of the parameters, or None.
+        network: What makes the features' networks.
+        num_steps: Of the optimizer.
+        num_samples: Draws of the twin in a step.
+        num_draws: Bootstrap draws of the parameters.
+    """
+
+    divergence: str
+    used: tuple[float, ...]
+    reported: tuple[float, ...]
+    optimizer: Any = None
+    projection: Projection | None = None
+    network: Network = perceptron((32, 32))
+    num_steps: int = NUM_STEPS
+    num_samples: int = 4096
+    num_draws: int = 200
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """All levels, rising."""
+        return tuple(sorted({*self.used, *self.reported}))
+
+
+class End(NamedTuple):
+    """The twin within a standard error of where it came to rest.
+
+    Attributes:
+        local: How it follows its parameters.
+        weights: Its W_q at the levels used, one for each draw.
+        directions: What the recordings determine.
+        noise: Covariance of the gradient over draws of the twin.
+    """
+
+    local: Local
+    weights: jax.Array
+    directions: Directions
+    noise: np.ndarray
 
 
 class Fit:
@@ -80,37 +125,29 @@ class Fit:
         density: Density,
         params: Any,
         recorded: dict[str, np.ndarray],
-        divergence: str,
-        used: tuple[float, ...],
-        reported: tuple[float, ...],
-        optimizer: Any,
-        projection: Projection | None,
-        network: Network,
-        num_samples: int,
-        num_draws: int,
+        settings: Settings,
         rng_key: jax.Array,
-        warnings: tuple[str, ...],
+        warnings: tuple[str, ...] = (),
     ) -> None:
         self.sm, self.density, self.recorded = sm, density, recorded
-        self.divergence, self.used, self.reported = divergence, used, reported
-        self.levels = tuple(sorted({*used, *reported}))
-        self.scaled, self.optimizer = optimizer is None, as_optax(optimizer)
-        self.projection, self.network = projection, network
-        self.num_samples, self.num_draws = num_samples, num_draws
+        self.settings, self.warnings = settings, warnings
         self.keys = iter(jax.random.split(rng_key, 64))
-        self.constraints = sm.constraints if projection is None else None
+        self.constraints = sm.constraints if settings.projection is None else None
         self.free = unconstrained(params, self.constraints)
         self.spec = with_blur(sm.spec, sum(density.sizes))
         number = len(next(iter(recorded.values())))
         rows = np.arange(number // _BLOCKS * _BLOCKS).reshape(_BLOCKS, -1)
         held = np.arange(_BLOCKS) % _HELD_OUT == _HELD_OUT - 1
         self.train, self.held = rows[~held], rows[held]
-        self.number = self.train.size
         seed = jax.random.key_data(next(self.keys))
         self.rng = np.random.default_rng(np.asarray(seed))
         self.history: list[dict[str, Any]] = []
-        self.end: tuple[Local, jax.Array, Directions] | None = None
-        self.warnings = warnings
+        self.end: End | None = None
+
+    @property
+    def numbers(self) -> int:
+        """In all parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.free))
 
     # -- the parts -----------------------------------------------------------------
 
@@ -119,40 +156,30 @@ class Fit:
         train = {
             n: jnp.asarray(v[self.train.ravel()]) for n, v in self.recorded.items()
         }
-        self.features = make_features(
-            self.density,
-            train,
-            self.simulate(self.free, 16384),
-            self.levels,
-            self.network,
-            next(self.keys),
+        levels, settings = self.settings.levels, self.settings
+        drawn = self.simulate(self.free, _FINAL_SAMPLES)
+        features = make_features(
+            self.density, train, drawn, levels, settings.network, next(self.keys)
         )
-        self.blocks = self._moments(self.train)
-        self.held_blocks = self._moments(self.held)
-        self.match = self._match(self.used, self.divergence)
-        self.whole = self._match(self.levels, "fisher")
-
-    def _match(self, levels: tuple[float, ...], divergence: str) -> Match:
-        """The twin and the recordings, seen through noise of these levels."""
-        index = self._index(levels)
-        recorded = Moments(*(jnp.mean(x[:, index], axis=0) for x in self.blocks))
-        features = self.features.at(levels)
-        return Match(
+        blocks, held = (self._moments(features, x) for x in (self.train, self.held))
+        law = Moments(*(jnp.mean(x, axis=0) for x in blocks))
+        whole = Match(
             self.sm.forward,
             features,
-            recorded,
-            features.weights(recorded),
-            jnp.asarray(shares_of(levels, divergence), jnp.zeros(()).dtype),
+            law,
+            features.weights(law),
+            jnp.ones(len(levels)),
             self.constraints,
         )
+        self.blocks, self.held_blocks, self.whole = blocks, held, whole
+        used, reported, divergence = settings.used, settings.reported, "fisher"
+        self.reported = whole.at(reported, shares_of(reported, divergence))
+        self.match = whole.at(used, shares_of(used, settings.divergence))
 
-    def _index(self, levels: tuple[float, ...]) -> np.ndarray:
-        return np.asarray([self.levels.index(level) for level in levels])
-
-    def _moments(self, rows: np.ndarray) -> Moments:
+    def _moments(self, features: Features, rows: np.ndarray) -> Moments:
         """Moments of blocks of recordings."""
         values = {n: jnp.asarray(v[rows]) for n, v in self.recorded.items()}
-        return _block_moments(self.features, values, next(self.keys))
+        return _block_moments(features, values, next(self.keys))
 
     def simulate(self, free: Any, size: int) -> Values:
         """Independent draws of the recorded sites: no quasi-random ones, which would
@@ -164,19 +191,19 @@ class Fit:
 
     def descend(self, num_steps: int, bar: Any) -> None:
         """Steps of the optimizer, at a rate that falls to zero."""
-        opt_state = self.optimizer.init(self.free)
-        scale = (
-            scales(self.free, self.constraints)
-            if self.scaled
-            else jax.tree.map(jnp.ones_like, self.free)
-        )
-        size = self.num_samples
-        each = size if self.divergence == "kl" else size // 2
-        state = Descent(self.free, opt_state, jnp.zeros((), jnp.int32))
-        update = Program.trace(self.optimizer.update, self.free, opt_state, self.free)
-        projection = self.projection and Program.trace(self.projection, self.free)
+        settings, free = self.settings, self.free
+        scaled, optimizer = settings.optimizer is None, as_optax(settings.optimizer)
+        opt_state = optimizer.init(free)
+        scale = jax.tree.map(jnp.ones_like, free)
+        if scaled:
+            scale = scales(free, self.constraints)
+        size = settings.num_samples
+        each = size if settings.divergence == "kl" else size // 2
+        state = Descent(free, opt_state, jnp.zeros((), jnp.int32))
+        update = Program.trace(optimizer.update, free, opt_state, free)
+        projection = settings.projection and Program.trace(settings.projection, free)
         rates = 0.5 * (1 + np.cos(np.pi * np.arange(num_steps) / num_steps))
-        if not self.scaled:
+        if not scaled:
             rates = np.ones(num_steps)
         key = next(self.keys)
         try:
@@ -190,7 +217,7 @@ class Fit:
                     projection,
                     scale,
                     base_points(self.spec, each),
-                    divergence=self.divergence,
+                    divergence=settings.divergence,
                     spec=self.spec,
                     size=size,
                 )
@@ -208,10 +235,10 @@ class Fit:
         In standard errors, the longest component; NaN, and no step, where something
         is not finite.
         """
+        divergence = self.settings.divergence
         whole = self.draw_weights()
-        weights = whole[:, self._index(self.used)]
-        numbers = sum(leaf.size for leaf in jax.tree.leaves(self.free))
-        few = max(_FINAL_SAMPLES >> (numbers - 1).bit_length(), _FEW_SAMPLES)
+        weights = whole[:, self.whole.features.index(self.settings.used)]
+        few = max(_FINAL_SAMPLES >> (self.numbers - 1).bit_length(), _FEW_SAMPLES)
         local = look_around(
             self.match,
             self.free,
@@ -232,41 +259,36 @@ class Fit:
         directions = find_directions(
             local,
             self.match,
-            self.divergence,
+            divergence,
             size,
-            self._allowed(),
+            self.ways()[0],
             np.atleast_2d(np.cov(resampled.T)),
         )
-        each, covariance = gradients(local, weights, self.match, self.divergence)
-        step = limited(directions.solve(each.mean(0)), size)
-        moved = self.feasible(unravel(jnp.asarray(flat + step, flat.dtype)))
+        gradient, noise = mean_gradient(local, weights, self.match, divergence)
+        step = limited(directions.solve(gradient), size)
+        moved = onto(
+            self.settings.projection, unravel(jnp.asarray(flat + step, flat.dtype))
+        )
         step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # as it was projected
         along = step @ (directions.known / size[:, None] ** 2)
-        noise = np.diag(directions.known.T @ covariance @ directions.known)
-        noise = np.sqrt(noise) / directions.curvature
-        length = np.abs(along) / np.hypot(directions.error, 3 * noise)
-        self.free, self.end = moved, (local, weights, directions)
-        return float(length.max(initial=0.0))
+        own = np.sqrt(np.diag(directions.known.T @ noise @ directions.known))
+        error = np.hypot(directions.error, 3 * own / directions.curvature)
+        self.free, self.end = moved, End(local, weights, directions, noise)
+        return float((np.abs(along) / error).max(initial=0.0))
 
     def resampled_gradients(
         self, local: Local, weights: jax.Array, targets: Any, pulls: Any
     ) -> np.ndarray:
         """Gradients for resamples of the recordings, (num_draws, numbers)."""
-        index = self._index(self.used)
+        index = self.whole.features.index(self.settings.used)
         return resampled_gradients(
             local,
             weights,
             self.match,
-            self.divergence,
+            self.settings.divergence,
             targets[:, index],
             pulls[:, index],
         )
-
-    def feasible(self, free: Any) -> Any:
-        """Onto the projection's set, where there is one."""
-        if self.projection is None:
-            return free
-        return cast(self.projection(free), free)
 
     def _sizes(self) -> np.ndarray:
         """How large each free number is, as a step of the optimizer sees it."""
@@ -277,16 +299,29 @@ class Fit:
         )
         return np.asarray(ravel_pytree(sizes)[0], float)
 
-    def _allowed(self) -> np.ndarray:
-        """Orthonormal directions in which a projection lets the parameters move."""
+    def ways(self) -> tuple[np.ndarray, int]:
+        """Orthonormal directions in which a projection lets the parameters move.
+
+        And how many others there are that it lets them go one way: it holds them at an
+        edge of its set.
+        """
         flat, unravel = ravel_pytree(self.free)
-        project = self.projection
+        project = self.settings.projection
         if project is None:
-            return np.eye(len(flat))
-        onto = jax.jacobian(lambda x: ravel_pytree(project(unravel(x)))[0])
-        jacobian = np.asarray(onto(flat), float)
+            return np.eye(len(flat)), 0
+
+        def projected(flat: jax.Array) -> jax.Array:
+            return ravel_pytree(project(unravel(flat)))[0]
+
+        jacobian = np.asarray(jax.jacobian(projected)(flat), float)
         values, vectors = np.linalg.eigh((jacobian + jacobian.T) / 2)
-        return vectors[:, values > 0.5]
+        held = vectors[:, values <= 0.5]
+        reach = 0.01 * float(np.sqrt(np.mean(self._sizes() ** 2)))
+        moved = [
+            max(float(jnp.linalg.norm(projected(flat + s * v) - flat)) for s in (-1, 1))
+            for v in jnp.asarray(reach * held.T, flat.dtype)
+        ]
+        return vectors[:, values > 0.5], sum(x > 0.5 * reach for x in moved)
 
     def draw_weights(self) -> jax.Array:
         """W_q of independent draws where the twin stands."""
@@ -310,10 +345,9 @@ class Fit:
 
     def distance(self, weights: jax.Array, targets: Any) -> Estimate:
         """Divergence from the held-out recordings, averaged over all levels."""
-        index = self._index(self.reported)
-        match = self._match(self.reported, "fisher")
+        index = self.whole.features.index(self.settings.reported)
         held = Moments(*(x[:, index] for x in self.held_blocks))
-        return held_out(weights[:, index], targets[:, index], held, match)
+        return held_out(weights[:, index], targets[:, index], held, self.reported)
 
     def test(self) -> TwoSample:
         """Held-out recordings against draws of the twin."""
@@ -321,12 +355,12 @@ class Fit:
         picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: they may have a memory
         recorded = {n: jnp.asarray(v[picked]) for n, v in self.recorded.items()}
         drawn = self.simulate(self.free, len(picked))
-        a, b = (self.features.coordinates(v) for v in (recorded, drawn))
+        a, b = (self.whole.features.coordinates(v) for v in (recorded, drawn))
         return two_sample(np.asarray(a), np.asarray(b))
 
-    def run(self, num_steps: int | None, progress_bar: bool) -> Calibration:
+    def run(self, progress_bar: bool) -> Calibration:
         """Descend, correct, resample, test."""
-        total = num_steps or _NUM_STEPS
+        total = self.settings.num_steps
         cycles = [total - total // 2, total // 2] if total > 1 else [1]
         self.look()
         weights = self.draw_weights()
@@ -343,17 +377,16 @@ class Fit:
             status = "interrupted by the user: no standard errors"
             self.end = None
         weights = self.draw_weights()
-        targets, pulls = self.resample(weights, self.num_draws)
+        targets, pulls = self.resample(weights, self.settings.num_draws)
         after = self.distance(weights, targets)
         return make_report(self, status, before, after, test_before, targets, pulls)
 
     def _settle(self, total: int) -> str:
         """Newton steps until they are short; what became of them."""
-        numbers = sum(leaf.size for leaf in jax.tree.leaves(self.free))
-        if numbers > _MOST:
+        if self.numbers > _MOST:
             self.warnings += (
-                f"with {numbers} numbers in the parameters, more than {_MOST}, there "
-                "are no corrections and no standard errors.",
+                f"with {self.numbers} numbers in the parameters, more than {_MOST}, "
+                "there are no corrections and no standard errors.",
             )
             return f"took {total} steps"
         for _ in range(_CORRECTIONS):
@@ -366,10 +399,11 @@ class Fit:
                     "(numpyro.param(..., constraint=...)), or give other init_params"
                 )
             assert self.end is not None
-            if not self.end[2].known.size:
+            directions = self.end.directions
+            if not directions.known.size:
                 why = (
                     "derivatives of the twin are too noisy"
-                    if self.end[2].rough
+                    if directions.rough
                     else "the recordings determine nothing here. Give other init_params"
                 )
                 return f"took {total} steps, with no corrections: {why}"

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 from numpyro_infograd.calibrate.features import Moments
 from numpyro_infograd.calibrate.matching import Local, Match, factors
 from numpyro_infograd.calibrate.result import TwoSample
-from numpyro_infograd.gradient import STUDENT
+from numpyro_infograd.noise import student
 from numpyro_infograd.values.base import Estimate, report
 
 _FARTHEST = 0.3  # a correction, in units of the parameters' size
-_STUDENT = 1.591  # t at 97.5 % with 3 degrees of freedom, over 2
 _RELABELLINGS = 499
 
 
@@ -66,7 +65,7 @@ def find_directions(
         allowed: Directions that a projection leaves, orthonormal columns.
         information: Covariance of the gradient over resamples of the recordings.
     """
-    factor = factors(local, match.shares, match.recorded.gram, divergence)
+    factor = factors(local, match.shares, match.law.gram, divergence)
     factor, slopes = _double(factor, local.slopes)
     others = (slopes.sum(0) - slopes) / (len(slopes) - 1)  # their noise is independent
     each = np.einsum("rplwd,rqlwd->rpq", factor, others)
@@ -74,7 +73,7 @@ def find_directions(
     metric = allowed.T @ (allowed / size[:, None] ** 2)
     curvature, vectors = eigh(each.mean(0), metric)
     spread = np.einsum("pi,rpq,qi->ri", vectors, each, vectors).std(0, ddof=1)
-    error = _STUDENT * spread / len(each) ** 0.5
+    error = student(len(each)) * spread / len(each) ** 0.5
     vectors = allowed @ vectors
     recorded = np.sqrt(np.einsum("pi,pq,qi->i", vectors, information, vectors))
     # A standard error of less than half of the parameters' size, and a curvature that
@@ -90,15 +89,15 @@ def find_directions(
     )
 
 
-def gradients(
+def mean_gradient(
     local: Local, weights: jax.Array, match: Match, divergence: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The gradient from each draw of the twin, and the covariance of their mean."""
-    factor = factors(local, match.shares, match.recorded.gram, divergence)
+    """The gradient, and its covariance over draws of the twin."""
+    factor = factors(local, match.shares, match.law.gram, divergence)
     factor, gap = _double(jnp.mean(factor, axis=0), weights - match.target)
     found = np.einsum("plwd,rlwd->rp", factor, gap)
-    covariance = np.atleast_2d(np.cov(found.T)) * _STUDENT**2 / len(found)
-    return found, covariance
+    covariance = np.atleast_2d(np.cov(found.T)) * student(len(found)) ** 2 / len(found)
+    return found.mean(0), covariance
 
 
 def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -179,11 +178,11 @@ def held_out(
     by_block = 0.5 * np.einsum(
         "lwd,blwd->b", scaled * (mean - target), gram @ mean - slope
     )
-    held_error = STUDENT * by_block.std(ddof=1) / len(by_block) ** 0.5
+    held_error = _error(by_block)
     second = scaled * (gram.mean(0) @ mean - slope.mean(0))
     fit_error = 0.5 * np.einsum("blwd,lwd->b", targets, second).std(ddof=1)
     alone = 0.5 * np.einsum("rlwd,lwd->r", weights - mean, 2 * second)
-    own_error = _STUDENT * alone.std(ddof=1) / count**0.5
+    own_error = _error(alone)
     error = float(np.sqrt(held_error**2 + fit_error**2 + own_error**2))
     return report(float(found), error, "held-out recordings")
 
@@ -207,6 +206,11 @@ def two_sample(recorded: np.ndarray, drawn: np.ndarray) -> TwoSample:
         rng=np.random.default_rng(0),
     )
     return TwoSample(float(found.statistic), float(found.pvalue))
+
+
+def _error(found: np.ndarray) -> float:
+    """Standard error of the mean."""
+    return float(student(len(found)) * found.std(ddof=1) / len(found) ** 0.5)
 
 
 def _double(*arrays: Any) -> tuple[np.ndarray, ...]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ from numpyro_infograd.calibrate.features import Features, Moments
 from numpyro_infograd.density import simulate
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import NoiseSpec, draw_noise
-from numpyro_infograd.optimize.step import cast, constrained, gradient_mapping
+from numpyro_infograd.optimize.step import constrained, gradient_mapping, onto
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import after
 
@@ -36,7 +38,7 @@ class Match(NamedTuple):
     Attributes:
         forward: The twin's map from parameters and noise to sites.
         features: Of its outputs.
-        recorded: Moments of the recordings.
+        law: Moments of the recordings.
         target: Their weights W_p.
         shares: Weight of each level in the divergence, (levels,).
         constraints: Of the parameters, or None where these are projected.
@@ -44,20 +46,47 @@ class Match(NamedTuple):
 
     forward: Program
     features: Features
-    recorded: Moments
+    law: Moments
     target: jax.Array
     shares: jax.Array
     constraints: dict[str, Any] | None
+
+    def at(self, levels: tuple[float, ...], shares: np.ndarray) -> Match:
+        """The same with some of the levels, and these shares."""
+        index = self.features.index(levels)
+        return self._replace(
+            features=self.features.at(levels),
+            law=Moments(*(x[index] for x in self.law)),
+            target=self.target[index],
+            shares=jnp.asarray(shares, self.shares.dtype),
+        )
 
     def outputs(self, free: Any, noise: Any) -> jax.Array:
         """Coordinates of draws of the twin, (num_samples, dimensions)."""
         params = constrained(free, self.constraints)
         return self.features.coordinates(simulate(self.forward, params, noise))
 
+    def weights(
+        self, free: Any, rng_key: jax.Array, spec: NoiseSpec, size: int, points: Any
+    ) -> jax.Array:
+        """W_q from fresh draws of the twin, (levels, width, dimensions)."""
+        noise, blur, key = draw(spec, rng_key, size, points)
+        moments = self.features.moments(self.outputs(free, noise), blur, key)
+        return self.features.weights(moments)
+
 
 def with_blur(spec: NoiseSpec, dimensions: int) -> NoiseSpec:
     """The laws of the twin's noise and of that which its outputs are seen through."""
     return (*spec, (BLUR, Noise("normal", (dimensions,))))
+
+
+def draw(
+    spec: NoiseSpec, rng_key: jax.Array, size: int, points: Any
+) -> tuple[Any, jax.Array, jax.Array]:
+    """The twin's noise, that which its outputs are seen through, and another key."""
+    noise_key, key = jax.random.split(rng_key)
+    noise = draw_noise(spec, noise_key, size, points)
+    return noise, noise.pop(BLUR), key
 
 
 def fisher(
@@ -66,15 +95,11 @@ def fisher(
     """The Fisher divergence, without bias: a product of two independent draws."""
 
     def gap(key: jax.Array) -> jax.Array:
-        noise = draw_noise(spec, key, size // 2, points)
-        blur = noise.pop(BLUR)
-        z = match.outputs(free, noise)
-        own = match.features.weights(match.features.moments(z, blur, key))
-        return own - match.target
+        return match.weights(free, key, spec, size // 2, points) - match.target
 
     first, second = jax.lax.map(gap, jax.random.split(rng_key))
     return 0.5 * jnp.einsum(
-        "l,lwd,lwv,lvd->", match.shares, first, match.recorded.gram, second
+        "l,lwd,lwv,lvd->", match.shares, first, match.law.gram, second
     )
 
 
@@ -83,15 +108,14 @@ def kl_gradient(
 ) -> tuple[jax.Array, Any]:
     """The Fisher divergence (a little too large) and the gradient of the reverse KL."""
     features = match.features
-    noise = draw_noise(spec, rng_key, size, points)
-    blur = noise.pop(BLUR)
+    noise, blur, key = draw(spec, rng_key, size, points)
     z, back = jax.vjp(lambda free: match.outputs(free, noise), free)
-    gap = features.weights(features.moments(z, blur, rng_key)) - match.target
+    gap = features.weights(features.moments(z, blur, key)) - match.target
     cotangent = sum(
         share * features(z + level**0.5 * blur, level) @ each
         for share, level, each in zip(match.shares, features.levels, gap, strict=True)
     )
-    value = jnp.einsum("l,lwd,lwv,lvd->", match.shares, gap, match.recorded.gram, gap)
+    value = jnp.einsum("l,lwd,lwv,lvd->", match.shares, gap, match.law.gram, gap)
     return 0.5 * value, back(cotangent / size)[0]
 
 
@@ -137,8 +161,7 @@ def descend(
         updates, opt_state = update(gradient, state.opt_state, state.free)
         updates = jax.tree.map(lambda u, s: rate * s * u, updates, scale)
         free = optax.apply_updates(state.free, updates)
-        if projection is not None:
-            free = cast(projection(free), state.free)
+        free = onto(projection, free)
         new = Descent(free, opt_state, state.step + 1)
         leaves = jax.tree.leaves((gradient, free))
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
@@ -170,13 +193,10 @@ def draw_weights(
 ) -> jax.Array:
     """W_q from several independent draws, (draws, levels, width, dimensions)."""
 
-    def one(key: jax.Array) -> jax.Array:
-        noise = draw_noise(spec, key, size, points)
-        blur = noise.pop(BLUR)
-        z = match.outputs(free, noise)
-        return match.features.weights(match.features.moments(z, blur, key))
-
-    return jax.lax.map(one, jax.random.split(rng_key, draws))
+    return jax.lax.map(
+        lambda key: match.weights(free, key, spec, size, points),
+        jax.random.split(rng_key, draws),
+    )
 
 
 class Local(NamedTuple):
@@ -219,11 +239,10 @@ def look_around(
     features = match.features
     numbers = jnp.eye(len(flat), dtype=flat.dtype)
 
-    def one(draw: tuple[jax.Array, jax.Array]) -> Local:
-        weights, key = draw
+    def one(given: tuple[jax.Array, jax.Array]) -> Local:
+        weights, key = given
         keys = jax.random.split(key)
-        noise = draw_noise(spec, keys[0], size, points[0])
-        blur = noise.pop(BLUR)
+        noise, blur, _ = draw(spec, keys[0], size, points[0])
         z = match.outputs(free, noise)
         phi = [features(z + t**0.5 * blur, t) for t in features.levels]
 
@@ -233,8 +252,7 @@ def look_around(
             return jnp.stack([each.T @ moved / size for each in phi])
 
         flow = jax.lax.map(stream, numbers)
-        noise = draw_noise(spec, keys[1], few, points[1])
-        blur = noise.pop(BLUR)
+        noise, blur, key = draw(spec, keys[1], few, points[1])
 
         def defect(flat: jax.Array) -> jax.Array:
             z = match.outputs(unravel(flat), noise)

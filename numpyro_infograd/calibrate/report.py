@@ -11,9 +11,8 @@ import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
-from numpyro_infograd.calibrate.inference import gradients
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
-from numpyro_infograd.optimize.step import constrained
+from numpyro_infograd.optimize.step import constrained, onto
 from numpyro_infograd.scores.coordinates import CLIP
 from numpyro_infograd.values import Estimate
 
@@ -50,7 +49,7 @@ def make_report(
     if fit.end is not None:
         draws, errors, undetermined = _spread(fit, targets, pulls)
     test_after = fit.test()
-    simulated = fit.simulate(fit.free, fit.number)
+    simulated = fit.simulate(fit.free, fit.train.size)
     history: dict[str, Any] = {}
     if fit.history:
         history = jax.tree.map(lambda *x: np.concatenate(x), *fit.history)
@@ -62,7 +61,10 @@ def make_report(
         after,
         history,
         status,
-        {"divergence": fit.divergence, "noise_levels": fit.used},
+        {
+            "divergence": fit.settings.divergence,
+            "noise_levels": fit.settings.used,
+        },
         (),
         errors,
         draws,
@@ -80,18 +82,16 @@ def make_report(
 def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ...]]:
     """Draws of the parameters, their errors, and what is undetermined."""
     assert fit.end is not None
-    local, weights, directions = fit.end
+    local, weights, directions, noise = fit.end
     flat, unravel = ravel_pytree(fit.free)
+    project = fit.settings.projection
 
     def params_at(flat: jax.Array) -> Any:
-        return constrained(fit.feasible(unravel(flat)), fit.constraints)
+        return constrained(onto(project, unravel(flat)), fit.constraints)
 
     found = fit.resampled_gradients(local, weights, targets, pulls)
-    _, covariance = gradients(local, weights, fit.match, fit.divergence)
     found = found - found.mean(0)
-    found += fit.rng.multivariate_normal(
-        np.zeros(len(covariance)), covariance, len(found)
-    )
+    found += fit.rng.multivariate_normal(np.zeros(len(noise)), noise, len(found))
     free = np.asarray(flat) + directions.solve(found)
     draws = jax.vmap(params_at)(jnp.asarray(free, flat.dtype))
     errors = jax.tree.map(lambda x: jnp.std(x, axis=0), draws)
@@ -113,7 +113,7 @@ def _doubts(
 ) -> tuple[str, ...]:
     """What a careful user should read."""
     found = []
-    if fit.end is not None and fit.end[2].rough:
+    if fit.end is not None and fit.end.directions.rough:
         found.append(
             "derivatives of the twin's draws are too noisy to say what the "
             "recordings determine (a step that is almost a jump?): widen the step, "
@@ -125,6 +125,12 @@ def _doubts(
             "parameters free (see .undetermined): parameters that take part have "
             "infinite standard errors. Fix some, or record more sites."
         )
+    _, edges = fit.ways()
+    if edges:
+        found.append(
+            f"the projection holds the parameters at an edge of its set, in {edges} "
+            "directions: standard errors are of moves along the edge alone."
+        )
     far = after.value > 3 * after.standard_error
     if far or (test.pvalue < 0.05 and after.lower > 0):
         found.append(
@@ -133,7 +139,7 @@ def _doubts(
             f"test p = {test.pvalue:.2g}): this descent, or any model of this "
             "form, gets no nearer, and standard errors are not those of a truth."
         )
-    drawn = fit.features.coordinates(fit.simulate(fit.free, 1024))
+    drawn = fit.whole.features.coordinates(fit.simulate(fit.free, 1024))
     outside = float(jnp.mean(jnp.any(jnp.abs(drawn) > CLIP, axis=1)))
     if outside > 0.01:
         found.append(

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import jax
-
+from numpyro_infograd.gradient import with_error
 from numpyro_infograd.optimize import Result
 from numpyro_infograd.values import Estimate
 
@@ -62,14 +61,7 @@ class Calibration(Result):
     def __repr__(self) -> str:
         rows = ["Calibration:"]
         for name, value in self.params.items():
-            leaves = jax.tree.leaves(value)
-            errors = jax.tree.leaves(self.standard_error[name])
-            if len(leaves) == 1 and leaves[0].size <= 8:
-                text, error = _text(leaves[0], ".6g"), _text(errors[0], ".2g")
-                rows.append(f"  {name} = {text} +- {error}")
-            else:
-                size = sum(leaf.size for leaf in leaves)
-                rows.append(f"  {name}: {size} numbers")
+            rows.append(f"  {name} = {with_error(value, self.standard_error[name])}")
         rows.append(f"  divergence from held-out recordings: {self.before!r}")
         rows.append(f"  after calibration: {self.after!r}")
         for when, test in (("before", self.test_before), ("after", self.test_after)):
@@ -81,9 +73,3 @@ class Calibration(Result):
         rows += [f"  warning: {sentence}" for sentence in self.warnings]
         rows.append(f"  {self.status}")
         return "\n".join(rows)
-
-
-def _text(array: Any, form: str) -> str:
-    return np.array2string(
-        np.asarray(array), formatter={"float_kind": lambda x: format(x, form)}
-    )

@@ -292,8 +292,7 @@ def step(
     updates, opt_state = system.update(descent, state.opt_state, state.free)
     updates = jax.tree.map(lambda u, s: rate * s * u, updates, system.scale)
     free = optax.apply_updates(state.free, updates)
-    if system.projection is not None:
-        free = cast(system.projection(free), state.free)
+    free = onto(system.projection, free)
     multipliers = system.budgets.follow(state.multipliers, means, rate)
     new = InfoMaxState(
         free, state.free, opt_state, scores, multipliers, state.rng_key, state.step
@@ -337,6 +336,11 @@ def gradient_mapping(projection: Projection, free: Any, gradient: Any) -> Any:
 def cast(tree: Any, like: Any) -> Any:
     """The tree in the types of another."""
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), tree, like)
+
+
+def onto(projection: Projection | None, free: Any) -> Any:
+    """Projected, in their own types; as they are where there is no projection."""
+    return free if projection is None else cast(projection(free), free)
 
 
 def scores_of(states: Any) -> list[jax.Array]:

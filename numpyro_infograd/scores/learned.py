@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from numpyro_infograd.arguments import as_power_of_two, check_counts, check_rate
 from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.noise import base_points
+from numpyro_infograd.noise import base_points, student
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import (
     Layout,
@@ -41,7 +41,6 @@ from numpyro_infograd.scores.quadratic import Batch, solve, train, worth
 
 # Student's t at 97.5 %, over 2, for the spread of so many networks: two standard errors
 # then cover 95 %. The replicates of a gradient are shared out among the networks.
-_STUDENT = {2: 6.353, 4: 1.591, 8: 1.182}
 # How strongly a network sees the variance of noise. Little: its errors are then alike
 # at all levels, and the extrapolation does not amplify them.
 FAINT = 0.1
@@ -99,7 +98,7 @@ class Learned(ScoreMethod):
     refit: int | str = "auto"
 
     def __post_init__(self) -> None:
-        if self.num_networks not in _STUDENT:
+        if self.num_networks not in (2, 4, 8):
             raise ArgumentError(
                 f"num_networks must be 2, 4 or 8, got {self.num_networks}."
             )
@@ -390,7 +389,7 @@ def report_scores(
     """
     free = Free.of(density, values)
     count, mean = len(each), jnp.mean(each, axis=0)
-    spread = _STUDENT[count] / (count * (count - 1)) ** 0.5 * (each - mean)
+    spread = student(count) / (count * (count - 1)) ** 0.5 * (each - mean)
     times = count // len(doubts)  # each in equal parts, whose squares add up
     parts = [jnp.stack([doubt / times**0.5] * times) for doubt in doubts]
     deviations = jnp.concatenate([spread, *parts])

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.gradient import STUDENT
-from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, squares
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, squares, student
 from numpyro_infograd.objectives import (
     Means,
     Objective,
@@ -272,7 +271,9 @@ def _average(
         slope = jnp.linalg.solve(jnp.sum(gram, axis=0), jnp.sum(cross, axis=0))
         totals -= known @ slope
     value, low, high = jnp.mean(totals, axis=0)
-    errors = STUDENT * jnp.std(totals, axis=0, ddof=1) / math.sqrt(REPLICATES)
+    errors = (
+        student(REPLICATES) * jnp.std(totals, axis=0, ddof=1) / math.sqrt(REPLICATES)
+    )
     correction = jnp.mean(removed)
     bias = jnp.hypot(0.5 * correction, _ALONE * jnp.mean(unexplained))
     without = jnp.any(lost, axis=0)  # bounds that some sample moves to infinity

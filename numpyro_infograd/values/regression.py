@@ -11,7 +11,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.gradient import STUDENT
+from numpyro_infograd.noise import student
 
 _HIGHEST = 100.0  # variance, in units of the values' own
 _LOWEST = 1e-3  # variance, in units of the smoothing that the model itself does
@@ -162,5 +162,5 @@ def jackknife(found: np.ndarray) -> tuple[float, float]:
     """Value and standard error of a statistic, its first-order bias removed."""
     count = len(found) - 1
     pseudo = count * found[0] - (count - 1) * found[1:]
-    error = STUDENT * np.std(pseudo, ddof=1) / math.sqrt(count)
+    error = student(count) * np.std(pseudo, ddof=1) / math.sqrt(count)
     return float(np.mean(pseudo)), float(error)
