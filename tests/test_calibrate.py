@@ -65,12 +65,20 @@ def two_modes(weight: float) -> np.ndarray:
     return y + 0.5 * rng.normal(size=NUMBER)
 
 
-@pytest.mark.parametrize(
-    "divergence", ["kl", pytest.param("fisher", marks=pytest.mark.slow)]
-)
-def test_saturated_amplifier(divergence: str) -> None:
+@pytest.fixture(scope="module")
+def saturated() -> ig.Calibration:
+    return quick(links.amplifier, {"y": amplified(2.0)}, divergence="kl")
+
+
+@pytest.mark.slow
+def test_saturated_amplifier_by_fisher() -> None:
+    twin = quick(links.amplifier, {"y": amplified(2.0)}, divergence="fisher")
+    test_saturated_amplifier(twin)
+
+
+def test_saturated_amplifier(saturated: ig.Calibration) -> None:
     """Within 3 standard errors, and these near the Cramer-Rao bound."""
-    twin = quick(links.amplifier, {"y": amplified(2.0)}, divergence=divergence)
+    twin = saturated
     error = float(twin.standard_error["eta"])
     bound = amplifier_bound(2.0, NUMBER)
     assert abs(float(twin.params["eta"]) - 2.0) < 3 * error
@@ -82,7 +90,20 @@ def test_saturated_amplifier(divergence: str) -> None:
     assert twin.test_after.pvalue > 0.01
     assert not twin.undetermined and not twin.warnings
     assert twin.draws["eta"].shape == (200,)
-    assert "eta" in repr(twin)
+    assert "eta = 2.0" in repr(twin)
+
+
+def test_twin_as_arviz_data(saturated: ig.Calibration) -> None:
+    """Draws, history, recordings and draws of the twin, each in its group."""
+    data = saturated.to_inference_data()
+    draws = np.asarray(data["posterior"]["eta"])
+    np.testing.assert_array_equal(draws[0], saturated.draws["eta"])
+    assert data["warmup_posterior"]["eta"].shape == (1, 150)
+    assert data["warmup_sample_stats"]["divergence"].shape == (1, 150)
+    np.testing.assert_array_equal(data["observed_data"]["y"], saturated.recorded["y"])
+    made = np.asarray(data["posterior_predictive"]["y"])
+    assert made.shape == (1, 20, 16000 // 20)
+    np.testing.assert_array_equal(made.ravel(), saturated.simulated["y"])
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,12 @@ def test_restarts_find_the_higher_of_two_hills() -> None:
     values = several.diagnostics["restarts"]
     assert len(values) == 6
     assert several.estimate.value == max(values)
+    chains = several.to_inference_data()["posterior"]["a"]  # one for each restart
+    assert chains.shape == (6, len(several.history["params"]["a"]))
+    best = int(np.argmax(values))
+    np.testing.assert_array_equal(chains[best], several.history["params"]["a"])
+    starts = np.asarray(chains[:, 0])
+    assert starts[0] == -1.0 and len(set(starts.tolist())) == 6
 
 
 # -- when things go wrong -----------------------------------------------------------

@@ -61,21 +61,18 @@ def make_report(
         after,
         history,
         status,
-        {
-            "divergence": fit.settings.divergence,
-            "noise_levels": fit.settings.used,
-        },
-        (),
-        errors,
-        draws,
-        before,
-        after,
-        test_before,
-        test_after,
-        undetermined,
-        {n: v[fit.train.ravel()] for n, v in fit.recorded.items()},
-        {n: np.asarray(v) for n, v in simulated.items()},
-        fit.warnings + _doubts(fit, after, test_after, undetermined),
+        {"divergence": fit.settings.divergence, "noise_levels": fit.settings.used},
+        histories=(history,),
+        standard_error=errors,
+        draws=draws,
+        before=before,
+        after=after,
+        test_before=test_before,
+        test_after=test_after,
+        undetermined=undetermined,
+        recorded={n: v[fit.train.ravel()] for n, v in fit.recorded.items()},
+        simulated={n: np.asarray(v) for n, v in simulated.items()},
+        warnings=fit.warnings + _doubts(fit, after, test_after, undetermined),
     )
 
 
@@ -121,15 +118,15 @@ def _doubts(
         )
     elif undetermined:
         found.append(
-            f"the recordings leave {len(undetermined)} directions of the "
-            "parameters free (see .undetermined): parameters that take part have "
-            "infinite standard errors. Fix some, or record more sites."
+            "the recordings leave parameters free, along "
+            f"{_count(len(undetermined))} (see .undetermined): those that take part "
+            "have infinite standard errors. Fix some, or record more sites."
         )
     _, edges = fit.ways()
     if edges:
         found.append(
-            f"the projection holds the parameters at an edge of its set, in {edges} "
-            "directions: standard errors are of moves along the edge alone."
+            "the projection holds the parameters at an edge of its set, along "
+            f"{_count(edges)}: standard errors are of moves along the edge alone."
         )
     far = after.value > 3 * after.standard_error
     if far or (test.pvalue < 0.05 and after.lower > 0):
@@ -148,3 +145,7 @@ def _doubts(
             "nearer. Give init_params whose outputs overlap the recordings."
         )
     return tuple(found)
+
+
+def _count(number: int) -> str:
+    return "1 direction" if number == 1 else f"{number} directions"

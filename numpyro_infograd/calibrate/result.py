@@ -73,3 +73,13 @@ class Calibration(Result):
         rows += [f"  warning: {sentence}" for sentence in self.warnings]
         rows.append(f"  {self.status}")
         return "\n".join(rows)
+
+    def to_inference_data(self) -> Any:
+        """What was found as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
+
+        `posterior` holds the bootstrap draws, `warmup_posterior` and
+        `warmup_sample_stats` the history, `observed_data` the recordings and
+        `posterior_predictive` draws of the twin at its parameters: what
+        `arviz.plot_ppc`, from ArviZ 1 `arviz.plot_ppc_dist`, compares.
+        """
+        return super().to_inference_data()

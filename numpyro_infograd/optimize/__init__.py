@@ -138,13 +138,21 @@ def minimize(
 
 def _negated(result: Result) -> Result:
     """A result of minus an objective as one of the objective."""
-    history = dict(result.history)
-    for name in {"objective", "gain"} & set(history):
-        history[name] = -history[name]
+
+    def negated(history: dict[str, Any]) -> dict[str, Any]:
+        signed = {"objective", "gain"} & set(history)
+        return history | {name: -history[name] for name in signed}
+
     value = None if result.estimate is None else -result.estimate
     restarts = [None if v is None else -v for v in result.diagnostics["restarts"]]
     diagnostics = result.diagnostics | {"restarts": restarts}
-    return replace(result, estimate=value, history=history, diagnostics=diagnostics)
+    return replace(
+        result,
+        estimate=value,
+        history=negated(result.history),
+        diagnostics=diagnostics,
+        histories=tuple(map(negated, result.histories)),
+    )
 
 
 def maximize_mi(

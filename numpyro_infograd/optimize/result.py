@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+import importlib
 import math
 from typing import Any
 
@@ -31,6 +32,7 @@ class Result:
         status: How it ended, in words.
         diagnostics: Score method and why it was chosen; skipped steps; restarts.
         constraints: How each constraint of `subject_to` stands.
+        histories: As `history`, for each restart; `history` is that of the best.
     """
 
     params: dict[str, Any]
@@ -39,6 +41,7 @@ class Result:
     status: str
     diagnostics: dict[str, Any] = field(default_factory=dict)
     constraints: tuple[ConstraintReport, ...] = ()
+    histories: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         rows = ["Result:"]
@@ -57,3 +60,13 @@ class Result:
         rows.append(f"  scores: {scores} ({self.diagnostics.get('reason', '')})")
         rows.append(f"  {self.status}")
         return "\n".join(rows)
+
+    def to_inference_data(self) -> Any:
+        """What was found as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
+
+        Here `posterior` holds the parameters over the steps, one chain for each
+        restart, and `sample_stats` the rest of the history: no draws of a posterior,
+        but what trace plots and tables are made of.
+        """
+        room = "numpyro_infograd.diagnostics.inference_data"
+        return importlib.import_module(room).to_inference_data(self)

@@ -313,22 +313,13 @@ class Run:
             best = max(
                 range(len(finals)), key=lambda i: _rank(estimates[i], reports[i])
             )
-        history: dict[str, Any] = {}
-        skipped = 0
+        histories: tuple[dict[str, Any], ...] = ({},) * len(finals)
         if infos is not None:
-            pick = jax.tree.map(lambda x: x[best], infos)
-            history = {
-                "gradient_norm": pick.gradient_norm,
-                "gain": pick.gain,
-                "params": pick.params,
-                "finite": pick.finite,
-            }
-            history |= pick.evidence
-            if np.all(np.isfinite(pick.objective)):
-                history["objective"] = pick.objective
-            if reports[best]:
-                history["excess"] = pick.excess
-            skipped = int(np.sum(~pick.finite))
+            histories = tuple(
+                _history(jax.tree.map(lambda x, i=i: x[i], infos), bool(reports[best]))
+                for i in range(len(finals))
+            )
+        skipped = int(np.sum(~histories[best].get("finite", np.ones(0, bool))))
         status = self.status
         if self._fell(best, estimates[best]):
             count = 0 if infos is None else infos.finite.shape[1]
@@ -355,7 +346,13 @@ class Run:
         if missed:
             status += f"; constraints are not met: {', '.join(map(repr, missed))}"
         result = Result(
-            finals[best], estimates[best], history, status, diagnostics, reports[best]
+            finals[best],
+            estimates[best],
+            histories[best],
+            status,
+            diagnostics,
+            reports[best],
+            histories,
         )
         if missed and self.gave_up:
             error = ConstraintError(
@@ -449,6 +446,22 @@ def _rank(value: Estimate | None, reports: tuple[ConstraintReport, ...]) -> Any:
     """What makes one end better than another: constraints first, then the value."""
     missed = sum(r.violation / r.tolerance for r in reports if not r.is_met)
     return (-missed, -math.inf if value is None else value.value)
+
+
+def _history(info: StepInfo, budgets: bool) -> dict[str, Any]:
+    """Arrays over the steps of one restart."""
+    history = {
+        "gradient_norm": info.gradient_norm,
+        "gain": info.gain,
+        "params": info.params,
+        "finite": info.finite,
+    }
+    history |= info.evidence
+    if np.all(np.isfinite(info.objective)):
+        history["objective"] = info.objective
+    if budgets:
+        history["excess"] = info.excess
+    return history
 
 
 def _alike(chunks: list[StepInfo]) -> list[StepInfo]:

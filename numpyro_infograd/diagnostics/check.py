@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of scores that a person can read."""
+"""Whether to trust the scores behind a gradient."""
 
 from __future__ import annotations
 

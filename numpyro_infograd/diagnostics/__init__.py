@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person can read: checks of scores; results as ArviZ data."""
+
+from numpyro_infograd.diagnostics.check import ScoreCheck, SetCheck, check_scores
+
+__all__ = ["ScoreCheck", "SetCheck", "check_scores"]

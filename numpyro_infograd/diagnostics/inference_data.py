@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as ArviZ data, of either generation of ArviZ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import arviz
+import numpy as np
+
+import jax
+
+from numpyro_infograd.calibrate import Calibration
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.optimize import Result
+
+_REPLICATES = 20  # into which draws of a twin are split
+
+
+def to_inference_data(result: Result) -> Any:
+    """A result as ArviZ data; see `Result.to_inference_data` for the groups.
+
+    Args:
+        result: What `maximize`, `minimize`, `maximize_mi` or `calibrate` returned.
+
+    Returns:
+        An `InferenceData`, from ArviZ 1 an `xarray.DataTree`.
+
+    Raises:
+        ArgumentError: for anything else, and where there are neither steps nor draws.
+    """
+    if not isinstance(result, Result):
+        raise ArgumentError(
+            "to_inference_data takes a Result, as maximize and calibrate return, got "
+            f"{result!r:.80}."
+        )
+    histories = [history for history in result.histories if history]
+    draws = result.draws if isinstance(result, Calibration) else {}
+    if not histories and not draws:
+        raise ArgumentError(
+            "the result has neither steps nor draws: there is nothing to show."
+        )
+    groups: dict[str, Any] = {}
+    prefix = "warmup_" if isinstance(result, Calibration) else ""
+    if histories:
+        stacked = jax.tree.map(lambda *x: np.stack(x), *histories)
+        groups[f"{prefix}posterior"] = _variables(stacked.pop("params"))
+        groups[f"{prefix}sample_stats"] = _variables(stacked)
+    if isinstance(result, Calibration):
+        if draws:
+            groups["posterior"] = _variables(jax.tree.map(lambda x: x[None], draws))
+        groups["observed_data"] = result.recorded
+        groups["posterior_predictive"] = {
+            name: _pieces(values) for name, values in result.simulated.items()
+        }
+    if int(arviz.__version__.split(".")[0]) < 1:
+        return arviz.from_dict(**groups, save_warmup=True)
+    return arviz.from_dict(groups, save_warmup=True)
+
+
+def _variables(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays by name; those of a network's parameters as "net.layer.kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
+        for path, leaf in leaves
+    }
+
+
+def _pieces(values: np.ndarray) -> np.ndarray:
+    """(num_samples, *shape) as (1, replicates, samples of each, *shape)."""
+    each = len(values) // _REPLICATES
+    return values[: _REPLICATES * each].reshape(1, _REPLICATES, each, *values.shape[1:])
