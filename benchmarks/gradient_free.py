@@ -5,11 +5,11 @@
 
 The other way to fit a simulator to unpaired recordings: SciPy's differential evolution
 on the energy distance (an MMD with a distance kernel) between recordings and draws of
-the simulator, with the same noise at every call, compiled and batched over its
-population. It gets `TIMES` the time that `calibrate` took, compiling included.
+the simulator, both thinned to 2,048, with the same noise at every call, compiled. It
+gets `TIMES` the time that `calibrate` took, compiling included.
 
 How well a twin fits is the energy distance between fresh draws of it and of the truth,
-in units of what two samples of the truth leave between them on average.
+in units of its scatter between two samples of the truth.
 """
 
 import argparse
@@ -121,8 +121,10 @@ def main():
         recorded = np.asarray(draws(truth, jax.random.key(0), NUMBER), np.float64)
         scale = recorded.std(axis=0)
 
-        def apart(params, keys=(11, 12, 13, 14), draws=draws, truth=truth, scale=scale):
-            """Mean and largest |energy distance| from the truth."""
+        def apart(
+            params, keys=tuple(range(11, 27)), draws=draws, truth=truth, scale=scale
+        ):
+            """Energy distance from the truth: mean and scatter over fresh samples."""
             pairs = [jax.random.split(jax.random.key(k)) for k in keys]
             each = [
                 energy(

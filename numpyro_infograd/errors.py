@@ -57,6 +57,10 @@ class ArgumentError(InfogradError, ValueError):
     """An argument of a public function is out of range or of the wrong kind."""
 
 
+class CheckpointError(InfogradError, ValueError):
+    """A checkpoint is damaged, or that of another run."""
+
+
 class ConstraintError(InfogradError, ValueError):
     """An ascent ended outside a constraint of `subject_to`.
 

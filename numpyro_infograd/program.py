@@ -10,6 +10,7 @@ computation is the same, so that JAX's own cache decides when to compile.
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 import functools
+import re
 from typing import Any
 import weakref
 
@@ -102,6 +103,11 @@ class Code:
 
     def __hash__(self) -> int:
         return self._hash
+
+    @property
+    def text(self) -> str:
+        """The computation in words that are equal across processes."""
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(self._key))
 
     def fact(self, name: Hashable, compute: Callable[[], list[Any]]) -> list[Any]:
         """`compute()`, remembered under `name`."""

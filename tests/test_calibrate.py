@@ -23,7 +23,7 @@ from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.scores.network import perceptron
 
 NUMBER = 20_000
-RNG = np.random.default_rng(0)
+FITTED = 16_000  # the rest is held out
 
 
 def amplified(eta: float, number: int = NUMBER, seed: int = 0) -> np.ndarray:
@@ -80,9 +80,9 @@ def test_saturated_amplifier(saturated: ig.Calibration) -> None:
     """Within 3 standard errors, and these near the Cramer-Rao bound."""
     twin = saturated
     error = float(twin.standard_error["eta"])
-    bound = amplifier_bound(2.0, NUMBER)
+    bound = amplifier_bound(2.0, FITTED)
     assert abs(float(twin.params["eta"]) - 2.0) < 3 * error
-    assert 0.7 * bound < error < 2 * bound
+    assert 0.85 * bound < error < 1.6 * bound
     assert "converged" in twin.status
     assert twin.before.lower > 0.01
     assert abs(twin.after.value) < 4 * twin.after.standard_error < 0.01
@@ -139,6 +139,78 @@ def test_what_recordings_leave_free() -> None:
     assert abs(change) < 0.05 * variance * length
 
 
+def test_what_is_free_in_unequal_units() -> None:
+    """Two factors of a product: neither is known, however unlike they are."""
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        gain = numpyro.param("large", 80.0) * numpyro.param("small", 1.0) / 100
+        numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), 0.5))
+
+    twin = quick(model, {"y": amplified(2.0)}, divergence="kl")
+    assert np.isinf(twin.standard_error["large"])
+    assert np.isinf(twin.standard_error["small"])
+    product = float(twin.params["large"] * twin.params["small"]) / 100
+    assert product == pytest.approx(2.0, abs=0.12)
+
+
+@pytest.mark.slow
+def test_parameters_of_unlike_units() -> None:
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(numpyro.param("gain", 1.0) * x[0], 1))
+        numpyro.deterministic("z", numpyro.param("offset", 900.0) + 100 * x[1])
+
+    x = np.random.default_rng(14).normal(size=(NUMBER, 3))
+    observed = {"y": 2 * x[:, 0] + x[:, 2], "z": 1000 + 100 * x[:, 1]}
+    twin = quick(model, observed, divergence="kl")
+    for name, truth, most in (("gain", 2.0, 0.04), ("offset", 1000.0, 1.5)):
+        error = float(twin.standard_error[name])
+        assert abs(float(twin.params[name]) - truth) < 3 * error < 3 * most
+
+
+@pytest.mark.slow
+def test_a_projection_with_an_edge() -> None:
+    """A gain of 2 that may not exceed 1.5: no error, and it says so."""
+
+    def clip(params):
+        return {name: jnp.clip(value, 0.0, 1.5) for name, value in params.items()}
+
+    twin = quick(
+        links.amplifier, {"y": amplified(2.0)}, divergence="kl", projection=clip
+    )
+    assert float(twin.params["eta"]) == 1.5
+    assert np.isnan(twin.standard_error["eta"])
+    assert "no way to move" in twin.status
+    assert any("at an edge" in warning for warning in twin.warnings)
+
+
+@pytest.mark.slow
+def test_more_numbers_than_have_errors() -> None:
+    def model() -> None:
+        weights = numpyro.param("weights", 0.1 * jnp.ones(70))
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(jnp.tanh(jnp.sum(weights) / 7 * x), 0.5))
+
+    twin = quick(model, {"y": amplified(2.0)}, divergence="kl", num_steps=60)
+    assert float(jnp.sum(twin.params["weights"])) / 7 == pytest.approx(2.0, abs=0.15)
+    assert np.all(np.isnan(twin.standard_error["weights"])) and not twin.draws
+    assert any("more than 64" in warning for warning in twin.warnings)
+    assert "took 60 steps" in twin.status
+    assert "posterior" not in repr(twin.to_inference_data()).split("warmup")[0]
+
+
+@pytest.mark.slow
+def test_an_interrupted_calibration_says_so(monkeypatch) -> None:
+    def interrupt(self) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fit, "correct", interrupt)
+    twin = quick(links.amplifier, {"y": amplified(2.0)}, divergence="kl", num_steps=30)
+    assert twin.status.startswith("interrupted")
+    assert np.isnan(twin.standard_error["eta"]) and len(twin.history["finite"]) == 30
+
+
 @pytest.mark.slow
 def test_several_sites_and_a_projection() -> None:
     """A path of unit norm into two outputs of different sizes."""
@@ -180,8 +252,8 @@ def test_a_positive_site_and_a_constraint() -> None:
     twin = quick(model, {"y": recorded}, divergence="kl")
     error = float(twin.standard_error["s"])
     assert abs(float(twin.params["s"]) - 0.8) < 3 * error
-    bound = 0.8 / np.sqrt(2 * NUMBER)
-    assert bound < error < 2 * bound
+    bound = 0.8 / np.sqrt(2 * FITTED)
+    assert 0.85 * bound < error < 1.6 * bound
 
 
 @pytest.mark.slow
@@ -219,7 +291,7 @@ def test_order_of_recordings_does_not_matter() -> None:
     """Neither sorted rows nor a quiet start changes the coordinates."""
     sm = ig.structural_model(links.amplifier)
     density = sm.density(("y",))
-    y = RNG.normal(size=16000)
+    y = np.random.default_rng(12).normal(size=16000)
     drawn = {"y": jnp.asarray(y)}
     quiet = np.where(np.arange(len(y)) < 600, y / 20, y)
     for rows in (np.sort(y), quiet):
@@ -255,7 +327,7 @@ def test_held_out_divergence_is_that_of_the_features() -> None:
 
 
 def test_energy_test_knows_equal_laws() -> None:
-    a, b = RNG.normal(size=(2, 400, 2))
+    a, b = np.random.default_rng(13).normal(size=(2, 400, 2))
     assert two_sample(a, b).pvalue > 0.01
     assert two_sample(a, b + 0.4).pvalue < 0.01
 
@@ -276,6 +348,7 @@ def bad(change):
         ({"y": bad(lambda y: np.where(y > 1, np.nan, y))}, "missing .NaN."),
         ({"y": np.ones(1000)}, "constant"),
         ({"y": bad(lambda y: np.round(y, 1))}, "repeat another one"),
+        ({"y": bad(lambda y: 1e6 + y)}, "float32 rounds them to"),
         ({"y": bad(lambda y: y + 1j)}, "complex"),
         ({"y": ["a"] * 1000}, "must be numbers"),
         ({"y": amplified(1.0, 1000), "x": amplified(1.0, 900)}, "different numbers"),
@@ -382,7 +455,10 @@ def test_a_network_in_front() -> None:
 
 @pytest.mark.slow
 def test_intervals_cover() -> None:
-    """Two standard errors hold the truth in 90 to 99 % of 40 data sets."""
+    """Two standard errors hold the truth in 90 % of 40 data sets or more.
+
+    And are near the least that is possible, so none is held by width alone.
+    """
     hits, errors = 0, []
     for seed in range(40):
         recorded = amplified(1.0, 5000, seed=100 + seed)
@@ -390,6 +466,6 @@ def test_intervals_cover() -> None:
         off = abs(float(twin.params["eta"]) - 1.0)
         errors.append(float(twin.standard_error["eta"]))
         hits += off < 2 * errors[-1]
-    assert 36 <= hits <= 40
+    assert hits >= 36
     bound = amplifier_bound(1.0, 4000)
-    assert 0.7 * bound < np.mean(errors) < 1.5 * bound
+    assert 0.85 * bound < np.mean(errors) < 1.3 * bound

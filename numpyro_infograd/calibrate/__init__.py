@@ -7,6 +7,7 @@ Section VIII of the paper, with scores that are functions of the parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,10 +75,13 @@ def calibrate(
             which is faster, and the choice for many parameters. A twin of the wrong
             form settles on the average under "fisher" and on what it can do well under
             "kl".
-        noise_levels: Variances, in units of the recordings, of noise that both laws
-            are seen through; several are averaged, into KL(p || q) for "fisher". None
-            is (0, 0.05, 0.2, 0.6) for "fisher", since the divergence at one level says
-            little of the weight of separated modes, and (0,) for "kl".
+        noise_levels: Variances of noise that both laws are seen through, each relative
+            to the recordings: noise with this multiple of their covariance (in log or
+            logit coordinates for positive or unit-interval sites). Several are
+            averaged, into KL(p || q) for "fisher". None is (0, 0.05, 0.2, 0.6) for
+            "fisher", since the divergence at one level says little of the weight of
+            separated modes, and (0,) for "kl"; level 0 gives way to the next where a
+            density ends in a jump or a value repeats, as behind a clip.
         num_steps: Steps of the optimizer, in two cycles; None is 150. Up to 64 numbers
             in the parameters, Newton steps along what the recordings determine follow;
             with more there are no standard errors.
@@ -175,7 +179,13 @@ def calibrate(
     )
     recorded = {name: recorded[name] for name in density.sites}
     fit = Fit(sm, density, params, recorded, settings, key, warnings)
-    return fit.run(progress_bar)
+    found = fit.run(progress_bar)
+    if used[0] == 0.0:
+        still, why = _is_smooth(sm, density, found.params)
+        if not still:
+            doubt = f"at the end {why}: give positive noise_levels."
+            found = replace(found, warnings=(*found.warnings, doubt))
+    return found
 
 
 def _check_levels(levels: Any) -> tuple[float, ...] | None:

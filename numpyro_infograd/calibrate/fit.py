@@ -108,12 +108,14 @@ class End(NamedTuple):
         weights: Its W_q at the levels used, one for each draw.
         directions: What the recordings determine.
         noise: Covariance of the gradient over draws of the twin.
+        edges: Directions in which a projection lets the parameters go one way only.
     """
 
     local: Local
     weights: jax.Array
     directions: Directions
     noise: np.ndarray
+    edges: int
 
 
 class Fit:
@@ -185,9 +187,13 @@ class Fit:
         """Independent draws of the recorded sites: no quasi-random ones, which would
         look too even to a test."""
         params = constrained(free, self.constraints)
-        noise = draw_noise(self.sm.spec, next(self.keys), size)
-        values = simulate(self.sm.forward, params, noise)
-        return {name: values[name] for name in self.recorded}
+        key, parts = next(self.keys), []
+        for start in range(0, size, _FINAL_SAMPLES):  # other sites may be large
+            count = min(size - start, _FINAL_SAMPLES)
+            noise = draw_noise(self.sm.spec, jax.random.fold_in(key, start), count)
+            values = simulate(self.sm.forward, params, noise)
+            parts.append({name: values[name] for name in self.recorded})
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
     def descend(self, num_steps: int, bar: Any) -> None:
         """Steps of the optimizer, at a rate that falls to zero."""
@@ -196,7 +202,7 @@ class Fit:
         opt_state = optimizer.init(free)
         scale = jax.tree.map(jnp.ones_like, free)
         if scaled:
-            scale = scales(free, self.constraints)
+            scale = self._scales()
         size = settings.num_samples
         each = size if settings.divergence == "kl" else size // 2
         state = Descent(free, opt_state, jnp.zeros((), jnp.int32))
@@ -255,13 +261,14 @@ class Fit:
             local, weights, *self.resample(whole, _RESAMPLES)
         )
         flat, unravel = ravel_pytree(self.free)
-        size = self._sizes()
+        size = self.sizes()
+        allowed, edges = self._ways()
         directions = find_directions(
             local,
             self.match,
             divergence,
             size,
-            self.ways()[0],
+            allowed,
             np.atleast_2d(np.cov(resampled.T)),
         )
         gradient, noise = mean_gradient(local, weights, self.match, divergence)
@@ -273,7 +280,7 @@ class Fit:
         along = step @ (directions.known / size[:, None] ** 2)
         own = np.sqrt(np.diag(directions.known.T @ noise @ directions.known))
         error = np.hypot(directions.error, 3 * own / directions.curvature)
-        self.free, self.end = moved, End(local, weights, directions, noise)
+        self.free, self.end = moved, End(local, weights, directions, noise, edges)
         return float((np.abs(along) / error).max(initial=0.0))
 
     def resampled_gradients(
@@ -290,16 +297,28 @@ class Fit:
             pulls[:, index],
         )
 
-    def _sizes(self) -> np.ndarray:
+    def _scales(self) -> dict[str, Any]:
+        """Peak rate of the default optimizer, for each parameter by itself.
+
+        Units differ. What starts at zero counts as a part of what is typical for all.
+        """
+        found = dict(scales(self.free, self.constraints))
+        for name, free in self.free.items():
+            if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(free)):
+                law = self.constraints and {name: self.constraints[name]}
+                found[name] = scales({name: free}, law)[name]
+        return found
+
+    def sizes(self) -> np.ndarray:
         """How large each free number is, as a step of the optimizer sees it."""
         sizes = jax.tree.map(
             lambda rate, x: jnp.broadcast_to(rate / RATE, x.shape),
-            scales(self.free, self.constraints),
+            self._scales(),
             self.free,
         )
         return np.asarray(ravel_pytree(sizes)[0], float)
 
-    def ways(self) -> tuple[np.ndarray, int]:
+    def _ways(self) -> tuple[np.ndarray, int]:
         """Orthonormal directions in which a projection lets the parameters move.
 
         And how many others there are that it lets them go one way: it holds them at an
@@ -316,7 +335,7 @@ class Fit:
         jacobian = np.asarray(jax.jacobian(projected)(flat), float)
         values, vectors = np.linalg.eigh((jacobian + jacobian.T) / 2)
         held = vectors[:, values <= 0.5]
-        reach = 0.01 * float(np.sqrt(np.mean(self._sizes() ** 2)))
+        reach = 0.01 * float(np.sqrt(np.mean(self.sizes() ** 2)))
         moved = [
             max(float(jnp.linalg.norm(projected(flat + s * v) - flat)) for s in (-1, 1))
             for v in jnp.asarray(reach * held.T, flat.dtype)
@@ -401,11 +420,11 @@ class Fit:
             assert self.end is not None
             directions = self.end.directions
             if not directions.known.size:
-                why = (
-                    "derivatives of the twin are too noisy"
-                    if directions.rough
-                    else "the recordings determine nothing here. Give other init_params"
-                )
+                why = "the recordings determine nothing here. Give other init_params"
+                if directions.rough:
+                    why = "derivatives of the twin are too noisy"
+                elif not directions.unknown.size:
+                    why = "the projection leaves the parameters no way to move"
                 return f"took {total} steps, with no corrections: {why}"
             if length < _SETTLED:
                 return (

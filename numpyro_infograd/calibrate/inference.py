@@ -27,8 +27,8 @@ class Directions(NamedTuple):
     """Free numbers in coordinates where the curvature is diagonal.
 
     Attributes:
-        known: Directions that the recordings determine, (numbers, rank), each as long
-            as the parameters are large.
+        known: Directions that the recordings determine, (numbers, rank), each of
+            length one in units of the parameters' sizes.
         curvature: Along each of those, (rank,).
         error: Standard error along each of those, (rank,).
         unknown: The other directions that the parameters may move in.
@@ -68,7 +68,8 @@ def find_directions(
     factor = factors(local, match.shares, match.law.gram, divergence)
     factor, slopes = _double(factor, local.slopes)
     others = (slopes.sum(0) - slopes) / (len(slopes) - 1)  # their noise is independent
-    each = np.einsum("rplwd,rqlwd->rpq", factor, others)
+    flat = (*factor.shape[:2], -1)
+    each = factor.reshape(flat) @ np.swapaxes(others.reshape(flat), 1, 2)
     each = allowed.T @ (each + np.swapaxes(each, 1, 2)) @ allowed / 2
     metric = allowed.T @ (allowed / size[:, None] ** 2)
     curvature, vectors = eigh(each.mean(0), metric)

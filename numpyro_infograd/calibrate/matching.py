@@ -92,7 +92,10 @@ def draw(
 def fisher(
     match: Match, free: Any, rng_key: jax.Array, spec: NoiseSpec, size: int, points: Any
 ) -> jax.Array:
-    """The Fisher divergence, without bias: a product of two independent draws."""
+    """The Fisher divergence from two independent draws of the twin.
+
+    Their noise does not add to it, as the square of one would.
+    """
 
     def gap(key: jax.Array) -> jax.Array:
         return match.weights(free, key, spec, size // 2, points) - match.target
@@ -106,7 +109,12 @@ def fisher(
 def kl_gradient(
     match: Match, free: Any, rng_key: jax.Array, spec: NoiseSpec, size: int, points: Any
 ) -> tuple[jax.Array, Any]:
-    """The Fisher divergence (a little too large) and the gradient of the reverse KL."""
+    """The Fisher divergence and the gradient of the reverse KL.
+
+    From one draw, so the first is a little too large, and the second off by what the
+    twin's own weights owe to that draw: far less than a standard error unless the
+    draws are few and the outputs many; corrections take the weights from other draws.
+    """
     features = match.features
     noise, blur, key = draw(spec, rng_key, size, points)
     z, back = jax.vjp(lambda free: match.outputs(free, noise), free)

@@ -14,7 +14,9 @@ from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.structure import StructuralModel
 
 FEWEST = 512  # recordings
+MOST = 128  # numbers in one recording: moments take their square
 _REPEATED = 0.01  # share of recordings that may occur more than once
+_COARSE = 0.01  # rounding, as a share of a number's spread
 
 
 def check_observed(observed: Any) -> None:
@@ -52,13 +54,25 @@ def as_recordings(
             "their score and to hold some out."
         )
     flat = np.concatenate([a.reshape(number, -1) for a in found.values()], axis=1)
+    if flat.shape[1] > MOST:
+        raise ArgumentError(
+            f"each recording has {flat.shape[1]} numbers: at most {MOST} are taken. "
+            "Record windows or summaries of them, by numpyro.deterministic in the "
+            "model."
+        )
+    step = np.spacing(np.abs(flat).max(axis=0)) / flat.std(axis=0)
+    if np.any(step > _COARSE):
+        raise ArgumentError(
+            f"recordings are so far from zero that {flat.dtype} rounds them to "
+            f"{step.max():.1%} of their spread. Subtract an offset, in the model too."
+        )
+    by_chance = number * np.prod(step)  # rows that rounding alone makes equal
     repeated = number - len(np.unique(flat, axis=0))
-    if repeated > _REPEATED * number:
+    if repeated > (_REPEATED + by_chance) * number:
         raise ArgumentError(
             f"{repeated} of {number} recordings repeat another one, but sites with a "
             "density never do. Drop copies; to rounded values add uniform noise of "
-            "the width of a rounding step; from values far from zero subtract an "
-            "offset, in the model too."
+            "the width of a rounding step."
         )
     return found
 
@@ -77,7 +91,12 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
             f"site {name!r} is {site.state} in the model. Leave out its obs= (or the "
             "handler): calibrate compares what the model draws with the recordings."
         )
-    if site.discrete or not np.issubdtype(site.dtype, np.floating):
+    if np.issubdtype(site.dtype, np.complexfloating):
+        raise ArgumentError(
+            f"site {name!r} is complex. Stack real and imaginary parts, in the "
+            "recordings too."
+        )
+    if site.discrete or not jnp.issubdtype(site.dtype, jnp.floating):
         raise ArgumentError(
             f"site {name!r} is discrete: it has no score. Record a continuous site "
             "that follows from it, or add the noise that it is seen through."

@@ -19,7 +19,7 @@ from numpyro_infograd.values import Estimate
 if TYPE_CHECKING:
     from numpyro_infograd.calibrate.fit import Fit
 
-_LOST = 0.05  # part that a parameter may have in what is undetermined
+_LOST = 0.05  # part of a parameter that may lie in what is undetermined
 
 
 def make_report(
@@ -72,14 +72,14 @@ def make_report(
         undetermined=undetermined,
         recorded={n: v[fit.train.ravel()] for n, v in fit.recorded.items()},
         simulated={n: np.asarray(v) for n, v in simulated.items()},
-        warnings=fit.warnings + _doubts(fit, after, test_after, undetermined),
+        warnings=fit.warnings + _doubts(fit, status, after, test_after, undetermined),
     )
 
 
 def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ...]]:
     """Draws of the parameters, their errors, and what is undetermined."""
     assert fit.end is not None
-    local, weights, directions, noise = fit.end
+    local, weights, directions, noise, _ = fit.end
     flat, unravel = ravel_pytree(fit.free)
     project = fit.settings.projection
 
@@ -91,22 +91,35 @@ def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ..
     found += fit.rng.multivariate_normal(np.zeros(len(noise)), noise, len(found))
     free = np.asarray(flat) + directions.solve(found)
     draws = jax.vmap(params_at)(jnp.asarray(free, flat.dtype))
-    errors = jax.tree.map(lambda x: jnp.std(x, axis=0), draws)
-    undetermined = []
-    for column in jnp.asarray(directions.unknown.T, flat.dtype):
-        moved = jax.jvp(params_at, (flat,), (column,))[1]
-        undetermined.append(moved)
-        longest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(moved))
-        errors = jax.tree.map(
-            lambda e, m, most=_LOST * longest: jnp.where(jnp.abs(m) > most, jnp.inf, e),
-            errors,
-            moved,
-        )
-    return draws, errors, tuple(undetermined)
+    # What part of each parameter's own directions the recordings say nothing of.
+    known, unknown = directions.known, directions.unknown
+    moves = jax.vmap(lambda column: jax.jvp(params_at, (flat,), (column,))[1])(
+        jnp.asarray(np.concatenate([known, unknown], axis=1).T, flat.dtype)
+    )
+    rank = known.shape[1]
+
+    def error(draws: jax.Array, moved: jax.Array) -> jax.Array:
+        """Infinite where it is lost; NaN where a projection lets nothing move."""
+        squares = jnp.cumsum(moved**2, axis=0)
+        whole = squares[-1] if len(squares) else jnp.zeros(draws.shape[1:])
+        lost = whole - (squares[rank - 1] if rank else 0.0)
+        found = jnp.where(lost > _LOST**2 * whole, jnp.inf, jnp.std(draws, axis=0))
+        return jnp.where(whole > 0, found, jnp.nan)
+
+    errors = jax.tree.map(error, draws, moves)
+    undetermined = tuple(
+        jax.tree.map(lambda x, i=i: x[i], moves)
+        for i in range(rank, rank + unknown.shape[1])
+    )
+    return draws, errors, undetermined
 
 
 def _doubts(
-    fit: Fit, after: Estimate, test: TwoSample, undetermined: tuple[Any, ...]
+    fit: Fit,
+    status: str,
+    after: Estimate,
+    test: TwoSample,
+    undetermined: tuple[Any, ...],
 ) -> tuple[str, ...]:
     """What a careful user should read."""
     found = []
@@ -122,27 +135,40 @@ def _doubts(
             f"{_count(len(undetermined))} (see .undetermined): those that take part "
             "have infinite standard errors. Fix some, or record more sites."
         )
-    _, edges = fit.ways()
-    if edges:
+    if fit.end is not None and fit.end.edges:
         found.append(
             "the projection holds the parameters at an edge of its set, along "
-            f"{_count(edges)}: standard errors are of moves along the edge alone."
+            f"{_count(fit.end.edges)}: standard errors are of moves along the edge "
+            "alone (NaN: of none)."
+        )
+    converged = status.startswith("converged")
+    if fit.end is not None and not converged:
+        found.append(
+            "the corrections did not converge (see .status): standard errors may be "
+            "far off."
         )
     far = after.value > 3 * after.standard_error
-    if far or (test.pvalue < 0.05 and after.lower > 0):
+    if far or test.pvalue < 0.01 or (test.pvalue < 0.05 and after.lower > 0):
+        why = "no model of this form gets nearer" if converged else status
         found.append(
             f"draws of the twin can still be told from recordings "
             f"({after.value:.3g} +- {after.standard_error:.2g} nats; two-sample "
-            f"test p = {test.pvalue:.2g}): this descent, or any model of this "
-            "form, gets no nearer, and standard errors are not those of a truth."
+            f"test p = {test.pvalue:.2g}): {why}. Standard errors are not those of a "
+            "truth."
         )
-    drawn = fit.whole.features.coordinates(fit.simulate(fit.free, 1024))
-    outside = float(jnp.mean(jnp.any(jnp.abs(drawn) > CLIP, axis=1)))
-    if outside > 0.01:
+    coordinates = fit.whole.features.coordinates
+    drawn = fit.simulate(fit.free, 1024)
+    seen = {n: jnp.asarray(v[fit.train.ravel()[::16]]) for n, v in fit.recorded.items()}
+    outside, usual = (
+        float(jnp.mean(~jnp.all(jnp.abs(coordinates(v)) <= CLIP, axis=1)))
+        for v in (drawn, seen)
+    )
+    if outside > 2 * usual + 0.01:
         found.append(
-            f"{outside:.0%} of the twin's draws are more than {CLIP:.0f} standard "
-            "deviations from all recordings, where nothing says which way is "
-            "nearer. Give init_params whose outputs overlap the recordings."
+            f"{outside:.0%} of the twin's draws are not finite, or more than "
+            f"{CLIP:.0f} standard deviations from the recordings' mean, where nothing "
+            "says which way is nearer. Give init_params whose outputs overlap the "
+            "recordings."
         )
     return tuple(found)
 

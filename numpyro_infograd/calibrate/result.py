@@ -29,13 +29,20 @@ class TwoSample(NamedTuple):
 class Calibration(Result):
     """The twin that `calibrate` found.
 
-    `params`, `history` and `status` are as in any `Result`; `estimate` is `after`.
+    `params` and `status` are as in any `Result`, and `estimate` is `after`. `history`
+    has arrays over steps: "params" (a dict), "gradient_norm", "finite" (whether the
+    step was taken) and "divergence", the Fisher divergence averaged over the levels in
+    use.
+    `diagnostics` has the divergence and the levels.
 
     Attributes:
         standard_error: Of every parameter, by a bootstrap over recordings and from
-            what sampling the twin adds; infinite for what the recordings leave free.
+            what sampling the twin adds; infinite for what the recordings leave free,
+            NaN where there is none (a parameter that a projection holds; more than 64
+            numbers; an interruption).
         draws: Bootstrap draws of every parameter, (num_draws, *shape).
-        before: Divergence from held-out recordings at the start.
+        before: Divergence from held-out recordings at the start, as far as features
+            trained there show it; the standard error is on the safe side.
         after: The same at the end; what a twin of another form cannot reach remains.
         test_before: Two-sample test on held-out recordings at the start.
         test_after: The same at the end.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+import os
 from typing import Any
 
 import jax
@@ -44,6 +45,7 @@ def maximize(
     init_params: Mapping[str, Any] | None = None,
     rng_key: jax.Array | None = None,
     progress_bar: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
     allow_jumps: bool = False,
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
@@ -73,6 +75,10 @@ def maximize(
         init_params: Starting values; what is missing takes the model's.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         progress_bar: Show a bar with the current gradient norm.
+        checkpoint: Path of a folder to save the run to, by Orbax, about once a second
+            and when it is interrupted. The same call goes on from there, and ends with
+            the numbers of a run that was never stopped; once it has ended, it returns
+            its result. The run of another model or other settings is refused.
         allow_jumps: As in `gradient`.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
@@ -117,6 +123,7 @@ def maximize(
         init_params=init_params,
         num_restarts=num_restarts,
         annealing=annealing,
+        checkpoint=checkpoint,
         **kwargs,
     )
 

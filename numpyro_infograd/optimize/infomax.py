@@ -166,9 +166,21 @@ class InfoMax:
         init_params: Mapping[str, Any] | None = None,
         num_restarts: int = 1,
         annealing: Annealing = None,
+        checkpoint: Any = None,
         **kwargs: Any,
     ) -> Result:
         """Ascend for `num_steps`, or until the gradient vanishes if that is None.
+
+        Args:
+            rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+            num_steps: See `maximize`, as for what follows.
+            *args: Arguments of the model.
+            progress_bar: Show a bar.
+            init_params: Starting values.
+            num_restarts: Ascents from random starts.
+            annealing: Noise that cools.
+            checkpoint: Folder to save to and to go on from.
+            **kwargs: Keyword arguments of the model.
 
         Raises:
             ArgumentError: for a number of steps or restarts below one, or an annealing
@@ -184,7 +196,8 @@ class InfoMax:
         for index in range(1, num_restarts):
             key = jax.random.fold_in(rng_key, index)
             starts.append(self._random_start(key, params))
-        return Run(self, rng_key, starts, num_steps, progress_bar, annealing).result()
+        run = Run(self, rng_key, starts, num_steps, progress_bar, annealing, checkpoint)
+        return run.result()
 
     # -- posing -------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from numpyro_infograd.optimize.budgets import (
     ConstraintReport,
     is_settled,
 )
+from numpyro_infograd.optimize.log import Log
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.step import (
     InfoMaxState,
@@ -59,6 +60,7 @@ class Run:
         num_steps: int | None,
         progress_bar: bool,
         annealing: Annealing = None,
+        checkpoint: Any = None,
     ) -> None:
         self.ascent, self.rng_key, self.starts = ascent, rng_key, starts
         self.num_steps, self.progress_bar = num_steps, progress_bar
@@ -68,8 +70,19 @@ class Run:
         self.chunks: list[StepInfo] = []
         self.status = ""
         self.gave_up = False
+        self.reason = ""  # why a mixture was left
         self.middle: Any = None  # parameters in the middle of a cycle
+        self.cycle, self.steps = 0, 0  # cycles that are over, steps of the present one
         self._begin([ascent.start(k, p) for k, p in self._keyed(starts)])
+        self.log: Log | None = None
+        if checkpoint is not None:
+            settings = {
+                "num_steps": num_steps,
+                "num_samples": self.setting.num_samples,
+                "num_restarts": len(starts),
+                "annealing": annealing,
+            }
+            self.log = Log(self, checkpoint, settings)
 
     def _keyed(self, starts: list[Any]) -> list[tuple[jax.Array, Any]]:
         return [(jax.random.fold_in(self.rng_key, i), p) for i, p in enumerate(starts)]
@@ -81,61 +94,82 @@ class Run:
     def result(self) -> Result:
         """Ascend, choose the best restart, estimate the objective there."""
         total = self.num_steps or CYCLE
-        bar = tqdm(total=total, disable=not self.progress_bar, desc="ascent")
         try:
-            with bar:
-                self._ascend(total, bar)
+            if self.log is None:
+                self._ascend(total)
+            elif not self.log.resume():
+                self._ascend(total)
+                self.log.note(done=True)
         except KeyboardInterrupt:
             self.status = "interrupted by the user"
+            if self.log is not None:
+                self.log.flush()
         finally:
             self.ascent.problem = self.clean
+            if self.log is not None:
+                self.log.close()
         return self._finish()
 
-    def _ascend(self, total: int, bar: Any) -> None:
-        # Noise falls from chunk to chunk, at least five times before it is left out.
-        chunk = min(CHUNK, max(total // 10, 1)) if self.heat else CHUNK
-        for cycle in range(1 if self.num_steps else MAX_CYCLES):
-            if cycle:
+    def _ascend(self, total: int) -> None:
+        """From where the run stands to its end."""
+        done = sum(c.finite.shape[1] for c in self.chunks)
+        bar = tqdm(
+            total=self.cycle * CYCLE + total,
+            initial=done,
+            disable=not self.progress_bar,
+            desc="ascent",
+        )
+        with bar:
+            while not self._cycle(total, bar):
                 self._rescale()
-            for start in range(0, total, chunk):
-                if start == total // 2:
-                    self.middle = self.states.free
-                if self.heat and not cycle:
-                    self._cool(2 * start / total)
-                steps = np.arange(start, min(start + chunk, total))
-                decay = _decay(steps, total)
-                rates = jnp.asarray(
-                    decay if self.ascent.scaled else np.ones(len(steps))
-                )
-                rates = rates.astype(jnp.zeros(()).dtype)
-                self.states, infos = ascend_many(
-                    self.setting, self.system, self.states, rates
-                )
-                self.chunks.append(jax.device_get(infos))
-                if len(self.chunks) > 2:  # only the last two gradients are looked at
-                    self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
-                bar.update(len(steps))
-                norm = float(np.min(infos.gradient_norm[:, -1]))
-                bar.set_postfix_str(f"gradient norm {norm:.3g}")
-                self._watch(infos)
-                if self._has_left(infos):
-                    return
-            done = sum(c.finite.shape[1] for c in self.chunks)
-            if self.num_steps:
-                self.status = f"took all of num_steps={total} steps"
-                return
-            if self._is_stationary():
-                self.status = f"converged after {done} steps"
-                return
-            if cycle + 1 < MAX_CYCLES:
+                self.cycle, self.steps = self.cycle + 1, 0
                 bar.total += CYCLE
                 bar.refresh()
+
+    def _cycle(self, total: int, bar: Any) -> bool:
+        """The rest of a cycle; whether the run is at its end."""
+        # Noise falls from chunk to chunk, at least five times before it is left out.
+        chunk = min(CHUNK, max(total // 10, 1)) if self.heat else CHUNK
+        for start in range(self.steps, total, chunk):
+            if start == total // 2:
+                self.middle = self.states.free
+            if self.heat and not self.cycle:
+                self._cool(2 * start / total)
+            steps = np.arange(start, min(start + chunk, total))
+            decay = _decay(steps, total)
+            rates = jnp.asarray(decay if self.ascent.scaled else np.ones(len(steps)))
+            rates = rates.astype(jnp.zeros(()).dtype)
+            self.states, infos = ascend_many(
+                self.setting, self.system, self.states, rates
+            )
+            self.chunks.append(jax.device_get(infos))
+            if len(self.chunks) > 2:  # only the last two gradients are looked at
+                self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
+            bar.update(len(steps))
+            norm = float(np.min(infos.gradient_norm[:, -1]))
+            bar.set_postfix_str(f"gradient norm {norm:.3g}")
+            self._watch(infos)
+            self.steps = start + len(steps)
+            if self._has_left(infos):
+                return True
+            if self.log is not None:
+                self.log.note()
+        done = sum(c.finite.shape[1] for c in self.chunks)
+        if self.num_steps:
+            self.status = f"took all of num_steps={total} steps"
+            return True
+        if self._is_stationary():
+            self.status = f"converged after {done} steps"
+            return True
+        if self.cycle + 1 < MAX_CYCLES:
+            return False
         self.gave_up = True
         self.status = (
             f"stopped after {done} steps while the gradient still promised a rise"
         )
         if self.ascent.projection is None and not self.ascent.subject_to:
             self.status += ": is a constraint or a projection missing?"
+        return True
 
     def _watch(self, infos: StepInfo) -> None:
         """Under "auto", leave a mixture whose effective sample size gave out."""
@@ -151,11 +185,21 @@ class Run:
         if is_sound(evidence):
             return
         smallest = min(effective_sizes(evidence))
-        reason = f"a mixture's effective sample size fell to {smallest:.0f}"
-        params = self._params()[0]
-        self._change(pose(problem.objective, problem.sm, Denoising(), params, reason))
-        assert ascent.problem is not None
-        self.clean = ascent.problem
+        self._leave_mixture(f"a mixture's effective sample size fell to {smallest:.0f}")
+
+    def _leave_mixture(self, reason: str) -> None:
+        """Go on with networks."""
+        problem, params = self.clean, self._params()[0]
+        self.reason = reason
+        self.clean = pose(problem.objective, problem.sm, Denoising(), params, reason)
+        self._change(self.clean)
+
+    def restore(self, reason: str, noisy: bool) -> None:
+        """Take up the problem that a run stood at when it was saved."""
+        if reason:
+            self._leave_mixture(reason)
+        if noisy:
+            self._change(cooled(self.clean, self.heat, 0.0, self._params()[0]))
 
     def _has_left(self, infos: StepInfo) -> bool:
         """Whether the parameters left the range of scores that were trained before."""
@@ -297,14 +341,7 @@ class Run:
         ascent = self.ascent
         problem = ascent.problem
         assert problem is not None
-        infos = (
-            jax.tree.map(
-                lambda *x: np.concatenate(x, axis=1),
-                *_alike([chunk._replace(gradient=None) for chunk in self.chunks]),
-            )
-            if self.chunks
-            else None
-        )
+        infos = self.joined() if self.chunks else None
         ends = [self._end(index) for index in range(len(self.starts))]
         finals, estimates, troubles = zip(*ends, strict=True)
         reports = [self._report(index, params) for index, params in enumerate(finals)]
@@ -363,6 +400,11 @@ class Run:
             error.result = result
             raise error
         return result
+
+    def joined(self) -> StepInfo:
+        """All chunks as one, without gradients."""
+        chunks = _alike([chunk._replace(gradient=None) for chunk in self.chunks])
+        return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *chunks)
 
     def _report(self, index: int, params: Any) -> tuple[ConstraintReport, ...]:
         """How each constraint stands."""

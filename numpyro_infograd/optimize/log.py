@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run on disk: what is saved between chunks, and how a run goes on from it."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import jax
+
+from numpyro_infograd.checkpoint import Checkpoint, digest, pack, unpack
+from numpyro_infograd.optimize.step import StepInfo
+
+if TYPE_CHECKING:
+    from numpyro_infograd.optimize.run import Run
+
+_PAUSE = 1.0  # seconds between saves at least
+
+
+class Log:
+    """Saves a run between chunks, so that it can go on as if nothing had happened.
+
+    Args:
+        run: At its start.
+        path: The checkpoint's folder.
+        settings: Further settings that make the run what it is.
+    """
+
+    def __init__(self, run: Run, path: Any, settings: dict[str, Any]) -> None:
+        self.run = run
+        self.checkpoint = Checkpoint(path, _identity(run, settings))
+        self.saved_at = -np.inf
+        self.pending: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+
+    def resume(self) -> bool:
+        """Go on from the last save, if there is one; whether that was the end."""
+        found = self.checkpoint.load()
+        if found is None:
+            return False
+        arrays, facts = found
+        run = self.run
+        run.restore(facts["reason"], facts["noisy"])
+        run.states = unpack(arrays["states"], run.states)
+        free = run.states.free
+        run.system = run.system._replace(
+            scale=unpack(arrays["scale"], run.system.scale)
+        )
+        run.middle = unpack(arrays["middle"], free) if "middle" in arrays else None
+        run.cycle, run.steps = facts["cycle"], facts["steps"]
+        run.status, run.gave_up = facts["status"], facts["gave_up"]
+        run.chunks = _chunks(arrays, facts, run)
+        return bool(facts["done"])
+
+    def note(self, done: bool = False) -> None:
+        """Take down where the run stands, and save it if the last save is not fresh."""
+        run = self.run
+        joined = run.joined()
+        lengths = [chunk.finite.shape[1] for chunk in run.chunks]
+        trees = {
+            "states": run.states,
+            "scale": run.system.scale,
+            "middle": run.middle,
+            "infos": joined,
+            "last": [chunk.gradient for chunk in run.chunks[-2:]],
+        }
+        facts = {
+            "cycle": run.cycle,
+            "steps": run.steps,
+            "status": run.status,
+            "gave_up": run.gave_up,
+            "reason": run.reason,
+            "noisy": run.ascent.problem is not run.clean,
+            "lengths": lengths,
+            "evidence": sorted(joined.evidence),
+            "done": done,
+        }
+        self.pending = 2 * sum(lengths) + done, trees, facts
+        if done or time.monotonic() - self.saved_at > _PAUSE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was taken down last."""
+        if self.pending is None:
+            return
+        step, trees, facts = self.pending
+        arrays = {name: pack(tree) for name, tree in trees.items()}
+        self.checkpoint.save(step, {n: a for n, a in arrays.items() if a}, facts)
+        self.pending, self.saved_at = None, time.monotonic()
+
+    def close(self) -> None:
+        """Release what Orbax holds."""
+        self.checkpoint.close()
+
+
+def _chunks(arrays: dict[str, Any], facts: dict[str, Any], run: Run) -> list[StepInfo]:
+    """The chunks that were joined, taken apart again."""
+    one: Any = np.zeros(())
+    excess: Any = np.zeros((len(run.starts), sum(facts["lengths"]), 0))
+    evidence = dict.fromkeys(facts["evidence"], one)
+    like = StepInfo(run.starts[0], one, one, one, one, evidence, excess, None)
+    joined = jax.device_get(unpack(arrays["infos"], like))
+    ends = np.cumsum(facts["lengths"])
+    chunks = [
+        jax.tree.map(lambda x, a=start, b=end: x[:, a:b], joined)
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+    count = min(len(chunks), 2)
+    last = jax.device_get(unpack(arrays["last"], [run.states.free] * count))
+    for i in range(count):
+        index = len(chunks) - count + i
+        chunks[index] = chunks[index]._replace(gradient=last[i])
+    return chunks
+
+
+def _identity(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a run is recognised by."""
+    problem = run.ascent.problem
+    assert problem is not None
+    shapes = lambda x: f"{x.dtype}{list(x.shape)}"  # noqa: E731
+    params = {n: jax.tree.map(shapes, p) for n, p in run.starts[0].items()}
+    return {
+        "objective": repr(problem.objective),
+        "sites": {n: list(site.shape) for n, site in problem.sm.site_info.items()},
+        "parameters": {n: str(p) for n, p in params.items()},
+        "scores": re.sub(r" at 0x[0-9a-f]+", "", repr(problem.method)),
+        **{name: str(value) for name, value in settings.items()},
+        "rng_key": np.asarray(jax.random.key_data(run.rng_key)).tolist(),
+        "start": digest(run.starts),
+        "computation": digest(run.system),
+    }

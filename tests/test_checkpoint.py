@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are stopped, killed and taken up again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import links
+import numpy as np
+import pytest
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import numpyro
+import numpyro.distributions as dist
+
+import numpyro_infograd as ig
+from numpyro_infograd.checkpoint import digest
+from numpyro_infograd.errors import ArgumentError, CheckpointError
+from numpyro_infograd.optimize import log, run
+from numpyro_infograd.program import Program
+
+SPHERE = {"projection": optax.projections.projection_l2_sphere}
+CASES = {
+    "exact": (links.link, SPHERE),
+    "mixture, open end": (links.amplifier, {"num_samples": 256}),
+    "denoising": (links.amplifier, {"scores": "denoising", "num_steps": 60}),
+    "cooled": (links.amplifier, {"annealing": 1.0, "num_steps": 100}),
+    "restarts": (links.link, {"num_restarts": 3, **SPHERE}),
+    "budget": (
+        links.link,
+        {"subject_to": ig.Expectation(lambda v: v["v1"] ** 2) <= 3.0, "num_steps": 100},
+    ),
+    "a mixture that gives out": (links.quiet_amplifier, {"num_steps": 60}),
+}
+
+
+class Stop(BaseException):
+    """What no handler in the package catches, as a killed process."""
+
+
+def ascend(model, path=None, **settings):
+    """`maximize_mi` from x to y without a bar."""
+    return ig.maximize_mi(
+        model, "x", "y", checkpoint=path, progress_bar=False, **settings
+    )
+
+
+def same(a: ig.Result, b: ig.Result) -> bool:
+    """Bit for bit, in all that a result holds."""
+    numbers = lambda r: (r.params, r.history, r.histories)  # noqa: E731
+    alike = jax.tree.map(
+        lambda x, y: bool(np.array_equal(x, y, equal_nan=True)), numbers(a), numbers(b)
+    )
+    said = lambda r: (r.status, r.estimate, repr(r.constraints), r.diagnostics)  # noqa: E731
+    return jax.tree.all(alike) and said(a) == said(b)
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Raise an exception instead of some chunk of steps; save after every chunk."""
+    monkeypatch.setattr(log, "_PAUSE", -1.0)
+    whole = run.ascend_many
+
+    def arrange(count: int | None, error: type[BaseException] = Stop) -> None:
+        calls = iter(range(10**6))
+
+        def chunk(*args):
+            if next(calls) == count:
+                raise error
+            return whole(*args)
+
+        monkeypatch.setattr(run, "ascend_many", chunk)
+
+    return arrange
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    case, tmp_path, stop_after
+) -> None:
+    model, settings = CASES[case]
+    whole = ascend(model, **settings)
+    for count in (2, 1, 3):  # chunks until it is stopped, again and again
+        stop_after(count)
+        try:
+            ascend(model, tmp_path / "run", **settings)
+        except Stop:
+            continue
+    stop_after(None)
+    assert same(whole, ascend(model, tmp_path / "run", **settings))
+    stop_after(0)  # it has ended: no step is taken again
+    assert same(whole, ascend(model, tmp_path / "run", **settings))
+
+
+def test_an_interrupted_run_is_saved_to_its_last_chunk(
+    tmp_path, stop_after, monkeypatch
+) -> None:
+    whole = ascend(links.link, **SPHERE)
+    stop_after(4, KeyboardInterrupt)
+    monkeypatch.setattr(log, "_PAUSE", 1e9)  # nothing is saved on the way
+    part = ascend(links.link, tmp_path, **SPHERE)
+    assert part.status.startswith("interrupted")
+    assert len(part.history["gradient_norm"]) == 4 * run.CHUNK
+    stop_after(None)
+    steps = []
+    chunk = run.ascend_many
+    monkeypatch.setattr(
+        run, "ascend_many", lambda *args: steps.append(len(args[-1])) or chunk(*args)
+    )
+    assert same(whole, ascend(links.link, tmp_path, **SPHERE))
+    assert sum(steps) == run.CYCLE - 4 * run.CHUNK
+
+
+def test_other_runs_are_refused(tmp_path) -> None:
+    ascend(links.link, tmp_path, num_steps=20, **SPHERE)
+
+    def other() -> None:
+        a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.0)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        v1 = numpyro.sample("v1", dist.Normal(jnp.sin(a * x), 1))
+        v2 = numpyro.sample("v2", dist.Normal(x, 1))
+        numpyro.sample("y", dist.Normal(b * v1 + v2, 1))
+
+    cases = [
+        (other, {}, "computation|scores"),
+        (links.link, {"num_steps": 40}, "num_steps"),
+        (links.link, {"rng_key": jax.random.key(1)}, "rng_key"),
+        (links.link, {"init_params": {"a": 0.5}}, "start"),
+        (links.link, {"num_restarts": 2}, "num_restarts"),
+        (links.link, {"optimizer": optax.sgd(0.1)}, "computation"),
+        (links.link, {"scores": "mixture"}, "scores"),
+        (links.link, {"projection": None}, "start|computation"),
+        (links.amplifier, {}, "sites"),
+    ]
+    for model, change, what in cases:
+        settings = {"num_steps": 20, **SPHERE, **change}
+        with pytest.raises(CheckpointError, match=f"another run: its ({what}) is"):
+            ascend(model, tmp_path, **settings)
+    with pytest.raises(CheckpointError, match="another run: its objective"):
+        ig.minimize(
+            ig.MI("x", "y"),
+            links.link,
+            checkpoint=tmp_path,
+            num_steps=20,
+            progress_bar=False,
+            **SPHERE,
+        )
+
+
+def test_folders_that_will_not_do(tmp_path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="is a file"):
+        ascend(links.link, tmp_path / "file", num_steps=20, **SPHERE)
+    with pytest.raises(CheckpointError, match="holds other things .'file'"):
+        ascend(links.link, tmp_path, num_steps=20, **SPHERE)
+    with pytest.raises(ArgumentError, match="must be the path"):
+        ascend(links.link, 3.0, num_steps=20, **SPHERE)
+
+
+@pytest.mark.parametrize("how", ["cut", "emptied", "foreign"])
+def test_damaged_checkpoints_are_refused(how, tmp_path) -> None:
+    path = tmp_path / "run"
+    ascend(links.link, path, num_steps=20, **SPHERE)
+    (step,) = path.iterdir()
+    files = sorted(p for p in step.rglob("*") if p.is_file())
+    for file in files:
+        if how == "cut":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        elif how == "emptied":
+            file.unlink()
+        elif file.parent.name == "facts":
+            file.write_text('{"a": 1}')
+    with pytest.raises(CheckpointError, match="damaged, or is none of this package"):
+        ascend(links.link, path, num_steps=20, **SPHERE)
+
+
+def test_fingerprints_tell_computations_apart() -> None:
+    """Equal for equal computations, other for another operation, number or shape."""
+
+    def of(fn, x=1.0):
+        return digest([Program.trace(fn, jnp.asarray(x))])
+
+    two, three = np.full(3, 2.0, np.float32), np.full(3, 3.0, np.float32)
+    assert of(lambda x: two * x) == of(lambda renamed: two * renamed)
+    others = [lambda x: three * x, lambda x: two + x, lambda x: two * x * 2]
+    assert len({of(fn) for fn in [lambda x: two * x, *others]}) == 4
+    assert of(lambda x: 2 * x) != of(lambda x: 2 * x, np.ones(2, np.float32))
+
+
+SCRIPT = """
+import sys
+import jax, numpy as np
+import links
+import numpyro_infograd as ig
+path = sys.argv[1] if len(sys.argv) > 1 else None
+r = ig.maximize_mi(links.amplifier, "x", "y", checkpoint=path, progress_bar=False,
+                   num_samples=2048, num_steps=3000)
+leaves = jax.tree.leaves((r.params, r.history))
+print([np.asarray(x).tobytes().hex() for x in leaves], r.estimate)
+"""
+
+
+def kill_and_resume(tmp_path: Path, kills: int) -> None:
+    """Runs killed at random moments, against one that was not."""
+    here = Path(__file__).parent
+    env = os.environ | {
+        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    script = [sys.executable, "-c", SCRIPT]
+    began = time.monotonic()
+    whole = subprocess.run(script, env=env, capture_output=True, check=True).stdout
+    began = time.monotonic()
+    again = subprocess.run(script, env=env, capture_output=True, check=True).stdout
+    took = time.monotonic() - began
+    assert again == whole
+    rng = np.random.default_rng(0)
+    killed = 0
+    for trial in range(10 * kills):
+        command = [*script, str(tmp_path / f"run{trial}")]
+        for wait in [*rng.uniform(0.3 * took, 1.3 * took, size=3), None]:
+            process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
+            try:
+                out, _ = process.communicate(timeout=wait)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                killed += 1
+                continue
+            assert process.returncode == 0
+            assert out == whole
+            break
+        if killed >= kills:
+            return
+    raise AssertionError("too few runs lived long enough to be killed")
+
+
+@pytest.mark.slow
+def test_killed_runs_end_bit_for_bit(tmp_path) -> None:
+    kill_and_resume(tmp_path, 20)
