@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpyro_infograd import diagnostics, exogenous, scores
     from numpyro_infograd.calibrate import Calibration, calibrate
+    from numpyro_infograd.channel import channel
     from numpyro_infograd.gradient import Gradient, gradient
     from numpyro_infograd.objectives import MI, Constraint, Entropy, Expectation
     from numpyro_infograd.optimize import (
@@ -42,6 +43,7 @@ _ROOMS = {
     "Result": "optimize",
     "StructuralModel": "structure",
     "calibrate": "calibrate",
+    "channel": "channel",
     "estimate": "values",
     "gradient": "gradient",
     "maximize": "optimize",
@@ -68,6 +70,7 @@ __all__ = [  # noqa: PLE0604
     "Result",
     "StructuralModel",
     "calibrate",
+    "channel",
     "diagnostics",
     "errors",
     "estimate",

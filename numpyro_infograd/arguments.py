@@ -47,6 +47,34 @@ def as_key(rng_key: Any) -> jax.Array:
     return rng_key
 
 
+def use_mesh(mesh: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context in which samples are spread over the devices of a mesh.
+
+    Args:
+        mesh: A `jax.sharding.Mesh` whose axes all divide the samples; None for none.
+
+    Raises:
+        ArgumentError: if it is no mesh, or its size is no power of two.
+    """
+    if mesh is None:
+        return contextlib.nullcontext()
+    if not isinstance(mesh, jax.sharding.Mesh):
+        raise ArgumentError(
+            f"mesh must be a jax.sharding.Mesh, got {mesh!r:.80}. Use "
+            'jax.make_mesh((jax.device_count(),), ("samples",)).'
+        )
+    if mesh.size & (mesh.size - 1):
+        raise ArgumentError(
+            f"mesh has {mesh.size} devices, by which the samples, a power of two, "
+            "cannot be divided. Take a power of two of them."
+        )
+    # The compiler, not the caller, finds where each array lives.
+    auto = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
+    return jax.set_mesh(
+        jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+    )
+
+
 def as_real(name: str, value: Any, dtype: Any = None) -> jax.Array:
     """A parameter's value as a real array.
 

@@ -304,7 +304,7 @@ def choose(
     found = estimate_gradient(problem, params, num_samples, rng_key)
     low = min(effective_sizes(found.diagnostics), default=math.inf)
     if is_sound(found.diagnostics):
-        sound = f"effective sample size {low:.0f} is sound"
+        sound = f"the mixture's effective sample size, {low:.3g}, is sound"
         counted = "the mixture's components count the hidden noise out"
         reason = f"{why}; {sound if math.isfinite(low) else counted}"
         problem = problem._replace(reason=reason)

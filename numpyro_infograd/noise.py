@@ -80,7 +80,20 @@ def draw_noise(
         elif law.kind == "uniform":
             bits = jax.random.bits(key, (num_samples, *law.shape), jnp.uint32)
             noise[name] = _uniform_from_bits(bits)
-    return noise
+    return jax.tree.map(spread, noise)
+
+
+def spread(samples: jax.Array) -> jax.Array:
+    """Samples along the first axis, spread over the devices in use.
+
+    What follows from them stays with them: the compiler brings together what is
+    summed. See `arguments.use_mesh`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or len(samples) % mesh.size:
+        return samples
+    spec = jax.sharding.PartitionSpec(mesh.axis_names)
+    return jax.lax.with_sharding_constraint(samples, spec)
 
 
 def squares(spec: NoiseSpec, noise: dict[str, jax.Array], limit: int) -> jax.Array:

@@ -102,8 +102,9 @@ def test_twin_as_arviz_data(saturated: ig.Calibration) -> None:
     assert data["warmup_sample_stats"]["divergence"].shape == (1, 150)
     np.testing.assert_array_equal(data["observed_data"]["y"], saturated.recorded["y"])
     made = np.asarray(data["posterior_predictive"]["y"])
-    assert made.shape == (1, 20, 16000 // 20)
-    np.testing.assert_array_equal(made.ravel(), saturated.simulated["y"])
+    assert made.shape == (1, 20, FITTED)
+    np.testing.assert_array_equal(made[0], saturated.simulated["y"])
+    assert len(np.unique(np.std(made[0], axis=1))) == 20
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,21 @@ def test_what_recordings_leave_free() -> None:
     change = 2 * (1 + a * b) * (b * along["a"] + a * along["b"]) + 2 * b * along["b"]
     length = np.hypot(along["a"], along["b"])
     assert abs(change) < 0.05 * variance * length
+
+
+@pytest.mark.parametrize("start", [0.5, 0.0])
+def test_a_parameter_that_is_zero_is_known(start: float) -> None:
+    """Its size is that of its start, not that of its value."""
+
+    def model() -> None:
+        numpyro.sample("y", dist.Normal(numpyro.param("m", start), 1))
+
+    recorded = np.random.default_rng(15).normal(size=4000)
+    twin = quick(model, {"y": recorded}, divergence="kl", num_steps=60)
+    error = float(twin.standard_error["m"])
+    assert 0.85 / 3200**0.5 < error < 1.4 / 3200**0.5
+    assert abs(float(twin.params["m"])) < 3 * error
+    assert "converged" in twin.status and not twin.undetermined
 
 
 def test_what_is_free_in_unequal_units() -> None:
@@ -342,15 +358,20 @@ def bad(change):
     [
         (3.0, "must be a dict"),
         ({}, "must be a dict"),
-        ({"q": np.zeros(1000)}, "no such site"),
+        ({"q": np.zeros(1000)}, "is no site of the model"),
+        ({"eta": np.zeros(1000)}, "is a parameter"),
         ({"y": np.zeros((1000, 2))}, "expected .num_recordings."),
         ({"y": bad(lambda y: y[:100])}, "100 recordings: at least 512"),
-        ({"y": bad(lambda y: np.where(y > 1, np.nan, y))}, "missing .NaN."),
+        ({"y": bad(lambda y: np.where(y > 1, np.nan, y))}, "missing .NaN,"),
+        ({"y": bad(lambda y: np.ma.masked_where(y > 1, y))}, "missing .NaN, masked."),
+        ({"y": [[1.0, 2.0], [3.0]]}, "recordings of 'y' make no array"),
+        ({"y": bad(lambda y: y.astype(object))}, "type object"),
         ({"y": np.ones(1000)}, "constant"),
         ({"y": bad(lambda y: np.round(y, 1))}, "repeat another one"),
         ({"y": bad(lambda y: 1e6 + y)}, "float32 rounds them to"),
         ({"y": bad(lambda y: y + 1j)}, "complex"),
         ({"y": ["a"] * 1000}, "must be numbers"),
+        ({"y": np.zeros((1000, 200))}, "expected .num_recordings,."),
         ({"y": amplified(1.0, 1000), "x": amplified(1.0, 900)}, "different numbers"),
     ],
 )

@@ -180,6 +180,27 @@ def test_simplex_projection_fills_water() -> None:
     assert "converged" in result.status
 
 
+def test_updates_inside_jit_and_scan() -> None:
+    """As one by one; the object holds no state that a trace would leave behind."""
+    ascent = ig.InfoMax(links.amplifier, ig.MI("x", "y"), optax.adam(0.1))
+    start = state = ascent.init(jax.random.key(0))
+    norms = []
+    for _ in range(3):
+        state, info = ascent.update(state)
+        norms.append(float(info.gradient_norm))
+
+    @jax.jit
+    def several(state):
+        return jax.lax.scan(lambda s, _: ascent.update(s), state, None, length=3)
+
+    last, infos = several(start)
+    np.testing.assert_allclose(infos.gradient_norm, norms, rtol=1e-5)
+    eta = ascent.get_params(state)["eta"]
+    np.testing.assert_allclose(ascent.get_params(last)["eta"], eta, rtol=1e-5)
+    state, _ = ascent.update(last)  # and on, outside
+    assert float(ascent.get_params(state)["eta"]) > float(eta)
+
+
 # -- restarts ---------------------------------------------------------------------
 
 

@@ -145,6 +145,7 @@ class Fit:
         self.rng = np.random.default_rng(np.asarray(seed))
         self.history: list[dict[str, Any]] = []
         self.end: End | None = None
+        self.largest: Any = None  # rates that parameters had so far
 
     @property
     def numbers(self) -> int:
@@ -300,14 +301,16 @@ class Fit:
     def _scales(self) -> dict[str, Any]:
         """Peak rate of the default optimizer, for each parameter by itself.
 
-        Units differ. What starts at zero counts as a part of what is typical for all.
+        Units differ. What starts at zero counts as a part of what is typical for all;
+        what comes near zero keeps the size that it had at the start.
         """
         found = dict(scales(self.free, self.constraints))
         for name, free in self.free.items():
             if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(free)):
                 law = self.constraints and {name: self.constraints[name]}
                 found[name] = scales({name: free}, law)[name]
-        return found
+        self.largest = jax.tree.map(jnp.maximum, self.largest or found, found)
+        return self.largest
 
     def sizes(self) -> np.ndarray:
         """How large each free number is, as a step of the optimizer sees it."""
@@ -381,24 +384,31 @@ class Fit:
         """Descend, correct, resample, test."""
         total = self.settings.num_steps
         cycles = [total - total // 2, total // 2] if total > 1 else [1]
-        self.look()
-        weights = self.draw_weights()
-        before = self.distance(weights, self.resample(weights, _RESAMPLES)[0])
-        test_before = self.test()
-        try:
-            with tqdm(total=total, disable=not progress_bar, desc="calibration") as bar:
+        with tqdm(total=total, disable=not progress_bar, desc="features") as bar:
+            self.look()
+            weights = self.draw_weights()
+            before = self.distance(weights, self.resample(weights, _RESAMPLES)[0])
+            test_before = self.test()
+            try:
                 for cycle, steps in enumerate(cycles):
                     if cycle:
                         self.look()
+                    bar.set_description("descent")
                     self.descend(steps, bar)
-            status = self._settle(total)
-        except KeyboardInterrupt:
-            status = "interrupted by the user: no standard errors"
-            self.end = None
-        weights = self.draw_weights()
-        targets, pulls = self.resample(weights, self.settings.num_draws)
-        after = self.distance(weights, targets)
-        return make_report(self, status, before, after, test_before, targets, pulls)
+                bar.set_description("corrections")
+                status = self._settle(total)
+            except KeyboardInterrupt:
+                status = "interrupted by the user: no standard errors"
+                self.end = None
+            bar.set_description("bootstrap")
+            weights = self.draw_weights()
+            targets, pulls = self.resample(weights, self.settings.num_draws)
+            after = self.distance(weights, targets)
+            found = make_report(
+                self, status, before, after, test_before, targets, pulls
+            )
+            bar.set_description("calibration")
+        return found
 
     def _settle(self, total: int) -> str:
         """Newton steps until they are short; what became of them."""

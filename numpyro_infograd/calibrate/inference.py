@@ -77,9 +77,9 @@ def find_directions(
     error = student(len(each)) * spread / len(each) ** 0.5
     vectors = allowed @ vectors
     recorded = np.sqrt(np.einsum("pi,pq,qi->i", vectors, information, vectors))
-    # A standard error of less than half of the parameters' size, and a curvature that
-    # is not made of noise.
-    known = (curvature > 2 * recorded) & (curvature > 3 * error)
+    # A standard error of less than the parameters' size, and a curvature that is not
+    # made of noise.
+    known = (curvature > recorded) & (curvature > 3 * error)
     rough = int(np.sum(~known & (3 * error > 20 * recorded)))
     return Directions(
         vectors[:, known],
@@ -185,7 +185,7 @@ def held_out(
     alone = 0.5 * np.einsum("rlwd,lwd->r", weights - mean, 2 * second)
     own_error = _error(alone)
     error = float(np.sqrt(held_error**2 + fit_error**2 + own_error**2))
-    return report(float(found), error, "held-out recordings")
+    return report(float(found), error, "features")
 
 
 def two_sample(recorded: np.ndarray, drawn: np.ndarray) -> TwoSample:

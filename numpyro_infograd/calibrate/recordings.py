@@ -70,9 +70,11 @@ def as_recordings(
     repeated = number - len(np.unique(flat, axis=0))
     if repeated > (_REPEATED + by_chance) * number:
         raise ArgumentError(
-            f"{repeated} of {number} recordings repeat another one, but sites with a "
-            "density never do. Drop copies; to rounded values add uniform noise of "
-            "the width of a rounding step."
+            f"{repeated} of {number} recordings of {', '.join(map(repr, found))} "
+            "repeat another one, but sites with a density never do. If they are "
+            "rounded, add uniform noise of the width of a rounding step; if the model "
+            "repeats values too, as behind a clip, add the same small noise there and "
+            "here; if rows were copied, drop the copies."
         )
     return found
 
@@ -81,10 +83,8 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
     """The recordings of one site."""
     if name not in sm.site_info:
         known = ", ".join(sm.sites) or "none"
-        raise ArgumentError(
-            f"observed names site {name!r}, but the model has no such site (it has: "
-            f"{known})."
-        )
+        what = "is a parameter" if name in sm.params else "is no site of the model"
+        raise ArgumentError(f"observed has {name!r}, which {what}. Sites are: {known}.")
     site = sm.site_info[name]
     if site.state != "free":
         raise ArgumentError(
@@ -101,7 +101,13 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
             f"site {name!r} is discrete: it has no score. Record a continuous site "
             "that follows from it, or add the noise that it is seen through."
         )
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ArgumentError(
+            f"the recordings of {name!r} make no array: {error}. Give rows of one "
+            "shape."
+        ) from None
     if np.iscomplexobj(array):
         raise ArgumentError(
             f"the recordings of {name!r} are complex. Stack real and imaginary parts, "
@@ -109,20 +115,24 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
         )
     if array.dtype.kind not in "fiu":
         raise ArgumentError(
-            f"the recordings of {name!r} must be numbers, got {value!r:.80}."
+            f"the recordings of {name!r} must be numbers, got values of type "
+            f"{array.dtype}. Convert them: .astype(float)."
         )
     array = array.astype(jnp.zeros(()).dtype)  # as the model computes
     if array.shape[1:] != site.shape or array.ndim == 0:
         wanted = ", ".join(("num_recordings", *map(str, site.shape)))
         raise ArgumentError(
-            f"the recordings of {name!r} have shape {array.shape}, expected "
-            f"({wanted}): one row for each draw of the site."
+            f"the recordings of {name!r} have shape {array.shape}, expected ({wanted}"
+            f"{'' if site.shape else ','}): one row for each draw of the site. The "
+            "model is that of one recording, with no plate over recordings."
         )
+    if np.ma.is_masked(value):
+        array = np.where(np.ma.getmaskarray(value), np.nan, array)
     missing = int(np.sum(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
     if missing:
         raise ArgumentError(
-            f"{missing} of {len(array)} recordings of {name!r} have missing (NaN) or "
-            "infinite values. Drop these rows at all sites."
+            f"{missing} of {len(array)} recordings of {name!r} have missing (NaN, "
+            "masked) or infinite values. Drop these rows at all sites."
         )
     outside = {"positive": array <= 0, "unit": (array <= 0) | (array >= 1)}
     wrong = int(np.sum(outside.get(site.support, False)))

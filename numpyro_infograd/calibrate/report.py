@@ -12,13 +12,15 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
-from numpyro_infograd.optimize.step import constrained, onto
+from numpyro_infograd.optimize.step import constrained, onto, unconstrained
 from numpyro_infograd.scores.coordinates import CLIP
 from numpyro_infograd.values import Estimate
 
 if TYPE_CHECKING:
     from numpyro_infograd.calibrate.fit import Fit
 
+_REPLICATES = 20  # of the recordings, by the twin
+_LARGEST = 2**25  # numbers in all of them
 _LOST = 0.05  # part of a parameter that may lie in what is undetermined
 
 
@@ -49,7 +51,7 @@ def make_report(
     if fit.end is not None:
         draws, errors, undetermined = _spread(fit, targets, pulls)
     test_after = fit.test()
-    simulated = fit.simulate(fit.free, fit.train.size)
+    simulated = _replicates(fit, draws)
     history: dict[str, Any] = {}
     if fit.history:
         history = jax.tree.map(lambda *x: np.concatenate(x), *fit.history)
@@ -71,9 +73,23 @@ def make_report(
         test_after=test_after,
         undetermined=undetermined,
         recorded={n: v[fit.train.ravel()] for n, v in fit.recorded.items()},
-        simulated={n: np.asarray(v) for n, v in simulated.items()},
+        simulated=simulated,
         warnings=fit.warnings + _doubts(fit, status, after, test_after, undetermined),
     )
+
+
+def _replicates(fit: Fit, draws: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Draws of the twin, as many as recordings, for some draws of the parameters."""
+    number = fit.train.size
+    count = int(np.clip(_LARGEST // (number * sum(fit.density.sizes)), 1, _REPLICATES))
+    places = [fit.free] * count
+    if draws:
+        places = [
+            unconstrained(jax.tree.map(lambda x, i=i: x[i], draws), fit.constraints)
+            for i in range(count)
+        ]
+    made = [jax.device_get(fit.simulate(free, number)) for free in places]
+    return jax.tree.map(lambda *x: np.stack(x), *made)
 
 
 def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ...]]:
@@ -123,6 +139,23 @@ def _doubts(
 ) -> tuple[str, ...]:
     """What a careful user should read."""
     found = []
+    coordinates = fit.whole.features.coordinates
+    drawn = fit.simulate(fit.free, 1024)
+    seen = {n: jnp.asarray(v[fit.train.ravel()[::16]]) for n, v in fit.recorded.items()}
+    outside, usual = (
+        float(jnp.mean(~jnp.all(jnp.abs(coordinates(v)) <= CLIP, axis=1)))
+        for v in (drawn, seen)
+    )
+    if outside > 2 * usual + 0.01:
+        apart = (
+            f"{outside:.0%} of the twin's draws are not finite, or more than "
+            f"{CLIP:.0f} standard deviations from the recordings' mean, where nothing "
+            "says which way is nearer. Give init_params whose outputs overlap the "
+            "recordings."
+        )
+        if outside > 0.5:  # the rest follows from that
+            return (apart,)
+        found.append(apart)
     if fit.end is not None and fit.end.directions.rough:
         found.append(
             "derivatives of the twin's draws are too noisy to say what the "
@@ -150,25 +183,13 @@ def _doubts(
     far = after.value > 3 * after.standard_error
     if far or test.pvalue < 0.01 or (test.pvalue < 0.05 and after.lower > 0):
         why = "no model of this form gets nearer" if converged else status
+        if fit.end is not None and fit.end.edges:
+            why = "the projection keeps it there"
         found.append(
             f"draws of the twin can still be told from recordings "
             f"({after.value:.3g} +- {after.standard_error:.2g} nats; two-sample "
             f"test p = {test.pvalue:.2g}): {why}. Standard errors are not those of a "
             "truth."
-        )
-    coordinates = fit.whole.features.coordinates
-    drawn = fit.simulate(fit.free, 1024)
-    seen = {n: jnp.asarray(v[fit.train.ravel()[::16]]) for n, v in fit.recorded.items()}
-    outside, usual = (
-        float(jnp.mean(~jnp.all(jnp.abs(coordinates(v)) <= CLIP, axis=1)))
-        for v in (drawn, seen)
-    )
-    if outside > 2 * usual + 0.01:
-        found.append(
-            f"{outside:.0%} of the twin's draws are not finite, or more than "
-            f"{CLIP:.0f} standard deviations from the recordings' mean, where nothing "
-            "says which way is nearer. Give init_params whose outputs overlap the "
-            "recordings."
         )
     return tuple(found)
 

@@ -40,7 +40,9 @@ class Calibration(Result):
             what sampling the twin adds; infinite for what the recordings leave free,
             NaN where there is none (a parameter that a projection holds; more than 64
             numbers; an interruption).
-        draws: Bootstrap draws of every parameter, (num_draws, *shape).
+        draws: Bootstrap draws of every parameter, (num_draws, *shape). They do not move
+            along what the recordings leave free, so that what is determined may be
+            computed from them, such as the product of two factors.
         before: Divergence from held-out recordings at the start, as far as features
             trained there show it; the standard error is on the safe side.
         after: The same at the end; what a twin of another form cannot reach remains.
@@ -50,7 +52,8 @@ class Calibration(Result):
             nothing: a move of the parameters' own size changes the outputs' law by
             less than the recordings can show. Each maps parameters to arrays.
         recorded: The recordings that were fitted to.
-        simulated: As many draws of the twin at the end.
+        simulated: Replicates of the recordings by the twin, each of one bootstrap draw
+            of the parameters, (num_replicates, num_recordings, *shape).
         warnings: Sentences that a careful user should read.
     """
 
@@ -84,9 +87,9 @@ class Calibration(Result):
     def to_inference_data(self) -> Any:
         """What was found as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
 
-        `posterior` holds the bootstrap draws, `warmup_posterior` and
-        `warmup_sample_stats` the history, `observed_data` the recordings and
-        `posterior_predictive` draws of the twin at its parameters: what
+        `posterior` holds the bootstrap draws, NaN for what the recordings leave free;
+        `warmup_posterior` and `warmup_sample_stats` the history, `observed_data` the
+        recordings and `posterior_predictive` the twin's replicates of them: what
         `arviz.plot_ppc`, from ArviZ 1 `arviz.plot_ppc_dist`, compares.
         """
         return super().to_inference_data()

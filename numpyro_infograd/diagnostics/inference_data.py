@@ -14,8 +14,6 @@ from numpyro_infograd.calibrate import Calibration
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.optimize import Result
 
-_REPLICATES = 20  # into which draws of a twin are split
-
 
 def to_inference_data(result: Result) -> Any:
     """A result as ArviZ data; see `Result.to_inference_data` for the groups.
@@ -48,10 +46,11 @@ def to_inference_data(result: Result) -> Any:
         groups[f"{prefix}sample_stats"] = _variables(stacked)
     if isinstance(result, Calibration):
         if draws:
-            groups["posterior"] = _variables(jax.tree.map(lambda x: x[None], draws))
+            shown = jax.tree.map(_where_known, draws, result.standard_error)
+            groups["posterior"] = _variables(shown)
         groups["observed_data"] = result.recorded
         groups["posterior_predictive"] = {
-            name: _pieces(values) for name, values in result.simulated.items()
+            name: values[None] for name, values in result.simulated.items()
         }
     if int(arviz.__version__.split(".")[0]) < 1:
         return arviz.from_dict(**groups, save_warmup=True)
@@ -67,7 +66,6 @@ def _variables(tree: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _pieces(values: np.ndarray) -> np.ndarray:
-    """(num_samples, *shape) as (1, replicates, samples of each, *shape)."""
-    each = len(values) // _REPLICATES
-    return values[: _REPLICATES * each].reshape(1, _REPLICATES, each, *values.shape[1:])
+def _where_known(draws: Any, error: Any) -> np.ndarray:
+    """One chain of draws, NaN where the standard error is infinite."""
+    return np.where(np.isinf(error), np.nan, draws)[None]

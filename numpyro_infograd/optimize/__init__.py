@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from numpyro_infograd.arguments import as_args
+from numpyro_infograd.arguments import as_args, use_mesh
 from numpyro_infograd.errors import ConstraintError
 from numpyro_infograd.objectives import MI, Constraint, Objective, Sites
 from numpyro_infograd.optimize.annealing import Annealing
@@ -49,6 +49,7 @@ def maximize(
     allow_jumps: bool = False,
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Result:
     """Find the parameters that maximise an objective.
 
@@ -82,6 +83,7 @@ def maximize(
         allow_jumps: As in `gradient`.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
+        mesh: Devices to spread the samples over, a power of two of them.
 
     Returns:
         A `Result`: parameters, value with its standard error (nats), history, status.
@@ -115,17 +117,18 @@ def maximize(
         subject_to=subject_to,
         allow_jumps=allow_jumps,
     )
-    return ascent.run(
-        rng_key,
-        num_steps,
-        *args,
-        progress_bar=progress_bar,
-        init_params=init_params,
-        num_restarts=num_restarts,
-        annealing=annealing,
-        checkpoint=checkpoint,
-        **kwargs,
-    )
+    with use_mesh(mesh):
+        return ascent.run(
+            rng_key,
+            num_steps,
+            *args,
+            progress_bar=progress_bar,
+            init_params=init_params,
+            num_restarts=num_restarts,
+            annealing=annealing,
+            checkpoint=checkpoint,
+            **kwargs,
+        )
 
 
 def minimize(

@@ -135,18 +135,20 @@ class InfoMax:
         """
         rng_key = as_key(rng_key)
         params = self._pose(rng_key, args, kwargs, init_params)
-        self._parts = None
+        self._parts = self.make_parts(params)
         return self.start(rng_key, params)
 
     def update(
         self, state: InfoMaxState, *args: Any, **kwargs: Any
     ) -> tuple[InfoMaxState, StepInfo]:
-        """One step. Arguments, if any, replace those that `init` had."""
+        """One step. Arguments, if any, replace those that `init` had.
+
+        Without arguments it may stand inside `jax.jit` and `jax.lax.scan`.
+        """
         if args or kwargs:
             self._repose(args, kwargs, self.get_params(state))
-            self._parts = None
-        if self._parts is None:
             self._parts = self.make_parts(self.get_params(state))
+        assert self._parts is not None, "call init first"
         setting, system = self._parts
         batch = jax.tree.map(lambda x: x[None], state)
         batch, infos = ascend_many(setting, system, batch, jnp.ones(1))

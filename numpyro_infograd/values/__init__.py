@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_args, as_key
+from numpyro_infograd.arguments import as_args, as_key, use_mesh
 from numpyro_infograd.edits import decouple
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.objectives import MI, Objective, Sites, names
@@ -58,6 +58,7 @@ def estimate(
     unit: str = "nats",
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Estimate:
     """The value of an objective.
 
@@ -82,6 +83,7 @@ def estimate(
         unit: "nats" or "bits".
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
+        mesh: Devices to spread the samples over, a power of two of them.
 
     Returns:
         An `Estimate`; its `.warnings` say which bound it breaks, if any.
@@ -105,8 +107,9 @@ def estimate(
         check_num_samples(num_samples, None)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
-    sm, complete = admit(objective, model, args, kwargs, params)
-    found = value_of(objective, sm, complete, key, chosen, num_samples)
+    with use_mesh(mesh):
+        sm, complete = admit(objective, model, args, kwargs, params)
+        found = value_of(objective, sm, complete, key, chosen, num_samples)
     return found.in_bits() if unit == "bits" else found
 
 

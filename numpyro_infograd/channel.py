@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that knows its ends: the decorator `channel`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any
+
+from numpyro_infograd.calibrate import Calibration, calibrate
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.gradient import Gradient, gradient
+from numpyro_infograd.objectives import MI, Objective, Sites
+from numpyro_infograd.optimize import Result, maximize_mi
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.tracing import structural_model
+from numpyro_infograd.values import Estimate, mutual_information
+
+
+class Channel:
+    """A NumPyro model with named inputs and outputs; made by `channel`.
+
+    It is still the model: call it, or hand it to SVI, MCMC or Predictive. The methods
+    are the functions of the same names, with the ends filled in.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], inputs: Sites, outputs: Sites, given: Sites
+    ) -> None:
+        functools.update_wrapper(self, model)
+        self.model, self.inputs, self.outputs, self.given = (
+            model,
+            inputs,
+            outputs,
+            given,
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        name = getattr(self.model, "__name__", repr(self.model))
+        return f"<channel {name}: {self.objective!r}>"
+
+    @property
+    def objective(self) -> Objective:
+        """I(inputs; outputs | given)."""
+        return MI(self.inputs, self.outputs, self.given)
+
+    def mutual_information(self, **settings: Any) -> Estimate:
+        """The information, in nats; settings as in `estimate`."""
+        return mutual_information(
+            self.model, self.inputs, self.outputs, self.given, **settings
+        )
+
+    def gradient(self, **settings: Any) -> Gradient:
+        """Its gradient in every parameter; settings as in `ig.gradient`."""
+        return gradient(self.objective, self.model, **settings)
+
+    def maximize_mi(self, **settings: Any) -> Result:
+        """The parameters that carry most; settings as in `maximize`."""
+        return maximize_mi(
+            self.model, self.inputs, self.outputs, given=self.given, **settings
+        )
+
+    def calibrate(self, observed: Mapping[str, Any], **settings: Any) -> Calibration:
+        """The parameters that recordings speak for; settings as in `ig.calibrate`."""
+        return calibrate(self.model, observed, **settings)
+
+    def structural_model(self, *args: Any, **kwargs: Any) -> StructuralModel:
+        """The model traced with these arguments."""
+        return structural_model(self.model, *args, **kwargs)
+
+
+def channel(
+    *, inputs: Sites, outputs: Sites, given: Sites = ()
+) -> Callable[[Callable[..., Any]], Channel]:
+    """Name the ends of a model, as a decorator.
+
+    Args:
+        inputs: A site name or several.
+        outputs: The same.
+        given: The same; what is known at both ends.
+
+    Raises:
+        SiteError: for names that are none, or stand on both sides.
+        ArgumentError: if what is decorated is no function.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> @ig.channel(inputs="x", outputs="y")
+        ... def link(power=1.0):
+        ...     x = numpyro.sample("x", dist.Normal(0, power**0.5))
+        ...     numpyro.sample("y", dist.Normal(x, 1))
+        >>> link.mutual_information(unit="bits", model_kwargs={"power": 3.0})
+        1 bits (exact)
+    """
+    MI(inputs, outputs, given)  # refuses what is no set of names
+
+    def named(model: Callable[..., Any]) -> Channel:
+        if not callable(model) or isinstance(model, StructuralModel):
+            raise ArgumentError(
+                f"channel decorates a NumPyro model, a function, got {model!r:.80}."
+            )
+        return Channel(model, inputs, outputs, given)
+
+    return named
