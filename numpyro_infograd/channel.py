@@ -10,7 +10,7 @@ from typing import Any
 from numpyro_infograd.calibrate import Calibration, calibrate
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.gradient import Gradient, gradient
-from numpyro_infograd.objectives import MI, Objective, Sites
+from numpyro_infograd.objectives import MI, Objective, Sites, names
 from numpyro_infograd.optimize import Result, maximize_mi
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.tracing import structural_model
@@ -40,7 +40,9 @@ class Channel:
 
     def __repr__(self) -> str:
         name = getattr(self.model, "__name__", repr(self.model))
-        return f"<channel {name}: {self.objective!r}>"
+        ends = (self.inputs, self.outputs, self.given)
+        a, b, c = (", ".join(names(sites, "sites")) for sites in ends)
+        return f"<channel {name}: I({a}; {b}{' | ' + c if c else ''})>"
 
     @property
     def objective(self) -> Objective:
@@ -83,8 +85,8 @@ def channel(
         given: The same; what is known at both ends.
 
     Raises:
-        SiteError: for names that are none, or stand on both sides.
-        ArgumentError: if what is decorated is no function.
+        ArgumentError: for what is no name of a site, names that stand on both sides, or
+            if what is decorated is no function.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist

@@ -9,8 +9,6 @@ import math
 from typing import Any
 import warnings
 
-import numpy as np
-
 import jax
 import jax.numpy as jnp
 
@@ -38,6 +36,7 @@ from numpyro_infograd.scores.base import ScoreMethod, after
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.text import html_table, with_error
 
 
 @dataclass(frozen=True)
@@ -56,27 +55,22 @@ class Gradient:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    def _title(self) -> str:
+        reason = self.diagnostics.get("reason")
+        title = f"Gradient by {self.diagnostics.get('method', '?')} scores"
+        return f"{title} ({reason})" if reason else title
+
+    def _rows(self) -> list[tuple[str, str]]:
+        errors = self.standard_error
+        return [(n, with_error(value, errors[n])) for n, value in self.value.items()]
+
     def __repr__(self) -> str:
-        rows = [f"Gradient by {self.diagnostics.get('method', '?')} scores:"]
-        if self.diagnostics.get("reason"):
-            rows = [f"{rows[0][:-1]} ({self.diagnostics['reason']}):"]
-        for name, value in self.value.items():
-            rows.append(f"  {name}: {with_error(value, self.standard_error[name])}")
-        rows += [f"  warning: {sentence}" for sentence in self.warnings]
-        return "\n".join(rows)
+        rows = [f"{self._title()}:", *(f"  {n}: {text}" for n, text in self._rows())]
+        return "\n".join([*rows, *(f"  warning: {w}" for w in self.warnings)])
 
-
-def with_error(value: Any, error: Any) -> str:
-    """A parameter and its standard error, in a few words."""
-    leaves, errors = jax.tree.leaves(value), jax.tree.leaves(error)
-    if len(leaves) == 1 and leaves[0].size <= 8:
-        return " +- ".join(
-            np.array2string(np.asarray(x, float), formatter={"float_kind": form})
-            for x, form in ((leaves[0], "{:.6g}".format), (errors[0], "{:.2g}".format))
-        )
-    norm = math.sqrt(sum(float(jnp.sum(v**2)) for v in leaves))
-    worst = max((float(jnp.max(e)) for e in errors if e.size), default=0.0)
-    return f"norm {norm:.6g}, errors up to {worst:.2g}"
+    def _repr_html_(self) -> str:
+        notes = [f"warning: {sentence}" for sentence in self.warnings]
+        return html_table(self._title(), self._rows(), notes)
 
 
 @jax.jit(static_argnames=("method", "spec", "num_samples"))

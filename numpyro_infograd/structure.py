@@ -30,6 +30,7 @@ from numpyro_infograd.errors import (
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, noise_like
 from numpyro_infograd.program import Program
+from numpyro_infograd.text import html_table
 
 try:
     import graphviz
@@ -393,13 +394,23 @@ class StructuralModel:
                 graph.edge(parent, name)
         return graph
 
-    def __repr__(self) -> str:
-        rows = [
-            f"  {name}: {site.distribution or site.kind} {site.shape}"
-            f" <- {', '.join(self.parents[name]) or '-'}"
+    def _rows(self) -> list[tuple[str, str, str]]:
+        return [
+            (
+                name,
+                f"{site.distribution or site.kind} {site.shape}",
+                ", ".join(self.parents[name]) or "-",
+            )
             for name, site in self.site_info.items()
         ]
+
+    def __repr__(self) -> str:
+        rows = [f"  {name}: {what} <- {why}" for name, what, why in self._rows()]
         return "StructuralModel(\n" + "\n".join(rows) + "\n)"
+
+    def _repr_html_(self) -> str:
+        rows = [("site", "law", "made from"), *self._rows()]
+        return html_table("StructuralModel", rows)
 
 
 def appended_name(site: str) -> str:

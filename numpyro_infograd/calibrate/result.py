@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_infograd.gradient import with_error
 from numpyro_infograd.optimize import Result
+from numpyro_infograd.text import with_error
 from numpyro_infograd.values import Estimate
 
 
@@ -68,21 +68,26 @@ class Calibration(Result):
     simulated: dict[str, np.ndarray] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
-    def __repr__(self) -> str:
-        rows = ["Calibration:"]
-        for name, value in self.params.items():
-            rows.append(f"  {name} = {with_error(value, self.standard_error[name])}")
-        rows.append(f"  divergence from held-out recordings: {self.before!r}")
-        rows.append(f"  after calibration: {self.after!r}")
-        for when, test in (("before", self.test_before), ("after", self.test_after)):
-            if test is not None:
-                rows.append(
-                    f"  two-sample test {when}: energy distance {test.statistic:.3g}, "
-                    f"p = {test.pvalue:.3g}"
+    def _rows(self) -> list[tuple[str, str]]:
+        errors = self.standard_error
+        return [(n, with_error(value, errors[n])) for n, value in self.params.items()]
+
+    def _notes(self) -> list[str]:
+        return [
+            f"divergence from held-out recordings: {self.before!r}",
+            f"after calibration: {self.after!r}",
+            *(
+                f"two-sample test {when}: energy distance {test.statistic:.3g}, "
+                f"p = {test.pvalue:.3g}"
+                for when, test in (
+                    ("before", self.test_before),
+                    ("after", self.test_after),
                 )
-        rows += [f"  warning: {sentence}" for sentence in self.warnings]
-        rows.append(f"  {self.status}")
-        return "\n".join(rows)
+                if test is not None
+            ),
+            *(f"warning: {sentence}" for sentence in self.warnings),
+            self.status,
+        ]
 
     def to_inference_data(self) -> Any:
         """What was found as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.

@@ -5,15 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 import importlib
-import math
 from typing import Any
 
-import numpy as np
-
-import jax
-import jax.numpy as jnp
-
 from numpyro_infograd.optimize.budgets import ConstraintReport
+from numpyro_infograd.text import html_table, with_error
 from numpyro_infograd.values import Estimate
 
 
@@ -43,23 +38,26 @@ class Result:
     constraints: tuple[ConstraintReport, ...] = ()
     histories: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
-    def __repr__(self) -> str:
-        rows = ["Result:"]
-        for name, value in self.params.items():
-            leaves = jax.tree.leaves(value)
-            size = sum(leaf.size for leaf in leaves)
-            if len(leaves) == 1 and size <= 8:
-                text = np.array2string(np.asarray(leaves[0]), precision=5)
-            else:
-                norm = math.sqrt(sum(float(jnp.sum(x**2)) for x in leaves))
-                text = f"{size} numbers, norm {norm:.5g}"
-            rows.append(f"  {name} = {text}")
-        rows.append(f"  objective: {self.estimate}")
-        rows += [f"  {report!r}" for report in self.constraints]
+    def _rows(self) -> list[tuple[str, str]]:
+        """Parameters as text."""
+        return [(name, with_error(value)) for name, value in self.params.items()]
+
+    def _notes(self) -> list[str]:
+        """The rest as text."""
         scores = self.diagnostics.get("method", "?")
-        rows.append(f"  scores: {scores} ({self.diagnostics.get('reason', '')})")
-        rows.append(f"  {self.status}")
-        return "\n".join(rows)
+        return [
+            f"objective: {self.estimate}",
+            *map(repr, self.constraints),
+            f"scores: {scores} ({self.diagnostics.get('reason', '')})",
+            self.status,
+        ]
+
+    def __repr__(self) -> str:
+        rows = [f"{name} = {text}" for name, text in self._rows()]
+        return "\n  ".join([f"{type(self).__name__}:", *rows, *self._notes()])
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, self._rows(), self._notes())
 
     def to_inference_data(self) -> Any:
         """What was found as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.

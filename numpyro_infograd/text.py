@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How results are shown: numbers with their errors, tables in notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+import math
+from typing import Any
+
+import numpy as np
+
+import jax
+
+
+def with_error(value: Any, error: Any = None) -> str:
+    """A parameter, and its standard error if it has one, in a few words."""
+    leaves = [np.asarray(x, float) for x in jax.tree.leaves(value)]
+    errors = [np.asarray(x, float) for x in jax.tree.leaves(error)]
+    if len(leaves) == 1 and leaves[0].size <= 8:
+        shown = [(leaves[0], "{:.6g}")] + [(x, "{:.2g}") for x in errors]
+        return " +- ".join(
+            np.array2string(x, formatter={"float_kind": form.format})
+            for x, form in shown
+        )
+    size = sum(x.size for x in leaves)
+    norm = math.sqrt(sum(float(np.sum(x**2)) for x in leaves))
+    text = f"{size} numbers, norm {norm:.6g}"
+    if errors:
+        worst = max((float(np.max(e)) for e in errors if e.size), default=0.0)
+        text += f", errors up to {worst:.2g}"
+    return text
+
+
+def html_table(
+    title: str, rows: Iterable[Sequence[str]], notes: Iterable[str] = ()
+) -> str:
+    """A small table with a title above and notes below."""
+    cells = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+        for row in rows
+    )
+    below = "".join(f"<div>{escape(note)}</div>" for note in notes)
+    return f"<div><b>{escape(title)}</b><table>{cells}</table>{below}</div>"
