@@ -116,6 +116,7 @@ def sensors():
     numpyro.sample("y", dist.Normal(sent, 1).to_event(1))
 
 
+@pytest.mark.slow
 def test_sensors_under_one_power() -> None:
     """The sum of g(p) = p h^2 / (h^2 + s + p s) is concave: one price for all."""
     total = 10.0

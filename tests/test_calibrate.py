@@ -107,9 +107,8 @@ def test_twin_as_arviz_data(saturated: ig.Calibration) -> None:
     assert len(np.unique(np.std(made[0], axis=1))) == 20
 
 
-@pytest.mark.parametrize(
-    "divergence", ["kl", pytest.param("fisher", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("divergence", ["kl", "fisher"])
 def test_weight_of_separated_modes(divergence: str) -> None:
     twin = quick(modes, {"y": two_modes(0.7)}, divergence=divergence)
     assert abs(float(twin.params["w"]) - 0.7) < 0.03
@@ -155,6 +154,7 @@ def test_a_parameter_that_is_zero_is_known(start: float) -> None:
     assert "converged" in twin.status and not twin.undetermined
 
 
+@pytest.mark.slow
 def test_what_is_free_in_unequal_units() -> None:
     """Two factors of a product: neither is known, however unlike they are."""
 

@@ -240,11 +240,13 @@ def test_other_dimensions_and_noise_inside() -> None:
     check(found, 0.5 * math.log(1 + 5.25), 0.01)
 
 
+@pytest.mark.slow
 def test_much_information_is_no_harder() -> None:
     found = ig.mutual_information(identity, "x", "y", method=FISHER)
     check(found, 10.60661, 0.02, 0.003)
 
 
+@pytest.mark.slow
 def test_what_the_network_explains_is_needed() -> None:
     """Without the negentropy the saturated channel is far off: a negative control."""
     settings = {"params": {"eta": 3.0}, "method": FISHER}
@@ -285,6 +287,7 @@ def test_fisher_in_double_precision(x64) -> None:
     check(found, 0.5 * math.log(2), 0.01)
 
 
+@pytest.mark.slow
 def test_a_network_that_misses_modes_is_contradicted() -> None:
     """Levels finer than a network resolves: its own error bar does not know."""
     found = ig.mutual_information(levels, "x", "y", method=FISHER)

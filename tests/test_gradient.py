@@ -2,7 +2,7 @@
 """The information gradient against closed forms and dense grids."""
 
 import links
-from methods import AVERAGE, LEARN, named, sampled
+from methods import AVERAGE, LEARN, named, named_and_slow, sampled
 import numpy as np
 import pytest
 
@@ -74,7 +74,7 @@ def test_scaled_analytic_scores_are_put_right() -> None:
     assert any("Stein's identity by -30" in warning for warning in found.warnings)
 
 
-@named
+@named_and_slow
 @pytest.mark.parametrize("e", [0.3, 1.0, 2.0])
 def test_parameter_dependent_input(scores, e) -> None:
     found = ig.gradient(XY, links.common_cause, params={"e": e}, scores=scores)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import links
-from methods import AVERAGE, METHODS, named, sampled
+from methods import AVERAGE, LEARN, named, named_and_slow, sampled
 import numpy as np
 import pytest
 from scipy.special import polygamma
@@ -92,7 +92,9 @@ USERS = Analytic(
 
 
 @pytest.mark.parametrize(
-    "scores", [*METHODS.values(), USERS], ids=[*METHODS, "analytic"]
+    "scores",
+    ["exact", AVERAGE, pytest.param(LEARN, marks=pytest.mark.slow), USERS],
+    ids=["exact", "mixture", "denoising", "analytic"],
 )
 def test_weighted_rates_of_two_users(scores) -> None:
     objective = (
@@ -132,7 +134,7 @@ def side_information() -> None:
     numpyro.sample("y", dist.Normal(x + u, 1))
 
 
-@named
+@named_and_slow
 def test_condition_that_depends_on_a_parameter(scores) -> None:
     e = 1.5
     left = 1 / (1 + e**2)  # variance of u given c
@@ -149,7 +151,7 @@ def common_condition() -> None:
     numpyro.sample("y", dist.Normal(x + b * u, 1))
 
 
-@named
+@named_and_slow
 def test_input_output_and_condition_of_one_cause(scores) -> None:
     def covariance(a, b, e):  # of x, y, c
         cause = np.array([a, a + b, e])
@@ -222,10 +224,11 @@ def root(law: Callable[[Any], Any], start: float) -> links.Model:
     [
         (lambda k: dist.Gamma(k, 1.0), 3.0, 1 - 2 * polygamma(1, 3.0)),
         (dist.Exponential, 2.0, -0.5),
-        (
+        pytest.param(
             lambda k: dist.Beta(k, 2.0),
             3.0,
             -2 * polygamma(1, 3.0) + 3 * polygamma(1, 5.0),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["Gamma", "Exponential", "Beta"],

@@ -464,6 +464,7 @@ def test_only_learned_scores_are_pretrained() -> None:
 # -- drift ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_are_trained_again_when_they_are_stale_and_not_before() -> None:
     def trained_steps(refit):
         result = ig.maximize_mi(

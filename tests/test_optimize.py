@@ -30,7 +30,7 @@ METHODS = {
     "auto": "auto",
     "exact": "exact",
     "mixture": AVERAGE,
-    "denoising": LEARN,
+    "denoising": pytest.param(LEARN, marks=pytest.mark.slow),
 }
 QUIET = {"progress_bar": False}
 
