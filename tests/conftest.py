@@ -3,11 +3,16 @@
 
 from collections.abc import Iterator
 
+from hypothesis import settings
 import pytest
 
 import jax
 
 from numpyro_infograd import values
+
+# The same examples at every run: a failure is then one of the change at hand.
+settings.register_profile("same", derandomize=True, database=None)
+settings.load_profile("same")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -82,7 +82,7 @@ def test_saturated_amplifier(saturated: ig.Calibration) -> None:
     error = float(twin.standard_error["eta"])
     bound = amplifier_bound(2.0, FITTED)
     assert abs(float(twin.params["eta"]) - 2.0) < 3 * error
-    assert 0.85 * bound < error < 1.6 * bound
+    assert 0.75 * bound < error < 1.5 * bound
     assert "converged" in twin.status
     assert twin.before.lower > 0.01
     assert abs(twin.after.value) < 4 * twin.after.standard_error < 0.01
@@ -269,7 +269,7 @@ def test_a_positive_site_and_a_constraint() -> None:
     error = float(twin.standard_error["s"])
     assert abs(float(twin.params["s"]) - 0.8) < 3 * error
     bound = 0.8 / np.sqrt(2 * FITTED)
-    assert 0.85 * bound < error < 1.6 * bound
+    assert 0.75 * bound < error < 1.5 * bound
 
 
 @pytest.mark.slow
@@ -489,4 +489,4 @@ def test_intervals_cover() -> None:
         hits += off < 2 * errors[-1]
     assert hits >= 36
     bound = amplifier_bound(1.0, 4000)
-    assert 0.85 * bound < np.mean(errors) < 1.3 * bound
+    assert 0.9 * bound < np.mean(errors) < 1.2 * bound
