@@ -10,10 +10,11 @@ PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint test test-all demo examples bench clean
+.PHONY: help venv lint test test-all demo examples bench docs clean
 
 help:
 	@echo "make venv       create $(VENV) and install the package for development"
@@ -22,6 +23,7 @@ help:
 	@echo "make demo       run examples/demo.py"
 	@echo "make examples   run every script in examples/"
 	@echo "make bench      run the benchmarks"
+	@echo "make docs       build the documentation in docs/_build/html"
 	@echo "make clean      remove caches and builds, and $(VENV) if made here"
 	@echo "PYTHON=... chooses the interpreter for a new environment, VENV=... its folder."
 
@@ -80,6 +82,15 @@ bench: $(STAMP)
 	$(PY) benchmarks/run.py
 	$(PY) benchmarks/estimators.py
 	$(PY) benchmarks/scores.py
+
+$(DOCS_STAMP): $(STAMP)
+	@echo "Installing what builds the documentation into $(VENV)"
+	@"$(PY)" -m pip install -qq --disable-pip-version-check -e ".[dev,docs]"
+	@touch "$@"
+
+docs: $(DOCS_STAMP)
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 # Removes the environment only where this Makefile has made it.
 clean:

@@ -87,10 +87,12 @@ def spread(samples: jax.Array) -> jax.Array:
     """Samples along the first axis, spread over the devices in use.
 
     What follows from them stays with them: the compiler brings together what is
-    summed. See `arguments.use_mesh`.
+    summed. What is drawn outside of compiled functions, for the host to look at, is
+    whole everywhere. See `arguments.use_mesh`.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or len(samples) % mesh.size:
+    traced = isinstance(samples, jax.core.Tracer)
+    if mesh.empty or not traced or len(samples) % mesh.size:
         return samples
     spec = jax.sharding.PartitionSpec(mesh.axis_names)
     return jax.lax.with_sharding_constraint(samples, spec)
