@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import math
+import numbers
 import operator
 from typing import Any
 
@@ -23,6 +25,8 @@ _CONCRETE = (
     jax.errors.TracerIntegerConversionError,
 )
 
+_MOST = 2**30  # points or samples
+
 
 def as_key(rng_key: Any) -> jax.Array:
     """A typed PRNG key; None is `jax.random.key(0)`, old-style keys are wrapped.
@@ -32,19 +36,22 @@ def as_key(rng_key: Any) -> jax.Array:
     """
     if rng_key is None:
         return jax.random.key(0)
-    dtype = getattr(rng_key, "dtype", None)
-    if dtype == jnp.uint32:
+    if getattr(rng_key, "dtype", None) == jnp.uint32:
         # An array of another shape than this generator's keys is no key.
         with contextlib.suppress(TypeError):
             rng_key = jax.random.wrap_key_data(rng_key)
-            dtype = rng_key.dtype
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not typed or rng_key.shape != ():
+    if not is_key(rng_key) or rng_key.shape != ():
         raise ArgumentError(
             f"rng_key must be one JAX PRNG key, got {rng_key!r:.80}. Use "
             "jax.random.key(0), with a seed of your choice."
         )
     return rng_key
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value is a typed PRNG key, or an array of them."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def use_mesh(mesh: Any) -> contextlib.AbstractContextManager[Any]:
@@ -81,18 +88,81 @@ def as_real(name: str, value: Any, dtype: Any = None) -> jax.Array:
     Raises:
         ParameterError: for what is complex, or no number.
     """
-    kind = getattr(value, "dtype", None) or np.asarray(value).dtype
+    kind = _kind(value)
     if jnp.issubdtype(kind, np.complexfloating):
         raise ParameterError(
             f"parameter {name!r} is complex. Use two real parameters, its real and "
             "imaginary parts."
         )
-    if not any(jnp.issubdtype(kind, k) for k in (np.floating, np.integer, np.bool_)):
+    if not is_real(value) and not jnp.issubdtype(kind, np.bool_):
         raise ParameterError(
             f"parameter {name!r} must be a number or an array of numbers, got "
             f"{value!r:.80}. Give real numbers."
         )
-    return jnp.asarray(value, dtype)
+    with np.errstate(over="ignore"):  # what is infinite is refused as that
+        return jnp.asarray(value, dtype)
+
+
+def is_real(value: Any) -> bool:
+    """Whether a value is a real number or an array of them; truths are none."""
+    kind = _kind(value)
+    return any(jnp.issubdtype(kind, real) for real in (np.floating, np.integer))
+
+
+def _kind(value: Any) -> Any:
+    """The type of an array, or of what would be one; traced values have one too."""
+    return getattr(value, "dtype", None) or np.asarray(value).dtype
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one finite real number of Python, NumPy or JAX."""
+    if isinstance(value, numbers.Real):
+        return not isinstance(value, bool) and math.isfinite(value)
+    arrays = (np.generic, np.ndarray, jax.Array)
+    single = isinstance(value, arrays) and value.shape == ()
+    return single and is_real(value) and math.isfinite(value)
+
+
+def as_number(
+    name: str, value: Any, low: float = -np.inf, high: float = np.inf
+) -> float:
+    """A number strictly between two others.
+
+    Raises:
+        ArgumentError: naming the argument, for anything else.
+    """
+    if not is_number(value) or not low < value < high:
+        raise ArgumentError(
+            f"{name} must be a finite number in ({low:g}, {high:g}), got {value!r:.80}."
+        )
+    return float(value)
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        ArgumentError: naming the argument, for anything else.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ArgumentError(f"{name} must be True or False, got {value!r:.80}.")
+    return bool(value)
+
+
+def as_count(name: str, value: Any, least: int = 1) -> int:
+    """A whole number.
+
+    Raises:
+        ArgumentError: unless it is an int, and no bool, that is large enough.
+    """
+    try:
+        count = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = least - 1
+    if count < least:
+        wanted = "a positive int" if least == 1 else f"an int of at least {least}"
+        raise ArgumentError(f"{name} must be {wanted}, got {value!r:.80}.")
+    return count
 
 
 def as_power_of_two(name: str, value: Any, least: int) -> int:
@@ -105,24 +175,33 @@ def as_power_of_two(name: str, value: Any, least: int) -> int:
         size = operator.index(value)
     except TypeError:
         size = 0
-    if size < least or size & (size - 1):
+    if not least <= size <= _MOST or size & (size - 1):
         raise ArgumentError(
-            f"{name} must be a power of two of at least {least}, as quasi-random noise "
-            f"needs, got {value!r}."
+            f"{name} must be a power of two of at least {least} (and at most {_MOST}), "
+            f"as quasi-random noise needs, got {value!r:.80}."
         )
     return size
 
 
 def check_counts(settings: Any, *names: str) -> None:
-    """Raise unless these attributes of an object are whole numbers of at least one.
+    """Make these attributes of frozen settings ints of at least one.
 
     Raises:
-        ArgumentError: naming the attribute.
+        ArgumentError: naming the attribute that is none.
     """
     for name in names:
-        value = getattr(settings, name)
-        if not isinstance(value, (int, np.integer)) or value < 1:
-            raise ArgumentError(f"{name} must be a positive int, got {value!r}.")
+        object.__setattr__(settings, name, as_count(name, getattr(settings, name)))
+
+
+def check_numbers(settings: Any, *names: str, high: float = np.inf) -> None:
+    """Make these attributes of frozen settings floats above zero and below a bound.
+
+    Raises:
+        ArgumentError: naming the attribute that is none.
+    """
+    for name in names:
+        number = as_number(name, getattr(settings, name), 0.0, high)
+        object.__setattr__(settings, name, number)
 
 
 def as_floats(name: str, value: Any) -> tuple[float, ...]:
@@ -132,21 +211,10 @@ def as_floats(name: str, value: Any) -> tuple[float, ...]:
         ArgumentError: naming the argument, for anything else.
     """
     if not isinstance(value, tuple) or not all(
-        isinstance(x, (int, float, np.number)) for x in value
+        isinstance(x, numbers.Real) and not isinstance(x, bool) for x in value
     ):
         raise ArgumentError(f"{name} must be a tuple of numbers, got {value!r}.")
     return value
-
-
-def check_rate(settings: Any) -> None:
-    """Raise unless an object's `learning_rate` is positive and finite.
-
-    Raises:
-        ArgumentError: for anything else.
-    """
-    rate = settings.learning_rate
-    if not isinstance(rate, (int, float, np.number)) or not 0 < rate < np.inf:
-        raise ArgumentError(f"learning_rate must be positive, got {rate!r}.")
 
 
 def check_widths(hidden: Any) -> None:
@@ -156,7 +224,7 @@ def check_widths(hidden: Any) -> None:
         ArgumentError: for anything but a tuple of positive ints.
     """
     tuples = isinstance(hidden, tuple) and len(hidden) > 0
-    if not tuples or not all(isinstance(n, int) and n > 0 for n in hidden):
+    if not tuples or not all(type(n) is int and n > 0 for n in hidden):
         raise ArgumentError(
             f"hidden must be a tuple of positive ints, such as (64, 64), got "
             f"{hidden!r}."
@@ -181,6 +249,12 @@ def as_args(
             f"model_kwargs must be a dict, got {model_kwargs!r:.80}. Write "
             "model_kwargs={'name': value}."
         )
+    strange = [key for key in model_kwargs or {} if not isinstance(key, str)]
+    if strange:
+        raise ArgumentError(
+            f"model_kwargs must name arguments of the model, got {strange[0]!r:.80}. "
+            "Write model_kwargs={'name': value}."
+        )
     return tuple(model_args), dict(model_kwargs or {})
 
 
@@ -192,8 +266,8 @@ def tracing(
 
     Args:
         what: The function.
-        holds: What the dict that it is given holds, where it is given one.
-        error: The class to raise for a value that is asked for its number.
+        holds: What it is given, where that is what a caller may get wrong.
+        error: The class to raise.
     """
     try:
         yield
@@ -207,3 +281,8 @@ def tracing(
         if not holds:
             raise
         raise error(f"{what} looked up {cause}, but is given only {holds}.") from cause
+    except (AttributeError, IndexError, TypeError, ValueError) as cause:
+        if not holds or isinstance(cause, (InfogradError, jax.errors.JAXTypeError)):
+            raise
+        why = str(cause).rstrip(".")
+        raise error(f"{what} failed: {why}. It is given only {holds}.") from cause

@@ -25,6 +25,7 @@ from orbax.checkpoint import (
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.arguments import is_key
 from numpyro_infograd.errors import ArgumentError, CheckpointError
 from numpyro_infograd.program import Program
 
@@ -47,11 +48,13 @@ class Checkpoint:
     def __init__(self, path: Any, identity: dict[str, Any]) -> None:
         try:
             self.path = Path(os.fspath(path)).expanduser().resolve()
-        except TypeError:
+            is_file = self.path.exists() and not self.path.is_dir()
+        except (OSError, TypeError, ValueError) as error:
             raise ArgumentError(
-                f"checkpoint must be the path of a folder, or None, got {path!r}."
+                f"checkpoint must be the path of a folder, or None, got {path!r:.80} "
+                f"({error!s:.80})."
             ) from None
-        if self.path.exists() and not self.path.is_dir():
+        if is_file:
             raise CheckpointError(
                 f"checkpoint {self.path} is a file. Name a folder, or a path where "
                 "there is nothing yet."
@@ -158,7 +161,7 @@ def unpack(arrays: dict[str, Any], like: Any) -> Any:
     def one(index: str, leaf: Any) -> Any:
         if index not in arrays:
             return leaf  # empty
-        if _is_key(leaf):
+        if is_key(leaf):
             impl = jax.random.key_impl(leaf)
             return jax.random.wrap_key_data(jnp.asarray(arrays[index]), impl=impl)
         return jnp.asarray(arrays[index])
@@ -184,8 +187,4 @@ def digest(tree: Any) -> str:
 
 
 def _plain(x: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(x) if _is_key(x) else x)
-
-
-def _is_key(x: Any) -> bool:
-    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key(x) else x)

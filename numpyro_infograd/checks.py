@@ -16,6 +16,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.arguments import as_flag
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import (
     ArgumentError,
@@ -30,6 +31,7 @@ from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import (
     Objective,
     at_each,
+    check_is_objective,
     expectation_label,
     resolve,
     trace_expectations,
@@ -47,13 +49,10 @@ def check_objective(objective: Any, sm: StructuralModel) -> None:
 
     Raises:
         ArgumentError: if it is no objective, or an empty one.
-        SiteError: for a missing, observed, substituted or intervened site.
+        SiteError: for a missing, empty, complex, observed, substituted or intervened
+            site.
     """
-    if not isinstance(objective, Objective):
-        raise ArgumentError(
-            f"objective must be built from MI, Entropy and Expectation, got "
-            f"{objective!r}."
-        )
+    check_is_objective(objective)
     if not objective.entropies and not objective.expectations:
         raise ArgumentError(
             f"the objective {objective!r} is empty: all its terms cancel."
@@ -69,6 +68,11 @@ def check_objective(objective: Any, sm: StructuralModel) -> None:
                 f"site {name!r} of the objective is complex. Name real sites: "
                 "stack its real and imaginary parts in a deterministic site."
             )
+        if not sm.site_info[name].size:
+            raise SiteError(
+                f"site {name!r} of the objective is empty: its shape is "
+                f"{sm.site_info[name].shape}. Leave it out."
+            )
         state = sm.site_info[name].state
         if state != "free":
             why = {
@@ -80,6 +84,18 @@ def check_objective(objective: Any, sm: StructuralModel) -> None:
                 f"site {name!r} of the objective {why}, so it carries no randomness. "
                 "Pass the model without that value."
             )
+
+
+def check_tunable(sm: StructuralModel) -> None:
+    """Raise for a model without parameters, which has no gradient.
+
+    Raises:
+        ArgumentError: saying how to mark them.
+    """
+    if not sm.params:
+        raise ArgumentError(
+            "the model has no parameters: mark what can be tuned with numpyro.param."
+        )
 
 
 def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None:
@@ -115,7 +131,9 @@ def check_gradient(
         JumpError: a parameter reaches the objective through a jump.
         DegenerateError: a set of sites has fewer noise dimensions than values.
         ParameterError, DensityError: see the message.
+        ArgumentError: if `allow_jumps` is no bool.
     """
+    allow_jumps = as_flag("allow_jumps", allow_jumps)
     expectations: dict[str, Program] = {}
     programs = trace_expectations(objective, sm).programs
     for (_, fn), program in zip(objective.expectations, programs, strict=True):

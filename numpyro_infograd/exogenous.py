@@ -468,7 +468,13 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
 
     Raises:
         ModelError: `fn` is improper, or a factor statement.
+        ArgumentError: `fn` is no distribution.
     """
+    if not isinstance(fn, Distribution):
+        raise ArgumentError(
+            f"fn must be a NumPyro distribution, got {fn!r:.80}. Call its class: "
+            "dist.Normal(0.0, 1.0)."
+        )
     leaf: Any = fn
     while type(leaf) in _WRAPPERS:
         leaf = leaf.base_dist
@@ -568,7 +574,8 @@ def vouch(
 
     Raises:
         ArgumentError: `cls` is not a distribution class, is one that this package
-            already knows, or only one of the two functions is given.
+            already knows, or only one of the two functions is given; `boundary` holds
+            something else than names.
 
     Example:
         >>> import numpyro.distributions as dist
@@ -593,6 +600,16 @@ def vouch(
         raise ArgumentError(
             f"vouching for {cls.__name__} with explicit noise takes both base_noise "
             f"and transform, got only one."
+        )
+
+    if not all(map(callable, filter(None, (base_noise, transform)))):
+        raise ArgumentError(
+            f"vouching for {cls.__name__} takes functions as base_noise and transform, "
+            f"got {base_noise!r:.80} and {transform!r:.80}."
+        )
+    if isinstance(boundary, str) or not all(isinstance(n, str) for n in boundary):
+        raise ArgumentError(
+            f"boundary must be a tuple of names of attributes, got {boundary!r:.80}."
         )
 
     def ends(d):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key
 from numpyro_infograd.density import Density
-from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, student
 from numpyro_infograd.objectives import Means, Objective, trace_expectations
 from numpyro_infograd.problem import (
@@ -361,10 +361,7 @@ def gradient(
     method = resolve_method(scores)
     sm, complete = admit(objective, model, args, kwargs, params)
     sm.check_constraints(complete)
-    if not sm.params:
-        raise ArgumentError(
-            "the model has no parameters: mark what can be tuned with numpyro.param."
-        )
+    checks.check_tunable(sm)
     checks.check_finite(objective, sm, complete)
     checks.check_gradient(objective, sm, complete, allow_jumps)
     if num_samples is not None:

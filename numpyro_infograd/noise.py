@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import functools
 import math
 from typing import Any
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
+from numpyro_infograd.arguments import is_key, is_real
+from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
 
 NoiseSpec = tuple[tuple[str, Noise], ...]
@@ -126,6 +129,31 @@ def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
         elif law.kind in _EXPLICIT:
             inert[name] = jnp.full(law.shape, middle[law.kind], float)
     return inert
+
+
+def check_noise(spec: NoiseSpec, noise: Any) -> None:
+    """Raise unless noise is a batch of draws, as `draw_noise` makes them.
+
+    Raises:
+        ArgumentError: naming the site whose noise is missing, or has another shape.
+    """
+    names = ", ".join(name for name, _ in spec)
+    if not isinstance(noise, Mapping) or set(noise) != set(dict(spec)):
+        raise ArgumentError(
+            f"noise must be a dict with entries for just these sites: {names or 'none'}"
+            f"; got {noise!r:.80}. Draw it with sample_noise."
+        )
+    counts = {np.shape(draws)[:1] for draws in noise.values()}
+    for name, law in spec:
+        shape = np.shape(noise[name])
+        fits = is_key(noise[name]) if law.kind == "key" else is_real(noise[name])
+        if shape[1:] != law.shape or () in counts or len(counts) > 1 or not fits:
+            wanted = ", ".join(("num_samples", *map(str, law.shape)))
+            raise ArgumentError(
+                f"the noise of {name!r} must be a {law.kind} array of shape ({wanted}),"
+                f" the same number for every site, got one of shape {shape}. Draw it "
+                "with sample_noise."
+            )
 
 
 def student(count: int) -> float:

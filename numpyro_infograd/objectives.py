@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 import math
 import numbers
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import tracing
+from numpyro_infograd.arguments import is_number, tracing
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.program import Program
@@ -77,11 +77,8 @@ class Objective:
     __radd__ = __add__
 
     def __mul__(self, factor: Any) -> Objective:
-        if isinstance(factor, (str, bytes)):
-            return NotImplemented
-        try:
-            scale = float(factor)
-        except (TypeError, ValueError):
+        scale = _scale(factor)
+        if scale is None:
             return NotImplemented
         if not math.isfinite(scale):
             raise ArgumentError(
@@ -96,7 +93,12 @@ class Objective:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Any) -> Objective:
-        return self * (1.0 / divisor)
+        scale = _scale(divisor)
+        if scale is None:
+            return NotImplemented
+        if scale == 0.0:
+            raise ArgumentError("an objective was divided by zero: give a number.")
+        return self * (1.0 / scale)
 
     def __neg__(self) -> Objective:
         return self * -1.0
@@ -109,6 +111,14 @@ class Objective:
 
     def __ge__(self, bound: Any) -> Constraint:
         return Constraint(self, ">=", bound)
+
+    def __lt__(self, bound: Any) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be held strictly below or above {bound!r:.80}: write <= "
+            "or >=."
+        )
+
+    __gt__ = __lt__
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -135,7 +145,8 @@ class Constraint:
         bound: A number.
 
     Raises:
-        ArgumentError: for an entropy on the left, or no finite number on the right.
+        ArgumentError: for an entropy on the left, or no finite number on the right;
+            for another sense.
 
     Example:
         >>> from numpyro_infograd import Expectation
@@ -150,10 +161,12 @@ class Constraint:
     bound: float
 
     def __post_init__(self) -> None:
-        number = isinstance(self.bound, numbers.Real) or (
-            hasattr(self.bound, "dtype") and jnp.shape(self.bound) == ()
-        )
-        if not number or not math.isfinite(self.bound):
+        check_is_objective(self.expectations, "expectations")
+        if self.sense not in ("<=", ">="):
+            raise ArgumentError(
+                f"the sense of a constraint must be '<=' or '>=', got {self.sense!r}."
+            )
+        if not is_number(self.bound):
             raise ArgumentError(
                 f"the bound of a constraint must be a finite number, got "
                 f"{self.bound!r}."
@@ -171,6 +184,18 @@ class Constraint:
         raise TypeError(
             f"{self!r} has no truth value: pass it in subject_to. Write a range as two "
             "constraints, [low <= f, f <= high]."
+        )
+
+
+def check_is_objective(value: Any, name: str = "objective") -> None:
+    """Raise for what is no objective.
+
+    Raises:
+        ArgumentError: naming the argument.
+    """
+    if not isinstance(value, Objective):
+        raise ArgumentError(
+            f"{name} must be built from MI, Entropy and Expectation, got {value!r}."
         )
 
 
@@ -244,8 +269,8 @@ def expectation_label(fn: Callable[..., Any]) -> str:
     return f"Expectation({getattr(fn, '__name__', repr(fn))})"
 
 
-def names(value: Sites, argument: str) -> tuple[str, ...]:
-    """A site name or an iterable of them as a tuple without repetition.
+def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ...]:
+    """A name or an iterable of them as a tuple without repetition.
 
     Raises:
         ArgumentError: if anything in it is not a string.
@@ -256,9 +281,19 @@ def names(value: Sites, argument: str) -> tuple[str, ...]:
     for item in listed:
         if not isinstance(item, str):
             raise ArgumentError(
-                f"{argument} must be a site name or a tuple of them, got {item!r}."
+                f"{argument} must be a {what} or a tuple of them, got {item!r}."
             )
     return tuple(dict.fromkeys(listed))
+
+
+def _scale(factor: Any) -> float | None:
+    """What an objective is multiplied by; None for what is no number."""
+    if isinstance(factor, (str, bytes)):
+        return None
+    try:
+        return float(factor)
+    except (TypeError, ValueError):
+        return None
 
 
 def _add(a: float, b: float) -> float:

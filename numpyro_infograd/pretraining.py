@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
+from numpyro_infograd.arguments import as_args, as_key, as_power_of_two, is_real
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, sobol_points
@@ -91,6 +91,7 @@ def pretrain_scores(
         )
     as_power_of_two("num_points", num_points, 16)
     sm, initial = admit(objective, model, args, kwargs, None)
+    checks.check_tunable(sm)
     needed = sm.params_of(objective.sites)
     _check_names(over, needed, sm)
     names = tuple(name for name in sm.params if name in over)
@@ -180,6 +181,11 @@ def _check_names(over: Any, needed: frozenset[str], sm: StructuralModel) -> None
             f"over lacks parameter {name!r}, which reaches the objective. Give bounds "
             "(low, high) for it."
         )
+    if not over:
+        raise ArgumentError(
+            "over is empty, and no parameter reaches the objective: nothing is to be "
+            "trained. Name sites that a parameter moves."
+        )
 
 
 def _check_constraints(drawn: Mapping[str, Any], sm: StructuralModel) -> None:
@@ -244,12 +250,16 @@ def _draw(
 def _bounds(name: str, bounds: Any, leaves: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Flat lower and upper bounds of a parameter."""
     try:
-        low, high = (np.asarray(side, np.float64) for side in bounds)
+        low, high = map(np.asarray, bounds)
+        if not is_real(low) or not is_real(high):
+            raise TypeError("bounds are numbers")
         pairs = [
             (np.broadcast_to(side, leaf.shape).ravel() for side in (low, high))
             for leaf in leaves
         ]
-        low, high = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        low, high = (
+            np.concatenate(side).astype(np.float64) for side in zip(*pairs, strict=True)
+        )
     except (TypeError, ValueError):
         raise ArgumentError(
             f"over[{name!r}] must be (low, high), numbers or arrays of the parameter's "

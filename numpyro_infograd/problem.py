@@ -28,7 +28,7 @@ from numpyro_infograd.scores import Exact
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.tracing import structural_model
+from numpyro_infograd.tracing import trace_model
 
 REPLICATES = 16
 
@@ -73,7 +73,7 @@ def admit(
     Warns of what has no effect on information: a mask; and an observed site that says
     something of the others, for holding its value is not conditioning on it.
     """
-    sm = structural_model(model, *args, **kwargs)
+    sm = trace_model(model, args, kwargs)
     complete = sm.complete_params(params)
     checks.check_objective(objective, sm)
     for name in objective.sites:

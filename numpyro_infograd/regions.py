@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 import importlib
 import itertools
+import math
 from typing import Any
 import warnings
 
@@ -28,7 +29,7 @@ from tqdm.auto import tqdm
 
 import jax
 
-from numpyro_infograd.arguments import as_key
+from numpyro_infograd.arguments import as_args, as_count, as_key, as_number, is_real
 from numpyro_infograd.errors import (
     ArgumentError,
     ConstraintError,
@@ -38,10 +39,12 @@ from numpyro_infograd.errors import (
 )
 from numpyro_infograd.objectives import Objective, names
 from numpyro_infograd.optimize import Result, maximize
+from numpyro_infograd.problem import admit
 from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.values import Estimate, estimate
+from numpyro_infograd.values import Estimate, value_of
 
 Bounds = dict[tuple[str, ...], Objective]
+_DIRECTIONS = 2**14  # ascents, at most
 _ROUNDS = 3  # how often the weights of facets are chosen anew, where they may change
 
 
@@ -103,13 +106,19 @@ class RateRegion:
                     f"rates must name each of {', '.join(self.rates)}, got {rates!r}."
                 )
             rates = [rates[name] for name in self.rates]
-        asked = np.asarray(rates, float)
+        slack = as_number("slack", slack)
         width = len(self.rates)
-        if asked.shape[-1:] != (width,) or not np.all(np.isfinite(asked)):
+        try:
+            asked = np.asarray(rates)
+        except ValueError:  # rows of several lengths
+            asked = np.zeros(0)
+        fits = asked.shape[-1:] == (width,) and is_real(asked)
+        if not fits or not np.all(np.isfinite(asked)):
             raise ArgumentError(
-                f"rates must be finite and have {width} columns "
-                f"({', '.join(self.rates)}), got {rates!r}."
+                f"rates must be finite numbers in {width} columns "
+                f"({', '.join(self.rates)}), got {rates!r:.200}."
             )
+        asked = asked.astype(float)
         found = [self._reaches(row, slack) for row in asked.reshape(-1, width)]
         return found[0] if asked.ndim == 1 else np.reshape(found, asked.shape[:-1])
 
@@ -204,17 +213,18 @@ def rate_region(
     """
     named = _check_bounds(bounds)
     rates = tuple(dict.fromkeys(rate for subset in named for rate in subset))
-    if not isinstance(num_weights, int) or num_weights < 2:
+    grid = _simplex_grid(len(rates), as_count("num_weights", num_weights, 2))
+    if settings.get("checkpoint") is not None:
         raise ArgumentError(
-            f"num_weights must be an int of at least 2, got {num_weights!r}."
+            "checkpoint is for one ascent, and each direction of a region is one of "
+            "its own. Leave it out."
         )
     key = as_key(rng_key)
-    arguments: Any = {"model_args": model_args, "model_kwargs": model_kwargs}
-    start = _values(named, model, settings.get("init_params"), key, arguments)
+    args, kwargs = as_args(model_args, model_kwargs)
+    arguments: Any = {"model_args": args, "model_kwargs": kwargs}
+    start = _values(named, model, settings.get("init_params"), key, args, kwargs)
     ends = []
-    for index, weight in enumerate(
-        tqdm(_simplex_grid(len(rates), num_weights), disable=not progress_bar)
-    ):
+    for index, weight in enumerate(tqdm(grid, disable=not progress_bar)):
         own_key = jax.random.fold_in(key, index)
         prices = _prices(weight, rates, start)
         try:
@@ -228,7 +238,7 @@ def rate_region(
                     **settings,
                 )
                 _check_end(result)
-                values = _values(named, model, result.params, own_key, arguments)
+                values = _values(named, model, result.params, own_key, args, kwargs)
                 before, prices = prices, _prices(weight, rates, values)
                 if prices == before:
                     break
@@ -272,35 +282,66 @@ def _check_bounds(bounds: Any) -> Bounds:
         )
     named: Bounds = {}
     for subset, bound in bounds.items():
-        rates = names(subset, "bounds")
+        rates = names(subset, "bounds", "name of a rate")
         if not rates:
             raise ArgumentError("bounds has an empty set of rates: name one or more.")
         if any(set(rates) == set(other) for other in named):
             raise ArgumentError(f"bounds names the rates {rates} twice. Leave one out.")
-        if not isinstance(bound, Objective) or not bound.entropies:
+        if not isinstance(bound, Objective) or not _is_information(bound):
             raise ArgumentError(
-                f"the bound of {rates} must be built from MI, got {bound!r}."
+                f"the bound of {rates} must be built from MI, got {bound!r}. Give an "
+                "information, which no unit of a site changes and which can be "
+                "positive."
             )
         named[rates] = bound
     return named
 
 
+def _is_information(bound: Objective) -> bool:
+    """Whether an objective is made of informations, not all with a minus sign.
+
+    In other units of a site, entropies shift by the same constant: in an information
+    these cancel.
+    """
+    shifts = (
+        sum(c for joint, c in bound.entropies.items() if site in joint)
+        for site in bound.sites
+    )
+    positive = any(coefficient > 0 for coefficient, _ in bound.terms)
+    return bool(bound.sites) and positive and all(abs(c) < 1e-9 for c in shifts)
+
+
 def _values(
-    named: Bounds, model: Any, params: Any, rng_key: jax.Array, arguments: Any
+    named: Bounds, model: Any, params: Any, rng_key: jax.Array, args: Any, kwargs: Any
 ) -> dict[tuple[str, ...], Estimate]:
-    """Every bound at some parameters; none is below zero (eqs. 71-72 are clipped)."""
-    found = {
-        subset: estimate(bound, model, params=params, rng_key=rng_key, **arguments)
-        for subset, bound in named.items()
-    }
+    """Every bound at some parameters; none is below zero (eqs. 71-72 are clipped).
+
+    With a projection the parameters may be on the boundary of a NumPyro constraint.
+    """
+    found = {}
+    for subset, bound in named.items():
+        sm, complete = admit(bound, model, args, kwargs, params)
+        found[subset] = value_of(bound, sm, complete, rng_key)
     return {subset: replace(e, value=max(e.value, 0.0)) for subset, e in found.items()}
 
 
 def _simplex_grid(num_rates: int, num_weights: int) -> np.ndarray:
-    """Non-negative weights that sum to one, `num_weights` along each edge."""
-    steps = num_weights - 1
-    whole = itertools.product(range(steps + 1), repeat=num_rates)
-    return np.array([w for w in whole if sum(w) == steps][::-1]) / steps
+    """Non-negative weights that sum to one, `num_weights` along each edge.
+
+    Raises:
+        ArgumentError: if these are too many.
+    """
+    steps, bars = num_weights - 1, num_rates - 1
+    count = math.comb(steps + bars, bars)
+    if count > _DIRECTIONS:
+        raise ArgumentError(
+            f"num_weights={num_weights} makes {count} directions of {num_rates} rates, "
+            f"more than {_DIRECTIONS}. Lower num_weights."
+        )
+    # Each way to write `steps` as a sum: the gaps that bars leave in a row.
+    ends = np.array(list(itertools.combinations(range(steps + bars), bars)))
+    gaps = np.diff(ends, prepend=-1, append=steps + bars, axis=1) - 1
+    return gaps[::-1] / steps
 
 
 def _prices(

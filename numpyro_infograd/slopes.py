@@ -117,8 +117,9 @@ def _wrong(
         return [_judge(*both) for both in zip(values, slopes, strict=True)]
 
     keys = jax.random.split(jax.random.key(7), NUM_PROBES)
+    size = NUM_PROBES // _GROUPS
     groups = jax.tree.map(
-        lambda x: x.reshape(_GROUPS, -1, *x.shape[1:]), (noise, put, keys)
+        lambda x: x.reshape(_GROUPS, size, *x.shape[1:]), (noise, put, keys)
     )
     each = jax.vmap(draw, (None, None, 0, 0, 0))
     judged = jax.lax.map(lambda x: each(*x), (*lines, *groups))

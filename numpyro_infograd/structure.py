@@ -20,15 +20,22 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_key, as_real
+from numpyro_infograd.arguments import as_count, as_key, as_real
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import (
     ArgumentError,
     ModelError,
     ParameterError,
+    SiteError,
 )
 from numpyro_infograd.exogenous import Noise
-from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, noise_like
+from numpyro_infograd.noise import (
+    NoiseSpec,
+    base_points,
+    check_noise,
+    draw_noise,
+    noise_like,
+)
 from numpyro_infograd.program import Program
 from numpyro_infograd.text import html_table
 
@@ -139,6 +146,8 @@ class StructuralModel:
         """
         for name, constraint in self.constraints.items():
             for leaf in jax.tree.leaves(params[name]):
+                if isinstance(leaf, jax.core.Tracer):
+                    continue
                 if not np.all(np.asarray(constraint(leaf))):
                     raise ParameterError(
                         f"parameter {name!r} is outside its constraint {constraint}: "
@@ -198,8 +207,7 @@ class StructuralModel:
                 `rng_key` is no key.
         """
         rng_key = as_key(rng_key)
-        if num_samples < 1:
-            raise ArgumentError(f"num_samples must be at least 1, got {num_samples}.")
+        num_samples = as_count("num_samples", num_samples)
         if qmc and num_samples & (num_samples - 1):
             raise ArgumentError(
                 f"qmc=True needs num_samples to be a power of two, got {num_samples}: "
@@ -209,8 +217,17 @@ class StructuralModel:
         return draw_noise(self.spec, rng_key, num_samples, points)
 
     def evaluate(self, params: Mapping[str, Any], noise: Values) -> Values:
-        """Values of all sites, each (num_samples, *shape); deterministic."""
-        return simulate(self.forward, self.complete_params(params), dict(noise))
+        """Values of all sites, each (num_samples, *shape); deterministic.
+
+        Raises:
+            ParameterError: for an unknown name, another shape, or a value outside its
+                constraint.
+            ArgumentError: for noise that is not as `sample_noise` draws it.
+        """
+        complete = self.complete_params(params)
+        self.check_constraints(complete)
+        check_noise(self.spec, noise)
+        return simulate(self.forward, complete, dict(noise))
 
     def sample(
         self,
@@ -230,16 +247,33 @@ class StructuralModel:
         """site -> (parameters, noise) that its value depends on, at any distance."""
         return _label_dependencies(self.forward, self.params, noise_like(self.spec))
 
+    def _named(self, sites: Iterable[str]) -> tuple[str, ...]:
+        """Names of sites, or one of them, as a tuple.
+
+        Raises:
+            SiteError: for a name that no site has.
+        """
+        single = isinstance(sites, str) or not isinstance(sites, Iterable)
+        listed: tuple[Any, ...] = (sites,) if single else tuple(sites)
+        for name in listed:
+            if name not in self.site_info:
+                raise SiteError(
+                    f"the model has no site {name!r} (it has: "
+                    f"{', '.join(self.sites) or 'none'}). Name one of these."
+                )
+        return listed
+
     def params_of(self, sites: Iterable[str]) -> frozenset[str]:
         """Parameters that reach any of the sites."""
-        return frozenset().union(*(self._reach[s][0] for s in sites))
+        return frozenset().union(*(self._reach[s][0] for s in self._named(sites)))
 
     def noise_of(self, sites: Iterable[str]) -> frozenset[str]:
         """Names of the noise that reaches any of the sites."""
-        return frozenset().union(*(self._reach[s][1] for s in sites))
+        return frozenset().union(*(self._reach[s][1] for s in self._named(sites)))
 
     def noise_given(self, held: Sequence[str], sites: Iterable[str]) -> frozenset[str]:
         """Names of the noise that reaches the sites when other sites' values stand."""
+        held, sites = self._named(held), self._named(sites)
         if not held:
             return self.noise_of(sites)
         reach = _label_dependencies(
@@ -288,7 +322,13 @@ class StructuralModel:
         is left out: so discrete sites and root inputs may be in the set. With `whole`
         nothing is left out, as the value of an entropy needs.
         """
-        key = (tuple(sites), tuple(given), whole)
+        key = (self._named(sites), self._named(given), whole)
+        shared = sorted({*key[0]} & {*key[1]})
+        if shared:
+            raise ArgumentError(
+                f"sites and given share {', '.join(map(repr, shared))}. They must be "
+                "disjoint."
+            )
         if key not in self._densities:
             self._densities[key] = self._density(*key)
         return self._densities[key]
@@ -350,7 +390,7 @@ class StructuralModel:
 
     def forward_given(self, sites: Sequence[str]) -> Program:
         """The map from (params, noise, values of `sites`) to all values."""
-        key = tuple(sites)
+        key = self._named(sites)
         if key not in self._programs:
             self._programs[key] = Program.trace(
                 lambda params, noise, given: self.run(params, noise, given)[0],
@@ -366,7 +406,7 @@ class StructuralModel:
 
     def example(self, name: str) -> jax.ShapeDtypeStruct:
         """Shape and type of one draw of a site."""
-        site = self.site_info[name]
+        site = self.site_info[self._named(name)[0]]
         return jax.ShapeDtypeStruct(site.shape, site.dtype)
 
     # -- looking at it ----------------------------------------------------------

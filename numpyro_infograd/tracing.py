@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import functools
+import inspect
 from typing import Any
 import warnings
 
@@ -25,12 +26,17 @@ from numpyro.primitives import Messenger
 from numpyro_infograd import exogenous
 from numpyro_infograd.arguments import as_real, tracing
 from numpyro_infograd.density import Values
-from numpyro_infograd.errors import ArgumentError, ModelError
+from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import Site, StructuralModel
 
+# What NumPyro says of a distribution with bad parameters, and of what is none.
+_NO_LAW = {
+    "distribution got invalid": "Give other values, or a constraint in numpyro.param.",
+    "Invalid type for 'fn'": "Call the class of a distribution: dist.Normal(0.0, 1.0).",
+}
 # Supports with fewer dimensions than values: a density on them is none on R^d.
 _THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")
 
@@ -55,6 +61,7 @@ class _Generate(Messenger):
         self.scored, self.cut, self.rng_key = scored, cut, rng_key
         self.sites: dict[str, Site] = {}
         self.param_values: dict[str, Any] = {}
+        self.unset = ""  # the last parameter, if it has no value
         self.constraints: dict[str, Any] = {}
         self.values: Values = {}
         self.log_prob: Values = {}
@@ -67,6 +74,8 @@ class _Generate(Messenger):
     # -- what a message means ------------------------------------------------------
 
     def process_message(self, msg: Any) -> None:
+        if msg["type"] in ("sample", "deterministic", "param"):
+            _check_name(msg["name"])
         handle = {
             "sample": self._sample,
             "deterministic": self._deterministic,
@@ -254,8 +263,16 @@ class _Generate(Messenger):
             )
 
 
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise ModelError(
+            f"the model has a site or a parameter named {name!r}: names are strings."
+        )
+
+
 def _record_param(run: _Generate, msg: Any) -> None:
     name, value = msg["name"], msg["value"]
+    run.unset = name if value is None else ""
     if value is None:  # flax_module looks a parameter up before it makes it
         return
     leaves = jax.tree.leaves(value)
@@ -263,8 +280,15 @@ def _record_param(run: _Generate, msg: Any) -> None:
         not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves
     ):
         return  # random_flax_module and its kin leave the shapes of priors here
+    constraint = msg["kwargs"].get("constraint", constraints.real)
+    if not isinstance(constraint, constraints.Constraint):
+        raise ParameterError(
+            f"parameter {name!r} has the constraint {constraint!r}, which is none of "
+            "numpyro.distributions.constraints. Write constraint=constraints.positive, "
+            "and call those that take bounds."
+        )
     run.param_values[name] = value
-    run.constraints[name] = msg["kwargs"].get("constraint", constraints.real)
+    run.constraints[name] = constraint
 
 
 def _support(support: Any) -> str:
@@ -350,6 +374,15 @@ def structural_model(
         >>> ig.structural_model(model).parents
         {'x': (), 'y': ('x', 'a')}
     """
+    return trace_model(model, args, kwargs)
+
+
+def trace_model(
+    model: Callable[..., Any] | StructuralModel,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> StructuralModel:
+    """`structural_model`, for arguments of any name."""
     if isinstance(model, StructuralModel):
         if args or kwargs:
             raise ArgumentError(
@@ -367,13 +400,19 @@ def structural_model(
         with tracing("the model", error=ModelError), messenger:
             try:
                 model(*args, **kwargs)
-            except ValueError as error:
-                if "distribution got invalid" not in str(error):
+            except (TypeError, ValueError) as error:
+                _check_call(model, args, kwargs)
+                if messenger.unset:
+                    raise ParameterError(
+                        f"parameter {messenger.unset!r} has no value. Give it one, "
+                        f"numpyro.param({messenger.unset!r}, 1.0)."
+                    ) from error
+                advice = [text for say, text in _NO_LAW.items() if say in str(error)]
+                if not advice:
                     raise
                 seen = "".join(f" after site {s!r}" for s in [*messenger.sites][-1:])
                 raise ModelError(
-                    f"a distribution{seen} is not valid: {error} Give other values, or "
-                    "a constraint in numpyro.param."
+                    f"a distribution{seen} is not valid: {error} {advice[0]}"
                 ) from error
 
     def explore(concrete: bool) -> _Generate:
@@ -389,6 +428,12 @@ def structural_model(
         return messenger
 
     seen = explore(concrete=False)
+    shared = [name for name in seen.param_values if name in seen.sites]
+    if shared:
+        raise ModelError(
+            f"{shared[0]!r} is the name of a parameter and of a site. Give each a name "
+            "of its own."
+        )
     leaves = jax.tree.leaves(seen.param_values)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         seen = explore(concrete=True)  # an initial value is computed by the model
@@ -409,6 +454,28 @@ def structural_model(
     )
     forward = Program.trace(lambda p, n: run(p, n, {})[0], params, noise_like(laws))
     return StructuralModel(params, seen.constraints, seen.sites, run, forward)
+
+
+def _check_call(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise where a model that failed does not take such arguments.
+
+    Raises:
+        ArgumentError: naming the argument.
+    """
+    try:
+        signature = inspect.signature(model)
+    except (TypeError, ValueError):
+        return  # it does not say what it takes
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ArgumentError(
+            f"the model cannot be called with these arguments: {error}. Give them as "
+            "model_args=(...) and model_kwargs={...}; structural_model and the methods "
+            "of InfoMax take them directly."
+        ) from None
 
 
 def _check_finite(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -17,10 +17,10 @@ import jax
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import (
     as_args,
+    as_count,
     as_floats,
     as_key,
     as_power_of_two,
-    use_mesh,
 )
 from numpyro_infograd.calibrate.fit import LEVELS, NUM_STEPS, Fit, Settings
 from numpyro_infograd.calibrate.recordings import as_recordings, check_observed
@@ -37,7 +37,7 @@ from numpyro_infograd.optimize.step import (
 from numpyro_infograd.problem import admit
 from numpyro_infograd.scores.network import Network, check_network, perceptron
 from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.tracing import structural_model
+from numpyro_infograd.tracing import trace_model
 
 __all__ = ["Calibration", "TwoSample", "calibrate"]
 
@@ -61,7 +61,6 @@ def calibrate(
     allow_jumps: bool = False,
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
-    mesh: jax.sharding.Mesh | None = None,
 ) -> Calibration:
     """Find the parameters for which a model's outputs have the law of recorded ones.
 
@@ -104,7 +103,6 @@ def calibrate(
         allow_jumps: As in `gradient`.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
-        mesh: Devices to spread draws of the twin over, a power of two of them.
 
     Returns:
         A `Calibration`: parameters with standard errors and bootstrap draws, the
@@ -135,66 +133,60 @@ def calibrate(
     check_network(network, hidden)
     check_projection(projection)
     as_power_of_two("num_samples", num_samples, 256)
-    for name, count, least in (
-        ("num_steps", 1 if num_steps is None else num_steps, 1),
-        ("num_draws", num_draws, 20),
-    ):
-        if not isinstance(count, (int, np.integer)) or count < least:
-            raise ArgumentError(
-                f"{name} must be an int of at least {least}, got {count!r}."
-            )
+    if num_steps is not None:
+        num_steps = as_count("num_steps", num_steps)
+    num_draws = as_count("num_draws", num_draws, 20)
     check_observed(observed)
-    with use_mesh(mesh):
-        sm = structural_model(model, *args, **kwargs)
-        recorded = as_recordings(observed, sm)
-        sites = Entropy(tuple(recorded))
-        sm, params = admit(sites, sm, (), {}, init_params)
-        if not sm.params_of(tuple(recorded)):
-            raise ArgumentError(
-                f"no parameter reaches {', '.join(map(repr, recorded))}: mark what can "
-                "be tuned with numpyro.param."
-            )
-        if projection is not None:
-            params = project(projection, params)
-        else:
-            sm.check_constraints(params)
-            check_interior(params, sm.constraints)
-        checks.check_finite(sites, sm, params)
-        checks.check_gradient(sites, sm, params, allow_jumps)
-        density = sm.density(tuple(name for name in sm.sites if name in recorded))
-        levels = _check_levels(noise_levels)
-        warnings: tuple[str, ...] = ()
-        smooth, why = _is_smooth(sm, density, params)
-        seen = LEVELS if smooth else LEVELS[1:]
-        used = levels or (seen if divergence == "fisher" else seen[:1])
-        if not smooth and used[0] == 0.0:
-            raise ArgumentError(
-                f"noise_levels starts at 0, but {why}: a score misses what happens "
-                "there. Give positive levels."
-            )
-        if not smooth and levels is None:
-            warnings = (f"{why}: its law is seen through noise at every level.",)
-        width = min(max(8 * sum(density.sizes), 32), 128)
-        settings = Settings(
-            divergence,
-            used,
-            seen,
-            optimizer,
-            projection,
-            network or perceptron(hidden or (width, width)),
-            num_steps or NUM_STEPS,
-            num_samples,
-            num_draws,
+    sm = trace_model(model, args, kwargs)
+    recorded = as_recordings(observed, sm)
+    sites = Entropy(tuple(recorded))
+    sm, params = admit(sites, sm, (), {}, init_params)
+    if not sm.params_of(tuple(recorded)):
+        raise ArgumentError(
+            f"no parameter reaches {', '.join(map(repr, recorded))}: mark what can "
+            "be tuned with numpyro.param."
         )
-        recorded = {name: recorded[name] for name in density.sites}
-        fit = Fit(sm, density, params, recorded, settings, key, warnings)
-        found = fit.run(progress_bar)
-        if used[0] == 0.0:
-            still, why = _is_smooth(sm, density, found.params)
-            if not still:
-                doubt = f"at the end {why}: give positive noise_levels."
-                found = replace(found, warnings=(*found.warnings, doubt))
-        return found
+    if projection is not None:
+        params = project(projection, params)
+    else:
+        sm.check_constraints(params)
+        check_interior(params, sm.constraints)
+    checks.check_finite(sites, sm, params)
+    checks.check_gradient(sites, sm, params, allow_jumps)
+    density = sm.density(tuple(name for name in sm.sites if name in recorded))
+    levels = _check_levels(noise_levels)
+    warnings: tuple[str, ...] = ()
+    smooth, why = _is_smooth(sm, density, params)
+    seen = LEVELS if smooth else LEVELS[1:]
+    used = levels or (seen if divergence == "fisher" else seen[:1])
+    if not smooth and used[0] == 0.0:
+        raise ArgumentError(
+            f"noise_levels starts at 0, but {why}: a score misses what happens "
+            "there. Give positive levels."
+        )
+    if not smooth and levels is None:
+        warnings = (f"{why}: its law is seen through noise at every level.",)
+    width = min(max(8 * sum(density.sizes), 32), 128)
+    settings = Settings(
+        divergence,
+        used,
+        seen,
+        optimizer,
+        projection,
+        network or perceptron(hidden or (width, width)),
+        num_steps or NUM_STEPS,
+        num_samples,
+        num_draws,
+    )
+    recorded = {name: recorded[name] for name in density.sites}
+    fit = Fit(sm, density, params, recorded, settings, key, warnings)
+    found = fit.run(progress_bar)
+    if used[0] == 0.0:
+        still, why = _is_smooth(sm, density, found.params)
+        if not still:
+            doubt = f"at the end {why}: give positive noise_levels."
+            found = replace(found, warnings=(*found.warnings, doubt))
+    return found
 
 
 def _check_levels(levels: Any) -> tuple[float, ...] | None:

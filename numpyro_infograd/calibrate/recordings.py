@@ -62,9 +62,11 @@ def as_recordings(
         )
     step = np.spacing(np.abs(flat).max(axis=0)) / flat.std(axis=0)
     if np.any(step > _COARSE):
+        owners = [name for name, a in found.items() for _ in range(a[0].size)]
         raise ArgumentError(
-            f"recordings are so far from zero that {flat.dtype} rounds them to "
-            f"{step.max():.1%} of their spread. Subtract an offset, in the model too."
+            f"the recordings of {owners[np.argmax(step)]!r} are so far from zero that "
+            f"{flat.dtype} rounds them to {step.max():.1%} of their spread. Subtract "
+            "an offset, in the model too."
         )
     by_chance = number * np.prod(step)  # rows that rounding alone makes equal
     repeated = number - len(np.unique(flat, axis=0))
@@ -118,7 +120,8 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
             f"the recordings of {name!r} must be numbers, got values of type "
             f"{array.dtype}. Convert them: .astype(float)."
         )
-    array = array.astype(jnp.zeros(()).dtype)  # as the model computes
+    with np.errstate(over="ignore"):  # what is infinite is refused as that
+        array = array.astype(jnp.zeros(()).dtype)  # as the model computes
     if array.shape[1:] != site.shape or array.ndim == 0:
         wanted = ", ".join(("num_recordings", *map(str, site.shape)))
         raise ArgumentError(
@@ -128,7 +131,8 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
         )
     if np.ma.is_masked(value):
         array = np.where(np.ma.getmaskarray(value), np.nan, array)
-    missing = int(np.sum(~np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
+    rows = array.reshape(len(array), site.size)
+    missing = int(np.sum(~np.isfinite(rows).all(axis=1)))
     if missing:
         raise ArgumentError(
             f"{missing} of {len(array)} recordings of {name!r} have missing (NaN, "
@@ -141,7 +145,7 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
             f"{wrong} recorded values of {name!r} are outside the support of its "
             f"distribution, {site.distribution}."
         )
-    spread = np.ptp(array.reshape(len(array), -1), axis=0) if len(array) else [1.0]
+    spread = np.ptp(rows, axis=0) if len(array) else [1.0]
     if not np.all(spread):
         column = np.unravel_index(int(np.argmin(spread)), site.shape)
         where = f"component {tuple(map(int, column))} of {name!r}" if column else name

@@ -182,7 +182,7 @@ def check_scores(
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
-    other = None if against is None else resolve_method(against)
+    other = None if against is None else resolve_method(against, "against")
     if isinstance(other, (str, Exact)):
         raise ArgumentError(
             f"against must be a method that learns, or None, got {against!r}."
@@ -190,6 +190,7 @@ def check_scores(
     as_power_of_two("num_samples", num_samples, 256)
     sm, complete = admit(objective, model, args, kwargs, params)
     sm.check_constraints(complete)
+    checks.check_tunable(sm)
     checks.check_finite(objective, sm, complete)
     checks.check_gradient(objective, sm, complete, allow_jumps)
     fit_key, sample_key, other_key = jax.random.split(key, 3)

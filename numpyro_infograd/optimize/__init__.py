@@ -12,7 +12,13 @@ import jax
 
 from numpyro_infograd.arguments import as_args, use_mesh
 from numpyro_infograd.errors import ConstraintError
-from numpyro_infograd.objectives import MI, Constraint, Objective, Sites
+from numpyro_infograd.objectives import (
+    MI,
+    Constraint,
+    Objective,
+    Sites,
+    check_is_objective,
+)
 from numpyro_infograd.optimize.annealing import Annealing
 from numpyro_infograd.optimize.infomax import InfoMax
 from numpyro_infograd.optimize.result import Result
@@ -118,16 +124,16 @@ def maximize(
         allow_jumps=allow_jumps,
     )
     with use_mesh(mesh):
-        return ascent.run(
+        return ascent.ascend(
             rng_key,
             num_steps,
-            *args,
-            progress_bar=progress_bar,
-            init_params=init_params,
-            num_restarts=num_restarts,
-            annealing=annealing,
-            checkpoint=checkpoint,
-            **kwargs,
+            args,
+            kwargs,
+            progress_bar,
+            init_params,
+            num_restarts,
+            annealing,
+            checkpoint,
         )
 
 
@@ -139,6 +145,7 @@ def minimize(
     Returns:
         A `Result` whose estimate is of `objective` itself.
     """
+    check_is_objective(objective)
     try:
         return _negated(maximize(-objective, model, **settings))
     except ConstraintError as error:

@@ -6,13 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_key, as_power_of_two
+from numpyro_infograd.arguments import as_count, as_key, as_power_of_two
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.gradient import choose, fit_scores
@@ -52,7 +50,7 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Exact, resolve_method
 from numpyro_infograd.scores.exact import GaussianEntropies
 from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.tracing import structural_model
+from numpyro_infograd.tracing import trace_model
 
 _STEP_SAMPLES = {"Mixture": 2048, "Denoising": 4096}
 
@@ -145,10 +143,11 @@ class InfoMax:
 
         Without arguments it may stand inside `jax.jit` and `jax.lax.scan`.
         """
+        self._check_state(state)
         if args or kwargs:
             self._repose(args, kwargs, self.get_params(state))
             self._parts = self.make_parts(self.get_params(state))
-        assert self._parts is not None, "call init first"
+        assert self._parts is not None
         setting, system = self._parts
         batch = jax.tree.map(lambda x: x[None], state)
         batch, infos = ascend_many(setting, system, batch, jnp.ones(1))
@@ -157,6 +156,7 @@ class InfoMax:
 
     def get_params(self, state: InfoMaxState) -> dict[str, Any]:
         """Parameters of a state, in constrained space."""
+        self._check_state(state)
         return constrained(state.free, self.constraints())
 
     def run(
@@ -188,10 +188,34 @@ class InfoMax:
             ArgumentError: for a number of steps or restarts below one, or an annealing
                 that is not positive.
         """
-        for name, number in (("num_steps", num_steps), ("num_restarts", num_restarts)):
-            whole = isinstance(number, (int, np.integer))
-            if number is not None and not (whole and number > 0):
-                raise ArgumentError(f"{name} must be a positive int, got {number!r}.")
+        return self.ascend(
+            rng_key,
+            num_steps,
+            args,
+            kwargs,
+            progress_bar,
+            init_params,
+            num_restarts,
+            annealing,
+            checkpoint,
+        )
+
+    def ascend(
+        self,
+        rng_key: jax.Array | None,
+        num_steps: int | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        progress_bar: bool,
+        init_params: Mapping[str, Any] | None,
+        num_restarts: int,
+        annealing: Annealing,
+        checkpoint: Any,
+    ) -> Result:
+        """`run`, for arguments of the model of any name."""
+        if num_steps is not None:
+            num_steps = as_count("num_steps", num_steps)
+        num_restarts = as_count("num_restarts", num_restarts)
         rng_key = as_key(rng_key)
         params = self._pose(rng_key, args, kwargs, init_params)
         starts = [params]
@@ -201,17 +225,30 @@ class InfoMax:
         run = Run(self, rng_key, starts, num_steps, progress_bar, annealing, checkpoint)
         return run.result()
 
+    def _check_state(self, state: Any) -> None:
+        """Raise for what is no state of this ascent.
+
+        Raises:
+            ArgumentError: before `init`, or for the state of another model.
+        """
+        if self._parts is None:
+            raise ArgumentError("this InfoMax has no state yet: call init first.")
+        assert self.problem is not None
+        ours: Any = jax.tree.structure(self.problem.sm.params)
+        known = isinstance(state, InfoMaxState)
+        if not known or jax.tree.structure(state.free) != ours:
+            raise ArgumentError(
+                f"state must be an InfoMaxState of this model, got {state!r:.80}. Take "
+                "what init or update returned; update returns a StepInfo as well."
+            )
+
     # -- posing -------------------------------------------------------------------
 
     def _pose(
         self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
     ) -> dict[str, Any]:
         sm, params = admit(self.objective, self.model, args, kwargs, init_params)
-        if not params:
-            raise ArgumentError(
-                "the model has no parameters: mark what can be tuned with "
-                "numpyro.param."
-            )
+        checks.check_tunable(sm)
         if self.projection is not None:
             params = project(self.projection, params)
         else:
@@ -228,9 +265,9 @@ class InfoMax:
 
     def _repose(self, args: Any, kwargs: Any, params: Any) -> None:
         """Take new arguments; where they change the computation, check all anew."""
-        assert self.problem is not None, "call init first"
+        assert self.problem is not None
         old = self.problem
-        sm = structural_model(self.model, *args, **kwargs)
+        sm = trace_model(self.model, args, kwargs)
         if sm.forward.code == (old.sm.clean or old.sm).forward.code:
             if old.sm.appended:
                 sm = append_noise(sm, old.sm.appended)
@@ -254,7 +291,7 @@ class InfoMax:
         self.problem = new
 
     def constraints(self) -> dict[str, Any] | None:
-        assert self.problem is not None, "call init first"
+        assert self.problem is not None
         if self.projection is not None:
             return None
         return self.problem.sm.constraints

@@ -19,7 +19,7 @@ from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd.arguments import tracing
 from numpyro_infograd.density import Density
-from numpyro_infograd.errors import ArgumentError, InfogradError, ParameterError
+from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.gradient import fit_scores
 from numpyro_infograd.noise import NoiseSpec, draw_noise
 from numpyro_infograd.objectives import Means
@@ -185,23 +185,31 @@ def project(projection: Projection, params: Any) -> dict[str, Any]:
             returns something else.
     """
     shapes = jax.tree.map(jnp.shape, params)
-    with tracing("projection", f"the parameters {', '.join(params)}. Use these"):
-        try:
-            projected = jax.eval_shape(projection, params)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, (InfogradError, jax.errors.JAXTypeError)):
-                raise
-            raise ArgumentError(
-                f"projection failed on the dict of all parameters: {error} What "
-                "works on one array goes to each: lambda p: {n: f(v) for n, v in "
-                "p.items()}."
-            ) from error
+    holds = (
+        f"the dict of the parameters {', '.join(params)}. Use these; what works on one "
+        "array goes to each: lambda p: {n: f(v) for n, v in p.items()}"
+    )
+    with tracing("projection", holds):
+        projected = jax.eval_shape(projection, params)
     if jax.tree.map(lambda x: x.shape, projected) != shapes:
         raise ArgumentError(
             "projection must return a dict like the parameters, got "
             f"{projected!r}. Return all of them, in these shapes: {shapes}."
         )
-    return cast(projection(params), params)
+    kinds = {str(x.dtype) for x in jax.tree.leaves(projected)}
+    if not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
+        raise ArgumentError(
+            f"projection must return floats, as the parameters are, got "
+            f"{', '.join(sorted(kinds))}. Return real numbers, and round none."
+        )
+    moved = cast(projection(params), params)
+    for name, value in moved.items():
+        if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(value)):
+            raise ArgumentError(
+                f"projection takes parameter {name!r} from {params[name]!r:.80} to "
+                f"{value!r:.80}, which is not finite. Guard its divisions and roots."
+            )
+    return moved
 
 
 def _elementwise(constraint: Any) -> bool:
@@ -397,13 +405,14 @@ def as_optax(optimizer: Any) -> optax.GradientTransformation:
     """
     if optimizer is None:
         return _default_optimizer()
-    if hasattr(optimizer, "init") and hasattr(optimizer, "get_params"):
+    made = hasattr(optimizer, "init") and not isinstance(optimizer, type)
+    if made and hasattr(optimizer, "get_params"):
         return _from_numpyro(optimizer)
-    if hasattr(optimizer, "init") and hasattr(optimizer, "update"):
+    if made and hasattr(optimizer, "update"):
         return optimizer
     raise ArgumentError(
         f"optimizer must be an optax GradientTransformation or a numpyro optimizer, "
-        f"got {optimizer!r}."
+        f"got {optimizer!r}. Call what makes one, such as optax.adam(0.1)."
     )
 
 

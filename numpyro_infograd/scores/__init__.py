@@ -40,7 +40,7 @@ REGISTRY: dict[str, type[Exact | ScoreMethod]] = {
 }
 
 
-def resolve_method(scores: object) -> str | Exact | ScoreMethod:
+def resolve_method(scores: object, name: str = "scores") -> str | Exact | ScoreMethod:
     """A score method from its name or itself; "auto" stays as it is.
 
     Raises:
@@ -52,11 +52,18 @@ def resolve_method(scores: object) -> str | Exact | ScoreMethod:
         if scores in REGISTRY:
             return REGISTRY[scores]()
     elif isinstance(scores, type):
-        raise ArgumentError(f"scores={scores.__name__} is a class: call it first.")
+        raise ArgumentError(f"{name}={scores.__name__} is a class: call it first.")
     elif isinstance(scores, (Exact, ScoreMethod)):
+        try:
+            hash(scores)
+        except TypeError as error:
+            raise ArgumentError(
+                f"{name}={type(scores).__name__}(...) must have a hash: {error}. Write "
+                "@dataclass(frozen=True), with numbers, strings and tuples alone."
+            ) from None
         return scores
-    known = ", ".join(repr(name) for name in ("auto", *REGISTRY))
+    known = ", ".join(map(repr, ("auto", *REGISTRY)))
     raise ArgumentError(
-        f"scores must be one of {known} or a numpyro_infograd.scores.ScoreMethod, "
+        f"{name} must be one of {known} or a numpyro_infograd.scores.ScoreMethod, "
         f"got {scores!r}."
     )

@@ -6,11 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.arguments import is_real, tracing
 from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import ArgumentError, ScoreError
+from numpyro_infograd.objectives import names
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
 ScoreFunction = Callable[[Any, Values], Any]
@@ -47,9 +51,15 @@ class Analytic(ScoreMethod):
             )
         self.num_samples = num_samples
         self.functions = {
-            frozenset((sites,) if isinstance(sites, str) else sites): fn
+            frozenset(names(sites, "a key of Analytic")): fn
             for sites, fn in functions.items()
         }
+        for sites, fn in functions.items():
+            if not callable(fn):
+                raise ArgumentError(
+                    f"Analytic needs a function for {sites!r}, got {fn!r:.80}. Write "
+                    "fn(params, values) for one sample."
+                )
 
     def check(self, density: Density) -> None:
         """Raise unless a function covers the density, or its score is known anyway."""
@@ -70,29 +80,39 @@ class Analytic(ScoreMethod):
     ) -> Scores:
         """The user's function over a batch."""
         fn = self.functions[frozenset(density.all_sites)]
+        what = f"the Analytic score of {density.all_sites}"
+        holds = (
+            f"the parameters {', '.join(params)} and one sample of the sites "
+            f"{', '.join(density.all_sites)}. Write fn(params, values) in these"
+        )
 
         def one(sample: Values) -> Values:
-            score = fn(params, sample)
+            with tracing(what, holds, ScoreError):
+                score = fn(params, sample)
             if not isinstance(score, Mapping):
                 if len(density.blocks) != 1:
                     raise ScoreError(
-                        f"the Analytic score of {density.all_sites} must return a dict "
-                        f"with entries for {density.blocks}, got {score!r}."
+                        f"{what} must return a dict with entries for "
+                        f"{density.blocks}, got {score!r:.80}."
                     )
                 score = {density.blocks[0]: score}
             missing = [name for name in density.blocks if name not in score]
             if missing:
                 raise ScoreError(
-                    f"the Analytic score of {density.all_sites} lacks {missing}."
+                    f"{what} lacks {missing}. Add them to what it returns."
                 )
-            picked = {name: jnp.asarray(score[name]) for name in density.blocks}
-            for name, array in picked.items():
-                if array.shape != sample[name].shape:
+            picked = {name: score[name] for name in density.blocks}
+            for name, each in picked.items():
+                shape, wanted = np.shape(each), sample[name].shape
+                if shape != wanted:
                     raise ScoreError(
-                        f"the Analytic score of {density.all_sites} has shape "
-                        f"{array.shape} for {name!r}, expected {sample[name].shape}."
+                        f"{what} has shape {shape} for {name!r}, expected {wanted}."
                     )
-            return picked
+                if not is_real(each):
+                    raise ScoreError(
+                        f"{what} must be real numbers, got {each!r:.80} for {name!r}."
+                    )
+            return jax.tree.map(jnp.asarray, picked)
 
         inside = {name: values[name] for name in density.all_sites}
         return Scores(jax.vmap(one)(inside), None, {})

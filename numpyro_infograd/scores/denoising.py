@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_floats
+from numpyro_infograd.arguments import as_floats, check_numbers
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
@@ -70,10 +70,8 @@ class Denoising(Learned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.noise_variance is not None and not self.noise_variance > 0:
-            raise ArgumentError(
-                f"noise_variance must be positive, got {self.noise_variance}."
-            )
+        if self.noise_variance is not None:
+            check_numbers(self, "noise_variance")
         levels = as_floats("noise_levels", self.noise_levels)
         rising = all(a < b for a, b in zip(levels[:-1], levels[1:], strict=True))
         if len(levels) < 2 or not 0 < levels[0] or not rising or levels[-1] == math.inf:

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.arguments import as_power_of_two, check_numbers
 from numpyro_infograd.density import Density, Values
-from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import (
@@ -66,8 +65,7 @@ class Kernel(ScoreMethod):
 
     def __post_init__(self) -> None:
         as_power_of_two("num_points", self.num_points, 32)
-        if not 0 < self.share < 1:
-            raise ArgumentError(f"share must be in (0, 1), got {self.share}.")
+        check_numbers(self, "share", high=1.0)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """The point set of a pool."""

@@ -18,7 +18,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two, check_counts, check_rate
+from numpyro_infograd.arguments import as_power_of_two, check_counts, check_numbers
 from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import base_points, student
@@ -98,13 +98,13 @@ class Learned(ScoreMethod):
     refit: int | str = "auto"
 
     def __post_init__(self) -> None:
+        check_counts(self, "num_networks", "num_steps", "num_warm_steps", "batch_size")
         if self.num_networks not in (2, 4, 8):
             raise ArgumentError(
                 f"num_networks must be 2, 4 or 8, got {self.num_networks}."
             )
         check_network(self.network, self.hidden)
-        check_rate(self)
-        check_counts(self, "num_steps", "num_warm_steps", "batch_size")
+        check_numbers(self, "learning_rate")
         for name in ("pool_size", "warm_pool_size"):
             as_power_of_two(name, getattr(self, name), 256)
         if self.batch_size < self.num_networks:
@@ -112,7 +112,7 @@ class Learned(ScoreMethod):
                 f"batch_size is {self.batch_size}: too few for {self.num_networks} "
                 "networks to share."
             )
-        whole = isinstance(self.refit, int) and self.refit > 0
+        whole = type(self.refit) is int and self.refit > 0
         if not whole and self.refit != "auto":
             raise ArgumentError(
                 f"refit must be a positive number of steps or 'auto', got "

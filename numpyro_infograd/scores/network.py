@@ -158,7 +158,7 @@ class Ensemble:
         key = jax.eval_shape(lambda: jax.random.key(0))
         try:
             jax.eval_shape(lambda key: self.init(key, 2), key)
-        except (IndexError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ArgumentError):
                 raise
             raise ArgumentError(

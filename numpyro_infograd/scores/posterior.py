@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd import guides
-from numpyro_infograd.arguments import as_power_of_two, check_counts, check_rate
+from numpyro_infograd.arguments import as_power_of_two, check_counts, check_numbers
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, draw_noise
@@ -33,6 +33,7 @@ from numpyro_infograd.structure import StructuralModel
 _MEMBERS = 4
 _LOST = 0.02  # nats on held-out samples that may be lost to chance
 _FEW = 2  # inputs that a mixture of normal laws describes well
+_CHECKED = 256  # draws that a model of yours must be a law of
 _SYMBOLS = 256  # values of discrete inputs that a classifier tells apart
 
 
@@ -96,12 +97,21 @@ class Posterior(ScoreMethod):
 
     def __post_init__(self) -> None:
         check_network(self.network, self.hidden)
-        check_rate(self)
+        check_numbers(self, "learning_rate")
         check_counts(
             self, "num_components", "num_steps", "num_warm_steps", "batch_size"
         )
         for name in ("pool_size", "warm_pool_size"):
             as_power_of_two(name, getattr(self, name), 256)
+        if self.batch_size < _MEMBERS:
+            raise ArgumentError(
+                f"batch_size is {self.batch_size}: too few for {_MEMBERS} fits to "
+                "share."
+            )
+        if not isinstance(self.symbols, tuple):
+            raise ArgumentError(
+                f"symbols are found in the model, got {self.symbols!r}: leave them out."
+            )
         if self.model is not None and not callable(self.model):
             raise ArgumentError(f"model must be a NumPyro model, got {self.model!r}.")
 
@@ -112,13 +122,22 @@ class Posterior(ScoreMethod):
 
         Raises:
             ScoreError: if some inputs are discrete and others are not, or they take
-                too many values.
+                too many values; if a model of yours is no law of the inputs.
         """
         sites = {s for d in densities for s in d.sites}
-        kinds = {sm.site_info[s].discrete for s in sites}
-        if self.model is not None or kinds <= {False}:
+        discrete = frozenset(s for s in sites if sm.site_info[s].discrete)
+        if self.model is not None:
+            noise = draw_noise(sm.spec, jax.random.key(4), _CHECKED)
+            values = simulate(sm.forward, params, noise)
+            for density in densities:
+                own, given = (
+                    {s: values[s] for s in part}
+                    for part in (density.sites, density.given)
+                )
+                guides.check(self.model, own, given, discrete.intersection(own))
+        if self.model is not None or not discrete:
             return self
-        if kinds != {True} or len(densities) != 1:
+        if discrete != sites or len(densities) != 1:
             raise ScoreError(
                 f"scores='posterior' needs inputs that are all continuous, or one set "
                 f"of discrete ones, got {sorted(sites)}. Give scores.Posterior(model=)."
@@ -148,7 +167,7 @@ class Posterior(ScoreMethod):
         found = super().doubts(density, evidence)
         gain = evidence["log_likelihood_gain"]
         inputs = sum(density.sizes[: len(density.sites)])
-        if gain < -_LOST:
+        if not gain >= -_LOST:  # or NaN
             found.append(
                 f"training made the posterior of {density.label!r} worse on held-out "
                 f"samples ({gain:+.2g} nats) and was undone: "
@@ -310,7 +329,7 @@ class Posterior(ScoreMethod):
         """Parameters of one fit."""
         if self.model is not None:
             given = {name: one[name] for name in density.given}
-            return guides.initial_params(self.model, density.sites, given, rng_key)
+            return guides.initial_params(self.model, given, rng_key)
         body_key, offset_key, place_key = jax.random.split(rng_key, 3)
         ensemble = self._ensemble(density)
         networks = ensemble.init(body_key, 1)

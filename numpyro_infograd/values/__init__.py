@@ -109,6 +109,7 @@ def estimate(
     args, kwargs = as_args(model_args, model_kwargs)
     with use_mesh(mesh):
         sm, complete = admit(objective, model, args, kwargs, params)
+        sm.check_constraints(complete)
         found = value_of(objective, sm, complete, key, chosen, num_samples)
     return found.in_bits() if unit == "bits" else found
 
@@ -170,7 +171,7 @@ def null_check(
     sm, _ = admit(objective, model, args, kwargs, params)
     a, c = names(inputs, "inputs"), names(given, "given")
     shuffled = decouple(sm, a, c)
-    if settings.get("method", "auto") == "auto":
+    if isinstance(_resolve(settings.get("method", "auto")), str):  # "auto"
         settings["method"] = estimate(objective, sm, **settings).method
     found = estimate(objective, shuffled, **settings)
     if abs(found.value) > 3 * found.standard_error + 1e-4:
@@ -195,9 +196,20 @@ def value_of(
     checks.check_rank(objective, sm, params)
 
     def by(estimator: Any) -> Estimate:
+        name = type(estimator).__name__
         if num_samples is not None:
-            estimator = replace(estimator, num_samples=num_samples)
-        found: Estimate = estimator.value(objective, sm, params, rng_key)
+            try:
+                estimator = replace(estimator, num_samples=num_samples)
+            except TypeError:
+                raise ArgumentError(
+                    f"method={name}(...) is no dataclass with a num_samples to set: "
+                    "leave num_samples out."
+                ) from None
+        found = estimator.value(objective, sm, params, rng_key)
+        if not isinstance(found, Estimate):
+            raise ArgumentError(
+                f"{name}.value must return a values.Estimate, got {found!r:.80}."
+            )
         return found
 
     found = _auto(objective, sm, by) if isinstance(method, str) else by(method)

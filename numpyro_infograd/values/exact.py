@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
+from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.objectives import Objective, resolve, trace_expectations
-from numpyro_infograd.problem import check_num_samples
+from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.scores.exact import (
     GaussianEntropies,
     why_not_exact,
@@ -35,7 +36,7 @@ class Exact:
     num_samples: int = 2**16
 
     def __post_init__(self) -> None:
-        check_num_samples(self.num_samples, None)
+        as_power_of_two("num_samples", self.num_samples, 16 * REPLICATES)
 
     def value(
         self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array

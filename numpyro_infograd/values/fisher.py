@@ -28,7 +28,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from numpyro_infograd.arguments import as_power_of_two, check_counts, check_widths
+from numpyro_infograd.arguments import (
+    as_power_of_two,
+    check_counts,
+    check_numbers,
+    check_widths,
+)
 from numpyro_infograd.density import Density, simulate
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
@@ -96,12 +101,11 @@ class Fisher:
 
     def __post_init__(self) -> None:
         as_power_of_two("num_samples", self.num_samples, 64 * REPLICATES)
-        if self.num_networks < 2 or self.num_networks % 2:
-            raise ArgumentError(
-                f"num_networks must be even and at least 2, got {self.num_networks}."
-            )
+        check_counts(self, "num_networks", "num_steps", "batch_size")
+        check_numbers(self, "learning_rate")
+        if self.num_networks % 2:
+            raise ArgumentError(f"num_networks must be even, got {self.num_networks}.")
         check_widths(self.hidden)
-        check_counts(self, "num_steps", "batch_size")
         if self.batch_size < self.num_networks:
             raise ArgumentError(
                 f"batch_size is {self.batch_size}: too few for {self.num_networks} "

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
+from numpyro_infograd.arguments import as_count, as_number, tracing
 from numpyro_infograd.edits import POSITION, along
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.gradient import choose, estimate_gradient
@@ -57,22 +58,18 @@ class Path:
     num_samples: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_nodes, int) or self.num_nodes < 4:
+        as_count("num_nodes", self.num_nodes, 4)
+        if self.way is not None and not callable(self.way):
             raise ArgumentError(
-                f"num_nodes must be a whole number of at least 4, got "
-                f"{self.num_nodes!r}."
+                f"way must be a function from [0, 1] to parameters, got {self.way!r}."
             )
         if not isinstance(self.reference, Mapping | None):
             raise ArgumentError(
                 f"reference must be a dict from names of parameters to values, got "
                 f"{self.reference!r}."
             )
-        known = 0.0 if self.reference_value is None else self.reference_value
-        number = np.ndim(known) == 0 and np.asarray(known).dtype.kind in "fiu"
-        if not number or not np.isfinite(known):
-            raise ArgumentError(
-                f"reference_value must be a finite number, got {known!r}."
-            )
+        if self.reference_value is not None:
+            as_number("reference_value", self.reference_value)
         if self.way is not None and self.reference is not None:
             raise ArgumentError(
                 "Path got both way and reference, but a way starts at way(0): leave "
@@ -147,15 +144,16 @@ class Path:
             given = self.way
 
             def curve(s: Any) -> Any:
-                found = given(s)
+                with tracing("way", "a position from 0 to 1. Write it in that alone"):
+                    found = given(s)
                 if not isinstance(found, Mapping):
                     raise ArgumentError(
                         f"way must return a dict of parameters, got {found!r:.80}."
                     )
-                return {**params, **found}
+                return sm.complete_params({**params, **found})
 
             self._check_end(curve(1.0), params)
-            sm.check_constraints(sm.complete_params(curve(0.0)))
+            sm.check_constraints(curve(0.0))
             return curve
         reference = self.reference
         if reference is None:
