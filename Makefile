@@ -82,6 +82,8 @@ bench: $(STAMP)
 	$(PY) benchmarks/run.py
 	$(PY) benchmarks/estimators.py
 	$(PY) benchmarks/scores.py
+	$(PY) benchmarks/gradient_free.py
+	$(PY) benchmarks/design.py
 
 $(DOCS_STAMP): $(STAMP)
 	@echo "Installing what builds the documentation into $(VENV)"

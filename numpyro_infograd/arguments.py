@@ -15,7 +15,12 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.errors import ArgumentError, InfogradError, ParameterError
+from numpyro_infograd.errors import (
+    ArgumentError,
+    InfogradError,
+    ModelError,
+    ParameterError,
+)
 
 # What JAX raises where Python or NumPy asks a traced value for its number.
 _CONCRETE = (
@@ -286,3 +291,22 @@ def tracing(
             raise
         why = str(cause).rstrip(".")
         raise error(f"{what} failed: {why}. It is given only {holds}.") from cause
+
+
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """Where a model is differentiated forwards.
+
+    Raises:
+        ModelError: for a `jax.custom_vjp` in it, which has derivatives backwards alone.
+    """
+    try:
+        yield
+    except TypeError as cause:
+        if "custom_vjp" not in str(cause):
+            raise
+        raise ModelError(
+            "the model calls a jax.custom_vjp function (as odeint does), which has no "
+            "forward derivatives. Write it by jax.custom_jvp or without a rule of its "
+            "own, such as a fixed number of steps."
+        ) from cause

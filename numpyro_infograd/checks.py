@@ -16,7 +16,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_flag
+from numpyro_infograd.arguments import as_flag, forward_mode
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import (
     ArgumentError,
@@ -289,9 +289,11 @@ def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> int:
     )
     if not columns and not opaque:
         return 0  # made from discrete sites alone
-    jacobians = _jacobians(
-        sm.forward, forward, params, jax.random.key(1), sm.spec, sites, columns, opaque
-    )
+    key = jax.random.key(1)
+    with forward_mode():
+        jacobians = _jacobians(
+            sm.forward, forward, params, key, sm.spec, sites, columns, opaque
+        )
     if keyed_scan:  # noise that no Jacobian shows
         return sum(sm.site_info[s].size for s in sites)
     ranks = []

@@ -16,6 +16,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.arguments import forward_mode
 from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import ReparametrizationError
 from numpyro_infograd.noise import draw_noise
@@ -56,9 +57,9 @@ def check_slopes(view: View, params: Any) -> None:
                 name: jnp.std(value, axis=0) * (only is None or name in only)
                 for name, value in put.items()  # noqa: B023
             }
-            return jax.device_get(
-                _wrong(program, line, noise, put, speeds, names, drawn)  # noqa: B023
-            )
+            with forward_mode():
+                found = _wrong(program, line, noise, put, speeds, names, drawn)  # noqa: B023
+            return jax.device_get(found)
 
         for index in [i for i, bad in enumerate(wrong(None)) if bad]:
             name = names[index]

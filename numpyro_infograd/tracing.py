@@ -257,9 +257,10 @@ class _Generate(Messenger):
             self.rng_key, msg["value"] = jax.random.split(self.rng_key)
         else:
             raise ModelError(
-                "the model draws from numpyro.prng_key() outside a sample site, so "
-                "that randomness would be lost from the noise. Write it as "
-                "numpyro.sample."
+                "the model draws from numpyro.prng_key() outside a sample site, or "
+                "samples in a scan or cond inside another, or at a hidden site, so "
+                "that randomness would be lost from the noise. Write it as a "
+                "numpyro.sample that is seen; write an inner scan as a Python loop."
             )
 
 

@@ -983,3 +983,18 @@ def test_appended_noise_names_a_site():
 def test_appended_noise_has_a_variance(bad):
     sm = ig.structural_model(affine)
     refuses(ArgumentError, "'y'", call=lambda: append_noise(sm, {"y": bad}))
+
+
+def test_rules_that_go_backwards_alone_are_refused() -> None:
+    """A custom_vjp has no forward derivative, by which slopes and ranks are checked."""
+    rule = jax.custom_vjp(jnp.tanh)
+    rule.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (g / jnp.cosh(x) ** 2,))
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        v = numpyro.sample("v", dist.Normal(rule(numpyro.param("a", 1.0) * x), 1))
+        numpyro.deterministic("y", rule(v))
+
+    for find in (ig.gradient, ig.estimate):
+        with pytest.raises(ModelError, match="custom_vjp"):
+            find(ig.MI("x", "y"), model)
