@@ -82,7 +82,13 @@ def stop_after(monkeypatch):
     return arrange
 
 
-@pytest.mark.parametrize("case", CASES)
+FAST = ("exact", "cooled")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES],
+)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     case, tmp_path, stop_after
 ) -> None:
