@@ -25,7 +25,7 @@ class TwoSample(NamedTuple):
     pvalue: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # the repr of any Result
 class Calibration(Result):
     """The twin that `calibrate` found.
 
