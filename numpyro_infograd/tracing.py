@@ -281,7 +281,7 @@ def _record_param(run: _Generate, msg: Any) -> None:
         not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves
     ):
         return  # random_flax_module and its kin leave the shapes of priors here
-    constraint = msg["kwargs"].get("constraint", constraints.real)
+    constraint = msg["kwargs"].get("constraint") or constraints.real
     if not isinstance(constraint, constraints.Constraint):
         raise ParameterError(
             f"parameter {name!r} has the constraint {constraint!r}, which is none of "

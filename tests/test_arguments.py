@@ -336,7 +336,7 @@ def test_small_gradients_are_shown_with_their_errors():
     text = repr(ig.gradient(XY, model))
     assert "exact scores (the model is linear-Gaussian):" in text
     assert re.search(r"a: \[0\.16666\d 0\.33333\d\] \+- \[0 0\]", text)
-    assert "w: norm" in text
+    assert "w: 9 numbers, norm" in text
 
 
 def test_expectations_alone_are_sampled():

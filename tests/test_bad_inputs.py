@@ -515,9 +515,6 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "numpyro.param: a constraint by name": (
         ParameterError, "'s' has the constraint 'positive'.*constraints.positive",
         lambda: grad(bounded(1.0, "positive"))),
-    "numpyro.param: no constraint": (
-        ParameterError, "'s' has the constraint None",
-        lambda: value(bounded(1.0, None))),
     "numpyro.param: a constraint that was not called": (
         ParameterError, "'s' has the constraint.*_GreaterThan.*call those",
         lambda: grad(bounded(1.0, constraints.greater_than))),

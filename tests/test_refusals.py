@@ -167,7 +167,7 @@ def test_every_class_is_an_infograd_error_and_a_value_error():
         for c in vars(errors).values()
         if getattr(c, "__module__", "") == errors.__name__
     ]
-    assert len(classes) == 12
+    assert len(classes) == 13
     for cls in classes:
         assert issubclass(cls, InfogradError)
         assert cls is InfogradError or issubclass(cls, ValueError)
