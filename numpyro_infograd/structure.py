@@ -75,10 +75,28 @@ class StructuralModel:
         params: Initial value of every parameter, in constrained space.
         constraints: NumPyro constraint of every parameter.
         site_info: `Site` record of every site, in the model's order.
+        run: The model itself, with values put in or cut loose; for this package.
         forward: The traced map from (params, noise) of one sample to its values.
         appended: Variance of Gaussian noise appended to a site, where there is any.
         clean: The model before noise was appended.
         copies: Laws of noise that an edit draws a second time.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 2.0) * x.sum(), 1))
+        >>> sm = ig.structural_model(model)
+        >>> sm
+        StructuralModel(
+          x: Normal (3,) <- -
+          y: Normal () <- x, a
+        )
+        >>> noise = sm.sample_noise(jax.random.key(0), 1000)
+        >>> values = sm.evaluate({"a": 0.0}, noise)
+        >>> values["x"].shape, bool((values["y"] == noise["y"]).all())
+        ((1000, 3), True)
     """
 
     params: dict[str, Any]
@@ -200,7 +218,8 @@ class StructuralModel:
             qmc: Quasi-random (scrambled Sobol) explicit noise.
 
         Returns:
-            Dict of arrays of shape (num_samples, *shape); PRNG keys for key noise.
+            Dict of arrays of shape (num_samples, *shape), without units; PRNG keys for
+            key noise.
 
         Raises:
             ArgumentError: if `num_samples` is not positive, or no power of two; if
@@ -217,7 +236,15 @@ class StructuralModel:
         return draw_noise(self.spec, rng_key, num_samples, points)
 
     def evaluate(self, params: Mapping[str, Any], noise: Values) -> Values:
-        """Values of all sites, each (num_samples, *shape); deterministic.
+        """Values of all sites; deterministic.
+
+        Args:
+            params: Parameters in constrained space, each in its shape; what is missing
+                takes its initial value.
+            noise: Of every site, (num_samples, *shape), as `sample_noise` draws it.
+
+        Returns:
+            Dict of arrays of shape (num_samples, *shape), in the sites' units.
 
         Raises:
             ParameterError: for an unknown name, another shape, or a value outside its
@@ -235,7 +262,19 @@ class StructuralModel:
         num_samples: int,
         params: Mapping[str, Any] | None = None,
     ) -> Values:
-        """Draw from the model: dict of arrays of shape (num_samples, *shape)."""
+        """Draw from the model.
+
+        Args:
+            rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+            num_samples: Number of draws.
+            params: As in `evaluate`; None takes all initial values.
+
+        Returns:
+            Dict of arrays of shape (num_samples, *shape), in the sites' units.
+
+        Raises:
+            InfogradError: as `sample_noise` and `evaluate`.
+        """
         return self.evaluate(
             {} if params is None else params, self.sample_noise(rng_key, num_samples)
         )
@@ -264,11 +303,25 @@ class StructuralModel:
         return listed
 
     def params_of(self, sites: Iterable[str]) -> frozenset[str]:
-        """Parameters that reach any of the sites."""
+        """Parameters that reach any of the sites.
+
+        Args:
+            sites: A site name or several.
+
+        Raises:
+            SiteError: for a name that no site has.
+        """
         return frozenset().union(*(self._reach[s][0] for s in self._named(sites)))
 
     def noise_of(self, sites: Iterable[str]) -> frozenset[str]:
-        """Names of the noise that reaches any of the sites."""
+        """Names of the noise that reaches any of the sites.
+
+        Args:
+            sites: A site name or several.
+
+        Raises:
+            SiteError: for a name that no site has.
+        """
         return frozenset().union(*(self._reach[s][1] for s in self._named(sites)))
 
     def noise_given(self, held: Sequence[str], sites: Iterable[str]) -> frozenset[str]:

@@ -96,8 +96,9 @@ def calibrate(
         hidden: Widths of the two networks that make features.
         network: Your own in place of them; see `scores.Denoising`.
         num_samples: Draws of the twin in a step, a power of two.
-        num_draws: Bootstrap draws of the parameters.
-        init_params: Starting values; what is missing takes the model's.
+        num_draws: Bootstrap draws of the parameters, at least 20.
+        init_params: Starting values, each in its parameter's shape; what is missing
+            takes the model's.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         progress_bar: Show a bar with the current divergence.
         allow_jumps: As in `gradient`.
@@ -106,8 +107,8 @@ def calibrate(
 
     Returns:
         A `Calibration`: parameters with standard errors and bootstrap draws, the
-        divergence from held-out recordings and a two-sample test before and after, and
-        the directions that the recordings leave free.
+        divergence from held-out recordings (nats) and a two-sample test before and
+        after, and the directions that the recordings leave free.
 
     Raises:
         InfogradError: a subclass that names the site or argument at fault.
