@@ -21,6 +21,7 @@ from numpyro_infograd.arguments import (
     as_floats,
     as_key,
     as_power_of_two,
+    use_mesh,
 )
 from numpyro_infograd.calibrate.fit import LEVELS, NUM_STEPS, Fit, Settings
 from numpyro_infograd.calibrate.recordings import as_recordings, check_observed
@@ -59,6 +60,7 @@ def calibrate(
     rng_key: jax.Array | None = None,
     progress_bar: bool = True,
     allow_jumps: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Calibration:
@@ -102,6 +104,7 @@ def calibrate(
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         progress_bar: Show a bar with the current divergence.
         allow_jumps: As in `gradient`.
+        mesh: Devices to spread draws of the twin over, a power of two of them.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
 
@@ -180,8 +183,9 @@ def calibrate(
         num_draws,
     )
     recorded = {name: recorded[name] for name in density.sites}
-    fit = Fit(sm, density, params, recorded, settings, key, warnings)
-    found = fit.run(progress_bar)
+    with use_mesh(mesh):
+        fit = Fit(sm, density, params, recorded, settings, key, warnings)
+        found = fit.run(progress_bar)
     if used[0] == 0.0:
         still, why = _is_smooth(sm, density, found.params)
         if not still:
