@@ -227,6 +227,12 @@ def test_region_of_two_rates_has_its_facets() -> None:
     assert ax.get_xlim()[0] == 0.0
 
 
+def test_a_bound_that_others_keep_away_from_is_no_facet() -> None:
+    loose = region(2).facets | {("r0", "r1"): np.array([2.0, 3.0])}
+    ax = dataclasses.replace(region(2), facets=loose).plot()
+    assert [name for name in labels(ax) if "<=" in name] == ["r0 <= 0.8", "r1 <= 0.8"]
+
+
 def test_region_of_three_rates_is_solid() -> None:
     ax = region(3).plot()
     draw(ax)

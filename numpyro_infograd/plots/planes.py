@@ -98,6 +98,8 @@ def _draw_plane(region: RateRegion, ax: Any) -> None:
     for index, (subset, values) in enumerate(region.facets.items()):
         bound, style = float(np.max(values)), look(2 + index)
         counted = np.array([rate in subset for rate in region.rates])
+        if bound > counted @ far:  # no facet: other bounds are tighter throughout
+            continue
         if counted.all():
             low = max(bound - far[1], 0.0)
             high = min(far[0], bound)
