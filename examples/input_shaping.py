@@ -168,7 +168,8 @@ for height, (points, label) in enumerate(
     ((best, "SciPy"), (levels, "found"), (even, "even"))
 ):
     grid[1].plot(points, np.full(LEVELS, height), "o", label=label)
-grid[1].set(title=f"{LEVELS} levels, power {LINE_POWER:g}", yticks=[], xlabel="x")
+grid[1].set(title=f"{LEVELS} levels, power {LINE_POWER:g}", xlabel="x")
+grid[1].set(yticks=[], ylim=(-0.5, 3.5))
 grid[1].legend()
 
 side = jnp.linspace(-1.0, 1.0, 4)
