@@ -124,6 +124,10 @@ class Calibration(Result):
 
         Returns:
             The axes.
+
+        Raises:
+            ArgumentError: for axes that are none, or too many.
+            ImportError: if the `plots` extra is not installed.
         """
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_twin(self, axes)

@@ -86,6 +86,10 @@ class Result:
 
         Returns:
             The axes.
+
+        Raises:
+            ArgumentError: for a result without steps.
+            ImportError: if the `plots` extra is not installed.
         """
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_ascent(self, axes)
