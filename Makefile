@@ -14,7 +14,7 @@ DOCS_STAMP := $(VENV)/.docs-installed
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint test test-all demo examples bench docs clean
+.PHONY: help venv lint test test-all demo examples figures bench docs clean
 
 help:
 	@echo "make venv       create $(VENV) and install the package for development"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-all   the same with the slow tests"
 	@echo "make demo       run examples/demo.py"
 	@echo "make examples   run every script in examples/"
+	@echo "make figures    run the examples that draw, and renew docs/figures/"
 	@echo "make bench      run the benchmarks"
 	@echo "make docs       build the documentation in docs/_build/html"
 	@echo "make clean      remove caches and builds, and $(VENV) if made here"
@@ -77,6 +78,11 @@ demo: $(STAMP)
 
 examples: $(STAMP)
 	@set -e; for script in examples/*.py; do echo "$$script"; $(PY) "$$script"; done
+
+figures: $(STAMP)
+	@set -e; for script in $$(grep -l savefig examples/*.py); do \
+	  echo "$$script"; $(PY) "$$script"; done
+	$(PY) docs/reduce_figures.py
 
 bench: $(STAMP)
 	$(PY) benchmarks/run.py

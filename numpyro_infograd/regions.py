@@ -156,10 +156,11 @@ class RateRegion:
         return bool(solved.success)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw a region of two rates, in nats.
+        """Draw a region of two or three rates, in nats: see `plots.plot_rate_region`.
 
         Args:
-            ax: Matplotlib axes to draw on; None makes a figure.
+            ax: Matplotlib axes to draw on, for three rates in space; None makes a
+                figure.
 
         Returns:
             The axes.

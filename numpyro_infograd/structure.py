@@ -44,6 +44,9 @@ try:
 except ImportError:  # an extra; `render` says how to install it
     graphviz = None
 
+# Of the colours of Okabe and Ito, as figures have them (`plots`).
+_TUNED, _FIXED = "#D55E00", "#56B4E9"
+
 
 class Site(NamedTuple):
     """What is known of one site without running the model."""
@@ -467,6 +470,9 @@ class StructuralModel:
     def render(self) -> Any:
         """The graph of sites and parameters as a `graphviz.Digraph`.
 
+        Sampled sites are ellipses, deterministic ones boxes, and what is observed,
+        substituted or intervened on is filled; parameters are bare names.
+
         Raises:
             ImportError: if the `graphviz` extra is not installed.
         """
@@ -476,10 +482,11 @@ class StructuralModel:
             )
         graph = graphviz.Digraph()
         for name in self.params:
-            graph.node(name, shape="plaintext")
+            graph.node(name, shape="plaintext", fontcolor=_TUNED)
         for name, site in self.site_info.items():
             label = f"{name}\n{site.distribution}" if site.distribution else name
-            style = {"style": "filled"} if site.state != "free" else {}
+            fixed = {"style": "filled", "fillcolor": _FIXED}
+            style = fixed if site.state != "free" else {}
             shape = "ellipse" if site.kind == "sample" else "box"
             graph.node(name, label=label, shape=shape, **style)
         for name, parents in self.parents.items():

@@ -230,3 +230,15 @@ def test_gallery_has_every_script() -> None:
         r"\(\.\./examples/(\w+\.py)\)", (DOCS / "gallery.md").read_text()
     )
     assert sorted(shown) == sorted(scripts)
+
+
+def test_gallery_has_every_figure() -> None:
+    """Of the examples that save one, small enough to be kept with the sources."""
+    saved = {p.stem for p in ROOT.glob("examples/*.py") if "savefig" in p.read_text()}
+    shown = re.findall(
+        r"!\[[^]]+\]\(figures/(\w+)\.png\)", (DOCS / "gallery.md").read_text()
+    )
+    assert sorted(shown) == sorted(saved)
+    sizes = {p.stem: p.stat().st_size for p in DOCS.glob("figures/*")}
+    assert set(sizes) == saved
+    assert max(sizes.values()) <= 40_000

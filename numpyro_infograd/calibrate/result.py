@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+import importlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +112,25 @@ class Calibration(Result):
             *(f"warning: {sentence}" for sentence in self.warnings),
             self.status,
         ]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the recordings and the twin's replicates: see `plots.plot_twin`.
+
+        `plots.plot_ascent` draws how the calibration went.
+
+        Args:
+            axes: Matplotlib axes, one for each number of an output; None makes a
+                figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ArgumentError: for axes that are none, or too many.
+            ImportError: if the `plots` extra is not installed.
+        """
+        plots = importlib.import_module("numpyro_infograd.plots")
+        return plots.plot_twin(self, axes)
 
     def to_inference_data(self) -> Any:
         """What was found as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.

@@ -77,6 +77,23 @@ class Result:
     def _repr_html_(self) -> str:
         return html_table(type(self).__name__, self._rows(), self._notes())
 
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the ascent, all restarts of it: see `plots.plot_ascent`.
+
+        Args:
+            axes: Two matplotlib axes, or one for the objective alone; None makes a
+                figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ArgumentError: for a result without steps.
+            ImportError: if the `plots` extra is not installed.
+        """
+        plots = importlib.import_module("numpyro_infograd.plots")
+        return plots.plot_ascent(self, axes)
+
     def to_inference_data(self) -> Any:
         """What was found as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
 
