@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
+import resource
 import signal
 import subprocess
 import sys
@@ -66,7 +68,8 @@ def same(a: ig.Result, b: ig.Result) -> bool:
 @pytest.fixture
 def stop_after(monkeypatch):
     """Raise an exception instead of some chunk of steps; save after every chunk."""
-    monkeypatch.setattr(log, "_PAUSE", -1.0)
+    monkeypatch.setattr(log, "_PAUSE", 0.0)
+    monkeypatch.setattr(log, "_SHARE", np.inf)
     whole = run.ascend_many
 
     def arrange(count: int | None, error: type[BaseException] = Stop) -> None:
@@ -252,3 +255,19 @@ def kill_and_resume(tmp_path: Path, kills: int) -> None:
 @pytest.mark.slow
 def test_killed_runs_end_bit_for_bit(tmp_path) -> None:
     kill_and_resume(tmp_path, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", [False, True], ids=["alone", "saved"])
+def test_ten_thousand_steps_hold_their_memory(saved, tmp_path) -> None:
+    def peak(num_steps: int, name: str = "long") -> float:
+        path = tmp_path / name if saved else None
+        ascend(links.amplifier, path, num_samples=256, num_steps=num_steps)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    first = max([peak(200, str(i)) for i in range(4)])  # allocators fill by then
+    gc.collect()
+    arrays = len(jax.live_arrays())
+    assert peak(10_000) - first < 30  # megabytes; a history of 10,000 steps is one
+    gc.collect()
+    assert len(jax.live_arrays()) <= arrays

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jax
+import jax.numpy as jnp
 
 from numpyro_infograd.checkpoint import Checkpoint, digest, pack, unpack
 from numpyro_infograd.optimize.step import StepInfo
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpyro_infograd.optimize.run import Run
 
 _PAUSE = 1.0  # seconds between saves at least
+_SHARE = 0.05  # of the time, at most, that saves take
 
 
 class Log:
@@ -32,8 +34,8 @@ class Log:
     def __init__(self, run: Run, path: Any, settings: dict[str, Any]) -> None:
         self.run = run
         self.checkpoint = Checkpoint(path, _identity(run, settings))
-        self.saved_at = -np.inf
-        self.pending: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+        self.next_save = -np.inf
+        self.pending: Any = None  # chunks, other arrays and facts, not yet written
 
     def resume(self) -> bool:
         """Go on from the last save, if there is one; whether that was the end."""
@@ -57,13 +59,10 @@ class Log:
     def note(self, done: bool = False) -> None:
         """Take down where the run stands, and save it if the last save is not fresh."""
         run = self.run
-        joined = run.joined()
-        lengths = [chunk.finite.shape[1] for chunk in run.chunks]
         trees = {
             "states": run.states,
             "scale": run.system.scale,
             "middle": run.middle,
-            "infos": joined,
             "last": [chunk.gradient for chunk in run.chunks[-2:]],
         }
         facts = {
@@ -73,26 +72,52 @@ class Log:
             "gave_up": run.gave_up,
             "reason": run.reason,
             "noisy": run.ascent.problem is not run.clean,
-            "lengths": lengths,
-            "evidence": sorted(joined.evidence),
             "done": done,
         }
-        self.pending = 2 * sum(lengths) + done, trees, facts
-        if done or time.monotonic() - self.saved_at > _PAUSE:
+        self.pending = list(run.chunks), trees, facts
+        if done or time.monotonic() > self.next_save:
             self.flush()
 
     def flush(self) -> None:
         """Write what was taken down last."""
         if self.pending is None:
             return
-        step, trees, facts = self.pending
-        arrays = {name: pack(tree) for name, tree in trees.items()}
-        self.checkpoint.save(step, {n: a for n, a in arrays.items() if a}, facts)
-        self.pending, self.saved_at = None, time.monotonic()
+        start = time.monotonic()
+        chunks, trees, facts = self.pending
+        infos = joined(chunks)
+        lengths = [chunk.finite.shape[1] for chunk in chunks]
+        arrays = {name: pack(tree) for name, tree in (trees | {"infos": infos}).items()}
+        self.checkpoint.save(
+            2 * sum(lengths) + facts["done"],
+            {name: leaves for name, leaves in arrays.items() if leaves},
+            facts | {"lengths": lengths, "evidence": sorted(infos.evidence)},
+        )
+        end = time.monotonic()
+        self.pending = None
+        self.next_save = end + max(_PAUSE, (end - start) / _SHARE)
 
     def close(self) -> None:
         """Release what Orbax holds."""
         self.checkpoint.close()
+
+
+def joined(chunks: list[StepInfo]) -> StepInfo:
+    """Chunks as one, without gradients; NaN for what only some of them say.
+
+    After a change of scores they say other things.
+    """
+    said = dict.fromkeys(name for chunk in chunks for name in chunk.evidence)
+    alike = [
+        chunk._replace(
+            gradient=None,
+            evidence={
+                name: chunk.evidence.get(name, jnp.full(chunk.finite.shape, jnp.nan))
+                for name in said
+            },
+        )
+        for chunk in chunks
+    ]
+    return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *alike)
 
 
 def _chunks(arrays: dict[str, Any], facts: dict[str, Any], run: Run) -> list[StepInfo]:

@@ -26,7 +26,7 @@ from numpyro_infograd.optimize.budgets import (
     ConstraintReport,
     is_settled,
 )
-from numpyro_infograd.optimize.log import Log
+from numpyro_infograd.optimize.log import Log, joined
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.step import (
     InfoMaxState,
@@ -341,7 +341,7 @@ class Run:
         ascent = self.ascent
         problem = ascent.problem
         assert problem is not None
-        infos = self.joined() if self.chunks else None
+        infos = joined(self.chunks) if self.chunks else None
         ends = [self._end(index) for index in range(len(self.starts))]
         finals, estimates, troubles = zip(*ends, strict=True)
         reports = [self._report(index, params) for index, params in enumerate(finals)]
@@ -400,11 +400,6 @@ class Run:
             error.result = result
             raise error
         return result
-
-    def joined(self) -> StepInfo:
-        """All chunks as one, without gradients."""
-        chunks = _alike([chunk._replace(gradient=None) for chunk in self.chunks])
-        return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *chunks)
 
     def _report(self, index: int, params: Any) -> tuple[ConstraintReport, ...]:
         """How each constraint stands."""
@@ -504,20 +499,6 @@ def _history(info: StepInfo, budgets: bool) -> dict[str, Any]:
     if budgets:
         history["excess"] = info.excess
     return history
-
-
-def _alike(chunks: list[StepInfo]) -> list[StepInfo]:
-    """The chunks with NaN for what only others say, as after a change of scores."""
-    said = dict.fromkeys(name for chunk in chunks for name in chunk.evidence)
-    return [
-        chunk._replace(
-            evidence={
-                name: chunk.evidence.get(name, jnp.full(chunk.finite.shape, jnp.nan))
-                for name in said
-            }
-        )
-        for chunk in chunks
-    ]
 
 
 def _decay(steps: np.ndarray, total: int) -> np.ndarray:
