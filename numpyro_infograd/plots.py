@@ -5,11 +5,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.regions import RateRegion
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError as error:  # ArviZ 1 no longer brings it
+    raise ImportError(
+        "figures need matplotlib: pip install 'numpyro_infograd[plots]'."
+    ) from error
 
 _SHOWN = 2000  # points of a scatter
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 from email.parser import BytesParser
+import importlib
 import math
 import os
 from pathlib import Path
@@ -204,6 +205,13 @@ def test_installed_wheel_works_outside_of_the_tree(
     where, value = printed.splitlines()
     assert Path(where) == folder / "numpyro_infograd" / "__init__.py"
     assert math.isclose(float(value), math.log(2) / 2, rel_tol=1e-5)
+
+
+def test_figures_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    monkeypatch.delitem(sys.modules, "numpyro_infograd.plots", raising=False)
+    with pytest.raises(ImportError, match=r"numpyro_infograd\[plots\]"):
+        importlib.import_module("numpyro_infograd.plots")
 
 
 @pytest.mark.slow
