@@ -21,7 +21,7 @@ UV_INSTALL := "$(PY)" -m uv pip install -q --python "$(PY)" --upgrade --resoluti
 INSTALL := $(if $(RESOLUTION),$(PIP_INSTALL) uv; $(UV_INSTALL) $(RESOLUTION),$(PIP_INSTALL))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint test test-all oldest demo examples bench docs clean
+.PHONY: help venv lint test test-all oldest demo examples figures bench docs clean
 
 help:
 	@echo "make venv       create $(VENV) and install the package for development"
@@ -30,6 +30,7 @@ help:
 	@echo "make oldest     make test with the oldest versions allowed, in .venv-oldest"
 	@echo "make demo       run examples/demo.py"
 	@echo "make examples   run every script in examples/"
+	@echo "make figures    run the examples that draw, and renew docs/figures/"
 	@echo "make bench      run the benchmarks"
 	@echo "make docs       build the documentation in docs/_build/html"
 	@echo "make clean      remove caches and builds, and environments made here"
@@ -89,6 +90,11 @@ demo: $(STAMP)
 
 examples: $(STAMP)
 	@set -e; for script in examples/*.py; do echo "$$script"; $(PY) "$$script"; done
+
+figures: $(STAMP)
+	@set -e; for script in $$(grep -l savefig examples/*.py); do \
+	  echo "$$script"; $(PY) "$$script"; done
+	$(PY) docs/reduce_figures.py
 
 bench: $(STAMP)
 	$(PY) benchmarks/run.py

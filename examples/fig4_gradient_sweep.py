@@ -43,25 +43,23 @@ lines = {
 figure, grid = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
 for axes, (moving, points) in zip(grid, lines.items(), strict=True):
     truth = [jax.grad(information)(params) for params in points]
-    for name, color in (("a", "C0"), ("b", "C1")):
-        axes.plot(line, [t[name] for t in truth], color, label=f"dI/d{name}, truth")
-    for scores, marker in (("mixture", "o"), ("denoising", "x")):
-        found = [
+    sweeps = {
+        scores: [
             ig.gradient(ig.MI("x", "y"), model, params=params, scores=scores)
             for params in points
         ]
-        for name, color in (("a", "C0"), ("b", "C1")):
-            value = np.array([g.value[name] for g in found])
-            error = np.array([g.standard_error[name] for g in found])
-            axes.errorbar(line, value, 2 * error, fmt=color + marker, label=scores)
-            off = np.abs(value - np.array([t[name] for t in truth]))
+        for scores in ("mixture", "denoising")
+    }
+    ig.plots.plot_gradient_sweep(line, sweeps, truth, ax=axes)
+    for scores, found in sweeps.items():
+        for name in ("a", "b"):
+            pairs = zip(found, truth, strict=True)
+            off = [abs(g.value[name] - t[name]) for g, t in pairs]
             print(
                 f"{moving} from -3 to 3, {scores:>9}: error of dI/d{name} "
-                f"{off.mean():.1e} on average, {off.max():.1e} at most"
+                f"{np.mean(off):.1e} on average, {np.max(off):.1e} at most"
             )
     axes.set(xlabel=moving, title=f"{moving} moves, the other is 1")
-grid[0].set_ylabel("gradient of I(x;y), nats")
-grid[1].legend(fontsize="small")
 file = Path(__file__).resolve().parent / "output" / "fig4_gradient_sweep.png"
 file.parent.mkdir(exist_ok=True)
 figure.savefig(file, dpi=120)

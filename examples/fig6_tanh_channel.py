@@ -17,7 +17,6 @@ import numpyro.distributions as dist
 import numpyro_infograd as ig
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 def channel():
@@ -41,25 +40,25 @@ def truth(eta):
 etas = np.linspace(-3, 3, 21)
 expected = np.array([truth(eta) for eta in etas])
 model = ig.structural_model(channel)  # traced once, used for all points
-figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-axes.plot(etas, expected, "k", label="dense grid")
-for scores, style in (("mixture", "C0o"), ("denoising", "C1x")):
-    found = [
+sweeps = {
+    scores: [
         ig.gradient(ig.MI("x", "y"), model, params={"eta": eta}, scores=scores)
         for eta in etas
     ]
+    for scores in ("mixture", "denoising")
+}
+for scores, found in sweeps.items():
     value = np.array([g.value["eta"] for g in found])
     error = np.array([g.standard_error["eta"] for g in found])
-    axes.errorbar(etas, value, 2 * error, fmt=style, label=scores)
     off = np.abs(value - expected)
     print(
         f"{scores:>9}: error {off.mean():.1e} on average, {off.max():.1e} at most; "
         f"standard error {error.mean():.1e} on average"
     )
 print("dI/deta at 0.6, 1.2, 3 on the grid:", expected[[12, 14, 20]].round(6))
+axes = ig.plots.plot_gradient_sweep(etas, sweeps, expected)
 axes.set(xlabel="eta", ylabel="dI(x;y)/deta in nats")
-axes.legend()
 file = Path(__file__).resolve().parent / "output" / "fig6_tanh_channel.png"
 file.parent.mkdir(exist_ok=True)
-figure.savefig(file, dpi=120)
+axes.figure.savefig(file, dpi=120)
 print(file)

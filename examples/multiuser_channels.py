@@ -99,7 +99,7 @@ def compare(axes, title, model, bounds, projection, edge, num_weights=3):
     region.plot(axes)
     axes.plot(*edge.T, "k--", label="truth")
     axes.set_title(title)
-    axes.legend()
+    axes.legend(fontsize="small")
 
 
 access = {

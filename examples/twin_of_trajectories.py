@@ -7,6 +7,9 @@ finds the stiffness, the damping and how hard the waves hit, with standard error
 recorded trajectories are in no order, and no likelihood is written.
 """
 
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 
 import jax
@@ -16,6 +19,8 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_infograd as ig
+
+matplotlib.use("Agg")
 
 positive = dist.constraints.positive
 STEPS, EVERY, DT, SENSOR = 80, 10, 0.1, 0.05
@@ -55,3 +60,8 @@ print(twin)
 for name, value in truth.items():
     off = (float(twin.params[name]) - value) / float(twin.standard_error[name])
     print(f"{name}: true {value}, off by {off:+.1f} standard errors")
+
+file = Path(__file__).resolve().parent / "output" / "twin_of_trajectories.png"
+file.parent.mkdir(exist_ok=True)
+twin.plot()[0].figure.savefig(file, dpi=120)
+print(file)

@@ -10,7 +10,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from numpyro_infograd import diagnostics, exogenous, scores
+    from numpyro_infograd import diagnostics, exogenous, plots, scores
     from numpyro_infograd.calibrate import Calibration, calibrate
     from numpyro_infograd.channel import channel
     from numpyro_infograd.gradient import Gradient, gradient
@@ -55,7 +55,7 @@ _ROOMS = {
     "rate_region": "regions",
     "structural_model": "tracing",
 }
-_MODULES = ("diagnostics", "errors", "exogenous", "scores", "values")
+_MODULES = ("diagnostics", "errors", "exogenous", "plots", "scores", "values")
 
 __all__ = [  # noqa: PLE0604
     "MI",
@@ -81,6 +81,7 @@ __all__ = [  # noqa: PLE0604
     "minimize",
     "mutual_information",
     "null_check",
+    "plots",
     "pretrain_scores",
     "rate_region",
     "scores",

@@ -265,12 +265,12 @@ def as_args(
 
 @contextlib.contextmanager
 def tracing(
-    what: str, holds: str = "", error: type[InfogradError] = ArgumentError
+    what: object, holds: str = "", error: type[InfogradError] = ArgumentError
 ) -> Iterator[None]:
     """Name a caller's function where it cannot be traced.
 
     Args:
-        what: The function.
+        what: The function, as text or as what shows itself so once it has failed.
         holds: What it is given, where that is what a caller may get wrong.
         error: The class to raise.
     """
@@ -294,14 +294,24 @@ def tracing(
 
 
 @contextlib.contextmanager
-def forward_mode() -> Iterator[None]:
-    """Where a model is differentiated forwards.
+def differentiating() -> Iterator[None]:
+    """Where a model is differentiated, forwards or backwards.
 
     Raises:
-        ModelError: for a `jax.custom_vjp` in it, which has derivatives backwards alone.
+        ModelError: for a `jax.custom_vjp` in it, which has derivatives backwards alone,
+            and a loop of unknown length, which has them forwards alone.
     """
     try:
         yield
+    except ValueError as cause:
+        if "Reverse-mode differentiation" not in str(cause):
+            raise
+        raise ModelError(
+            "the model has a loop whose length is not known before it runs "
+            "(jax.lax.while_loop, or fori_loop with a traced bound), through which "
+            "there are no derivatives backwards. Use jax.lax.scan or a fori_loop of "
+            "fixed length, and jnp.where for the steps that shall do nothing."
+        ) from cause
     except TypeError as cause:
         if "custom_vjp" not in str(cause):
             raise

@@ -84,6 +84,11 @@ def channel(
         outputs: The same.
         given: The same; what is known at both ends.
 
+    Returns:
+        A decorator. What it returns is still the model, and has the methods
+        `mutual_information`, `gradient`, `maximize_mi`, `calibrate` and
+        `structural_model`, each the function of that name with the ends filled in.
+
     Raises:
         ArgumentError: for what is no name of a site, names that stand on both sides, or
             if what is decorated is no function.

@@ -16,7 +16,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_flag, forward_mode
+from numpyro_infograd.arguments import as_flag, differentiating
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import (
     ArgumentError,
@@ -290,7 +290,7 @@ def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> int:
     if not columns and not opaque:
         return 0  # made from discrete sites alone
     key = jax.random.key(1)
-    with forward_mode():
+    with differentiating():
         jacobians = _jacobians(
             sm.forward, forward, params, key, sm.spec, sites, columns, opaque
         )

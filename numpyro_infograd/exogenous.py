@@ -50,6 +50,11 @@ class Noise(NamedTuple):
         kind: "normal" (independent N(0, 1)), "uniform" (independent on the open unit
             interval), "key" (one PRNG key) or "none" (`Delta`).
         shape: Shape of the noise array; () for "key" and "none".
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> noise_of(dist.Gamma(3.0)) == Noise("key", ())
+        True
     """
 
     kind: str
@@ -469,6 +474,11 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
     Raises:
         ModelError: `fn` is improper, or a factor statement.
         ArgumentError: `fn` is no distribution.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> noise_of(dist.Normal(0.0, 1.0).expand((3,)), (100,))
+        Noise(kind='normal', shape=(100, 3))
     """
     if not isinstance(fn, Distribution):
         raise ArgumentError(
@@ -494,7 +504,8 @@ def transform(fn: Distribution, noise: Any, sample_shape: tuple[int, ...] = ()) 
 
     Args:
         fn: The distribution; its parameters may be traced.
-        noise: What `noise_of(fn, sample_shape)` describes; ignored for kind "none".
+        noise: What `noise_of(fn, sample_shape)` describes, an array of its shape or a
+            key; ignored for kind "none".
         sample_shape: Leading shape of independent draws.
 
     Returns:
@@ -502,7 +513,13 @@ def transform(fn: Distribution, noise: Any, sample_shape: tuple[int, ...] = ()) 
 
     Raises:
         ModelError: `fn` is improper, or a factor statement.
-        ArgumentError: `noise` has another shape than `noise_of` says.
+        ArgumentError: `noise` has another shape than `noise_of` says; `fn` is no
+            distribution.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> float(transform(dist.Normal(1.0, 2.0), 0.5))
+        2.0
     """
     kind, shape = noise_of(fn, sample_shape)
     if kind in ("normal", "uniform") and jnp.shape(noise) != shape:
@@ -516,8 +533,18 @@ def transform(fn: Distribution, noise: Any, sample_shape: tuple[int, ...] = ()) 
 def reason_not_reparametrized(fn: Distribution) -> str:
     """Returns why the pathwise gradient of `fn` would be wrong, in one clause.
 
+    Args:
+        fn: Any distribution.
+
     Returns:
         "" if the gradient with respect to every parameter of `fn` is right.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> reason_not_reparametrized(dist.VonMises(0.0, 1.0))
+        'VonMises: the gradient does not pass its rejection sampler'
+        >>> reason_not_reparametrized(dist.Gamma(3.0))
+        ''
     """
     return _reason(fn)
 
@@ -527,6 +554,15 @@ def density(fn: Distribution) -> Distribution:
 
     A mask changes what is summed into a likelihood, not how the site is drawn: it is
     taken off wherever it is nested. Everything else stays.
+
+    Args:
+        fn: Any distribution.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> fn = dist.Normal(0.0, 1.0).mask(False)
+        >>> float(fn.log_prob(0.0)), round(float(density(fn).log_prob(0.0)), 4)
+        (0.0, -0.9189)
     """
     if type(fn) is dist.MaskedDistribution:
         return density(fn.base_dist)
@@ -543,9 +579,19 @@ def boundary(fn: Distribution) -> tuple[Array, ...]:
     A score misses what a moving jump contributes, so what these arrays depend on
     matters.
 
+    Args:
+        fn: Any distribution.
+
     Returns:
         () if the density is continuous, or jumps only where no parameter can move it.
         For a class that is not known, every array of `fn`.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> [float(end) for end in boundary(dist.Uniform(-1.0, 3.0))]
+        [-1.0, 3.0]
+        >>> boundary(dist.Exponential(2.0))  # jumps at 0, always
+        ()
     """
     return tuple(jnp.asarray(end) for end in _ends(fn) or ())
 

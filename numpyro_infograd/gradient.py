@@ -48,6 +48,19 @@ class Gradient:
         standard_error: The same shape; includes what the fit of a score adds.
         diagnostics: What was chosen, why, and the evidence for it.
         warnings: Sentences that a careful user should read.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+        >>> g = ig.gradient(ig.MI("x", "y"), model, params={"a": 1.0})
+        >>> g
+        Gradient by exact scores (the model is linear-Gaussian):
+          a: 0.5 +- 0
+        >>> g.diagnostics["method"], g.warnings
+        ('exact', ())
     """
 
     value: dict[str, Any]
@@ -329,19 +342,20 @@ def gradient(
     Args:
         objective: Built from `MI`, `Entropy`, `Expectation`.
         model: A NumPyro model, or the result of `structural_model`.
-        params: Where to evaluate; what is missing takes its initial value.
+        params: Where to evaluate, each parameter in its shape; what is missing takes
+            its initial value.
         scores: "auto", "exact", "mixture", "denoising", "sliced", "flow",
             "posterior", "kernel", a method of `numpyro_infograd.scores`, or what
             `pretrain_scores` returned.
-        num_samples: A power of two; None for the method's default.
+        num_samples: A power of two of at least 256; None for the method's default.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         allow_jumps: Do not refuse parameters that reach a site through a jump.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
 
     Returns:
-        A `Gradient` whose `.value` and `.standard_error` mirror the parameters, in
-        nats per unit. Unbiased but for what `.diagnostics` reports.
+        A `Gradient` whose `.value` and `.standard_error` mirror the parameters, shape
+        by shape, in nats per unit. Unbiased but for what `.diagnostics` reports.
 
     Raises:
         InfogradError: a subclass that names the site or argument at fault.

@@ -142,7 +142,7 @@ class Constraint:
     Attributes:
         expectations: An objective of nothing but expectations.
         sense: "<=" or ">=".
-        bound: A number.
+        bound: A number, in the unit of the expectations.
 
     Raises:
         ArgumentError: for an entropy on the left, or no finite number on the right;
@@ -207,8 +207,19 @@ def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
         outputs: A site name or several.
         given: Sites to condition on.
 
+    Returns:
+        An objective, to be added to others and multiplied by numbers.
+
     Raises:
-        ArgumentError: if a set is empty, or two of them share a site.
+        ArgumentError: if inputs or outputs are empty, or two sets share a site.
+
+    Example:
+        >>> from numpyro_infograd import MI
+        >>> secret = MI("x", "y") - MI("x", ("tap", "z"), given="h")
+        >>> secret
+        MI('x', 'y') - MI('x', ('tap', 'z'), given='h')
+        >>> secret.sites
+        ('h', 'tap', 'x', 'y', 'z')
     """
     a, b, c = names(inputs, "inputs"), names(outputs, "outputs"), names(given, "given")
     for left, right, where in (
@@ -238,8 +249,23 @@ def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
 def Entropy(sites: Sites, given: Sites = ()) -> Objective:
     """Differential entropy h(sites | given), in nats.
 
+    Args:
+        sites: A site name or several.
+        given: Sites to condition on.
+
+    Returns:
+        An objective. Unlike an information it depends on the units of the sites.
+
     Raises:
         ArgumentError: if `sites` is empty or shares a site with `given`.
+
+    Example:
+        >>> from numpyro_infograd import MI, Entropy
+        >>> lost = Entropy("y") - Entropy("y", given="x")
+        >>> lost
+        Entropy('y') - Entropy('y', given='x')
+        >>> lost.entropies == MI("x", "y").entropies
+        True
     """
     a, c = names(sites, "sites"), names(given, "given")
     if not a:
@@ -256,8 +282,23 @@ def Entropy(sites: Sites, given: Sites = ()) -> Objective:
 def Expectation(fn: Callable[[dict[str, Any]], Any]) -> Objective:
     """E[fn(values)], where `fn` maps the values of one sample to a scalar.
 
+    Args:
+        fn: Function of a dict from site to the value of one draw, of the site's shape,
+            without an axis of samples. In JAX, so that it can be differentiated.
+
+    Returns:
+        An objective in the unit of `fn`; weigh it into a sum with others in nats, or
+        compare it with a number for a `Constraint`.
+
     Raises:
         ArgumentError: if `fn` is not callable.
+
+    Example:
+        >>> from numpyro_infograd import MI, Expectation
+        >>> def power(v):
+        ...     return v["x"] ** 2
+        >>> MI("x", "y") - 0.1 * Expectation(power)
+        MI('x', 'y') - 0.1 * Expectation(power)
     """
     if not callable(fn):
         raise ArgumentError(f"Expectation needs a function of one sample, got {fn!r}.")

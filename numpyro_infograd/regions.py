@@ -59,9 +59,27 @@ class RateRegion:
         standard_error: Of each point, the largest of its bounds' errors, (num_points,).
         params: The parameters of each point.
         statuses: How the ascent to each point ended.
-        warnings: Sentences that a careful user should read.
-        facets: Value of each bound at each point, clipped at zero.
+        facets: Each bound at each point, clipped at zero, (num_points,).
         corners: Corners of the polytopes of all points, (num_corners, num_rates).
+        warnings: Sentences that a careful user should read.
+
+    Example:
+        >>> import numpy as np
+        >>> from numpyro_infograd import RateRegion
+        >>> region = RateRegion(  # by hand; `rate_region` makes them
+        ...     rates=("r1", "r2"),
+        ...     weights=np.eye(2),
+        ...     points=np.array([[0.8, 0.3], [0.3, 0.8]]),
+        ...     standard_error=np.zeros(2),
+        ...     params=[{"p": 0.7}, {"p": 0.3}],
+        ...     statuses=["converged", "converged"],
+        ...     facets={},
+        ...     corners=np.array([[0, 0], [0.8, 0], [0.8, 0.3], [0.3, 0.8], [0, 0.8]]),
+        ... )
+        >>> region
+        RateRegion(r1 <= 0.8, r2 <= 0.8 nats; 2 points, standard errors up to 0)
+        >>> region.contains([[0.55, 0.55], [0.7, 0.7]])  # the first by time sharing
+        array([ True, False])
     """
 
     rates: tuple[str, ...]
@@ -91,11 +109,12 @@ class RateRegion:
         """Whether rates are achievable.
 
         Args:
-            rates: One vector of rates, several in rows, or a dict by name.
+            rates: One vector of rates in nats, (num_rates,); several of them, (...,
+                num_rates); or a dict by name.
             slack: By how many nats each rate may exceed what was found.
 
         Returns:
-            A bool, or an array of them.
+            A bool, or an array (...) of them.
 
         Raises:
             ArgumentError: for vectors of another length, other names, or not finite.
@@ -137,7 +156,19 @@ class RateRegion:
         return bool(solved.success)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw a region of two rates; returns the matplotlib axes."""
+        """Draw a region of two or three rates, in nats: see `plots.plot_rate_region`.
+
+        Args:
+            ax: Matplotlib axes to draw on, for three rates in space; None makes a
+                figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ArgumentError: for a region of another number of rates.
+            ImportError: if the `plots` extra is not installed.
+        """
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_rate_region(self, ax)
 
@@ -181,8 +212,8 @@ def rate_region(
             num_samples, num_restarts, init_params, subject_to.
 
     Returns:
-        A `RateRegion`. Each direction is an ascent of its own from the same start, so
-        a user that one direction silences is not lost to the next.
+        A `RateRegion`, in nats. Each direction is an ascent of its own from the same
+        start, so a user that one direction silences is not lost to the next.
 
     Raises:
         ArgumentError: if the bounds or the number of weights make no region.

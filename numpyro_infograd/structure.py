@@ -44,6 +44,9 @@ try:
 except ImportError:  # an extra; `render` says how to install it
     graphviz = None
 
+# Of the colours of Okabe and Ito, as figures have them (`plots`).
+_TUNED, _FIXED = "#D55E00", "#56B4E9"
+
 
 class Site(NamedTuple):
     """What is known of one site without running the model."""
@@ -75,10 +78,28 @@ class StructuralModel:
         params: Initial value of every parameter, in constrained space.
         constraints: NumPyro constraint of every parameter.
         site_info: `Site` record of every site, in the model's order.
+        run: The model itself, with values put in or cut loose; for this package.
         forward: The traced map from (params, noise) of one sample to its values.
         appended: Variance of Gaussian noise appended to a site, where there is any.
         clean: The model before noise was appended.
         copies: Laws of noise that an edit draws a second time.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 2.0) * x.sum(), 1))
+        >>> sm = ig.structural_model(model)
+        >>> sm
+        StructuralModel(
+          x: Normal (3,) <- -
+          y: Normal () <- x, a
+        )
+        >>> noise = sm.sample_noise(jax.random.key(0), 1000)
+        >>> values = sm.evaluate({"a": 0.0}, noise)
+        >>> values["x"].shape, bool((values["y"] == noise["y"]).all())
+        ((1000, 3), True)
     """
 
     params: dict[str, Any]
@@ -200,7 +221,8 @@ class StructuralModel:
             qmc: Quasi-random (scrambled Sobol) explicit noise.
 
         Returns:
-            Dict of arrays of shape (num_samples, *shape); PRNG keys for key noise.
+            Dict of arrays of shape (num_samples, *shape), without units; PRNG keys for
+            key noise.
 
         Raises:
             ArgumentError: if `num_samples` is not positive, or no power of two; if
@@ -217,7 +239,15 @@ class StructuralModel:
         return draw_noise(self.spec, rng_key, num_samples, points)
 
     def evaluate(self, params: Mapping[str, Any], noise: Values) -> Values:
-        """Values of all sites, each (num_samples, *shape); deterministic.
+        """Values of all sites; deterministic.
+
+        Args:
+            params: Parameters in constrained space, each in its shape; what is missing
+                takes its initial value.
+            noise: Of every site, (num_samples, *shape), as `sample_noise` draws it.
+
+        Returns:
+            Dict of arrays of shape (num_samples, *shape), in the sites' units.
 
         Raises:
             ParameterError: for an unknown name, another shape, or a value outside its
@@ -235,7 +265,19 @@ class StructuralModel:
         num_samples: int,
         params: Mapping[str, Any] | None = None,
     ) -> Values:
-        """Draw from the model: dict of arrays of shape (num_samples, *shape)."""
+        """Draw from the model.
+
+        Args:
+            rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+            num_samples: Number of draws.
+            params: As in `evaluate`; None takes all initial values.
+
+        Returns:
+            Dict of arrays of shape (num_samples, *shape), in the sites' units.
+
+        Raises:
+            InfogradError: as `sample_noise` and `evaluate`.
+        """
         return self.evaluate(
             {} if params is None else params, self.sample_noise(rng_key, num_samples)
         )
@@ -264,11 +306,25 @@ class StructuralModel:
         return listed
 
     def params_of(self, sites: Iterable[str]) -> frozenset[str]:
-        """Parameters that reach any of the sites."""
+        """Parameters that reach any of the sites.
+
+        Args:
+            sites: A site name or several.
+
+        Raises:
+            SiteError: for a name that no site has.
+        """
         return frozenset().union(*(self._reach[s][0] for s in self._named(sites)))
 
     def noise_of(self, sites: Iterable[str]) -> frozenset[str]:
-        """Names of the noise that reaches any of the sites."""
+        """Names of the noise that reaches any of the sites.
+
+        Args:
+            sites: A site name or several.
+
+        Raises:
+            SiteError: for a name that no site has.
+        """
         return frozenset().union(*(self._reach[s][1] for s in self._named(sites)))
 
     def noise_given(self, held: Sequence[str], sites: Iterable[str]) -> frozenset[str]:
@@ -414,6 +470,9 @@ class StructuralModel:
     def render(self) -> Any:
         """The graph of sites and parameters as a `graphviz.Digraph`.
 
+        Sampled sites are ellipses, deterministic ones boxes, and what is observed,
+        substituted or intervened on is filled; parameters are bare names.
+
         Raises:
             ImportError: if the `graphviz` extra is not installed.
         """
@@ -423,10 +482,11 @@ class StructuralModel:
             )
         graph = graphviz.Digraph()
         for name in self.params:
-            graph.node(name, shape="plaintext")
+            graph.node(name, shape="plaintext", fontcolor=_TUNED)
         for name, site in self.site_info.items():
             label = f"{name}\n{site.distribution}" if site.distribution else name
-            style = {"style": "filled"} if site.state != "free" else {}
+            fixed = {"style": "filled", "fillcolor": _FIXED}
+            style = fixed if site.state != "free" else {}
             shape = "ellipse" if site.kind == "sample" else "box"
             graph.node(name, label=label, shape=shape, **style)
         for name, parents in self.parents.items():

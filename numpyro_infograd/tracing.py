@@ -18,6 +18,7 @@ import warnings
 import numpy as np
 
 import jax
+from jax.extend.core import get_opaque_trace_state
 import jax.numpy as jnp
 
 from numpyro.distributions import MaskedDistribution, Unit, constraints
@@ -71,11 +72,21 @@ class _Generate(Messenger):
         self._held: set[str] = set()
         super().__init__()
 
+    def __str__(self) -> str:
+        """The model, and how far it got."""
+        return "the model" + "".join(f", after site {s!r}," for s in [*self.sites][-1:])
+
+    def __enter__(self) -> Any:
+        self._level = get_opaque_trace_state()
+        return super().__enter__()
+
     # -- what a message means ------------------------------------------------------
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] in ("sample", "deterministic", "param"):
             _check_name(msg["name"])
+        if msg["type"] in ("sample", "deterministic"):
+            self._check_level(msg["name"])
         handle = {
             "sample": self._sample,
             "deterministic": self._deterministic,
@@ -87,6 +98,14 @@ class _Generate(Messenger):
         }.get(msg["type"])
         if handle is not None:
             handle(msg)
+
+    def _check_level(self, name: str) -> None:
+        if get_opaque_trace_state() != self._level:
+            raise ModelError(
+                f"site {name!r} stands inside a JAX transformation (jax.vmap, jax.jit, "
+                "jax.lax.scan), which its value cannot leave. Use numpyro.plate for "
+                "many at once, and scan and cond of numpyro.contrib.control_flow."
+            )
 
     def postprocess_message(self, msg: Any) -> None:
         exploring = msg["type"] == "param" and self.params is None
@@ -255,12 +274,17 @@ class _Generate(Messenger):
     def _prng_key(self, msg: Any) -> None:
         if self.rng_key is not None:
             self.rng_key, msg["value"] = jax.random.split(self.rng_key)
+        elif get_opaque_trace_state() != self._level:
+            raise ModelError(
+                "the model samples in a scan or cond inside another, where its noise "
+                "is out of reach. Write the inner one as a Python loop, or as one site "
+                "of more dimensions."
+            )
         else:
             raise ModelError(
-                "the model draws from numpyro.prng_key() outside a sample site, or "
-                "samples in a scan or cond inside another, or at a hidden site, so "
-                "that randomness would be lost from the noise. Write it as a "
-                "numpyro.sample that is seen; write an inner scan as a Python loop."
+                "the model draws from numpyro.prng_key() outside a sample site, or at "
+                "a site that handlers.block hides, so that randomness would be lost "
+                "from the noise. Write it as a numpyro.sample that is seen."
             )
 
 
@@ -398,7 +422,7 @@ def trace_model(
     _check_finite(args, kwargs)
 
     def play(messenger: _Generate) -> None:
-        with tracing("the model", error=ModelError), messenger:
+        with tracing(messenger, error=ModelError), messenger:
             try:
                 model(*args, **kwargs)
             except (TypeError, ValueError) as error:
@@ -411,9 +435,9 @@ def trace_model(
                 advice = [text for say, text in _NO_LAW.items() if say in str(error)]
                 if not advice:
                     raise
-                seen = "".join(f" after site {s!r}" for s in [*messenger.sites][-1:])
                 raise ModelError(
-                    f"a distribution{seen} is not valid: {error} {advice[0]}"
+                    f"{messenger} has a distribution that is not valid: {error} "
+                    f"{advice[0]}"
                 ) from error
 
     def explore(concrete: bool) -> _Generate:

@@ -138,6 +138,38 @@ def noise_of_no_site():
     numpyro.sample("z", dist.Normal(jax.random.normal(numpyro.prng_key()), 1.0))
 
 
+def hidden_site():
+    x = numpyro.sample("x", dist.Normal())
+    with handlers.block(hide=["z"]):
+        z = numpyro.sample("z", dist.Normal())
+    numpyro.sample("y", dist.Normal(tuned() * x + z, 1.0))
+
+
+def nested_scans():
+    def inner(state, _):
+        return numpyro.sample("z", dist.Normal(state, 1.0)), None
+
+    def outer(state, _):
+        return scan(inner, state, None, length=2)[0], None
+
+    start = tuned() * numpyro.sample("x", dist.Normal())
+    numpyro.sample("y", dist.Normal(scan(outer, start, None, length=2)[0], 1.0))
+
+
+def site_in_a_vmap():
+    def one(gain):
+        return numpyro.sample("z", dist.Normal(tuned() * gain, 1.0))
+
+    x = numpyro.sample("x", dist.Normal())
+    numpyro.sample("y", dist.Normal(x + jax.vmap(one)(jnp.ones(3)).sum(), 1.0))
+
+
+def loop_of_traced_length(x):
+    gain, start = tuned(), (0.0, x)
+    x = jax.lax.while_loop(lambda c: c[0] < x, lambda c: (c[0] + 1, gain * c[1]), start)
+    return dist.Normal(x[1], 1.0)
+
+
 def parameter_in_a_scan():
     def step(state, _):
         made = dist.Normal(numpyro.param("a", 1.0) * state, 1.0)
@@ -460,20 +492,29 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ModelError, "named 3: names are strings",
         lambda: grad(beside(lambda: numpyro.sample(3, dist.Normal())))),
     "gradient: a number as distribution": (
-        ModelError, "after site 'x' is not valid.*Call the class",
+        ModelError, "after site 'x', .*not valid.*Call the class",
         lambda: grad(channel(lambda x: 3.0))),
     "gradient: a distribution that was not called": (
-        ModelError, r"after site 'x' is not valid.*dist.Normal\(0.0, 1.0\)",
+        ModelError, r"after site 'x', .*not valid.*dist.Normal\(0.0, 1.0\)",
         lambda: grad(channel(lambda x: dist.Normal))),
     "gradient: an empty output": (
         SiteError, r"'y' of the objective is empty.*\(0,\). Leave it out",
         lambda: grad(channel(lambda x: dist.Normal(tuned() * x * jnp.ones(0), 1.0)))),
     "gradient: hidden randomness": (
         ModelError, "prng_key.*numpyro.sample", lambda: grad(noise_of_no_site)),
+    "gradient: a hidden site": (
+        ModelError, "handlers.block hides.*that is seen", lambda: grad(hidden_site)),
+    "gradient: a scan in a scan": (
+        ModelError, "inside another.*Python loop", lambda: grad(nested_scans)),
+    "gradient: a site in a vmap": (
+        ModelError, "'z' stands inside.*numpyro.plate", lambda: grad(site_in_a_vmap)),
+    "gradient: a loop of traced length": (
+        ModelError, "a loop whose length.*jax.lax.scan",
+        lambda: grad(channel(loop_of_traced_length))),
     "gradient: a parameter in a scan": (
         ModelError, "'a'.*before the scan", lambda: grad(parameter_in_a_scan)),
     "gradient: an if in the model": (
-        ModelError, "the model asks.*jnp.where",
+        ModelError, "the model, after site 'x', asks.*jnp.where",
         lambda: grad(channel(lambda x: dist.Normal(tuned() if x > 0 else x, 1.0)))),
     "gradient: a negative scale": (
         ModelError, "after site 'x'.*scale.*constraint in numpyro.param",

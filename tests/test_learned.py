@@ -168,6 +168,21 @@ def test_low_noise(method) -> None:
     check(found, {"eta": truth}, 0.03 * truth, rel=0.03)
 
 
+@pytest.mark.slow
+def test_a_kernel_too_wide_for_the_score_says_so_in_its_error() -> None:
+    def model() -> None:
+        gain = numpyro.param("gain", jnp.array([2.0, 2.0]))
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+        noise = jnp.array([0.1, 0.8])
+        numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), noise).to_event(1))
+
+    found = ig.gradient(XY, model, scores="kernel")
+    truth = [truths.tanh_derivative(2.0, scale**2) for scale in (0.1, 0.8)]
+    off = np.abs(found.value["gain"] - np.asarray(truth))
+    assert np.all(off < 3 * found.standard_error["gain"])
+    assert off[0] > 0.1 and off[1] < 0.01  # the narrow one is out of its reach
+
+
 def test_a_mixture_has_no_use_for_a_black_box() -> None:
     with pytest.raises(DensityError, match="deterministic"):
         ig.gradient(XY, black_box, scores="mixture")

@@ -21,12 +21,13 @@ from numpyro_infograd.errors import ArgumentError
 
 HERE = Path(__file__).parent
 
-SCRIPT = """
+START = """
 import json
 import sys
 
 devices, count, index, port = map(int, sys.argv[1:])
 import jax
+import numpy as np
 jax.config.update("jax_num_cpu_devices", devices)
 if count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -38,14 +39,25 @@ size = len(jax.devices())
 assert size == devices * count
 mesh = jax.make_mesh((size,), ("samples",)) if size > 1 else None
 quick = {"mesh": mesh, "progress_bar": False}
+"""
+ASCENT = """
 ascent = ig.maximize_mi(links.amplifier, "x", "y", num_steps=20, **quick)
 value = ig.mutual_information(links.amplifier, "x", "y", mesh=mesh)
 found = [float(ascent.params["eta"]), ascent.estimate.value, value.value]
 print(json.dumps(found))
 """
+TWIN = """
+y = np.tanh(np.random.default_rng(0).normal(size=4000))
+y += 0.5 * np.random.default_rng(1).normal(size=4000)
+twin = ig.calibrate(
+    links.amplifier, {"y": y}, divergence="kl", num_steps=20, num_draws=20, **quick
+)
+found = [float(twin.params["eta"]), float(twin.standard_error["eta"])]
+print(json.dumps(found))
+"""
 
 
-def run(devices: int, count: int = 1) -> list[list[float]]:
+def run(devices: int, count: int = 1, task: str = ASCENT) -> list[list[float]]:
     """What each of some processes with some devices finds."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -53,7 +65,12 @@ def run(devices: int, count: int = 1) -> list[list[float]]:
     env = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *map(str, (devices, count, index, port))],
+            [
+                sys.executable,
+                "-c",
+                START + task,
+                *map(str, (devices, count, index, port)),
+            ],
             env=env,
             stdout=subprocess.PIPE,
             text=True,
@@ -79,6 +96,16 @@ def test_two_processes_agree_with_one(alone) -> None:
 def test_eight_devices_agree_with_one(alone) -> None:
     (eight,) = run(8)
     np.testing.assert_allclose(eight, alone, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_twins_are_the_same_on_any_number_of_devices() -> None:
+    (alone,) = run(1, task=TWIN)
+    (eight,) = run(8, task=TWIN)
+    first, second = run(1, count=2, task=TWIN)
+    assert first == second
+    np.testing.assert_allclose(eight, alone, rtol=1e-5)
+    np.testing.assert_allclose(first, alone, rtol=1e-5)
 
 
 def test_meshes_that_will_not_do() -> None:

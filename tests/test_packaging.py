@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ast
 from email.parser import BytesParser
-import importlib
 import math
 import os
 from pathlib import Path
@@ -207,13 +206,6 @@ def test_installed_wheel_works_outside_of_the_tree(
     assert math.isclose(float(value), math.log(2) / 2, rel_tol=1e-5)
 
 
-def test_figures_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    monkeypatch.delitem(sys.modules, "numpyro_infograd.plots", raising=False)
-    with pytest.raises(ImportError, match=r"numpyro_infograd\[plots\]"):
-        importlib.import_module("numpyro_infograd.plots")
-
-
 @pytest.mark.slow
 def test_wheel_brings_all_that_the_readme_needs(
     built: tuple[Path, Path], tmp_path: Path
@@ -249,7 +241,8 @@ def test_citation_is_valid_and_of_this_version() -> None:
     assert str(citation["version"]) == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
     assert citation["authors"] == PROJECT["authors"]
+    cited = " ".join(README.replace("\n> ", "\n").split())
     for work in citation["references"]:
         assert {"authors", "title", "type"} <= set(work)
         assert all({"family-names", "given-names"} <= set(a) for a in work["authors"])
-        assert work["title"] in README
+        assert work["title"] in cited

@@ -312,6 +312,7 @@ def test_render():
     wanted = {("x", "u"), ("a", "u"), ("u", "v"), ("b", "v"), ("x", "y"), ("v", "y")}
     assert edges(graph) == wanted
     assert "v [label=v shape=box]" in graph.source
+    assert re.search(r"^\s*a \[.*fontcolor", graph.source, re.MULTILINE)
     assert "Normal" in graph.source
     assert ("net$params", "x") in edges(traced("nnx_network").render())
     assert "filled" in traced("conditioned").render().source

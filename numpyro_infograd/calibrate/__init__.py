@@ -21,6 +21,7 @@ from numpyro_infograd.arguments import (
     as_floats,
     as_key,
     as_power_of_two,
+    use_mesh,
 )
 from numpyro_infograd.calibrate.fit import LEVELS, NUM_STEPS, Fit, Settings
 from numpyro_infograd.calibrate.recordings import as_recordings, check_observed
@@ -59,6 +60,7 @@ def calibrate(
     rng_key: jax.Array | None = None,
     progress_bar: bool = True,
     allow_jumps: bool = False,
+    mesh: jax.sharding.Mesh | None = None,
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Calibration:
@@ -96,18 +98,20 @@ def calibrate(
         hidden: Widths of the two networks that make features.
         network: Your own in place of them; see `scores.Denoising`.
         num_samples: Draws of the twin in a step, a power of two.
-        num_draws: Bootstrap draws of the parameters.
-        init_params: Starting values; what is missing takes the model's.
+        num_draws: Bootstrap draws of the parameters, at least 20.
+        init_params: Starting values, each in its parameter's shape; what is missing
+            takes the model's.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         progress_bar: Show a bar with the current divergence.
         allow_jumps: As in `gradient`.
+        mesh: Devices to spread draws of the twin over, a power of two of them.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
 
     Returns:
         A `Calibration`: parameters with standard errors and bootstrap draws, the
-        divergence from held-out recordings and a two-sample test before and after, and
-        the directions that the recordings leave free.
+        divergence from held-out recordings (nats) and a two-sample test before and
+        after, and the directions that the recordings leave free.
 
     Raises:
         InfogradError: a subclass that names the site or argument at fault.
@@ -179,8 +183,9 @@ def calibrate(
         num_draws,
     )
     recorded = {name: recorded[name] for name in density.sites}
-    fit = Fit(sm, density, params, recorded, settings, key, warnings)
-    found = fit.run(progress_bar)
+    with use_mesh(mesh):
+        fit = Fit(sm, density, params, recorded, settings, key, warnings)
+        found = fit.run(progress_bar)
     if used[0] == 0.0:
         still, why = _is_smooth(sm, density, found.params)
         if not still:

@@ -42,8 +42,8 @@ _RATE = 4e-3
 class Moments(NamedTuple):
     """What is known of a law, seen through noise of each level."""
 
-    gram: jax.Array  # E[phi phi^T], (levels, width, width)
-    slope: jax.Array  # E[-d phi / dz], (levels, width, dimensions)
+    gram: Any  # E[phi phi^T], (levels, width, width)
+    slope: Any  # E[-d phi / dz], (levels, width, dimensions)
 
 
 @functools.partial(
@@ -150,20 +150,28 @@ class Features:
             slope -= push(each).T @ each / (len(along) * len(z))
         return phi, slope
 
-    def weights(self, law: Moments) -> jax.Array:
+    def weights(self, law: Moments) -> Any:
         """W of a law, (levels, width, dimensions)."""
         return self.solve(law.gram, law.slope)
 
-    def solve(self, gram: jax.Array, right: jax.Array) -> jax.Array:
-        """G^-1 times (levels, width, any), with the ridge."""
-        scale = jax.lax.rsqrt(self.power)[..., None]
-        gram = scale * self.ridged(gram) * jnp.swapaxes(scale, -1, -2)
-        return scale * jnp.linalg.solve(gram, scale * right)
+    def solve(self, gram: Any, right: Any) -> Any:
+        """G^-1 times (levels, width, any), with the ridge; JAX or NumPy arrays."""
+        xp = gram.__array_namespace__()
+        scale = xp.asarray(self.power, dtype=gram.dtype)[..., None] ** -0.5
+        gram = scale * self.ridged(gram) * xp.swapaxes(scale, -1, -2)
+        solve = xp.linalg.solve if xp is np else _one_by_one
+        return scale * solve(gram, scale * right)
 
-    def ridged(self, gram: jax.Array) -> jax.Array:
+    def ridged(self, gram: Any) -> Any:
         """G with the ridge, (..., levels, width, width)."""
-        eye = jnp.eye(gram.shape[-1], dtype=gram.dtype)
-        return gram + _RIDGE * self.power[..., None] * eye
+        xp = gram.__array_namespace__()
+        power = xp.asarray(self.power, dtype=gram.dtype)[..., None]
+        return gram + _RIDGE * power * xp.eye(gram.shape[-1], dtype=gram.dtype)
+
+
+def _one_by_one(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """Solutions in turn: together they hang CPUs that play several devices."""
+    return jax.lax.map(lambda pair: jnp.linalg.solve(*pair), (matrix, right))
 
 
 def see(z: jax.Array, level: jax.Array | float) -> jax.Array:

@@ -357,13 +357,14 @@ class Fit:
             draws=_DRAWS,
         )
 
-    def resample(self, weights: jax.Array, num_draws: int) -> tuple[Any, Any]:
+    def resample(
+        self, weights: jax.Array, num_draws: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A bootstrap over blocks of recordings; see `inference.resample`."""
         count = len(self.train)
         counts = self.rng.multinomial(count, np.full(count, 1 / count), num_draws)
-        shares = jnp.asarray(counts / count, jnp.zeros(()).dtype)
-        found = resample(self.whole, jnp.mean(weights, axis=0), self.blocks, shares)
-        return jax.device_get(found)
+        mean = jnp.mean(weights, axis=0)
+        return resample(self.whole, mean, self.blocks, counts / count)
 
     def distance(self, weights: jax.Array, targets: Any) -> Estimate:
         """Divergence from the held-out recordings, averaged over all levels."""

@@ -107,10 +107,9 @@ def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:
     return step * min(1.0, _FARTHEST / max(length, 1e-30))
 
 
-@jax.jit
 def resample(
-    match: Match, weights: jax.Array, blocks: Moments, counts: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    match: Match, weights: Any, blocks: Moments, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """W_p of resampled recordings, and their G_p (W_q - W_p).
 
     Args:
@@ -119,13 +118,15 @@ def resample(
         blocks: Moments of blocks of recordings.
         counts: Shares of the blocks in each resample, (num_draws, blocks).
     """
+    weights, *whole = _double(weights, *blocks)
 
-    def one(share: jax.Array) -> tuple[jax.Array, jax.Array]:
-        law = Moments(*(jnp.tensordot(share, x, 1) for x in blocks))
+    def one(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        law = Moments(*(np.tensordot(share, x, 1) for x in whole))
         target = match.features.weights(law)
         return target, law.gram @ (weights - target)
 
-    return jax.lax.map(one, counts)
+    targets, pulls = zip(*map(one, counts), strict=True)
+    return np.stack(targets), np.stack(pulls)
 
 
 def resampled_gradients(

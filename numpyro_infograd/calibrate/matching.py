@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 import optax
 
+from numpyro_infograd.arguments import differentiating
 from numpyro_infograd.calibrate.features import Features, Moments
 from numpyro_infograd.density import simulate
 from numpyro_infograd.exogenous import Noise
@@ -156,12 +157,11 @@ def descend(
 
     def step(state: Descent, rate: jax.Array) -> tuple[Descent, dict[str, Any]]:
         key = jax.random.fold_in(rng_key, state.step)
-        if divergence == "kl":
-            value, gradient = kl_gradient(match, state.free, key, spec, size, points)
-        else:
-            value, gradient = jax.value_and_grad(fisher, argnums=1)(
-                match, state.free, key, spec, size, points
-            )
+        descent = kl_gradient
+        if divergence == "fisher":
+            descent = jax.value_and_grad(fisher, argnums=1)
+        with differentiating():
+            value, gradient = descent(match, state.free, key, spec, size, points)
         if projection is not None:
             ascent = jax.tree.map(jnp.negative, gradient)
             ascent = gradient_mapping(projection, state.free, ascent)

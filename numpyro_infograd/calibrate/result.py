@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+import importlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,31 +31,54 @@ class Calibration(Result):
     """The twin that `calibrate` found.
 
     `params` and `status` are as in any `Result`, and `estimate` is `after`. `history`
-    has arrays over steps: "params" (a dict), "gradient_norm", "finite" (whether the
-    step was taken) and "divergence", the Fisher divergence averaged over the levels in
-    use.
+    has arrays over steps, (num_steps,): "gradient_norm", "finite" (whether the step was
+    taken) and "divergence", the Fisher divergence averaged over the levels in use; and
+    "params", a dict of arrays (num_steps, *shape).
     `diagnostics` has the divergence and the levels.
 
     Attributes:
-        standard_error: Of every parameter, by a bootstrap over recordings and from
-            what sampling the twin adds; infinite for what the recordings leave free,
-            NaN where there is none (a parameter that a projection holds; more than 64
-            numbers; an interruption).
+        standard_error: Of every parameter, in its shape, by a bootstrap over recordings
+            and from what sampling the twin adds; infinite for what the recordings leave
+            free, NaN where there is none (a parameter that a projection holds; more
+            than 64 numbers; an interruption).
         draws: Bootstrap draws of every parameter, (num_draws, *shape). They do not move
             along what the recordings leave free, so that what is determined may be
             computed from them, such as the product of two factors.
-        before: Divergence from held-out recordings at the start, as far as features
-            trained there show it; the standard error is on the safe side.
+        before: Divergence from held-out recordings at the start, in nats, as far as
+            features trained there show it; the standard error is on the safe side.
         after: The same at the end; what a twin of another form cannot reach remains.
         test_before: Two-sample test on held-out recordings at the start.
         test_after: The same at the end.
         undetermined: Directions in parameter space along which the recordings say
             nothing: a move of the parameters' own size changes the outputs' law by
             less than the recordings can show. Each maps parameters to arrays.
-        recorded: The recordings that were fitted to.
+        recorded: The recordings that were fitted to, (num_recordings, *shape) by site.
         simulated: Replicates of the recordings by the twin, each of one bootstrap draw
-            of the parameters, (num_replicates, num_recordings, *shape).
+            of the parameters, (num_replicates, num_recordings, *shape) by site.
         warnings: Sentences that a careful user should read.
+
+    Example:
+        >>> import numpy as np
+        >>> from numpyro_infograd import Calibration, Estimate
+        >>> twin = Calibration(  # by hand; `calibrate` makes them
+        ...     {"a": 2.0, "b": 0.5},
+        ...     estimate=None,
+        ...     history={},
+        ...     status="converged",
+        ...     standard_error={"a": np.inf, "b": np.inf},
+        ...     draws={"a": np.array([1.9, 2.1]), "b": np.array([0.53, 0.47])},
+        ...     before=Estimate(0.41, 0.01, 0.39, 0.43, "features"),
+        ...     after=Estimate(0.001, 0.002, -0.003, 0.005, "features"),
+        ... )
+        >>> twin
+        Calibration:
+          a = 2 +- inf
+          b = 0.5 +- inf
+          divergence from held-out recordings: 0.41 +- 0.01 nats (features)
+          after calibration: 0.001 +- 0.002 nats (features)
+          converged
+        >>> (twin.draws["a"] * twin.draws["b"]).mean().round(2)  # what is determined
+        np.float64(1.0)
     """
 
     standard_error: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +113,25 @@ class Calibration(Result):
             self.status,
         ]
 
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the recordings and the twin's replicates: see `plots.plot_twin`.
+
+        `plots.plot_ascent` draws how the calibration went.
+
+        Args:
+            axes: Matplotlib axes, one for each number of an output; None makes a
+                figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ArgumentError: for axes that are none, or too many.
+            ImportError: if the `plots` extra is not installed.
+        """
+        plots = importlib.import_module("numpyro_infograd.plots")
+        return plots.plot_twin(self, axes)
+
     def to_inference_data(self) -> Any:
         """What was found as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
 
@@ -96,5 +139,8 @@ class Calibration(Result):
         `warmup_posterior` and `warmup_sample_stats` the history, `observed_data` the
         recordings and `posterior_predictive` the twin's replicates of them: what
         `arviz.plot_ppc`, from ArviZ 1 `arviz.plot_ppc_dist`, compares.
+
+        Raises:
+            ArgumentError: where there are neither steps nor draws to show.
         """
         return super().to_inference_data()

@@ -45,6 +45,12 @@ class SetCheck(NamedTuple):
         gain: Share of the Fisher information by which the score's held-out loss is
             below that of a normal law; NaN where the method knows none.
         doubts: What is wrong, in sentences.
+
+    Example:
+        >>> from numpyro_infograd.diagnostics import SetCheck
+        >>> seen = SetCheck("y", 0.8, -0.0012, 0.0168, gain=0.35, doubts=())
+        >>> abs(seen.residual) < 3 * seen.residual_error
+        True
     """
 
     label: str
@@ -67,7 +73,16 @@ class ScoreCheck:
             cotangents over the larger mean square.
         trusted: Whether nothing speaks against the scores.
         cotangents: For each site, both methods' cotangents at the same samples, (2,
-            num_samples, dimensions), to plot.
+            num_samples, dimensions), in nats per unit of the site, to plot.
+
+    Example:
+        >>> from numpyro_infograd.diagnostics import ScoreCheck, SetCheck
+        >>> seen = SetCheck("y", 0.8, -0.0012, 0.0168, gain=0.35, doubts=())
+        >>> found = ScoreCheck("denoising", "sliced", (seen,), {"y": 0.12})
+        >>> found.trusted  # by hand; `check_scores` makes them
+        False
+        >>> found.doubts
+        ("'denoising' and 'sliced' differ by 12.0% at 'y'.",)
     """
 
     method: str
@@ -121,7 +136,18 @@ class ScoreCheck:
         return "\n".join(rows)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw one method's cotangents against the other's; the matplotlib axes."""
+        """Draw one method's cotangents against the other's.
+
+        Args:
+            ax: Matplotlib axes to draw on; None makes a figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ArgumentError: if no second method was asked for.
+            ImportError: if the `plots` extra is not installed.
+        """
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_score_check(self, ax)
 
@@ -153,7 +179,7 @@ def check_scores(
         scores: The method to check, as in `gradient`.
         against: Another method to hold it against, or the same for another fit; None
             for none.
-        num_samples: Fresh samples to check on, a power of two.
+        num_samples: Fresh samples to check on, a power of two of at least 256.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         allow_jumps: As in `gradient`.
         verbose: Print the result.

@@ -79,7 +79,8 @@ def maximize(
             of the objective that a parameter reaches, relative to their own; or a dict
             of variances by site. It falls to zero over the first half of the steps (of
             the first cycle), and leads past optima that only a quiet system has.
-        init_params: Starting values; what is missing takes the model's.
+        init_params: Starting values, each in its parameter's shape; what is missing
+            takes the model's.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         progress_bar: Show a bar with the current gradient norm.
         checkpoint: Path of a folder to save the run to, by Orbax, about once a second
@@ -95,7 +96,8 @@ def maximize(
         A `Result`: parameters, value with its standard error (nats), history, status.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault.
+        InfogradError: a subclass that names the site or argument at fault;
+            `ConstraintError` if `num_steps` is None and `subject_to` cannot be met.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, optax, numpyro.distributions as dist
@@ -140,10 +142,34 @@ def maximize(
 def minimize(
     objective: Objective, model: Callable[..., Any] | StructuralModel, **settings: Any
 ) -> Result:
-    """Find the parameters that minimise an objective; settings as for `maximize`.
+    """Find the parameters that minimise an objective.
+
+    Args:
+        objective: Built from `MI`, `Entropy`, `Expectation`.
+        model: A NumPyro model, or the result of `structural_model`.
+        **settings: As for `maximize`.
 
     Returns:
-        A `Result` whose estimate is of `objective` itself.
+        A `Result` whose estimate, in nats, is of `objective` itself.
+
+    Raises:
+        InfogradError: a subclass that names the site or argument at fault.
+
+    Example:
+        >>> import numpyro, optax, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.0)
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal((a + b) * x, 1))
+        >>> result = ig.minimize(
+        ...     ig.MI("x", "y"), model, progress_bar=False,
+        ...     projection=optax.projections.projection_l2_sphere,
+        ... )
+        >>> round(float(result.params["b"]), 3)  # the paths cancel
+        -0.707
+        >>> abs(result.estimate.value) < 1e-5
+        True
     """
     check_is_objective(objective)
     try:
@@ -182,7 +208,19 @@ def maximize_mi(
 ) -> Result:
     """Find the parameters that maximise I(inputs; outputs | given).
 
-    The settings are those of `maximize`.
+    Args:
+        model: A NumPyro model, or the result of `structural_model`.
+        inputs: A site name or several.
+        outputs: A site name or several.
+        given: Sites to condition on.
+        **settings: As for `maximize`.
+
+    Returns:
+        A `Result`: parameters, information with its standard error (nats), history,
+        status.
+
+    Raises:
+        InfogradError: a subclass that names the site or argument at fault.
 
     Example:
         >>> import numpyro, optax, numpyro.distributions as dist

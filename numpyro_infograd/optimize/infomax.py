@@ -59,7 +59,7 @@ class InfoMax:
     """Maximise an objective by stochastic ascent along its information gradient.
 
     Args:
-        model: A NumPyro model.
+        model: A NumPyro model, or the result of `structural_model`.
         objective: Built from `MI`, `Entropy`, `Expectation`.
         optimizer: An optax transformation or a numpyro optimizer, descending as they
             do on the negative objective. None is Adam with a cosine decay and a rate
@@ -73,6 +73,10 @@ class InfoMax:
         subject_to: Comparisons of expectations with numbers, such as
             `Expectation(f) <= 1.0`, met by an augmented Lagrangian.
         allow_jumps: As in `gradient`.
+
+    Raises:
+        ArgumentError: for a projection, scores, constraint, optimizer or number of
+            samples that is none.
 
     Example:
         >>> import jax, numpyro, optax, numpyro.distributions as dist
@@ -128,8 +132,15 @@ class InfoMax:
         Args:
             rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
             *args: Arguments of the model.
-            init_params: Starting values; what is missing takes the model's.
+            init_params: Starting values, each in its parameter's shape; what is missing
+                takes the model's.
             **kwargs: Keyword arguments of the model.
+
+        Returns:
+            A state, a pytree of arrays, for `update` and `get_params`.
+
+        Raises:
+            InfogradError: a subclass that names the site or argument at fault.
         """
         rng_key = as_key(rng_key)
         params = self._pose(rng_key, args, kwargs, init_params)
@@ -142,6 +153,19 @@ class InfoMax:
         """One step. Arguments, if any, replace those that `init` had.
 
         Without arguments it may stand inside `jax.jit` and `jax.lax.scan`.
+
+        Args:
+            state: What `init` or `update` returned.
+            *args: Arguments of the model.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            The next state, and what the step reports: a NamedTuple of parameters,
+            gradient and its norm, gain in nats, and what the scores say of themselves.
+
+        Raises:
+            ArgumentError: before `init`, for the state of another model, or for
+                arguments that give the model another structure.
         """
         self._check_state(state)
         if args or kwargs:
@@ -155,7 +179,11 @@ class InfoMax:
         return state, jax.tree.map(lambda x: x[0, 0], infos)
 
     def get_params(self, state: InfoMaxState) -> dict[str, Any]:
-        """Parameters of a state, in constrained space."""
+        """Parameters of a state by name, in their shapes and constrained space.
+
+        Raises:
+            ArgumentError: before `init`, or for the state of another model.
+        """
         self._check_state(state)
         return constrained(state.free, self.constraints())
 
@@ -184,9 +212,13 @@ class InfoMax:
             checkpoint: Folder to save to and to go on from.
             **kwargs: Keyword arguments of the model.
 
+        Returns:
+            A `Result`, as `maximize` does.
+
         Raises:
             ArgumentError: for a number of steps or restarts below one, or an annealing
                 that is not positive.
+            InfogradError: another subclass, as from `maximize`.
         """
         return self.ascend(
             rng_key,

@@ -43,8 +43,20 @@ REGISTRY: dict[str, type[Exact | ScoreMethod]] = {
 def resolve_method(scores: object, name: str = "scores") -> str | Exact | ScoreMethod:
     """A score method from its name or itself; "auto" stays as it is.
 
+    Args:
+        scores: "auto", the name of a method, or a method.
+        name: What the argument is called in the error.
+
+    Returns:
+        The method with its default settings, the method itself, or "auto".
+
     Raises:
         ArgumentError: for anything else.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> ig.scores.resolve_method("mixture")
+        Mixture(num_components=1024, num_samples=16384, block_size=128)
     """
     if isinstance(scores, str):
         if scores == "auto":

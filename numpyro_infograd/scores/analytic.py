@@ -26,7 +26,8 @@ class Analytic(ScoreMethod):
     Args:
         functions: Maps a set of sites to `fn(params, values)`, the score of their
             joint density at one sample: a dict from site to an array of the site's
-            shape, or a bare array if only one site of the set depends on a parameter.
+            shape, in nats per unit of the site, or a bare array if only one site of the
+            set depends on a parameter.
             A set is a site name or a tuple of names, in any order; the score of
             `sites` given root inputs is that of the joint set. Sets whose density
             hides no noise are known anyway and not asked for.

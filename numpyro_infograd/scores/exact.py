@@ -28,6 +28,16 @@ class Exact:
     The joint covariance of any set of sites is J J^T with J the Jacobian in the noise,
     so entropies are log determinants and gradients come from differentiating those.
     Standard errors are zero.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+        >>> ig.gradient(ig.MI("x", "y"), model, scores=ig.scores.Exact())
+        Gradient by exact scores (asked for):
+          a: 0.5 +- 0
     """
 
 

@@ -33,12 +33,13 @@ class FlowMatching(Learned):
     close to 1 and extrapolated to no noise. The target of the velocity stays bounded
     there while that of denoising does not. It sees samples alone.
 
+    The noise of the lines costs accuracy: twice the samples and steps make up for it.
+
     Args:
         times: Times below 1 at which the velocity is learned and the score is read
             off, falling.
 
-    The other settings are those of `Denoising`, without its noise. The noise of the
-    lines costs accuracy: twice the samples and steps make up for it.
+    The other settings are those of `Denoising`, without its noise.
 
     Example:
         >>> import numpyro_infograd as ig

@@ -23,14 +23,15 @@ from numpyro_infograd.scores.learned import report_scores
 from numpyro_infograd.scores.pool import draw_pool, with_noise
 
 _MEMBERS = 4
-_COARSER = 5.0  # times the share left out, to see what eigenfunctions still add
+# Times the share left out, to see what eigenfunctions still added, and would yet add.
+_OTHERS = (5.0, 0.1)
 
 
 class _Expansion(NamedTuple):
     frame: Frame
     centres: jax.Array  # (members, num_points, inputs)
     weights: jax.Array  # (members, num_points, outputs)
-    fewer: jax.Array  # the same by fewer eigenfunctions
+    others: tuple[jax.Array, ...]  # the same by fewer and by more eigenfunctions
     width: jax.Array  # of the kernel
 
 
@@ -42,8 +43,8 @@ class Kernel(ScoreMethod):
     the samples, by the Nystrom method; Stein's identity gives the coefficients,
     -E[grad psi_j]. Here it expands what the normal law of the moments leaves. It sees
     samples alone and suits a few dimensions. Its standard error holds the scatter of
-    four independent expansions and what the last eigenfunctions added, which says
-    little where the kernel is too wide to resolve the score at all.
+    four independent expansions, what the last eigenfunctions added and what more of
+    them would add.
 
     Args:
         num_points: Samples that carry each expansion, a power of two.
@@ -93,7 +94,8 @@ class Kernel(ScoreMethod):
         outputs = jnp.asarray(layout.outputs, int)
         directions = frame.unspread @ frame.whiten[:, outputs].T
 
-        def expand(values: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def expand(pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+            values, x = pair
             count = len(x)
             gram = jnp.exp(-_squares(x, x) / (2 * width**2))
             sizes, vectors = jnp.linalg.eigh(gram)
@@ -110,10 +112,12 @@ class Kernel(ScoreMethod):
                 inverse = jnp.where(kept, count / jnp.maximum(sizes, 1e-12) ** 2, 0.0)
                 return vectors @ (inverse[:, None] * (vectors.T @ means))
 
-            return weights(self.share), weights(1.0 - _COARSER * (1.0 - self.share))
+            left = 1.0 - self.share
+            return tuple(weights(1.0 - times * left) for times in (1.0, *_OTHERS))
 
-        weights, fewer = jax.vmap(expand)(pool.values, centres)
-        return points, _Expansion(frame, centres, weights, fewer, width)
+        # One after the other: together they hang CPUs that play several devices.
+        weights, *others = jax.lax.map(expand, (pool.values, centres))
+        return points, _Expansion(frame, centres, weights, tuple(others), width)
 
     def score(
         self,
@@ -133,9 +137,12 @@ class Kernel(ScoreMethod):
 
         residual = jax.vmap(member)(found.centres, found.weights)
         each = (found.frame.gaussian(centred) + residual) @ found.frame.spread
-        added = jax.vmap(member)(found.centres, found.weights - found.fewer)
-        doubt = jnp.mean(added, axis=0) @ found.frame.spread
-        return report_scores(density, values, each, (doubt,), {})
+        doubts = tuple(
+            jnp.mean(jax.vmap(member)(found.centres, other - found.weights), axis=0)
+            @ found.frame.spread
+            for other in found.others
+        )
+        return report_scores(density, values, each, doubts, {})
 
 
 def _squares(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -74,7 +74,14 @@ class Mixture(ScoreMethod):
     Args:
         num_components: Draws of the hidden noise for each replicate, a power of two.
         num_samples: Default number of samples of a gradient, a power of two.
-        block_size: Components handled at once; memory is samples times this.
+        block_size: Components handled at once, a power of two; memory is samples times
+            this.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> method = ig.scores.Mixture(num_components=4096)  # for `scores=`
+        >>> method.num_samples
+        16384
     """
 
     num_components: int = 1024

@@ -72,6 +72,7 @@ class Posterior(ScoreMethod):
         warm_pool_size: Samples drawn at each step of an ascent, a power of two.
         learning_rate: Peak of the cosine schedule.
         num_samples: Default number of samples of a gradient, a power of two.
+        symbols: The values of discrete inputs; found in the model, not given.
 
     Example:
         >>> import numpyro_infograd as ig

@@ -53,9 +53,32 @@ class Pretrained(ScoreMethod):
     Attributes:
         method: The method that they were trained by.
         names: The parameters that they see.
-        ranges: Where these were.
+        ranges: Where these were: bounds of all their numbers, (num_numbers,) each.
         trained: Networks of each set of sites, by (sites, given).
         forward: The map of the model that they were trained on.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> from numpyro_infograd.scores.pretrained import Range
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     gain = numpyro.param("gain", 1.0)
+        ...     numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), 0.5))
+        >>> sm = ig.structural_model(model)
+        >>> trained = ig.scores.Pretrained(  # by hand and without a network
+        ...     ig.scores.Denoising(),
+        ...     names=("gain",),
+        ...     ranges=Range(jnp.array([0.0]), jnp.array([3.0])),
+        ...     trained={},
+        ...     forward=sm.forward,
+        ... )
+        >>> trained.prepare(sm, {"gain": 3.5}, ())
+        Traceback (most recent call last):
+        ...
+        numpyro_infograd.errors.ArgumentError: parameter 'gain' is 3.5, outside the
+        range [0.] to [3.] that the scores were trained for. Call pretrain_scores with
+        a wider range.
     """
 
     method: Learned

@@ -60,12 +60,13 @@ def estimate(
     model_kwargs: Mapping[str, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Estimate:
-    """The value of an objective.
+    """The value of an objective, in nats.
 
     Args:
         objective: Built from `MI`, `Entropy`, `Expectation`.
         model: A NumPyro model, or the result of `structural_model`.
-        params: Where to evaluate; what is missing takes its initial value.
+        params: Where to evaluate, each parameter in its shape; what is missing takes
+            its initial value.
         method: A name, or an object of `numpyro_infograd.values` with settings.
 
             - "exact" (`Exact`): closed form, for models that are linear-Gaussian once
@@ -78,7 +79,8 @@ def estimate(
             - "path" (`Path`): the integral of the gradient from a reference (eq. 50).
             - "auto": exact where it can be; nested while 16384 inner draws are
               enough; else fisher. `.reason` says which and why.
-        num_samples: Samples, a power of two; None for the method's default.
+        num_samples: Samples, a power of two of at least 256; None for the method's
+            default.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         unit: "nats" or "bits".
         model_args: Positional arguments of the model.
@@ -86,7 +88,7 @@ def estimate(
         mesh: Devices to spread the samples over, a power of two of them.
 
     Returns:
-        An `Estimate`; its `.warnings` say which bound it breaks, if any.
+        An `Estimate` in that unit; its `.warnings` say which bound it breaks, if any.
 
     Raises:
         InfogradError: a subclass that names the site or argument at fault.
@@ -121,7 +123,20 @@ def mutual_information(
     given: Sites = (),
     **settings: Any,
 ) -> Estimate:
-    """I(inputs; outputs | given); the settings are those of `estimate`.
+    """I(inputs; outputs | given), in nats; the settings are those of `estimate`.
+
+    Args:
+        model: A NumPyro model, or the result of `structural_model`.
+        inputs: A site name or several.
+        outputs: A site name or several.
+        given: Sites to condition on.
+        **settings: As for `estimate`: params, method, num_samples, unit and the rest.
+
+    Returns:
+        An `Estimate`.
+
+    Raises:
+        InfogradError: a subclass that names the site or argument at fault.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -149,9 +164,21 @@ def null_check(
     estimate is away from zero is the estimator's error; the settings are those of
     `estimate`, and "auto" is what it takes for the pairs as they are.
 
+    Args:
+        model: A NumPyro model, or the result of `structural_model`.
+        inputs: A site name or several.
+        outputs: A site name or several.
+        given: Sites to condition on.
+        **settings: As for `estimate`.
+
+    Returns:
+        An `Estimate`, truly 0 nats; it warns where the value is further from that than
+        three standard errors.
+
     Raises:
         ArgumentError: if inputs and given share noise, so that no shuffle keeps the
             law of what is given.
+        InfogradError: another subclass, as from `estimate`.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -191,7 +218,32 @@ def value_of(
     method: str | Estimator = "auto",
     num_samples: int | None = None,
 ) -> Estimate:
-    """`estimate` of a traced model at complete parameters, in nats."""
+    """`estimate` of a traced model at complete parameters, in nats.
+
+    Args:
+        objective: Built from `MI`, `Entropy`, `Expectation`.
+        sm: The result of `structural_model`.
+        params: A value of every parameter, of its shape, in constrained space.
+        rng_key: A JAX PRNG key.
+        method: "auto", or an object of `numpyro_infograd.values`.
+        num_samples: Samples, a power of two; None for the method's default.
+
+    Returns:
+        An `Estimate` in nats.
+
+    Raises:
+        InfogradError: a subclass that names the site or argument at fault.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+        >>> sm = ig.structural_model(model)
+        >>> ig.values.value_of(ig.MI("x", "y"), sm, sm.params, jax.random.key(0))
+        0.346574 nats (exact)
+    """
     checks.check_finite(objective, sm, params)
     checks.check_rank(objective, sm, params)
 

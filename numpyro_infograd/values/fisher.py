@@ -75,7 +75,7 @@ _HEAVY = 9.0  # variance, in units of what the middle of the values suggests
 
 @dataclass(frozen=True)
 class Fisher:
-    """The Fisher integral, with one noise-conditional score network.
+    """The Fisher integral (eqs. 54-55), with one noise-conditional score network.
 
     Serves outputs without a density of their own and information too high for nested
     averages; entropies that hide no noise are averaged as they are. The standard error
@@ -90,6 +90,12 @@ class Fisher:
         num_steps: Training steps.
         batch_size: Samples of a training step, shared out among the networks.
         learning_rate: Peak of the cosine schedule.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> method = ig.values.Fisher(num_steps=2000)  # `method=` of `estimate`
+        >>> method.hidden
+        (64, 64)
     """
 
     num_samples: int = 524288

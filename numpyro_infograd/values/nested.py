@@ -58,6 +58,12 @@ class Nested:
         max_components: How far L may grow where the information is too high for it.
         num_samples: Outer draws, a power of two; None for as many as keep their product
             with L at 2^26, between 2^14 and 2^18.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> method = ig.values.Nested(num_components=4096)  # `method=` of `estimate`
+        >>> method.max_components
+        65536
     """
 
     num_components: int = 1024

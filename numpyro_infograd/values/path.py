@@ -39,15 +39,23 @@ class Path:
     says what the quadrature may miss.
 
     Args:
-        reference: Parameters to start from; what is missing stays where it is. None
-            takes zero for every parameter that may be zero.
+        reference: Parameters to start from, each in its shape; what is missing stays
+            where it is. None takes zero for every parameter that may be zero.
         reference_value: The objective's value there, in nats. None has it estimated,
             exactly or by nested averages.
         way: From s in [0, 1] to parameters, way(0) in place of the reference and
             way(1) the parameters asked for; None is the straight line.
-        num_nodes: Gauss-Legendre nodes.
+        num_nodes: Gauss-Legendre nodes, at least 4.
         scores: As in `gradient`; "auto" chooses at the end of the way.
-        num_samples: Samples of each gradient; None for the score method's default.
+        num_samples: Samples of each gradient, a power of two; None for the score
+            method's default.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> silent = {"gain": 0.0}  # where no information arrives
+        >>> method = ig.values.Path(silent, reference_value=0.0)  # for `estimate`
+        >>> method.num_nodes
+        12
     """
 
     reference: Mapping[str, Any] | None = None

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of gradients: along an ascent, and along a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import jax
+
+from numpyro_infograd.arguments import is_real
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.gradient import Gradient
+from numpyro_infograd.optimize import Result
+from numpyro_infograd.plots.style import ASIDE, BARS, TRUTH, as_axes, look
+
+_COMPONENTS = 12  # of a gradient, that a figure can tell apart
+
+Columns = dict[str, np.ndarray]
+
+
+def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
+    """The way of an ascent: the objective (nats) and the norm of its gradient.
+
+    All restarts are drawn, the best one bold. The dot at the end is the estimate with
+    two standard errors. Where the objective was known exactly at each step, that is
+    drawn; else what is known at the end, less what the steps from there on gained to
+    first order (in the units of the objective, and of what `subject_to` adds to it).
+    That is a few percent of the whole gain too low at the start of a usual ascent, and
+    more if steps are large.
+
+    Args:
+        result: What `maximize`, `minimize`, `maximize_mi` or `calibrate` returned; of
+            a calibration, the divergence over its levels of noise is drawn.
+        axes: Two matplotlib axes, or one for the objective alone; None makes a figure.
+
+    Returns:
+        The axes, an array of them.
+
+    Raises:
+        ArgumentError: for no result, or one without steps.
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> import matplotlib, numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> matplotlib.use("Agg")  # draws without a window
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+        >>> result = ig.maximize_mi(model, "x", "y", num_steps=5, progress_bar=False)
+        >>> left, right = ig.plots.plot_ascent(result)  # or result.plot()
+        >>> left.get_ylabel(), right.get_ylabel()
+        ('objective (nats)', 'gradient norm (nats per unit)')
+    """
+    if not isinstance(result, Result):
+        raise ArgumentError(
+            f"plot_ascent takes a Result, as maximize returns, got {result!r:.80}."
+        )
+    if not result.history:
+        raise ArgumentError(
+            "the result has no steps: there is nothing to draw. Its `status` says why."
+        )
+    axes = as_axes("axes", axes, 2)
+    estimate = result.estimate
+    end = None if estimate is None else estimate.value
+    unit = "nats" if estimate is None else estimate.unit
+    if len(result.histories) > 1:
+        ends = result.diagnostics.get("restarts", [None] * len(result.histories))
+        label: str | None = "restarts"
+        for history, own in zip(result.histories, ends, strict=True):
+            if end is not None and own is None:  # where it stood is not known
+                own = np.nan
+            _draw_way(axes, history, own, ASIDE | {"label": label})
+            label = None
+    style = look(0)
+    best = {"color": style.color, "linestyle": style.linestyle, "linewidth": 2.0}
+    best["label"] = "best restart" if len(result.histories) > 1 else "each step"
+    what = _draw_way(axes, result.history, end, best)
+    if estimate is not None and what.startswith("objective"):
+        style = look(1)
+        axes[0].errorbar(
+            [len(result.history["gradient_norm"])],
+            [estimate.value],
+            [2 * estimate.standard_error],
+            color=style.color,
+            marker=style.marker,
+            linestyle="none",
+            label="estimate, 2 s.e.",
+            **BARS,
+        )
+    axes[0].set(xlabel="step", ylabel=f"{what} ({unit})")
+    axes[0].legend(fontsize="small")
+    for ax in axes[1:]:
+        ax.set(xlabel="step", ylabel=f"gradient norm ({unit} per unit)")
+        if any(np.any(line.get_ydata() > 0) for line in ax.lines):
+            ax.set_yscale("log")
+    return axes
+
+
+def _draw_way(axes: Any, history: Mapping[str, Any], end: Any, style: Any) -> str:
+    """One restart, on one or two axes; returns what the first shows."""
+    what, values = _values(history, end)
+    axes[0].plot(values, **style)
+    for ax in axes[1:]:
+        ax.plot(np.asarray(history["gradient_norm"], float), **style)
+    return what
+
+
+def _values(history: Mapping[str, Any], end: float | None) -> tuple[str, np.ndarray]:
+    """What is known of the objective before each step (and after the last)."""
+    for name in ("objective", "divergence"):
+        if name in history:
+            return name, np.asarray(history[name], float)
+    taken = np.asarray(history["finite"], bool)
+    gain = np.where(taken, history["gain"], 0.0)
+    # A step that was not taken also takes back the one before.
+    gain[:-1][~taken[1:]] = 0.0
+    left = np.append(np.cumsum(gain[::-1])[::-1], 0.0)
+    if end is None:
+        return "gain, to first order", left[0] - left
+    return "objective, to first order", end - left
+
+
+def plot_gradient_sweep(
+    points: Any,
+    gradients: Any,
+    truth: Any = None,
+    *,
+    standard_error: Any = None,
+    ax: Any = None,
+) -> Any:
+    """Gradients along a line with two standard errors, against the truth if known.
+
+    Args:
+        points: Where on the line, (num_points,).
+        gradients: A list with a `Gradient` for each point, or an array (num_points,
+            ...) of values; or a dict of such, by the names of what is compared.
+        truth: What the gradients should be: an array, or a list of dicts as
+            `jax.grad` returns them; its components are those of `gradients`.
+        standard_error: Of `gradients`, if these are arrays: in the same form.
+        ax: Matplotlib axes to draw on; None makes a figure.
+
+    Returns:
+        The axes. Each component of the gradient has a colour, each sweep of a
+        component a marker; truths are lines.
+
+    Raises:
+        ArgumentError: for what does not fit together.
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> import matplotlib, numpyro, numpyro.distributions as dist
+        >>> import numpy as np, numpyro_infograd as ig
+        >>> matplotlib.use("Agg")  # draws without a window
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+        >>> line = np.array([0.0, 1.0, 2.0])
+        >>> found = [ig.gradient(ig.MI("x", "y"), model, params={"a": a}) for a in line]
+        >>> ax = ig.plots.plot_gradient_sweep(line, found, line / (1 + line**2))
+        >>> ax.get_ylabel()
+        'gradient (nats per unit)'
+    """
+    places = _numbers("points", points)
+    if places.ndim != 1 or not len(places):
+        raise ArgumentError(
+            f"points must be numbers along a line, (num_points,), got an array of "
+            f"shape {places.shape}. Give what changes from point to point."
+        )
+    sweeps = gradients if isinstance(gradients, Mapping) else {"": gradients}
+    errors = standard_error if isinstance(gradients, Mapping) else {"": standard_error}
+    if errors is not None and not isinstance(errors, Mapping):
+        raise ArgumentError(
+            "standard_error must be a dict with the names of gradients, got "
+            f"{standard_error!r:.80}."
+        )
+    drawn = [
+        (name, *_sweep(sweep, (errors or {}).get(name), len(places)))
+        for name, sweep in sweeps.items()
+    ]
+    names = list(dict.fromkeys(n for _, values, _ in drawn for n in values))
+    truths = {} if truth is None else _columns("truth", truth, len(places))
+    if list(truths) == [""] and len(names) == 1:
+        truths = {names[0]: truths[""]}
+    strangers = sorted(set(truths) - set(names))
+    if strangers:
+        raise ArgumentError(
+            f"truth has {', '.join(map(repr, strangers))}, and gradients have "
+            f"{', '.join(map(repr, names))}. Name the same parameters."
+        )
+    if not 1 <= len(names) <= _COMPONENTS:
+        raise ArgumentError(
+            f"gradients have {len(names)} components, and a figure shows 1 to "
+            f"{_COMPONENTS}. Give arrays of those to look at."
+        )
+    (ax,) = as_axes("ax", ax)
+    several = len(names) > 1  # components then have colours, else sweeps have
+    for index, name in enumerate(names):
+        if name in truths:
+            style = look(index)
+            line = {"linestyle": style.linestyle, "label": _label(name, "truth")}
+            line |= {"color": style.color} if several else {}
+            ax.plot(places, truths[name], **TRUTH | line)
+    for number, (sweep, values, error) in enumerate(drawn):
+        # Later sweeps stand around the first, and do not hide it.
+        around = {"markerfacecolor": "none", "markersize": 5.0 + 2.0 * number}
+        for name, value in values.items():
+            index = names.index(name)
+            ax.errorbar(
+                places,
+                value,
+                None if error is None else 2 * error[name],
+                color=look(index if several else number).color,
+                marker=look(number * len(names) + index).marker,
+                linestyle="none",
+                label=_label(name, sweep) or "estimate",
+                **BARS | (around if number else {}),
+            )
+    ax.set(xlabel="place on the line", ylabel="gradient (nats per unit)")
+    ax.legend(fontsize="small")
+    return ax
+
+
+def _label(name: str, what: str) -> str:
+    return ", ".join(filter(None, (name, what)))
+
+
+def _sweep(sweep: Any, error: Any, count: int) -> tuple[Columns, Columns | None]:
+    """Values and standard errors of a sweep, by component."""
+    if isinstance(sweep, Sequence) and all(isinstance(g, Gradient) for g in sweep):
+        if error is not None:
+            raise ArgumentError(
+                "standard_error is for arrays: each Gradient has its own. Leave it out."
+            )
+        values = _columns("gradients", [g.value for g in sweep], count)
+        return values, _columns("gradients", [g.standard_error for g in sweep], count)
+    values = _columns("gradients", sweep, count)
+    if error is None:
+        return values, None
+    errors = _columns("standard_error", error, count)
+    if list(errors) != list(values):
+        raise ArgumentError(
+            f"standard_error has {len(errors)} components and gradients have "
+            f"{len(values)}. Give one for each."
+        )
+    return values, errors
+
+
+def _columns(name: str, values: Any, count: int) -> Columns:
+    """Components by name, (num_points,) each, of trees in a list or of an array."""
+    if (
+        isinstance(values, Sequence)
+        and len(values)
+        and all(isinstance(value, Mapping) for value in values)
+    ):
+        try:
+            values = jax.tree.map(lambda *x: np.stack(x), *values)
+        except ValueError:
+            raise ArgumentError(
+                f"{name} has other parameters, or other shapes, at some points than at "
+                "others. Take all of one model."
+            ) from None
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        values if isinstance(values, Mapping) else _numbers(name, values)
+    ):
+        label = jax.tree_util.keystr(path, simple=True, separator=".")
+        array = _numbers(name, leaf)
+        if array.shape[:1] != (count,):
+            raise ArgumentError(
+                f"{name} must have one row for each of the {count} points, got an "
+                f"array of shape {array.shape}."
+            )
+        if array.ndim == 1:
+            found[label] = array
+            continue
+        for place in np.ndindex(array.shape[1:]):
+            at = ", ".join(map(str, place))
+            found[f"{label}[{at}]"] = array[:, *place]
+    return found
+
+
+def _numbers(name: str, value: Any) -> np.ndarray:
+    """An array of real numbers.
+
+    Raises:
+        ArgumentError: naming the argument, for anything else.
+    """
+    try:
+        if is_real(value):
+            return np.asarray(value, float)
+    except ValueError:  # rows of several lengths
+        pass
+    raise ArgumentError(f"{name} must be an array of real numbers, got {value!r:.80}.")

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures that hold two things against each other: scores, laws of outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numpyro_infograd.calibrate import Calibration
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.plots.style import TRUTH, as_axes, look
+
+_SHOWN = 2000  # points of a scatter
+_PANELS = 12  # outputs in one figure
+_BINS = 40
+_TAIL = 0.002  # share of the values that bins may leave out at either end
+
+
+def plot_score_check(check: Any, ax: Any = None) -> Any:
+    """Two methods' cotangents (nats per unit of a site) against each other.
+
+    Args:
+        check: What `diagnostics.check_scores` returned.
+        ax: Matplotlib axes to draw on; None makes a figure.
+
+    Returns:
+        The axes, with a colour and a marker for each site; where both methods agree,
+        points are on the line.
+
+    Raises:
+        ArgumentError: if no second method was asked for.
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> import matplotlib, numpy as np, numpyro_infograd as ig
+        >>> matplotlib.use("Agg")  # draws without a window
+        >>> check = ig.diagnostics.ScoreCheck(
+        ...     "denoising", "sliced", (), {"y": 0.0}, {"y": np.zeros((2, 100, 1))}
+        ... )
+        >>> ax = ig.plots.plot_score_check(check)  # or check.plot()
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('cotangent by denoising', 'by sliced')
+    """
+    if not hasattr(check, "cotangents"):
+        raise ArgumentError(
+            f"plot_score_check takes what check_scores returns, got {check!r:.80}."
+        )
+    if not check.cotangents:
+        raise ArgumentError(
+            "there is one method only. Give check_scores another in `against`."
+        )
+    (ax,) = as_axes("ax", ax)
+    for index, (site, both) in enumerate(check.cotangents.items()):
+        ours, theirs = both.reshape(2, -1)[:, :_SHOWN]
+        style = look(index)
+        ax.plot(
+            ours,
+            theirs,
+            color=style.color,
+            marker=style.marker,
+            markersize=2.5,
+            markeredgewidth=0,
+            linestyle="none",
+            alpha=0.6,
+            label=site,
+        )
+    ax.axline((0, 0), slope=1, label="equal", **TRUTH)
+    ax.set(xlabel=f"cotangent by {check.method}", ylabel=f"by {check.against}")
+    ax.legend(fontsize="small", markerscale=2)
+    return ax
+
+
+def plot_twin(calibration: Calibration, axes: Any = None) -> np.ndarray:
+    """The law of each recorded output, and of the twin's replicates of it.
+
+    Black: a histogram of the recordings. Blue: the mean histogram of the replicates, in
+    a band from the lowest to the highest of them, which says what the parameters'
+    errors and the number of recordings leave open. A title has the p-values of the
+    two-sample tests.
+
+    Args:
+        calibration: What `calibrate` returned.
+        axes: Matplotlib axes, at most 12, for the first numbers of the recorded sites;
+            None makes a figure of the first 12.
+
+    Returns:
+        The axes that were drawn on, an array of them.
+
+    Raises:
+        ArgumentError: for no calibration, or one without recordings.
+        ImportError: if matplotlib is not installed.
+
+    Example:
+        >>> import matplotlib, numpy as np, numpyro_infograd as ig
+        >>> matplotlib.use("Agg")  # draws without a window
+        >>> y = np.random.default_rng(0).normal(size=(6, 500))
+        >>> twin = ig.Calibration(
+        ...     {}, None, {}, "", recorded={"y": y[0]}, simulated={"y": y[1:]}
+        ... )
+        >>> (ax,) = ig.plots.plot_twin(twin)  # or twin.plot()
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('y', 'density')
+    """
+    if not isinstance(calibration, Calibration) or not calibration.recorded:
+        raise ArgumentError(
+            "plot_twin takes a Calibration with recordings, as calibrate returns, got "
+            f"{calibration!r:.80}."
+        )
+    outputs = _outputs(calibration)[:_PANELS]
+    axes = as_axes("axes", axes, len(outputs), _PANELS)[: len(outputs)]
+    for ax, (name, recorded, simulated) in zip(axes, outputs, strict=False):
+        _draw_laws(ax, recorded, simulated)
+        ax.set(xlabel=name, ylabel="density")
+    verdicts = _verdicts(calibration)
+    if verdicts:
+        axes[0].set_title(verdicts, fontsize="small")
+    axes[0].legend(fontsize="small")
+    return axes
+
+
+def _outputs(calibration: Calibration) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Each number of each site: name, recordings, replicates of them."""
+    found = []
+    for site, values in calibration.recorded.items():
+        made = calibration.simulated[site]
+        for place in np.ndindex(values.shape[1:]):
+            at = f"[{', '.join(map(str, place))}]" if place else ""
+            found.append((site + at, values[:, *place], made[:, :, *place]))
+    return found
+
+
+def _draw_laws(ax: Any, recorded: np.ndarray, simulated: np.ndarray) -> None:
+    """A histogram of the recordings, and those of the replicates."""
+    finite = simulated[np.isfinite(simulated)]
+    ends = [np.quantile(x, [_TAIL, 1 - _TAIL]) for x in (recorded, finite) if x.size]
+    edges = np.linspace(np.min(ends), np.max(ends), _BINS + 1)
+
+    def density(values: np.ndarray) -> np.ndarray:
+        # Of all values: what is left out, or not finite, has its share too.
+        return np.histogram(values, edges)[0] / (values.size * np.diff(edges))
+
+    ours = np.stack([density(replicate) for replicate in simulated])
+    twin = look(0)
+    low, high = ours.min(axis=0), ours.max(axis=0)
+    ax.stairs(high, edges, baseline=low, fill=True, color=twin.color, alpha=0.35)
+    mean = {"color": twin.color, "linestyle": "--", "linewidth": 1.2}
+    ax.stairs(ours.mean(axis=0), edges, baseline=None, label="twin", **mean)
+    ax.stairs(density(recorded), edges, baseline=None, label="recordings", **TRUTH)
+    ax.set_ylim(0, None)
+
+
+def _verdicts(calibration: Calibration) -> str:
+    """The two-sample tests, in a line."""
+    tests = (("before", calibration.test_before), ("after", calibration.test_after))
+    found = [f"{test.pvalue:.2g} {when}" for when, test in tests if test is not None]
+    return f"two-sample p: {', '.join(found)}" if found else ""

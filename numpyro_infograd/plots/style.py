@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How figures look, and what is said where matplotlib is missing."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numpyro_infograd.errors import ArgumentError
+
+try:
+    import matplotlib
+    import matplotlib.pyplot as plt
+except ModuleNotFoundError:
+    matplotlib = None  # type: ignore[assignment]
+
+# Of the Okabe-Ito colours: black is kept for truths, yellow is too pale for lines.
+_COLOURS = (5, 6, 3, 1, 7, 2)
+_LINES = ("-", "--", "-.", ":", (0, (7, 2)), (0, (4, 1, 1, 1, 1, 1)))
+# One more than there are colours, so that a pair of both comes again late.
+_MARKERS = "osD^vPX"
+
+TRUTH = {"color": "black", "linewidth": 1.2}
+ASIDE = {"color": "0.65", "linewidth": 0.9, "linestyle": "--", "zorder": 1.5}
+BARS = {"capsize": 2.5, "elinewidth": 1.0, "markersize": 4.5}
+
+
+class Look(NamedTuple):
+    """What sets one thing in a figure apart from the others."""
+
+    color: Any
+    linestyle: Any
+    marker: str
+
+
+def look(index: int) -> Look:
+    """The look of the thing of this number, from zero."""
+    colour = _COLOURS[index % len(_COLOURS)]
+    return Look(
+        matplotlib.color_sequences["okabe_ito"][colour],
+        _LINES[index % len(_LINES)],
+        _MARKERS[index % len(_MARKERS)],
+    )
+
+
+def as_axes(
+    name: str,
+    axes: Any,
+    number: int = 1,
+    most: int | None = None,
+    projection: str | None = None,
+) -> np.ndarray:
+    """A caller's axes in a row, or those of a new figure.
+
+    Args:
+        name: What the caller's argument is called.
+        axes: One or several matplotlib axes; None makes a figure.
+        number: How many axes a new figure has.
+        most: How many may be given; None for `number`.
+        projection: "3d" for axes in space.
+
+    Returns:
+        An array of axes, (number,) or as many as were given.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ArgumentError: if something else was given, or none or too many of them.
+    """
+    if matplotlib is None:
+        raise ImportError(
+            "figures need matplotlib: pip install 'numpyro_infograd[plots]'."
+        )
+    if axes is None:
+        return _new_axes(number, projection)
+    given = np.ravel(np.asarray(axes, dtype=object))
+    most = most or number
+    if not all(isinstance(each, matplotlib.axes.Axes) for each in given):
+        raise ArgumentError(
+            f"{name} must be matplotlib axes, got {axes!r:.80}. Give those that "
+            "plt.subplots made, or None for a new figure."
+        )
+    if not 1 <= len(given) <= most:
+        wanted = "one axes" if most == 1 else f"1 to {most} axes"
+        raise ArgumentError(
+            f"{name} must be {wanted}, got {len(given)} of them. Give fewer, or None "
+            "for a new figure."
+        )
+    if projection is not None and given[0].name != projection:
+        raise ArgumentError(
+            f"{name} must be axes in space. Make them with plt.subplots(subplot_kw="
+            f"{{'projection': '{projection}'}}), or give None for a new figure."
+        )
+    return given
+
+
+def _new_axes(number: int, projection: str | None) -> np.ndarray:
+    """Axes of a new figure, at most four in a row."""
+    columns = min(number, 4)
+    rows = -(-number // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(1.2 + 3.4 * columns, 0.6 + 3.0 * rows),
+        layout="constrained",
+        squeeze=False,
+        subplot_kw={"projection": projection},
+    )
+    axes = grid.ravel()
+    for spare in axes[number:]:
+        spare.remove()
+    if projection is None:
+        for each in axes[:number]:
+            each.spines[["top", "right"]].set_visible(False)
+            each.grid(linewidth=0.5, alpha=0.4)
+    return axes[:number]
