@@ -13,19 +13,27 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
+# Which versions of the dependencies: pip takes the newest; RESOLUTION=lowest-direct
+# takes the lower bounds of pyproject.toml, which pip cannot do and uv can.
+RESOLUTION ?=
+PIP_INSTALL := "$(PY)" -m pip install -qq --disable-pip-version-check
+UV_INSTALL := "$(PY)" -m uv pip install -q --python "$(PY)" --upgrade --resolution
+INSTALL := $(if $(RESOLUTION),$(PIP_INSTALL) uv; $(UV_INSTALL) $(RESOLUTION),$(PIP_INSTALL))
+
 .DEFAULT_GOAL := help
-.PHONY: help venv lint test test-all demo examples figures bench docs clean
+.PHONY: help venv lint test test-all oldest demo examples figures bench docs clean
 
 help:
 	@echo "make venv       create $(VENV) and install the package for development"
 	@echo "make test       linters, types, architecture, fast tests"
 	@echo "make test-all   the same with the slow tests"
+	@echo "make oldest     make test with the oldest versions allowed, in .venv-oldest"
 	@echo "make demo       run examples/demo.py"
 	@echo "make examples   run every script in examples/"
 	@echo "make figures    run the examples that draw, and renew docs/figures/"
 	@echo "make bench      run the benchmarks"
 	@echo "make docs       build the documentation in docs/_build/html"
-	@echo "make clean      remove caches and builds, and $(VENV) if made here"
+	@echo "make clean      remove caches and builds, and environments made here"
 	@echo "PYTHON=... chooses the interpreter for a new environment, VENV=... its folder."
 
 venv: $(STAMP)
@@ -58,7 +66,7 @@ $(STAMP): pyproject.toml
 	  "$$python" -m venv --clear "$(VENV)"; \
 	fi; \
 	echo "Installing numpyro_infograd and its tools into $(VENV) (minutes, once)"; \
-	"$(PY)" -m pip install -qq --disable-pip-version-check -e ".[dev]"; \
+	$(INSTALL) -e ".[dev]"; \
 	touch "$@"
 
 lint: $(STAMP)
@@ -72,6 +80,10 @@ test: lint
 
 test-all: lint
 	$(PY) -m pytest $(PYTEST_ARGS) -m "slow or not slow"
+
+oldest:
+	@$(MAKE) test VENV=.venv-oldest RESOLUTION=lowest-direct \
+	  PYTHONS="$(or $(PYTHON),python3.11 python3.12 python3.13 python3)"
 
 demo: $(STAMP)
 	$(PY) examples/demo.py
@@ -93,16 +105,18 @@ bench: $(STAMP)
 
 $(DOCS_STAMP): $(STAMP)
 	@echo "Installing what builds the documentation into $(VENV)"
-	@"$(PY)" -m pip install -qq --disable-pip-version-check -e ".[dev,docs]"
+	@$(INSTALL) -e ".[dev,docs]"
 	@touch "$@"
 
 docs: $(DOCS_STAMP)
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-# Removes the environment only where this Makefile has made it.
+# Removes an environment only where this Makefile has made it.
 clean:
-	@if [ -e "$(STAMP)" ]; then rm -rf "$(VENV)"; fi
+	@for venv in "$(VENV)" .venv-oldest; do \
+	  if [ -e "$$venv/.installed" ]; then rm -rf "$$venv"; fi; \
+	done
 	@rm -rf build dist *.egg-info docs/_build .mypy_cache .pytest_cache \
 	  .ruff_cache .import_linter_cache
 	@find numpyro_infograd tests benchmarks examples docs -name __pycache__ \

@@ -10,7 +10,9 @@ claimed that is not there, an affine output may be missed, never the other way r
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+import functools
 from itertools import chain
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,9 +47,19 @@ _CALLS = {
 def body_of(eqn: JaxprEqn) -> ClosedJaxpr | Jaxpr | None:
     """The jaxpr that a call-like equation evaluates on its own operands."""
     body = eqn.params.get(_CALLS.get(eqn.primitive.name, ""))
+    if eqn.primitive.name == "call_hi_primitive":
+        hidden = eqn.params["_prim"]
+        body = _expansion(hidden, tuple(hidden.in_avals_flat))
     if body is None or len(open_jaxpr(body).invars) != len(eqn.invars):
         return None
     return body
+
+
+@functools.lru_cache(maxsize=1024)
+def _expansion(hidden: Any, avals: tuple[Any, ...]) -> ClosedJaxpr:
+    """What an operation of JAX 0.12 computes that is an object, not a jaxpr."""
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    return jax.make_jaxpr(hidden.expand)(*jax.tree.unflatten(hidden.in_tree, shapes))
 
 
 def open_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
@@ -204,12 +216,14 @@ _LINEAR = frozenset(
     transpose slice concatenate stack pad rev squeeze expand_dims copy copy_p real imag
     complex conj fft sharding_constraint layout_constraint""".split()
 )
-_PARALLEL = frozenset({"optimization_barrier", "device_put", "split", "name"})
+_PARALLEL = frozenset("optimization_barrier device_put split unstack name".split())
 _BILINEAR = frozenset({"mul", "dot_general", "conv_general_dilated"})
-# Operands that must be constant, the rest being linear: divisor, matrix, indices.
+# Operands that must be constant, the rest being linear: divisor, matrix, indices,
+# argument of a polynomial.
 _LINEAR_GIVEN: dict[str, Callable[[list[int]], tuple[list[int], list[int]]]] = {
     "div": lambda v: (v[1:], v[:1]),
     "triangular_solve": lambda v: (v[:1], v[1:]),
+    "polynomial": lambda v: (v[:1], v[1:]),
     "select_n": lambda v: (v[:1], v[1:]),
     "dynamic_slice": lambda v: (v[1:], v[:1]),
     "dynamic_update_slice": lambda v: (v[2:], v[:2]),
@@ -245,7 +259,7 @@ class _Affine(Domain):
 
     def leave(self, eqn: JaxprEqn, outs: list[int]) -> list[int]:
         # A custom derivative need not be the slope of the value.
-        custom = eqn.primitive.name.startswith("custom_")
+        custom = eqn.primitive.name.startswith(("custom_", "call_hi_"))
         return [2 if custom and out else out for out in outs]
 
     def equation(self, eqn: JaxprEqn, values: list[int], path: Path) -> list[int]:
@@ -298,15 +312,30 @@ _WRT = Source((), "")
 # Continuous, or trusted to be, whatever their inner jaxprs contain.
 _SMOOTH = frozenset({"custom_linear_solve", "scatter-add", "scatter_add"})
 _JUMPS = frozenset({"floor", "ceil", "round", "sign", "rem", "atan2"})
-_ALWAYS = frozenset({"argmax", "argmin", "bitcast_convert_type"})
+# Continuous functions of JAX that are made of steps which cancel: of an argument that
+# is brought near zero, of floats split into halves of their digits.
+_STEPS_CANCEL = frozenset({"sinc", "_ndtri", "_erfcinv", "_erfcx"})
+_JAX_FOLDER = os.path.dirname(jax.__file__)
+_PIVOTS = frozenset({"lu"})  # the rows it swaps, it swaps in the matrix too
 _ORDERS = frozenset({"sort", "top_k", "approx_top_k"})
+
+
+def _is_continuous_call(eqn: JaxprEqn) -> bool:
+    """Whether JAX's own function of such a name is called, and not another's."""
+    body = eqn.params.get(_CALLS.get(eqn.primitive.name, ""))
+    about = None if body is None else open_jaxpr(body).debug_info
+    return (
+        about is not None
+        and about.func_name in _STEPS_CANCEL
+        and (about.func_filename or "").startswith(_JAX_FOLDER + os.sep)
+    )
 
 
 class _Jumps(Domain):
     """Labels of dependence on `wrt` and of the jumps met on the way."""
 
     def opaque(self, eqn: JaxprEqn) -> bool:
-        return in_scope(eqn, EXOGENOUS)
+        return in_scope(eqn, EXOGENOUS) or _is_continuous_call(eqn)
 
     def control(self, eqn: JaxprEqn, predicate: Any, path: Path) -> Any:
         if _WRT not in predicate:
@@ -342,18 +371,21 @@ class _Jumps(Domain):
         return [joined | self._jump(eqn, values, path)] * count
 
     def _jump(self, eqn: JaxprEqn, values: list[Any], path: Path) -> frozenset[Source]:
-        name, kind = eqn.primitive.name, _dtype(eqn.outvars[0])
+        name, made = eqn.primitive.name, [_dtype(var) for var in eqn.outvars]
         pairs = zip(eqn.invars, values, strict=True)
         kinds = [_dtype(atom) for atom, value in pairs if _WRT in value]
         inexact = any(jnp.issubdtype(k, jnp.inexact) for k in kinds)
+        whole = any(jnp.issubdtype(kind, jnp.integer) for kind in made)
         soft = False
-        if name == "convert_element_type" and inexact:
-            jump = not jnp.issubdtype(kind, jnp.inexact)
-        elif name in _ALWAYS or name in _JUMPS and inexact:
+        if name == "bitcast_convert_type" or name in _JUMPS and inexact:
             jump = True
+        elif name == "convert_element_type" and inexact:
+            jump = not jnp.issubdtype(made[0], jnp.inexact)
+        elif inexact and whole and name not in _PIVOTS:
+            jump = next(sub_jaxprs(list(eqn.params.values())), None) is None
         else:  # arithmetic with the truth of a comparison
-            jump = jnp.bool_ in kinds and kind != jnp.bool_
-            soft = jump and jnp.issubdtype(kind, jnp.integer)
+            jump = jnp.bool_ in kinds and made[0] != jnp.bool_
+            soft = jump and whole
         return frozenset({Source(path, name, soft)} if jump else ())
 
 

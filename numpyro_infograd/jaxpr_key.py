@@ -95,6 +95,8 @@ class KeyMaker:
         elif name in ("custom_jvp_call", "custom_vjp_call"):
             primal = self.value(params["call_jaxpr"])
             return params["num_consts"], primal, self._rule(eqn, primal)
+        elif name == "call_hi_primitive":  # an object of JAX 0.12, by its parameters
+            return type(params["_prim"]), self.value(params["_prim"].params)
         return tuple([(key, self.value(value)) for key, value in params.items()])
 
     def value(self, value: Any) -> Hashable:

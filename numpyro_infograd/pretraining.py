@@ -243,8 +243,10 @@ def _draw(
         highs.append(high)
         start += size
     dtype = jnp.zeros(()).dtype
-    low, high = (jnp.asarray(np.concatenate(x), dtype) for x in (lows, highs))
-    return drawn, Range(low, high)
+    return drawn, Range(
+        jnp.asarray(np.concatenate(lows), dtype),
+        jnp.asarray(np.concatenate(highs), dtype),
+    )
 
 
 def _bounds(name: str, bounds: Any, leaves: list[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -197,6 +197,11 @@ JUMPING = {
     "bearing": (lambda x, a: jnp.arctan2(x + a, -1.0), {"a": 0.1}),
     "sign": (lambda x, a: jnp.sign(x + a), {"a": 0.5}),
     "remainder": (lambda x, a: jnp.mod(x + a, 2.0), {"a": 1.0}),
+    "levels": (
+        lambda x, a: jnp.arange(4.0)[jnp.searchsorted(jnp.arange(-1.0, 2.0), a * x)],
+        {"a": 1.0},
+    ),
+    "pieces": (lambda x, a: jnp.select([x < a, x < a + 1], [a, x], 0.0), {"a": 0.2}),
     "moving place": (
         lambda x, a: jnp.where(x > 0, 1, -1) + jnp.where(x > a, 1, -1),
         {"a": 0.1},
@@ -213,6 +218,12 @@ STEADY = {
     "signed root": (
         lambda x, a: jnp.sign(x + a) * jnp.sqrt(jnp.abs(x + a)),
         {"a": 0.2},
+    ),
+    "pieces": (lambda x, a: jnp.select([x < a, x < 1], [a, x], 1.0), {"a": 0.2}),
+    "pulse": (lambda x, a: jnp.sinc(x - a), {"a": 0.3}),
+    "quantile": (
+        lambda x, a: jax.scipy.special.ndtri(jax.nn.sigmoid(a * x)),
+        {"a": 1.0},
     ),
     "phase": (lambda x, a: jnp.cos(jnp.mod(3 * x + a, 2 * jnp.pi)), {"a": 1.0}),
     "no noise": (rotated, {"a": 1.0}),

@@ -205,6 +205,13 @@ LIBRARY = [
     lambda x: jax.vmap(jax.nn.relu)(x),
     lambda x: lax.map(jax.nn.relu, x),
     lambda x: jnp.linalg.cholesky(jnp.eye(3) + x[:, None] * x),
+    lambda x: jnp.interp(x, jnp.arange(3.0), x),
+    lambda x: lax.custom_root(
+        lambda y: y + jnp.tanh(y) - x,
+        x,
+        lambda f, y: lax.fori_loop(0, 9, lambda _, z: z - 0.5 * f(z), y),
+        lambda g, y: y / g(jnp.ones_like(y)),
+    ),
 ]
 
 
@@ -226,6 +233,19 @@ def test_callbacks_compare_by_what_they_do():
         shape = jax.ShapeDtypeStruct((), jnp.float32)
         host = lambda x: np.float32(x + shift)  # noqa: E731
         return lambda x: jax.pure_callback(host, shape, x)
+
+    assert code(make(1.0), 0.0) == code(make(1.0), 0.0)
+    assert code(make(1.0), 0.0) != code(make(2.0), 0.0)
+
+
+def test_roots_compare_by_their_equation():
+    def make(slope):
+        return lambda x: lax.custom_root(
+            lambda y: slope * y - x,
+            x,
+            lambda _, y: y,  # the same wrong solver, so only the derivatives differ
+            lambda g, y: y / g(jnp.ones_like(y)),
+        )
 
     assert code(make(1.0), 0.0) == code(make(1.0), 0.0)
     assert code(make(1.0), 0.0) != code(make(2.0), 0.0)
@@ -351,6 +371,8 @@ AFFINE = [
     lambda x, c: jnp.real(x + 1j * c) + jnp.mean(x),
     lambda x, c: jax.checkpoint(lambda y: 3.0 * y)(x),
     lambda x, c: jnp.exp(c) * jnp.ones(3),
+    lambda x, c: jnp.stack([c * each for each in x]),
+    lambda x, c: jnp.polyval(x, c),
 ]
 
 NOT_AFFINE = [
@@ -369,6 +391,7 @@ NOT_AFFINE = [
     lambda x, c: jax.nn.relu(x),
     lambda x, c: jnp.sin(x),
     lambda x, c: lax.dynamic_slice(x, (jnp.int32(x[0]),), (2,)),
+    lambda x, c: jnp.polyval(MATRIX[0], x),
 ]
 
 
@@ -416,6 +439,8 @@ CONTINUOUS = [
     lambda x: x > 0,
 ]
 
+INTEGERS = jax.ShapeDtypeStruct((3,), jnp.int32)
+
 JUMPS = [
     (jnp.floor, {"floor"}),
     (jnp.ceil, {"ceil"}),
@@ -434,8 +459,13 @@ JUMPS = [
     (lambda x: lax.while_loop(lambda s: s[0] < 1, lambda s: s + 1, x), {"while"}),
     (lambda x: lax.fori_loop(0, 3, lambda i, s: jnp.floor(s), x), {"floor"}),
     (lambda x: lax.scan(lambda s, y: (y, jnp.round(s)), x[0], x)[1], {"round"}),
-    (lambda x: rich(np.ones(3))(x[0], KEY), {"floor", "cond", "while", "select_n"}),
+    (lambda x: rich(np.ones(3))(x[0], KEY), {"floor", "cond", "while"}),
     (lambda x: jnp.arctan2(x[0], x[1]), {"atan2"}),
+    (lambda x: jnp.searchsorted(MATRIX[0], x) * 1.0, {"select_n"}),
+    (lambda x: jnp.select([x < 0, x < 1], [x, -x], 2.0), {"select_n"}),
+    (lambda x: x[jnp.argmax(x > 0.5)], {"argmax"}),
+    (lambda x: jnp.frexp(x)[0], {"bitcast_convert_type"}),
+    (lambda x: 1.0 * jax.pure_callback(np.int32, INTEGERS, x), {"pure_callback"}),
 ]
 
 
@@ -448,6 +478,20 @@ def test_continuous(fn):
 def test_jumps(fn, wanted):
     assert wanted <= names(fn) <= wanted | {"convert_element_type", "select_n"}
     assert names(lambda c, x: c * jnp.sum(fn(x)), 0.0, VECTOR) == set()
+
+
+@pytest.mark.parametrize(
+    "fn", [jnp.sinc, jax.scipy.special.ndtri, jax.scipy.special.erfcx]
+)
+def test_steps_of_the_library_that_cancel(fn):
+    assert names(fn) <= {"select_n"}
+    assert "floor" in names(lambda x: fn(jnp.floor(x)))
+
+    def rounding(x):
+        return jnp.round(x)
+
+    rounding.__name__ = rounding.__qualname__ = fn.__name__
+    assert names(jax.jit(rounding)) == {"round"}
 
 
 def test_jumps_inside_arithmetic_of_the_library():
