@@ -81,6 +81,11 @@ def use_mesh(mesh: Any) -> contextlib.AbstractContextManager[Any]:
             "cannot be divided. Take a power of two of them."
         )
     # The compiler, not the caller, finds where each array lives.
+    if not jax.sharding.get_abstract_mesh().empty:
+        raise ArgumentError(
+            "a mesh is set already (jax.set_mesh). Leave its context, and give the "
+            "mesh as mesh=... alone."
+        )
     auto = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
     return jax.set_mesh(
         jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=auto)

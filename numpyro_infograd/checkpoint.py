@@ -8,11 +8,14 @@ last one behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import hashlib
 import os
 from pathlib import Path
 import re
+import signal
+import threading
 from typing import Any
 
 import numpy as np
@@ -58,6 +61,11 @@ class Checkpoint:
             raise CheckpointError(
                 f"checkpoint {self.path} is a file. Name a folder, or a path where "
                 "there is nothing yet."
+            )
+        if jax.process_count() > 1:
+            raise ArgumentError(
+                f"checkpoint is for runs in one process, and this is one of "
+                f"{jax.process_count()}. Leave it out."
             )
         self.identity = {"format": _FORMAT, **identity}
         strange = [p.name for p in _entries(self.path) if not _is_ours(p)]
@@ -113,20 +121,46 @@ class Checkpoint:
         return arrays, facts
 
     def save(self, step: int, arrays: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Write a state; nested dicts of arrays, and JSON."""
-        if step in self.manager.all_steps():
-            self.manager.delete(step)
-        self.manager.save(
-            step,
-            args=items.Composite(
-                arrays=items.StandardSave(arrays),
-                facts=items.JsonSave({**facts, "identity": self.identity}),
-            ),
-        )
+        """Write a state; nested dicts of arrays, and JSON. An interrupt waits for it.
+
+        Raises:
+            CheckpointError: if nothing was written.
+        """
+        with _uninterrupted():
+            if step in self.manager.all_steps():
+                self.manager.delete(step)
+            written = self.manager.save(
+                step,
+                args=items.Composite(
+                    arrays=items.StandardSave(arrays),
+                    facts=items.JsonSave({**facts, "identity": self.identity}),
+                ),
+            )
+        if not written:
+            raise CheckpointError(
+                f"checkpoint {self.path} took no save of step {step}: it holds a later "
+                "one. Name another path, or remove the folder."
+            )
 
     def close(self) -> None:
         """Release what Orbax holds."""
         self.manager.close()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds an interrupt by the user back; only the main thread gets any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *what: caught.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
 
 
 def _entries(path: Path) -> Iterable[Path]:

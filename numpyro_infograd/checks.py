@@ -58,6 +58,11 @@ def check_objective(objective: Any, sm: StructuralModel) -> None:
             f"the objective {objective!r} is empty: all its terms cancel."
         )
     for name in objective.sites:
+        if name in sm.params:
+            raise SiteError(
+                f"the objective names {name!r}, which is a parameter: information is "
+                f"between random sites (it has: {', '.join(sm.sites) or 'none'})."
+            )
         if name not in sm.site_info:
             raise SiteError(
                 f"the objective names site {name!r}, but the model has no such site "

@@ -42,6 +42,11 @@ class _Same:
     def __hash__(self) -> int:
         return id(self.value)
 
+    def __repr__(self) -> str:
+        """What `Code.text` says of it, equal across processes."""
+        held = self.value.tobytes() if isinstance(self.value, np.ndarray) else ""
+        return f"{type(self.value).__name__} {held!r}"
+
 
 class KeyMaker:
     """Turns a jaxpr into a hashable value that says all it computes.

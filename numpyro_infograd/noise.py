@@ -95,7 +95,8 @@ def spread(samples: jax.Array) -> jax.Array:
     """
     mesh = jax.sharding.get_abstract_mesh()
     traced = isinstance(samples, jax.core.Tracer)
-    if mesh.empty or not traced or len(samples) % mesh.size:
+    ours = all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+    if mesh.empty or not ours or not traced or len(samples) % mesh.size:
         return samples
     spec = jax.sharding.PartitionSpec(mesh.axis_names)
     return jax.lax.with_sharding_constraint(samples, spec)

@@ -57,6 +57,8 @@ class RateRegion:
         weights: Directions that were maximised, (num_points, num_rates).
         points: The rates reached in each direction, (num_points, num_rates).
         standard_error: Of each point, the largest of its bounds' errors, (num_points,).
+            It is that of the rates at `params`: whether an ascent ended before the
+            boundary shows in `statuses` alone.
         params: The parameters of each point.
         statuses: How the ascent to each point ended.
         facets: Each bound at each point, clipped at zero, (num_points,).
@@ -77,7 +79,8 @@ class RateRegion:
         ...     corners=np.array([[0, 0], [0.8, 0], [0.8, 0.3], [0.3, 0.8], [0, 0.8]]),
         ... )
         >>> region
-        RateRegion(r1 <= 0.8, r2 <= 0.8 nats; 2 points, standard errors up to 0)
+        RateRegion(r1 <= 0.8, r2 <= 0.8 nats; 2 points, 2 converged, standard errors up
+        to 0)
         >>> region.contains([[0.55, 0.55], [0.7, 0.7]])  # the first by time sharing
         array([ True, False])
     """
@@ -177,10 +180,11 @@ class RateRegion:
         shown = ", ".join(
             f"{r} <= {m:.5g}" for r, m in zip(self.rates, most, strict=True)
         )
+        converged = sum(status.startswith("converged") for status in self.statuses)
         notes = "".join(f"\n  warning: {w}" for w in self.warnings)
         return (
-            f"RateRegion({shown} nats; {len(self.points)} points, standard errors up "
-            f"to {self.standard_error.max():.2g}){notes}"
+            f"RateRegion({shown} nats; {len(self.points)} points, {converged} "
+            f"converged, standard errors up to {self.standard_error.max():.2g}){notes}"
         )
 
 

@@ -180,6 +180,7 @@ def test_a_kernel_too_wide_for_the_score_says_so_in_its_error() -> None:
     truth = [truths.tanh_derivative(2.0, scale**2) for scale in (0.1, 0.8)]
     off = np.abs(found.value["gain"] - np.asarray(truth))
     assert np.all(off < 3 * found.standard_error["gain"])
+    assert np.all(found.standard_error["gain"] < np.array([0.5, 0.01]))
     assert off[0] > 0.1 and off[1] < 0.01  # the narrow one is out of its reach
 
 

@@ -132,7 +132,7 @@ def test_ascent_of_a_calibration_is_its_divergence() -> None:
     left, _ = plots.plot_ascent(ig.Calibration({}, after, steps, ""))
     (line,) = left.lines
     np.testing.assert_allclose(line.get_ydata(), [2.0, 1.0])
-    assert left.get_ylabel() == "divergence (nats)"
+    assert left.get_ylabel() == "Fisher divergence of the levels in use"
 
 
 # -- sweeps --------------------------------------------------------------------------

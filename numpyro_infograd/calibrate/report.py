@@ -182,14 +182,18 @@ def _doubts(
         )
     far = after.value > 3 * after.standard_error
     if far or test.pvalue < 0.01 or (test.pvalue < 0.05 and after.lower > 0):
-        why = "no model of this form gets nearer" if converged else status
+        why = (
+            "the descent gets no nearer, so the model may be of the wrong form"
+            if converged
+            else status
+        )
         if fit.end is not None and fit.end.edges:
             why = "the projection keeps it there"
         found.append(
-            f"draws of the twin can still be told from recordings "
-            f"({after.value:.3g} +- {after.standard_error:.2g} nats; two-sample "
-            f"test p = {test.pvalue:.2g}): {why}. Standard errors are not those of a "
-            "truth."
+            "the twin's law is not that of the recordings (divergence "
+            f"{after.value:.3g} +- {after.standard_error:.2g} nats; a two-sample test, "
+            f"which sees less, has p = {test.pvalue:.2g}): {why}. Standard errors are "
+            "not those of a truth."
         )
     return tuple(found)
 

@@ -74,8 +74,8 @@ class Calibration(Result):
         Calibration:
           a = 2 +- inf
           b = 0.5 +- inf
-          divergence from held-out recordings: 0.41 +- 0.01 nats (features)
-          after calibration: 0.001 +- 0.002 nats (features)
+          divergence from held-out recordings, before: 0.41 +- 0.01 nats (features)
+          divergence from held-out recordings, after: 0.001 +- 0.002 nats (features)
           converged
         >>> (twin.draws["a"] * twin.draws["b"]).mean().round(2)  # what is determined
         np.float64(1.0)
@@ -98,8 +98,8 @@ class Calibration(Result):
 
     def _notes(self) -> list[str]:
         return [
-            f"divergence from held-out recordings: {self.before!r}",
-            f"after calibration: {self.after!r}",
+            f"divergence from held-out recordings, before: {self.before!r}",
+            f"divergence from held-out recordings, after: {self.after!r}",
             *(
                 f"two-sample test {when}: energy distance {test.statistic:.3g}, "
                 f"p = {test.pvalue:.3g}"

@@ -83,10 +83,11 @@ def maximize(
             takes the model's.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         progress_bar: Show a bar with the current gradient norm.
-        checkpoint: Path of a folder to save the run to, by Orbax, about once a second
-            and when it is interrupted. The same call goes on from there, and ends with
-            the numbers of a run that was never stopped; once it has ended, it returns
-            its result. The run of another model or other settings is refused.
+        checkpoint: Path of a folder to save the run to, by Orbax, every second or so
+            (between chunks of 20 steps) and when it is interrupted. The same call goes
+            on from there, and ends with the numbers of a run that was never stopped;
+            once it has ended, it returns its result. The run of another model or other
+            settings is refused.
         allow_jumps: As in `gradient`.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.

@@ -131,7 +131,7 @@ def check_constraints(subject_to: Any) -> tuple[Constraint, ...]:
         if not isinstance(item, Constraint):
             raise ArgumentError(
                 f"subject_to must hold comparisons such as Expectation(f) <= 1.0, got "
-                f"{item!r}."
+                f"{item!r}. An equality (==) is one bound by <= and one by >=."
             )
     return found
 

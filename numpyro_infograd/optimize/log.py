@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.checkpoint import Checkpoint, digest, pack, unpack
-from numpyro_infograd.optimize.step import StepInfo
+from numpyro_infograd.optimize.step import StepInfo, ascend_many
+from numpyro_infograd.program import Program
 
 if TYPE_CHECKING:
     from numpyro_infograd.optimize.run import Run
@@ -83,8 +84,8 @@ class Log:
         if self.pending is None:
             return
         start = time.monotonic()
-        chunks, trees, facts = self.pending
-        infos = joined(chunks)
+        (chunks, trees, facts), self.pending = self.pending, None
+        infos = join(chunks)
         lengths = [chunk.finite.shape[1] for chunk in chunks]
         arrays = {name: pack(tree) for name, tree in (trees | {"infos": infos}).items()}
         self.checkpoint.save(
@@ -93,7 +94,6 @@ class Log:
             facts | {"lengths": lengths, "evidence": sorted(infos.evidence)},
         )
         end = time.monotonic()
-        self.pending = None
         self.next_save = end + max(_PAUSE, (end - start) / _SHARE)
 
     def close(self) -> None:
@@ -101,19 +101,20 @@ class Log:
         self.checkpoint.close()
 
 
-def joined(chunks: list[StepInfo]) -> StepInfo:
+def join(chunks: list[StepInfo]) -> StepInfo:
     """Chunks as one, without gradients; NaN for what only some of them say.
 
     After a change of scores they say other things.
     """
     said = dict.fromkeys(name for chunk in chunks for name in chunk.evidence)
+
+    def silent(chunk: StepInfo) -> Any:
+        return np.full(chunk.finite.shape, np.nan)
+
     alike = [
         chunk._replace(
             gradient=None,
-            evidence={
-                name: chunk.evidence.get(name, jnp.full(chunk.finite.shape, jnp.nan))
-                for name in said
-            },
+            evidence={name: chunk.evidence.get(name, silent(chunk)) for name in said},
         )
         for chunk in chunks
     ]
@@ -123,9 +124,11 @@ def joined(chunks: list[StepInfo]) -> StepInfo:
 def _chunks(arrays: dict[str, Any], facts: dict[str, Any], run: Run) -> list[StepInfo]:
     """The chunks that were joined, taken apart again."""
     one: Any = np.zeros(())
-    excess: Any = np.zeros((len(run.starts), sum(facts["lengths"]), 0))
+    shape = len(run.starts), sum(facts["lengths"])
+    excess: Any = np.zeros((*shape, 0))  # what has no elements is not on disk
+    params = jax.tree.map(lambda x: np.zeros((*shape, *x.shape)), run.starts[0])
     evidence = dict.fromkeys(facts["evidence"], one)
-    like = StepInfo(run.starts[0], one, one, one, one, evidence, excess, None)
+    like = StepInfo(params, one, one, one, one, evidence, excess, None)
     joined = jax.device_get(unpack(arrays["infos"], like))
     ends = np.cumsum(facts["lengths"])
     chunks = [
@@ -146,6 +149,17 @@ def _identity(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     assert problem is not None
     shapes = lambda x: f"{x.dtype}{list(x.shape)}"  # noqa: E731
     params = {n: jax.tree.map(shapes, p) for n, p in run.starts[0].items()}
+    held = jax.tree.leaves(
+        [*vars(problem.method).values()] if problem.method is not None else [],
+        is_leaf=lambda x: isinstance(x, Program),
+    )
+    arrays = [x for x in held if isinstance(x, (Program, jax.Array, np.ndarray))]
+    steps = Program.trace(
+        lambda *args: ascend_many(run.setting, *args),
+        run.system,
+        run.states,
+        jnp.zeros(1),
+    )
     return {
         "objective": repr(problem.objective),
         "sites": {n: list(site.shape) for n, site in problem.sm.site_info.items()},
@@ -153,6 +167,11 @@ def _identity(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
         "scores": re.sub(r" at 0x[0-9a-f]+", "", repr(problem.method)),
         **{name: str(value) for name, value in settings.items()},
         "rng_key": np.asarray(jax.random.key_data(run.rng_key)).tolist(),
+        "mesh": str(jax.sharding.get_abstract_mesh()),
         "start": digest(run.starts),
-        "computation": digest(run.system),
+        "optimizer": digest(run.states.opt_state),
+        "trained scores": digest(arrays),
+        "computation (the model, its arguments, functions of yours)": digest(
+            [run.system, steps]
+        ),
     }

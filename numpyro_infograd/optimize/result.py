@@ -20,9 +20,10 @@ class Result:
         params: The parameters, in constrained space.
         estimate: The objective there in nats, with a standard error; None (and a reason
             in `status`) where no estimator applies.
-        history: Arrays over steps, (num_steps,): "gradient_norm", "gain" (nats),
-            "finite" (whether the step was taken), "objective" (nats) where it is known
-            exactly, and what the scores say of themselves by set of sites, such as
+        history: Arrays over steps, (num_steps,): "gradient_norm", "gain" (nats; to
+            first order, of the system with what noise its annealing adds), "finite"
+            (whether the step was taken), "objective" (nats; NaN where it is not known
+            exactly), and what the scores say of themselves by set of sites, such as
             "stein_residual(y)", "held_out_gain(y)" and "trained(y)": whether the
             networks were trained at the step. "params" is a dict of arrays (num_steps,
             *shape); "excess", with `subject_to`, is (num_steps, num_constraints).

@@ -26,7 +26,7 @@ from numpyro_infograd.optimize.budgets import (
     ConstraintReport,
     is_settled,
 )
-from numpyro_infograd.optimize.log import Log, joined
+from numpyro_infograd.optimize.log import Log, join
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.step import (
     InfoMaxState,
@@ -142,7 +142,10 @@ class Run:
             self.states, infos = ascend_many(
                 self.setting, self.system, self.states, rates
             )
-            self.chunks.append(jax.device_get(infos))
+            infos = jax.device_get(infos)
+            if self.ascent.problem is not self.clean:  # the objective of a noisy system
+                infos = infos._replace(objective=np.full_like(infos.objective, np.nan))
+            self.chunks.append(infos)
             if len(self.chunks) > 2:  # only the last two gradients are looked at
                 self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
             bar.update(len(steps))
@@ -341,7 +344,7 @@ class Run:
         ascent = self.ascent
         problem = ascent.problem
         assert problem is not None
-        infos = joined(self.chunks) if self.chunks else None
+        infos = join(self.chunks) if self.chunks else None
         ends = [self._end(index) for index in range(len(self.starts))]
         finals, estimates, troubles = zip(*ends, strict=True)
         reports = [self._report(index, params) for index, params in enumerate(finals)]
@@ -494,7 +497,7 @@ def _history(info: StepInfo, budgets: bool) -> dict[str, Any]:
         "finite": info.finite,
     }
     history |= info.evidence
-    if np.all(np.isfinite(info.objective)):
+    if np.any(np.isfinite(info.objective)):
         history["objective"] = info.objective
     if budgets:
         history["excess"] = info.excess

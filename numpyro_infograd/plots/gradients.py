@@ -91,7 +91,10 @@ def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
             label="estimate, 2 s.e.",
             **BARS,
         )
-    axes[0].set(xlabel="step", ylabel=f"{what} ({unit})")
+    if what == "divergence":  # averaged over levels, or at one: no nats
+        axes[0].set(xlabel="step", ylabel="Fisher divergence of the levels in use")
+    else:
+        axes[0].set(xlabel="step", ylabel=f"{what} ({unit})")
     axes[0].legend(fontsize="small")
     for ax in axes[1:]:
         ax.set(xlabel="step", ylabel=f"gradient norm ({unit} per unit)")

@@ -39,8 +39,6 @@ from numpyro_infograd.scores.network import (
 from numpyro_infograd.scores.pool import Pool, draw_pool, with_noise
 from numpyro_infograd.scores.quadratic import Batch, solve, train, worth
 
-# Student's t at 97.5 %, over 2, for the spread of so many networks: two standard errors
-# then cover 95 %. The replicates of a gradient are shared out among the networks.
 # How strongly a network sees the variance of noise. Little: its errors are then alike
 # at all levels, and the extrapolation does not amplify them.
 FAINT = 0.1
