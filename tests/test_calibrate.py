@@ -117,6 +117,7 @@ def test_weight_of_separated_modes(divergence: str) -> None:
         assert abs(float(twin.params["w"]) - 0.7) < 3 * twin.standard_error["w"] < 0.04
 
 
+@pytest.mark.slow
 def test_what_recordings_leave_free() -> None:
     """The output of `links.link` shows its variance alone: one number, not two."""
     rng = np.random.default_rng(3)
@@ -139,7 +140,7 @@ def test_what_recordings_leave_free() -> None:
     assert abs(change) < 0.05 * variance * length
 
 
-@pytest.mark.parametrize("start", [0.5, 0.0])
+@pytest.mark.parametrize("start", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_a_parameter_that_is_zero_is_known(start: float) -> None:
     """Its size is that of its start, not that of its value."""
 

@@ -85,7 +85,7 @@ def stop_after(monkeypatch):
     return arrange
 
 
-FAST = ("exact", "cooled")
+FAST = ("exact",)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,11 @@ def narrow(size: int):
             {"scores": ig.scores.Analytic({"y": lambda p, v: -2 * v["y"]})},
             "",
         ),
-        (
+        pytest.param(
             {"scores": ig.scores.Denoising(network=narrow(8), num_steps=2)},
             {"scores": ig.scores.Denoising(network=narrow(4), num_steps=2)},
             "",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["constraint", "rate in the optimizer's state", "formula", "network"],

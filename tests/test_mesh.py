@@ -41,6 +41,15 @@ mesh = jax.make_mesh((size,), ("samples",)) if size > 1 else None
 quick = {"mesh": mesh, "progress_bar": False}
 """
 ASCENT = """
+if mesh is not None:  # the samples are where they are said to be
+    from numpyro_infograd.arguments import use_mesh
+    from numpyro_infograd.noise import draw_noise
+    spec = ig.structural_model(links.amplifier).spec
+    draw = jax.jit(lambda key: draw_noise(spec, key, 1024))
+    with use_mesh(mesh):
+        drawn = draw(jax.random.key(0))
+    assert all(len(x.addressable_shards[0].data) == 1024 // size
+               for x in drawn.values())
 ascent = ig.maximize_mi(links.amplifier, "x", "y", num_steps=20, **quick)
 value = ig.mutual_information(links.amplifier, "x", "y", mesh=mesh)
 found = [float(ascent.params["eta"]), ascent.estimate.value, value.value]
@@ -112,6 +121,9 @@ def test_meshes_that_will_not_do() -> None:
     for mesh, what in ((4, "must be a jax.sharding.Mesh"), ("data", "must be a")):
         with pytest.raises(ArgumentError, match=f"mesh {what}"):
             ig.mutual_information(links.amplifier, "x", "y", mesh=mesh)
+    mesh = jax.make_mesh((1,), ("samples",))
+    with jax.set_mesh(mesh), pytest.raises(ArgumentError, match="set already.*alone"):
+        ig.mutual_information(links.amplifier, "x", "y", mesh=mesh)
 
 
 def test_a_mesh_of_one_device_changes_nothing() -> None:
