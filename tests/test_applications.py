@@ -228,7 +228,8 @@ def blahut_arimoto(peak):
         law /= law.sum()
 
 
-@pytest.mark.parametrize("peak", [1.0, pytest.param(2.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("peak", [1.0, 2.0])
 def test_input_law_under_a_peak(peak) -> None:
     """A flow learns the few points that are best under a peak (Smith 1971)."""
     result = ig.maximize_mi(

@@ -96,6 +96,7 @@ def alone() -> list[float]:
     return run(1)[0]
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(alone) -> None:
     first, second = run(1, count=2)
     assert first == second
