@@ -91,7 +91,8 @@ def spread(samples: jax.Array) -> jax.Array:
 
     What follows from them stays with them: the compiler brings together what is
     summed. What is drawn outside of compiled functions, for the host to look at, is
-    whole everywhere. See `arguments.use_mesh`.
+    whole everywhere; so it is on a mesh with explicit axes, which is a user's own. See
+    `arguments.use_mesh`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     traced = isinstance(samples, jax.core.Tracer)

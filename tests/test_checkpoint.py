@@ -269,6 +269,17 @@ def test_fingerprints_tell_computations_apart() -> None:
     others = [lambda x: three * x, lambda x: two + x, lambda x: two * x * 2]
     assert len({of(fn) for fn in [lambda x: two * x, *others]}) == 4
     assert of(lambda x: 2 * x) != of(lambda x: 2 * x, np.ones(2, np.float32))
+    assert of(by_callback(two)) == of(by_callback(two.copy())) != of(by_callback(three))
+
+
+def by_callback(factor):
+    """A function that JAX cannot look into, of an array that can change in place."""
+
+    def outside(x):
+        return np.asarray(factor * x, np.float32)
+
+    shape = jax.ShapeDtypeStruct(factor.shape, np.float32)
+    return lambda x: jax.pure_callback(outside, shape, x)
 
 
 SCRIPT = """

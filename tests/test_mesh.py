@@ -50,6 +50,12 @@ if mesh is not None:  # the samples are where they are said to be
         drawn = draw(jax.random.key(0))
     assert all(len(x.addressable_shards[0].data) == 1024 // size
                for x in drawn.values())
+if count > 1:
+    try:
+        ig.maximize_mi(links.amplifier, "x", "y", checkpoint="nowhere", **quick)
+        raise SystemExit("a checkpoint of several processes was not refused")
+    except ig.errors.ArgumentError as error:
+        assert "runs in one process" in str(error)
 ascent = ig.maximize_mi(links.amplifier, "x", "y", num_steps=20, **quick)
 value = ig.mutual_information(links.amplifier, "x", "y", mesh=mesh)
 found = [float(ascent.params["eta"]), ascent.estimate.value, value.value]

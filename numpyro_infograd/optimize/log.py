@@ -150,7 +150,7 @@ def _identity(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     shapes = lambda x: f"{x.dtype}{list(x.shape)}"  # noqa: E731
     params = {n: jax.tree.map(shapes, p) for n, p in run.starts[0].items()}
     held = jax.tree.leaves(
-        [*vars(problem.method).values()] if problem.method is not None else [],
+        [*getattr(problem.method, "__dict__", {}).values()],
         is_leaf=lambda x: isinstance(x, Program),
     )
     arrays = [x for x in held if isinstance(x, (Program, jax.Array, np.ndarray))]
