@@ -22,6 +22,7 @@ from numpyro_infograd.optimize.budgets import (
     trace_budgets,
     with_constraints,
 )
+from numpyro_infograd.optimize.finish import finish
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.run import Run
 from numpyro_infograd.optimize.step import (
@@ -255,7 +256,8 @@ class InfoMax:
             key = jax.random.fold_in(rng_key, index)
             starts.append(self._random_start(key, params))
         run = Run(self, rng_key, starts, num_steps, progress_bar, annealing, checkpoint)
-        return run.result()
+        run.ascend()
+        return finish(run)
 
     def _check_state(self, state: Any) -> None:
         """Raise for what is no state of this ascent.

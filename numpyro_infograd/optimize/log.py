@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,60 +23,41 @@ _PAUSE = 1.0  # seconds between saves at least
 _SHARE = 0.05  # of the time, at most, that saves take
 
 
-class Log:
-    """Saves a run between chunks, so that it can go on as if nothing had happened.
+class Snapshot(NamedTuple):
+    """All that a run needs to go on.
 
-    Args:
-        run: At its start.
-        path: The checkpoint's folder.
-        settings: Further settings that make the run what it is.
+    Attributes:
+        chunks: Its steps.
+        trees: Arrays by name.
+        facts: JSON; "done" says that the run is at its end.
     """
 
-    def __init__(self, run: Run, path: Any, settings: dict[str, Any]) -> None:
-        self.run = run
-        self.checkpoint = Checkpoint(path, _identity(run, settings))
+    chunks: list[StepInfo]
+    trees: dict[str, Any]
+    facts: dict[str, Any]
+
+
+class Log:
+    """Saves snapshots of a run, so that it can go on as if nothing had happened.
+
+    Args:
+        path: The checkpoint's folder.
+        identity: What the run is recognised by.
+    """
+
+    def __init__(self, path: Any, identity: dict[str, Any]) -> None:
+        self.checkpoint = Checkpoint(path, identity)
         self.next_save = -np.inf
-        self.pending: Any = None  # chunks, other arrays and facts, not yet written
+        self.pending: Snapshot | None = None  # not yet written
 
-    def resume(self) -> bool:
-        """Go on from the last save, if there is one; whether that was the end."""
-        found = self.checkpoint.load()
-        if found is None:
-            return False
-        arrays, facts = found
-        run = self.run
-        run.restore(facts["reason"], facts["noisy"])
-        run.states = unpack(arrays["states"], run.states)
-        free = run.states.free
-        run.system = run.system._replace(
-            scale=unpack(arrays["scale"], run.system.scale)
-        )
-        run.middle = unpack(arrays["middle"], free) if "middle" in arrays else None
-        run.cycle, run.steps = facts["cycle"], facts["steps"]
-        run.status, run.gave_up = facts["status"], facts["gave_up"]
-        run.chunks = _chunks(arrays, facts, run)
-        return bool(facts["done"])
+    def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Packed arrays and facts of the last save, if there is one."""
+        return self.checkpoint.load()
 
-    def note(self, done: bool = False) -> None:
+    def note(self, snapshot: Snapshot) -> None:
         """Take down where the run stands, and save it if the last save is not fresh."""
-        run = self.run
-        trees = {
-            "states": run.states,
-            "scale": run.system.scale,
-            "middle": run.middle,
-            "last": [chunk.gradient for chunk in run.chunks[-2:]],
-        }
-        facts = {
-            "cycle": run.cycle,
-            "steps": run.steps,
-            "status": run.status,
-            "gave_up": run.gave_up,
-            "reason": run.reason,
-            "noisy": run.ascent.problem is not run.clean,
-            "done": done,
-        }
-        self.pending = list(run.chunks), trees, facts
-        if done or time.monotonic() > self.next_save:
+        self.pending = snapshot
+        if snapshot.facts["done"] or time.monotonic() > self.next_save:
             self.flush()
 
     def flush(self) -> None:
@@ -121,12 +102,14 @@ def join(chunks: list[StepInfo]) -> StepInfo:
     return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *alike)
 
 
-def _chunks(arrays: dict[str, Any], facts: dict[str, Any], run: Run) -> list[StepInfo]:
-    """The chunks that were joined, taken apart again."""
+def take_apart(
+    arrays: dict[str, Any], facts: dict[str, Any], starts: list[Any], free: Any
+) -> list[StepInfo]:
+    """The chunks that were joined and saved; `free` holds a gradient's shapes."""
     one: Any = np.zeros(())
-    shape = len(run.starts), sum(facts["lengths"])
+    shape = len(starts), sum(facts["lengths"])
     excess: Any = np.zeros((*shape, 0))  # what has no elements is not on disk
-    params = jax.tree.map(lambda x: np.zeros((*shape, *x.shape)), run.starts[0])
+    params = jax.tree.map(lambda x: np.zeros((*shape, *x.shape)), starts[0])
     evidence = dict.fromkeys(facts["evidence"], one)
     like = StepInfo(params, one, one, one, one, evidence, excess, None)
     joined = jax.device_get(unpack(arrays["infos"], like))
@@ -136,14 +119,14 @@ def _chunks(arrays: dict[str, Any], facts: dict[str, Any], run: Run) -> list[Ste
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
     ]
     count = min(len(chunks), 2)
-    last = jax.device_get(unpack(arrays["last"], [run.states.free] * count))
+    last = jax.device_get(unpack(arrays["last"], [free] * count))
     for i in range(count):
         index = len(chunks) - count + i
         chunks[index] = chunks[index]._replace(gradient=last[i])
     return chunks
 
 
-def _identity(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+def identify(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     """What a run is recognised by."""
     problem = run.ascent.problem
     assert problem is not None

@@ -13,21 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from numpyro_infograd.errors import ConstraintError, InfogradError
+from numpyro_infograd.checkpoint import unpack
 from numpyro_infograd.gradient import effective_sizes, is_sound
 from numpyro_infograd.optimize.annealing import (
     Annealing,
     cooled,
     initial_variances,
 )
-from numpyro_infograd.optimize.budgets import (
-    FARTHEST,
-    SLACK,
-    ConstraintReport,
-    is_settled,
-)
-from numpyro_infograd.optimize.log import Log, join
-from numpyro_infograd.optimize.result import Result
+from numpyro_infograd.optimize.budgets import FARTHEST, is_settled
+from numpyro_infograd.optimize.log import Log, Snapshot, identify, take_apart
 from numpyro_infograd.optimize.step import (
     InfoMaxState,
     StepInfo,
@@ -37,7 +31,6 @@ from numpyro_infograd.optimize.step import (
 )
 from numpyro_infograd.problem import Problem, pose
 from numpyro_infograd.scores import Denoising, Mixture
-from numpyro_infograd.values import Estimate, value_of
 
 if TYPE_CHECKING:
     from numpyro_infograd.optimize.infomax import InfoMax
@@ -82,7 +75,7 @@ class Run:
                 "num_restarts": len(starts),
                 "annealing": annealing,
             }
-            self.log = Log(self, checkpoint, settings)
+            self.log = Log(checkpoint, identify(self, settings))
 
     def _keyed(self, starts: list[Any]) -> list[tuple[jax.Array, Any]]:
         return [(jax.random.fold_in(self.rng_key, i), p) for i, p in enumerate(starts)]
@@ -91,15 +84,14 @@ class Run:
         self.states = jax.tree.map(lambda *x: jnp.stack(x), *states)
         self.setting, self.system = self.ascent.make_parts(self.starts[0])
 
-    def result(self) -> Result:
-        """Ascend, choose the best restart, estimate the objective there."""
+    def ascend(self) -> None:
+        """From the start, or from where a checkpoint stands, to the end."""
         total = self.num_steps or CYCLE
         try:
-            if self.log is None:
+            if not self._resume():
                 self._ascend(total)
-            elif not self.log.resume():
-                self._ascend(total)
-                self.log.note(done=True)
+                if self.log is not None:
+                    self.log.note(self.snapshot(done=True))
         except KeyboardInterrupt:
             self.status = "interrupted by the user"
             if self.log is not None:
@@ -108,7 +100,49 @@ class Run:
             self.ascent.problem = self.clean
             if self.log is not None:
                 self.log.close()
-        return self._finish()
+
+    # -- what a checkpoint holds ------------------------------------------------------
+
+    def snapshot(self, done: bool = False) -> Snapshot:
+        """Where the run stands: all that it needs to go on."""
+        trees = {
+            "states": self.states,
+            "scale": self.system.scale,
+            "middle": self.middle,
+            "last": [chunk.gradient for chunk in self.chunks[-2:]],
+        }
+        facts = {
+            "cycle": self.cycle,
+            "steps": self.steps,
+            "status": self.status,
+            "gave_up": self.gave_up,
+            "reason": self.reason,
+            "noisy": self.ascent.problem is not self.clean,
+            "done": done,
+        }
+        return Snapshot(list(self.chunks), trees, facts)
+
+    def _resume(self) -> bool:
+        """Take up a snapshot, if one was saved; whether that was the end."""
+        found = self.log.load() if self.log is not None else None
+        if found is None:
+            return False
+        arrays, facts = found
+        if facts["reason"]:
+            self._leave_mixture(facts["reason"])
+        if facts["noisy"]:
+            self._change(cooled(self.clean, self.heat, 0.0, self._params()[0]))
+        self.states = unpack(arrays["states"], self.states)
+        free = self.states.free
+        scale = unpack(arrays["scale"], self.system.scale)
+        self.system = self.system._replace(scale=scale)
+        self.middle = unpack(arrays["middle"], free) if "middle" in arrays else None
+        self.cycle, self.steps = facts["cycle"], facts["steps"]
+        self.status, self.gave_up = facts["status"], facts["gave_up"]
+        self.chunks = take_apart(arrays, facts, self.starts, free)
+        return bool(facts["done"])
+
+    # -- steps ------------------------------------------------------------------------
 
     def _ascend(self, total: int) -> None:
         """From where the run stands to its end."""
@@ -156,7 +190,7 @@ class Run:
             if self._has_left(infos):
                 return True
             if self.log is not None:
-                self.log.note()
+                self.log.note(self.snapshot())
         done = sum(c.finite.shape[1] for c in self.chunks)
         if self.num_steps:
             self.status = f"took all of num_steps={total} steps"
@@ -196,13 +230,6 @@ class Run:
         self.reason = reason
         self.clean = pose(problem.objective, problem.sm, Denoising(), params, reason)
         self._change(self.clean)
-
-    def restore(self, reason: str, noisy: bool) -> None:
-        """Take up the problem that a run stood at when it was saved."""
-        if reason:
-            self._leave_mixture(reason)
-        if noisy:
-            self._change(cooled(self.clean, self.heat, 0.0, self._params()[0]))
 
     def _has_left(self, infos: StepInfo) -> bool:
         """Whether the parameters left the range of scores that were trained before."""
@@ -256,6 +283,8 @@ class Run:
         return [
             jax.tree.map(lambda x, i=i: x[i], self.states.free) for i in range(count)
         ]
+
+    # -- when to stop -----------------------------------------------------------------
 
     def _rescale(self) -> None:
         """A new cycle: rates to the size that the parameters have by now."""
@@ -339,169 +368,6 @@ class Run:
         if self.ascent.subject_to:
             return 1.0
         return max(1.0, float(sum(np.nansum(c.gain[index]) for c in self.chunks)))
-
-    def _finish(self) -> Result:
-        ascent = self.ascent
-        problem = ascent.problem
-        assert problem is not None
-        infos = join(self.chunks) if self.chunks else None
-        ends = [self._end(index) for index in range(len(self.starts))]
-        finals, estimates, troubles = zip(*ends, strict=True)
-        reports = [self._report(index, params) for index, params in enumerate(finals)]
-        best = 0
-        if len(finals) > 1:
-            best = max(
-                range(len(finals)), key=lambda i: _rank(estimates[i], reports[i])
-            )
-        histories: tuple[dict[str, Any], ...] = ({},) * len(finals)
-        if infos is not None:
-            histories = tuple(
-                _history(jax.tree.map(lambda x, i=i: x[i], infos), bool(reports[best]))
-                for i in range(len(finals))
-            )
-        skipped = int(np.sum(~histories[best].get("finite", np.ones(0, bool))))
-        status = self.status
-        if self._fell(best, estimates[best]):
-            count = 0 if infos is None else infos.finite.shape[1]
-            status = (
-                f"diverged: after {count} steps the objective is worse than at the "
-                "start. Lower the learning rate of the optimizer"
-            )
-        if infos is not None and infos.gradient_norm[best, 0] == 0:
-            status += self._why_at_rest()
-        if skipped:
-            status += (
-                f"; {skipped} steps were not finite and were skipped (as where an "
-                "amplitude sqrt(p) meets p = 0: tune the amplitude)"
-            )
-        if estimates[best] is None:
-            status += f"; no value: {troubles[best]}"
-        diagnostics = {
-            "method": problem.method_name,
-            "reason": problem.reason,
-            "skipped_steps": skipped,
-            "restarts": [e.value if e is not None else None for e in estimates],
-        }
-        missed = [report for report in reports[best] if not report.is_met]
-        if missed:
-            status += f"; constraints are not met: {', '.join(map(repr, missed))}"
-        result = Result(
-            finals[best],
-            estimates[best],
-            histories[best],
-            status,
-            diagnostics,
-            reports[best],
-            histories,
-        )
-        if missed and self.gave_up:
-            error = ConstraintError(
-                f"no parameters were found that meet {missed[0]!r} in "
-                f"{MAX_CYCLES * CYCLE} steps. Use a bound that can be reached, or "
-                "other init_params; the error's `result` holds where the ascent ended."
-            )
-            error.result = result
-            raise error
-        return result
-
-    def _report(self, index: int, params: Any) -> tuple[ConstraintReport, ...]:
-        """How each constraint stands."""
-        problem = self.ascent.problem
-        assert problem is not None
-        key = jax.random.fold_in(self.rng_key, 8)
-        reports = []
-        for i, constraint in enumerate(self.ascent.subject_to):
-            found = value_of(constraint.expectations, problem.sm, params, key)
-            bound = float(constraint.bound)
-            over = found.value - bound
-            scale = float(self.system.budgets.scales[i])
-            reports.append(
-                ConstraintReport(
-                    constraint,
-                    found.value,
-                    found.standard_error,
-                    bound,
-                    max(over if constraint.sense == "<=" else -over, 0.0),
-                    SLACK * scale + 2 * found.standard_error,
-                    float(self.states.multipliers[index, i]) / scale,
-                )
-            )
-        return tuple(reports)
-
-    def _why_at_rest(self) -> str:
-        """What it may mean that the gradient was zero at the start."""
-        problem = self.ascent.problem
-        assert problem is not None
-        sites = problem.objective.sites
-        if not problem.objective.expectations and not problem.sm.params_of(sites):
-            return f"; no parameter reaches {', '.join(map(repr, sites))}"
-        if self.ascent.projection is not None:
-            return "; the projection let nothing move from the start"
-        return (
-            "; the gradient was zero at the start, which may be a saddle: try other "
-            "init_params or num_restarts"
-        )
-
-    def _fell(self, index: int, end: Estimate | None) -> bool:
-        """Whether an optimizer from outside led away from the maximum.
-
-        Under constraints a fall may be the return into them.
-        """
-        if self.ascent.scaled or self.ascent.subject_to or not self.chunks:
-            return False
-        start, _ = self._value(self.starts[index])
-        return start is not None and (end is None or end.upper < start.lower)
-
-    def _end(self, index: int) -> tuple[Any, Estimate | None, str]:
-        """Where a restart ended, its value, or why it has none.
-
-        The last step has not been looked at yet: if it led out of the domain, the
-        point before it counts.
-        """
-        trouble = ""
-        for free in (self.states.free, self.states.previous):
-            free = jax.tree.map(lambda x: x[index], free)
-            params = constrained(free, self.ascent.constraints())
-            value, why = self._value(params)
-            if value is not None:
-                return params, value, ""
-            trouble = trouble or why
-        return params, None, trouble
-
-    def _value(self, params: Any) -> tuple[Estimate | None, str]:
-        """The objective at some parameters, or why it has no value there."""
-        problem = self.ascent.problem
-        assert problem is not None
-        key = jax.random.fold_in(self.rng_key, 7)
-        try:
-            value = value_of(problem.objective, problem.sm, params, key)
-        except InfogradError as error:
-            return None, str(error)
-        if math.isfinite(value.value):
-            return value, ""
-        return None, "it is not finite at the last parameters"
-
-
-def _rank(value: Estimate | None, reports: tuple[ConstraintReport, ...]) -> Any:
-    """What makes one end better than another: constraints first, then the value."""
-    missed = sum(r.violation / r.tolerance for r in reports if not r.is_met)
-    return (-missed, -math.inf if value is None else value.value)
-
-
-def _history(info: StepInfo, budgets: bool) -> dict[str, Any]:
-    """Arrays over the steps of one restart."""
-    history = {
-        "gradient_norm": info.gradient_norm,
-        "gain": info.gain,
-        "params": info.params,
-        "finite": info.finite,
-    }
-    history |= info.evidence
-    if np.any(np.isfinite(info.objective)):
-        history["objective"] = info.objective
-    if budgets:
-        history["excess"] = info.excess
-    return history
 
 
 def _decay(steps: np.ndarray, total: int) -> np.ndarray:

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an ascent found: the best end, its value, and what speaks against it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+import jax
+
+from numpyro_infograd.errors import ConstraintError, InfogradError
+from numpyro_infograd.optimize.budgets import SLACK, ConstraintReport
+from numpyro_infograd.optimize.log import join
+from numpyro_infograd.optimize.result import Result
+from numpyro_infograd.optimize.run import CYCLE, MAX_CYCLES, Run
+from numpyro_infograd.optimize.step import StepInfo, constrained
+from numpyro_infograd.values import Estimate, value_of
+
+# Parameters, their value, or why there is none.
+End = tuple[Any, Estimate | None, str]
+
+
+def finish(run: Run) -> Result:
+    """Choose the best end, and estimate the objective there.
+
+    Raises:
+        ConstraintError: if the run gave up where a constraint is not met.
+    """
+    ends = [_end(run, index) for index in range(len(run.starts))]
+    reports = [_report(run, index, end[0]) for index, end in enumerate(ends)]
+    best = max(range(len(ends)), key=lambda i: _rank(ends[i][1], reports[i]))
+    params, estimate, _ = ends[best]
+    histories = _histories(run, bool(reports[best]))
+    result = Result(
+        params,
+        estimate,
+        histories[best],
+        _status(run, best, ends[best], reports[best], histories[best]),
+        {
+            "method": run.clean.method_name,
+            "reason": run.clean.reason,
+            "skipped_steps": _skipped(histories[best]),
+            "restarts": [e.value if e is not None else None for _, e, _ in ends],
+        },
+        reports[best],
+        histories,
+    )
+    missed = _missed(reports[best])
+    if missed and run.gave_up:
+        error = ConstraintError(
+            f"no parameters were found that meet {missed[0]!r} in "
+            f"{MAX_CYCLES * CYCLE} steps. Use a bound that can be reached, or "
+            "other init_params; the error's `result` holds where the ascent ended."
+        )
+        error.result = result
+        raise error
+    return result
+
+
+def _status(
+    run: Run,
+    index: int,
+    end: End,
+    reports: tuple[ConstraintReport, ...],
+    history: dict[str, Any],
+) -> str:
+    """How the run ended, and what speaks against its end."""
+    _, estimate, trouble = end
+    norms = history.get("gradient_norm", np.ones(0))
+    status = run.status
+    if _fell(run, index, estimate):
+        status = (
+            f"diverged: after {len(norms)} steps the objective is worse than at the "
+            "start. Lower the learning rate of the optimizer"
+        )
+    if len(norms) and norms[0] == 0:
+        status += _why_at_rest(run)
+    if skipped := _skipped(history):
+        status += (
+            f"; {skipped} steps were not finite and were skipped (as where an "
+            "amplitude sqrt(p) meets p = 0: tune the amplitude)"
+        )
+    if estimate is None:
+        status += f"; no value: {trouble}"
+    if missed := _missed(reports):
+        status += f"; constraints are not met: {', '.join(map(repr, missed))}"
+    return status
+
+
+def _skipped(history: dict[str, Any]) -> int:
+    """Steps that were not finite."""
+    return int(np.sum(~history.get("finite", np.ones(0, bool))))
+
+
+def _missed(reports: tuple[ConstraintReport, ...]) -> list[ConstraintReport]:
+    """Constraints that are not met."""
+    return [report for report in reports if not report.is_met]
+
+
+def _report(run: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
+    """How each constraint stands."""
+    key = jax.random.fold_in(run.rng_key, 8)
+    reports = []
+    for i, constraint in enumerate(run.ascent.subject_to):
+        found = value_of(constraint.expectations, run.clean.sm, params, key)
+        bound = float(constraint.bound)
+        over = found.value - bound
+        scale = float(run.system.budgets.scales[i])
+        reports.append(
+            ConstraintReport(
+                constraint,
+                found.value,
+                found.standard_error,
+                bound,
+                max(over if constraint.sense == "<=" else -over, 0.0),
+                SLACK * scale + 2 * found.standard_error,
+                float(run.states.multipliers[index, i]) / scale,
+            )
+        )
+    return tuple(reports)
+
+
+def _why_at_rest(run: Run) -> str:
+    """What it may mean that the gradient was zero at the start."""
+    objective = run.clean.objective
+    sites = objective.sites
+    if not objective.expectations and not run.clean.sm.params_of(sites):
+        return f"; no parameter reaches {', '.join(map(repr, sites))}"
+    if run.ascent.projection is not None:
+        return "; the projection let nothing move from the start"
+    return (
+        "; the gradient was zero at the start, which may be a saddle: try other "
+        "init_params or num_restarts"
+    )
+
+
+def _fell(run: Run, index: int, end: Estimate | None) -> bool:
+    """Whether an optimizer from outside led away from the maximum.
+
+    Under constraints a fall may be the return into them.
+    """
+    if run.ascent.scaled or run.ascent.subject_to or not run.chunks:
+        return False
+    start, _ = _value(run, run.starts[index])
+    return start is not None and (end is None or end.upper < start.lower)
+
+
+def _end(run: Run, index: int) -> End:
+    """Where a restart ended, its value, or why it has none.
+
+    The last step has not been looked at yet: if it led out of the domain, the
+    point before it counts.
+    """
+    trouble = ""
+    for free in (run.states.free, run.states.previous):
+        free = jax.tree.map(lambda x: x[index], free)
+        params = constrained(free, run.ascent.constraints())
+        value, why = _value(run, params)
+        if value is not None:
+            return params, value, ""
+        trouble = trouble or why
+    return params, None, trouble
+
+
+def _value(run: Run, params: Any) -> tuple[Estimate | None, str]:
+    """The objective at some parameters, or why it has no value there."""
+    key = jax.random.fold_in(run.rng_key, 7)
+    try:
+        value = value_of(run.clean.objective, run.clean.sm, params, key)
+    except InfogradError as error:
+        return None, str(error)
+    if math.isfinite(value.value):
+        return value, ""
+    return None, "it is not finite at the last parameters"
+
+
+def _rank(value: Estimate | None, reports: tuple[ConstraintReport, ...]) -> Any:
+    """What makes one end better than another: constraints first, then the value."""
+    missed = sum(r.violation / r.tolerance for r in _missed(reports))
+    return (-missed, -math.inf if value is None else value.value)
+
+
+def _histories(run: Run, budgets: bool) -> tuple[dict[str, Any], ...]:
+    """Arrays over the steps of each restart."""
+    if not run.chunks:
+        return ({},) * len(run.starts)
+    infos = join(run.chunks)
+    return tuple(
+        _history(jax.tree.map(lambda x, i=i: x[i], infos), budgets)
+        for i in range(len(run.starts))
+    )
+
+
+def _history(info: StepInfo, budgets: bool) -> dict[str, Any]:
+    """Arrays over the steps of one restart."""
+    history = {
+        "gradient_norm": info.gradient_norm,
+        "gain": info.gain,
+        "params": info.params,
+        "finite": info.finite,
+    }
+    history |= info.evidence
+    if np.any(np.isfinite(info.objective)):
+        history["objective"] = info.objective
+    if budgets:
+        history["excess"] = info.excess
+    return history
