@@ -27,18 +27,12 @@ from numpyro_infograd.errors import (
     SiteError,
 )
 from numpyro_infograd.jumps import check_jumps
-from numpyro_infograd.noise import draw_noise
-from numpyro_infograd.objectives import (
-    Objective,
-    at_each,
-    check_is_objective,
-    expectation_label,
-    resolve,
-    trace_expectations,
-)
+from numpyro_infograd.noise import draw_noise, noise_like
+from numpyro_infograd.objectives import Objective, check_is_objective, expectation_label
 from numpyro_infograd.program import Program
 from numpyro_infograd.slopes import check_slopes
 from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import at_each, resolve, trace_expectations
 from numpyro_infograd.views import View
 
 _ATOM = 8  # draws of 256 that may share a value
@@ -109,7 +103,7 @@ def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None
     Raises:
         ModelError: naming the site or the expectation that is not finite.
     """
-    sm.check_values(objective.sites, params)
+    _check_values(sm, objective.sites, params)
     means = trace_expectations(objective, sm)
     if not means.programs:
         return
@@ -122,6 +116,42 @@ def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None
                 "of 64 draws at these parameter values: a logarithm, a root or a "
                 "division left its domain. Give other values, or a function that is "
                 "finite at every draw."
+            )
+
+
+def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> None:
+    """Raise where a draw of the sites, or its own log density, is not finite.
+
+    Raises:
+        ModelError: naming the first site of the model where that happens.
+    """
+    if not sites:
+        return
+    scored = tuple(
+        s
+        for s in sites
+        if sm.site_info[s].kind == "sample" and not sm.site_info[s].control_flow
+    )
+    program = Program.trace(
+        lambda params, noise: sm.run(params, noise, {}, scored=scored)[:2],
+        sm.params,
+        noise_like(sm.spec),
+    )
+    noise = draw_noise(sm.spec, jax.random.key(5), 64)
+    values, log_prob = simulate(program, params, noise)
+    finite = {s: np.isfinite(np.asarray(v)).all() for s, v in values.items()}
+    # A draw that was rounded onto a boundary has an infinite density, but no NaN.
+    valid = {s: not np.isnan(np.asarray(v)).any() for s, v in log_prob.items()}
+    if all(finite[s] and valid.get(s, True) for s in sites):
+        return
+    for name, site in sm.site_info.items():
+        if not finite[name] or not valid.get(name, True):
+            raise ModelError(
+                f"{'its log density at' if finite[name] else 'a draw of'} site "
+                f"{name!r} ({site.distribution or site.kind}) is not finite at "
+                "these parameter values: a scale is negative, or a logarithm, a "
+                "root or a division left its domain. Give other values, or a "
+                "constraint in numpyro.param."
             )
 
 

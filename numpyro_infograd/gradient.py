@@ -17,7 +17,7 @@ from numpyro_infograd.arguments import as_args, as_key
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, student
-from numpyro_infograd.objectives import Means, Objective, trace_expectations
+from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import (
     REPLICATES,
     Problem,
@@ -36,6 +36,7 @@ from numpyro_infograd.scores.base import ScoreMethod, after
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import Means, trace_expectations
 from numpyro_infograd.text import html_table, with_error
 
 

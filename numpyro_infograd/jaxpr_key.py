@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 import jax.numpy as jnp
 from jax.tree_util import tree_structure
 
-from numpyro_infograd import jaxpr_facts
+from numpyro_infograd.jaxpr_walk import EXOGENOUS, in_scope
 
 # Rules are traced to this derivative order; beyond it their source stands for them.
 _RULE_DEPTH = 3
@@ -73,7 +73,7 @@ class KeyMaker:
                 (
                     eqn.primitive,
                     eqn.ctx,
-                    jaxpr_facts.in_scope(eqn, jaxpr_facts.EXOGENOUS),
+                    in_scope(eqn, EXOGENOUS),
                     operands,
                     tuple([var.aval for var in eqn.outvars]),
                     self._params(eqn),

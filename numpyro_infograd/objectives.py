@@ -5,8 +5,7 @@ Every objective reduces to a signed sum of joint entropies plus expectations,
 
     I(A;B|C) = h(A,C) + h(B,C) - h(A,B,C) - h(C),
 
-in which like terms cancel. `resolve` then looks at a model and pairs the joint
-entropies into conditional ones where that spares learning a density.
+in which like terms cancel. What becomes of them in a model is said by `terms`.
 """
 
 from __future__ import annotations
@@ -15,16 +14,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 import math
 import numbers
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-import jax
-import jax.numpy as jnp
-
-from numpyro_infograd.arguments import is_number, tracing
-from numpyro_infograd.density import Density
-from numpyro_infograd.errors import ArgumentError, ScoreError
-from numpyro_infograd.program import Program
-from numpyro_infograd.structure import StructuralModel, appended_name
+from numpyro_infograd.arguments import is_number
+from numpyro_infograd.errors import ArgumentError
 
 Sites = str | Iterable[str]
 Joint = frozenset[str]
@@ -67,7 +60,7 @@ class Objective:
             return NotImplemented
         entropies = dict(self.entropies)
         for joint, coefficient in other.entropies.items():
-            entropies[joint] = _add(entropies.get(joint, 0.0), coefficient)
+            entropies[joint] = plus(entropies.get(joint, 0.0), coefficient)
         return Objective(
             entropies,
             self.expectations + other.expectations,
@@ -337,7 +330,7 @@ def _scale(factor: Any) -> float | None:
         return None
 
 
-def _add(a: float, b: float) -> float:
+def plus(a: float, b: float) -> float:
     """The sum, or zero where only rounding is left: 0.1 + 0.2 - 0.3 must cancel."""
     total = a + b
     return 0.0 if abs(total) <= 1e-12 * (abs(a) + abs(b)) else total
@@ -348,166 +341,3 @@ def _call(function: str, *sets: tuple[str, ...], given: tuple[str, ...]) -> str:
     if given:
         arguments.append(f"given={given[0] if len(given) == 1 else given!r}")
     return f"{function}({', '.join(arguments)})"
-
-
-class Term(NamedTuple):
-    """coefficient * h(sites | given), where `given` is cut loose from hidden noise."""
-
-    coefficient: float
-    sites: tuple[str, ...]
-    given: tuple[str, ...]
-
-
-def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
-    """Write an objective as few conditional entropies as the model's graph allows.
-
-    h(A,B) and h(A) with opposite coefficients combine to h(B|A) when A separates B
-    from the noise that made A: then p(b|a) is an average over noise that A does not
-    touch, and the density of A (which may not exist: A may be discrete, or a codeword
-    computed from noise) is never needed.
-    """
-    order = {name: i for i, name in enumerate(sm.sites)}
-    left = dict(objective.entropies)
-    terms: list[Term] = []
-    for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
-        for inner in sorted(left, key=lambda s: (-len(s), sorted(s))):
-            paired = left[joint] * left[inner] < 0 and inner < joint
-            if not paired or not _separates(sm, joint, inner):
-                continue
-            size = min(abs(left[joint]), abs(left[inner]))
-            coefficient = size if left[joint] > 0 else -size
-            left[joint] = _add(left[joint], -coefficient)
-            left[inner] = _add(left[inner], coefficient)
-            rest = tuple(sorted(joint - inner, key=order.__getitem__))
-            given = tuple(sorted(inner, key=order.__getitem__))
-            terms.append(Term(coefficient, rest, given))
-    for joint, coefficient in left.items():
-        if coefficient:
-            sites = tuple(sorted(joint, key=order.__getitem__))
-            terms.append(Term(coefficient, sites, ()))
-    return tuple(terms)
-
-
-def without_moving_conditions(
-    terms: tuple[Term, ...], sm: StructuralModel
-) -> tuple[Term, ...]:
-    """h(A | B) as h(A, B) - h(B) where a parameter moves B.
-
-    Samples of A and B do not show how the density of A depends on B: that is the
-    difference of two scores.
-    """
-    order = {name: i for i, name in enumerate(sm.sites)}
-    found: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
-    for coefficient, sites, given in terms:
-        parts = [(coefficient, sites, given)]
-        if sm.params_of(given):
-            joint = tuple(sorted(sites + given, key=order.__getitem__))
-            parts = [(coefficient, joint, ()), (-coefficient, given, ())]
-        for share, own, rest in parts:
-            found[own, rest] = _add(found.get((own, rest), 0.0), share)
-    return tuple(Term(c, sites, given) for (sites, given), c in found.items() if c)
-
-
-def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
-    """The objective as entropies h(A | B) of sites that no parameter reaches.
-
-    Raises:
-        ScoreError: if something else is left that a parameter moves.
-    """
-    order = {name: i for i, name in enumerate(sm.sites)}
-    left = dict(objective.entropies)
-    terms = []
-    for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
-        for inner in sorted(left, key=lambda s: (len(s), sorted(s))):
-            own = joint - inner
-            if not inner < joint or left[joint] * left[inner] >= 0 or sm.params_of(own):
-                continue
-            size = min(abs(left[joint]), abs(left[inner]))
-            coefficient = size if left[joint] > 0 else -size
-            left[joint] = _add(left[joint], -coefficient)
-            left[inner] = _add(left[inner], coefficient)
-            if sm.params_of(inner):
-                parts = (sorted(part, key=order.__getitem__) for part in (own, inner))
-                terms.append(Term(coefficient, *map(tuple, parts)))
-    for sites, coefficient in left.items():
-        if coefficient and sm.params_of(sites):
-            raise ScoreError(
-                "scores='posterior' needs an objective made of MI(inputs, outputs) "
-                "whose inputs no parameter reaches, but it leaves the entropy of "
-                f"{sorted(sites)}. Use scores='denoising'."
-            )
-    return tuple(terms)
-
-
-class Means(NamedTuple):
-    """sum of coefficient * E[program(values)]."""
-
-    coefficients: jax.Array
-    programs: tuple[Program, ...]
-
-    def __call__(self, values: Any) -> jax.Array:
-        """The mean of each program over a batch of values, (num_programs,)."""
-        return jnp.mean(at_each(self, values), axis=1)
-
-
-@jax.jit
-def at_each(means: Means, values: Any) -> jax.Array:
-    """Every program at every sample of a batch, (num_programs, num_samples)."""
-    found = [jax.vmap(fn)(values) for fn in means.programs]
-    return jnp.stack(found) if found else jnp.zeros((0, 1))
-
-
-def trace_expectations(objective: Objective, sm: StructuralModel) -> Means:
-    """The objective's expectations as programs of one sample's values.
-
-    Raises:
-        ArgumentError: if one cannot be traced, or does not return a scalar.
-    """
-    example = {name: sm.example(name) for name in sm.sites}
-    holds = (
-        f"the values of the sites {', '.join(sm.sites)}. Use these; make a parameter "
-        "a site with numpyro.deterministic"
-    )
-    return Means(
-        jnp.asarray([coefficient for coefficient, _ in objective.expectations]),
-        tuple(_trace_scalar(fn, example, holds) for _, fn in objective.expectations),
-    )
-
-
-def _trace_scalar(fn: Callable[[Any], Any], example: Any, holds: str) -> Program:
-    label = expectation_label(fn)
-
-    def scalar(values: Any) -> Any:
-        found = fn(values)
-        number = isinstance(found, numbers.Real) or hasattr(found, "dtype")
-        if not number or jnp.shape(found) or jnp.iscomplexobj(found):
-            shape = f" of shape {jnp.shape(found)}" if number else ""
-            raise ArgumentError(
-                f"{label} must return a real scalar for one sample, got "
-                f"{found!r:.80}{shape}. Sum or average inside the function."
-            )
-        return found
-
-    with tracing(label, holds):
-        return Program.trace(scalar, example)
-
-
-def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
-    """Whether no noise reaches both `inner` and the rest of `joint` given `inner`."""
-    if any(sm.site_info[s].control_flow for s in inner):
-        settable = all(sm.site_info[s].kind == "sample" for s in inner)
-        if not settable:
-            return False
-    rest = sorted(joint - inner)
-    if not all(has_density(sm, s) for s in rest):
-        return False
-    density: Density = sm.density(tuple(rest), tuple(sorted(inner)))
-    # The noise that makes `rest` must not reach `inner` either: p(cause | effect) is
-    # not the density of the cause.
-    own = {appended_name(s) if s in sm.appended else s for s in rest}
-    return not (set(density.hidden) | own) & sm.noise_of(inner)
-
-
-def has_density(sm: StructuralModel, site: str) -> bool:
-    """Whether a site has a density of its own, by its law or by appended noise."""
-    return sm.site_info[site].kind == "sample" or site in sm.appended

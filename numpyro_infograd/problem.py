@@ -17,17 +17,17 @@ from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.density import Density
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ScoreError
-from numpyro_infograd.objectives import (
-    Objective,
+from numpyro_infograd.objectives import Objective
+from numpyro_infograd.scores import Exact
+from numpyro_infograd.scores.base import ScoreMethod
+from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import (
     Term,
     resolve,
     resolve_reversed,
     without_moving_conditions,
 )
-from numpyro_infograd.scores import Exact
-from numpyro_infograd.scores.base import ScoreMethod
-from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
-from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.tracing import trace_model
 
 REPLICATES = 16

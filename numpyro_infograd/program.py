@@ -24,6 +24,8 @@ from jax.tree_util import tree_flatten, tree_structure, tree_unflatten
 from numpyro_infograd import jaxpr_facts
 from numpyro_infograd.jaxpr_facts import Jump
 from numpyro_infograd.jaxpr_key import KeyMaker
+from numpyro_infograd.jaxpr_replay import HiddenError, replay
+from numpyro_infograd.jaxpr_walk import open_jaxpr, sub_jaxprs
 
 
 def _holds_arrays(eqn: JaxprEqn) -> bool:
@@ -32,8 +34,8 @@ def _holds_arrays(eqn: JaxprEqn) -> bool:
         return False
     return any(
         bool(isinstance(body, ClosedJaxpr) and body.consts)
-        or any(map(_holds_arrays, jaxpr_facts.open_jaxpr(body).eqns))
-        for body in jaxpr_facts.sub_jaxprs(list(eqn.params.values()))
+        or any(map(_holds_arrays, open_jaxpr(body).eqns))
+        for body in sub_jaxprs(list(eqn.params.values()))
     )
 
 
@@ -44,7 +46,7 @@ def _lift(closed: ClosedJaxpr, held: Sequence[Any]) -> ClosedJaxpr:
 
     def whole(consts: Sequence[Any], *args: Any) -> list[Any]:
         lifted = dict(zip(map(id, arrays), consts[count:], strict=True))
-        outs, _ = jaxpr_facts.replay(
+        outs, _ = replay(
             closed.jaxpr,
             consts[:count],
             args,
@@ -254,7 +256,7 @@ class Program:
         code = self.code
 
         def tapped(consts: Sequence[Any], *args: Any) -> list[Any]:
-            return jaxpr_facts.replay(
+            return replay(
                 code.jaxpr,
                 consts,
                 args,
@@ -265,7 +267,7 @@ class Program:
         def compute() -> list[Any]:
             try:
                 closed = _close_over(tapped, self.consts, code.jaxpr)
-            except jaxpr_facts.HiddenError:
+            except HiddenError:
                 return [None, []]
             key = KeyMaker().jaxpr(closed.jaxpr)
             out_tree = tree_structure([0] * len(taps))
@@ -312,3 +314,26 @@ def _entry(key: Any) -> Any:
         if hasattr(key, name):
             return getattr(key, name)
     return key
+
+
+def dependencies_by_name(
+    program: Program,
+    *inputs: Any,
+    key: Callable[[Any], Any] = lambda path: path[0].key,
+) -> dict[Any, tuple[frozenset[str], ...]]:
+    """Output name -> for each input dict, the names that the output depends on."""
+    labels = [
+        (position, path[0].key)
+        for position, tree in enumerate(inputs)
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+    tree = program.code.out_tree
+    outputs = jax.tree.unflatten(tree, range(tree.num_leaves))
+    paths = jax.tree_util.tree_leaves_with_path(outputs)
+    found: dict[Any, list[set[str]]] = {}
+    for (path, _), sources in zip(paths, program.dependencies(), strict=True):
+        row = found.setdefault(key(path), [set() for _ in inputs])
+        for index in sources:
+            position, label = labels[index]
+            row[position].add(label)
+    return {name: tuple(map(frozenset, row)) for name, row in found.items()}

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from numpyro_infograd.arguments import differentiating
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ScoreError
-from numpyro_infograd.objectives import Means
 from numpyro_infograd.problem import REPLICATES, is_learned
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import (
@@ -32,6 +31,7 @@ from numpyro_infograd.scores.base import (
     complete_data_scores,
 )
 from numpyro_infograd.scores.stein import calibrate
+from numpyro_infograd.terms import Means
 
 
 def cotangents(

@@ -4,7 +4,7 @@
 `StructuralModel` says `values = g(params, noise)`: the law of the noise does not
 depend on the parameters, so derivatives pass through `g`. Its `density` is the same
 system seen from a set of sites. Everything here is pure JAX; effect handlers live in
-`tracing`.
+`messenger`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,11 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import jax
-import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_count, as_key, as_real
+from numpyro_infograd.arguments import as_count, as_key
 from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.errors import (
-    ArgumentError,
-    ModelError,
-    ParameterError,
-    SiteError,
-)
+from numpyro_infograd.errors import ArgumentError, SiteError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import (
     NoiseSpec,
@@ -36,7 +28,8 @@ from numpyro_infograd.noise import (
     draw_noise,
     noise_like,
 )
-from numpyro_infograd.program import Program
+from numpyro_infograd.parameters import check_inside, complete
+from numpyro_infograd.program import Program, dependencies_by_name
 from numpyro_infograd.text import html_table
 
 try:
@@ -110,6 +103,8 @@ class StructuralModel:
     appended: dict[str, Any] = field(default_factory=dict)
     clean: StructuralModel | None = None
     copies: dict[str, Noise] = field(default_factory=dict)
+    _densities: dict[Any, Density] = field(default_factory=dict, init=False)
+    _programs: dict[Any, Program] = field(default_factory=dict, init=False)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -141,23 +136,7 @@ class StructuralModel:
         Raises:
             ParameterError: for an unknown name, another shape, or a non-finite value.
         """
-        if params is not None and not isinstance(params, Mapping):
-            raise ParameterError(
-                f"params (init_params of an ascent) must be a dict from names of "
-                f"parameters to values, got {params!r:.80}. Write {{'a': 1.0}}."
-            )
-        given = dict(params or {})
-        for name in given:
-            if name not in self.params:
-                known = ", ".join(self.params) or "none"
-                raise ParameterError(
-                    f"params has {name!r}, but the model has no such parameter "
-                    f"(it has: {known}). Give names as in numpyro.param."
-                )
-        return {
-            name: _like(name, given.get(name, initial), initial)
-            for name, initial in self.params.items()
-        }
+        return complete(self.params, params)
 
     def check_constraints(self, params: Mapping[str, Any]) -> None:
         """Raise for a parameter outside its NumPyro constraint.
@@ -165,50 +144,7 @@ class StructuralModel:
         Raises:
             ParameterError: naming the parameter and the constraint.
         """
-        for name, constraint in self.constraints.items():
-            for leaf in jax.tree.leaves(params[name]):
-                if isinstance(leaf, jax.core.Tracer):
-                    continue
-                if not np.all(np.asarray(constraint(leaf))):
-                    raise ParameterError(
-                        f"parameter {name!r} is outside its constraint {constraint}: "
-                        f"{np.asarray(leaf)}. Give a value inside."
-                    )
-
-    def check_values(self, sites: Sequence[str], params: Any) -> None:
-        """Raise where a draw of the sites, or its own log density, is not finite.
-
-        Raises:
-            ModelError: naming the first site of the model where that happens.
-        """
-        if not sites:
-            return
-        scored = tuple(
-            s
-            for s in sites
-            if self.site_info[s].kind == "sample" and not self.site_info[s].control_flow
-        )
-        program = Program.trace(
-            lambda params, noise: self.run(params, noise, {}, scored=scored)[:2],
-            self.params,
-            noise_like(self.spec),
-        )
-        noise = draw_noise(self.spec, jax.random.key(5), 64)
-        values, log_prob = simulate(program, params, noise)
-        finite = {s: np.isfinite(np.asarray(v)).all() for s, v in values.items()}
-        # A draw that was rounded onto a boundary has an infinite density, but no NaN.
-        valid = {s: not np.isnan(np.asarray(v)).any() for s, v in log_prob.items()}
-        if all(finite[s] and valid.get(s, True) for s in sites):
-            return
-        for name, site in self.site_info.items():
-            if not finite[name] or not valid.get(name, True):
-                raise ModelError(
-                    f"{'its log density at' if finite[name] else 'a draw of'} site "
-                    f"{name!r} ({site.distribution or site.kind}) is not finite at "
-                    "these parameter values: a scale is negative, or a logarithm, a "
-                    "root or a division left its domain. Give other values, or a "
-                    "constraint in numpyro.param."
-                )
+        check_inside(self.constraints, params)
 
     def sample_noise(
         self, rng_key: jax.Array, num_samples: int, qmc: bool = False
@@ -287,7 +223,7 @@ class StructuralModel:
     @functools.cached_property
     def _reach(self) -> dict[str, tuple[frozenset[str], ...]]:
         """site -> (parameters, noise) that its value depends on, at any distance."""
-        return _label_dependencies(self.forward, self.params, noise_like(self.spec))
+        return dependencies_by_name(self.forward, self.params, noise_like(self.spec))
 
     def _named(self, sites: Iterable[str]) -> tuple[str, ...]:
         """Names of sites, or one of them, as a tuple.
@@ -332,7 +268,7 @@ class StructuralModel:
         held, sites = self._named(held), self._named(sites)
         if not held:
             return self.noise_of(sites)
-        reach = _label_dependencies(
+        reach = dependencies_by_name(
             self.forward_given(held),
             self.params,
             noise_like(self.spec),
@@ -357,7 +293,7 @@ class StructuralModel:
             noise,
             example,
         )
-        reach = _label_dependencies(program, self.params, noise, example)
+        reach = dependencies_by_name(program, self.params, noise, example)
         return {
             name: tuple(
                 s
@@ -389,10 +325,6 @@ class StructuralModel:
             self._densities[key] = self._density(*key)
         return self._densities[key]
 
-    @functools.cached_property
-    def _densities(self) -> dict[Any, Density]:
-        return {}
-
     def _density(
         self, sites: tuple[str, ...], given: tuple[str, ...], whole: bool
     ) -> Density:
@@ -408,7 +340,7 @@ class StructuralModel:
         noise = noise_like(self.spec)
         example = {name: self.example(name) for name in members}
         program = Program.trace(run, self.params, noise, example)
-        reach = _label_dependencies(
+        reach = dependencies_by_name(
             program,
             self.params,
             noise,
@@ -455,10 +387,6 @@ class StructuralModel:
                 {name: self.example(name) for name in sites},
             )
         return self._programs[key]
-
-    @functools.cached_property
-    def _programs(self) -> dict[tuple[str, ...], Program]:
-        return {}
 
     def example(self, name: str) -> jax.ShapeDtypeStruct:
         """Shape and type of one draw of a site."""
@@ -516,56 +444,3 @@ class StructuralModel:
 def appended_name(site: str) -> str:
     """Name of the noise appended to a site."""
     return f"{site}+noise"
-
-
-def _like(name: str, value: Any, initial: Any) -> Any:
-    """`value` as arrays of the initial value's structure, shape and type."""
-    expected: Any = jax.tree.structure(initial)
-    got: Any = jax.tree.structure(value)
-    if got != expected:
-        raise ParameterError(
-            f"parameter {name!r} has another structure than the model's: got "
-            f"{value!r:.80}. Give arrays of these shapes: "
-            f"{jax.tree.map(jnp.shape, initial)}."
-        )
-
-    def leaf(new: Any, old: Any) -> jax.Array:
-        array = as_real(name, new, old.dtype)
-        if array.shape != old.shape:
-            raise ParameterError(
-                f"parameter {name!r} has shape {old.shape} in the model, "
-                f"got {array.shape}. Give a value of the model's shape, or change the "
-                "initial value in numpyro.param."
-            )
-        tracer = isinstance(array, jax.core.Tracer)
-        if not tracer and not np.all(np.isfinite(np.asarray(array))):
-            raise ParameterError(
-                f"parameter {name!r} is not finite: {np.asarray(array)}. "
-                "Give finite starting values."
-            )
-        return array
-
-    return jax.tree.map(leaf, value, initial)
-
-
-def _label_dependencies(
-    program: Program,
-    *inputs: Any,
-    key: Callable[[Any], Any] = lambda path: path[0].key,
-) -> dict[Any, tuple[frozenset[str], ...]]:
-    """Output name -> for each input dict, the names that the output depends on."""
-    labels = [
-        (position, path[0].key)
-        for position, tree in enumerate(inputs)
-        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
-    tree = program.code.out_tree
-    outputs = jax.tree.unflatten(tree, range(tree.num_leaves))
-    paths = jax.tree_util.tree_leaves_with_path(outputs)
-    found: dict[Any, list[set[str]]] = {}
-    for (path, _), sources in zip(paths, program.dependencies(), strict=True):
-        row = found.setdefault(key(path), [set() for _ in inputs])
-        for index in sources:
-            position, label = labels[index]
-            row[position].add(label)
-    return {name: tuple(map(frozenset, row)) for name, row in found.items()}

@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a NumPyro model to a `StructuralModel`: the only room with effect handlers.
-
-The model runs under one messenger that supplies every value: a sample site is made
-from its exogenous noise (or takes a value given from outside), a parameter takes the
-value it is given. No `seed` handler is involved, so randomness that does not come
-from a sample site cannot slip in.
-"""
+"""From a NumPyro model to a `StructuralModel`."""
 
 from __future__ import annotations
 
@@ -13,348 +7,24 @@ from collections.abc import Callable, Mapping
 import functools
 import inspect
 from typing import Any
-import warnings
 
 import numpy as np
 
 import jax
-from jax.extend.core import get_opaque_trace_state
 import jax.numpy as jnp
 
-from numpyro.distributions import MaskedDistribution, Unit, constraints
-from numpyro.primitives import Messenger
-
-from numpyro_infograd import exogenous
 from numpyro_infograd.arguments import as_real, tracing
-from numpyro_infograd.density import Values
 from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
-from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.messenger import Generate
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import Site, StructuralModel
+from numpyro_infograd.structure import StructuralModel
 
 # What NumPyro says of a distribution with bad parameters, and of what is none.
 _NO_LAW = {
     "distribution got invalid": "Give other values, or a constraint in numpyro.param.",
     "Invalid type for 'fn'": "Call the class of a distribution: dist.Normal(0.0, 1.0).",
 }
-# Supports with fewer dimensions than values: a density on them is none on R^d.
-_THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")
-
-
-class _Generate(Messenger):
-    """Supplies every value of a model run and writes down what it saw.
-
-    With `noise=None` it only explores: sites are made from inert noise, parameters
-    take the model's own initial values, and the records are what is wanted.
-    """
-
-    def __init__(
-        self,
-        params: Mapping[str, Any] | None = None,
-        noise: Mapping[str, jax.Array] | None = None,
-        given: Mapping[str, jax.Array] | None = None,
-        scored: tuple[str, ...] = (),
-        cut: bool = False,
-        rng_key: jax.Array | None = None,
-    ) -> None:
-        self.params, self.noise, self.given = params, noise, given or {}
-        self.scored, self.cut, self.rng_key = scored, cut, rng_key
-        self.sites: dict[str, Site] = {}
-        self.param_values: dict[str, Any] = {}
-        self.unset = ""  # the last parameter, if it has no value
-        self.constraints: dict[str, Any] = {}
-        self.values: Values = {}
-        self.log_prob: Values = {}
-        self.boundary: dict[str, Any] = {}
-        self._laws: dict[str, Noise] = {}
-        self._states: dict[str, str] = {}
-        self._held: set[str] = set()
-        super().__init__()
-
-    def __str__(self) -> str:
-        """The model, and how far it got."""
-        return "the model" + "".join(f", after site {s!r}," for s in [*self.sites][-1:])
-
-    def __enter__(self) -> Any:
-        self._level = get_opaque_trace_state()
-        return super().__enter__()
-
-    # -- what a message means ------------------------------------------------------
-
-    def process_message(self, msg: Any) -> None:
-        if msg["type"] in ("sample", "deterministic", "param"):
-            _check_name(msg["name"])
-        if msg["type"] in ("sample", "deterministic"):
-            self._check_level(msg["name"])
-        handle = {
-            "sample": self._sample,
-            "deterministic": self._deterministic,
-            "param": self._param,
-            "control_flow": self._control_flow,
-            "plate": self._plate,
-            "mutable": self._mutable,
-            "prng_key": self._prng_key,
-        }.get(msg["type"])
-        if handle is not None:
-            handle(msg)
-
-    def _check_level(self, name: str) -> None:
-        if get_opaque_trace_state() != self._level:
-            raise ModelError(
-                f"site {name!r} stands inside a JAX transformation (jax.vmap, jax.jit, "
-                "jax.lax.scan), which its value cannot leave. Use numpyro.plate for "
-                "many at once, and scan and cond of numpyro.contrib.control_flow."
-            )
-
-    def postprocess_message(self, msg: Any) -> None:
-        exploring = msg["type"] == "param" and self.params is None
-        if exploring and msg["name"] not in self._held:
-            _record_param(self, msg)
-
-    def _sample(self, msg: Any) -> None:
-        name, fn = msg["name"], msg["fn"]
-        if isinstance(exogenous.density(fn), Unit):
-            raise ModelError(
-                f"site {name!r} is a numpyro.factor (or Unit) statement. A factor "
-                "reweights runs of a model; a generative system has none. Express it "
-                "as a sample site, or remove it."
-            )
-        if msg.get("scale") is not None and not _is_one(msg["scale"]):
-            warnings.warn(
-                f"site {name!r} carries a scale (handlers.scale): it weighs a "
-                "likelihood and has no effect on information.",
-                stacklevel=2,
-            )
-        if msg.get("_control_flow_done"):
-            state = self._states.get(name, "observed")
-        elif "_intervener_id" in msg:
-            state = "intervened"
-        elif msg["is_observed"]:
-            state = "observed"
-        else:
-            state = "free" if msg["value"] is None else "substituted"
-        made = msg["value"]
-        if made is None:
-            made = self._draw(name, fn, msg["kwargs"]["sample_shape"])
-        msg["value"] = self._keep(name, made, not msg.get("_control_flow_done"))
-        msg["intermediates"] = []
-        self._describe(name, fn, msg, state)
-        if name in self.scored:
-            self._score(name, fn, msg["value"])
-
-    def _draw(self, name: str, fn: Any, sample_shape: tuple[int, ...]) -> jax.Array:
-        """A site's value from its noise."""
-        try:
-            law = exogenous.noise_of(fn, sample_shape)
-        except ModelError as error:
-            raise ModelError(f"site {name!r}: {error}") from None
-        self._laws[name] = law
-        noise = noise_like(((name, law),)) if self.noise is None else self.noise
-        return exogenous.transform(fn, noise.get(name), sample_shape)
-
-    def _keep(self, name: str, made: Any, settable: bool) -> Any:
-        """Write down a value and say which value goes on: made, or given."""
-        passed = self.given.get(name, made) if settable else made
-        self.values[name] = jnp.asarray(made if self.cut else passed)
-        return passed
-
-    def _score(self, name: str, fn: Any, value: jax.Array) -> None:
-        law = exogenous.density(fn)
-        self.log_prob[name] = jnp.sum(law.log_prob(value))
-        self.boundary[name] = exogenous.boundary(law)
-
-    def _describe(self, name: str, fn: Any, msg: Any, state: str) -> None:
-        if name in self.sites:
-            raise ModelError(
-                f"site {name!r} occurs twice. Give every site a name of its own."
-            )
-        value = jnp.asarray(msg["value"])
-        self.sites[name] = Site(
-            name=name,
-            # A Delta has no density: its value is computed.
-            kind="deterministic" if _class_name(fn) == "Delta" else "sample",
-            shape=value.shape,
-            dtype=value.dtype,
-            noise=self._laws.get(name) if state in ("free", "intervened") else None,
-            distribution=_class_name(fn),
-            reason=exogenous.reason_not_reparametrized(fn),
-            discrete=bool(fn.support.is_discrete),
-            support=_support(fn.support),
-            state=state,
-            masked=_is_masked(fn),
-            control_flow=bool(msg.get("_control_flow_done")),
-        )
-
-    def _deterministic(self, msg: Any) -> None:
-        name = msg["name"]
-        if name in self.sites:
-            raise ModelError(
-                f"site {name!r} occurs twice. Give every site a name of its own."
-            )
-        done = bool(msg.get("_control_flow_done"))
-        msg["value"] = self._keep(name, msg["value"], not done)
-        value = jnp.asarray(msg["value"])
-        self.sites[name] = Site(
-            name, "deterministic", value.shape, value.dtype, control_flow=done
-        )
-
-    def _param(self, msg: Any) -> None:
-        if msg.get("_control_flow_done"):
-            raise ModelError(
-                f"parameter {msg['name']!r} is declared inside a scan or a cond, where "
-                "NumPyro hands no value to it. Write numpyro.param before the scan and "
-                "use its value inside."
-            )
-        if msg["value"] is not None:  # a handler holds it: it is no parameter
-            self._held.add(msg["name"])
-        elif self.params is not None and msg["name"] in self.params:
-            msg["value"] = self.params[msg["name"]]
-
-    def _control_flow(self, msg: Any) -> None:
-        """Reach into a scan or a cond through its substitute stack.
-
-        Setting a value on the sites that come out of it would change the record
-        and not the returned values.
-        """
-        operands = msg["args"]
-        is_scan = "history" in msg["kwargs"]
-        length = _scan_length(operands) if is_scan else 0
-        reverse = is_scan and bool(operands[4])
-
-        def supply(site: Any) -> Any:
-            if site["type"] != "sample":
-                return None
-            name = site["name"]
-            if site["value"] is not None:
-                self._states[name] = (
-                    "observed" if site["is_observed"] else "substituted"
-                )
-                return None
-            self._states[name] = "free"
-            step = site["infer"].get("_scan_current_index")
-            fn, shape = site["fn"], site["kwargs"]["sample_shape"]
-            law = exogenous.noise_of(fn, shape)
-            if is_scan and law.kind != "none":
-                self._laws[name] = law._replace(shape=(length, *law.shape))
-            else:
-                self._laws[name] = law
-            if self.noise is None:
-                noise = noise_like(((name, law),)).get(name)
-            else:
-                noise = self.noise.get(name)
-                noise = noise if step is None or noise is None else noise[step]
-            made = exogenous.transform(fn, noise, shape)
-            if name not in self.given:
-                return made
-            if step is None:
-                return self.given[name]
-            return self.given[name][length - 1 - step if reverse else step]
-
-        msg["kwargs"]["substitute_stack"].append(("substitute", supply))
-
-    # -- what has no meaning here --------------------------------------------------
-
-    def _plate(self, msg: Any) -> None:
-        size, subsample_size = msg["args"]
-        if subsample_size is not None and subsample_size != size:
-            raise ModelError(
-                f"plate {msg['name']!r} is subsampled ({subsample_size} of {size}). "
-                "Information is a property of the whole system: leave out "
-                "subsample_size."
-            )
-
-    def _mutable(self, msg: Any) -> None:
-        raise ModelError(
-            f"{msg['name']!r} is mutable state (batch normalisation, dropout "
-            "counters). A run of the model must not change the next one: freeze it, "
-            "or use a module without state."
-        )
-
-    def _prng_key(self, msg: Any) -> None:
-        if self.rng_key is not None:
-            self.rng_key, msg["value"] = jax.random.split(self.rng_key)
-        elif get_opaque_trace_state() != self._level:
-            raise ModelError(
-                "the model samples in a scan or cond inside another, where its noise "
-                "is out of reach. Write the inner one as a Python loop, or as one site "
-                "of more dimensions."
-            )
-        else:
-            raise ModelError(
-                "the model draws from numpyro.prng_key() outside a sample site, or at "
-                "a site that handlers.block hides, so that randomness would be lost "
-                "from the noise. Write it as a numpyro.sample that is seen."
-            )
-
-
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str):
-        raise ModelError(
-            f"the model has a site or a parameter named {name!r}: names are strings."
-        )
-
-
-def _record_param(run: _Generate, msg: Any) -> None:
-    name, value = msg["name"], msg["value"]
-    run.unset = name if value is None else ""
-    if value is None:  # flax_module looks a parameter up before it makes it
-        return
-    leaves = jax.tree.leaves(value)
-    if not leaves or any(
-        not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves
-    ):
-        return  # random_flax_module and its kin leave the shapes of priors here
-    constraint = msg["kwargs"].get("constraint") or constraints.real
-    if not isinstance(constraint, constraints.Constraint):
-        raise ParameterError(
-            f"parameter {name!r} has the constraint {constraint!r}, which is none of "
-            "numpyro.distributions.constraints. Write constraint=constraints.positive, "
-            "and call those that take bounds."
-        )
-    run.param_values[name] = value
-    run.constraints[name] = constraint
-
-
-def _support(support: Any) -> str:
-    """How the support lies in the space of values."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if any(word in repr(support).lower() for word in _THIN):
-        return "thin"
-    if support in (constraints.real, constraints.real_matrix):
-        return "real"
-    if support in (constraints.positive, constraints.nonnegative):
-        return "positive"
-    return "unit" if support is constraints.unit_interval else "bounded"
-
-
-def _class_name(fn: Any) -> str:
-    """The distribution's class under the wrappers that NumPyro puts around it."""
-    wrappers = ("Independent", "ExpandedDistribution", "MaskedDistribution")
-    while type(fn).__name__ in wrappers:
-        fn = fn.base_dist
-    return type(fn).__name__
-
-
-def _is_masked(fn: Any) -> bool:
-    """Whether a mask stands at any depth that is not known to be true everywhere."""
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, MaskedDistribution) and not _is_one(fn._mask):
-            return True
-        fn = fn.base_dist
-    return False
-
-
-def _is_one(weight: Any) -> bool:
-    return not isinstance(weight, jax.core.Tracer) and bool(
-        np.all(np.asarray(weight) == 1)
-    )
-
-
-def _scan_length(operands: tuple[Any, ...]) -> int:
-    _, _, xs, length, _ = operands
-    return length if length is not None else jax.tree.leaves(xs)[0].shape[0]
 
 
 def _strong(name: str, value: Any) -> jax.Array:
@@ -421,7 +91,7 @@ def trace_model(
         )
     _check_finite(args, kwargs)
 
-    def play(messenger: _Generate) -> None:
+    def play(messenger: Generate) -> None:
         with tracing(messenger, error=ModelError), messenger:
             try:
                 model(*args, **kwargs)
@@ -440,8 +110,8 @@ def trace_model(
                     f"{advice[0]}"
                 ) from error
 
-    def explore(concrete: bool) -> _Generate:
-        messenger = _Generate(rng_key=jax.random.key(0))
+    def explore(concrete: bool) -> Generate:
+        messenger = Generate(rng_key=jax.random.key(0))
 
         def trace_only() -> None:
             play(messenger)
@@ -468,7 +138,7 @@ def trace_model(
     }
 
     def run(params, noise, given, scored=(), cut=False):
-        messenger = _Generate(params, noise, given, scored, cut)
+        messenger = Generate(params, noise, given, scored, cut)
         play(messenger)
         return messenger.values, messenger.log_prob, messenger.boundary
 

@@ -16,9 +16,10 @@ import numpyro.distributions as dist
 
 import numpyro_infograd as ig
 from numpyro_infograd.calibrate.features import make_features
-from numpyro_infograd.calibrate.fit import Fit, Settings
+from numpyro_infograd.calibrate.fit import Fit
 from numpyro_infograd.calibrate.inference import two_sample
 from numpyro_infograd.calibrate.recordings import as_recordings
+from numpyro_infograd.calibrate.settings import Settings
 from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.scores.network import perceptron
 

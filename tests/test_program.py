@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from numpyro.distributions.util import clamp_probs
 
-from numpyro_infograd.jaxpr_facts import EXOGENOUS
+from numpyro_infograd.jaxpr_walk import EXOGENOUS
 from numpyro_infograd.program import Program
 
 KEY = jax.random.key(0)

@@ -105,7 +105,7 @@ def test_three_rates() -> None:
 
 
 def test_corners_of_a_box_and_of_a_missing_facet() -> None:
-    corners = regions._corners(("a", "b"), {("a",): 1.0, ("b",): 2.0})
+    corners = regions.corners_of(("a", "b"), {("a",): 1.0, ("b",): 2.0})
     assert {tuple(c) for c in corners} == {(0, 0), (1, 0), (0, 2), (1, 2)}
 
 
@@ -141,10 +141,10 @@ def test_facets_that_are_no_polymatroid_are_priced_by_their_minimum() -> None:
         ("b",): replace(one, value=1.0),
         ("a", "b"): replace(one, value=1.5),
     }
-    prices = regions._prices(np.array([0.6, 0.4]), ("a", "b"), values)
+    prices = regions.prices_of(np.array([0.6, 0.4]), ("a", "b"), values)
     assert prices == {("a", "b"): 0.6}
     values["a", "b"] = replace(one, value=2.5)
-    prices = regions._prices(np.array([0.6, 0.4]), ("a", "b"), values)
+    prices = regions.prices_of(np.array([0.6, 0.4]), ("a", "b"), values)
     assert prices == pytest.approx({("a",): 0.2, ("a", "b"): 0.4})
 
 

@@ -23,9 +23,10 @@ from numpyro_infograd.arguments import (
     as_power_of_two,
     use_mesh,
 )
-from numpyro_infograd.calibrate.fit import LEVELS, NUM_STEPS, Fit, Settings
+from numpyro_infograd.calibrate.fit import Fit
 from numpyro_infograd.calibrate.recordings import as_recordings, check_observed
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
+from numpyro_infograd.calibrate.settings import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.objectives import Entropy

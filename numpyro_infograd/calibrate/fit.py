@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 import math
 from typing import Any, NamedTuple
 
@@ -36,11 +35,11 @@ from numpyro_infograd.calibrate.matching import (
 )
 from numpyro_infograd.calibrate.report import make_report
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
+from numpyro_infograd.calibrate.settings import Settings, shares_of
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.optimize.step import (
     RATE,
-    Projection,
     as_optax,
     constrained,
     onto,
@@ -48,16 +47,12 @@ from numpyro_infograd.optimize.step import (
     unconstrained,
 )
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.network import Network, perceptron
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate
 
-# Variances of the noise of the average, in units of the recordings.
-LEVELS: tuple[float, ...] = (0.0, 0.05, 0.2, 0.6)
 _BLOCKS = 125  # of consecutive recordings, to resample
 _HELD_OUT = 5  # one block in so many
 _CHUNK = 25  # steps of one compiled scan
-NUM_STEPS = 150  # half of them after the features were trained anew
 _CORRECTIONS = 8
 _SETTLED = 1.0  # standard errors
 _RESAMPLES = 50  # for the error of the divergence at the start
@@ -66,38 +61,6 @@ _FINAL_SAMPLES = 16384  # of the twin: for features, and near the end
 _FEW_SAMPLES = 2048  # for derivatives in many numbers
 _MOST = 64  # numbers in all parameters, for corrections and standard errors
 _TESTED = 1000  # recordings in a two-sample test
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to calibrate, checked.
-
-    Attributes:
-        divergence: "fisher" or "kl".
-        used: Levels of noise in the divergence that is made small.
-        reported: Levels of noise in the divergence that is reported.
-        optimizer: None, a learning rate or an optax optimizer.
-        projection: Of the parameters, or None.
-        network: What makes the features' networks.
-        num_steps: Of the optimizer.
-        num_samples: Draws of the twin in a step.
-        num_draws: Bootstrap draws of the parameters.
-    """
-
-    divergence: str
-    used: tuple[float, ...]
-    reported: tuple[float, ...]
-    optimizer: Any = None
-    projection: Projection | None = None
-    network: Network = perceptron((32, 32))
-    num_steps: int = NUM_STEPS
-    num_samples: int = 4096
-    num_draws: int = 200
-
-    @property
-    def levels(self) -> tuple[float, ...]:
-        """All levels, rising."""
-        return tuple(sorted({*self.used, *self.reported}))
 
 
 class End(NamedTuple):
@@ -461,14 +424,3 @@ def _block_moments(features: Features, values: Values, rng_key: jax.Array) -> Mo
 
     count = len(jax.tree.leaves(values)[0])
     return jax.lax.map(one, (values, jax.random.split(rng_key, count)))
-
-
-def shares_of(levels: tuple[float, ...], divergence: str) -> np.ndarray:
-    """Weight of each level: for "fisher" the trapezoid rule's, so that nats come out.
-
-    One level alone counts in full, and several alike under "kl".
-    """
-    if divergence == "kl" or len(levels) == 1:
-        return np.full(len(levels), 1 / len(levels))
-    width = np.diff(levels)
-    return (np.append(width, 0.0) + np.append(0.0, width)) / 2

@@ -24,14 +24,9 @@ import jax.numpy as jnp
 from numpyro_infograd.density import simulate
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import draw_noise
-from numpyro_infograd.objectives import (
-    Constraint,
-    Means,
-    Objective,
-    at_each,
-    trace_expectations,
-)
+from numpyro_infograd.objectives import Constraint, Objective
 from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import Means, at_each, trace_expectations
 
 PENALTY = 10.0  # w above, in nats
 FOLLOW = 0.1  # share of the augmented step that a multiplier takes at each step

@@ -22,12 +22,12 @@ from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.gradient import fit_scores
 from numpyro_infograd.noise import NoiseSpec, draw_noise
-from numpyro_infograd.objectives import Means
 from numpyro_infograd.optimize.budgets import Budgets
 from numpyro_infograd.program import Program
 from numpyro_infograd.pullback import pull_back
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies
+from numpyro_infograd.terms import Means
 
 Projection = Callable[[Any], Any]
 
@@ -258,8 +258,8 @@ def step(
     gradient = jax.tree.map(jnp.zeros_like, params)
     if system.exact is not None:
         value, gradient = jax.value_and_grad(system.exact)(params)
-        if system.expectations.programs:
-            value = jnp.asarray(jnp.nan)
+        sampled = jnp.any(system.expectations.coefficients != 0)  # in the objective too
+        value = jnp.where(sampled, jnp.nan, value)
     if setting.method is not None:
         scores = fit_scores(
             setting.method,

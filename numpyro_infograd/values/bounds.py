@@ -13,16 +13,11 @@ import jax.numpy as jnp
 
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.noise import base_points, draw_noise
-from numpyro_infograd.objectives import (
-    MI,
-    Objective,
-    has_density,
-    resolve,
-    trace_expectations,
-)
+from numpyro_infograd.objectives import MI, Objective
 from numpyro_infograd.scores.base import flatten
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import has_density, resolve, trace_expectations
 from numpyro_infograd.values.base import Estimate
 from numpyro_infograd.values.exact import evaluate
 from numpyro_infograd.values.nested import average

@@ -39,18 +39,13 @@ from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
-from numpyro_infograd.objectives import (
-    Objective,
-    Term,
-    has_density,
-    resolve,
-    trace_expectations,
-)
+from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import complete_data_scores, flatten
 from numpyro_infograd.scores.network import Ensemble, perceptron
 from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import Term, has_density, resolve, trace_expectations
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import average
 from numpyro_infograd.values.regression import (

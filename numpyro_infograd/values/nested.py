@@ -16,21 +16,21 @@ from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, squares, student
-from numpyro_infograd.objectives import (
-    Means,
-    Objective,
-    Term,
-    at_each,
-    has_density,
-    resolve,
-    trace_expectations,
-)
+from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import REPLICATES, check_num_samples
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Mixture
 from numpyro_infograd.scores.exact import GaussianEntropy
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import (
+    Means,
+    Term,
+    at_each,
+    has_density,
+    resolve,
+    trace_expectations,
+)
 from numpyro_infograd.values.base import Estimate
 
 _EVALUATIONS = 2**26  # of a density, for one estimate

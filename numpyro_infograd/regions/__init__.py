@@ -15,21 +15,16 @@ gives (w_1 - w_2) I_1 + w_2 I_12. With a facet for each single rate alone, y = w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-import importlib
-import itertools
-import math
+from dataclasses import replace
 from typing import Any
 import warnings
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.spatial import ConvexHull, QhullError
 from tqdm.auto import tqdm
 
 import jax
 
-from numpyro_infograd.arguments import as_args, as_count, as_key, as_number, is_real
+from numpyro_infograd.arguments import as_args, as_count, as_key
 from numpyro_infograd.errors import (
     ArgumentError,
     ConstraintError,
@@ -40,152 +35,13 @@ from numpyro_infograd.errors import (
 from numpyro_infograd.objectives import Objective, names
 from numpyro_infograd.optimize import Result, maximize
 from numpyro_infograd.problem import admit
+from numpyro_infograd.regions.geometry import corners_of, prices_of, simplex_grid
+from numpyro_infograd.regions.region import RateRegion
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate, value_of
 
 Bounds = dict[tuple[str, ...], Objective]
-_DIRECTIONS = 2**14  # ascents, at most
 _ROUNDS = 3  # how often the weights of facets are chosen anew, where they may change
-
-
-@dataclass(frozen=True)
-class RateRegion:
-    """Achievable rates, in nats; time sharing between all points is included.
-
-    Attributes:
-        rates: Names of the rates, in the order of the columns.
-        weights: Directions that were maximised, (num_points, num_rates).
-        points: The rates reached in each direction, (num_points, num_rates).
-        standard_error: Of each point, the largest of its bounds' errors, (num_points,).
-            It is that of the rates at `params`: whether an ascent ended before the
-            boundary shows in `statuses` alone.
-        params: The parameters of each point.
-        statuses: How the ascent to each point ended.
-        facets: Each bound at each point, clipped at zero, (num_points,).
-        corners: Corners of the polytopes of all points, (num_corners, num_rates).
-        warnings: Sentences that a careful user should read.
-
-    Example:
-        >>> import numpy as np
-        >>> from numpyro_infograd import RateRegion
-        >>> region = RateRegion(  # by hand; `rate_region` makes them
-        ...     rates=("r1", "r2"),
-        ...     weights=np.eye(2),
-        ...     points=np.array([[0.8, 0.3], [0.3, 0.8]]),
-        ...     standard_error=np.zeros(2),
-        ...     params=[{"p": 0.7}, {"p": 0.3}],
-        ...     statuses=["converged", "converged"],
-        ...     facets={},
-        ...     corners=np.array([[0, 0], [0.8, 0], [0.8, 0.3], [0.3, 0.8], [0, 0.8]]),
-        ... )
-        >>> region
-        RateRegion(r1 <= 0.8, r2 <= 0.8 nats; 2 points, 2 converged, standard errors up
-        to 0)
-        >>> region.contains([[0.55, 0.55], [0.7, 0.7]])  # the first by time sharing
-        array([ True, False])
-    """
-
-    rates: tuple[str, ...]
-    weights: np.ndarray
-    points: np.ndarray
-    standard_error: np.ndarray
-    params: list[dict[str, Any]]
-    statuses: list[str]
-    facets: dict[tuple[str, ...], np.ndarray]
-    corners: np.ndarray
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def vertices(self) -> np.ndarray:
-        """Corners of the convex hull, (num_vertices, num_rates); two rates in order.
-
-        A flat region, in which a rate is zero throughout, keeps points on its edges.
-        """
-        if len(self.rates) == 1:
-            return self.corners[[0, -1]]  # sorted
-        try:
-            return self.corners[ConvexHull(self.corners).vertices]
-        except QhullError:
-            return self.corners
-
-    def contains(self, rates: Any, slack: float = 0.0) -> Any:
-        """Whether rates are achievable.
-
-        Args:
-            rates: One vector of rates in nats, (num_rates,); several of them, (...,
-                num_rates); or a dict by name.
-            slack: By how many nats each rate may exceed what was found.
-
-        Returns:
-            A bool, or an array (...) of them.
-
-        Raises:
-            ArgumentError: for vectors of another length, other names, or not finite.
-        """
-        if isinstance(rates, Mapping):
-            if set(rates) != set(self.rates):
-                raise ArgumentError(
-                    f"rates must name each of {', '.join(self.rates)}, got {rates!r}."
-                )
-            rates = [rates[name] for name in self.rates]
-        slack = as_number("slack", slack)
-        width = len(self.rates)
-        try:
-            asked = np.asarray(rates)
-        except ValueError:  # rows of several lengths
-            asked = np.zeros(0)
-        fits = asked.shape[-1:] == (width,) and is_real(asked)
-        if not fits or not np.all(np.isfinite(asked)):
-            raise ArgumentError(
-                f"rates must be finite numbers in {width} columns "
-                f"({', '.join(self.rates)}), got {rates!r:.200}."
-            )
-        asked = asked.astype(float)
-        found = [self._reaches(row, slack) for row in asked.reshape(-1, width)]
-        return found[0] if asked.ndim == 1 else np.reshape(found, asked.shape[:-1])
-
-    def _reaches(self, rates: np.ndarray, slack: float) -> bool:
-        """Whether a mixture of corners is nowhere below the rates."""
-        if np.any(rates < 0):
-            return False
-        count = len(self.corners)
-        solved = linprog(
-            np.zeros(count),
-            A_ub=-self.corners.T,
-            b_ub=slack + 1e-9 - rates,
-            A_eq=np.ones((1, count)),
-            b_eq=[1.0],
-        )
-        return bool(solved.success)
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draw a region of two or three rates, in nats: see `plots.plot_rate_region`.
-
-        Args:
-            ax: Matplotlib axes to draw on, for three rates in space; None makes a
-                figure.
-
-        Returns:
-            The axes.
-
-        Raises:
-            ArgumentError: for a region of another number of rates.
-            ImportError: if the `plots` extra is not installed.
-        """
-        plots = importlib.import_module("numpyro_infograd.plots")
-        return plots.plot_rate_region(self, ax)
-
-    def __repr__(self) -> str:
-        most = self.corners.max(axis=0)
-        shown = ", ".join(
-            f"{r} <= {m:.5g}" for r, m in zip(self.rates, most, strict=True)
-        )
-        converged = sum(status.startswith("converged") for status in self.statuses)
-        notes = "".join(f"\n  warning: {w}" for w in self.warnings)
-        return (
-            f"RateRegion({shown} nats; {len(self.points)} points, {converged} "
-            f"converged, standard errors up to {self.standard_error.max():.2g}){notes}"
-        )
 
 
 def rate_region(
@@ -248,7 +104,7 @@ def rate_region(
     """
     named = _check_bounds(bounds)
     rates = tuple(dict.fromkeys(rate for subset in named for rate in subset))
-    grid = _simplex_grid(len(rates), as_count("num_weights", num_weights, 2))
+    grid = simplex_grid(len(rates), as_count("num_weights", num_weights, 2))
     if settings.get("checkpoint") is not None:
         raise ArgumentError(
             "checkpoint is for one ascent, and each direction of a region is one of "
@@ -261,7 +117,7 @@ def rate_region(
     ends = []
     for index, weight in enumerate(tqdm(grid, disable=not progress_bar)):
         own_key = jax.random.fold_in(key, index)
-        prices = _prices(weight, rates, start)
+        prices = prices_of(weight, rates, start)
         try:
             for _ in range(_ROUNDS):
                 result = maximize(
@@ -274,7 +130,7 @@ def rate_region(
                 )
                 _check_end(result)
                 values = _values(named, model, result.params, own_key, args, kwargs)
-                before, prices = prices, _prices(weight, rates, values)
+                before, prices = prices, prices_of(weight, rates, values)
                 if prices == before:
                     break
         except (ConstraintError, DegenerateError, DensityError, ModelError) as error:
@@ -360,50 +216,6 @@ def _values(
     return {subset: replace(e, value=max(e.value, 0.0)) for subset, e in found.items()}
 
 
-def _simplex_grid(num_rates: int, num_weights: int) -> np.ndarray:
-    """Non-negative weights that sum to one, `num_weights` along each edge.
-
-    Raises:
-        ArgumentError: if these are too many.
-    """
-    steps, bars = num_weights - 1, num_rates - 1
-    count = math.comb(steps + bars, bars)
-    if count > _DIRECTIONS:
-        raise ArgumentError(
-            f"num_weights={num_weights} makes {count} directions of {num_rates} rates, "
-            f"more than {_DIRECTIONS}. Lower num_weights."
-        )
-    # Each way to write `steps` as a sum: the gaps that bars leave in a row.
-    ends = np.array(list(itertools.combinations(range(steps + bars), bars)))
-    gaps = np.diff(ends, prepend=-1, append=steps + bars, axis=1) - 1
-    return gaps[::-1] / steps
-
-
-def _prices(
-    weight: np.ndarray,
-    rates: tuple[str, ...],
-    values: dict[tuple[str, ...], Estimate],
-) -> dict[tuple[str, ...], float]:
-    """The y_S of the module's docstring: which bounds matter, and how much."""
-    sets = {frozenset(subset): subset for subset in values}
-    holds = np.array([[rate in subset for subset in values] for rate in rates])
-    costs = np.array([e.value for e in values.values()]) + 1e-9
-    solved = linprog(costs, A_ub=-holds.astype(float), b_ub=-weight)
-    found = dict(zip(values, map(float, np.round(solved.x, 9)), strict=True))
-    # Of equal solutions the greedy one, which stays the best of a polymatroid whatever
-    # the parameters become.
-    order = np.argsort(-weight, kind="stable")
-    chain = [frozenset(rates[i] for i in order[: k + 1]) for k in range(len(order))]
-    if all(subset in sets for subset in chain):
-        steps = weight[order] - np.append(weight[order][1:], 0.0)
-        greedy = {sets[s]: float(y) for s, y in zip(chain, steps, strict=True)}
-        cost = sum(y * values[s].value for s, y in greedy.items())
-        noise = 2 * sum(e.standard_error for e in values.values())
-        if cost <= solved.fun * (1 + 1e-4) + 1e-6 + noise:
-            found = greedy
-    return {subset: price for subset, price in found.items() if price > 1e-9}
-
-
 def _region(
     rates: tuple[str, ...],
     weights: np.ndarray,
@@ -412,7 +224,7 @@ def _region(
 ) -> RateRegion:
     points, corners = [], []
     for weight, values in zip(weights, facets, strict=True):
-        own = _corners(rates, {subset: e.value for subset, e in values.items()})
+        own = corners_of(rates, {subset: e.value for subset, e in values.items()})
         # Of several best corners, the one in the middle: it serves all rates.
         gains = own @ weight
         points.append(own[gains >= gains.max() - 1e-9].mean(axis=0))
@@ -443,21 +255,3 @@ def _doubts(
     ]
     values = (w for bounds in facets for e in bounds.values() for w in e.warnings)
     return tuple(dict.fromkeys([*ends, *values]))
-
-
-def _corners(
-    rates: tuple[str, ...], values: dict[tuple[str, ...], float]
-) -> np.ndarray:
-    """Corners of {r >= 0, sum of r over each set <= its value}."""
-    size = len(rates)
-    sets = [[float(rate in subset) for rate in rates] for subset in values]
-    rows = np.concatenate([sets, -np.eye(size)])
-    limits = np.concatenate([list(values.values()), np.zeros(size)])
-    found = []
-    for chosen in itertools.combinations(range(len(rows)), size):
-        matrix = rows[list(chosen)]
-        if abs(np.linalg.det(matrix)) > 1e-9:
-            corner = np.linalg.solve(matrix, limits[list(chosen)])
-            if np.all(rows @ corner <= limits + 1e-9):
-                found.append(np.maximum(corner, 0.0))
-    return np.unique(np.round(found, 12), axis=0)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one table: NumPyro distribution -> base noise and transform.
+
+A site drawn from `fn` is written as `value = transform(fn, noise)`, where the law of
+`noise` does not depend on any parameter. The noise is explicit (independent standard
+normals, or uniforms on the open unit interval) wherever there is a well-conditioned
+closed form, so that quasi-random points can take its place; else it is one PRNG key.
+Classes are looked up exactly, because a subclass may override its sampler: what is
+not in the table, or is in it with a reason, never pretends to have a gradient.
+
+Example:
+    >>> import jax, numpyro.distributions as dist
+    >>> from numpyro_infograd import exogenous
+    >>> fn = dist.Exponential(2.0).expand((3,)).to_event(1)
+    >>> exogenous.noise_of(fn, (5,))
+    Noise(kind='uniform', shape=(5, 3))
+    >>> float(jax.grad(lambda s: exogenous.transform(dist.Normal(0.0, s), 1.5))(2.0))
+    1.5
+    >>> exogenous.reason_not_reparametrized(dist.Poisson(3.0))
+    'Poisson is discrete'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from numpyro.distributions import Distribution
+
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.exogenous.lookup import (
+    boundary,
+    density,
+    noise_of,
+    reason_not_reparametrized,
+    transform,
+)
+from numpyro_infograd.exogenous.rows import (
+    TABLE,
+    Noise,
+    at,
+    keyed,
+    on_the_line,
+    trusted,
+)
+from numpyro_infograd.exogenous.table import ROWS
+
+__all__ = [
+    "Noise",
+    "boundary",
+    "density",
+    "noise_of",
+    "reason_not_reparametrized",
+    "transform",
+    "vouch",
+]
+
+TABLE.update(ROWS)
+
+
+def vouch(
+    cls: Any = None,
+    *,
+    base_noise: Callable[[Any, tuple[int, ...]], Noise] | None = None,
+    transform: Callable[[Any, Any, tuple[int, ...]], Any] | None = None,
+    boundary: tuple[str, ...] = (),
+) -> Any:
+    """Vouches that a class this package does not know has a right pathwise gradient.
+
+    Without functions the noise is one key, and `fn.rsample` (`fn.sample` where
+    `has_rsample` is false) has the right gradient for every parameter of `fn`.
+
+    Args:
+        cls: The class; its subclasses must be vouched for on their own.
+        base_noise: `base_noise(fn, sample_shape)` gives the `Noise`, of shape
+            `sample_shape + fn.batch_shape + ...`.
+        transform: `transform(fn, noise, sample_shape)` gives the value.
+        boundary: Names of attributes of `fn` that locate jumps of its density.
+
+    Returns:
+        `cls`; without `cls`, a decorator.
+
+    Raises:
+        ArgumentError: `cls` is not a distribution class, is one that this package
+            already knows, or only one of the two functions is given; `boundary` holds
+            something else than names.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> @vouch
+        ... class Ours(dist.Normal):
+        ...     pass
+        >>> reason_not_reparametrized(Ours(0.0, 1.0))
+        ''
+    """
+    if cls is None:
+        return functools.partial(
+            vouch, base_noise=base_noise, transform=transform, boundary=boundary
+        )
+    if not (isinstance(cls, type) and issubclass(cls, Distribution)):
+        raise ArgumentError(f"vouch takes a Distribution class, got {cls!r}.")
+    known = TABLE.get(cls)
+    if known is not None and not known.vouched:
+        raise ArgumentError(
+            f"{cls.__name__} is already known to this package. To sample it another "
+            f"way, derive a class from it and vouch for that one."
+        )
+    if (base_noise is None) != (transform is None):
+        raise ArgumentError(
+            f"vouching for {cls.__name__} with explicit noise takes both base_noise "
+            f"and transform, got only one."
+        )
+
+    if not all(map(callable, filter(None, (base_noise, transform)))):
+        raise ArgumentError(
+            f"vouching for {cls.__name__} takes functions as base_noise and transform, "
+            f"got {base_noise!r:.80} and {transform!r:.80}."
+        )
+    if isinstance(boundary, str) or not all(isinstance(n, str) for n in boundary):
+        raise ArgumentError(
+            f"boundary must be a tuple of names of attributes, got {boundary!r:.80}."
+        )
+
+    def ends(d):
+        return None if not boundary and on_the_line(d.support) else at(*boundary)(d)
+
+    row = keyed(ends)._replace(vouched=True)
+    if base_noise is not None and transform is not None:
+        row = row._replace(noise=base_noise, transform=trusted(transform))
+    TABLE[cls] = row
+    return cls

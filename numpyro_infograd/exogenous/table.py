@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table itself: one row for each of NumPyro's distributions."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax.scipy.special import logit, ndtri
+
+import numpyro.distributions as dist
+
+from numpyro_infograd.exogenous import samplers
+from numpyro_infograd.exogenous.lookup import ends_of, reason_of
+from numpyro_infograd.exogenous.rows import (
+    FIXED,
+    Noise,
+    Row,
+    at,
+    keyed,
+    normal,
+    uniform,
+    unless_above_one,
+)
+from numpyro_infograd.exogenous.wrappers import (
+    EXPANDED,
+    TRANSFORMED,
+    WRAPPED,
+    copula,
+    copula_reason,
+    euler_maruyama,
+    refused,
+    truncated,
+    truncated_reason,
+)
+
+_CENSORED = refused("its draws, not being censored, do not follow its log_prob")
+_GATE = refused("the gradient of the gate would be silently zero")
+_MIXTURE = refused("the gradient of the mixing weights would be silently zero")
+_ANGLE = refused("the gradient does not pass its rejection sampler")
+
+
+def _few(formula) -> Row:
+    """A law of a few values: no gradient passes, but its draws may be quasi-random."""
+    reason = lambda d: f"{type(d).__name__} is discrete"  # noqa: E731
+    return uniform(formula, lambda d: None, reason)._replace(few=True)
+
+
+_LOW, _HIGH, _LOW_HIGH = at("low"), at("high"), at("low", "high")
+
+# fmt: off
+ROWS: dict[type, Row] = {
+    # one normal for each coordinate
+    dist.Normal: normal(lambda d, z: d.loc + d.scale * z),
+    dist.MultivariateNormal: normal(
+        lambda d, z: d.loc + samplers.times(d.scale_tril, z)
+    ),
+    dist.LowRankMultivariateNormal: normal(
+        samplers.low_rank, event=lambda d: (d.event_shape[0] + d.cov_factor.shape[-1],)
+    ),
+    dist.MatrixNormal: normal(
+        lambda d, z: d.loc + d.scale_tril_row @ z @ d.scale_tril_column.mT
+    ),
+    dist.CAR: normal(samplers.car),
+    dist.GaussianRandomWalk: normal(
+        lambda d, z: jnp.expand_dims(d.scale, -1) * jnp.cumsum(z, axis=-1)
+    ),
+    dist.ProjectedNormal: normal(samplers.projected_normal),
+    dist.GaussianCopula: normal(
+        copula, lambda d: ends_of(d.marginal_dist), copula_reason
+    ),
+    # one uniform, through the quantile function
+    dist.AsymmetricLaplace: uniform(lambda d, u: d.icdf(u)),
+    dist.AsymmetricLaplaceQuantile: uniform(lambda d, u: d.icdf(u)),
+    dist.Cauchy: uniform(lambda d, u: d.loc + d.scale * samplers.cauchy(u)),
+    dist.Dagum: uniform(
+        samplers.dagum, unless_above_one(lambda d: d.concentration * d.sharpness)
+    ),
+    dist.DoublyTruncatedPowerLaw: uniform(lambda d, u: d.icdf(u), _LOW_HIGH),
+    dist.Exponential: uniform(lambda d, u: -jnp.log1p(-u) / d.rate, FIXED),
+    dist.Gompertz: uniform(lambda d, u: d.icdf(u), FIXED),
+    dist.Gumbel: uniform(lambda d, u: d.loc - d.scale * jnp.log(-jnp.log(u))),
+    dist.HalfCauchy: uniform(lambda d, u: d.scale * samplers.half_cauchy(u), FIXED),
+    dist.HalfNormal: uniform(lambda d, u: d.scale * samplers.half_normal(u), FIXED),
+    dist.Kumaraswamy: uniform(samplers.kumaraswamy, FIXED),
+    dist.Laplace: uniform(lambda d, u: d.loc + d.scale * samplers.laplace(u)),
+    dist.LeftTruncatedDistribution: uniform(truncated, _LOW, truncated_reason),
+    dist.LeftTruncatedGamma: uniform(lambda d, u: d.icdf(u), _LOW),
+    dist.Levy: uniform(lambda d, u: d.loc + d.scale / ndtri(u / 2) ** 2),
+    dist.Logistic: uniform(lambda d, u: d.loc + d.scale * logit(u)),
+    dist.LowerTruncatedPowerLaw: uniform(
+        lambda d, u: d.low * jnp.exp(jnp.log1p(-u) / (1 + d.alpha)), _LOW
+    ),
+    dist.RightTruncatedDistribution: uniform(truncated, _HIGH, truncated_reason),
+    dist.RightTruncatedGamma: uniform(lambda d, u: d.icdf(u), _HIGH),
+    dist.SoftLaplace: uniform(lambda d, u: d.loc + d.scale * samplers.soft_laplace(u)),
+    dist.TwoSidedTruncatedDistribution: uniform(
+        truncated, _LOW_HIGH, truncated_reason
+    ),
+    dist.TwoSidedTruncatedGamma: uniform(lambda d, u: d.icdf(u), _LOW_HIGH),
+    dist.Uniform: uniform(lambda d, u: d.low + u * (d.high - d.low), _LOW_HIGH),
+    dist.Weibull: uniform(
+        lambda d, u: d.scale * (-jnp.log1p(-u)) ** (1 / d.concentration),
+        unless_above_one(lambda d: d.concentration),
+    ),
+    # the noise of another distribution
+    **dict.fromkeys((
+        dist.CirculantNormal, dist.GaussianStateSpace, dist.InverseWishart, dist.LKJ,
+        dist.LogNormal, dist.LogUniform, dist.Pareto, dist.RelaxedBernoulliLogits,
+        dist.Wishart, dist.ZeroSumNormal,
+    ), TRANSFORMED),
+    dist.InverseGamma: TRANSFORMED._replace(ends=lambda d: None),
+    # discrete, one uniform
+    dist.BernoulliLogits: _few(samplers.bernoulli),
+    dist.BernoulliProbs: _few(samplers.bernoulli),
+    dist.CategoricalLogits: _few(samplers.categorical),
+    dist.CategoricalProbs: _few(samplers.categorical),
+    dist.DiscreteUniform: _few(samplers.discrete_uniform),
+    # one key, through NumPyro's sampler
+    **dict.fromkeys((
+        dist.Beta, dist.BetaProportion, dist.Dirichlet, dist.InverseWishartCholesky,
+        dist.LKJCholesky, dist.WishartCholesky,
+    ), keyed(FIXED)),
+    dist.Chi2: keyed(unless_above_one(lambda d: d.concentration)),
+    dist.EulerMaruyama: keyed(
+        lambda d: ends_of(d.init_dist), lambda d: reason_of(d.init_dist)
+    )._replace(transform=euler_maruyama),
+    dist.Gamma: keyed(unless_above_one(lambda d: d.concentration)),
+    dist.MultivariateStudentT: keyed(),
+    dist.StudentT: keyed(),
+    # made of another distribution
+    dist.ExpandedDistribution: EXPANDED,
+    dist.FoldedDistribution: TRANSFORMED,
+    dist.Independent: WRAPPED,
+    dist.MaskedDistribution: WRAPPED,
+    dist.TransformedDistribution: TRANSFORMED,
+    # no noise
+    dist.Delta: Row(
+        lambda d, s: Noise("none", ()),
+        lambda d, _, s: jnp.broadcast_to(d.v, d.shape(s)),
+    ),
+    # no right gradient
+    dist.GaussianCopulaBeta: refused("no quantile function of Beta is known"),
+    dist.HurdleGamma: _GATE,
+    dist.HurdleLogits: _GATE,
+    dist.HurdleLogNormal: _GATE,
+    dist.HurdleProbs: _GATE,
+    dist.ImproperUniform: refused("it cannot be sampled"),
+    dist.IntervalCensoredDistribution: _CENSORED,
+    dist.LeftCensoredDistribution: _CENSORED,
+    dist.MixtureGeneral: _MIXTURE,
+    dist.MixtureSameFamily: _MIXTURE,
+    dist.RightCensoredDistribution: _CENSORED,
+    dist.SineBivariateVonMises: _ANGLE,
+    dist.SineSkewed: refused("the gradient does not pass its reflection of draws"),
+    dist.TruncatedPolyaGamma: refused("its draws do not quite follow its log_prob"),
+    dist.Unit: refused("it is a factor statement, not a random variable"),
+    dist.VonMises: _ANGLE,
+}
+# fmt: on

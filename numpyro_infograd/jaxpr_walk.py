@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a value goes through a jaxpr: one abstract interpreter.
+
+`propagate` walks the equations and knows the control flow (calls, `cond`, `while`,
+`scan`); a `Domain` says what a value is and what one equation does to it.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+Path = tuple[int, ...]
+"""Where an equation stands: its index in each of the jaxprs around it."""
+
+EXOGENOUS = "exogenous"
+"""Name scope of trusted samplers: no jump is looked for inside."""
+
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+
+
+def body_of(eqn: JaxprEqn) -> ClosedJaxpr | Jaxpr | None:
+    """The jaxpr that a call-like equation evaluates on its own operands."""
+    body = eqn.params.get(CALLS.get(eqn.primitive.name, ""))
+    if eqn.primitive.name == "call_hi_primitive":
+        hidden = eqn.params["_prim"]
+        body = _expansion(hidden, tuple(hidden.in_avals_flat))
+    if body is None or len(open_jaxpr(body).invars) != len(eqn.invars):
+        return None
+    return body
+
+
+@functools.lru_cache(maxsize=1024)
+def _expansion(hidden: Any, avals: tuple[Any, ...]) -> ClosedJaxpr:
+    """What an operation of JAX 0.12 computes that is an object, not a jaxpr."""
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    return jax.make_jaxpr(hidden.expand)(*jax.tree.unflatten(hidden.in_tree, shapes))
+
+
+def open_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
+    """The bare jaxpr, without its constants."""
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+
+
+def scan_splits(params: dict[str, Any]) -> tuple[int, int]:
+    """Where a scan's operands turn from constants to carry, then to inputs."""
+    if "ft_in" in params:  # jax 0.12 keeps the operands' tree instead of their numbers
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(consts) + len(carry)
+    return params["num_consts"], params["num_consts"] + params["num_carry"]
+
+
+def in_scope(eqn: JaxprEqn, scope: str) -> bool:
+    """Whether the equation was traced under `jax.named_scope(scope)`."""
+    stack = eqn.source_info.name_stack.stack
+    return bool(stack) and any(
+        type(entry).__name__ == "Scope" and entry.name == scope for entry in stack
+    )
+
+
+def sub_jaxprs(value: Any) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """All jaxprs in an equation's parameters, at any depth of containers."""
+    if isinstance(value, (ClosedJaxpr, Jaxpr)):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        yield from chain.from_iterable(map(sub_jaxprs, value))
+    elif isinstance(value, dict):
+        yield from chain.from_iterable(map(sub_jaxprs, value.values()))
+
+
+class MutableError(Exception):
+    """A value is kept in a mutable reference, which no equation returns."""
+
+
+class Domain:
+    """What an abstract value is: here the union of the labels of its origins."""
+
+    empty: Any = frozenset()
+
+    def join(self, values: Sequence[Any]) -> Any:
+        """The least value above all of `values`."""
+        return self.empty.union(*values)
+
+    def equation(self, eqn: JaxprEqn, values: list[Any], path: Path) -> list[Any]:
+        """What an equation without known control flow makes of its operands."""
+        return [self.join(values)] * len(eqn.outvars)
+
+    def control(self, eqn: JaxprEqn, predicate: Any, path: Path) -> Any:
+        """What a `cond` or a `while` adds to each of its results."""
+        return predicate
+
+    def opaque(self, eqn: JaxprEqn) -> bool:
+        """Whether to join the operands without a look inside."""
+        return False
+
+    def leave(self, eqn: JaxprEqn, outs: list[Any]) -> list[Any]:
+        """A last word on the results of a call."""
+        return outs
+
+
+def propagate(
+    domain: Domain,
+    jaxpr: ClosedJaxpr | Jaxpr,
+    values: Sequence[Any],
+    path: Path = (),
+) -> list[Any]:
+    """Carries abstract values from the inputs of a jaxpr to its outputs.
+
+    Args:
+        domain: What the values are.
+        jaxpr: What to walk; its constants have the value `domain.empty`.
+        values: One value for each flat input.
+        path: Where the jaxpr itself stands.
+
+    Returns:
+        One value for each flat output.
+    """
+    jaxpr = open_jaxpr(jaxpr)
+    env = dict(zip(jaxpr.invars, values, strict=True))
+
+    def read(atom: Any) -> Any:
+        return domain.empty if isinstance(atom, Literal) else env.get(atom, empty)
+
+    empty = domain.empty
+    for index, eqn in enumerate(jaxpr.eqns):
+        if eqn.effects and any(hasattr(e, "input") for e in eqn.effects):
+            raise MutableError
+        operands = [read(atom) for atom in eqn.invars]
+        env.update(
+            zip(eqn.outvars, _step(domain, eqn, operands, (*path, index)), strict=True)
+        )
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _step(domain: Domain, eqn: JaxprEqn, values: list[Any], path: Path) -> list[Any]:
+    name, params, join = eqn.primitive.name, eqn.params, domain.join
+    if domain.opaque(eqn):
+        return [join(values)] * len(eqn.outvars)
+    if name == "cond":
+        control = domain.control(eqn, values[0], path)
+        branches = [
+            propagate(domain, branch, values[1:], (*path, number))
+            for number, branch in enumerate(params["branches"])
+        ]
+        return [join([control, *outs]) for outs in zip(*branches, strict=True)]
+    if name == "while":
+        split = params["cond_nconsts"]
+        start = split + params["body_nconsts"]
+        carry = values[start:]
+        while True:
+            test = values[:split] + carry
+            (predicate,) = propagate(domain, params["cond_jaxpr"], test, (*path, 0))
+            control = domain.control(eqn, predicate, path)
+            inner = values[split:start] + carry
+            outs = propagate(domain, params["body_jaxpr"], inner, (*path, 1))
+            step = [
+                join([old, new, control]) for old, new in zip(carry, outs, strict=True)
+            ]
+            if step == carry:
+                return carry
+            carry = step
+    if name == "scan":
+        split, start = scan_splits(params)
+        carry = values[split:start]
+        while True:
+            inner = values[:split] + carry + values[start:]
+            outs = propagate(domain, params["jaxpr"], inner, path)
+            step = [join(pair) for pair in zip(carry, outs, strict=False)]
+            if step == carry:
+                return carry + outs[len(carry) :]
+            carry = step
+    body = body_of(eqn)
+    if body is not None:
+        return domain.leave(eqn, propagate(domain, body, values, path))
+    return domain.equation(eqn, values, path)
+
+
+def dtype_of(atom: Any) -> Any:
+    """The type of a variable's elements."""
+    return getattr(atom.aval, "dtype", np.dtype(np.int32))  # references, tokens

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values for a model's parameters: complete, of the right shapes, finite, inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.arguments import as_real
+from numpyro_infograd.errors import ParameterError
+
+
+def complete(
+    initial: Mapping[str, Any], params: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Fill in what is missing with initial values; check names, shapes, numbers.
+
+    Raises:
+        ParameterError: for an unknown name, another shape, or a non-finite value.
+    """
+    if params is not None and not isinstance(params, Mapping):
+        raise ParameterError(
+            f"params (init_params of an ascent) must be a dict from names of "
+            f"parameters to values, got {params!r:.80}. Write {{'a': 1.0}}."
+        )
+    given = dict(params or {})
+    for name in given:
+        if name not in initial:
+            known = ", ".join(initial) or "none"
+            raise ParameterError(
+                f"params has {name!r}, but the model has no such parameter "
+                f"(it has: {known}). Give names as in numpyro.param."
+            )
+    return {
+        name: _like(name, given.get(name, old), old) for name, old in initial.items()
+    }
+
+
+def check_inside(constraints: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Raise for a parameter outside its NumPyro constraint.
+
+    Raises:
+        ParameterError: naming the parameter and the constraint.
+    """
+    for name, constraint in constraints.items():
+        for leaf in jax.tree.leaves(params[name]):
+            if isinstance(leaf, jax.core.Tracer):
+                continue
+            if not np.all(np.asarray(constraint(leaf))):
+                raise ParameterError(
+                    f"parameter {name!r} is outside its constraint {constraint}: "
+                    f"{np.asarray(leaf)}. Give a value inside."
+                )
+
+
+def _like(name: str, value: Any, initial: Any) -> Any:
+    """`value` as arrays of the initial value's structure, shape and type."""
+    expected: Any = jax.tree.structure(initial)
+    got: Any = jax.tree.structure(value)
+    if got != expected:
+        raise ParameterError(
+            f"parameter {name!r} has another structure than the model's: got "
+            f"{value!r:.80}. Give arrays of these shapes: "
+            f"{jax.tree.map(jnp.shape, initial)}."
+        )
+
+    def leaf(new: Any, old: Any) -> jax.Array:
+        array = as_real(name, new, old.dtype)
+        if array.shape != old.shape:
+            raise ParameterError(
+                f"parameter {name!r} has shape {old.shape} in the model, "
+                f"got {array.shape}. Give a value of the model's shape, or change the "
+                "initial value in numpyro.param."
+            )
+        tracer = isinstance(array, jax.core.Tracer)
+        if not tracer and not np.all(np.isfinite(np.asarray(array))):
+            raise ParameterError(
+                f"parameter {name!r} is not finite: {np.asarray(array)}. "
+                "Give finite starting values."
+            )
+        return array
+
+    return jax.tree.map(leaf, value, initial)
