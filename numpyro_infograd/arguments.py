@@ -8,6 +8,9 @@ import contextlib
 import math
 import numbers
 import operator
+import os
+import sysconfig
+import traceback
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,13 @@ _CONCRETE = (
     jax.errors.NonConcreteBooleanIndexError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
+)
+
+# Folders of code that no caller wrote.
+_LIBRARIES = (
+    os.path.dirname(__file__),
+    os.path.dirname(os.path.dirname(jax.__file__)),
+    sysconfig.get_path("stdlib"),
 )
 
 _MOST = 2**30  # points or samples
@@ -283,9 +293,9 @@ def tracing(
         yield
     except _CONCRETE as cause:
         raise error(
-            f"{what} asks for the number behind a traced value (an if, a while, "
-            "float() or a NumPy function). Use jnp.where or jax.lax.cond, and "
-            "functions of jax.numpy: jnp.tanh for np.tanh."
+            f"{what} asks for the number behind a traced value{_line_of(cause)} by an "
+            "if, a while, float() or a NumPy function. Use jnp.where or jax.lax.cond, "
+            "and functions of jax.numpy: jnp.tanh for np.tanh."
         ) from cause
     except KeyError as cause:
         if not holds:
@@ -296,6 +306,13 @@ def tracing(
             raise
         why = str(cause).rstrip(".")
         raise error(f"{what} failed: {why}. It is given only {holds}.") from cause
+
+
+def _line_of(error: BaseException) -> str:
+    """Where a caller's own code raised an error, in words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.line and not f.filename.startswith(_LIBRARIES)]
+    return f" in {own[-1].line!r} (line {own[-1].lineno})" if own else ""
 
 
 @contextlib.contextmanager

@@ -184,8 +184,8 @@ def check_gradient(
             raise ReparametrizationError(
                 f"site {name!r} depends on {_list(reached)}, but {site.reason}. Make "
                 f"{name!r} independent of parameters, use a distribution with a "
-                "pathwise gradient (a relaxation, a reparametrisation), or vouch for "
-                "your own class with numpyro_infograd.exogenous.vouch."
+                "pathwise gradient (dist.RelaxedBernoulli for dist.Bernoulli), or "
+                "vouch for your own class with numpyro_infograd.exogenous.vouch."
             )
     if not allow_jumps:
         check_jumps(view, params)

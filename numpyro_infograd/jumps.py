@@ -38,6 +38,7 @@ _NEAR, _BESIDE = 3e-3, 1e-2
 # what is continuous is far smaller in the narrow bracket, whatever its power. Whether
 # the place stays is seen a little outside, where rounding cannot flip the switch.
 _HALVINGS, _WIDE, _PAD = 22, 2.0**-12, 2.0**-18
+_CASTS = {"convert_element_type": "a cast (astype)"}  # as a user knows it
 _REMEDY = (
     "The pathwise gradient does not see a jump. Soften it, put noise before it, "
     "or pass allow_jumps=True if you know that it does not matter."
@@ -57,7 +58,8 @@ def check_jumps(view: View, params: Any) -> None:
         if not jump.switch:
             raise JumpError(
                 f"a parameter reaches {view.call(names[0])} through "
-                f"{jump.primitive!r}, which jumps. {_REMEDY}"
+                f"{_CASTS.get(jump.primitive, repr(jump.primitive))}, which jumps. "
+                f"{_REMEDY}"
             )
     if not found:
         return

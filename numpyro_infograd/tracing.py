@@ -104,6 +104,7 @@ def trace_model(
                     ) from error
                 advice = [text for say, text in _NO_LAW.items() if say in str(error)]
                 if not advice:
+                    error.add_note(f"{messenger} failed so while it was traced.")
                     raise
                 raise ModelError(
                     f"{messenger} has a distribution that is not valid: {error} "

@@ -515,7 +515,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "gradient: a parameter in a scan": (
         ModelError, "'a'.*before the scan", lambda: grad(parameter_in_a_scan)),
     "gradient: an if in the model": (
-        ModelError, "the model, after site 'x', asks.*jnp.where",
+        ModelError, "the model, after site 'x', asks.*if x > 0.*line.*jnp.where",
         lambda: grad(channel(lambda x: dist.Normal(tuned() if x > 0 else x, 1.0)))),
     "gradient: a negative scale": (
         ModelError, "after site 'x'.*scale.*constraint in numpyro.param",
@@ -534,11 +534,15 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "gradient: a complex output": (
         SiteError, "'y'.*complex.*stack", lambda: grad(complex_output)),
     "gradient: a parameter of a discrete site": (
-        ReparametrizationError, "'y' depends on 'a'.*discrete.*relaxation",
+        ReparametrizationError, "'y' depends on 'a'.*discrete.*RelaxedBernoulli",
         lambda: grad(channel(lambda x: dist.Bernoulli(logits=tuned() * x)))),
     "gradient: a jump": (
         JumpError, "'y'.*Soften it",
         lambda: grad(channel(lambda x: dist.Normal(jnp.floor(tuned() * x), 1.0)))),
+    "gradient: a cast": (
+        JumpError, "'y' through a cast",
+        lambda: grad(
+            channel(lambda x: dist.Normal((tuned() * x).astype(int) + 0.0, 1.0)))),
     "gradient: a boundary that moves": (
         BoundaryError, "'y'.*noise_variance",
         lambda: grad(channel(lambda x: dist.Uniform(tuned() * x, tuned() * x + 1.0)))),

@@ -81,6 +81,11 @@ def test_average_power(scores) -> None:
     assert report.multiplier == pytest.approx(0.1, rel=0.05)
     assert "Expectation(power) <= 4" in repr(result)
     assert result.history["excess"].shape == (len(result.history["gain"]), 1)
+    if scores == "exact":  # known at every step, whatever the budget's means are
+        power_then = np.exp(2 * result.history["objective"]) - 1
+        np.testing.assert_allclose(
+            power_then, result.history["params"]["a"] ** 2, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("budget", [0.1, 0.7])

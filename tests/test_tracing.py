@@ -539,3 +539,13 @@ def test_a_substituted_parameter_is_held() -> None:
     assert list(structural_model(held).params) == ["b"]
     found = ig.gradient(ig.MI("x", "y"), held).value
     assert float(found["b"]) == pytest.approx(4 / 5)  # 4 b / (1 + 4 b^2)
+
+
+def test_an_error_of_the_model_itself_says_how_far_the_trace_got() -> None:
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+        numpyro.sample("y", dist.Normal(jnp.ones((2, 4)) @ x, 1).to_event(1))
+
+    with pytest.raises(TypeError, match="contracting") as caught:
+        ig.structural_model(model)
+    assert any("after site 'x'" in note for note in caught.value.__notes__)
