@@ -13,11 +13,12 @@ import optax
 
 import numpyro
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
 
 import numpyro_infograd as ig
 from numpyro_infograd.calibrate.features import make_features
 from numpyro_infograd.calibrate.fit import Fit
-from numpyro_infograd.calibrate.inference import two_sample
+from numpyro_infograd.calibrate.inference import apart, two_sample
 from numpyro_infograd.calibrate.recordings import as_recordings
 from numpyro_infograd.calibrate.settings import Settings
 from numpyro_infograd.errors import ArgumentError, ParameterError
@@ -283,7 +284,7 @@ def test_a_twin_of_another_form_says_so() -> None:
         numpyro.sample("y", dist.Normal(0, scale))
 
     twin = quick(model, {"y": two_modes(0.5)}, divergence="kl")
-    assert any("still be told" in warning for warning in twin.warnings)
+    assert any("is not that of the rec" in warning for warning in twin.warnings)
     assert twin.after.lower > 0.05
 
 
@@ -342,6 +343,39 @@ def test_held_out_divergence_is_that_of_the_features() -> None:
         found = fit.distance(weights, fit.resample(weights, 50)[0])
         assert abs(found.value - truth) < 4 * found.standard_error + 0.05 * truth
         assert found.standard_error < 0.02
+        # What is fitted to differs from it by what these recordings happen to be.
+        value, error = apart(fit.draw_weights(), fit.match)
+        assert abs(value - found.value) < 4 * np.hypot(error, found.standard_error)
+        assert error < 0.002
+
+
+def test_a_correction_that_led_away_is_taken_back_by_half() -> None:
+    def model() -> None:
+        a = numpyro.param("a", 0.0)
+        s = numpyro.param("s", 1.0, constraint=constraints.positive)
+        numpyro.sample("y", dist.Normal(a, s))
+
+    sm = ig.structural_model(model)
+    fit = Fit(
+        sm,
+        sm.density(("y",)),
+        {"a": jnp.asarray(0.3), "s": jnp.asarray(1e-3)},
+        {"y": np.random.default_rng(8).normal(size=NUMBER).astype(np.float32)},
+        Settings("fisher", (0.0,), (0.0,), network=perceptron((16,))),
+        jax.random.key(0),
+    )
+    np.testing.assert_allclose(fit.sizes(), [0.3, 1.0], rtol=1e-6)  # s by its logarithm
+    start = {"a": jnp.asarray(0.3), "s": jnp.asarray(0.0)}
+    fit.free = start
+    fit.look()
+    assert np.isfinite(fit.correct())
+    near = fit.free
+    assert 0.1 < near["a"] < 0.25  # nearer, by a part of its size
+    fit.free = {"a": jnp.asarray(2.3), "s": jnp.asarray(0.0)}  # as by a wrong step
+    assert fit.correct() == np.inf
+    assert float(fit.free["a"]) == pytest.approx((0.3 + 2.3) / 2)
+    fit.free = near  # a right one stays
+    assert np.isfinite(fit.correct())
 
 
 def test_energy_test_knows_equal_laws() -> None:

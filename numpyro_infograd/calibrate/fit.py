@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from numpyro_infograd.calibrate.features import Features, Moments, make_features
 from numpyro_infograd.calibrate.inference import (
     Directions,
+    apart,
     find_directions,
     held_out,
     limited,
@@ -42,6 +43,7 @@ from numpyro_infograd.optimize.step import (
     RATE,
     as_optax,
     constrained,
+    is_mapped,
     onto,
     scales,
     unconstrained,
@@ -58,7 +60,7 @@ _SETTLED = 1.0  # standard errors
 _RESAMPLES = 50  # for the error of the divergence at the start
 _DRAWS = 4  # independent draws of the twin near the end
 _FINAL_SAMPLES = 16384  # of the twin: for features, and near the end
-_FEW_SAMPLES = 2048  # for derivatives in many numbers
+_FEW_SAMPLES = 8192  # for derivatives in many numbers
 _MOST = 64  # numbers in all parameters, for corrections and standard errors
 _TESTED = 1000  # recordings in a two-sample test
 
@@ -109,6 +111,7 @@ class Fit:
         self.history: list[dict[str, Any]] = []
         self.end: End | None = None
         self.largest: Any = None  # rates that parameters had so far
+        self.before: Any = None  # where the last correction began, and how far it was
 
     @property
     def numbers(self) -> int:
@@ -203,11 +206,16 @@ class Fit:
         """A Newton step along what the recordings determine, and how long it was.
 
         In standard errors, the longest component; NaN, and no step, where something
-        is not finite.
+        is not finite. Where the last step led away from the recordings, half of it is
+        taken back instead, and its length is infinite.
         """
         divergence = self.settings.divergence
         whole = self.draw_weights()
         weights = whole[:, self.whole.features.index(self.settings.used)]
+        here = apart(weights, self.match)
+        if self._led_away(here):
+            return math.inf
+        self.before = self.free, here
         few = max(_FINAL_SAMPLES >> (self.numbers - 1).bit_length(), _FEW_SAMPLES)
         local = look_around(
             self.match,
@@ -247,6 +255,17 @@ class Fit:
         self.free, self.end = moved, End(local, weights, directions, noise, edges)
         return float((np.abs(along) / error).max(initial=0.0))
 
+    def _led_away(self, here: tuple[float, float]) -> bool:
+        """Whether the last correction did harm, of which half is taken back."""
+        if self.before is None:
+            return False
+        free, (value, error) = self.before
+        if here[0] <= value + 2 * math.hypot(error, here[1]):
+            return False
+        half = jax.tree.map(lambda a, b: (a + b) / 2, free, self.free)
+        self.free = onto(self.settings.projection, half)
+        return True
+
     def resampled_gradients(
         self, local: Local, weights: jax.Array, targets: Any, pulls: Any
     ) -> np.ndarray:
@@ -276,13 +295,20 @@ class Fit:
         return self.largest
 
     def sizes(self) -> np.ndarray:
-        """How large each free number is, as a step of the optimizer sees it."""
-        sizes = jax.tree.map(
-            lambda rate, x: jnp.broadcast_to(rate / RATE, x.shape),
-            self._scales(),
-            self.free,
-        )
-        return np.asarray(ravel_pytree(sizes)[0], float)
+        """How large each free number is, as a step of the optimizer sees it.
+
+        Coordinates that a bijection made are of order one, however far they lie: those
+        of a scale are logarithms.
+        """
+        found = {}
+        for name, rates in self._scales().items():
+            most = 1.0 if is_mapped(name, self.constraints) else math.inf
+            found[name] = jax.tree.map(
+                lambda rate, x, m=most: jnp.full(x.shape, jnp.minimum(rate / RATE, m)),
+                rates,
+                self.free[name],
+            )
+        return np.asarray(ravel_pytree(found)[0], float)
 
     def _ways(self) -> tuple[np.ndarray, int]:
         """Orthonormal directions in which a projection lets the parameters move.
@@ -404,6 +430,12 @@ class Fit:
                 return (
                     f"converged: the last correction was {length:.2g} standard errors"
                 )
+        if math.isinf(length):
+            self.free = self.before[0]
+            return (
+                "not converged: corrections led away from the recordings. Raise "
+                "num_samples, or give other init_params"
+            )
         return (
             f"not converged: the last correction was still {length:.2g} standard "
             "errors. Raise num_steps or num_samples, or give other init_params"

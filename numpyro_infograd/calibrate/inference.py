@@ -101,6 +101,19 @@ def mean_gradient(
     return found.mean(0), covariance
 
 
+def apart(weights: jax.Array, match: Match) -> tuple[float, float]:
+    """The Fisher divergence from what is fitted to, and its error over draws.
+
+    Args:
+        weights: W_q of independent draws, (draws, levels, width, dimensions).
+        match: The twin and the recordings.
+    """
+    gap, gram, shares = _double(weights - match.target, match.law.gram, match.shares)
+    products = np.einsum("l,rlwd,slwd->rs", shares, gap, gram @ gap)
+    others = (products.sum(1) - np.diag(products)) / (len(gap) - 1)
+    return float(0.5 * others.mean()), _error(others)
+
+
 def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:
     """A correction no longer than a part of the parameters' size."""
     length = np.sqrt(np.mean((step / size) ** 2))

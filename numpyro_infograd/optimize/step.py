@@ -218,6 +218,13 @@ def _elementwise(constraint: Any) -> bool:
     return constraint.event_dim == 0
 
 
+def is_mapped(name: str, constraints: dict[str, Any] | None) -> bool:
+    """Whether a bijection makes the coordinates of a parameter."""
+    return constraints is not None and not isinstance(
+        biject_to(constraints[name]), IdentityTransform
+    )
+
+
 def scales(free: Any, constraints: dict[str, Any] | None) -> Any:
     """Peak rate of the default optimizer for each leaf: a share of its size.
 
@@ -232,15 +239,9 @@ def scales(free: Any, constraints: dict[str, Any] | None) -> Any:
         size = float(jnp.sqrt(jnp.mean(leaf**2))) if leaf.size else 0.0
         return jnp.asarray(RATE * max(size, floor), leaf.dtype)
 
-    def floor(name: str) -> float:
-        identity = constraints is None or isinstance(
-            biject_to(constraints[name]), IdentityTransform
-        )
-        return 0.3 * typical if identity else 1.0
-
     rates = {}
     for name, tree in free.items():
-        lowest = floor(name)
+        lowest = 1.0 if is_mapped(name, constraints) else 0.3 * typical
         rates[name] = jax.tree.map(lambda x, f=lowest: one(x, f), tree)
     return rates
 
