@@ -18,6 +18,8 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+import numpyro
+
 from numpyro_infograd.errors import (
     ArgumentError,
     InfogradError,
@@ -34,10 +36,13 @@ _CONCRETE = (
 )
 
 # Folders of code that no caller wrote.
-_LIBRARIES = (
-    os.path.dirname(__file__),
-    os.path.dirname(os.path.dirname(jax.__file__)),
-    sysconfig.get_path("stdlib"),
+_LIBRARIES = tuple(
+    folder + os.sep
+    for folder in (
+        os.path.dirname(__file__),
+        *(os.path.dirname(os.path.dirname(str(m.__file__))) for m in (jax, numpyro)),
+        sysconfig.get_path("stdlib"),
+    )
 )
 
 _MOST = 2**30  # points or samples
@@ -312,7 +317,11 @@ def _line_of(error: BaseException) -> str:
     """Where a caller's own code raised an error, in words."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.line and not f.filename.startswith(_LIBRARIES)]
-    return f" in {own[-1].line!r} (line {own[-1].lineno})" if own else ""
+    if not own:
+        return ""
+    last = own[-1]
+    where = f"line {last.lineno} of {os.path.basename(last.filename)}"
+    return f" in {last.line!r} ({where})"
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ _NEAR, _BESIDE = 3e-3, 1e-2
 # what is continuous is far smaller in the narrow bracket, whatever its power. Whether
 # the place stays is seen a little outside, where rounding cannot flip the switch.
 _HALVINGS, _WIDE, _PAD = 22, 2.0**-12, 2.0**-18
-_CASTS = {"convert_element_type": "a cast (astype)"}  # as a user knows it
+_CASTS = {"convert_element_type": "a cast (astype, or a comparison in a product)"}
 _REMEDY = (
     "The pathwise gradient does not see a jump. Soften it, put noise before it, "
     "or pass allow_jumps=True if you know that it does not matter."

@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_real, tracing
-from numpyro_infograd.errors import ArgumentError, ModelError, ParameterError
+from numpyro_infograd.errors import (
+    ArgumentError,
+    InfogradError,
+    ModelError,
+    ParameterError,
+)
 from numpyro_infograd.messenger import Generate
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
@@ -91,25 +96,31 @@ def trace_model(
         )
     _check_finite(args, kwargs)
 
-    def play(messenger: Generate) -> None:
-        with tracing(messenger, error=ModelError), messenger:
-            try:
-                model(*args, **kwargs)
-            except (TypeError, ValueError) as error:
-                _check_call(model, args, kwargs)
-                if messenger.unset:
-                    raise ParameterError(
-                        f"parameter {messenger.unset!r} has no value. Give it one, "
-                        f"numpyro.param({messenger.unset!r}, 1.0)."
-                    ) from error
-                advice = [text for say, text in _NO_LAW.items() if say in str(error)]
-                if not advice:
-                    error.add_note(f"{messenger} failed so while it was traced.")
-                    raise
-                raise ModelError(
-                    f"{messenger} has a distribution that is not valid: {error} "
-                    f"{advice[0]}"
+    def call(messenger: Generate) -> None:
+        try:
+            model(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            _check_call(model, args, kwargs)
+            if messenger.unset:
+                raise ParameterError(
+                    f"parameter {messenger.unset!r} has no value. Give it one, "
+                    f"numpyro.param({messenger.unset!r}, 1.0)."
                 ) from error
+            advice = [text for say, text in _NO_LAW.items() if say in str(error)]
+            if not advice:
+                raise
+            raise ModelError(
+                f"{messenger} has a distribution that is not valid: {error} {advice[0]}"
+            ) from error
+
+    def play(messenger: Generate) -> None:
+        try:
+            with tracing(messenger, error=ModelError), messenger:
+                call(messenger)
+        except Exception as error:
+            if not isinstance(error, InfogradError):
+                error.add_note(f"This happened in {messenger} while it was traced.")
+            raise
 
     def explore(concrete: bool) -> Generate:
         messenger = Generate(rng_key=jax.random.key(0))

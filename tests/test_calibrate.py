@@ -284,6 +284,7 @@ def test_a_twin_of_another_form_says_so() -> None:
         numpyro.sample("y", dist.Normal(0, scale))
 
     twin = quick(model, {"y": two_modes(0.5)}, divergence="kl")
+    assert twin.status.startswith("converged")
     assert any("is not that of the rec" in warning for warning in twin.warnings)
     assert twin.after.lower > 0.05
 
@@ -349,7 +350,8 @@ def test_held_out_divergence_is_that_of_the_features() -> None:
         assert error < 0.002
 
 
-def test_a_correction_that_led_away_is_taken_back_by_half() -> None:
+@pytest.mark.parametrize("divergence", ["fisher", "kl"])
+def test_a_correction_that_led_away_is_taken_back_by_half(divergence) -> None:
     def model() -> None:
         a = numpyro.param("a", 0.0)
         s = numpyro.param("s", 1.0, constraint=constraints.positive)
@@ -361,7 +363,7 @@ def test_a_correction_that_led_away_is_taken_back_by_half() -> None:
         sm.density(("y",)),
         {"a": jnp.asarray(0.3), "s": jnp.asarray(1e-3)},
         {"y": np.random.default_rng(8).normal(size=NUMBER).astype(np.float32)},
-        Settings("fisher", (0.0,), (0.0,), network=perceptron((16,))),
+        Settings(divergence, (0.0,), (0.0,), network=perceptron((16,))),
         jax.random.key(0),
     )
     np.testing.assert_allclose(fit.sizes(), [0.3, 1.0], rtol=1e-6)  # s by its logarithm
@@ -371,11 +373,44 @@ def test_a_correction_that_led_away_is_taken_back_by_half() -> None:
     assert np.isfinite(fit.correct())
     near = fit.free
     assert 0.1 < near["a"] < 0.25  # nearer, by a part of its size
-    fit.free = {"a": jnp.asarray(2.3), "s": jnp.asarray(0.0)}  # as by a wrong step
-    assert fit.correct() == np.inf
-    assert float(fit.free["a"]) == pytest.approx((0.3 + 2.3) / 2)
+    for name, wrong in (("a", 2.3), ("s", 4.0), ("s", np.nan)):
+        fit.free = {
+            "a": jnp.asarray(0.3),
+            "s": jnp.asarray(0.0),
+            name: jnp.asarray(wrong),
+        }
+        assert fit.correct() is None
+        if np.isfinite(wrong):
+            half = (float(start[name]) + wrong) / 2
+            assert float(fit.free[name]) == pytest.approx(half)
     fit.free = near  # a right one stays
     assert np.isfinite(fit.correct())
+
+
+def test_corrections_of_a_twin_of_another_form_converge() -> None:
+    """A normal law to two modes: towards the minimum of one divergence another rises."""
+
+    def model() -> None:
+        m = numpyro.param("m", -1.4)
+        s = numpyro.param("s", 0.6, constraint=constraints.positive)
+        numpyro.sample("y", dist.Normal(m, s))
+
+    rng = np.random.default_rng(9)
+    modes = np.where(rng.uniform(size=NUMBER) < 0.7, -1.5, 1.5)
+    sm = ig.structural_model(model)
+    fit = Fit(
+        sm,
+        sm.density(("y",)),
+        sm.params,
+        {"y": modes + 0.5 * rng.normal(size=NUMBER)},
+        Settings("kl", (0.0, 0.05, 0.2), (0.0, 0.05, 0.2)),
+        jax.random.key(0),
+    )
+    fit.look()
+    lengths = [fit.correct() for _ in range(6)]
+    assert None not in lengths
+    assert lengths[-1] < 1.0
+    assert float(fit.free["m"]) == pytest.approx(-1.5, abs=0.1)
 
 
 def test_energy_test_knows_equal_laws() -> None:

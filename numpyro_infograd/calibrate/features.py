@@ -257,3 +257,19 @@ def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features
         return jnp.mean(features(z + level**0.5 * noise, level) ** 2, axis=0) + 1e-6
 
     return replace(features, power=jnp.stack([*map(power, blank.levels)]))
+
+
+@jax.jit
+def block_moments(features: Features, values: Values, rng_key: jax.Array) -> Moments:
+    """Moments of each block, noise and its mirror image added twice."""
+
+    def one(block: tuple[Values, jax.Array]) -> Moments:
+        values, key = block
+        z = features.coordinates(values)
+        keys = jax.random.split(key)
+        noise = jax.random.normal(keys[0], (2, *z.shape))
+        blur = jnp.concatenate([noise, -noise]).reshape(-1, z.shape[1])
+        return features.moments(jnp.tile(z, (4, 1)), blur, keys[1])
+
+    count = len(jax.tree.leaves(values)[0])
+    return jax.lax.map(one, (values, jax.random.split(rng_key, count)))

@@ -13,16 +13,22 @@ import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
-from numpyro_infograd.calibrate.features import Features, Moments, make_features
+from numpyro_infograd.calibrate.features import (
+    Features,
+    Moments,
+    block_moments,
+    make_features,
+)
 from numpyro_infograd.calibrate.inference import (
     Directions,
-    apart,
+    Place,
     find_directions,
     held_out,
     limited,
     mean_gradient,
     resample,
     resampled_gradients,
+    rises,
     two_sample,
 )
 from numpyro_infograd.calibrate.matching import (
@@ -60,7 +66,7 @@ _SETTLED = 1.0  # standard errors
 _RESAMPLES = 50  # for the error of the divergence at the start
 _DRAWS = 4  # independent draws of the twin near the end
 _FINAL_SAMPLES = 16384  # of the twin: for features, and near the end
-_FEW_SAMPLES = 8192  # for derivatives in many numbers
+_FEW_SAMPLES = 8192  # for derivatives in several numbers
 _MOST = 64  # numbers in all parameters, for corrections and standard errors
 _TESTED = 1000  # recordings in a two-sample test
 
@@ -111,7 +117,7 @@ class Fit:
         self.history: list[dict[str, Any]] = []
         self.end: End | None = None
         self.largest: Any = None  # rates that parameters had so far
-        self.before: Any = None  # where the last correction began, and how far it was
+        self.last: Place | None = None  # where the last correction began
 
     @property
     def numbers(self) -> int:
@@ -148,7 +154,7 @@ class Fit:
     def _moments(self, features: Features, rows: np.ndarray) -> Moments:
         """Moments of blocks of recordings."""
         values = {n: jnp.asarray(v[rows]) for n, v in self.recorded.items()}
-        return _block_moments(features, values, next(self.keys))
+        return block_moments(features, values, next(self.keys))
 
     def simulate(self, free: Any, size: int) -> Values:
         """Independent draws of the recorded sites: no quasi-random ones, which would
@@ -167,9 +173,7 @@ class Fit:
         settings, free = self.settings, self.free
         scaled, optimizer = settings.optimizer is None, as_optax(settings.optimizer)
         opt_state = optimizer.init(free)
-        scale = jax.tree.map(jnp.ones_like, free)
-        if scaled:
-            scale = self._scales()
+        scale = self._scales() if scaled else jax.tree.map(jnp.ones_like, free)
         size = settings.num_samples
         each = size if settings.divergence == "kl" else size // 2
         state = Descent(free, opt_state, jnp.zeros((), jnp.int32))
@@ -202,21 +206,17 @@ class Fit:
 
     # -- the end --------------------------------------------------------------------
 
-    def correct(self) -> float:
+    def correct(self) -> float | None:
         """A Newton step along what the recordings determine, and how long it was.
 
         In standard errors, the longest component; NaN, and no step, where something
-        is not finite. Where the last step led away from the recordings, half of it is
-        taken back instead, and its length is infinite.
+        is not finite. Where the last step led away from the recordings, or to where
+        something is not finite, half of it is taken back instead: None.
         """
         divergence = self.settings.divergence
         whole = self.draw_weights()
         weights = whole[:, self.whole.features.index(self.settings.used)]
-        here = apart(weights, self.match)
-        if self._led_away(here):
-            return math.inf
-        self.before = self.free, here
-        few = max(_FINAL_SAMPLES >> (self.numbers - 1).bit_length(), _FEW_SAMPLES)
+        few = _FINAL_SAMPLES if self.numbers == 1 else _FEW_SAMPLES
         local = look_around(
             self.match,
             self.free,
@@ -227,12 +227,23 @@ class Fit:
             size=_FINAL_SAMPLES,
             few=few,
         )
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves((whole, local))):
+        flat, unravel = ravel_pytree(self.free)
+        here = None
+        if all(np.isfinite(x).all() for x in jax.tree.leaves((whole, local))):
+            slope, noise = mean_gradient(local, weights, self.match, divergence)
+            here = Place(np.asarray(flat, float), weights, slope, noise)
+        if self.last is not None and (
+            here is None or rises(self.last, here, self.match, divergence)
+        ):
+            half = unravel(jnp.asarray((self.last.flat + flat) / 2, flat.dtype))
+            self.free = onto(self.settings.projection, half)
+            return None
+        if here is None:
             return math.nan
+        self.last = here
         resampled = self.resampled_gradients(
             local, weights, *self.resample(whole, _RESAMPLES)
         )
-        flat, unravel = ravel_pytree(self.free)
         size = self.sizes()
         allowed, edges = self._ways()
         directions = find_directions(
@@ -243,28 +254,22 @@ class Fit:
             allowed,
             np.atleast_2d(np.cov(resampled.T)),
         )
-        gradient, noise = mean_gradient(local, weights, self.match, divergence)
-        step = limited(directions.solve(gradient), size)
+        step = limited(directions.solve(here.gradient), size)
         moved = onto(
             self.settings.projection, unravel(jnp.asarray(flat + step, flat.dtype))
         )
         step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # as it was projected
         along = step @ (directions.known / size[:, None] ** 2)
-        own = np.sqrt(np.diag(directions.known.T @ noise @ directions.known))
+        own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))
         error = np.hypot(directions.error, 3 * own / directions.curvature)
-        self.free, self.end = moved, End(local, weights, directions, noise, edges)
+        self.free, self.end = moved, End(local, weights, directions, here.noise, edges)
         return float((np.abs(along) / error).max(initial=0.0))
 
-    def _led_away(self, here: tuple[float, float]) -> bool:
-        """Whether the last correction did harm, of which half is taken back."""
-        if self.before is None:
-            return False
-        free, (value, error) = self.before
-        if here[0] <= value + 2 * math.hypot(error, here[1]):
-            return False
-        half = jax.tree.map(lambda a, b: (a + b) / 2, free, self.free)
-        self.free = onto(self.settings.projection, half)
-        return True
+    def _step_back(self) -> None:
+        """To where the last correction began: `end` is of that place."""
+        if self.last is not None:
+            flat, unravel = ravel_pytree(self.free)
+            self.free = unravel(jnp.asarray(self.last.flat, flat.dtype))
 
     def resampled_gradients(
         self, local: Local, weights: jax.Array, targets: Any, pulls: Any
@@ -295,18 +300,17 @@ class Fit:
         return self.largest
 
     def sizes(self) -> np.ndarray:
-        """How large each free number is, as a step of the optimizer sees it.
+        """How large each free number is, for a correction.
 
         Coordinates that a bijection made are of order one, however far they lie: those
         of a scale are logarithms.
         """
         found = {}
         for name, rates in self._scales().items():
-            most = 1.0 if is_mapped(name, self.constraints) else math.inf
+            if is_mapped(name, self.constraints):
+                rates = jax.tree.map(lambda _: RATE, rates)
             found[name] = jax.tree.map(
-                lambda rate, x, m=most: jnp.full(x.shape, jnp.minimum(rate / RATE, m)),
-                rates,
-                self.free[name],
+                lambda rate, x: jnp.full(x.shape, rate / RATE), rates, self.free[name]
             )
         return np.asarray(ravel_pytree(found)[0], float)
 
@@ -388,6 +392,7 @@ class Fit:
                 bar.set_description("corrections")
                 status = self._settle(total)
             except KeyboardInterrupt:
+                self._step_back()
                 status = "interrupted by the user: no standard errors"
                 self.end = None
             bar.set_description("bootstrap")
@@ -410,6 +415,8 @@ class Fit:
             return f"took {total} steps"
         for _ in range(_CORRECTIONS):
             length = self.correct()
+            if length is None:
+                continue
             if math.isnan(length):
                 self.end = None
                 return (
@@ -430,8 +437,8 @@ class Fit:
                 return (
                     f"converged: the last correction was {length:.2g} standard errors"
                 )
-        if math.isinf(length):
-            self.free = self.before[0]
+        self._step_back()
+        if length is None:
             return (
                 "not converged: corrections led away from the recordings. Raise "
                 "num_samples, or give other init_params"
@@ -440,19 +447,3 @@ class Fit:
             f"not converged: the last correction was still {length:.2g} standard "
             "errors. Raise num_steps or num_samples, or give other init_params"
         )
-
-
-@jax.jit
-def _block_moments(features: Features, values: Values, rng_key: jax.Array) -> Moments:
-    """Moments of each block, noise and its mirror image added twice."""
-
-    def one(block: tuple[Values, jax.Array]) -> Moments:
-        values, key = block
-        z = features.coordinates(values)
-        keys = jax.random.split(key)
-        noise = jax.random.normal(keys[0], (2, *z.shape))
-        blur = jnp.concatenate([noise, -noise]).reshape(-1, z.shape[1])
-        return features.moments(jnp.tile(z, (4, 1)), blur, keys[1])
-
-    count = len(jax.tree.leaves(values)[0])
-    return jax.lax.map(one, (values, jax.random.split(rng_key, count)))

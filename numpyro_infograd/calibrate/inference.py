@@ -101,8 +101,40 @@ def mean_gradient(
     return found.mean(0), covariance
 
 
+class Place(NamedTuple):
+    """Where a correction began.
+
+    Attributes:
+        flat: The free numbers, (numbers,).
+        weights: W_q of independent draws, (draws, levels, width, dimensions).
+        gradient: Of the divergence, (numbers,).
+        noise: Its covariance over draws of the twin.
+    """
+
+    flat: np.ndarray
+    weights: jax.Array
+    gradient: np.ndarray
+    noise: np.ndarray
+
+
+def rises(last: Place, here: Place, match: Match, divergence: str) -> bool:
+    """Whether the divergence rose, by more than two standard errors.
+
+    A reverse KL has no value here: its rise is the way times the mean of the slopes at
+    both ends.
+    """
+    if divergence == "kl":
+        way = here.flat - last.flat
+        rise = way @ (last.gradient + here.gradient) / 2
+        return bool(rise > np.sqrt(way @ (last.noise + here.noise) @ way))
+    before, now = (apart(place.weights, match) for place in (last, here))
+    return now[0] - before[0] > 2 * np.hypot(before[1], now[1])
+
+
 def apart(weights: jax.Array, match: Match) -> tuple[float, float]:
     """The Fisher divergence from what is fitted to, and its error over draws.
+
+    From all pairs of different draws, so that their noise does not add to it.
 
     Args:
         weights: W_q of independent draws, (draws, levels, width, dimensions).
@@ -110,8 +142,9 @@ def apart(weights: jax.Array, match: Match) -> tuple[float, float]:
     """
     gap, gram, shares = _double(weights - match.target, match.law.gram, match.shares)
     products = np.einsum("l,rlwd,slwd->rs", shares, gap, gram @ gap)
-    others = (products.sum(1) - np.diag(products)) / (len(gap) - 1)
-    return float(0.5 * others.mean()), _error(others)
+    count = len(gap)
+    value = (products.sum() - np.trace(products)) / (2 * count * (count - 1))
+    return float(value), _error(products.mean(axis=1))
 
 
 def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -259,7 +259,8 @@ def step(
     gradient = jax.tree.map(jnp.zeros_like, params)
     if system.exact is not None:
         value, gradient = jax.value_and_grad(system.exact)(params)
-        sampled = jnp.any(system.expectations.coefficients != 0)  # in the objective too
+        # Expectations in the objective, not those of budgets, are known from samples.
+        sampled = jnp.any(system.expectations.coefficients != 0)
         value = jnp.where(sampled, jnp.nan, value)
     if setting.method is not None:
         scores = fit_scores(
