@@ -587,9 +587,10 @@ def test_a_condition_that_shares_the_noise_of_the_inputs() -> None:
 )
 @pytest.mark.slow
 def test_all_methods_agree(model, params, truth) -> None:
-    for method in ("nested", "fisher", "path"):
+    # Fisher's error holds what its last features added, the path's its quadrature.
+    for method, sharp in (("nested", 0.005), ("fisher", 0.01), ("path", 0.025)):
         found = ig.mutual_information(model, "x", "y", params=params, method=method)
-        check(found, truth, 0.005, 0.01)
+        check(found, truth, sharp, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -600,7 +601,7 @@ def test_all_methods_agree(model, params, truth) -> None:
 def test_saturation_at_all_noise_levels(variance, truth) -> None:
     model = rotated_tanh(variance)
     found = ig.mutual_information(model, "x", "y")
-    check(found, truth, 0.03, 0.005)
+    check(found, truth, max(0.03, 0.01 * truth), 0.005)
     nested = ig.mutual_information(model, "x", "y", method="nested")
     assert nested.lower < truth < nested.upper
 
