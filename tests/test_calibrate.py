@@ -388,7 +388,7 @@ def test_a_correction_that_led_away_is_taken_back_by_half(divergence) -> None:
 
 
 def test_corrections_of_a_twin_of_another_form_converge() -> None:
-    """A normal law to two modes: towards the minimum of one divergence another rises."""
+    """A normal law to two modes: as one divergence falls, another one rises."""
 
     def model() -> None:
         m = numpyro.param("m", -1.4)
