@@ -77,8 +77,8 @@ def test_extrapolation_leaves_constants_and_removes_powers() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(n for n in METHODS if n != "flow"),
-        pytest.param("flow", marks=pytest.mark.slow),
+        "denoising",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in METHODS if n != "denoising"),
     ],
 )
 def test_a_black_box_by_its_samples(name) -> None:
