@@ -755,7 +755,7 @@ def test_truncation_far_out_stays_inside():
 def test_density_takes_masks_off_and_keeps_the_rest():
     base = dist.Normal(jnp.zeros((3, 2)), 1.0)
     plain = base.to_event(1)
-    assert exogenous.density(plain) is plain
+    assert type(exogenous.density(plain)) is type(plain)
     masked = base.mask(False).to_event(1).mask(jnp.zeros(3, bool)).expand((4, 3))
     x = jax.random.normal(jax.random.key(0), (4, 3, 2))
     bare = exogenous.density(masked)
@@ -766,6 +766,20 @@ def test_density_takes_masks_off_and_keeps_the_rest():
     moved = dist.TransformedDistribution(base.mask(False), maps.ExpTransform())
     wanted = dist.LogNormal(jnp.zeros((3, 2)), 1.0).log_prob(jnp.exp(x))
     np.testing.assert_allclose(exogenous.density(moved).log_prob(jnp.exp(x)), wanted)
+
+
+def test_density_ends_with_the_support_whatever_is_validated():
+    off = dict(validate_args=False)
+    half = dist.HalfNormal(1.0, **off)
+    for fn in (
+        dist.Uniform(0.0, 1.0, **off).expand((2,)).to_event(1),
+        dist.TransformedDistribution(half, maps.AffineTransform(0.0, 2.0), **off),
+        dist.MixtureGeneral(dist.Categorical(jnp.ones(2) / 2), [half, half], **off),
+    ):
+        outside = -jnp.ones(fn.shape())
+        log_prob = jax.jit(exogenous.density(fn).log_prob)
+        assert np.isfinite(fn.log_prob(outside))
+        assert log_prob(outside) == -jnp.inf and np.isfinite(log_prob(-outside / 2))
 
 
 def _moves(fn_of, *values):

@@ -150,7 +150,8 @@ def density(fn: Distribution) -> Distribution:
     """Returns the distribution whose `log_prob` is the density of the site.
 
     A mask changes what is summed into a likelihood, not how the site is drawn: it is
-    taken off wherever it is nested. Everything else stays.
+    taken off wherever it is nested. And outside of the support the density is zero,
+    which NumPyro says only of a distribution that validates its arguments.
 
     Args:
         fn: Any distribution.
@@ -164,10 +165,15 @@ def density(fn: Distribution) -> Distribution:
     """
     if type(fn) is dist.MaskedDistribution:
         return density(fn.base_dist)
-    if type(fn) not in WRAPPERS or density(fn.base_dist) is fn.base_dist:
-        return fn
     bare = copy.copy(fn)
-    bare.base_dist = density(fn.base_dist)
+    bare._validate_args = True
+    for name, part in vars(fn).items():
+        if isinstance(part, Distribution):
+            setattr(bare, name, density(part))
+        elif type(part) in (list, tuple) and all(
+            isinstance(each, Distribution) for each in part
+        ):
+            setattr(bare, name, type(part)(map(density, part)))
     return bare
 
 
