@@ -188,7 +188,12 @@ class Program:
             for leaf, var in zip(leaves, self.code.jaxpr.invars, strict=True)
         ]
         outs = jax.core.eval_jaxpr(self.code.jaxpr, self.consts, *values)
-        return tree_unflatten(self.code.out_tree, outs)
+        arrays = [
+            # A constant output comes as the number that stands in the code.
+            out if isinstance(out, Array) else jnp.asarray(out, shape.dtype)
+            for out, shape in zip(outs, self.code.jaxpr.out_avals, strict=True)
+        ]
+        return tree_unflatten(self.code.out_tree, arrays)
 
     def input_indices(self, *path: Any) -> list[int]:
         """Flat inputs under a path of indices, keys and attribute names."""

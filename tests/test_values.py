@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jax
+import jax.numpy as jnp
 
 import numpyro
 import numpyro.distributions as dist
@@ -62,6 +63,23 @@ def test_conditional_information_is_exact() -> None:
         links.link, "x", "y", given="v1", params={"a": 1.0, "b": 1.0}
     )
     check(found, 0.5 * math.log(1 + 0.5 / 2), 0.0, rounding=2e-6)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_condition_without_noise_is_held_at_its_value(fixed) -> None:
+    """I(x; y | g) = log(1 + g^2) / 2 with a gain g that no noise moves."""
+
+    def model():
+        gain = numpyro.param("gain", 2.0)
+        g = numpyro.deterministic("g", 2.0 * jnp.ones(()) if fixed else gain)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(g * x + 0.0 * gain, 1))
+
+    found = ig.mutual_information(model, "x", "y", given="g")
+    check(found, 0.5 * math.log(5), 0.0, rounding=2e-6)
+    if not fixed:
+        slope = ig.gradient(ig.MI("x", "y", given="g"), model).value["gain"]
+        assert float(slope) == pytest.approx(0.4, abs=1e-5)
 
 
 def test_common_cause_is_exact() -> None:

@@ -115,38 +115,39 @@ class GaussianEntropy:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("coefficients", "terms"),
-    meta_fields=("examples",),
+    data_fields=("coefficients", "terms", "forward"),
+    meta_fields=("spec",),
 )
 @dataclass(frozen=True)
 class GaussianEntropies:
     """sum of coefficient * h(sites | given) of a linear-Gaussian model, in nats.
 
-    What a site is held at makes no difference there: it is held at zero.
+    What the noise of a given site is makes no difference there, so none is drawn; what
+    the parameters make of that site may, as where it is a gain.
     """
 
     coefficients: jax.Array
     terms: tuple[GaussianEntropy, ...]
-    examples: tuple[tuple[str, tuple[int, ...], Any], ...]
+    forward: Program
+    spec: NoiseSpec
 
     @staticmethod
     def of(objective: Objective, sm: StructuralModel) -> GaussianEntropies:
         """The entropies of an objective on a model that is not `why_not_exact`."""
         resolved = resolve(objective, sm)
-        held = dict.fromkeys(s for term in resolved for s in term.given)
-        shapes = {s: sm.example(s) for s in held}
         return GaussianEntropies(
             jnp.asarray([term.coefficient for term in resolved]),
             tuple(GaussianEntropy.of(sm, t.sites, t.given) for t in resolved),
-            tuple((s, x.shape, x.dtype) for s, x in shapes.items()),
+            sm.forward,
+            sm.spec,
         )
 
     def __call__(self, params: Any) -> jax.Array:
         """The value at these parameters, a scalar."""
-        zeros = {name: jnp.zeros(shape, dtype) for name, shape, dtype in self.examples}
+        values = self.forward(params, noise_like(self.spec))
         total = jnp.zeros(())
         for coefficient, term in zip(self.coefficients, self.terms, strict=True):
-            total += coefficient * term(params, zeros)
+            total += coefficient * term(params, values)
         return total
 
 
