@@ -38,6 +38,8 @@ _NEAR, _BESIDE = 3e-3, 1e-2
 # what is continuous is far smaller in the narrow bracket, whatever its power. Whether
 # the place stays is seen a little outside, where rounding cannot flip the switch.
 _HALVINGS, _WIDE, _PAD = 22, 2.0**-12, 2.0**-18
+# Draws among which to look for a rare flip, and the numbers that these may hold.
+_POOL, _POOL_NUMBERS = 2**14, 2**24
 _CASTS = {"convert_element_type": "a cast (astype, or a comparison in a product)"}
 _REMEDY = (
     "The pathwise gradient does not see a jump. Soften it, put noise before it, "
@@ -74,14 +76,11 @@ def check_jumps(view: View, params: Any) -> None:
     given = view.program(drawn) if keyed else program
     twins = _twins(view, given, drawn) if keyed else {}
     hidden = keyed - frozenset(twins)
-    noise = draw_noise(sm.spec, jax.random.key(2), 2 * NUM_PROBES)
-    values = simulate(sm.forward, params, noise) if twins else {}
     plain = {path: found[path][1] for path in found if path not in twins}
-    followed = _probe_around(view, program, driven, plain, (noise, {}), params)
+    followed = _probe_around(view, program, driven, plain, (), params)
     if twins:
-        put = {name: values[name] for name in drawn}
         wrt = _driven(sm, given, drawn)
-        _probe_around(view, given, wrt, dict(twins.values()), (noise, put), params)
+        _probe_around(view, given, wrt, dict(twins.values()), drawn, params)
     if not hidden <= followed:
         raise JumpError(
             f"{_depends(view, {path: found[path] for path in hidden - followed})} a "
@@ -165,20 +164,21 @@ def _probe_around(
     program: Program,
     driven: list[int],
     chosen: Mapping[Any, tuple[str, ...]],
-    moving: tuple[Values, Values],
+    drawn: tuple[str, ...],
     params: Any,
 ) -> set[Any]:
-    """Probes at the parameters; then close by, or far away where nothing flipped.
+    """Probes at the parameters; then close by, or wider where nothing flipped.
 
-    A step could bring the knots of a spline out of order. So where a switch flipped it
-    is short: just enough to leave a place where a gap happens to be nothing.
+    Wider is among many more draws, for what is rare, and then far away. A step could
+    bring the knots of a spline out of order. So where a switch flipped it is short:
+    just enough to leave a place where a gap happens to be nothing.
 
     Args:
         view: For messages.
         program: Where to look.
         driven: Its inputs that a parameter moves.
         chosen: Paths of switches, with the outputs that each reaches.
-        moving: Noise, and values of given draws.
+        drawn: Sites whose draws are given to the program.
         params: Values of the parameters.
 
     Returns:
@@ -194,7 +194,11 @@ def _probe_around(
         return set()
     names = tuple(dict.fromkeys(n for hit in chosen.values() for n in hit))
     predicates = program.predicates(driven, noise)
-    moved = tuple(sorted(name for name in moving[1] if sm.params_of((name,))))
+    moved = tuple(sorted(name for name in drawn if sm.params_of((name,))))
+
+    def moving_at(point: Any, noise: Values) -> tuple[Values, Values]:
+        put = simulate(sm.forward, point, noise) if drawn else {}
+        return noise, {name: put[name] for name in drawn}
 
     def probe(point: Any, moving: tuple[Values, Values], rows: Any) -> Any:
         beside, _ = lines_through(sm, point, 1, np.array([_BESIDE, -_BESIDE]))
@@ -211,17 +215,45 @@ def _probe_around(
             )
         return flipped
 
+    few = draw_noise(sm.spec, jax.random.key(2), 2 * NUM_PROBES)
+    moving = moving_at(params, few)
     flipped = probe(params, moving, np.ones(len(numbers), bool))
     if flipped.any():
         probe(perturb(sm, params, _NEAR), moving, flipped)
     if not flipped.all():
+        size = sum(math.prod(law.shape) for _, law in sm.spec) or 1
+        count = max(min(_POOL, _POOL_NUMBERS // size), 2 * NUM_PROBES)
+        pool = moving_at(params, draw_noise(sm.spec, jax.random.key(3), count))
+        apart = np.asarray(_apart(predicates, params, pool, numbers))
+        for row in np.flatnonzero(~flipped & apart.any(axis=0)):
+            ends = np.resize(np.flatnonzero(apart[:, row]), NUM_PROBES)
+            pairs = np.concatenate([np.zeros(NUM_PROBES, int), ends])
+            rare = jax.tree.map(lambda x, at=pairs: x[at], pool)
+            flipped = flipped | probe(params, rare, ~flipped)
+    if not flipped.all():
         far = perturb(sm, params, FAR)
-        if moving[1]:
-            put = simulate(sm.forward, far, moving[0])
-            moving = moving[0], {name: put[name] for name in moving[1]}
-        flipped = flipped | probe(far, moving, ~flipped)
-    pairs = zip(numbers, flipped, strict=True)
-    return {switches[number].path for number, flip in pairs if flip}
+        flipped = flipped | probe(far, moving_at(far, few), ~flipped)
+    seen = zip(numbers, flipped, strict=True)
+    return {switches[number].path for number, flip in seen if flip}
+
+
+@jax.jit(static_argnames=("numbers",))
+def _apart(
+    predicates: Program, params: Any, moving: Any, numbers: tuple[int, ...]
+) -> jax.Array:
+    """Which numbered switches stand at each draw as they do not at the first."""
+
+    def states(one: Any) -> list[jax.Array]:
+        found = predicates(params, *one)
+        return [found[i].astype(jnp.int32) for i in numbers]
+
+    first = states(jax.tree.map(lambda x: x[0], moving))
+
+    def differ(one: Any) -> jax.Array:
+        pairs = zip(states(one), first, strict=True)
+        return jnp.stack([jnp.any(a != b) for a, b in pairs])
+
+    return jax.lax.map(differ, moving, batch_size=256)
 
 
 @functools.partial(jax.jit, static_argnames=("names", "numbers", "moved"))

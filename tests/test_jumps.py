@@ -33,6 +33,20 @@ def check(model: Any, objective: Any = X_TO_Y) -> None:
     checks.check_gradient(objective, sm, sm.params, False)
 
 
+@pytest.mark.parametrize("place", [2.5, 2.9, 3.2])
+def test_a_rare_jump_is_found(place):
+    """dI/d place is not zero however far out the step is: -0.037 at 2.9."""
+
+    def model(gap):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        over = jnp.maximum(x - numpyro.param("place", place), 0.0)
+        numpyro.sample("y", dist.Normal(jnp.where(over > 0, over + gap, 0.0), 1))
+
+    check(lambda: model(0.0))
+    with pytest.raises(JumpError, match="site 'y' jumps"):
+        check(lambda: model(20.0))
+
+
 def broken(v):
     return jnp.where(v > 3, v + 1.0, v)
 
