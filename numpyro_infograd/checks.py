@@ -240,6 +240,7 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
                     "name the discrete site that it is computed from, or add noise to "
                     "it (a sample site)."
                 )
+            check_atoms(sm, _computed(sm, sites), params)
             raise DegenerateError(
                 f"{names} together have {size} dimensions but only {rank} of noise at "
                 "these parameter values: a part is a function of the rest, and "
@@ -248,15 +249,12 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
             )
 
 
-def check_atoms(sm: StructuralModel, densities: Iterable[Density], params: Any) -> None:
+def check_atoms(sm: StructuralModel, names: Iterable[str], params: Any) -> None:
     """Refuse computed sites that take one value again and again, as behind a clip.
 
     Raises:
         DensityError: naming the site; it has no density to learn a score of.
     """
-    names = sorted({s for d in densities for s in d.without_density})
-    if not names:
-        return
     for name, counts in _repeats(sm, names, params):
         if counts.max() >= _ATOM:
             raise DensityError(
@@ -269,19 +267,24 @@ def check_atoms(sm: StructuralModel, densities: Iterable[Density], params: Any) 
 
 def _stepped(sm: StructuralModel, sites: Iterable[str], params: Any) -> str:
     """The first computed site with many draws of the same value, or ""."""
-    computed = [s for s in sites if sm.site_info[s].kind == "deterministic"]
-    for name, counts in _repeats(sm, computed, params):
+    for name, counts in _repeats(sm, _computed(sm, sites), params):
         if 1 < len(counts) < 128:
             return name
     return ""
+
+
+def _computed(sm: StructuralModel, sites: Iterable[str]) -> tuple[str, ...]:
+    return tuple(s for s in sites if sm.site_info[s].kind == "deterministic")
 
 
 def _repeats(
     sm: StructuralModel, sites: Iterable[str], params: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
     """For each component of each site, how often each of its values is drawn of 256."""
+    if not (chosen := tuple(sites)):
+        return
     values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(1), 256))
-    for name in sites:
+    for name in chosen:
         for column in np.asarray(values[name]).reshape(256, -1).T:
             yield name, np.unique(column, return_counts=True)[1]
 

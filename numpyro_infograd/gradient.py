@@ -9,6 +9,8 @@ import math
 from typing import Any
 import warnings
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 
@@ -34,7 +36,7 @@ from numpyro_infograd.pullback import Pulled, pull_back
 from numpyro_infograd.scores import Denoising, Exact, Mixture, resolve_method
 from numpyro_infograd.scores.base import ScoreMethod, after
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
-from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
+from numpyro_infograd.scores.mixture import FEW_UNEXPLAINED, SOUND_SAMPLE_SIZE
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import Means, trace_expectations
 from numpyro_infograd.text import html_table, with_error
@@ -270,14 +272,22 @@ def _is_finite(x: jax.Array) -> bool:
     return bool(jnp.all(jnp.isfinite(x)))
 
 
-def effective_sizes(evidence: Mapping[str, Any]) -> list[float]:
-    """A mixture's effective sample sizes at the lowest tenth of the samples."""
-    return [v for k, v in evidence.items() if k.startswith("effective_sample_size_low")]
+def why_not_mixture(evidence: Mapping[str, Any]) -> str:
+    """What a mixture's evidence says against its scores; "" if nothing."""
+    missed = [np.max(v) for k, v in evidence.items() if k.startswith("unexplained")]
+    if any(share > FEW_UNEXPLAINED for share in missed):
+        return "some samples lie where a half of a mixture's components has no density"
+    low = lowest_size(evidence)
+    if low >= SOUND_SAMPLE_SIZE:
+        return ""
+    return f"a mixture's effective sample size is only {low:.0f}"
 
 
-def is_sound(evidence: Mapping[str, Any]) -> bool:
-    """Whether a mixture's effective sample sizes allow its use."""
-    return all(size >= SOUND_SAMPLE_SIZE for size in effective_sizes(evidence))
+def lowest_size(evidence: Mapping[str, Any]) -> float:
+    """A mixture's least effective sample size at the lowest tenth of the samples."""
+    named = "effective_sample_size_low"
+    sizes = [np.min(v) for k, v in evidence.items() if k.startswith(named)]
+    return float(np.min(sizes)) if sizes else math.inf
 
 
 def choose(
@@ -310,8 +320,9 @@ def choose(
     except DensityError as error:
         return pose(objective, sm, Denoising(), params, str(error)), None
     found = estimate_gradient(problem, params, num_samples, rng_key)
-    low = min(effective_sizes(found.diagnostics), default=math.inf)
-    if is_sound(found.diagnostics):
+    unsound = why_not_mixture(found.diagnostics)
+    if not unsound:
+        low = lowest_size(found.diagnostics)
         sound = f"the mixture's effective sample size, {low:.3g}, is sound"
         counted = "the mixture's components count the hidden noise out"
         reason = f"{why}; {sound if math.isfinite(low) else counted}"
@@ -319,7 +330,7 @@ def choose(
         return problem, replace(
             found, diagnostics=found.diagnostics | {"reason": reason}
         )
-    reason = f"{why}; a mixture's effective sample size is only {low:.0f}"
+    reason = f"{why}; {unsound}"
     return pose(objective, sm, Denoising(), params, reason), None
 
 

@@ -129,7 +129,8 @@ def pose(
     densities = tuple(sm.density(term.sites, term.given) for term in terms)
     method = method.prepare(sm, params, densities)
     checks.check_supports(sm, densities)
-    checks.check_atoms(sm, densities, params)
+    bare = {s for density in densities for s in density.without_density}
+    checks.check_atoms(sm, sorted(bare), params)
     for density in densities:
         method.check(density)
     return Problem(sm, objective, terms, densities, method, None, reason)

@@ -985,6 +985,9 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         JumpError, r"Expectation\(is_up\).*Soften it",
         lambda: ascend(affine, subject_to=Expectation(is_up) <= 0.1)),
     # maximize: annealing, starts and checkpoints
+    "optimizer: a line search": (
+        ArgumentError, "optimizer's update.*optax.lbfgs.*optax.adam",
+        lambda: ascend(affine, optimizer=optax.lbfgs())),
     "annealing: zero": (
         ArgumentError, "annealing must be a positive number.*0.0",
         lambda: ascend(affine, annealing=0.0)),
@@ -1389,6 +1392,21 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "Mixture: num_components": (
         ArgumentError, "num_components.*power of two",
         lambda: scores.Mixture(num_components=0)),
+    "Denoising: a number of samples": (
+        ArgumentError, "num_samples must be a power of two.*got 1000",
+        lambda: scores.Denoising(num_samples=1000)),
+    "Posterior: a number of samples": (
+        ArgumentError, "num_samples must be a power of two.*got -3",
+        lambda: scores.Posterior(num_samples=-3)),
+    "Kernel: a number of samples": (
+        ArgumentError, "num_samples must be a power of two.*got 1000",
+        lambda: scores.Kernel(num_samples=1000)),
+    "Analytic: a number of samples": (
+        ArgumentError, "num_samples must be a power of two.*got 1000",
+        lambda: scores.Analytic({"y": lambda p, v: v["y"]}, num_samples=1000)),
+    "estimate: bits of an expectation": (
+        ArgumentError, "unit='bits' is for information",
+        lambda: ig.estimate(Expectation(lambda v: v["x"]), affine, unit="bits")),
     "Mixture: block_size": (
         ArgumentError, "block_size.*power of two",
         lambda: scores.Mixture(block_size=100)),

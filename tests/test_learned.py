@@ -592,6 +592,18 @@ def test_sound_scores_are_trusted(capsys) -> None:
     assert found.plot().get_xlabel() == "cotangent by denoising"
 
 
+def test_scores_through_appended_noise_are_checked_through_it() -> None:
+    found = ig.diagnostics.check_scores(
+        XY,
+        links.link,
+        params={"a": 2.0, "b": 1.0},
+        scores=replace(LEARN, noise_variance=1.0),
+        against=None,
+        verbose=False,
+    )
+    assert not found.doubts
+
+
 def test_wrong_scores_are_not() -> None:
     wrong = ig.scores.Analytic(links.link_scores(2.0, 1.0, 1.3))
     found = ig.diagnostics.check_scores(

@@ -17,6 +17,7 @@ from numpyro.distributions import constraints
 
 import numpyro_infograd as ig
 from numpyro_infograd.optimize import run
+from numpyro_infograd.optimize.annealing import cooled
 from numpyro_infograd.scores import Denoising, Mixture
 import truths
 
@@ -377,6 +378,33 @@ def test_update_takes_new_arguments_of_the_model() -> None:
     assert float(info.gradient_norm) == pytest.approx(0.5, abs=1e-5)
     _, info = ascent.update(state, 2.0)
     assert float(info.gradient_norm) == pytest.approx(0.2, abs=1e-5)
+
+
+def test_update_with_the_same_arguments_is_the_same_ascent() -> None:
+    def model(noise):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        z = numpyro.deterministic("z", numpyro.param("a", 3.0) * x)
+        numpyro.sample("y", dist.Normal(z, noise))
+
+    def way(*arguments):
+        power = ig.Expectation(lambda v: v["z"] ** 2)
+        ascent = ig.InfoMax(model, XY, subject_to=power <= 20.0)
+        state = ascent.init(jax.random.key(0), 1.0)
+        for _ in range(20):
+            state, info = ascent.update(state, *arguments)
+        return float(ascent.get_params(state)["a"]), float(info.excess[0])
+
+    assert way() == way(1.0)
+    assert way(0.5) != way()
+
+
+def test_an_annealed_method_appends_its_own_noise_once() -> None:
+    scores = Denoising(noise_variance=0.1, num_steps=5)
+    ascent = ig.InfoMax(links.amplifier, XY, scores=scores)
+    ascent.init(jax.random.key(0))
+    problem = ascent.problem
+    noisy = cooled(problem, {"y": 0.3}, 0.0, problem.sm.params)
+    assert float(noisy.sm.appended["y"]) == pytest.approx(0.4)
 
 
 @pytest.mark.slow

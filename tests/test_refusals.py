@@ -779,6 +779,22 @@ def test_smooth_or_vanishing_boundary_is_served(name):
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.03)
 
 
+def test_a_boundary_beyond_all_components_is_served():
+    """With y = a x + Gamma(2) a rare low y has no component at all in one half."""
+    law, density = located(dist.Gamma(2.0, 1.0)), stats.gamma(2.0).pdf
+    found = ig.gradient(X_TO_Y, channel(law))
+    assert found.diagnostics["method"] == "mixture" and not found.warnings
+    assert found.diagnostics["unexplained(y)"] > 0
+    truth = {"a": truth_of(density)}
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.01)
+
+
+def test_known_densities_are_bounded_whatever_the_method():
+    law, _ = MOVING["Exponential"]
+    right = scores.Analytic({"y": lambda params, v: -v["y"]})
+    refuses_gradient(BoundaryError, "'y'", model=channel(law), scores=right)
+
+
 @pytest.mark.slow
 def test_smooth_boundary_is_served_by_denoising():
     law, density = SMOOTH["Laplace"]

@@ -218,7 +218,7 @@ def _is_smooth(sm: StructuralModel, density: Density, params: Any) -> tuple[bool
     if rough:
         return False, f"the density of site {rough[0]!r} ends in a jump"
     try:
-        checks.check_atoms(sm, (density,), params)
+        checks.check_atoms(sm, density.without_density, params)
     except DensityError:
         return False, "a site takes one value again and again, as behind a clip"
     return True, ""

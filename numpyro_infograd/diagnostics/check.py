@@ -227,6 +227,7 @@ def check_scores(
     if problem.method is None:
         report = ScoreCheck("exact", "", (), {})
     else:
+        sm = problem.sm  # with the noise that the method appends
         values = simulate(
             sm.forward, complete, draw_noise(sm.spec, sample_key, num_samples)
         )

@@ -72,7 +72,8 @@ def maximize(
         subject_to: Comparisons of expectations with numbers, such as
             `Expectation(f) <= 1.0` or `>=`, met by an augmented Lagrangian.
         scores: As in `gradient`.
-        num_samples: Samples of a step, a power of two; None for the method's default.
+        num_samples: Samples of a step, a power of two; None for the method's
+            `step_samples`: 2048 of a mixture, else 4096.
         num_restarts: Ascents from random starts, run as one batch; the first starts
             from the model's own values. The best by estimated value is returned.
         annealing: Variance of Gaussian noise that is appended at the start to the sites

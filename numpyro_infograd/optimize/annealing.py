@@ -74,6 +74,7 @@ def cooled(
 ) -> Problem:
     """The problem with the noise that is left after this share of the cooling."""
     variances = {site: v * COLDEST**share for site, v in start.items()}
-    noisy = append_noise(problem.sm, variances)
+    # `pose` appends the method's own noise again.
+    noisy = append_noise(problem.sm.clean or problem.sm, variances)
     method = problem.method or Exact()
     return pose(problem.objective, noisy, method, params, problem.reason)

@@ -39,6 +39,7 @@ from numpyro_infograd.optimize.step import (
     constrained,
     project,
     scales,
+    trace_update,
     unconstrained,
 )
 from numpyro_infograd.problem import (
@@ -53,8 +54,6 @@ from numpyro_infograd.scores.exact import GaussianEntropies
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.tracing import trace_model
 
-_STEP_SAMPLES = {"Mixture": 2048, "Denoising": 4096}
-
 
 class InfoMax:
     """Maximise an objective by stochastic ascent along its information gradient.
@@ -67,7 +66,8 @@ class InfoMax:
             scaled to the parameters. With a projection it sees the part of the
             gradient along which the constraint lets the parameters move.
         scores: As in `gradient`.
-        num_samples: Samples of a step, a power of two; None for the method's default.
+        num_samples: Samples of a step, a power of two; None for the method's
+            `step_samples`: 2048 of a mixture, else 4096.
         projection: Function of the parameter dict, in constrained space, applied
             after every step (`optax.projections`). With one, the parameters' NumPyro
             constraints are not applied as well.
@@ -169,10 +169,15 @@ class InfoMax:
                 arguments that give the model another structure.
         """
         self._check_state(state)
-        if args or kwargs:
-            self._repose(args, kwargs, self.get_params(state))
-            self._parts = self.make_parts(self.get_params(state))
         assert self._parts is not None
+        if args or kwargs:
+            began = self._parts[1]
+            self._repose(args, kwargs, self.get_params(state))
+            setting, system = self.make_parts(self.get_params(state))
+            # Rates and multipliers are in units of where the ascent began.
+            budgets = system.budgets._replace(scales=began.budgets.scales)
+            system = system._replace(scale=began.scale, budgets=budgets)
+            self._parts = setting, system
         setting, system = self._parts
         batch = jax.tree.map(lambda x: x[None], state)
         batch, infos = ascend_many(setting, system, batch, jnp.ones(1))
@@ -359,8 +364,7 @@ class InfoMax:
         problem = self.problem
         assert problem is not None
         method = problem.method
-        default = _STEP_SAMPLES.get(type(method).__name__, 4096)
-        size = self.num_samples or default
+        size = self.num_samples or (4096 if method is None else method.step_samples)
         spec = problem.sm.spec
         free = unconstrained(params, self.constraints())
         scale = (
@@ -381,7 +385,7 @@ class InfoMax:
             budgets,
             base_points(spec, size),
             self.projection and Program.trace(self.projection, free),
-            Program.trace(self.optimizer.update, free, opt_state, free),
+            trace_update(self.optimizer, opt_state, free),
             scale,
             self.constraints(),
         )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd.checkpoint import unpack
-from numpyro_infograd.gradient import effective_sizes, is_sound
+from numpyro_infograd.gradient import why_not_mixture
 from numpyro_infograd.optimize.annealing import (
     Annealing,
     cooled,
@@ -218,11 +218,8 @@ class Run:
             or not isinstance(problem.method, Mixture)
         ):
             return
-        evidence = {name: float(np.min(v)) for name, v in infos.evidence.items()}
-        if is_sound(evidence):
-            return
-        smallest = min(effective_sizes(evidence))
-        self._leave_mixture(f"a mixture's effective sample size fell to {smallest:.0f}")
+        if why := why_not_mixture(infos.evidence):
+            self._leave_mixture(why)
 
     def _leave_mixture(self, reason: str) -> None:
         """Go on with networks."""

@@ -418,6 +418,25 @@ def as_optax(optimizer: Any) -> optax.GradientTransformation:
     )
 
 
+def trace_update(
+    optimizer: optax.GradientTransformation, opt_state: Any, free: Any
+) -> Program:
+    """An optimizer's update as a program of gradient, state and parameters.
+
+    Raises:
+        ArgumentError: if it asks for more, as a line search for the objective.
+    """
+    try:
+        return Program.trace(optimizer.update, free, opt_state, free)
+    except TypeError as error:
+        raise ArgumentError(
+            "optimizer's update must take a gradient, a state and parameters: an "
+            "ascent has no value of the objective for a line search (optax.lbfgs) or "
+            "a plateau to be seen by. Use one such as optax.adam(0.1). It said: "
+            f"{error}"
+        ) from None
+
+
 @functools.lru_cache(maxsize=32)
 def _from_numpyro(optimizer: Any) -> optax.GradientTransformation:
     """NumPyro's optimizers carry the parameters in their state; hand out the steps."""

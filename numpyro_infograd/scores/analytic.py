@@ -11,7 +11,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import is_real, tracing
+from numpyro_infograd.arguments import as_power_of_two, is_real, tracing
 from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.objectives import names
@@ -50,7 +50,7 @@ class Analytic(ScoreMethod):
                 "Analytic takes a dict from sets of sites to functions, such as "
                 f"{{'y': fn}}, got {functions!r:.80}."
             )
-        self.num_samples = num_samples
+        self.num_samples = as_power_of_two("num_samples", num_samples, 256)
         self.functions = {
             frozenset(names(sites, "a key of Analytic")): fn
             for sites, fn in functions.items()
@@ -63,7 +63,13 @@ class Analytic(ScoreMethod):
                 )
 
     def check(self, density: Density) -> None:
-        """Raise unless a function covers the density, or its score is known anyway."""
+        """Raise unless a function covers the density, or its score is known anyway.
+
+        A density that is known has the boundary that the model shows; one that hides
+        noise may be smooth all the same, and only its formula knows.
+        """
+        if density.is_known:
+            super().check(density)
         if not density.is_known and frozenset(density.all_sites) not in self.functions:
             known = ", ".join(repr(tuple(sorted(s))) for s in self.functions)
             raise ScoreError(

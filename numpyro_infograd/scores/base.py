@@ -76,6 +76,11 @@ class ScoreMethod(ABC):
         return 16384
 
     @property
+    def step_samples(self) -> int:
+        """Default number of samples of one step of an ascent."""
+        return 4096
+
+    @property
     def num_deviations(self) -> int:
         """Length of the leading axis of `Scores.deviations`; a divisor of 16."""
         return 1

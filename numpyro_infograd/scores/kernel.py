@@ -66,6 +66,7 @@ class Kernel(ScoreMethod):
 
     def __post_init__(self) -> None:
         as_power_of_two("num_points", self.num_points, 32)
+        as_power_of_two("num_samples", self.num_samples, 256)
         check_numbers(self, "share", high=1.0)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:

@@ -103,7 +103,7 @@ class Learned(ScoreMethod):
             )
         check_network(self.network, self.hidden)
         check_numbers(self, "learning_rate")
-        for name in ("pool_size", "warm_pool_size"):
+        for name in ("pool_size", "warm_pool_size", "num_samples"):
             as_power_of_two(name, getattr(self, name), 256)
         if self.batch_size < self.num_networks:
             raise ArgumentError(

@@ -20,6 +20,8 @@ from numpyro_infograd.scores.base import ScoreMethod, Scores
 # Below this effective sample size (at the lowest tenth of the samples) a mixture's
 # bias is no longer removed by its jackknife.
 SOUND_SAMPLE_SIZE = 200.0
+# Share of the samples, behind a one-sided noise, that may have no component near.
+FEW_UNEXPLAINED = 1e-3
 
 
 class _Sums(NamedTuple):
@@ -52,8 +54,9 @@ class _Sums(NamedTuple):
 
     @property
     def mean_score(self) -> Values:
-        """Weighted mean of the complete-data scores."""
-        return jax.tree.map(lambda x: x / _expand(self.weight, x), self.score)
+        """Weighted mean of the complete-data scores; zero where nothing weighs."""
+        weight = jnp.where(self.weight > 0, self.weight, 1.0)
+        return jax.tree.map(lambda x: x / _expand(weight, x), self.score)
 
     @property
     def effective_sample_size(self) -> jax.Array:
@@ -92,6 +95,11 @@ class Mixture(ScoreMethod):
         for name in ("num_components", "num_samples", "block_size"):
             as_power_of_two(name, getattr(self, name), 2)
 
+    @property
+    def step_samples(self) -> int:
+        """Default number of samples of one step of an ascent."""
+        return 2048
+
     def check(self, density: Density) -> None:
         """Raise for a moving boundary, and for what has no density to mix."""
         super().check(density)
@@ -112,6 +120,13 @@ class Mixture(ScoreMethod):
         """Also too few components of any weight."""
         size = evidence["effective_sample_size_low"]
         found = super().doubts(density, evidence)
+        if evidence["unexplained"] > FEW_UNEXPLAINED:
+            found.append(
+                f"{evidence['unexplained']:.2%} of the samples of {density.label!r} "
+                "lie where a half of the mixture's components has no density, so "
+                "their scores are poor. Raise num_components, or use "
+                "scores='denoising'."
+            )
         if not size >= SOUND_SAMPLE_SIZE:
             found.append(
                 f"the mixture's effective sample size for {density.label!r} is only "
@@ -136,8 +151,14 @@ class Mixture(ScoreMethod):
         first, second = self._halves(state, density, params, values, rng_key)
         both = first.plus(second)
         a, b, whole = first.mean_score, second.mean_score, both.mean_score
-        removed = jax.tree.map(lambda w, x, y: w - 0.5 * (x + y), whole, a, b)
+        explained = (first.weight > 0) & (second.weight > 0)
+
+        def correction(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+            return jnp.where(_expand(explained, w), w - 0.5 * (x + y), 0.0)
+
+        removed = jax.tree.map(correction, whole, a, b)
         evidence = {
+            "unexplained": jnp.mean(~explained),
             "effective_sample_size": jnp.mean(both.effective_sample_size),
             "effective_sample_size_low": _lowest_tenth(first, second),
         }
@@ -236,6 +257,7 @@ def _lowest_tenth(first: _Sums, second: _Sums) -> jax.Array:
     """
     kish = jnp.quantile(first.plus(second).effective_sample_size, 0.1)
     share = jnp.tanh(0.5 * (first.log_sum - second.log_sum))
+    share = jnp.where(jnp.isnan(share), 1.0, share)  # where neither has any weight
     return jnp.maximum(kish, 1 / jnp.quantile(share**2, 0.9))
 
 

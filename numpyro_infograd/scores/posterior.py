@@ -102,7 +102,7 @@ class Posterior(ScoreMethod):
         check_counts(
             self, "num_components", "num_steps", "num_warm_steps", "batch_size"
         )
-        for name in ("pool_size", "warm_pool_size"):
+        for name in ("pool_size", "warm_pool_size", "num_samples"):
             as_power_of_two(name, getattr(self, name), 256)
         if self.batch_size < _MEMBERS:
             raise ArgumentError(

@@ -13,7 +13,7 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, use_mesh
 from numpyro_infograd.edits import decouple
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.objectives import MI, Objective, Sites, names
+from numpyro_infograd.objectives import MI, Objective, Sites, check_is_objective, names
 from numpyro_infograd.problem import admit, check_num_samples, noise_warnings
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values.base import Estimate, Estimator
@@ -104,6 +104,12 @@ def estimate(
     """
     if unit not in ("nats", "bits"):
         raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
+    check_is_objective(objective)
+    if unit == "bits" and not objective.entropies:
+        raise ArgumentError(
+            "unit='bits' is for information and entropies; an Expectation is in units "
+            "of its function: leave out unit."
+        )
     chosen = _resolve(method)
     if num_samples is not None:
         check_num_samples(num_samples, None)
