@@ -256,7 +256,7 @@ def check_atoms(sm: StructuralModel, names: Iterable[str], params: Any) -> None:
         DensityError: naming the site; it has no density to learn a score of.
     """
     for name, counts in _repeats(sm, names, params):
-        if counts.max() >= _ATOM:
+        if counts.max() >= _ATOM and len(counts) > 1:  # a constant is another matter
             raise DensityError(
                 f"site {name!r} is computed and takes the same value in {counts.max()} "
                 "of 256 draws, as behind a clip or a rectifier: it has no density, and "

@@ -40,19 +40,8 @@ def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
     """
     order = {name: i for i, name in enumerate(sm.sites)}
     left = dict(objective.entropies)
-    terms: list[Term] = []
-    for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
-        for inner in sorted(left, key=lambda s: (-len(s), sorted(s))):
-            paired = left[joint] * left[inner] < 0 and inner < joint
-            if not paired or not _separates(sm, joint, inner):
-                continue
-            size = min(abs(left[joint]), abs(left[inner]))
-            coefficient = size if left[joint] > 0 else -size
-            left[joint] = plus(left[joint], -coefficient)
-            left[inner] = plus(left[inner], coefficient)
-            rest = tuple(sorted(joint - inner, key=order.__getitem__))
-            given = tuple(sorted(inner, key=order.__getitem__))
-            terms.append(Term(coefficient, rest, given))
+    pairs = _pair_off(left, -1, lambda joint, inner: _separates(sm, joint, inner))
+    terms = [_conditional(order, *pair) for pair in pairs]
     for joint, coefficient in left.items():
         if coefficient:
             sites = tuple(sorted(joint, key=order.__getitem__))
@@ -88,19 +77,8 @@ def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, .
     """
     order = {name: i for i, name in enumerate(sm.sites)}
     left = dict(objective.entropies)
-    terms = []
-    for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
-        for inner in sorted(left, key=lambda s: (len(s), sorted(s))):
-            own = joint - inner
-            if not inner < joint or left[joint] * left[inner] >= 0 or sm.params_of(own):
-                continue
-            size = min(abs(left[joint]), abs(left[inner]))
-            coefficient = size if left[joint] > 0 else -size
-            left[joint] = plus(left[joint], -coefficient)
-            left[inner] = plus(left[inner], coefficient)
-            if sm.params_of(inner):
-                parts = (sorted(part, key=order.__getitem__) for part in (own, inner))
-                terms.append(Term(coefficient, *map(tuple, parts)))
+    pairs = _pair_off(left, 1, lambda joint, inner: not sm.params_of(joint - inner))
+    terms = [_conditional(order, *pair) for pair in pairs if sm.params_of(pair[2])]
     for sites, coefficient in left.items():
         if coefficient and sm.params_of(sites):
             raise ScoreError(
@@ -109,6 +87,38 @@ def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, .
                 f"{sorted(sites)}. Use scores='denoising'."
             )
     return tuple(terms)
+
+
+def _pair_off(
+    left: dict[Joint, float], sign: int, fits: Callable[[Joint, Joint], bool]
+) -> list[tuple[float, Joint, Joint]]:
+    """Pairs of h(joint) and -h(inner), largest joint first; takes them from `left`.
+
+    Args:
+        left: Coefficient of each joint entropy.
+        sign: 1 for the smallest inner sets first, -1 for the largest.
+        fits: Whether two sets may be paired.
+    """
+    pairs = []
+    for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
+        for inner in sorted(left, key=lambda s: (sign * len(s), sorted(s))):
+            opposed = left[joint] * left[inner] < 0 and inner < joint
+            if not opposed or not fits(joint, inner):
+                continue
+            size = min(abs(left[joint]), abs(left[inner]))
+            coefficient = size if left[joint] > 0 else -size
+            left[joint] = plus(left[joint], -coefficient)
+            left[inner] = plus(left[inner], coefficient)
+            pairs.append((coefficient, joint, inner))
+    return pairs
+
+
+def _conditional(
+    order: dict[str, int], coefficient: float, joint: Joint, inner: Joint
+) -> Term:
+    """h(joint | inner), its sites in the order of the model."""
+    parts = (sorted(part, key=order.__getitem__) for part in (joint - inner, inner))
+    return Term(coefficient, *map(tuple, parts))
 
 
 class Means(NamedTuple):

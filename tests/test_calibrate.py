@@ -351,7 +351,9 @@ def test_held_out_divergence_is_that_of_the_features() -> None:
         assert error < 0.002
 
 
-@pytest.mark.parametrize("divergence", ["fisher", "kl"])
+@pytest.mark.parametrize(
+    "divergence", [pytest.param("fisher", marks=pytest.mark.slow), "kl"]
+)
 def test_a_correction_that_led_away_is_taken_back_by_half(divergence) -> None:
     def model() -> None:
         a = numpyro.param("a", 0.0)
@@ -388,6 +390,7 @@ def test_a_correction_that_led_away_is_taken_back_by_half(divergence) -> None:
     assert np.isfinite(fit.correct())
 
 
+@pytest.mark.slow
 def test_corrections_of_a_twin_of_another_form_converge() -> None:
     """A normal law to two modes: as one divergence falls, another one rises."""
 

@@ -19,7 +19,6 @@ import pytest
 
 import numpyro_infograd as ig
 from numpyro_infograd import scores
-from numpyro_infograd.optimize import infomax
 
 matplotlib.use("Agg")
 
@@ -98,7 +97,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("denoising", "sliced"):
         fewer = functools.partial(scores.REGISTRY[name], **settings)
         monkeypatch.setitem(scores.REGISTRY, name, fewer)
-    monkeypatch.setitem(infomax._STEP_SAMPLES, "Mixture", 256)
+    monkeypatch.setattr(scores.Mixture, "step_samples", 256)
     monkeypatch.chdir(tmp_path)
 
 

@@ -30,7 +30,7 @@ AVERAGE = Mixture(num_components=128)
 METHODS = {
     "auto": "auto",
     "exact": "exact",
-    "mixture": AVERAGE,
+    "mixture": pytest.param(AVERAGE, marks=pytest.mark.slow),
     "denoising": pytest.param(LEARN, marks=pytest.mark.slow),
 }
 QUIET = {"progress_bar": False}

@@ -87,7 +87,8 @@ def calibrate(
         noise_levels: Variances of noise that both laws are seen through, each relative
             to the recordings: noise with this multiple of their covariance (in log or
             logit coordinates for positive or unit-interval sites). Several are
-            averaged, into KL(p || q) for "fisher". None is (0, 0.05, 0.2, 0.6) for
+            averaged; for "fisher" by the trapezoid rule, into the part of KL(p || q)
+            that noise of the last level takes away. None is (0, 0.05, 0.2, 0.6) for
             "fisher", since the divergence at one level says little of the weight of
             separated modes, and (0,) for "kl"; level 0 gives way to the next where a
             density ends in a jump or a value repeats, as behind a clip.

@@ -32,7 +32,7 @@ class Calibration(Result):
 
     `params` and `status` are as in any `Result`, and `estimate` is `after`. `history`
     has arrays over steps, (num_steps,): "gradient_norm", "finite" (whether the step was
-    taken) and "divergence", the Fisher divergence averaged over the levels in use; and
+    taken) and "divergence", the Fisher divergence over the levels in use (nats); and
     "params", a dict of arrays (num_steps, *shape).
     `diagnostics` has the divergence and the levels.
 

@@ -24,7 +24,7 @@ class Settings:
         divergence: "fisher" or "kl".
         used: Levels of noise in the divergence that is made small.
         reported: Levels of noise in the divergence that is reported.
-        optimizer: None, a learning rate or an optax optimizer.
+        optimizer: None, or an optax or numpyro optimizer.
         projection: Of the parameters, or None.
         network: What makes the features' networks.
         num_steps: Of the optimizer.

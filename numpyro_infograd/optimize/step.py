@@ -71,8 +71,8 @@ class StepInfo(NamedTuple):
         evidence: What the scores say of themselves, by name and set of sites: sample
             sizes of a mixture; held-out gain, drift and whether networks were trained
             at this step; Stein residuals.
-        excess: By how much each constraint in `subject_to` is exceeded, as a share of
-            its bound; negative inside.
+        excess: By how much each constraint in `subject_to` is exceeded, in units
+            of its bound or of where the ascent began; negative inside.
         gradient: The gradient in the optimised space; with a projection, the part of
             it along which the constraint lets the parameters move.
     """

@@ -133,6 +133,12 @@ def rate_region(
                 before, prices = prices, prices_of(weight, rates, values)
                 if prices == before:
                     break
+            else:
+                warnings.warn(
+                    f"in the direction {weight.tolist()} the facets that bind changed "
+                    f"with each of {_ROUNDS} ascents: its point may not be the best.",
+                    stacklevel=2,
+                )
         except (ConstraintError, DegenerateError, DensityError, ModelError) as error:
             trouble = f"the direction {weight.tolist()} is left out: {error}"
             warnings.warn(trouble, stacklevel=2)

@@ -105,7 +105,7 @@ class Mixture(ScoreMethod):
         super().check(density)
         if density.without_density:
             raise DensityError(
-                f"site {density.without_density[0]!r} is deterministic, so it has no "
+                f"site {density.without_density[0]!r} is deterministic: it has no "
                 "density given the other noise. Use scores='denoising', or observe it "
                 "through a sample site."
             )

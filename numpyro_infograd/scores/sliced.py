@@ -18,8 +18,8 @@ class Sliced(Learned):
     """Sliced score matching with its variance reduced (Song et al. 2019, SSM-VR).
 
     Minimises E[1/2 |s(a)|^2 + v . (ds/da) v] with random signs v, whose mean is the
-    trace that score matching asks for (Hyvarinen 2005). It sees samples alone: neither
-    the model's densities nor any noise are used.
+    trace that score matching asks for (Hyvarinen 2005). It sees samples alone:
+    what it learns uses neither the model's densities nor any noise.
 
     The settings are those of `Denoising`, without its noise.
 

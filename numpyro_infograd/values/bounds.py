@@ -37,6 +37,8 @@ def doubts(
             f"the value is {found.value} +- {found.standard_error}: no number. Take "
             "another method, or enable x64.",
         )
+    if _Information.of(-objective):  # what is minimised
+        return doubts(-found, -objective, sm, params)
     information = _Information.of(objective)
     if information is None:
         return ()
