@@ -274,7 +274,7 @@ def _is_finite(x: jax.Array) -> bool:
 
 def why_not_mixture(evidence: Mapping[str, Any]) -> str:
     """What a mixture's evidence says against its scores; "" if nothing."""
-    missed = [np.max(v) for k, v in evidence.items() if k.startswith("unexplained")]
+    missed = [np.mean(v) for k, v in evidence.items() if k.startswith("unexplained")]
     if any(share > FEW_UNEXPLAINED for share in missed):
         return "some samples lie where a half of a mixture's components has no density"
     low = lowest_size(evidence)
@@ -323,7 +323,8 @@ def choose(
     unsound = why_not_mixture(found.diagnostics)
     if not unsound:
         low = lowest_size(found.diagnostics)
-        sound = f"the mixture's effective sample size, {low:.3g}, is sound"
+        size = f"{low:.0f}" if low < 10000 else "over 10000"
+        sound = f"the mixture's effective sample size, {size}, is sound"
         counted = "the mixture's components count the hidden noise out"
         reason = f"{why}; {sound if math.isfinite(low) else counted}"
         problem = problem._replace(reason=reason)

@@ -215,21 +215,24 @@ def _probe_around(
             )
         return flipped
 
+    every = np.ones(len(numbers), bool)
+    near = perturb(sm, params, _NEAR)
     few = draw_noise(sm.spec, jax.random.key(2), 2 * NUM_PROBES)
     moving = moving_at(params, few)
-    flipped = probe(params, moving, np.ones(len(numbers), bool))
+    flipped = probe(params, moving, every)
     if flipped.any():
-        probe(perturb(sm, params, _NEAR), moving, flipped)
-    if not flipped.all():
-        size = sum(math.prod(law.shape) for _, law in sm.spec) or 1
-        count = max(min(_POOL, _POOL_NUMBERS // size), 2 * NUM_PROBES)
-        pool = moving_at(params, draw_noise(sm.spec, jax.random.key(3), count))
-        apart = np.asarray(_apart(predicates, params, pool, numbers))
-        for row in np.flatnonzero(~flipped & apart.any(axis=0)):
-            ends = np.resize(np.flatnonzero(apart[:, row]), NUM_PROBES)
-            pairs = np.concatenate([np.zeros(NUM_PROBES, int), ends])
-            rare = jax.tree.map(lambda x, at=pairs: x[at], pool)
-            flipped = flipped | probe(params, rare, ~flipped)
+        probe(near, moving, flipped)
+    size = sum(site.size for site in sm.site_info.values())
+    size += sum(math.prod(law.shape) for _, law in sm.spec)
+    count = max(min(_POOL, _POOL_NUMBERS // size), 2 * NUM_PROBES)
+    pool = moving_at(params, draw_noise(sm.spec, jax.random.key(3), count))
+    unseen = np.asarray(_unseen(predicates, params, moving, pool, numbers))
+    if unseen.any():
+        pairs = _paired(moving, pool, unseen)
+        rare = probe(params, pairs, every)
+        if rare.any():
+            probe(near, pairs, rare)
+        flipped = flipped | rare
     if not flipped.all():
         far = perturb(sm, params, FAR)
         flipped = flipped | probe(far, moving_at(far, few), ~flipped)
@@ -238,22 +241,46 @@ def _probe_around(
 
 
 @jax.jit(static_argnames=("numbers",))
-def _apart(
-    predicates: Program, params: Any, moving: Any, numbers: tuple[int, ...]
+def _unseen(
+    predicates: Program, params: Any, few: Any, pool: Any, numbers: tuple[int, ...]
 ) -> jax.Array:
-    """Which numbered switches stand at each draw as they do not at the first."""
+    """At which draws of a pool a numbered switch stands as it does at none of a few.
+
+    That is a part of it, and further up or down: (draws, switches).
+    """
 
     def states(one: Any) -> list[jax.Array]:
         found = predicates(params, *one)
         return [found[i].astype(jnp.int32) for i in numbers]
 
-    first = states(jax.tree.map(lambda x: x[0], moving))
+    seen = jax.vmap(states)(few)
+    ends = [(jnp.min(x, axis=0), jnp.max(x, axis=0)) for x in seen]
 
-    def differ(one: Any) -> jax.Array:
-        pairs = zip(states(one), first, strict=True)
-        return jnp.stack([jnp.any(a != b) for a, b in pairs])
+    def outside(one: Any) -> jax.Array:
+        pairs = zip(states(one), ends, strict=True)
+        return jnp.stack([jnp.any((x < a) | (x > b)) for x, (a, b) in pairs])
 
-    return jax.lax.map(differ, moving, batch_size=256)
+    return jax.lax.map(outside, pool, batch_size=256)
+
+
+def _paired(few: Any, pool: Any, unseen: np.ndarray) -> Any:
+    """A common draw and rare ones as pairs for `_flips`, from either side.
+
+    What is no float, such as a key, stays that of the first of a pair.
+    """
+    columns = np.flatnonzero(unseen.any(axis=0))
+    each = max(1, NUM_PROBES // len(columns))
+    ends = [np.resize(np.flatnonzero(unseen[:, i]), each) for i in columns]
+    at = np.resize(np.concatenate(ends), NUM_PROBES)
+    swap = np.arange(NUM_PROBES) % 2 == 1
+
+    def pair(common: jax.Array, rare: jax.Array) -> jax.Array:
+        both = jnp.stack([jnp.broadcast_to(common[0], rare[at].shape), rare[at]])
+        first = both[swap.astype(int), np.arange(NUM_PROBES)]
+        second = both[1 - swap, np.arange(NUM_PROBES)]
+        return jnp.concatenate([first, second])
+
+    return jax.tree.map(pair, few, pool)
 
 
 @functools.partial(jax.jit, static_argnames=("names", "numbers", "moved"))

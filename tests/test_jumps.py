@@ -45,6 +45,39 @@ def test_a_rare_jump_is_found(place):
     check(lambda: model(0.0))
     with pytest.raises(JumpError, match="site 'y' jumps"):
         check(lambda: model(20.0))
+    with pytest.raises(JumpError, match="site 'y' jumps"):  # here by chance none yet
+        check(lambda: model(numpyro.param("gap", 0.0)))
+
+
+@pytest.mark.parametrize("rare", [0, 1])
+def test_a_rare_jump_beside_a_common_switch_is_found(rare):
+    """One select over two components: one of them continuous, or both rare."""
+
+    def select(gap, common):
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+        shift = numpyro.param("shift", 0.0)
+        over = x - shift - jnp.full(2, common).at[rare].set(2.9)
+        jump = jnp.zeros(2).at[rare].set(gap)
+        y = jnp.where(over > 0, over + jump, 0.0)
+        numpyro.sample("y", dist.Normal(y, 1).to_event(1))
+
+    for common in (0.0, 2.9):
+        check(lambda common=common: select(0.0, common))
+        with pytest.raises(JumpError, match="site 'y' jumps"):
+            check(lambda common=common: select(20.0, common))
+
+
+def test_a_rare_branch_is_found():
+    def model(gap):
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        over = x - numpyro.param("shift", 0.0)
+        index = (over > 0).astype(int) + (over > 2.9)
+        branches = [lambda v: 0.0 * v, lambda v: v, lambda v: v + gap]
+        numpyro.sample("y", dist.Normal(jax.lax.switch(index, branches, over), 1))
+
+    check(lambda: model(0.0))
+    with pytest.raises(JumpError, match="site 'y' jumps"):
+        check(lambda: model(20.0))
 
 
 def broken(v):

@@ -780,13 +780,16 @@ def test_smooth_or_vanishing_boundary_is_served(name):
 
 
 def test_a_boundary_beyond_all_components_is_served():
-    """With y = a x + Gamma(2) a rare low y has no component at all in one half."""
+    """With y = a x + Gamma(2) a rare low y has no component in a half, or in two."""
     law, density = located(dist.Gamma(2.0, 1.0)), stats.gamma(2.0).pdf
-    found = ig.gradient(X_TO_Y, channel(law))
-    assert found.diagnostics["method"] == "mixture" and not found.warnings
-    assert found.diagnostics["unexplained(y)"] > 0
-    truth = {"a": truth_of(density)}
-    assert_within(found.value, found.standard_error, truth, max_standard_error=0.01)
+    truth, unexplained = {"a": truth_of(density)}, 0.0
+    for seed in range(4):
+        found = ig.gradient(X_TO_Y, channel(law), rng_key=jax.random.key(seed))
+        assert found.diagnostics["method"] == "mixture" and not found.warnings
+        unexplained += found.diagnostics["unexplained(y)"]
+        error = found.standard_error
+        assert_within(found.value, error, truth, max_standard_error=0.01)
+    assert unexplained > 0
 
 
 def test_known_densities_are_bounded_whatever_the_method():

@@ -2,6 +2,7 @@
 """Rate regions of Gaussian channels, against closed forms."""
 
 from dataclasses import replace
+import itertools
 
 import numpy as np
 import pytest
@@ -54,6 +55,21 @@ def test_sum_power() -> None:
     assert not region.contains([-0.1, 0.5])
     assert region.points.max() <= capacity(POWER) * 1.001
     np.testing.assert_allclose(region.points[0], [capacity(POWER), 0], atol=1e-3)
+
+
+def test_facets_that_keep_changing_are_told(monkeypatch) -> None:
+    prices = itertools.cycle([{("r1",): 1.0}, {("r2",): 1.0}])
+    monkeypatch.setattr(regions, "prices_of", lambda *_: next(prices))
+    region = ig.rate_region(
+        multiple_access,
+        {"r1": MI("x1", "y", given="x2"), "r2": MI("x2", "y", given="x1")},
+        projection=sum_power,
+        num_weights=2,
+        num_steps=2,
+        progress_bar=False,
+    )
+    assert all("has not settled" in status for status in region.statuses)
+    assert any("has not settled" in warning for warning in region.warnings)
 
 
 def test_individual_powers() -> None:

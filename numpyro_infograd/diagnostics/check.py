@@ -227,14 +227,20 @@ def check_scores(
     if problem.method is None:
         report = ScoreCheck("exact", "", (), {})
     else:
-        sm = problem.sm  # with the noise that the method appends
-        values = simulate(
-            sm.forward, complete, draw_noise(sm.spec, sample_key, num_samples)
-        )
+        seen = problem.sm  # with the noise that the method appends
+        noise = draw_noise(seen.spec, sample_key, num_samples)
+        values = simulate(seen.forward, complete, noise)
         sets, own = _look(problem, complete, values, fit_key)
         names, apart, both = "", {}, {}
         if other is not None and sets:
-            second = pose(objective, sm, other, complete)
+            if other.noise_variance not in (None, problem.method.noise_variance):
+                raise ArgumentError(
+                    f"against appends noise of variance {other.noise_variance}, and "
+                    f"scores of {problem.method.noise_variance}: these are scores of "
+                    "different laws. Give both the same noise_variance."
+                )
+            own_noise = other.noise_variance is not None
+            second = pose(objective, sm if own_noise else seen, other, complete)
             _, theirs = _look(second, complete, values, other_key)
             names = second.method_name
             for site in own:

@@ -150,8 +150,8 @@ def density(fn: Distribution) -> Distribution:
     """Returns the distribution whose `log_prob` is the density of the site.
 
     A mask changes what is summed into a likelihood, not how the site is drawn: it is
-    taken off wherever it is nested. And outside of the support the density is zero,
-    which NumPyro says only of a distribution that validates its arguments.
+    taken off wherever it is nested. And NumPyro's densities end with their support only
+    where arguments are validated: here they always are.
 
     Args:
         fn: Any distribution.

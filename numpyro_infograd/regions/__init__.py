@@ -131,14 +131,14 @@ def rate_region(
                 _check_end(result)
                 values = _values(named, model, result.params, own_key, args, kwargs)
                 before, prices = prices, prices_of(weight, rates, values)
-                if prices == before:
+                if prices == before or result.status.startswith("interrupted"):
                     break
             else:
-                warnings.warn(
-                    f"in the direction {weight.tolist()} the facets that bind changed "
-                    f"with each of {_ROUNDS} ascents: its point may not be the best.",
-                    stacklevel=2,
+                unsettled = (
+                    f"has not settled: the facets that bind changed with each of "
+                    f"{_ROUNDS} ascents, so its point may not be the best; the last "
                 )
+                result = replace(result, status=unsettled + result.status)
         except (ConstraintError, DegenerateError, DensityError, ModelError) as error:
             trouble = f"the direction {weight.tolist()} is left out: {error}"
             warnings.warn(trouble, stacklevel=2)

@@ -60,8 +60,9 @@ class _Sums(NamedTuple):
 
     @property
     def effective_sample_size(self) -> jax.Array:
-        """Kish's (sum w)^2 / sum w^2."""
-        return self.weight**2 / self.square
+        """Kish's (sum w)^2 / sum w^2; zero where nothing weighs."""
+        square = jnp.where(self.weight > 0, self.square, 1.0)
+        return self.weight**2 / square
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def doubts(
     broken = []
     if found.value < -1.5 * slack - 1e-4:
         broken.append(
-            f"the value is {found.value:.4g}, but an information is never negative: "
+            f"the information is {found.value:.4g}, but one is never negative: "
             "the estimate is off by more than its standard error."
         )
     noise = draw_noise(
@@ -60,8 +60,9 @@ def doubts(
     ):
         if found.value > bound + slack + 0.01 * abs(bound):
             broken.append(
-                f"the value exceeds {name}, {bound:.6g} nats: the estimate is off by "
-                "more than its standard error. Take another method or more samples."
+                f"the information exceeds {name}, {bound:.6g} nats: the estimate is "
+                "off by more than its standard error. Take another method or more "
+                "samples."
             )
     if found.method in ("fisher", "path"):
         broken += _contrastive(found, objective, sm, params)
@@ -96,7 +97,7 @@ def _contrastive(
     if low <= found.value <= high:
         return []
     return [
-        f"the value is {found.value:.6g}, but nested averages put it between "
+        f"the information is {found.value:.6g}, but nested averages put it between "
         f"{max(low, bound.lower):.6g} and {high:.6g} nats: the network may have missed "
         "modes, or sharp parts. Use method='nested', or give it more: "
         "values.Fisher(num_steps=...)."

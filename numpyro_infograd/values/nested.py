@@ -141,7 +141,7 @@ class Average(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether the jackknife holds; false for NaN, where no component fits."""
+        """Whether the jackknife holds; false where no component fits."""
         return self.effective >= SOUND_SAMPLE_SIZE
 
 
