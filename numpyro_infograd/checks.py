@@ -60,7 +60,7 @@ def check_objective(objective: Any, sm: StructuralModel) -> None:
         if name not in sm.site_info:
             raise SiteError(
                 f"the objective names site {name!r}, but the model has no such site "
-                f"(it has: {', '.join(sm.sites) or 'none'})."
+                f"(it has: {', '.join(sm.sites) or 'none'}). Name one of these."
             )
         if jnp.issubdtype(sm.site_info[name].dtype, jnp.complexfloating):
             raise SiteError(

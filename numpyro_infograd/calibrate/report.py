@@ -50,6 +50,7 @@ def make_report(
     undetermined: tuple[dict[str, Any], ...] = ()
     if fit.end is not None:
         draws, errors, undetermined = _spread(fit, targets, pulls)
+        errors = {name: errors[name] for name in params}  # JAX sorts its dicts
     test_after = fit.test()
     simulated = _replicates(fit, draws)
     history: dict[str, Any] = {}
