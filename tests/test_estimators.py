@@ -369,7 +369,8 @@ def test_networks_that_can_not_be(settings) -> None:
 # -- path ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eta", [pytest.param(0.5, marks=pytest.mark.slow), 1.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_path_of_the_saturated_channel(eta) -> None:
     method = values.Path(num_samples=4096)
     found = ig.mutual_information(

@@ -305,6 +305,7 @@ def test_the_noise_of_a_deterministic_output_is_extrapolated_away() -> None:
     assert not found.warnings
 
 
+@pytest.mark.slow
 def test_appended_noise_keeps_the_scales_of_components() -> None:
     """A component a hundred times larger must not drown the others in its noise."""
 
