@@ -68,10 +68,9 @@ class StepInfo(NamedTuple):
             `subject_to` adds to it.
         objective: Value before the step where it is known exactly, else NaN.
         finite: Whether the step was taken; otherwise the last one is taken back.
-        evidence: What the scores say of themselves, by name and set of sites: sample
-            sizes of a mixture, and the share of samples that it left unexplained;
-            held-out gain, drift and whether networks were trained at this step; Stein
-            residuals.
+        evidence: What the scores say of themselves, by name and set of sites: a
+            mixture's sample sizes and unexplained share; held-out gain, drift and
+            whether networks were trained at this step; Stein residuals.
         excess: By how much each constraint in `subject_to` is exceeded, in units
             of its bound or of where the ascent began; negative inside.
         gradient: The gradient in the optimised space; with a projection, the part of
