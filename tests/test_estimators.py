@@ -499,6 +499,16 @@ def test_no_information_is_negative() -> None:
     assert "never negative" in said(-0.1, links.amplifier, "x", "y")
 
 
+def test_what_is_minimised_has_the_bounds_of_an_information() -> None:
+    sm = ig.structural_model(links.amplifier)
+
+    def told(value):
+        return " ".join(doubts(estimate(value), -MI("x", "y"), sm, sm.params))
+
+    assert "the information is -0.1" in told(0.1)
+    assert told(-0.1) == ""
+
+
 def test_a_deterministic_site_is_no_bottleneck_with_a_bound() -> None:
     """I(x; 2x) is infinite: no bound, and no number made of rounding."""
 
