@@ -18,7 +18,7 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 import jax.numpy as jnp
 
-from numpyro.distributions import MaskedDistribution, Unit, constraints
+from numpyro.distributions import MaskedDistribution, Unit, biject_to, constraints
 from numpyro.primitives import Messenger
 
 from numpyro_infograd import exogenous
@@ -28,6 +28,7 @@ from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.structure import Site
 
+_FEW = 1024  # values of a discrete law that are listed
 # Supports with fewer dimensions than values: a density on them is none on R^d.
 _THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")
 
@@ -174,6 +175,8 @@ class Generate(Messenger):
             state=state,
             masked=_is_masked(fn),
             control_flow=bool(msg.get("_control_flow_done")),
+            unconstrain=_unconstrain(fn),
+            choices=_choices(fn),
         )
 
     def _deterministic(self, msg: Any) -> None:
@@ -319,12 +322,43 @@ def _support(support: Any) -> str:
     return "unit" if support is constraints.unit_interval else "bounded"
 
 
+def _unconstrain(fn: Any) -> Any:
+    """NumPyro's transform from real numbers to the support; None if that moves."""
+    support = fn.support
+    if support.is_discrete or any(
+        isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(support)
+    ):
+        return None
+    try:
+        return biject_to(support)
+    except NotImplementedError:
+        return None
+
+
+def _choices(fn: Any) -> tuple[float, ...]:
+    """The values of a discrete scalar law where they are known and few; else none."""
+    fn = _leaf(fn)
+    if not fn.has_enumerate_support or fn.event_dim:
+        return ()
+    try:
+        with jax.ensure_compile_time_eval():
+            found = np.asarray(fn.enumerate_support(expand=False)).ravel()
+    except (NotImplementedError, jax.errors.JAXTypeError):
+        return ()  # how many there are depends on a value
+    return tuple(found.tolist()) if len(found) <= _FEW else ()
+
+
 def _class_name(fn: Any) -> str:
     """The distribution's class under the wrappers that NumPyro puts around it."""
+    return type(_leaf(fn)).__name__
+
+
+def _leaf(fn: Any) -> Any:
+    """The distribution under the wrappers that NumPyro puts around it."""
     wrappers = ("Independent", "ExpandedDistribution", "MaskedDistribution")
     while type(fn).__name__ in wrappers:
         fn = fn.base_dist
-    return type(fn).__name__
+    return fn
 
 
 def _is_masked(fn: Any) -> bool:

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a set of sites hides, as a position that a Markov chain can walk in.
+
+Explicit noise is a vector already, in units where its law is standard normal. A site
+that is drawn behind a key is walked as its value, in unconstrained coordinates. A
+discrete site is summed over where the joint states are few, else walked as its value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+import functools
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtr, ndtri
+
+from numpyro_infograd.density import Density, Values
+from numpyro_infograd.noise import NoiseSpec, draw_noise, noise_like
+from numpyro_infograd.program import Program
+from numpyro_infograd.structure import Site, StructuralModel
+
+MOST_STATES = 64  # joint states of discrete sites that are summed over
+_EDGE = 2.0**-24  # how close a uniform comes to 0 and to 1
+
+
+class Position(NamedTuple):
+    """Where a chain is.
+
+    Attributes:
+        free: Continuous hidden noise, (num_dimensions,).
+        states: Numbers of the choices of the discrete sites that are walked, or their
+            values where there are endlessly many, (num_discrete,).
+    """
+
+    free: jax.Array
+    states: jax.Array
+
+
+class Walked(NamedTuple):
+    """A discrete site that is walked; no choices stands for all whole numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    choices: tuple[float, ...]
+
+    def numbers(self, values: jax.Array) -> jax.Array:
+        """Which choice each value is, flat."""
+        if not self.choices:
+            return values.ravel().astype(int)
+        table = jnp.asarray(self.choices)
+        return jnp.searchsorted(table, values.ravel().astype(table.dtype))
+
+    def values(self, numbers: jax.Array) -> jax.Array:
+        """The site's value, from the numbers of its choices."""
+        found = jnp.asarray(self.choices)[numbers] if self.choices else numbers
+        return found.reshape(self.shape).astype(self.dtype)
+
+
+class LogProbs(NamedTuple):
+    """Log densities at a position, scalars in nats.
+
+    Attributes:
+        prior: Of the position.
+        likelihood: Of the values of the set, given the position.
+    """
+
+    prior: jax.Array
+    likelihood: jax.Array
+
+    @property
+    def joint(self) -> jax.Array:
+        """Log density of both."""
+        return self.prior + self.likelihood
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("joint", "unpacked", "packed", "refreshed", "sums"),
+    meta_fields=("sites", "scored", "blocks", "valued", "walked", "spec", "sizes", "size"),
+)
+@dataclass(frozen=True)
+class Hidden:
+    """The hidden noise of a `Density` as a position to walk in.
+
+    Attributes:
+        joint: The density of the set together with the hidden sites walked as values.
+        unpacked: From the free vector to (noise, values, log prior density).
+        packed: From (noise, values) to the free vector.
+        refreshed: From (params, noise, values of the set) to the values of all sites.
+        sums: Each discrete site that is summed over, (num_joint_states, *shape).
+        sites: The sites of the set, with those that it is conditioned on.
+        scored: The sites whose density is the likelihood.
+        blocks: The sites of the set that need a score.
+        valued: The hidden sites that are walked or summed over as values.
+        walked: Name, shape and choices of each discrete site that is walked.
+        spec: The laws of the hidden noise.
+        sizes: Number of scalars in each of `sites`.
+        size: Dimensions of the free vector.
+    """
+
+    joint: Density
+    unpacked: Program
+    packed: Program
+    refreshed: Program | None
+    sums: Values
+    sites: tuple[str, ...]
+    scored: tuple[str, ...]
+    blocks: tuple[str, ...]
+    valued: tuple[str, ...]
+    walked: tuple[Walked, ...]
+    spec: NoiseSpec
+    sizes: tuple[int, ...]
+    size: int
+
+    @staticmethod
+    def of(sm: StructuralModel, density: Density) -> Hidden:
+        """The hidden noise of a density of a model."""
+        valued = tuple(n for n, law in density.hidden_spec if _is_valued(sm, n, law))
+        discrete = tuple(n for n in valued if sm.site_info[n].discrete)
+        summed = _sums(sm, discrete)
+        joint = density
+        if valued:
+            joint = sm.density(density.sites + valued, density.given, whole=True)
+            joint = replace(joint, blocks=density.blocks)
+        parts = tuple((n, law) for n, law in density.hidden_spec if n not in discrete)
+        sites = {n: sm.site_info[n] for n in valued}
+
+        def unpacked(free: jax.Array) -> tuple[Values, Values, jax.Array]:
+            return _unpack(parts, sites, free)
+
+        def packed(noise: Values, values: Values) -> jax.Array:
+            return _pack(parts, sites, noise, values)
+
+        noise = noise_like(density.spec)
+        example = {n: sm.example(n) for n in valued}
+        flat = jax.eval_shape(packed, noise, example)
+        return Hidden(
+            joint,
+            Program.trace(unpacked, flat),
+            Program.trace(packed, noise, example),
+            sm.forward_given(density.all_sites) if valued else None,
+            summed,
+            density.all_sites,
+            density.scored,
+            density.blocks,
+            valued,
+            tuple(
+                Walked(n, sites[n].shape, sites[n].dtype, sites[n].choices)
+                for n in discrete
+                if n not in summed
+            ),
+            density.hidden_spec,
+            density.sizes,
+            flat.size,
+        )
+
+    def start(self, noise: Values, values: Values) -> Position:
+        """The position of one sample, from its noise and the values of all sites."""
+        own = {name: values[name] for name in self.valued}
+        states = [site.numbers(values[site.name]) for site in self.walked]
+        flat = jnp.concatenate([jnp.zeros(0, int), *states])
+        return Position(self.packed(noise, own), flat)
+
+    def draw(self, params: Any, rng_key: jax.Array, values: Values) -> Position:
+        """A position from the prior, whatever the values of the set are."""
+        if self.refreshed is None:
+            free = jax.random.normal(rng_key, (self.size,))
+            return Position(free, jnp.zeros(0, int))
+        drawn = draw_noise(self.spec, rng_key, 1)
+        noise = noise_like(self.joint.spec) | {n: x[0] for n, x in drawn.items()}
+        given = {name: values[name] for name in self.sites}
+        return self.start(noise, self.refreshed(params, noise, given))
+
+    def log_probs(self, params: Any, at: Position, values: Values) -> LogProbs:
+        """Prior of a position, and likelihood of the set's values there."""
+        noise, own, log_prior = self.unpacked(at.free)
+        full = noise_like(self.joint.spec) | noise
+        start = 0
+        for site in self.walked:
+            stop = start + math.prod(site.shape)
+            own = own | {site.name: site.values(at.states[start:stop])}
+            start = stop
+
+        def parts(summed: Values) -> tuple[jax.Array, jax.Array]:
+            inside = {**values, **own, **summed}
+            inside = {name: inside[name] for name in self.joint.all_sites}
+            out = self.joint.program(params, full, inside)["log_prob"]
+            mine = sum((out[s] for s in self.scored), jnp.zeros(()))
+            rest = (out[s] for s in self.joint.scored if s not in self.scored)
+            return sum(rest, log_prior), mine
+
+        if not self.sums:
+            return LogProbs(*parts({}))
+        prior, likelihood = jax.vmap(parts)(self.sums)
+        joint = jax.nn.logsumexp(prior + likelihood)
+        prior = jax.nn.logsumexp(prior)
+        return LogProbs(prior, joint - prior)
+
+    def score(self, params: Any, at: Position, values: Values) -> Values:
+        """The complete-data score of each block, for one sample."""
+
+        def log_prob(blocks: Values) -> jax.Array:
+            return self.log_probs(params, at, {**values, **blocks}).joint
+
+        return jax.grad(log_prob)({name: values[name] for name in self.blocks})
+
+
+def why_not_walked(sm: StructuralModel, density: Density) -> str:
+    """Why no chain can walk over what a density hides; "" if one can."""
+    if density.without_density:
+        return f"site {density.without_density[0]!r} has no density of its own"
+    if density.bare:
+        return f"site {density.bare[0]!r} is computed from noise that the set hides"
+    for name, law in density.hidden_spec:
+        if name in sm.copies and (law.kind == "key" or _copied(sm, name).discrete):
+            return f"the noise {name!r} is a copy that belongs to no site"
+        if not _is_valued(sm, name, law):
+            continue
+        site = sm.site_info[name]
+        if not site.discrete and site.unconstrain is None:
+            return f"site {name!r} ({site.distribution}) has a support that moves"
+    return ""
+
+
+def _copied(sm: StructuralModel, name: str) -> Site:
+    return sm.site_info[name.removesuffix("+copy")]
+
+
+def _is_valued(sm: StructuralModel, name: str, law: Any) -> bool:
+    """Whether hidden noise is walked as the value of its site."""
+    if name not in sm.site_info:
+        return False
+    return law.kind == "key" or sm.site_info[name].discrete
+
+
+def _sums(sm: StructuralModel, discrete: tuple[str, ...]) -> Values:
+    """Joint states of discrete sites if these are few; else nothing."""
+    sizes = [(sm.site_info[n].choices, sm.site_info[n].size) for n in discrete]
+    total = math.prod(float(len(choices)) ** size for choices, size in sizes)
+    if not discrete or not 1 <= total <= MOST_STATES:
+        return {}
+    cells = [choices for choices, size in sizes for _ in range(size)]
+    table = np.array(list(itertools.product(*cells)))
+    summed, start = {}, 0
+    for name in discrete:
+        site = sm.site_info[name]
+        columns = table[:, start : start + site.size]
+        summed[name] = jnp.asarray(columns.reshape(-1, *site.shape), site.dtype)
+        start += site.size
+    return summed
+
+
+def _unpack(
+    parts: NoiseSpec, sites: dict[str, Site], free: jax.Array
+) -> tuple[Values, Values, jax.Array]:
+    noise, values, log_prior = {}, {}, jnp.zeros(())
+    start = 0
+    for name, law in parts:
+        if name in sites:
+            transform = sites[name].unconstrain
+            shape = transform.inverse_shape(sites[name].shape)
+            flat = free[start : start + math.prod(shape)].reshape(shape)
+            values[name] = transform(flat)
+            jacobian = transform.log_abs_det_jacobian(flat, values[name])
+            log_prior += jnp.sum(jacobian)
+        else:
+            shape = law.shape
+            flat = free[start : start + math.prod(shape)].reshape(shape)
+            noise[name] = flat
+            if law.kind == "uniform":
+                noise[name] = jnp.clip(ndtr(flat), _EDGE, 1.0 - _EDGE)
+            log_prior -= jnp.sum(0.5 * flat**2 + 0.5 * math.log(2 * math.pi))
+        start += math.prod(shape)
+    return noise, values, log_prior
+
+
+def _pack(
+    parts: NoiseSpec, sites: dict[str, Site], noise: Values, values: Values
+) -> jax.Array:
+    flat = [jnp.zeros(0)]
+    for name, law in parts:
+        if name in sites:
+            flat.append(sites[name].unconstrain.inv(values[name]).ravel())
+        elif law.kind == "uniform":
+            flat.append(ndtri(noise[name]).ravel())
+        else:
+            flat.append(noise[name].ravel())
+    return jnp.concatenate(flat)
