@@ -2,7 +2,7 @@
 """Every score method against the truth, on channels whose scores are known; Markdown.
 
     python benchmarks/scores.py                       # all, ten minutes or so
-    python benchmarks/scores.py --only tanh --methods sliced kernel
+    python benchmarks/scores.py --only tanh --methods sliced flow
 
 The error of a score is its mean-square error over the mean square of the true score
 of the output; that of a posterior score is of grad_y log p(x|y). The gradient is that
@@ -36,7 +36,6 @@ METHODS: dict[str, Any] = {
     "sliced": ig.scores.Sliced(),
     "flow": ig.scores.FlowMatching(),
     "posterior": ig.scores.Posterior(),
-    "kernel": ig.scores.Kernel(),
 }
 
 

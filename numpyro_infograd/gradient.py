@@ -358,7 +358,7 @@ def gradient(
         params: Where to evaluate, each parameter in its shape; what is missing takes
             its initial value.
         scores: "auto", "exact", "mixture", "denoising", "sliced", "flow",
-            "posterior", "kernel", a method of `numpyro_infograd.scores`, or what
+            "posterior", a method of `numpyro_infograd.scores`, or what
             `pretrain_scores` returned.
         num_samples: A power of two of at least 256; None for the method's default.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.

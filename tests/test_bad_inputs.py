@@ -1380,15 +1380,6 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         lambda: scores.FlowMatching(times=(0.8, 0.9))),
     "FlowMatching: one time": (
         ArgumentError, "times must be a tuple", lambda: scores.FlowMatching(times=0.9)),
-    "Kernel: share": (
-        ArgumentError, r"share must be .*\(0, 1\)", lambda: scores.Kernel(share=1.5)),
-    "Kernel: share as a string": (
-        ArgumentError, "share must be.*'a'", lambda: scores.Kernel(share="a")),
-    "Kernel: share as an array": (
-        ArgumentError, "share must be.*array", lambda: scores.Kernel(share=np.ones(2))),
-    "Kernel: num_points": (
-        ArgumentError, "num_points.*power of two",
-        lambda: scores.Kernel(num_points=100)),
     "Mixture: num_components": (
         ArgumentError, "num_components.*power of two",
         lambda: scores.Mixture(num_components=0)),
@@ -1398,9 +1389,6 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "Posterior: a number of samples": (
         ArgumentError, "num_samples must be a power of two.*got -3",
         lambda: scores.Posterior(num_samples=-3)),
-    "Kernel: a number of samples": (
-        ArgumentError, "num_samples must be a power of two.*got 1000",
-        lambda: scores.Kernel(num_samples=1000)),
     "Analytic: a number of samples": (
         ArgumentError, "num_samples must be a power of two.*got 1000",
         lambda: scores.Analytic({"y": lambda p, v: v["y"]}, num_samples=1000)),

@@ -7,7 +7,6 @@ from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_scor
 from numpyro_infograd.scores.denoising import Denoising
 from numpyro_infograd.scores.exact import Exact
 from numpyro_infograd.scores.flow import FlowMatching
-from numpyro_infograd.scores.kernel import Kernel
 from numpyro_infograd.scores.mixture import Mixture
 from numpyro_infograd.scores.posterior import Posterior
 from numpyro_infograd.scores.pretrained import Pretrained
@@ -18,7 +17,6 @@ __all__ = [
     "Denoising",
     "Exact",
     "FlowMatching",
-    "Kernel",
     "Mixture",
     "Posterior",
     "Pretrained",
@@ -35,7 +33,6 @@ REGISTRY: dict[str, type[Exact | ScoreMethod]] = {
     "denoising": Denoising,
     "sliced": Sliced,
     "flow": FlowMatching,
-    "kernel": Kernel,
     "posterior": Posterior,
 }
 
