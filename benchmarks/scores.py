@@ -152,7 +152,7 @@ def score_error(channel: Channel, method: Any) -> float:
     @jax.jit
     def found(state, values):
         state = problem.method.fit(state, density, sm.forward, sm.params, KEY)
-        return score_of(problem.method, state, density, sm.params, values, KEY)
+        return score_of(problem.method, state, density, sm.params, noise, values, KEY)
 
     scores = found(problem.method.init(density, KEY), values)
     error = np.asarray(scores.mean["y"], float) - truth

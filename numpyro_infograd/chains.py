@@ -10,7 +10,6 @@ stay stationary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import math
 from typing import Any, NamedTuple
 
@@ -21,20 +20,20 @@ from blackjax.mcmc.metrics import LowRankInverseMassMatrix
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Values
-from numpyro_infograd.hidden import Hidden, Position
-from numpyro_infograd.scores.base import flatten
+from numpyro_infograd.density import Values, flatten
+from numpyro_infograd.hidden import Hidden, LogProbs, Position
 
 # Of four trajectories one has a small step, for samples whose posterior is narrow, and
 # before one a draw from the prior is proposed, for samples that say little.
 _ROUND = 4
 _SMALL = 0.15
 _JITTER = (0.4, 1.2)
+_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 _TIME = 4.0  # length of a trajectory, in standard deviations of the average posterior
 _MOST_LEAPS = 64
 _ACCEPTED = 0.8
 _ROUNDS = 24  # steps of the pilot that the step size is tuned on
-_FEWEST_STEPS = 16
+FEWEST_STEPS = 16
 _REMEMBERED = 0.005  # share of a score's mean square that chains may still remember
 _RIDGE = 1e-5  # of each column's mean square, in the fit of a control variate
 _WIDEST = 1024  # values and dimensions that a control variate is fitted for
@@ -67,17 +66,21 @@ class Tuning(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A chain of one sample.
+    """A chain of one sample: where it is, and what is known there.
 
     Attributes:
-        at: Where it is.
-        log_prob: Log density there, in nats.
+        at: The position.
+        log_prob: Log density that the chain leaves unchanged, in nats.
+        likelihood: The part of it that a prior draw is accepted by, in nats.
         gradient: Its gradient in the free coordinates, (num_dimensions,).
+        score: The complete-data score of the set's blocks, (num_scores,).
     """
 
     at: Position
     log_prob: jax.Array
+    likelihood: jax.Array
     gradient: jax.Array
+    score: jax.Array
 
 
 class Walk(NamedTuple):
@@ -86,83 +89,85 @@ class Walk(NamedTuple):
     hidden: Hidden
     params: Any
     values: Values
-    tuning: Tuning
+    tuning: Any
     power: jax.Array | float = 1.0
 
-    def log_prob(self, at: Position) -> jax.Array:
-        """Log density that the chain leaves unchanged, in nats."""
-        found = self.hidden.log_probs(self.params, at, self.values)
-        return _number(found.prior + self.power * found.likelihood)
+    def log_probs(self, at: Position, blocks: Values | None = None) -> LogProbs:
+        """Log densities at a position, the likelihood to its power."""
+        values = self.values if blocks is None else {**self.values, **blocks}
+        prior, likelihood = self.hidden.log_probs(self.params, at, values)
+        return LogProbs(prior, self.power * likelihood)
 
-    def begin(self, at: Position) -> Chain:
+    def chain(self, at: Position) -> Chain:
         """A chain at a position."""
-        slope = jax.value_and_grad(lambda free: self.log_prob(Position(free, at.states)))
-        return Chain(at, *slope(at.free))
+
+        def joint(free: jax.Array, blocks: Values) -> tuple[jax.Array, jax.Array]:
+            found = self.log_probs(Position(free, at.states), blocks)
+            return found.joint, found.likelihood
+
+        blocks = {name: self.values[name] for name in self.hidden.blocks}
+        (log_prob, likelihood), (gradient, score) = jax.value_and_grad(
+            joint, argnums=(0, 1), has_aux=True
+        )(at.free, blocks)
+        flat = [jnp.zeros(0), *(score[name].ravel() for name in self.hidden.blocks)]
+        return Chain(at, log_prob, likelihood, gradient, jnp.concatenate(flat))
 
     def score(self, chain: Chain) -> jax.Array:
-        """The complete-data score where the chain is, (num_scores,).
+        """The chain's complete-data score less a control variate, (num_scores,).
 
-        With a control variate: the gradient of a log density has mean zero under it
-        (Stein's identity). In a linear-Gaussian model it leaves the score itself.
+        The gradient of a log density has mean zero under it (Stein's identity). What
+        is left in a linear-Gaussian model is the score itself, wherever the chain is.
         """
-        found = self.hidden.score(self.params, chain.at, self.values)
-        flat = [found[name].ravel() for name in self.hidden.blocks]
-        return jnp.concatenate(flat) + self.tuning.slope @ chain.gradient
+        return chain.score + self.tuning.slope @ chain.gradient
 
     def step(
         self, rng_key: jax.Array, index: jax.Array, chain: Chain
     ) -> tuple[Chain, jax.Array]:
-        """One trajectory, and what else is due; with its acceptance probability."""
+        """A trajectory, and what else is due; with the trajectory's acceptance."""
         keys = jax.random.split(rng_key, 3)
+        at, accepted = chain.at, jnp.ones(())
+        likelihood = chain.likelihood
         if self.hidden.size:
-            small = jnp.where(index % _ROUND == _ROUND - 1, _SMALL, 1.0)
-            chain, accepted = self._trajectory(keys[0], chain, small)
-        else:
-            accepted = jnp.ones(())
+            at, accepted = self._trajectory(keys[0], index, chain)
         if self.hidden.walked:
-            chain = self._flip(keys[1], chain)
+            at = self._flip(keys[1], at)
         due = index % _ROUND == 0
-        chain = jax.lax.cond(due, self._refresh, lambda _, c: c, keys[2], chain)
-        return chain, accepted
+        at = jax.lax.cond(due, self._refresh, lambda _, at: at, keys[2], at)
+        return self.chain(at), accepted
 
     def _trajectory(
-        self, rng_key: jax.Array, chain: Chain, small: jax.Array
-    ) -> tuple[Chain, jax.Array]:
+        self, rng_key: jax.Array, index: jax.Array, chain: Chain
+    ) -> tuple[Position, jax.Array]:
         """Hamiltonian Monte Carlo in the continuous coordinates."""
-        jitter_key, rng_key = jax.random.split(rng_key)
-        step_size = self.tuning.step_size
-        jitter = small * jax.random.uniform(
-            jitter_key, minval=_JITTER[0], maxval=_JITTER[1]
-        )
-        leaps = jnp.clip(jnp.ceil(_TIME / step_size), 1, _MOST_LEAPS).astype(int)
-        at = chain.at
+        step_size, at = self.tuning.step_size, chain.at
+        # Lengths that never repeat are spread evenly by the golden ratio.
+        low, high = _JITTER
+        share = low + (high - low) * (index * _GOLDEN % 1.0)
+        share *= jnp.where(index % _ROUND == _ROUND - 1, _SMALL, 1.0)
         state, info = hmc.build_kernel()(
             rng_key,
             hmc.HMCState(at.free, chain.log_prob, chain.gradient),
-            lambda free: self.log_prob(Position(free, at.states)),
-            jitter * step_size,
+            lambda free: _number(self.log_probs(Position(free, at.states)).joint),
+            share * step_size,
             self.tuning.metric(self.power),
-            leaps,
+            jnp.clip(jnp.ceil(_TIME / step_size), 1, _MOST_LEAPS).astype(int),
         )
-        at = Position(state.position, at.states)
-        return Chain(at, state.logdensity, state.logdensity_grad), info.acceptance_rate
+        return Position(state.position, at.states), info.acceptance_rate
 
-    def _flip(self, rng_key: jax.Array, chain: Chain) -> Chain:
+    def _flip(self, rng_key: jax.Array, at: Position) -> Position:
         """Metropolis steps of single discrete values, as many as there are."""
-        kernel, free = random_walk.build_rmh(), chain.at.free
+        kernel = random_walk.build_rmh()
 
         def log_prob(states: jax.Array) -> jax.Array:
-            return self.log_prob(Position(free, states))
+            return _number(self.log_probs(Position(at.free, states)).joint)
 
-        def flip(_: int, carry: Any) -> Any:
-            rng_key, state = carry
-            rng_key, key = jax.random.split(rng_key)
-            return rng_key, kernel(key, state, log_prob, self._proposed)[0]
+        def flip(index: jax.Array, state: Any) -> Any:
+            key = jax.random.fold_in(rng_key, index)
+            return kernel(key, state, log_prob, self._proposed)[0]
 
-        state = random_walk.RWState(chain.at.states, chain.log_prob)
-        count = chain.at.states.size
-        _, state = jax.lax.fori_loop(0, count, flip, (rng_key, state))
-        return self.begin(Position(free, state.position))
+        state = random_walk.init(at.states, log_prob)
+        state = jax.lax.fori_loop(0, at.states.size, flip, state)
+        return Position(at.free, state.position)
 
     def _proposed(self, rng_key: jax.Array, states: jax.Array) -> jax.Array:
         """Another choice for one value; where endlessly many, a step up or down."""
@@ -180,19 +185,17 @@ class Walk(NamedTuple):
         new = jnp.where(count > 0, (now + other) % jnp.maximum(count, 1), now + step)
         return states.at[index].set(new)
 
-    def _refresh(self, rng_key: jax.Array, chain: Chain) -> Chain:
+    def _refresh(self, rng_key: jax.Array, at: Position) -> Position:
         """A draw from the prior, accepted by its likelihood."""
 
-        def likelihood(chain: Chain) -> jax.Array:
-            found = self.hidden.log_probs(self.params, chain.at, self.values)
-            return _number(self.power * found.likelihood)
+        def likelihood(at: Position) -> jax.Array:
+            return _number(self.log_probs(at).likelihood)
 
-        def drawn(key: jax.Array) -> Chain:
-            return self.begin(self.hidden.draw(self.params, key, self.values))
+        def draw(key: jax.Array) -> Position:
+            return self.hidden.draw(self.params, key, self.values)
 
-        state = random_walk.RWState(chain, likelihood(chain))
-        found, _ = random_walk.build_irmh()(rng_key, state, likelihood, drawn)
-        return found.position
+        state = random_walk.init(at, likelihood)
+        return random_walk.build_irmh()(rng_key, state, likelihood, draw)[0].position
 
 
 def average(
@@ -223,7 +226,7 @@ def average(
         chain, total, accepted = jax.lax.fori_loop(start, stop, step, begun)
         return (stop, chain, accepted), total / length
 
-    begun = jnp.zeros((), lengths.dtype), walk.begin(at), jnp.zeros(())
+    begun = jnp.zeros((), lengths.dtype), walk.chain(at), jnp.zeros(())
     (count, _, accepted), means = jax.lax.scan(window, begun, lengths)
     return means, accepted / count
 
@@ -253,61 +256,48 @@ def tune(
     """
     start = jax.vmap(hidden.start)(noise, values)
     values = {name: values[name] for name in hidden.sites}
-    tuning, walk_of, own = _statistics(hidden, params, start, values)
-    num_samples = start.free.shape[0]
+    tuning, chains = _statistics(hidden, params, start, values)
+    own = jax.vmap(Walk(hidden, params, values, tuning).score)(chains)
+    num_samples, scale = len(own), jnp.mean(jnp.sum(own**2, axis=1))
     init, update, final = dual_averaging_adaptation(_ACCEPTED)
-    chains = jax.vmap(lambda at, v: walk_of(tuning, v).begin(at))(start, values)
 
     def step(tuning: Tuning, index: jax.Array, chains: Chain) -> Any:
-        def one(key: jax.Array, chain: Chain, v: Values) -> Any:
-            walk = walk_of(tuning, v)
+        def one(key: jax.Array, chain: Chain, values: Values) -> Any:
+            walk = Walk(hidden, params, values, tuning)
             chain, accepted = walk.step(key, index, chain)
             return chain, accepted, walk.score(chain)
 
         keys = jax.random.split(jax.random.fold_in(rng_key, index), num_samples)
         return jax.vmap(one)(keys, chains, values)
 
-    class Carry(NamedTuple):
-        index: jax.Array  # negative while the step size is tuned
-        step_size: Any
-        chains: Chain
-        total: jax.Array  # of the scores in the present window
-        before: jax.Array  # product with the start's score in the last window
-        done: jax.Array
-
-    def body(carry: Carry) -> Carry:
-        tuned = carry.index >= 0
-        size = jnp.where(
-            tuned, final(carry.step_size), jnp.exp(carry.step_size.log_step_size)
-        )
+    def body(carry: _Pilot) -> _Pilot:
+        tuned, length = carry.index >= 0, carry.index + 1
+        now = jnp.exp(carry.step_size.log_step_size)
+        size = jnp.where(tuned, final(carry.step_size), now)
+        # The step size is tuned on the second step of a round, which is a usual one.
+        index = jnp.where(tuned, carry.index, 1)
         now = tuning._replace(step_size=size)
-        moved, accepted, score = step(now, jnp.where(tuned, carry.index, 1), carry.chains)
+        moved, accepted, score = step(now, index, carry.chains)
         adapted = update(carry.step_size, jnp.mean(accepted))
-        adapted = jax.tree.map(
-            lambda a, b: jnp.where(tuned, a, b), carry.step_size, adapted
-        )
-        again = carry.index == -1  # tuning may have ended anywhere
-        moved = jax.tree.map(lambda a, b: jnp.where(again, a, b), chains, moved)
         total = jnp.where(tuned, carry.total + score, 0.0)
         # A window ends at each power of two.
-        length = carry.index + 1
-        ends = tuned & (length & (length - 1) == 0) & (length >= _FEWEST_STEPS // 2)
+        ends = tuned & (length & (length - 1) == 0)
         product = jnp.sum(own * total, axis=1) / jnp.maximum(length // 2, 1)
         change = carry.before - product
-        scale = jnp.mean(jnp.sum(own**2, axis=1))
         noise = jnp.std(change) / math.sqrt(num_samples)
         forgot = jnp.mean(change) <= _REMEMBERED * scale + noise
-        forgot &= length > _FEWEST_STEPS
-        return Carry(
-            carry.index + 1,
-            adapted,
-            moved,
+        forgot = (forgot & (length >= FEWEST_STEPS)) | (length >= most_steps)
+        # Chains start anew once the step size is tuned.
+        return _Pilot(
+            length,
+            _where(tuned, carry.step_size, adapted),
+            _where(length == 0, chains, moved),
             jnp.where(ends, 0.0, total),
             jnp.where(ends, product, carry.before),
-            ends & (forgot | (length >= 2 * most_steps)),
+            ends & forgot,
         )
 
-    first = Carry(
+    begun = _Pilot(
         jnp.asarray(-_ROUNDS),
         init(tuning.step_size),
         chains,
@@ -315,41 +305,49 @@ def tune(
         jnp.full(num_samples, jnp.inf, own.dtype),
         jnp.asarray(False),
     )
-    last = jax.lax.while_loop(lambda carry: ~carry.done, body, first)
-    return tuning._replace(
-        step_size=final(last.step_size), num_steps=last.index // 2
-    )
+    last = jax.lax.while_loop(lambda carry: ~carry.done, body, begun)
+    return tuning._replace(step_size=final(last.step_size), num_steps=last.index)
+
+
+class _Pilot(NamedTuple):
+    """The state of a pilot run, on a batch of chains."""
+
+    index: jax.Array  # of the step; negative while the step size is tuned
+    step_size: Any
+    chains: Chain
+    total: jax.Array  # of the scores in the present window
+    before: jax.Array  # product of the start's score and the last window's mean
+    done: jax.Array
+
+
+def _where(condition: jax.Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def _statistics(
     hidden: Hidden, params: Any, start: Position, values: Values
-) -> tuple[Tuning, Callable[..., Walk], jax.Array]:
-    """Metric and control variate; a walk from a tuning; the start's own scores."""
+) -> tuple[Tuning, Chain]:
+    """Metric and control variate; and chains at their starts."""
 
-    def one(at: Position, v: Values) -> tuple[jax.Array, ...]:
-        def parts(free: jax.Array) -> jax.Array:
-            found = hidden.log_probs(params, Position(free, at.states), v)
-            return jnp.stack(found)
+    def one(at: Position, values: Values) -> tuple[Chain, jax.Array]:
+        def prior(free: jax.Array) -> jax.Array:
+            return hidden.log_probs(params, Position(free, at.states), values).prior
 
-        slopes = jax.jacrev(parts)(at.free)
-        found = hidden.score(params, at, v)
-        score = jnp.concatenate([found[name].ravel() for name in hidden.blocks])
-        return slopes[0], slopes[1], score
+        chain = Walk(hidden, params, values, None).chain(at)
+        return chain, chain.gradient - jax.grad(prior)(at.free)
 
-    prior, likelihood, score = jax.vmap(one)(start, values)
+    chains, likelihood = jax.vmap(one)(start, values)
     num_samples, size = start.free.shape
     scale = jnp.std(start.free, axis=0)
     scaled = likelihood * scale / math.sqrt(num_samples)
     _, singular, directions = jnp.linalg.svd(scaled, full_matrices=False)
-    gradient = prior + likelihood
-    slope = jnp.zeros((score.shape[1], size))
+    slope = jnp.zeros((chains.score.shape[1], size))
     if 0 < size + sum(hidden.sizes) <= _WIDEST:
-        slope = _slope(flatten(values, hidden.sites), gradient * scale, score) * scale
-    own = score + gradient @ slope.T
-    tuning = Tuning(
-        scale, directions.T, singular**2, jnp.asarray(0.5), slope, jnp.asarray(0)
-    )
-    return tuning, lambda t, v: Walk(hidden, params, v, t), own
+        flat = flatten(values, hidden.sites)
+        slope = _slope(flat, chains.gradient * scale, chains.score) * scale
+    information = singular**2
+    half, none = jnp.asarray(0.5), jnp.asarray(0)
+    return Tuning(scale, directions.T, information, half, slope, none), chains
 
 
 def _slope(values: jax.Array, gradient: jax.Array, score: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ Values = dict[str, jax.Array]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("program",),
+    data_fields=("program", "walk"),
     meta_fields=(
         "sites",
         "scored",
@@ -43,7 +43,9 @@ class Density:
 
     `blocks` are the sites whose values depend on a parameter: only they need a score.
     `hidden` names the noise that remains; with none, the density is known exactly.
-    `moving` names the sites whose density jumps at a place that is not fixed.
+    `moving` names the sites whose density jumps at a place that is not fixed. `walk` is
+    what chains need to walk over the hidden noise (`hidden.Hidden`), None where no
+    chain can.
     """
 
     program: Program
@@ -58,6 +60,7 @@ class Density:
     sizes: tuple[int, ...]  # number of scalars in each of `all_sites`
     supports: tuple[str, ...]  # of each of `all_sites`, as in `Site`
     spec: NoiseSpec
+    walk: Any = None
 
     @property
     def all_sites(self) -> tuple[str, ...]:
@@ -103,3 +106,23 @@ class Density:
 def simulate(forward: Program, params: Any, noise: Values) -> Values:
     """Run the traced map over a batch of noise."""
     return jax.vmap(forward, in_axes=(None, 0))(params, noise)
+
+
+def flatten(values: Values, sites: tuple[str, ...]) -> jax.Array:
+    """Site values side by side as (num_samples, dimensions)."""
+    dtype = jnp.zeros(()).dtype
+    columns = [values[s].reshape(values[s].shape[0], -1).astype(dtype) for s in sites]
+    return jnp.concatenate(columns, axis=1)
+
+
+def unflatten(columns: jax.Array, like: Values, sites: tuple[str, ...]) -> Values:
+    """Inverse of `flatten` for the last axis, with shapes and types from `like`."""
+    parts: Values = {}
+    start = 0
+    for site in sites:
+        shape = like[site].shape[1:]
+        size = like[site][0].size
+        block = columns[..., start : start + size]
+        parts[site] = block.reshape(*columns.shape[:-1], *shape)
+        start += size
+    return parts

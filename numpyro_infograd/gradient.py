@@ -13,6 +13,7 @@ import numpy as np
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key
@@ -89,6 +90,9 @@ class Gradient:
         return html_table(self._title(), self._rows(), notes)
 
 
+_BALANCE = 0.7  # error of fits over that of sampling, above which a fit is improved
+
+
 @jax.jit(static_argnames=("method", "spec", "num_samples"))
 def _replicated(
     forward: Program,
@@ -102,8 +106,8 @@ def _replicated(
     method: ScoreMethod | None,
     spec: NoiseSpec,
     num_samples: int,
-) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """Gradient, standard error and evidence from independent scrambles."""
+) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
+    """Gradient, its errors of sampling and of fit, evidence; independent scrambles."""
 
     def replicate(key: jax.Array, member: jax.Array) -> Pulled:
         noise_key, score_key = jax.random.split(key)
@@ -125,6 +129,7 @@ def _replicated(
     pulled = jax.vmap(replicate)(keys, jnp.arange(REPLICATES))
     value = jax.tree.map(lambda g: jnp.mean(g, axis=0), pulled.gradient)
     error = jax.tree.map(_standard_error, pulled.gradient)
+    fit = jax.tree.map(jnp.zeros_like, error)
     if pulled.deviation is not None:
         assert method is not None  # exact scores deviate from nothing
         count = method.num_deviations
@@ -137,7 +142,6 @@ def _replicated(
             return jnp.sqrt(jnp.maximum(jnp.sum(squares, axis=0), 0.0))
 
         fit = jax.tree.map(fit_error, pulled.deviation)
-        error = jax.tree.map(jnp.hypot, error, fit)
     # Sample sizes average as variances do, by their reciprocals.
     evidence = {
         name: 1 / jnp.mean(1 / v) if name.startswith("effective") else jnp.mean(v)
@@ -148,7 +152,7 @@ def _replicated(
         for name, v in pulled.evidence.items()
         if name.startswith("stein_residual")
     }
-    return value, error, evidence
+    return value, error, fit, evidence
 
 
 def _standard_error(replicates: jax.Array) -> jax.Array:
@@ -221,21 +225,31 @@ def estimate_gradient(
                 fit_key,
             )
         spec = problem.sm.spec
-        sampled, error, evidence = _replicated(
-            problem.sm.forward,
-            problem.densities,
-            problem.coefficients,
-            expectations,
-            states,
-            params,
-            base_points(spec, size // REPLICATES),
-            key,
-            method=problem.method,
-            spec=spec,
-            num_samples=size,
-        )
+        while True:
+            sampled, error, fit, evidence = _replicated(
+                problem.sm.forward,
+                problem.densities,
+                problem.coefficients,
+                expectations,
+                states,
+                params,
+                base_points(spec, size // REPLICATES),
+                key,
+                method=problem.method,
+                spec=spec,
+                num_samples=size,
+            )
+            excess = float(optax.tree.norm(fit) / optax.tree.norm(error))
+            better = [problem.method and problem.method.improve(s) for s in states]
+            if not excess > _BALANCE or all(b is None for b in better):
+                break
+            states = tuple(
+                s if b is None else b for s, b in zip(states, better, strict=True)
+            )
         value = jax.tree.map(jnp.add, value, sampled)
+        error = jax.tree.map(jnp.hypot, error, fit)
         diagnostics["num_samples"] = size
+        diagnostics["fit_error_ratio"] = excess
         diagnostics |= {name: float(v) for name, v in evidence.items()}
     doubts = _doubts(problem, diagnostics)
     bad = [n for n in value if not all(map(_is_finite, jax.tree.leaves(value[n])))]

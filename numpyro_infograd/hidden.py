@@ -83,7 +83,16 @@ class LogProbs(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("joint", "unpacked", "packed", "refreshed", "sums"),
-    meta_fields=("sites", "scored", "blocks", "valued", "walked", "spec", "sizes", "size"),
+    meta_fields=(
+        "sites",
+        "scored",
+        "blocks",
+        "valued",
+        "walked",
+        "spec",
+        "sizes",
+        "size",
+    ),
 )
 @dataclass(frozen=True)
 class Hidden:
@@ -210,6 +219,13 @@ class Hidden:
             return self.log_probs(params, at, {**values, **blocks}).joint
 
         return jax.grad(log_prob)({name: values[name] for name in self.blocks})
+
+
+def walkable(sm: StructuralModel, density: Density) -> Density:
+    """The density with what chains need, if it hides noise that chains can walk over."""
+    if not density.hidden or why_not_walked(sm, density):
+        return density
+    return replace(density, walk=Hidden.of(sm, density))
 
 
 def why_not_walked(sm: StructuralModel, density: Density) -> str:

@@ -17,6 +17,7 @@ from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.density import Density
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ScoreError
+from numpyro_infograd.hidden import walkable
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.scores import Exact
 from numpyro_infograd.scores.base import ScoreMethod
@@ -126,7 +127,7 @@ def pose(
         terms = without_moving_conditions(terms, sm)
     if method.reverses:
         terms = resolve_reversed(objective, sm)
-    densities = tuple(sm.density(term.sites, term.given) for term in terms)
+    densities = densities_of(sm, terms)
     method = method.prepare(sm, params, densities)
     checks.check_supports(sm, densities)
     bare = {s for density in densities for s in density.without_density}
@@ -134,6 +135,11 @@ def pose(
     for density in densities:
         method.check(density)
     return Problem(sm, objective, terms, densities, method, None, reason)
+
+
+def densities_of(sm: StructuralModel, terms: tuple[Term, ...]) -> tuple[Density, ...]:
+    """The density of each term, with what chains need to walk over what it hides."""
+    return tuple(walkable(sm, sm.density(term.sites, term.given)) for term in terms)
 
 
 def is_learned(method: ScoreMethod, density: Density) -> bool:

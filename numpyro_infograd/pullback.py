@@ -89,6 +89,7 @@ def score_of(
     state: Any,
     density: Density,
     params: Any,
+    noise: Values,
     values: Values,
     rng_key: jax.Array,
 ) -> Scores:
@@ -97,7 +98,7 @@ def score_of(
     Either way it is made to obey Stein's identities on the batch.
     """
     if method is not None and is_learned(method, density):
-        raw = method.score(state, density, params, values, rng_key)
+        raw = method.score(state, density, params, noise, values, rng_key)
         _check_scores(method, density, raw, values)
     else:
         raw = Scores(complete_data_scores(density, params, {}, values), None, {})
@@ -198,7 +199,7 @@ def pull_back(
     seen = values
     for i, (density, state) in enumerate(zip(densities, states, strict=True)):
         own = jax.random.fold_in(rng_key, i)
-        scores.append(score_of(method, state, density, params, seen, own))
+        scores.append(score_of(method, state, density, params, noise, seen, own))
         seen = after(seen, scores[-1].mean)
     by_score = shares(method, densities, coefficients, scores)
     mean, spread = cotangents(densities, coefficients * by_score, scores)

@@ -286,7 +286,7 @@ def fit_with(model=affine, **settings):
 
 
 class Silent(scores.ScoreMethod):
-    def score(self, state, density, params, values, rng_key):
+    def score(self, state, density, params, noise, values, rng_key):
         return None
 
 

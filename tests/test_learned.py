@@ -250,7 +250,7 @@ def test_networks_that_will_not_do(network, words) -> None:
 class NormalLaw(ScoreMethod):
     """A method as a user would write one, right for a site of one normal number."""
 
-    def score(self, state, density, params, values, rng_key):
+    def score(self, state, density, params, noise, values, rng_key):
         found = {s: (jnp.mean(v) - v) / jnp.var(v) for s, v in values.items()}
         return Scores({s: found[s] for s in density.blocks}, None, {})
 
@@ -275,7 +275,7 @@ def test_methods_that_return_no_scores(found, words) -> None:
     class Odd(ScoreMethod):
         num_samples = 4096
 
-        def score(self, state, density, params, values, rng_key):
+        def score(self, state, density, params, noise, values, rng_key):
             return found(values["y"])
 
     with pytest.raises(ScoreError, match=words):

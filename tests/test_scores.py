@@ -40,7 +40,7 @@ def score(method, sm, density, params, values, key=KEY) -> Scores:
     @jax.jit
     def fitted(state, params, values):
         state = method.fit(state, density, sm.forward, params, key)
-        return method.score(state, density, params, values, key)
+        return method.score(state, density, params, {}, values, key)
 
     return fitted(method.init(density, key), params, values)
 
@@ -127,7 +127,7 @@ def test_jackknife_reduces_the_bias() -> None:
     method = Mixture(num_components=256)
 
     def one(key):
-        found = method.score(None, density, POINT, values, key)
+        found = method.score(None, density, POINT, {}, values, key)
         return found.mean["y"], 2 * found.deviations["y"][0]
 
     corrected, removed = jax.jit(jax.vmap(one))(jax.random.split(KEY, 8192))
@@ -348,7 +348,7 @@ def test_analytic_sets_are_unordered_and_a_bare_array_will_do(multipath) -> None
     method = Analytic({"y": scores["y"], ("y", "x"): scores["x", "y"]})
     density = sm.density(("y",), ("x",))
     method.check(density)
-    found = method.score(None, density, POINT, values, KEY)
+    found = method.score(None, density, POINT, {}, values, KEY)
     np.testing.assert_allclose(found.mean["y"], scores["x", "y"](None, values))
 
 

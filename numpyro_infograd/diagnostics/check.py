@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
-from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.density import Density, Values, flatten, simulate
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.gradient import choose, fit_scores
 from numpyro_infograd.noise import draw_noise
@@ -24,7 +24,7 @@ from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import Problem, admit, initial_states, is_learned, pose
 from numpyro_infograd.pullback import cotangents, score_of
 from numpyro_infograd.scores import Exact, resolve_method
-from numpyro_infograd.scores.base import Layout, Scores, flatten
+from numpyro_infograd.scores.base import Layout, Scores
 from numpyro_infograd.scores.stein import calibrate, standard
 from numpyro_infograd.structure import StructuralModel
 
@@ -230,7 +230,7 @@ def check_scores(
         seen = problem.sm  # with the noise that the method appends
         noise = draw_noise(seen.spec, sample_key, num_samples)
         values = simulate(seen.forward, complete, noise)
-        sets, own = _look(problem, complete, values, fit_key)
+        sets, own = _look(problem, complete, noise, values, fit_key)
         names, apart, both = "", {}, {}
         if other is not None and sets:
             if other.noise_variance not in (None, problem.method.noise_variance):
@@ -241,7 +241,7 @@ def check_scores(
                 )
             own_noise = other.noise_variance is not None
             second = pose(objective, sm if own_noise else seen, other, complete)
-            _, theirs = _look(second, complete, values, other_key)
+            _, theirs = _look(second, complete, noise, values, other_key)
             names = second.method_name
             for site in own:
                 a, b = (flatten(c, (site,)) for c in (own, theirs))
@@ -255,7 +255,7 @@ def check_scores(
 
 
 def _look(
-    problem: Problem, params: Any, values: Values, rng_key: jax.Array
+    problem: Problem, params: Any, noise: Values, values: Values, rng_key: jax.Array
 ) -> tuple[tuple[SetCheck, ...], Values]:
     """Fit the scores; look at each, and at the cotangents that they make."""
     method = problem.method
@@ -267,9 +267,9 @@ def _look(
     found: list[Scores] = []
     for density, state in zip(densities, states, strict=True):
         if not is_learned(method, density):
-            found.append(score_of(None, state, density, params, values, rng_key))
+            found.append(score_of(None, state, density, params, noise, values, rng_key))
             continue
-        raw = method.score(state, density, params, values, rng_key)
+        raw = method.score(state, density, params, noise, values, rng_key)
         found.append(calibrate(density, raw, values))
         mean, residual, error = _stein(density, raw, values)
         evidence = {name: float(v) for name, v in raw.evidence.items()}

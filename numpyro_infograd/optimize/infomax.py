@@ -45,6 +45,7 @@ from numpyro_infograd.optimize.step import (
 from numpyro_infograd.problem import (
     Problem,
     admit,
+    densities_of,
     initial_states,
     pose,
 )
@@ -314,7 +315,7 @@ class InfoMax:
                 exact = GaussianEntropies.of(old.objective, sm)
                 self.problem = old._replace(sm=sm, exact=exact)
             else:
-                densities = tuple(sm.density(t.sites, t.given) for t in old.terms)
+                densities = densities_of(sm, old.terms)
                 self.problem = old._replace(sm=sm, densities=densities)
             return
         admit(self.objective, self.model, args, kwargs, params)

@@ -7,12 +7,14 @@ from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_scor
 from numpyro_infograd.scores.denoising import Denoising
 from numpyro_infograd.scores.exact import Exact
 from numpyro_infograd.scores.flow import FlowMatching
+from numpyro_infograd.scores.mcmc import MCMC
 from numpyro_infograd.scores.mixture import Mixture
 from numpyro_infograd.scores.posterior import Posterior
 from numpyro_infograd.scores.pretrained import Pretrained
 from numpyro_infograd.scores.sliced import Sliced
 
 __all__ = [
+    "MCMC",
     "Analytic",
     "Denoising",
     "Exact",
@@ -30,6 +32,7 @@ __all__ = [
 REGISTRY: dict[str, type[Exact | ScoreMethod]] = {
     "exact": Exact,
     "mixture": Mixture,
+    "mcmc": MCMC,
     "denoising": Denoising,
     "sliced": Sliced,
     "flow": FlowMatching,

@@ -82,6 +82,7 @@ class Analytic(ScoreMethod):
         state: Any,
         density: Density,
         params: Any,
+        noise: Values,
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:

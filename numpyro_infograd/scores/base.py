@@ -62,7 +62,7 @@ class ScoreMethod(ABC):
     Example:
         >>> import numpyro_infograd as ig
         >>> class NormalLaw(ig.scores.ScoreMethod):  # of the batch, site by site
-        ...     def score(self, state, density, params, values, rng_key):
+        ...     def score(self, state, density, params, noise, values, rng_key):
         ...         y = {site: values[site] for site in density.blocks}
         ...         mean = {s: (v.mean(0) - v) / v.var(0) for s, v in y.items()}
         ...         return ig.scores.Scores(mean, None, {})
@@ -159,6 +159,16 @@ class ScoreMethod(ABC):
         """
         return state
 
+    def improve(self, state: Any) -> Any | None:
+        """A state whose fit errs less, at more cost; None where there is none.
+
+        A gradient asks for it while the fit adds more to its error than sampling does.
+
+        Args:
+            state: What `fit` or `improve` returned, or None for a known density.
+        """
+        return None
+
     def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
         """Why the standard error may not hold all of a score's error, in sentences.
 
@@ -185,6 +195,7 @@ class ScoreMethod(ABC):
         state: Any,
         density: Density,
         params: Any,
+        noise: Values,
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
@@ -194,6 +205,7 @@ class ScoreMethod(ABC):
             state: What `fit` returned.
             density: The set of sites.
             params: A value of every parameter, of its shape, in constrained space.
+            noise: What made the values, by name, (num_samples, *shape).
             values: Of each site of the model, (num_samples, *shape).
             rng_key: A JAX PRNG key.
         """
@@ -318,23 +330,3 @@ class Layout(NamedTuple):
             tuple(i for i, (site, _) in enumerate(outputs) if site in density.sites),
             tuple(column for site in density.given for column in where[site]),
         )
-
-
-def flatten(values: Values, sites: tuple[str, ...]) -> jax.Array:
-    """Site values side by side as (num_samples, dimensions)."""
-    dtype = jnp.zeros(()).dtype
-    columns = [values[s].reshape(values[s].shape[0], -1).astype(dtype) for s in sites]
-    return jnp.concatenate(columns, axis=1)
-
-
-def unflatten(columns: jax.Array, like: Values, sites: tuple[str, ...]) -> Values:
-    """Inverse of `flatten` for the last axis, with shapes and types from `like`."""
-    parts: Values = {}
-    start = 0
-    for site in sites:
-        shape = like[site].shape[1:]
-        size = like[site][0].size
-        block = columns[..., start : start + size]
-        parts[site] = block.reshape(*columns.shape[:-1], *shape)
-        start += size
-    return parts

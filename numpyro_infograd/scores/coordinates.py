@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Density, Values
-from numpyro_infograd.scores.base import Layout, after, flatten, symmetric_powers
+from numpyro_infograd.density import Density, Values, flatten
+from numpyro_infograd.scores.base import Layout, after, symmetric_powers
 
 CLIP = 8.0  # standard deviations up to which a network tells values apart
 

@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Values
+from numpyro_infograd.density import Values, flatten
 from numpyro_infograd.noise import NoiseSpec, noise_like
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import flatten
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import resolve
 

@@ -19,16 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_power_of_two, check_counts, check_numbers
-from numpyro_infograd.density import Density, Values
+from numpyro_infograd.density import Density, Values, unflatten
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import base_points, student
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import (
-    Layout,
-    ScoreMethod,
-    Scores,
-    unflatten,
-)
+from numpyro_infograd.scores.base import Layout, ScoreMethod, Scores
 from numpyro_infograd.scores.coordinates import Frame, Free
 from numpyro_infograd.scores.network import (
     Ensemble,
@@ -225,6 +220,7 @@ class Learned(ScoreMethod):
         state: Any,
         density: Density,
         params: Any,
+        noise: Values,
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:

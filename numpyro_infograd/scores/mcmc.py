@@ -5,19 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_power_of_two
-from numpyro_infograd.chains import Tuning, Walk, average, tune
-from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.chains import FEWEST_STEPS, Tuning, Walk, average, tune
+from numpyro_infograd.density import Density, Values, simulate, unflatten
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import ScoreMethod, Scores, unflatten
+from numpyro_infograd.scores.base import ScoreMethod, Scores
+
+
+class Pilot(NamedTuple):
+    """The state of the method: points for pilot batches, and what they told."""
+
+    points: Any
+    tuning: Tuning | None
 
 
 @dataclass(frozen=True)
@@ -30,35 +36,43 @@ class MCMC(ScoreMethod):
     def step_samples(self) -> int:
         return 2048
 
-    def init(self, density: Density, rng_key: jax.Array) -> Any:
-        return base_points(density.spec, self.pilot_size), None
+    def init(self, density, rng_key):
+        return Pilot(base_points(density.spec, self.pilot_size), None)
 
     def fit(self, state, density, forward, params, rng_key, warm=False):
-        points, _ = state
         noise_key, key = jax.random.split(rng_key)
-        noise = draw_noise(density.spec, noise_key, self.pilot_size, points)
+        noise = draw_noise(density.spec, noise_key, self.pilot_size, state.points)
         values = simulate(forward, params, noise)
-        return points, tune(density.walk, params, noise, values, key, self.max_steps)
+        found = tune(density.walk, params, noise, values, key, self.max_steps)
+        return state._replace(tuning=found)
+
+    def improve(self, state):
+        if state is None or int(state.tuning.num_steps) >= self.max_steps:
+            return None
+        longer = 2 * state.tuning.num_steps
+        return state._replace(tuning=state.tuning._replace(num_steps=longer))
 
     def score(self, state, density, params, noise, values, rng_key):
-        tuning: Tuning = state[1]
-        walk = density.walk
-        eighth = tuning.num_steps // 8
-        lengths = jnp.stack([eighth, eighth, 2 * eighth, 4 * eighth])
-        num_samples = next(iter(values.values())).shape[0]
-        inside = {name: values[name] for name in density.all_sites}
+        hidden, tuning = density.walk, state.tuning
+        half = tuning.num_steps // 2
+        lengths = jnp.stack([half // 2, half // 2, half])
 
         def one(key, noise, values):
             own = {name: values[name] for name in density.all_sites}
-            return average(Walk(walk, params, own, tuning), walk.start(noise, values), key, lengths)
+            walk = Walk(hidden, params, own, tuning)
+            return average(walk, hidden.start(noise, values), key, lengths)
 
+        num_samples = next(iter(values.values())).shape[0]
         keys = jax.random.split(rng_key, num_samples)
         means, accepted = jax.vmap(one)(keys, noise, values)
-        last = means[:, -1]
-        change = means[:, -2] - last
-        evidence = {"acceptance": jnp.mean(accepted), "num_steps": tuning.num_steps.astype(float)}
+        found = means[:, -1]
+        change = means[:, -2] - found
+        evidence = {
+            "acceptance": jnp.mean(accepted),
+            "num_steps": tuning.num_steps.astype(found.dtype),
+        }
         return Scores(
-            unflatten(last, values, density.blocks),
+            unflatten(found, values, density.blocks),
             unflatten(change[None], values, density.blocks),
             evidence,
         )

@@ -145,6 +145,7 @@ class Mixture(ScoreMethod):
         state: Any,
         density: Density,
         params: Any,
+        noise: Values,
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:

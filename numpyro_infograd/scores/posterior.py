@@ -15,11 +15,11 @@ import optax
 
 from numpyro_infograd import guides
 from numpyro_infograd.arguments import as_power_of_two, check_counts, check_numbers
-from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.density import Density, Values, flatten, simulate
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import ScoreMethod, Scores, flatten, symmetric_power
+from numpyro_infograd.scores.base import ScoreMethod, Scores, symmetric_power
 from numpyro_infograd.scores.coordinates import Free
 from numpyro_infograd.scores.learned import report_scores, share_of
 from numpyro_infograd.scores.network import (
@@ -266,6 +266,7 @@ class Posterior(ScoreMethod):
         state: Any,
         density: Density,
         params: Any,
+        noise: Values,
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:

@@ -197,12 +197,13 @@ class Pretrained(ScoreMethod):
         state: Any,
         density: Density,
         params: Any,
+        noise: Values,
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
         """As the method does."""
         fitted: Fitted = state[-1]
-        found = self.method.score((fitted,), density, params, values, rng_key)
+        found = self.method.score((fitted,), density, params, noise, values, rng_key)
         outside = jnp.max(jnp.abs(fitted.frame.setting)) > 1 + _EDGE
         evidence = {
             "held_out_gain": fitted.gain,

@@ -12,14 +12,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Density, Values
-from numpyro_infograd.scores.base import (
-    Layout,
-    Scores,
-    flatten,
-    symmetric_power,
-    unflatten,
-)
+from numpyro_infograd.density import Density, Values, flatten, unflatten
+from numpyro_infograd.scores.base import Layout, Scores, symmetric_power
 from numpyro_infograd.scores.coordinates import Free
 
 # The map is fitted on the batch that it corrects. Quasi-random noise keeps the bias of

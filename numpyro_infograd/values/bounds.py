@@ -11,10 +11,9 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.density import Density, Values, flatten, simulate
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.objectives import MI, Objective
-from numpyro_infograd.scores.base import flatten
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import has_density, resolve, trace_expectations

@@ -34,7 +34,7 @@ from numpyro_infograd.arguments import (
     check_numbers,
     check_widths,
 )
-from numpyro_infograd.density import Density, simulate
+from numpyro_infograd.density import Density, flatten, simulate
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
@@ -42,7 +42,7 @@ from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import complete_data_scores, flatten
+from numpyro_infograd.scores.base import complete_data_scores
 from numpyro_infograd.scores.network import Ensemble, perceptron
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import Term, has_density, resolve, trace_expectations
