@@ -2,10 +2,10 @@
 """Markov chains over hidden noise that start at an exact draw of it.
 
 The noise that made a sample is a draw of its law given the sample. A chain that leaves
-this law unchanged and starts there is stationary from its first step: all it has to do
-is to forget its start. The kernels are BlackJAX's. What they need to know is found on
-a pilot batch and then frozen, because a chain that adapts to its own states would not
-stay stationary.
+this law unchanged and starts there is stationary from its first step, whatever its
+length: it only has to forget its start. The kernels are BlackJAX's. What they need to
+know is found on a pilot batch (`pilot`) and then frozen, because a chain that adapts to
+its own states would not stay stationary.
 """
 
 from __future__ import annotations
@@ -13,30 +13,23 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from blackjax.adaptation.step_size import dual_averaging_adaptation
 from blackjax.mcmc import hmc, random_walk
 from blackjax.mcmc.metrics import LowRankInverseMassMatrix
 
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Values, flatten
+from numpyro_infograd.density import Values
 from numpyro_infograd.hidden import Hidden, LogProbs, Position
 
-# Of four trajectories one has a small step, for samples whose posterior is narrow, and
-# before one a draw from the prior is proposed, for samples that say little.
+# Every fourth trajectory has small steps, for samples whose posterior is narrow, and
+# after every fourth a draw from the prior is proposed, for samples that say little.
 _ROUND = 4
 _SMALL = 0.15
-_JITTER = (0.4, 1.2)
+_JITTER = (0.4, 1.2)  # of the step size, so that no period of the dynamics is hit
 _GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 _TIME = 4.0  # length of a trajectory, in standard deviations of the average posterior
 _MOST_LEAPS = 64
-_ACCEPTED = 0.8
-_ROUNDS = 24  # steps of the pilot that the step size is tuned on
-FEWEST_STEPS = 16
-_REMEMBERED = 0.005  # share of a score's mean square that chains may still remember
-_RIDGE = 1e-5  # of each column's mean square, in the fit of a control variate
-_WIDEST = 1024  # values and dimensions that a control variate is fitted for
 
 
 class Tuning(NamedTuple):
@@ -44,12 +37,12 @@ class Tuning(NamedTuple):
 
     Attributes:
         scale: Standard deviation of each coordinate under the prior, (num_dimensions,).
-        directions: Eigenvectors of the mean Fisher information that the values have
-            of the scaled coordinates, (num_dimensions, rank).
+        directions: Eigenvectors of the mean Fisher information that the values carry
+            about the scaled coordinates, (num_dimensions, rank).
         information: Their eigenvalues, (rank,).
         step_size: Of the leapfrog integrator, a scalar.
         slope: Coefficients of the control variate, (num_scores, num_dimensions).
-        num_steps: Steps after which a chain has forgotten its start, a power of two.
+        num_steps: Steps after which a chain has forgotten its start, a scalar.
     """
 
     scale: jax.Array
@@ -71,25 +64,31 @@ class Chain(NamedTuple):
     Attributes:
         at: The position.
         log_prob: Log density that the chain leaves unchanged, in nats.
-        likelihood: The part of it that a prior draw is accepted by, in nats.
         gradient: Its gradient in the free coordinates, (num_dimensions,).
         score: The complete-data score of the set's blocks, (num_scores,).
     """
 
     at: Position
     log_prob: jax.Array
-    likelihood: jax.Array
     gradient: jax.Array
     score: jax.Array
 
 
 class Walk(NamedTuple):
-    """Chains over what one sample hides: prior times likelihood to a power."""
+    """A law of the hidden noise of one sample: prior times likelihood to a power.
+
+    Attributes:
+        hidden: What a set of sites hides.
+        params: Parameters, in constrained space.
+        values: One value of each site of the set.
+        tuning: From a pilot batch.
+        power: Between 0, the prior, and 1, the posterior.
+    """
 
     hidden: Hidden
     params: Any
     values: Values
-    tuning: Any
+    tuning: Tuning
     power: jax.Array | float = 1.0
 
     def log_probs(self, at: Position, blocks: Values | None = None) -> LogProbs:
@@ -101,19 +100,18 @@ class Walk(NamedTuple):
     def chain(self, at: Position) -> Chain:
         """A chain at a position."""
 
-        def joint(free: jax.Array, blocks: Values) -> tuple[jax.Array, jax.Array]:
-            found = self.log_probs(Position(free, at.states), blocks)
-            return found.joint, found.likelihood
+        def joint(free: jax.Array, blocks: Values) -> jax.Array:
+            return self.log_probs(Position(free, at.states), blocks).joint
 
         blocks = {name: self.values[name] for name in self.hidden.blocks}
-        (log_prob, likelihood), (gradient, score) = jax.value_and_grad(
-            joint, argnums=(0, 1), has_aux=True
-        )(at.free, blocks)
+        log_prob, (gradient, score) = jax.value_and_grad(joint, argnums=(0, 1))(
+            at.free, blocks
+        )
         flat = [jnp.zeros(0), *(score[name].ravel() for name in self.hidden.blocks)]
-        return Chain(at, log_prob, likelihood, gradient, jnp.concatenate(flat))
+        return Chain(at, log_prob, gradient, jnp.concatenate(flat))
 
     def score(self, chain: Chain) -> jax.Array:
-        """The chain's complete-data score less a control variate, (num_scores,).
+        """The chain's complete-data score with a control variate, (num_scores,).
 
         The gradient of a log density has mean zero under it (Stein's identity). What
         is left in a linear-Gaussian model is the score itself, wherever the chain is.
@@ -123,10 +121,9 @@ class Walk(NamedTuple):
     def step(
         self, rng_key: jax.Array, index: jax.Array, chain: Chain
     ) -> tuple[Chain, jax.Array]:
-        """A trajectory, and what else is due; with the trajectory's acceptance."""
+        """A trajectory and what else is due; with the acceptance of the trajectory."""
         keys = jax.random.split(rng_key, 3)
         at, accepted = chain.at, jnp.ones(())
-        likelihood = chain.likelihood
         if self.hidden.size:
             at, accepted = self._trajectory(keys[0], index, chain)
         if self.hidden.walked:
@@ -140,7 +137,6 @@ class Walk(NamedTuple):
     ) -> tuple[Position, jax.Array]:
         """Hamiltonian Monte Carlo in the continuous coordinates."""
         step_size, at = self.tuning.step_size, chain.at
-        # Lengths that never repeat are spread evenly by the golden ratio.
         low, high = _JITTER
         share = low + (high - low) * (index * _GOLDEN % 1.0)
         share *= jnp.where(index % _ROUND == _ROUND - 1, _SMALL, 1.0)
@@ -204,7 +200,7 @@ def average(
     """Mean scores over consecutive windows of one chain, and its mean acceptance.
 
     Args:
-        walk: The chain's law.
+        walk: The law that the chain leaves unchanged.
         at: Where it starts.
         rng_key: A JAX PRNG key.
         lengths: Steps of each window, (num_windows,).
@@ -229,138 +225,6 @@ def average(
     begun = jnp.zeros((), lengths.dtype), walk.chain(at), jnp.zeros(())
     (count, _, accepted), means = jax.lax.scan(window, begun, lengths)
     return means, accepted / count
-
-
-def tune(
-    hidden: Hidden,
-    params: Any,
-    noise: Values,
-    values: Values,
-    rng_key: jax.Array,
-    most_steps: int,
-) -> Tuning:
-    """What chains need to know, from a pilot batch of samples.
-
-    The metric is the mean Fisher information that the values have of the position, and
-    the precision of the prior. The step size gives the acceptance that is best for
-    long trajectories. Chains then grow until what they remember of their start is a
-    small share of the score's mean square, or is lost in the pilot's noise.
-
-    Args:
-        hidden: What a set of sites hides.
-        params: Parameters, in constrained space.
-        noise: A batch of noise, (num_samples, *shape).
-        values: The values that it makes, of all sites.
-        rng_key: A JAX PRNG key.
-        most_steps: Steps that a chain may take.
-    """
-    start = jax.vmap(hidden.start)(noise, values)
-    values = {name: values[name] for name in hidden.sites}
-    tuning, chains = _statistics(hidden, params, start, values)
-    own = jax.vmap(Walk(hidden, params, values, tuning).score)(chains)
-    num_samples, scale = len(own), jnp.mean(jnp.sum(own**2, axis=1))
-    init, update, final = dual_averaging_adaptation(_ACCEPTED)
-
-    def step(tuning: Tuning, index: jax.Array, chains: Chain) -> Any:
-        def one(key: jax.Array, chain: Chain, values: Values) -> Any:
-            walk = Walk(hidden, params, values, tuning)
-            chain, accepted = walk.step(key, index, chain)
-            return chain, accepted, walk.score(chain)
-
-        keys = jax.random.split(jax.random.fold_in(rng_key, index), num_samples)
-        return jax.vmap(one)(keys, chains, values)
-
-    def body(carry: _Pilot) -> _Pilot:
-        tuned, length = carry.index >= 0, carry.index + 1
-        now = jnp.exp(carry.step_size.log_step_size)
-        size = jnp.where(tuned, final(carry.step_size), now)
-        # The step size is tuned on the second step of a round, which is a usual one.
-        index = jnp.where(tuned, carry.index, 1)
-        now = tuning._replace(step_size=size)
-        moved, accepted, score = step(now, index, carry.chains)
-        adapted = update(carry.step_size, jnp.mean(accepted))
-        total = jnp.where(tuned, carry.total + score, 0.0)
-        # A window ends at each power of two.
-        ends = tuned & (length & (length - 1) == 0)
-        product = jnp.sum(own * total, axis=1) / jnp.maximum(length // 2, 1)
-        change = carry.before - product
-        noise = jnp.std(change) / math.sqrt(num_samples)
-        forgot = jnp.mean(change) <= _REMEMBERED * scale + noise
-        forgot = (forgot & (length >= FEWEST_STEPS)) | (length >= most_steps)
-        # Chains start anew once the step size is tuned.
-        return _Pilot(
-            length,
-            _where(tuned, carry.step_size, adapted),
-            _where(length == 0, chains, moved),
-            jnp.where(ends, 0.0, total),
-            jnp.where(ends, product, carry.before),
-            ends & forgot,
-        )
-
-    begun = _Pilot(
-        jnp.asarray(-_ROUNDS),
-        init(tuning.step_size),
-        chains,
-        jnp.zeros_like(own),
-        jnp.full(num_samples, jnp.inf, own.dtype),
-        jnp.asarray(False),
-    )
-    last = jax.lax.while_loop(lambda carry: ~carry.done, body, begun)
-    return tuning._replace(step_size=final(last.step_size), num_steps=last.index)
-
-
-class _Pilot(NamedTuple):
-    """The state of a pilot run, on a batch of chains."""
-
-    index: jax.Array  # of the step; negative while the step size is tuned
-    step_size: Any
-    chains: Chain
-    total: jax.Array  # of the scores in the present window
-    before: jax.Array  # product of the start's score and the last window's mean
-    done: jax.Array
-
-
-def _where(condition: jax.Array, yes: Any, no: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
-def _statistics(
-    hidden: Hidden, params: Any, start: Position, values: Values
-) -> tuple[Tuning, Chain]:
-    """Metric and control variate; and chains at their starts."""
-
-    def one(at: Position, values: Values) -> tuple[Chain, jax.Array]:
-        def prior(free: jax.Array) -> jax.Array:
-            return hidden.log_probs(params, Position(free, at.states), values).prior
-
-        chain = Walk(hidden, params, values, None).chain(at)
-        return chain, chain.gradient - jax.grad(prior)(at.free)
-
-    chains, likelihood = jax.vmap(one)(start, values)
-    num_samples, size = start.free.shape
-    scale = jnp.std(start.free, axis=0)
-    scaled = likelihood * scale / math.sqrt(num_samples)
-    _, singular, directions = jnp.linalg.svd(scaled, full_matrices=False)
-    slope = jnp.zeros((chains.score.shape[1], size))
-    if 0 < size + sum(hidden.sizes) <= _WIDEST:
-        flat = flatten(values, hidden.sites)
-        slope = _slope(flat, chains.gradient * scale, chains.score) * scale
-    information = singular**2
-    half, none = jnp.asarray(0.5), jnp.asarray(0)
-    return Tuning(scale, directions.T, information, half, slope, none), chains
-
-
-def _slope(values: jax.Array, gradient: jax.Array, score: jax.Array) -> jax.Array:
-    """Minus the regression of scores on gradients, beside that on the values."""
-    centred = values - jnp.mean(values, axis=0)
-    columns = jnp.concatenate([centred, gradient], axis=1)
-    power = jnp.sqrt(jnp.mean(columns**2, axis=0))
-    columns = columns / jnp.where(power > 0, power, 1.0)
-    gram = columns.T @ columns / len(columns)
-    cross = columns.T @ score / len(columns)
-    solved = jnp.linalg.solve(gram + _RIDGE * jnp.eye(len(gram)), cross)
-    solved = solved / jnp.where(power > 0, power, 1.0)[:, None]
-    return -solved[values.shape[1] :].T
 
 
 def _number(log_prob: jax.Array) -> jax.Array:

@@ -16,8 +16,8 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_flag, differentiating
-from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.arguments import as_flag
+from numpyro_infograd.density import Density, simulate
 from numpyro_infograd.errors import (
     ArgumentError,
     DegenerateError,
@@ -27,6 +27,7 @@ from numpyro_infograd.errors import (
     SiteError,
 )
 from numpyro_infograd.jumps import check_jumps
+from numpyro_infograd.linear import Linear
 from numpyro_infograd.noise import draw_noise, noise_like
 from numpyro_infograd.objectives import Objective, check_is_objective, expectation_label
 from numpyro_infograd.program import Program
@@ -224,12 +225,15 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
         )
         return tuple(s for s in floating if not sm.site_info[s].discrete)
 
-    for term in resolve(objective, sm):
+    terms = resolve(objective, sm)
+    named = [s for t in terms for s in continuous(t.sites + t.given)]
+    linear = Linear.of(sm, tuple(dict.fromkeys(named)), params)
+    for term in terms:
         sites, given = continuous(term.sites), continuous(term.given)
         size = sum(sm.site_info[s].size for s in sites)
-        rank = _rank(sm, sites + given, params) if sites else 0
+        rank = linear.rank(sites + given) if sites else 0
         if sites and given:
-            rank -= _rank(sm, given, params)
+            rank -= linear.rank(given)
         if rank < size:
             names = _list(sites + given)
             stepped = _stepped(sm, sites, params)
@@ -297,84 +301,3 @@ def _upstream(sm: StructuralModel, sites: Iterable[str]) -> tuple[str, ...]:
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in sorted(names))
-
-
-# -- rank --------------------------------------------------------------------------
-
-
-def _rank(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> int:
-    """Rank of the sites' Jacobian in the noise.
-
-    A site made from a PRNG key has no noise to differentiate in; its value takes the
-    noise's place.
-    """
-    opaque = tuple(
-        name
-        for name, site in sm.site_info.items()
-        if site.noise is not None
-        and site.noise.kind == "key"
-        and not site.discrete
-        and not site.control_flow
-    )
-    names = sm.noise_of(sites)
-    columns = tuple(
-        n for n, law in sm.noise.items() if law.kind != "key" and n in names
-    )
-    forward = sm.forward_given(opaque) if opaque else None
-    keyed_scan = any(
-        s.control_flow and s.noise is not None and s.noise.kind == "key"
-        for s in sm.site_info.values()
-    )
-    if not columns and not opaque:
-        return 0  # made from discrete sites alone
-    key = jax.random.key(1)
-    with differentiating():
-        jacobians = _jacobians(
-            sm.forward, forward, params, key, sm.spec, sites, columns, opaque
-        )
-    if keyed_scan:  # noise that no Jacobian shows
-        return sum(sm.site_info[s].size for s in sites)
-    ranks = []
-    for jacobian in np.asarray(jacobians, np.float64):
-        if not np.all(np.isfinite(jacobian)):
-            raise DegenerateError(
-                f"the derivative of {_list(sites)} in the noise is not finite at these "
-                "parameter values. Use the double-where trick around the square root, "
-                "division or logarithm."
-            )
-        scale = np.linalg.norm(jacobian, axis=1, keepdims=True)
-        scaled = jacobian / np.where(scale > 0, scale, 1.0)
-        ranks.append(int(np.linalg.matrix_rank(scaled, tol=3e-6 * max(scaled.shape))))
-    return max(ranks)
-
-
-@jax.jit(static_argnames=("spec", "sites", "columns", "opaque"))
-def _jacobians(
-    whole: Program,
-    forward: Program | None,
-    params: Any,
-    rng_key: jax.Array,
-    spec: Any,
-    sites: tuple[str, ...],
-    columns: tuple[str, ...],
-    opaque: tuple[str, ...],
-) -> jax.Array:
-    """Jacobians at three draws, (3, dimensions, noise)."""
-    noise = draw_noise(spec, rng_key, 3)
-    values = simulate(whole, params, noise)
-    given = {name: values[name] for name in opaque}
-
-    def one(noise: Values, given: Values) -> jax.Array:
-        def flat(moving: Values, put: Values) -> jax.Array:
-            full = {**noise, **moving}
-            made = forward(params, full, put) if forward else whole(params, full)
-            return jnp.concatenate([made[s].ravel() for s in sites])
-
-        moving = {name: noise[name] for name in columns}
-        jacobian = jax.jacfwd(flat, argnums=(0, 1))(moving, given)
-        leaves = [j.reshape(j.shape[0], -1) for j in jax.tree.leaves(jacobian)]
-        if not leaves:
-            return jnp.zeros((flat(moving, given).shape[0], 1))
-        return jnp.concatenate(leaves, axis=1)
-
-    return jax.vmap(one)(noise, given)

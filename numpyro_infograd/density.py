@@ -35,6 +35,7 @@ Values = dict[str, jax.Array]
         "sizes",
         "supports",
         "spec",
+        "why_no_walk",
     ),
 )
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Density:
     `blocks` are the sites whose values depend on a parameter: only they need a score.
     `hidden` names the noise that remains; with none, the density is known exactly.
     `moving` names the sites whose density jumps at a place that is not fixed. `walk` is
-    what chains need to walk over the hidden noise (`hidden.Hidden`), None where no
-    chain can.
+    what chains need to walk over the hidden noise (`hidden.Hidden`), or None, and
+    `why_no_walk` says why.
     """
 
     program: Program
@@ -61,6 +62,7 @@ class Density:
     supports: tuple[str, ...]  # of each of `all_sites`, as in `Site`
     spec: NoiseSpec
     walk: Any = None
+    why_no_walk: str = ""
 
     @property
     def all_sites(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import DensityError
+from numpyro_infograd.linear import Linear
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, student
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import (
@@ -28,13 +29,12 @@ from numpyro_infograd.problem import (
     check_num_samples,
     initial_states,
     is_learned,
-    moving_terms,
     noise_warnings,
     pose,
 )
 from numpyro_infograd.program import Program
 from numpyro_infograd.pullback import Pulled, pull_back
-from numpyro_infograd.scores import Denoising, Exact, Mixture, resolve_method
+from numpyro_infograd.scores import MCMC, Denoising, Exact, Mixture, resolve_method
 from numpyro_infograd.scores.base import ScoreMethod, after
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.scores.mixture import FEW_UNEXPLAINED, SOUND_SAMPLE_SIZE
@@ -90,6 +90,7 @@ class Gradient:
         return html_table(self._title(), self._rows(), notes)
 
 
+_HOPELESS = 7.0  # nats beyond which no mixture is tried
 _BALANCE = 0.7  # error of fits over that of sampling, above which a fit is improved
 
 
@@ -268,11 +269,13 @@ def _doubts(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
     doubts = noise_warnings(problem.sm)
     if problem.method is None:
         return doubts
+    ratio = {"fit_error_ratio": evidence.get("fit_error_ratio", 0.0)}
     for density in problem.densities:
         if not is_learned(problem.method, density):
             continue
         mark = f"({density.label})"
         own = {k.removesuffix(mark): v for k, v in evidence.items() if k.endswith(mark)}
+        own |= ratio
         doubts += tuple(problem.method.doubts(density, own))
     return doubts
 
@@ -311,7 +314,7 @@ def choose(
     rng_key: jax.Array,
     num_samples: int | None = None,
 ) -> tuple[Problem, Gradient | None]:
-    """`scores="auto"`: exact, else mixture while it is sound, else denoising.
+    """`scores="auto"`: exact, a sound mixture, chains, or learned: the first that can.
 
     Returns the posed problem, and the gradient where finding out gave it.
     """
@@ -319,34 +322,53 @@ def choose(
     if not why:
         reason = "the model is linear-Gaussian" if objective.entropies else ""
         return pose(objective, sm, Exact(), params, reason), None
-    terms = moving_terms(objective, sm)
-    bare = [
-        s
-        for t in terms
-        for s in t.sites
-        if sm.site_info[s].kind == "deterministic" and sm.params_of((s,))
-    ]
-    if bare:
-        reason = f"site {bare[0]!r} is deterministic: it has no density of its own"
-        return pose(objective, sm, Denoising(), params, reason), None
     try:
         problem = pose(objective, sm, Mixture(), params)
     except DensityError as error:
-        return pose(objective, sm, Denoising(), params, str(error)), None
-    found = estimate_gradient(problem, params, num_samples, rng_key)
-    unsound = why_not_mixture(found.diagnostics)
-    if not unsound:
-        low = lowest_size(found.diagnostics)
-        size = f"{low:.0f}" if low < 10000 else "over 10000"
-        sound = f"the mixture's effective sample size, {size}, is sound"
-        counted = "the mixture's components count the hidden noise out"
-        reason = f"{why}; {sound if math.isfinite(low) else counted}"
-        problem = problem._replace(reason=reason)
-        return problem, replace(
-            found, diagnostics=found.diagnostics | {"reason": reason}
-        )
-    reason = f"{why}; {unsound}"
-    return pose(objective, sm, Denoising(), params, reason), None
+        return pose(objective, sm, Denoising(), params, _first(error)), None
+    far = _information(problem, params)
+    if far < _HOPELESS:
+        found = estimate_gradient(problem, params, num_samples, rng_key)
+        unsound = why_not_mixture(found.diagnostics)
+        if not unsound:
+            reason = f"{why}; {_why_mixture(found.diagnostics)}"
+            named = found.diagnostics | {"reason": reason}
+            return problem._replace(reason=reason), replace(found, diagnostics=named)
+    else:
+        unsound = f"about {far:.0f} nats are too many for a mixture"
+    return pose_beyond_mixtures(objective, sm, params, f"{why}; {unsound}"), None
+
+
+def pose_beyond_mixtures(
+    objective: Objective, sm: StructuralModel, params: Any, reason: str
+) -> Problem:
+    """The problem for chains, or for networks where no chain can walk."""
+    try:
+        return pose(objective, sm, MCMC(), params, reason)
+    except DensityError as error:
+        return pose(objective, sm, Denoising(), params, f"{reason}; {_first(error)}")
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of an error."""
+    return str(error).split(". ")[0]
+
+
+def _information(problem: Problem, params: Any) -> float:
+    """About how many nats a set of the problem says of the noise that it hides."""
+    hiding = [d for d in problem.densities if d.hidden]
+    sites = tuple(dict.fromkeys(s for d in hiding for s in d.sites))
+    linear = Linear.of(problem.sm, sites, params)
+    return max((linear.information(d) for d in hiding), default=0.0)
+
+
+def _why_mixture(evidence: Mapping[str, Any]) -> str:
+    """Why a mixture is sound."""
+    low = lowest_size(evidence)
+    if not math.isfinite(low):
+        return "the hidden noise has few states, so the mixture enumerates all of them"
+    size = f"{low:.0f}" if low < 10000 else "over 10000"
+    return f"the mixture's effective sample size, {size}, is sound"
 
 
 def gradient(
@@ -371,7 +393,7 @@ def gradient(
         model: A NumPyro model, or the result of `structural_model`.
         params: Where to evaluate, each parameter in its shape; what is missing takes
             its initial value.
-        scores: "auto", "exact", "mixture", "denoising", "sliced", "flow",
+        scores: "auto", "exact", "mixture", "mcmc", "denoising", "sliced", "flow",
             "posterior", a method of `numpyro_infograd.scores`, or what
             `pretrain_scores` returned.
         num_samples: A power of two of at least 256; None for the method's default.

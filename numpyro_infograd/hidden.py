@@ -222,9 +222,11 @@ class Hidden:
 
 
 def walkable(sm: StructuralModel, density: Density) -> Density:
-    """The density with what chains need, if it hides noise that chains can walk over."""
-    if not density.hidden or why_not_walked(sm, density):
+    """The density with what chains need to walk over what it hides, or why not."""
+    if not density.hidden:
         return density
+    if why := why_not_walked(sm, density):
+        return replace(density, why_no_walk=why)
     return replace(density, walk=Hidden.of(sm, density))
 
 

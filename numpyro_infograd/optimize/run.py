@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd.checkpoint import unpack
-from numpyro_infograd.gradient import why_not_mixture
+from numpyro_infograd.gradient import pose_beyond_mixtures, why_not_mixture
 from numpyro_infograd.optimize.annealing import (
     Annealing,
     cooled,
@@ -29,8 +29,8 @@ from numpyro_infograd.optimize.step import (
     constrained,
     scales,
 )
-from numpyro_infograd.problem import Problem, pose
-from numpyro_infograd.scores import Denoising, Mixture
+from numpyro_infograd.problem import Problem
+from numpyro_infograd.scores import Mixture
 
 if TYPE_CHECKING:
     from numpyro_infograd.optimize.infomax import InfoMax
@@ -222,10 +222,10 @@ class Run:
             self._leave_mixture(why)
 
     def _leave_mixture(self, reason: str) -> None:
-        """Go on with networks."""
+        """Go on with chains, or with networks where no chain can walk."""
         problem, params = self.clean, self._params()[0]
         self.reason = reason
-        self.clean = pose(problem.objective, problem.sm, Denoising(), params, reason)
+        self.clean = pose_beyond_mixtures(problem.objective, problem.sm, params, reason)
         self._change(self.clean)
 
     def _has_left(self, infos: StepInfo) -> bool:

@@ -11,68 +11,180 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_power_of_two
-from numpyro_infograd.chains import FEWEST_STEPS, Tuning, Walk, average, tune
+from numpyro_infograd.chains import Tuning, Walk, average
 from numpyro_infograd.density import Density, Values, simulate, unflatten
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import base_points, draw_noise
+from numpyro_infograd.pilot import FEWEST_STEPS, tune
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
+_LARGEST = 4096  # samples of a pilot batch
+_HARDLY = 0.05  # acceptance below which a chain counts as stuck
+_STUCK = 0.01  # share of such chains
+
 
 class Pilot(NamedTuple):
-    """The state of the method: points for pilot batches, and what they told."""
+    """The state of the method: points of pilot batches, and what the last one told."""
 
     points: Any
+    warm_points: Any
     tuning: Tuning | None
 
 
 @dataclass(frozen=True)
 class MCMC(ScoreMethod):
+    """The conditional mean of Fisher's identity by Markov chains; nothing is learned.
+
+    The noise u_0 that made a sample S is an exact draw of p(noise | S). A chain that
+    starts there and leaves this law unchanged is stationary at once, and once it has
+    forgotten its start
+
+        E[(D S)^T s(S)] = E[(D S)^T c(S, u_k)],
+
+    with c the complete-data score and D S the derivative of the sample's values in the
+    parameters. So every sample has a chain of its own: Hamiltonian Monte Carlo in
+    whitened coordinates, Metropolis steps for discrete sites with many joint states
+    (few are summed over), now and then a draw from the prior. Metric, step size and
+    length are tuned on a pilot batch and then frozen. c is taken less a control
+    variate, which in a linear-Gaussian model leaves the score itself.
+
+    Unbiased but for what the chains remember. The standard error includes sampling and
+    how much the gradient still changed when the chains became twice as long; they grow
+    until that is the smaller part. What no error shows is a mode that no chain has
+    crossed to: see "What can still go wrong" in the documentation.
+
+    Args:
+        num_samples: Default number of samples of a gradient, a power of two.
+        max_steps: Steps that a chain may take, a power of two.
+        pilot_size: Samples of the pilot batch, a power of two; an ascent takes a
+            quarter at each step. More for many dimensions.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> method = ig.scores.MCMC(max_steps=1024)  # for `scores=`
+        >>> method.num_samples
+        8192
+    """
+
     num_samples: int = 8192
-    pilot_size: int = 1024
     max_steps: int = 256
+    pilot_size: int = 1024
+
+    def __post_init__(self) -> None:
+        as_power_of_two("num_samples", self.num_samples, 256)
+        as_power_of_two("max_steps", self.max_steps, FEWEST_STEPS)
+        as_power_of_two("pilot_size", self.pilot_size, 256)
 
     @property
     def step_samples(self) -> int:
+        """Default number of samples of one step of an ascent."""
         return 2048
 
-    def init(self, density, rng_key):
-        return Pilot(base_points(density.spec, self.pilot_size), None)
+    def check(self, density: Density) -> None:
+        """Raise for a moving boundary, and for what chains can not walk over."""
+        super().check(density)
+        if density.hidden and density.walk is None:
+            raise DensityError(
+                f"no chain can walk over what the set {density.label!r} hides, because "
+                f"{density.why_no_walk}. Use scores='denoising', or observe the set "
+                "through a sample site."
+            )
 
-    def fit(self, state, density, forward, params, rng_key, warm=False):
+    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+        """Also chains that remember their start, or never leave it."""
+        found = super().doubts(density, evidence)
+        if evidence["stuck"] > _STUCK:
+            found.append(
+                f"{evidence['stuck']:.1%} of the chains for {density.label!r} hardly "
+                "ever moved, so their scores are those of their own noise, and the "
+                "error may exceed the standard error. Raise max_steps, or hold it "
+                "against scores='denoising' with check_scores."
+            )
+        steps = evidence["num_steps"]
+        if evidence.get("fit_error_ratio", 0.0) > 1.0 and steps >= self.max_steps:
+            found.append(
+                f"the chains for {density.label!r} still remember their start after "
+                f"{steps:.0f} steps, which adds most of the standard error. Raise "
+                "max_steps; if that does not help, there may be modes that no chain "
+                "crosses between."
+            )
+        return found
+
+    def init(self, density: Density, rng_key: jax.Array) -> Pilot:
+        """The points of the pilot batches."""
+        sizes = (self._size(density, warm) for warm in (False, True))
+        return Pilot(*(base_points(density.spec, size) for size in sizes), None)
+
+    def _size(self, density: Density, warm: bool) -> int:
+        """Samples of a pilot batch: several for each column that is regressed on."""
+        columns = sum(density.sizes) + density.walk.size
+        enough = min(1 << (8 * columns).bit_length(), _LARGEST)
+        return max(self.pilot_size, enough) // (4 if warm else 1)
+
+    def fit(
+        self,
+        state: Pilot,
+        density: Density,
+        forward: Program,
+        params: Any,
+        rng_key: jax.Array,
+        warm: bool = False,
+    ) -> Pilot:
+        """Tune on a pilot batch at these parameters."""
         noise_key, key = jax.random.split(rng_key)
-        noise = draw_noise(density.spec, noise_key, self.pilot_size, state.points)
+        size = self._size(density, warm)
+        points = state.warm_points if warm else state.points
+        noise = draw_noise(density.spec, noise_key, size, points)
         values = simulate(forward, params, noise)
-        found = tune(density.walk, params, noise, values, key, self.max_steps)
-        return state._replace(tuning=found)
+        last = state.tuning if warm else None
+        tuning = tune(density.walk, params, noise, values, key, self.max_steps, last)
+        return state._replace(tuning=tuning)
 
-    def improve(self, state):
-        if state is None or int(state.tuning.num_steps) >= self.max_steps:
+    def improve(self, state: Pilot | None) -> Pilot | None:
+        """Chains that are twice as long."""
+        if state is None or state.tuning is None:
             return None
         longer = 2 * state.tuning.num_steps
+        if int(longer) > self.max_steps:
+            return None
         return state._replace(tuning=state.tuning._replace(num_steps=longer))
 
-    def score(self, state, density, params, noise, values, rng_key):
+    def score(
+        self,
+        state: Pilot,
+        density: Density,
+        params: Any,
+        noise: Values,
+        values: Values,
+        rng_key: jax.Array,
+    ) -> Scores:
+        """Means over the second half of a chain for each sample.
+
+        The deviation is what they changed by since the quarter before.
+        """
+        assert state.tuning is not None
         hidden, tuning = density.walk, state.tuning
         half = tuning.num_steps // 2
         lengths = jnp.stack([half // 2, half // 2, half])
 
-        def one(key, noise, values):
-            own = {name: values[name] for name in density.all_sites}
-            walk = Walk(hidden, params, own, tuning)
+        def one(key: jax.Array, noise: Values, values: Values) -> Any:
+            inside = {name: values[name] for name in hidden.sites}
+            walk = Walk(hidden, params, inside, tuning)
             return average(walk, hidden.start(noise, values), key, lengths)
 
         num_samples = next(iter(values.values())).shape[0]
         keys = jax.random.split(rng_key, num_samples)
         means, accepted = jax.vmap(one)(keys, noise, values)
         found = means[:, -1]
-        change = means[:, -2] - found
         evidence = {
             "acceptance": jnp.mean(accepted),
+            "stuck": jnp.mean(accepted < _HARDLY),
             "num_steps": tuning.num_steps.astype(found.dtype),
         }
+        change = (means[:, -2] - found)[None]
         return Scores(
             unflatten(found, values, density.blocks),
-            unflatten(change[None], values, density.blocks),
+            unflatten(change, values, density.blocks),
             evidence,
         )

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model near some of its draws: linear in the noise, with Gaussian law."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+
+from numpyro_infograd.arguments import differentiating
+from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.errors import DegenerateError
+from numpyro_infograd.noise import draw_noise
+from numpyro_infograd.program import Program
+from numpyro_infograd.structure import StructuralModel
+
+_DRAWS = 3
+
+
+class Linear(NamedTuple):
+    """Jacobians of sites in the noise, at three draws.
+
+    A site that is drawn behind a key has no noise to differentiate in; its value takes
+    the noise's place. What a scan draws behind a key has neither.
+
+    Attributes:
+        jacobians: For each site and noise, (3, site size, noise size).
+        sizes: Number of scalars in each site.
+        complete: Whether all noise is there.
+    """
+
+    jacobians: dict[str, dict[str, np.ndarray]]
+    sizes: dict[str, int]
+    complete: bool
+
+    @staticmethod
+    def of(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> Linear:
+        """The Jacobians of some sites of a model."""
+        keyed = {
+            name: site.control_flow
+            for name, site in sm.site_info.items()
+            if site.noise is not None and site.noise.kind == "key"
+        }
+        opaque = tuple(
+            n for n, scan in keyed.items() if not scan and not sm.site_info[n].discrete
+        )
+        names = sm.noise_of(sites)
+        columns = tuple(
+            n for n, law in sm.noise.items() if law.kind != "key" and n in names
+        )
+        sizes = {name: sm.site_info[name].size for name in sites}
+        if not sites or not columns and not opaque:  # made from discrete sites alone
+            return Linear({s: {} for s in sites}, sizes, True)
+        forward = sm.forward_given(opaque) if opaque else None
+        with differentiating():
+            found = _jacobians(
+                sm.forward, forward, params, sm.spec, sites, columns, opaque
+            )
+        return Linear(
+            {
+                site: {n: np.asarray(x, np.float64) for n, x in row.items()}
+                for site, row in found.items()
+            },
+            sizes,
+            not any(keyed.values()),
+        )
+
+    def rank(self, sites: Sequence[str]) -> int:
+        """The rank of some sites' Jacobian in all noise, at the best of the draws.
+
+        Raises:
+            DegenerateError: for a derivative that is not finite.
+        """
+        if not self.complete:  # noise that no Jacobian shows
+            return sum(self.sizes[s] for s in sites)
+        ranks = [0]
+        for jacobian in self._rows(sites):
+            if not np.all(np.isfinite(jacobian)):
+                names = ", ".join(map(repr, sorted(sites)))
+                raise DegenerateError(
+                    f"the derivative of {names} in the noise is not finite at these "
+                    "parameter values. Use the double-where trick around the square "
+                    "root, division or logarithm."
+                )
+            scale = np.linalg.norm(jacobian, axis=1, keepdims=True)
+            scaled = jacobian / np.where(scale > 0, scale, 1.0)
+            tolerance = 3e-6 * max(1, *scaled.shape)
+            ranks.append(int(np.linalg.matrix_rank(scaled, tol=tolerance)))
+        return max(ranks)
+
+    def information(self, density: Density) -> float:
+        """What the sites of a density say of its hidden noise, in nats, about.
+
+        Exact for a linear-Gaussian model; the least of the draws, 0 where unknown.
+        """
+        sites = [s for s in density.sites if s in self.jacobians]
+        hidden = set(density.hidden)
+        others = {n for s in sites for n in self.jacobians[s]} - hidden
+        shown = all(hidden <= set(self.jacobians[s]) for s in sites)
+        if not sites or not shown or density.given:
+            return 0.0
+        whole = self._rows(sites, others | hidden)
+        own = self._rows(sites, others)
+        return min(_volume(a) - _volume(b) for a, b in zip(whole, own, strict=True))
+
+    def _rows(
+        self, sites: Sequence[str], noise: set[str] | None = None
+    ) -> list[np.ndarray]:
+        """The Jacobian of all sites together at each draw."""
+        names = list(dict.fromkeys(n for s in sites for n in self.jacobians[s]))
+        names = [n for n in names if noise is None or n in noise]
+        if not names:
+            return []
+        rows = [np.concatenate([self.jacobians[s][n] for n in names], 2) for s in sites]
+        return list(np.concatenate(rows, axis=1))
+
+
+def _volume(jacobian: np.ndarray) -> float:
+    """Half of the log determinant of J J^T."""
+    with np.errstate(divide="ignore"):
+        return float(np.sum(np.log(np.linalg.svd(jacobian, compute_uv=False))))
+
+
+@jax.jit(static_argnames=("spec", "sites", "columns", "opaque"))
+def _jacobians(
+    whole: Program,
+    forward: Program | None,
+    params: Any,
+    spec: Any,
+    sites: tuple[str, ...],
+    columns: tuple[str, ...],
+    opaque: tuple[str, ...],
+) -> dict[str, Values]:
+    """For each site and noise, (3, site size, noise size)."""
+    noise = draw_noise(spec, jax.random.key(1), _DRAWS)
+    values = simulate(whole, params, noise)
+    given = {name: values[name] for name in opaque}
+
+    def one(noise: Values, given: Values) -> dict[str, Values]:
+        def flat(moving: Values, put: Values) -> Values:
+            full = {**noise, **moving}
+            made = forward(params, full, put) if forward else whole(params, full)
+            return {s: made[s].ravel() for s in sites}
+
+        moving = {name: noise[name] for name in columns}
+        found = jax.jacfwd(flat, argnums=(0, 1))(moving, given)
+        both = {site: a | b for site, (a, b) in found.items()}
+        return jax.tree.map(lambda x: x.reshape(x.shape[0], -1), both)
+
+    return jax.vmap(one)(noise, given)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pilot batch: what chains need to know before they are run.
+
+Samples of a model come with exact draws of what they hide, so metric, step size and
+length are found on a batch of its own, and are constants of the chains proper.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.chains import Chain, Tuning, Walk
+from numpyro_infograd.density import Values, flatten
+from numpyro_infograd.hidden import Hidden, Position
+
+FEWEST_STEPS = 16
+_ROUNDS, _WARM_ROUNDS = 12, 2  # steps of the pilot that tune the step size
+_ACCEPTED = 0.8  # by a trajectory whose step is nine tenths of the step size
+_GAIN = 1.5  # of the logarithm of the step size, for what the acceptance is off
+_REMEMBERED = 0.005  # share of a score's mean square that chains may still remember
+_RIDGE = 1e-5  # of each column's mean square, in the fit of a control variate
+_WIDEST = 1024  # values and dimensions together that a control variate is fitted for
+
+
+def tune(
+    hidden: Hidden,
+    params: Any,
+    noise: Values,
+    values: Values,
+    rng_key: jax.Array,
+    most_steps: int,
+    last: Tuning | None = None,
+) -> Tuning:
+    """What chains need to know, from a pilot batch of samples.
+
+    The metric is the mean Fisher information that the values carry about the position,
+    plus the precision of the prior. The mean acceptance of a whole batch is close to a
+    function of the step size, so its root is found by plain steps. Chains then grow
+    until the mean product of their score with that of their start no longer falls, by
+    half a percent or by what the pilot can see.
+
+    Args:
+        hidden: What a set of sites hides.
+        params: Parameters, in constrained space.
+        noise: A batch of noise, (num_samples, *shape).
+        values: The values that it makes, of all sites.
+        rng_key: A JAX PRNG key.
+        most_steps: Steps that a chain may take.
+        last: The tuning at parameters close by, whose step size is taken up.
+    """
+    start = jax.vmap(hidden.start)(noise, values)
+    values = {name: values[name] for name in hidden.sites}
+    tuning, chains = _statistics(hidden, params, start, values)
+    rounds = _ROUNDS
+    if last is not None:
+        tuning, rounds = tuning._replace(step_size=last.step_size), _WARM_ROUNDS
+
+    def score(chain: Chain, values: Values) -> jax.Array:
+        return Walk(hidden, params, values, tuning).score(chain)
+
+    def step(tuning: Tuning, index: jax.Array, chains: Chain) -> tuple[Chain, Any]:
+        def one(key: jax.Array, chain: Chain, values: Values) -> tuple[Chain, Any]:
+            return Walk(hidden, params, values, tuning).step(key, index, chain)
+
+        keys = jax.random.split(jax.random.fold_in(rng_key, index), num_samples)
+        return jax.vmap(one)(keys, chains, values)
+
+    own = jax.vmap(score)(chains, values)
+    num_samples, scale = len(own), jnp.mean(jnp.sum(own**2, axis=1))
+
+    def body(carry: _Pilot) -> _Pilot:
+        tuned, length = carry.index >= 0, carry.index + 1
+        # The second step of a round is a usual one.
+        index = jnp.where(tuned, carry.index, 1)
+        now = tuning._replace(step_size=carry.step_size)
+        moved, accepted = step(now, index, carry.chains)
+        change = jnp.where(tuned, 0.0, _GAIN * (jnp.mean(accepted) - _ACCEPTED))
+        total = carry.total + jax.vmap(score)(moved, values)
+        # A window ends at each power of two.
+        ends = tuned & (length & (length - 1) == 0)
+        product = jnp.sum(own * total, axis=1) / jnp.maximum(length // 2, 1)
+        fallen = carry.product - product
+        noise = jnp.std(fallen) / math.sqrt(num_samples)
+        forgot = jnp.mean(fallen) <= _REMEMBERED * scale + noise
+        forgot = (forgot & (length >= FEWEST_STEPS)) | (length >= most_steps)
+        return _Pilot(
+            length,
+            carry.step_size * jnp.exp(change),
+            # Chains start anew once the step size is tuned.
+            _where(length == 0, chains, moved),
+            jnp.where(tuned & ~ends, total, 0.0),
+            jnp.where(ends, product, carry.product),
+            ends & forgot,
+        )
+
+    begun = _Pilot(
+        jnp.asarray(-rounds),
+        tuning.step_size,
+        chains,
+        jnp.zeros_like(own),
+        jnp.full(num_samples, jnp.inf, own.dtype),
+        jnp.asarray(False),
+    )
+    end = jax.lax.while_loop(lambda carry: ~carry.done, body, begun)
+    return tuning._replace(step_size=end.step_size, num_steps=end.index)
+
+
+class _Pilot(NamedTuple):
+    """The state of a pilot run, on a batch of chains."""
+
+    index: jax.Array  # of the step; negative while the step size is tuned
+    step_size: jax.Array
+    chains: Chain
+    total: jax.Array  # of the scores in the present window, (num_samples, num_scores)
+    product: jax.Array  # of the start's score and the last window's mean
+    done: jax.Array
+
+
+def _where(condition: jax.Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _statistics(
+    hidden: Hidden, params: Any, start: Position, values: Values
+) -> tuple[Tuning, Chain]:
+    """Metric and control variate; and chains at their starts."""
+    num_samples, size = start.free.shape
+    unknown = Tuning(*[jnp.zeros(0)] * len(Tuning._fields))
+
+    def one(at: Position, values: Values) -> tuple[Chain, jax.Array]:
+        def prior(free: jax.Array) -> jax.Array:
+            return hidden.log_probs(params, Position(free, at.states), values).prior
+
+        chain = Walk(hidden, params, values, unknown).chain(at)
+        return chain, chain.gradient - jax.grad(prior)(at.free)
+
+    chains, likelihood = jax.vmap(one)(start, values)
+    scale = jnp.std(start.free, axis=0)
+    scaled = likelihood * scale / math.sqrt(num_samples)
+    _, singular, directions = jnp.linalg.svd(scaled, full_matrices=False)
+    slope = jnp.zeros((chains.score.shape[1], size))
+    if 0 < size + sum(hidden.sizes) <= _WIDEST:
+        flat = flatten(values, hidden.sites)
+        slope = _slope(flat, chains.gradient * scale, chains.score) * scale
+    return Tuning(
+        scale, directions.T, singular**2, jnp.asarray(0.5), slope, jnp.asarray(0)
+    ), chains
+
+
+def _slope(values: jax.Array, gradient: jax.Array, score: jax.Array) -> jax.Array:
+    """Minus the regression of scores on gradients, beside that on the values."""
+    centred = values - jnp.mean(values, axis=0)
+    columns = jnp.concatenate([centred, gradient], axis=1)
+    power = jnp.sqrt(jnp.mean(columns**2, axis=0))
+    power = jnp.where(power > 0, power, 1.0)
+    columns = columns / power
+    gram = columns.T @ columns / len(columns)
+    cross = columns.T @ score / len(columns)
+    solved = jnp.linalg.solve(gram + _RIDGE * jnp.eye(len(gram)), cross)
+    return -(solved / power[:, None])[values.shape[1] :].T
