@@ -17,6 +17,7 @@ import optax
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key
+from numpyro_infograd.certificate import certify
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.linear import Linear
@@ -90,7 +91,7 @@ class Gradient:
         return html_table(self._title(), self._rows(), notes)
 
 
-_HOPELESS = 7.0  # nats beyond which no mixture is tried
+_HOPELESS = 4.0  # nats in more than two dimensions, beyond which no mixture is tried
 _BALANCE = 0.7  # error of fits over that of sampling, above which a fit is improved
 
 
@@ -154,6 +155,13 @@ def _replicated(
         if name.startswith("stein_residual")
     }
     return value, error, fit, evidence
+
+
+def _with_shift(
+    error: jax.Array, shift: jax.Array, shift_error: jax.Array
+) -> jax.Array:
+    """A standard error with a shift beyond what noise makes of none on average."""
+    return jnp.sqrt(error**2 + jnp.maximum(shift**2 - shift_error**2, 0.0))
 
 
 def _standard_error(replicates: jax.Array) -> jax.Array:
@@ -249,6 +257,13 @@ def estimate_gradient(
             )
         value = jax.tree.map(jnp.add, value, sampled)
         error = jax.tree.map(jnp.hypot, error, fit)
+        checked = certify(problem, states, params, jax.random.fold_in(key, 1))
+        if checked is not None:
+            error = jax.tree.map(_with_shift, error, checked.shift, checked.shift_error)
+            for label, number in checked.error.items():
+                diagnostics[f"certificate({label})"] = float(number)
+                spread = float(checked.standard_error[label])
+                diagnostics[f"certificate_error({label})"] = spread
         diagnostics["num_samples"] = size
         diagnostics["fit_error_ratio"] = excess
         diagnostics |= {name: float(v) for name, v in evidence.items()}
@@ -277,7 +292,22 @@ def _doubts(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
         own = {k.removesuffix(mark): v for k, v in evidence.items() if k.endswith(mark)}
         own |= ratio
         doubts += tuple(problem.method.doubts(density, own))
+        doubts += unchecked(problem.method, density, own)
     return doubts
+
+
+def unchecked(
+    method: ScoreMethod, density: Density, evidence: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """A warning where a learned score has no certificate."""
+    if not method.needs_certificate or "certificate" in evidence:
+        return ()
+    why = f", because {density.why_no_walk}" if density.why_no_walk else ""
+    return (
+        f"no chain can check the score of {density.label!r}{why}: its standard error "
+        "rests on what the method says of itself, and may be too small. Hold it "
+        "against another method, or observe the set through a sample site.",
+    )
 
 
 @jax.jit
@@ -327,7 +357,7 @@ def choose(
     except DensityError as error:
         return pose(objective, sm, Denoising(), params, _first(error)), None
     far = _information(problem, params)
-    if far < _HOPELESS:
+    if not far > _HOPELESS:
         found = estimate_gradient(problem, params, num_samples, rng_key)
         unsound = why_not_mixture(found.diagnostics)
         if not unsound:
@@ -359,7 +389,8 @@ def _information(problem: Problem, params: Any) -> float:
     hiding = [d for d in problem.densities if d.hidden]
     sites = tuple(dict.fromkeys(s for d in hiding for s in d.sites))
     linear = Linear.of(problem.sm, sites, params)
-    return max((linear.information(d) for d in hiding), default=0.0)
+    many = [d for d in hiding if sum(math.prod(n.shape) for _, n in d.hidden_spec) > 2]
+    return max((linear.information(d) for d in many), default=0.0)
 
 
 def _why_mixture(evidence: Mapping[str, Any]) -> str:

@@ -73,9 +73,9 @@ def tune(
     num_samples, scale = len(own), jnp.mean(jnp.sum(own**2, axis=1))
 
     def body(carry: _Pilot) -> _Pilot:
-        tuned, length = carry.index >= 0, carry.index + 1
+        tuned, length = carry.number >= 0, carry.number + 1
         # The second step of a round is a usual one.
-        index = jnp.where(tuned, carry.index, 1)
+        index = jnp.where(tuned, carry.number, 1)
         now = tuning._replace(step_size=carry.step_size)
         moved, accepted = step(now, index, carry.chains)
         change = jnp.where(tuned, 0.0, _GAIN * (jnp.mean(accepted) - _ACCEPTED))
@@ -106,13 +106,13 @@ def tune(
         jnp.asarray(False),
     )
     end = jax.lax.while_loop(lambda carry: ~carry.done, body, begun)
-    return tuning._replace(step_size=end.step_size, num_steps=end.index)
+    return tuning._replace(step_size=end.step_size, num_steps=end.number)
 
 
 class _Pilot(NamedTuple):
     """The state of a pilot run, on a batch of chains."""
 
-    index: jax.Array  # of the step; negative while the step size is tuned
+    number: jax.Array  # of the step; negative while the step size is tuned
     step_size: jax.Array
     chains: Chain
     total: jax.Array  # of the scores in the present window, (num_samples, num_scores)

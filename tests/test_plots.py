@@ -269,7 +269,7 @@ def test_constellation() -> None:
 
 def test_score_check_has_a_marker_for_each_site() -> None:
     both = {"y": RNG.normal(size=(2, 50, 2)), "z": RNG.normal(size=(2, 50, 1))}
-    ax = ig.diagnostics.ScoreCheck("denoising", "sliced", (), {}, both).plot()
+    ax = ig.diagnostics.ScoreCheck("denoising", (), both).plot()
     draw(ax)
     y, z, _ = ax.lines
     np.testing.assert_allclose(y.get_xdata(), both["y"][0].ravel())

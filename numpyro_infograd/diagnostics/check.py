@@ -16,20 +16,18 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
-from numpyro_infograd.density import Density, Values, flatten, simulate
-from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.gradient import choose, fit_scores
+from numpyro_infograd.certificate import Certificate, certify
+from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.gradient import choose, fit_scores, unchecked
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import Problem, admit, initial_states, is_learned, pose
-from numpyro_infograd.pullback import cotangents, score_of
-from numpyro_infograd.scores import Exact, resolve_method
+from numpyro_infograd.scores import MCMC, Denoising, resolve_method
 from numpyro_infograd.scores.base import Layout, Scores
-from numpyro_infograd.scores.stein import calibrate, standard
+from numpyro_infograd.scores.stein import standard
 from numpyro_infograd.structure import StructuralModel
 
 _FAR = 5.0  # standard errors by which a mean that is zero may be off
-_APART = 0.05  # share of the cotangent by which two methods may differ
 
 
 class SetCheck(NamedTuple):
@@ -37,6 +35,10 @@ class SetCheck(NamedTuple):
 
     Attributes:
         label: The set, as "y" or "y|x".
+        certificate: The score's mean-square error over its mean square, from above and
+            in expectation, by chains that share no blind spot with it; NaN where no
+            chain can check it. What the chains still remember is in it.
+        certificate_error: Its standard error.
         mean: Largest mean of a component of the score, in standard errors; truly 0.
         residual: Stein residual, E<y, s(y)> / d + 1 before calibration; truly 0. Both
             are in log or logit coordinates for positive or unit-interval values, and
@@ -48,12 +50,14 @@ class SetCheck(NamedTuple):
 
     Example:
         >>> from numpyro_infograd.diagnostics import SetCheck
-        >>> seen = SetCheck("y", 0.8, -0.0012, 0.0168, gain=0.35, doubts=())
-        >>> abs(seen.residual) < 3 * seen.residual_error
+        >>> seen = SetCheck("y", 0.002, 0.003, 0.8, -0.0012, 0.0168, 0.35, ())
+        >>> seen.certificate < 0.05
         True
     """
 
     label: str
+    certificate: float
+    certificate_error: float
     mean: float
     residual: float
     residual_error: float
@@ -67,40 +71,28 @@ class ScoreCheck:
 
     Attributes:
         method: The method that was checked.
-        against: The method that it was held against, or "" for none.
-        sets: One `SetCheck` for each set of sites whose score is learned.
-        disagreement: For each site, the mean-square difference of the two methods'
-            cotangents over the larger mean square.
-        trusted: Whether nothing speaks against the scores.
-        cotangents: For each site, both methods' cotangents at the same samples, (2,
-            num_samples, dimensions), in nats per unit of the site, to plot.
+        sets: One `SetCheck` for each set of sites whose score is estimated.
+        cotangents: For each site of each set, its part of the cotangent by the method
+            and by chains at the same samples, (2, num_samples, *shape), in nats per
+            unit of the site, to plot.
 
     Example:
         >>> from numpyro_infograd.diagnostics import ScoreCheck, SetCheck
-        >>> seen = SetCheck("y", 0.8, -0.0012, 0.0168, gain=0.35, doubts=())
-        >>> found = ScoreCheck("denoising", "sliced", (seen,), {"y": 0.12})
-        >>> found.trusted  # by hand; `check_scores` makes them
-        False
-        >>> found.doubts
-        ("'denoising' and 'sliced' differ by 12.0% at 'y'.",)
+        >>> doubt = "the score of 'y' is wrong."
+        >>> seen = SetCheck("y", 0.4, 0.01, 0.8, -0.0012, 0.0168, 0.35, (doubt,))
+        >>> found = ScoreCheck("denoising", (seen,))  # `check_scores` makes them
+        >>> found.trusted, found.doubts
+        (False, ("the score of 'y' is wrong.",))
     """
 
     method: str
-    against: str
     sets: tuple[SetCheck, ...]
-    disagreement: dict[str, float]
     cotangents: dict[str, np.ndarray] = field(repr=False, default_factory=dict)
 
     @property
     def doubts(self) -> tuple[str, ...]:
         """What speaks against the scores, in words; empty if nothing does."""
-        found = [doubt for each in self.sets for doubt in each.doubts]
-        found += [
-            f"'{self.method}' and '{self.against}' differ by {apart:.1%} at {site!r}."
-            for site, apart in self.disagreement.items()
-            if not apart <= _APART
-        ]
-        return tuple(found)
+        return tuple(doubt for each in self.sets for doubt in each.doubts)
 
     @property
     def trusted(self) -> bool:
@@ -112,31 +104,25 @@ class ScoreCheck:
         if not self.sets:
             rows.append("  all are known in closed form")
         else:
-            names = f"{'E[s]':>10} {'Stein residual':>20} {'held-out gain':>14}"
-            rows.append(f"  {'set':<12} {names}")
+            names = f"{'certificate':>18} {'E[s]':>10} {'Stein residual':>20}"
+            rows.append(f"  {'set':<12} {names} {'held-out gain':>14}")
         for each in self.sets:
-            residual = "-"
-            if np.isfinite(each.residual):
-                residual = f"{each.residual:+.4f} +- {each.residual_error:.4f}"
+            wrong = _with(each.certificate, each.certificate_error, ".4f")
+            residual = _with(each.residual, each.residual_error, "+.4f")
             gain = f"{each.gain:+.4f}" if np.isfinite(each.gain) else "-"
             mean = f"{each.mean:.1f} s.e." if np.isfinite(each.mean) else "-"
-            rows.append(f"  {each.label:<12} {mean:>10} {residual:>20} {gain:>14}")
-        for site, apart in self.disagreement.items():
-            rows.append(f"  at {site!r} '{self.against}' differs by {apart:.2%}")
+            rows.append(
+                f"  {each.label:<12} {wrong:>18} {mean:>10} {residual:>20} {gain:>14}"
+            )
         if self.trusted:
             rows.append("Nothing speaks against these scores.")
         else:
             rows.append("Do not trust these scores yet:")
             rows += [f"  - {doubt}" for doubt in self.doubts]
-            rows.append(
-                "Check the formula of a score, or make the posterior richer, that is "
-                "yours; else give the method more (num_steps, hidden, pool_size), or "
-                "take another."
-            )
         return "\n".join(rows)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw one method's cotangents against the other's.
+        """Draw the method's cotangents against those of chains.
 
         Args:
             ax: Matplotlib axes to draw on; None makes a figure.
@@ -145,11 +131,16 @@ class ScoreCheck:
             The axes.
 
         Raises:
-            ArgumentError: if no second method was asked for.
+            ArgumentError: where no chain could check the scores.
             ImportError: if the `plots` extra is not installed.
         """
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_score_check(self, ax)
+
+
+def _with(value: float, error: float, form: str) -> str:
+    """A number and its error, or a dash for none."""
+    return f"{value:{form}} +- {error:.4f}" if np.isfinite(value) else "-"
 
 
 def check_scores(
@@ -158,7 +149,6 @@ def check_scores(
     *,
     params: Mapping[str, Any] | None = None,
     scores: Any = "auto",
-    against: Any = "sliced",
     num_samples: int = 16384,
     rng_key: jax.Array | None = None,
     allow_jumps: bool = False,
@@ -168,17 +158,16 @@ def check_scores(
 ) -> ScoreCheck:
     """Whether to trust the scores behind a gradient, in numbers and in words.
 
-    For each set of sites: E[s], which is zero; the Stein residual E<y, s(y)> / d + 1,
-    which is zero too; the held-out gain over a normal law. And how far another method,
-    fitted to samples of its own, comes to another cotangent.
+    For each set of sites: the certificate, which bounds the error of the score by
+    chains over what the set hides; E[s], which is zero; the Stein residual
+    E<y, s(y)> / d + 1, which is zero too; the held-out gain over a normal law. Scores
+    by chains are held against networks: where both agree, both are right.
 
     Args:
         objective: As in `gradient`.
         model: As in `gradient`.
         params: As in `gradient`.
         scores: The method to check, as in `gradient`.
-        against: Another method to hold it against, or the same for another fit; None
-            for none.
         num_samples: Fresh samples to check on, a power of two of at least 256.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         allow_jumps: As in `gradient`.
@@ -187,7 +176,7 @@ def check_scores(
         model_kwargs: Keyword arguments of the model.
 
     Returns:
-        A `ScoreCheck`: `.trusted`, `.doubts`, `.sets`, `.disagreement`, `.plot()`.
+        A `ScoreCheck`: `.trusted`, `.doubts`, `.sets`, `.plot()`.
 
     Raises:
         InfogradError: a subclass that names the site or argument at fault.
@@ -202,17 +191,12 @@ def check_scores(
         >>> found = ig.diagnostics.check_scores(
         ...     ig.MI("x", "y"), model, scores="denoising", verbose=False
         ... )
-        >>> found.trusted
-        True
+        >>> found.trusted, found.sets[0].certificate < 0.02
+        (True, True)
     """
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
-    other = None if against is None else resolve_method(against, "against")
-    if isinstance(other, (str, Exact)):
-        raise ArgumentError(
-            f"against must be a method that learns, or None, got {against!r}."
-        )
     as_power_of_two("num_samples", num_samples, 256)
     sm, complete = admit(objective, model, args, kwargs, params)
     sm.check_constraints(complete)
@@ -224,67 +208,83 @@ def check_scores(
         problem, _ = choose(objective, sm, complete, fit_key)
     else:
         problem = pose(objective, sm, method, complete)
-    if problem.method is None:
-        report = ScoreCheck("exact", "", (), {})
-    else:
-        seen = problem.sm  # with the noise that the method appends
-        noise = draw_noise(seen.spec, sample_key, num_samples)
-        values = simulate(seen.forward, complete, noise)
-        sets, own = _look(problem, complete, noise, values, fit_key)
-        names, apart, both = "", {}, {}
-        if other is not None and sets:
-            if other.noise_variance not in (None, problem.method.noise_variance):
-                raise ArgumentError(
-                    f"against appends noise of variance {other.noise_variance}, and "
-                    f"scores of {problem.method.noise_variance}: these are scores of "
-                    "different laws. Give both the same noise_variance."
-                )
-            own_noise = other.noise_variance is not None
-            second = pose(objective, sm if own_noise else seen, other, complete)
-            _, theirs = _look(second, complete, noise, values, other_key)
-            names = second.method_name
-            for site in own:
-                a, b = (flatten(c, (site,)) for c in (own, theirs))
-                size = max(float(jnp.mean(a**2)), float(jnp.mean(b**2)))
-                apart[site] = float(jnp.mean((a - b) ** 2)) / (size or 1.0)
-                both[site] = np.stack([a, b])
-        report = ScoreCheck(problem.method_name, names, sets, apart, both)
+    report = ScoreCheck("exact", ())
+    if problem.method is not None:
+        states = _fitted(problem, complete, fit_key)
+        found = _certified(problem, states, complete, other_key)
+        noise = draw_noise(problem.sm.spec, sample_key, num_samples)
+        values = simulate(problem.sm.forward, complete, noise)
+        sets = _look(problem, states, complete, noise, values, sample_key, found)
+        both = {} if found is None else found.cotangents
+        shown = {name: np.asarray(each) for name, each in both.items()}
+        report = ScoreCheck(problem.method_name, sets, shown)
     if verbose:
         print(report)
     return report
 
 
+def _fitted(problem: Problem, params: Any, rng_key: jax.Array) -> tuple[Any, ...]:
+    """The scores of a problem, fitted."""
+    assert problem.method is not None
+    return fit_scores(
+        problem.method,
+        initial_states(problem, rng_key),
+        problem.densities,
+        problem.sm.forward,
+        params,
+        rng_key,
+    )
+
+
+def _certified(
+    problem: Problem, states: tuple[Any, ...], params: Any, rng_key: jax.Array
+) -> Certificate | None:
+    """The certificate of the scores; for chains, that of networks beside them."""
+    if isinstance(problem.method, MCMC):
+        problem = pose(problem.objective, problem.sm, Denoising(), params)
+        states = _fitted(problem, params, rng_key)
+    return certify(problem, states, params, rng_key)
+
+
 def _look(
-    problem: Problem, params: Any, noise: Values, values: Values, rng_key: jax.Array
-) -> tuple[tuple[SetCheck, ...], Values]:
-    """Fit the scores; look at each, and at the cotangents that they make."""
+    problem: Problem,
+    states: tuple[Any, ...],
+    params: Any,
+    noise: Values,
+    values: Values,
+    rng_key: jax.Array,
+    certificate: Certificate | None,
+) -> tuple[SetCheck, ...]:
+    """Each score that is not known, at fresh samples."""
     method = problem.method
     assert method is not None
-    states = initial_states(problem, rng_key)
-    densities = problem.densities
-    states = fit_scores(method, states, densities, problem.sm.forward, params, rng_key)
     sets: list[SetCheck] = []
-    found: list[Scores] = []
-    for density, state in zip(densities, states, strict=True):
+    for density, state in zip(problem.densities, states, strict=True):
         if not is_learned(method, density):
-            found.append(score_of(None, state, density, params, noise, values, rng_key))
             continue
         raw = method.score(state, density, params, noise, values, rng_key)
-        found.append(calibrate(density, raw, values))
         mean, residual, error = _stein(density, raw, values)
         evidence = {name: float(v) for name, v in raw.evidence.items()}
-        doubts = method.doubts(
-            density,
-            evidence | {"stein_residual": residual, "stein_residual_error": error},
-        )
+        evidence |= {"stein_residual": residual, "stein_residual_error": error}
+        seen = math.nan, math.nan
+        if certificate is not None and density.label in certificate.error:
+            found = certificate.error, certificate.standard_error
+            seen = float(found[0][density.label]), float(found[1][density.label])
+            if not isinstance(method, MCMC):  # networks may be wrong beside chains
+                evidence |= {"certificate": seen[0], "certificate_error": seen[1]}
+        doubts = [
+            *method.doubts(density, evidence),
+            *unchecked(method, density, evidence),
+        ]
         if mean > _FAR:
             doubts.append(
                 f"E[s({density.label})] is {mean:.1f} standard errors off zero."
             )
         gain = evidence.get("held_out_gain", math.nan)
-        sets.append(SetCheck(density.label, mean, residual, error, gain, tuple(doubts)))
-    cotangent, _ = cotangents(densities, problem.coefficients, found)
-    return tuple(sets), cotangent
+        sets.append(
+            SetCheck(density.label, *seen, mean, residual, error, gain, tuple(doubts))
+        )
+    return tuple(sets)
 
 
 def _stein(density: Density, raw: Scores, values: Values) -> tuple[float, float, float]:

@@ -18,29 +18,29 @@ _TAIL = 0.002  # share of the values that bins may leave out at either end
 
 
 def plot_score_check(check: Any, ax: Any = None) -> Any:
-    """Two methods' cotangents (nats per unit of a site) against each other.
+    """Cotangents (nats per unit of a site) by a method against those by chains.
 
     Args:
         check: What `diagnostics.check_scores` returned.
         ax: Matplotlib axes to draw on; None makes a figure.
 
     Returns:
-        The axes, with a colour and a marker for each site; where both methods agree,
-        points are on the line.
+        The axes, with a colour and a marker for each site of each set. Chains scatter
+        about the line; scores that are wrong bend away from it.
 
     Raises:
-        ArgumentError: if no second method was asked for.
+        ArgumentError: where no chain could check the scores.
         ImportError: if matplotlib is not installed.
 
     Example:
         >>> import matplotlib, numpy as np, numpyro_infograd as ig
         >>> matplotlib.use("Agg")  # draws without a window
         >>> check = ig.diagnostics.ScoreCheck(
-        ...     "denoising", "sliced", (), {"y": 0.0}, {"y": np.zeros((2, 100, 1))}
+        ...     "denoising", (), {"y of y": np.zeros((2, 100, 1))}
         ... )
         >>> ax = ig.plots.plot_score_check(check)  # or check.plot()
         >>> ax.get_xlabel(), ax.get_ylabel()
-        ('cotangent by denoising', 'by sliced')
+        ('cotangent by denoising', 'by chains')
     """
     if not hasattr(check, "cotangents"):
         raise ArgumentError(
@@ -48,7 +48,7 @@ def plot_score_check(check: Any, ax: Any = None) -> Any:
         )
     if not check.cotangents:
         raise ArgumentError(
-            "there is one method only. Give check_scores another in `against`."
+            "no chain checked these scores, so there is nothing to draw them against."
         )
     (ax,) = as_axes("ax", ax)
     for index, (site, both) in enumerate(check.cotangents.items()):
@@ -66,7 +66,7 @@ def plot_score_check(check: Any, ax: Any = None) -> Any:
             label=site,
         )
     ax.axline((0, 0), slope=1, label="equal", **TRUTH)
-    ax.set(xlabel=f"cotangent by {check.method}", ylabel=f"by {check.against}")
+    ax.set(xlabel=f"cotangent by {check.method}", ylabel="by chains")
     ax.legend(fontsize="small", markerscale=2)
     return ax
 

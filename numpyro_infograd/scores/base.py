@@ -24,7 +24,7 @@ from numpyro_infograd.errors import BoundaryError
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 
-_TOLERATED = 0.05  # Stein residual before calibration
+_TOLERATED = 0.05  # of a Stein residual before calibration, and of a certificate
 
 
 class Scores(NamedTuple):
@@ -99,6 +99,11 @@ class ScoreMethod(ABC):
     def reverses(self) -> bool:
         """Whether it takes densities of the inputs given the outputs."""
         return False
+
+    @property
+    def needs_certificate(self) -> bool:
+        """Whether its scores may be wrong in a way that its own evidence hides."""
+        return True
 
     def prepare(
         self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
@@ -179,14 +184,26 @@ class ScoreMethod(ABC):
             density: The set of sites.
             evidence: Averages of `Scores.evidence`, and of what calibration adds.
         """
+        found = []
+        wrong, error = (
+            evidence.get("certificate", 0.0),
+            evidence.get("certificate_error", 0.0),
+        )
+        if wrong - 2 * error > _TOLERATED:
+            found.append(
+                f"the score of {density.label!r} is wrong: chains put its mean-square "
+                f"error at {wrong:.1%} of its mean square. The standard error includes "
+                "what this does to the gradient. Use scores='mcmc'."
+            )
         residual = evidence.get("stein_residual", 0.0)
         if not is_missed(residual, evidence.get("stein_residual_error", 0.0)):
-            return []
+            return found
         return [
+            *found,
             f"the score of {density.label!r} missed Stein's identity by "
             f"{residual:+.1%} before it was calibrated: the error may exceed the "
             "standard error. Check its formula if it is yours; else give the method "
-            "more samples or steps, or take another."
+            "more samples or steps, or take another.",
         ]
 
     @abstractmethod

@@ -40,7 +40,6 @@ FAINT = 0.1
 _PLACED = 4096  # samples that the steps are placed by
 DRIFTED = 0.02  # share of the score by which its linear part may move between refits
 LOST = 0.01  # share of the Fisher information that a held-out loss may lose meanwhile
-WORSE = 0.2  # by which each network may be worse than a normal law: their mean is not
 
 
 class Fitted(NamedTuple):
@@ -236,14 +235,14 @@ class Learned(ScoreMethod):
         return report_scores(density, values, each, doubts, evidence)
 
     def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
-        """Also why networks that learned their samples by heart are not trusted."""
+        """Also networks that learned nothing, unless a certificate stands for them."""
         found = super().doubts(density, evidence)
         gain = evidence.get("held_out_gain", 0.0)
-        if gain < -WORSE:
+        if gain < 0.0 and "certificate" not in evidence:
             found.append(
-                f"the score of {density.label!r} is worse than that of a normal law on "
-                f"held-out samples (by {-gain:.1%} of the Fisher information): the "
-                "error may exceed the standard error. Raise pool_size."
+                f"the networks found nothing in {density.label!r} beyond a normal law "
+                f"(held-out gain {gain:.2%} of the Fisher information): unless its law "
+                "is normal, the error may exceed the standard error. Raise pool_size."
             )
         return found
 

@@ -29,7 +29,7 @@ class Pilot(NamedTuple):
 
     points: Any
     warm_points: Any
-    tuning: Tuning | None
+    tuning: Tuning | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ class MCMC(ScoreMethod):
         """Default number of samples of one step of an ascent."""
         return 2048
 
+    @property
+    def needs_certificate(self) -> bool:
+        """Nothing is learned."""
+        return False
+
     def check(self, density: Density) -> None:
         """Raise for a moving boundary, and for what chains can not walk over."""
         super().check(density)
@@ -113,8 +118,8 @@ class MCMC(ScoreMethod):
 
     def init(self, density: Density, rng_key: jax.Array) -> Pilot:
         """The points of the pilot batches."""
-        sizes = (self._size(density, warm) for warm in (False, True))
-        return Pilot(*(base_points(density.spec, size) for size in sizes), None)
+        cold, warm = (self._size(density, warm) for warm in (False, True))
+        return Pilot(base_points(density.spec, cold), base_points(density.spec, warm))
 
     def _size(self, density: Density, warm: bool) -> int:
         """Samples of a pilot batch: several for each column that is regressed on."""

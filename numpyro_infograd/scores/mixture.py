@@ -101,6 +101,11 @@ class Mixture(ScoreMethod):
         """Default number of samples of one step of an ascent."""
         return 2048
 
+    @property
+    def needs_certificate(self) -> bool:
+        """Nothing is learned."""
+        return False
+
     def check(self, density: Density) -> None:
         """Raise for a moving boundary, and for what has no density to mix."""
         super().check(density)

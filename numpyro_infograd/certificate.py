@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The certificate of a learned score: chains that share no blind spot with it.
+
+Two chains that start at the noise u_0 that made a sample S are independent given u_0.
+So for any score model s_hat, with c the complete-data score at their states u and v,
+
+    E< c(S, u) - s_hat(S), c(S, v) - s_hat(S) >
+        = E| E[c(S, u) | S, u_0] - s_hat(S) |^2  >=  E| s(S) - s_hat(S) |^2 :
+
+the error of the network and what the chains still remember, neither of which is
+negative. If it is small, network and chains are both right.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.errors import DensityError
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, student
+from numpyro_infograd.problem import REPLICATES, Problem, is_learned, pose
+from numpyro_infograd.program import Program
+from numpyro_infograd.pullback import cotangents, score_of
+from numpyro_infograd.scores import MCMC
+from numpyro_infograd.scores.base import ScoreMethod, Scores
+
+CHAINS = MCMC(num_samples=4096)
+
+
+class Certificate(NamedTuple):
+    """What chains say of learned scores.
+
+    Attributes:
+        error: For each set of sites, the mean-square error of the score over its mean
+            square, from above, in expectation.
+        standard_error: Of `error`.
+        shift: What the scores' error adds to the gradient, parameter by parameter.
+        shift_error: The standard error of `shift`.
+        cotangents: For each site of each set, by the scores and by chains at the same
+            samples, (2, num_samples, *shape).
+    """
+
+    error: dict[str, jax.Array]
+    standard_error: dict[str, jax.Array]
+    shift: Any
+    shift_error: Any
+    cotangents: dict[str, jax.Array]
+
+
+def certify(
+    problem: Problem, states: tuple[Any, ...], params: Any, rng_key: jax.Array
+) -> Certificate | None:
+    """The certificate of a problem's scores; None where chains can not walk.
+
+    Args:
+        problem: The posed problem, whose method learns or knows scores.
+        states: The fitted scores.
+        params: Where they were fitted, in constrained space.
+        rng_key: A JAX PRNG key.
+    """
+    method = problem.method
+    if method is None or not method.needs_certificate:
+        return None
+    chains = _chained(problem, params)
+    if chains is None:
+        return None
+    fit_key, key = jax.random.split(rng_key)
+    tunings = []
+    for i, density in enumerate(chains.densities):
+        state = None
+        if density.hidden:
+            own = jax.random.fold_in(fit_key, i)
+            state = CHAINS.init(density, own)
+            state = _tune(state, density, chains.sm.forward, params, own)
+        tunings.append(state)
+    spec = problem.sm.spec
+    size = CHAINS.num_samples // REPLICATES
+    found = _compare(
+        problem.sm.forward,
+        problem.densities,
+        problem.coefficients,
+        states,
+        chains.densities,
+        chains.coefficients,
+        tuple(tunings),
+        params,
+        base_points(spec, size),
+        key,
+        method=method,
+        spec=spec,
+        num_samples=size,
+    )
+    return Certificate(*found)
+
+
+def _chained(problem: Problem, params: Any) -> Problem | None:
+    """The problem for chains: of the sets whose score is learned, and whose noise
+    chains can walk over; None where there is no such set.
+
+    Scores of inputs given outputs are held against the sum of all sets' scores.
+    """
+    assert problem.method is not None
+    if problem.method.reverses:
+        try:
+            return pose(problem.objective, problem.sm, CHAINS, params)
+        except DensityError:
+            return None
+    kept = [
+        (term, density)
+        for term, density in zip(problem.terms, problem.densities, strict=True)
+        if is_learned(problem.method, density) and density.walk is not None
+    ]
+    if not kept:
+        return None
+    terms, densities = zip(*kept, strict=True)
+    return problem._replace(terms=terms, densities=densities, method=CHAINS)
+
+
+@jax.jit
+def _tune(
+    state: Any, density: Density, forward: Program, params: Any, rng_key: jax.Array
+) -> Any:
+    return CHAINS.fit(state, density, forward, params, rng_key)
+
+
+@jax.jit(static_argnames=("method", "spec", "num_samples"))
+def _compare(
+    forward: Program,
+    densities: tuple[Density, ...],
+    coefficients: jax.Array,
+    states: tuple[Any, ...],
+    walked: tuple[Density, ...],
+    walked_coefficients: jax.Array,
+    tunings: tuple[Any, ...],
+    params: Any,
+    points: Any,
+    rng_key: jax.Array,
+    method: ScoreMethod,
+    spec: NoiseSpec,
+    num_samples: int,
+) -> tuple[Any, ...]:
+    """The fields of a `Certificate`, from replicates of so many samples each."""
+
+    def replicate(key: jax.Array) -> Any:
+        noise_key, score_key, first_key, second_key = jax.random.split(key, 4)
+        noise = draw_noise(spec, noise_key, num_samples, points)
+
+        def run(params: Any) -> tuple[Values, Values]:
+            values = simulate(forward, params, noise)
+            return {n: values[n] for d in densities for n in d.blocks}, values
+
+        moved, pullback, values = jax.vjp(run, params, has_aux=True)
+
+        def scores(density: Density, state: Any, by: Any, key: jax.Array) -> Scores:
+            return score_of(by, state, density, params, noise, values, key)
+
+        learned = [
+            scores(d, s, method, jax.random.fold_in(score_key, i))
+            for i, (d, s) in enumerate(zip(densities, states, strict=True))
+        ]
+        pairs = [
+            [
+                scores(d, s, CHAINS if d.hidden else None, jax.random.fold_in(key, i))
+                for i, (d, s) in enumerate(zip(walked, tunings, strict=True))
+            ]
+            for key in (first_key, second_key)
+        ]
+        if method.reverses:
+            ours, _ = cotangents(densities, coefficients, learned)
+            first, second = (
+                cotangents(walked, walked_coefficients, pair)[0] for pair in pairs
+            )
+            entries = {densities[0].label: (ours, first, second)}
+        else:
+            by_label = dict(zip((d.label for d in densities), learned, strict=True))
+            entries = {}
+            for density, c, *pair in zip(
+                walked, walked_coefficients, *pairs, strict=True
+            ):
+                parts = (by_label[density.label], *pair)
+                ours, first, second = (
+                    cotangents([density], [c], [part])[0] for part in parts
+                )
+                entries[density.label] = ours, first, second
+        shift = {n: jnp.zeros_like(x) for n, x in moved.items()}
+        sums, shown = {}, {}
+        for label, (ours, first, second) in entries.items():
+            error, power = jnp.zeros(()), jnp.zeros(())
+            for site, a in first.items():
+                b, c = second[site], ours[site]
+                error += jnp.vdot(a - c, b - c)
+                power += jnp.vdot(a, b)
+                mean = 0.5 * (a + b)
+                shift[site] += ((c - mean) / num_samples).astype(moved[site].dtype)
+                shown[f"{site} of {label}"] = jnp.stack([c, mean])
+            sums[label] = jnp.stack([error, power]) / num_samples
+        return pullback(shift)[0], sums, shown
+
+    keys = jax.random.split(rng_key, REPLICATES)
+    shifts, sums, shown = jax.vmap(replicate)(keys)
+    error, standard_error = {}, {}
+    for label, each in sums.items():
+        wrong, power = jnp.mean(each, axis=0)
+        error[label] = wrong / power
+        standard_error[label] = (
+            _error_of(each[:, 0] - error[label] * each[:, 1]) / power
+        )
+    return (
+        error,
+        standard_error,
+        jax.tree.map(lambda x: jnp.mean(x, axis=0), shifts),
+        jax.tree.map(_error_of, shifts),
+        {n: jnp.concatenate(jnp.unstack(x), axis=1) for n, x in shown.items()},
+    )
+
+
+def _error_of(replicates: jax.Array) -> jax.Array:
+    deviation = jnp.std(replicates, axis=0, ddof=1)
+    return student(REPLICATES) * deviation / REPLICATES**0.5
