@@ -18,18 +18,86 @@ from blackjax.mcmc.metrics import LowRankInverseMassMatrix
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtr
 
-from numpyro_infograd.density import Values
-from numpyro_infograd.hidden import Hidden, LogProbs, Position
+from numpyro_infograd.density import Values, flatten
+from numpyro_infograd.hidden import Hidden, Position
 
 # Every fourth trajectory has small steps, for samples whose posterior is narrow, and
-# after every fourth a draw from the prior is proposed, for samples that say little.
+# after every fourth a draw from the reference is proposed, to reach other modes.
 _ROUND = 4
 _SMALL = 0.15
 _JITTER = (0.4, 1.2)  # of the step size, so that no period of the dynamics is hit
 _GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 _TIME = 4.0  # length of a trajectory, in standard deviations of the average posterior
 _MOST_LEAPS = 64
+CLIP = 4.0  # deviations beyond which a value tells the reference nothing more
+
+
+class Reference(NamedTuple):
+    """A law of the hidden noise given values that is drawn from exactly.
+
+    The free coordinates are normal around a linear function of the values; the
+    discrete ones are independent, with the frequencies that they have.
+
+    Attributes:
+        middle: Of the values, (num_values,).
+        width: Of the values, (num_values,).
+        offset: Mean of the free coordinates, (num_dimensions,).
+        slope: Their regression on the values, (num_dimensions, num_values).
+        root: Root of the covariance that is left: a matrix, or its diagonal.
+        unroot: Its inverse.
+        tables: Log frequency of the choices of each discrete coordinate, (num_discrete,
+            most choices).
+        spread: Mean and deviation of each discrete coordinate, (num_discrete, 2).
+    """
+
+    middle: jax.Array
+    width: jax.Array
+    offset: jax.Array
+    slope: jax.Array
+    root: jax.Array
+    unroot: jax.Array
+    tables: jax.Array
+    spread: jax.Array
+
+    def mean(self, values: jax.Array) -> jax.Array:
+        """Mean of the free coordinates given flat values of one sample."""
+        seen = jnp.clip((values - self.middle) / self.width, -CLIP, CLIP)
+        return self.offset + self.slope @ seen
+
+    def draw(self, rng_key: jax.Array, hidden: Hidden, mean: jax.Array) -> Position:
+        """One position."""
+        free_key, table_key, far_key = jax.random.split(rng_key, 3)
+        free = mean + _times(self.root, jax.random.normal(free_key, mean.shape))
+        if not hidden.walked:
+            return Position(free, jnp.zeros(0, int))
+        chosen = jax.random.categorical(table_key, self.tables)
+        centre, spread = self.spread.T
+        far = jnp.round(centre + spread * jax.random.normal(far_key, centre.shape))
+        counted = jnp.asarray(hidden.counts) > 0
+        return Position(free, jnp.where(counted, chosen, far.astype(chosen.dtype)))
+
+    def log_prob(self, hidden: Hidden, mean: jax.Array, at: Position) -> jax.Array:
+        """Log density of a position, a scalar in nats."""
+        left = _times(self.unroot, at.free - mean)
+        diagonal = jnp.diag(self.unroot) if self.unroot.ndim == 2 else self.unroot
+        constant = 0.5 * left.size * math.log(2 * math.pi)
+        found = -0.5 * left @ left + jnp.sum(jnp.log(diagonal)) - constant
+        if not hidden.walked:
+            return found
+        counts = jnp.asarray(hidden.counts)
+        row = jnp.arange(len(counts))
+        few = self.tables[row, jnp.clip(at.states, 0, self.tables.shape[1] - 1)]
+        centre, spread = self.spread.T
+        ends = [(at.states + half - centre) / spread for half in (-0.5, 0.5)]
+        many = jnp.log(jnp.maximum(ndtr(ends[1]) - ndtr(ends[0]), 1e-30))
+        return found + jnp.sum(jnp.where(counts > 0, few, many))
+
+
+def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    """A product with a matrix, or with its diagonal."""
+    return matrix @ vector if matrix.ndim == 2 else matrix * vector
 
 
 class Tuning(NamedTuple):
@@ -37,9 +105,10 @@ class Tuning(NamedTuple):
 
     Attributes:
         scale: Standard deviation of each coordinate under the prior, (num_dimensions,).
-        directions: Eigenvectors of the mean Fisher information that the values carry
-            about the scaled coordinates, (num_dimensions, rank).
-        information: Their eigenvalues, (rank,).
+        directions: Eigenvectors of the mean precision of the posterior in the scaled
+            coordinates, (num_dimensions, rank).
+        information: Their eigenvalues less one, (rank,).
+        reference: What is proposed now and then, and where values begin.
         step_size: Of the leapfrog integrator, a scalar.
         slope: Coefficients of the control variate, (num_scores, num_dimensions).
         num_steps: Steps after which a chain has forgotten its start, a scalar.
@@ -48,13 +117,15 @@ class Tuning(NamedTuple):
     scale: jax.Array
     directions: jax.Array
     information: jax.Array
+    reference: Reference
     step_size: jax.Array
     slope: jax.Array
     num_steps: jax.Array
 
-    def metric(self, power: jax.Array | float) -> LowRankInverseMassMatrix:
-        """The inverse of the average posterior's precision, likelihood tempered."""
-        shrunk = 1.0 / (1.0 + power * self.information)
+    @property
+    def inverse_mass(self) -> LowRankInverseMassMatrix:
+        """The inverse of the posterior's mean precision."""
+        shrunk = 1.0 / (1.0 + self.information)
         return LowRankInverseMassMatrix(self.scale, self.directions, shrunk)
 
 
@@ -63,7 +134,7 @@ class Chain(NamedTuple):
 
     Attributes:
         at: The position.
-        log_prob: Log density that the chain leaves unchanged, in nats.
+        log_prob: Log density of position and values, in nats.
         gradient: Its gradient in the free coordinates, (num_dimensions,).
         score: The complete-data score of the set's blocks, (num_scores,).
     """
@@ -75,40 +146,35 @@ class Chain(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """A law of the hidden noise of one sample: prior times likelihood to a power.
+    """The law of what one sample hides, given its values; and how to walk over it.
+
+    Tempered by a power below one it is reference^(1 - power) posterior^power.
 
     Attributes:
         hidden: What a set of sites hides.
         params: Parameters, in constrained space.
         values: One value of each site of the set.
         tuning: From a pilot batch.
-        power: Between 0, the prior, and 1, the posterior.
+        mean: That of the reference, (num_dimensions,).
     """
 
     hidden: Hidden
     params: Any
     values: Values
     tuning: Tuning
-    power: jax.Array | float = 1.0
+    mean: jax.Array
 
-    def log_probs(self, at: Position, blocks: Values | None = None) -> LogProbs:
-        """Log densities at a position, the likelihood to its power."""
-        values = self.values if blocks is None else {**self.values, **blocks}
-        prior, likelihood = self.hidden.log_probs(self.params, at, values)
-        return LogProbs(prior, self.power * likelihood)
+    @staticmethod
+    def of(hidden: Hidden, params: Any, values: Values, tuning: Tuning) -> Walk:
+        """The walk for one sample, from the values of all sites."""
+        values = {name: values[name] for name in hidden.sites}
+        flat = flatten({n: v[None] for n, v in values.items()}, hidden.sites)[0]
+        mean = tuning.reference.mean(flat)
+        return Walk(hidden, params, values, tuning, mean)
 
     def chain(self, at: Position) -> Chain:
         """A chain at a position."""
-
-        def joint(free: jax.Array, blocks: Values) -> jax.Array:
-            return self.log_probs(Position(free, at.states), blocks).joint
-
-        blocks = {name: self.values[name] for name in self.hidden.blocks}
-        log_prob, (gradient, score) = jax.value_and_grad(joint, argnums=(0, 1))(
-            at.free, blocks
-        )
-        flat = [jnp.zeros(0), *(score[name].ravel() for name in self.hidden.blocks)]
-        return Chain(at, log_prob, gradient, jnp.concatenate(flat))
+        return evaluate(self.hidden, self.params, self.values, at)
 
     def score(self, chain: Chain) -> jax.Array:
         """The chain's complete-data score with a control variate, (num_scores,).
@@ -118,44 +184,91 @@ class Walk(NamedTuple):
         """
         return chain.score + self.tuning.slope @ chain.gradient
 
+    def log_prob(self, at: Position) -> jax.Array:
+        """Log density of position and values; it may be NaN outside of a support."""
+        found = self.hidden.log_prob(self.params, at, self.values)
+        return jnp.where(jnp.isnan(found), -jnp.inf, found)
+
+    def log_reference(self, at: Position) -> jax.Array:
+        """Log density of a position under the reference."""
+        return self.tuning.reference.log_prob(self.hidden, self.mean, at)
+
+    def draw(self, rng_key: jax.Array) -> Position:
+        """A draw from the reference."""
+        return self.tuning.reference.draw(rng_key, self.hidden, self.mean)
+
     def step(
-        self, rng_key: jax.Array, index: jax.Array, chain: Chain
+        self,
+        rng_key: jax.Array,
+        index: jax.Array,
+        chain: Chain,
+        power: jax.Array | float = 1.0,
     ) -> tuple[Chain, jax.Array]:
         """A trajectory and what else is due; with the acceptance of the trajectory."""
         keys = jax.random.split(rng_key, 3)
         at, accepted = chain.at, jnp.ones(())
         if self.hidden.size:
-            at, accepted = self._trajectory(keys[0], index, chain)
+            at, accepted = self._trajectory(keys[0], index, chain, power)
         if self.hidden.walked:
-            at = self._flip(keys[1], at)
+            at = self._flip(keys[1], at, power)
+
+        def refresh(key: jax.Array, at: Position) -> Position:
+            return self._refresh(key, at, power)
+
         due = index % _ROUND == 0
-        at = jax.lax.cond(due, self._refresh, lambda _, at: at, keys[2], at)
+        at = jax.lax.cond(due, refresh, lambda _, at: at, keys[2], at)
         return self.chain(at), accepted
 
+    def _tempered(self, at: Position, power: jax.Array | float) -> jax.Array:
+        found = self.log_prob(at)
+        if isinstance(power, float) and power == 1.0:
+            return found
+        return power * found + (1.0 - power) * self.log_reference(at)
+
     def _trajectory(
-        self, rng_key: jax.Array, index: jax.Array, chain: Chain
+        self,
+        rng_key: jax.Array,
+        index: jax.Array,
+        chain: Chain,
+        power: jax.Array | float,
     ) -> tuple[Position, jax.Array]:
         """Hamiltonian Monte Carlo in the continuous coordinates."""
         step_size, at = self.tuning.step_size, chain.at
         low, high = _JITTER
         share = low + (high - low) * (index * _GOLDEN % 1.0)
         share *= jnp.where(index % _ROUND == _ROUND - 1, _SMALL, 1.0)
+
+        def target(free: jax.Array) -> jax.Array:
+            return self._tempered(Position(free, at.states), power)
+
+        begun = hmc.HMCState(at.free, chain.log_prob, chain.gradient)
+        if not isinstance(power, float):
+            own, slope = jax.value_and_grad(
+                lambda free: self.log_reference(Position(free, at.states))
+            )(at.free)
+            begun = hmc.HMCState(
+                at.free,
+                power * chain.log_prob + (1.0 - power) * own,
+                power * chain.gradient + (1.0 - power) * slope,
+            )
         state, info = hmc.build_kernel()(
             rng_key,
-            hmc.HMCState(at.free, chain.log_prob, chain.gradient),
-            lambda free: _number(self.log_probs(Position(free, at.states)).joint),
+            begun,
+            target,
             share * step_size,
-            self.tuning.metric(self.power),
+            self.tuning.inverse_mass,
             jnp.clip(jnp.ceil(_TIME / step_size), 1, _MOST_LEAPS).astype(int),
         )
         return Position(state.position, at.states), info.acceptance_rate
 
-    def _flip(self, rng_key: jax.Array, at: Position) -> Position:
+    def _flip(
+        self, rng_key: jax.Array, at: Position, power: jax.Array | float
+    ) -> Position:
         """Metropolis steps of single discrete values, as many as there are."""
         kernel = random_walk.build_rmh()
 
         def log_prob(states: jax.Array) -> jax.Array:
-            return _number(self.log_probs(Position(at.free, states)).joint)
+            return self._tempered(Position(at.free, states), power)
 
         def flip(index: jax.Array, state: Any) -> Any:
             key = jax.random.fold_in(rng_key, index)
@@ -167,31 +280,40 @@ class Walk(NamedTuple):
 
     def _proposed(self, rng_key: jax.Array, states: jax.Array) -> jax.Array:
         """Another choice for one value; where endlessly many, a step up or down."""
-        index_key, other_key, sign_key = jax.random.split(rng_key, 3)
-        counts = [
-            len(site.choices)
-            for site in self.hidden.walked
-            for _ in range(math.prod(site.shape))
-        ]
-        index = jax.random.randint(index_key, (), 0, len(counts))
-        count, now = jnp.asarray(counts)[index], states[index]
+        index_key, other_key, far_key, sign_key = jax.random.split(rng_key, 4)
+        index = jax.random.randint(index_key, (), 0, states.size)
+        count, now = jnp.asarray(self.hidden.counts)[index], states[index]
         other = jax.random.randint(other_key, (), 1, jnp.maximum(count, 2))
-        far = 1 + jnp.floor(jax.random.exponential(other_key)).astype(now.dtype)
+        reach = 0.5 * self.tuning.reference.spread[index, 1]
+        far = 1 + jnp.floor(reach * jax.random.exponential(far_key)).astype(now.dtype)
         step = jnp.where(jax.random.bernoulli(sign_key), far, -far)
         new = jnp.where(count > 0, (now + other) % jnp.maximum(count, 1), now + step)
         return states.at[index].set(new)
 
-    def _refresh(self, rng_key: jax.Array, at: Position) -> Position:
-        """A draw from the prior, accepted by its likelihood."""
+    def _refresh(
+        self, rng_key: jax.Array, at: Position, power: jax.Array | float
+    ) -> Position:
+        """A draw from the reference, accepted by the posterior's share of the law."""
 
-        def likelihood(at: Position) -> jax.Array:
-            return _number(self.log_probs(at).likelihood)
+        def weight(at: Position) -> jax.Array:
+            return power * (self.log_prob(at) - self.log_reference(at))
 
-        def draw(key: jax.Array) -> Position:
-            return self.hidden.draw(self.params, key, self.values)
+        state = random_walk.init(at, weight)
+        return random_walk.build_irmh()(rng_key, state, weight, self.draw)[0].position
 
-        state = random_walk.init(at, likelihood)
-        return random_walk.build_irmh()(rng_key, state, likelihood, draw)[0].position
+
+def evaluate(hidden: Hidden, params: Any, values: Values, at: Position) -> Chain:
+    """A chain at a position, for one sample."""
+
+    def joint(free: jax.Array, blocks: Values) -> jax.Array:
+        return hidden.log_prob(params, Position(free, at.states), {**values, **blocks})
+
+    blocks = {name: values[name] for name in hidden.blocks}
+    found, (gradient, score) = jax.value_and_grad(joint, argnums=(0, 1))(
+        at.free, blocks
+    )
+    flat = [jnp.zeros(0), *(score[name].ravel() for name in hidden.blocks)]
+    return Chain(at, found, gradient, jnp.concatenate(flat))
 
 
 def average(
@@ -225,8 +347,3 @@ def average(
     begun = jnp.zeros((), lengths.dtype), walk.chain(at), jnp.zeros(())
     (count, _, accepted), means = jax.lax.scan(window, begun, lengths)
     return means, accepted / count
-
-
-def _number(log_prob: jax.Array) -> jax.Array:
-    """A log density outside its support may be NaN: minus infinity."""
-    return jnp.where(jnp.isnan(log_prob), -jnp.inf, log_prob)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 
 from numpyro_infograd.density import Density, Values
-from numpyro_infograd.noise import NoiseSpec, draw_noise, noise_like
+from numpyro_infograd.noise import NoiseSpec, noise_like
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import Site, StructuralModel
 
@@ -63,33 +63,14 @@ class Walked(NamedTuple):
         return found.reshape(self.shape).astype(self.dtype)
 
 
-class LogProbs(NamedTuple):
-    """Log densities at a position, scalars in nats.
-
-    Attributes:
-        prior: Of the position.
-        likelihood: Of the values of the set, given the position.
-    """
-
-    prior: jax.Array
-    likelihood: jax.Array
-
-    @property
-    def joint(self) -> jax.Array:
-        """Log density of both."""
-        return self.prior + self.likelihood
-
-
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("joint", "unpacked", "packed", "refreshed", "sums"),
+    data_fields=("joint", "unpacked", "packed", "sums"),
     meta_fields=(
         "sites",
-        "scored",
         "blocks",
         "valued",
         "walked",
-        "spec",
         "sizes",
         "size",
     ),
@@ -102,14 +83,11 @@ class Hidden:
         joint: The density of the set together with the hidden sites walked as values.
         unpacked: From the free vector to (noise, values, log prior density).
         packed: From (noise, values) to the free vector.
-        refreshed: From (params, noise, values of the set) to the values of all sites.
         sums: Each discrete site that is summed over, (num_joint_states, *shape).
         sites: The sites of the set, with those that it is conditioned on.
-        scored: The sites whose density is the likelihood.
         blocks: The sites of the set that need a score.
         valued: The hidden sites that are walked or summed over as values.
         walked: Name, shape and choices of each discrete site that is walked.
-        spec: The laws of the hidden noise.
         sizes: Number of scalars in each of `sites`.
         size: Dimensions of the free vector.
     """
@@ -117,14 +95,11 @@ class Hidden:
     joint: Density
     unpacked: Program
     packed: Program
-    refreshed: Program | None
     sums: Values
     sites: tuple[str, ...]
-    scored: tuple[str, ...]
     blocks: tuple[str, ...]
     valued: tuple[str, ...]
     walked: tuple[Walked, ...]
-    spec: NoiseSpec
     sizes: tuple[int, ...]
     size: int
 
@@ -154,10 +129,8 @@ class Hidden:
             joint,
             Program.trace(unpacked, flat),
             Program.trace(packed, noise, example),
-            sm.forward_given(density.all_sites) if valued else None,
             summed,
             density.all_sites,
-            density.scored,
             density.blocks,
             valued,
             tuple(
@@ -165,9 +138,17 @@ class Hidden:
                 for n in discrete
                 if n not in summed
             ),
-            density.hidden_spec,
             density.sizes,
             flat.size,
+        )
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Choices of each discrete value that is walked; 0 for endlessly many."""
+        return tuple(
+            len(site.choices)
+            for site in self.walked
+            for _ in range(math.prod(site.shape))
         )
 
     def start(self, noise: Values, values: Values) -> Position:
@@ -177,18 +158,8 @@ class Hidden:
         flat = jnp.concatenate([jnp.zeros(0, int), *states])
         return Position(self.packed(noise, own), flat)
 
-    def draw(self, params: Any, rng_key: jax.Array, values: Values) -> Position:
-        """A position from the prior, whatever the values of the set are."""
-        if self.refreshed is None:
-            free = jax.random.normal(rng_key, (self.size,))
-            return Position(free, jnp.zeros(0, int))
-        drawn = draw_noise(self.spec, rng_key, 1)
-        noise = noise_like(self.joint.spec) | {n: x[0] for n, x in drawn.items()}
-        given = {name: values[name] for name in self.sites}
-        return self.start(noise, self.refreshed(params, noise, given))
-
-    def log_probs(self, params: Any, at: Position, values: Values) -> LogProbs:
-        """Prior of a position, and likelihood of the set's values there."""
+    def log_prob(self, params: Any, at: Position, values: Values) -> jax.Array:
+        """log density of a position and the values of the set, a scalar in nats."""
         noise, own, log_prior = self.unpacked(at.free)
         full = noise_like(self.joint.spec) | noise
         start = 0
@@ -197,28 +168,15 @@ class Hidden:
             own = own | {site.name: site.values(at.states[start:stop])}
             start = stop
 
-        def parts(summed: Values) -> tuple[jax.Array, jax.Array]:
+        def joint(summed: Values) -> jax.Array:
             inside = {**values, **own, **summed}
             inside = {name: inside[name] for name in self.joint.all_sites}
             out = self.joint.program(params, full, inside)["log_prob"]
-            mine = sum((out[s] for s in self.scored), jnp.zeros(()))
-            rest = (out[s] for s in self.joint.scored if s not in self.scored)
-            return sum(rest, log_prior), mine
+            return sum((out[s] for s in self.joint.scored), log_prior)
 
         if not self.sums:
-            return LogProbs(*parts({}))
-        prior, likelihood = jax.vmap(parts)(self.sums)
-        joint = jax.nn.logsumexp(prior + likelihood)
-        prior = jax.nn.logsumexp(prior)
-        return LogProbs(prior, joint - prior)
-
-    def score(self, params: Any, at: Position, values: Values) -> Values:
-        """The complete-data score of each block, for one sample."""
-
-        def log_prob(blocks: Values) -> jax.Array:
-            return self.log_probs(params, at, {**values, **blocks}).joint
-
-        return jax.grad(log_prob)({name: values[name] for name in self.blocks})
+            return joint({})
+        return jax.nn.logsumexp(jax.vmap(joint)(self.sums))
 
 
 def walkable(sm: StructuralModel, density: Density) -> Density:

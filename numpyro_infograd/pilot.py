@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
 
-from numpyro_infograd.chains import Chain, Tuning, Walk
+from numpyro_infograd.chains import CLIP, Chain, Reference, Tuning, Walk, evaluate
 from numpyro_infograd.density import Values, flatten
 from numpyro_infograd.hidden import Hidden, Position
 
@@ -59,17 +60,17 @@ def tune(
     if last is not None:
         tuning, rounds = tuning._replace(step_size=last.step_size), _WARM_ROUNDS
 
-    def score(chain: Chain, values: Values) -> jax.Array:
-        return Walk(hidden, params, values, tuning).score(chain)
+    def score(chain: Chain) -> jax.Array:
+        return chain.score + tuning.slope @ chain.gradient
 
     def step(tuning: Tuning, index: jax.Array, chains: Chain) -> tuple[Chain, Any]:
         def one(key: jax.Array, chain: Chain, values: Values) -> tuple[Chain, Any]:
-            return Walk(hidden, params, values, tuning).step(key, index, chain)
+            return Walk.of(hidden, params, values, tuning).step(key, index, chain)
 
         keys = jax.random.split(jax.random.fold_in(rng_key, index), num_samples)
         return jax.vmap(one)(keys, chains, values)
 
-    own = jax.vmap(score)(chains, values)
+    own = jax.vmap(score)(chains)
     num_samples, scale = len(own), jnp.mean(jnp.sum(own**2, axis=1))
 
     def body(carry: _Pilot) -> _Pilot:
@@ -79,7 +80,7 @@ def tune(
         now = tuning._replace(step_size=carry.step_size)
         moved, accepted = step(now, index, carry.chains)
         change = jnp.where(tuned, 0.0, _GAIN * (jnp.mean(accepted) - _ACCEPTED))
-        total = carry.total + jax.vmap(score)(moved, values)
+        total = carry.total + jax.vmap(score)(moved)
         # A window ends at each power of two.
         ends = tuned & (length & (length - 1) == 0)
         product = jnp.sum(own * total, axis=1) / jnp.maximum(length // 2, 1)
@@ -127,28 +128,63 @@ def _where(condition: jax.Array, yes: Any, no: Any) -> Any:
 def _statistics(
     hidden: Hidden, params: Any, start: Position, values: Values
 ) -> tuple[Tuning, Chain]:
-    """Metric and control variate; and chains at their starts."""
+    """Metric, reference and control variate; and chains at their starts."""
     num_samples, size = start.free.shape
-    unknown = Tuning(*[jnp.zeros(0)] * len(Tuning._fields))
-
-    def one(at: Position, values: Values) -> tuple[Chain, jax.Array]:
-        def prior(free: jax.Array) -> jax.Array:
-            return hidden.log_probs(params, Position(free, at.states), values).prior
-
-        chain = Walk(hidden, params, values, unknown).chain(at)
-        return chain, chain.gradient - jax.grad(prior)(at.free)
-
-    chains, likelihood = jax.vmap(one)(start, values)
+    chains = jax.vmap(lambda v, at: evaluate(hidden, params, v, at))(values, start)
     scale = jnp.std(start.free, axis=0)
-    scaled = likelihood * scale / math.sqrt(num_samples)
+    scaled = chains.gradient * scale / math.sqrt(num_samples)
     _, singular, directions = jnp.linalg.svd(scaled, full_matrices=False)
+    flat = flatten(values, hidden.sites)
+    narrow = 0 < size and size + flat.shape[1] <= _WIDEST
     slope = jnp.zeros((chains.score.shape[1], size))
-    if 0 < size + sum(hidden.sizes) <= _WIDEST:
-        flat = flatten(values, hidden.sites)
+    if narrow:
         slope = _slope(flat, chains.gradient * scale, chains.score) * scale
     return Tuning(
-        scale, directions.T, singular**2, jnp.asarray(0.5), slope, jnp.asarray(0)
+        scale,
+        directions.T,
+        jnp.maximum(singular**2 - 1.0, 0.0),
+        _reference(hidden, start, flat, narrow),
+        jnp.asarray(0.5),
+        slope,
+        jnp.asarray(0),
     ), chains
+
+
+def _reference(
+    hidden: Hidden, start: Position, values: jax.Array, narrow: bool
+) -> Reference:
+    """The normal law of the free coordinates given the values, by their moments."""
+    low, middle, high = jnp.quantile(values, jnp.asarray([0.16, 0.5, 0.84]), axis=0)
+    width = jnp.where(high > low, 0.5 * (high - low), jnp.std(values, axis=0))
+    width = jnp.where(width > 0, width, 1.0)
+    offset, root = jnp.mean(start.free, axis=0), jnp.std(start.free, axis=0)
+    slope, unroot = jnp.zeros((len(root), values.shape[1])), 1.0 / root
+    if narrow:
+        seen = jnp.clip((values - middle) / width, -CLIP, CLIP)
+        shift = jnp.mean(seen, axis=0)
+        seen = seen - shift
+        gram = seen.T @ seen / len(seen) + _RIDGE * jnp.eye(seen.shape[1])
+        slope = jnp.linalg.solve(gram, seen.T @ start.free / len(seen)).T
+        left = start.free - offset - seen @ slope.T
+        covariance = left.T @ left / len(left) + 1e-6 * jnp.diag(root**2)
+        root = jnp.linalg.cholesky(covariance)
+        unroot = solve_triangular(root, jnp.eye(len(root)), lower=True)
+        offset = offset - slope @ shift
+    tables, spread = _frequencies(hidden, start)
+    return Reference(middle, width, offset, slope, root, unroot, tables, spread)
+
+
+def _frequencies(hidden: Hidden, start: Position) -> tuple[jax.Array, jax.Array]:
+    """Log frequencies of choices, and moments of what has endlessly many."""
+    states, most = start.states, max(hidden.counts, default=0) or 1
+    every = jnp.arange(most)
+    counts = jnp.sum(states[:, :, None] == every, axis=0)
+    allowed = every < jnp.asarray(hidden.counts, int)[:, None]
+    share = jnp.where(allowed, counts + 1.0, 0.0)  # so that none is impossible
+    share = share / jnp.maximum(jnp.sum(share, axis=1, keepdims=True), 1.0)
+    numbers = states.astype(share.dtype)
+    moments = jnp.mean(numbers, axis=0), jnp.std(numbers, axis=0) + 0.5
+    return jnp.log(share), jnp.stack(moments, axis=1)
 
 
 def _slope(values: jax.Array, gradient: jax.Array, score: jax.Array) -> jax.Array:

@@ -174,8 +174,7 @@ class MCMC(ScoreMethod):
         lengths = jnp.stack([half // 2, half // 2, half])
 
         def one(key: jax.Array, noise: Values, values: Values) -> Any:
-            inside = {name: values[name] for name in hidden.sites}
-            walk = Walk(hidden, params, inside, tuning)
+            walk = Walk.of(hidden, params, values, tuning)
             return average(walk, hidden.start(noise, values), key, lengths)
 
         num_samples = next(iter(values.values())).shape[0]
