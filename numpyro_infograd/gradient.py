@@ -20,7 +20,7 @@ from numpyro_infograd.arguments import as_args, as_key
 from numpyro_infograd.certificate import certify
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import DensityError
-from numpyro_infograd.linear import Linear
+from numpyro_infograd.linear import information
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, student
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import (
@@ -356,7 +356,7 @@ def choose(
         problem = pose(objective, sm, Mixture(), params)
     except DensityError as error:
         return pose(objective, sm, Denoising(), params, _first(error)), None
-    far = _information(problem, params)
+    far = information(problem.sm, problem.densities, params)
     if not far > _HOPELESS:
         found = estimate_gradient(problem, params, num_samples, rng_key)
         unsound = why_not_mixture(found.diagnostics)
@@ -382,15 +382,6 @@ def pose_beyond_mixtures(
 def _first(error: Exception) -> str:
     """The first sentence of an error."""
     return str(error).split(". ")[0]
-
-
-def _information(problem: Problem, params: Any) -> float:
-    """About how many nats a set of the problem says of the noise that it hides."""
-    hiding = [d for d in problem.densities if d.hidden]
-    sites = tuple(dict.fromkeys(s for d in hiding for s in d.sites))
-    linear = Linear.of(problem.sm, sites, params)
-    many = [d for d in hiding if sum(math.prod(n.shape) for _, n in d.hidden_spec) > 2]
-    return max((linear.information(d) for d in many), default=0.0)
 
 
 def _why_mixture(evidence: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,24 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 
 _DRAWS = 3
+
+
+def information(
+    sm: StructuralModel, densities: Sequence[Density], params: Any
+) -> float:
+    """What the sets of densities say of the noise that they hide, in nats, about.
+
+    Of sets that hide more than two dimensions alone: few are averaged over well however
+    much is said of them.
+    """
+    hiding = [
+        d
+        for d in densities
+        if sum(math.prod(law.shape) for _, law in d.hidden_spec) > 2
+    ]
+    sites = tuple(dict.fromkeys(s for d in hiding for s in d.sites))
+    linear = Linear.of(sm, sites, params)
+    return max((linear.information(d) for d in hiding), default=0.0)
 
 
 class Linear(NamedTuple):

@@ -70,10 +70,16 @@ def _status(
     _, estimate, trouble = end
     norms = history.get("gradient_norm", np.ones(0))
     status = run.status
-    if _fell(run, index, estimate):
+    fall = _fall(run, estimate)
+    if fall and run.ascent.scaled:
+        status += (
+            f"; but it ended below its start, {fall}: the gradient is lost in its own "
+            "noise, or wrong. Take more num_samples, other scores, or the start"
+        )
+    elif fall:
         status = (
             f"diverged: after {len(norms)} steps the objective is worse than at the "
-            "start. Lower the learning rate of the optimizer"
+            f"start, {fall}. Lower the learning rate of the optimizer"
         )
     if len(norms) and norms[0] == 0:
         status += _why_at_rest(run)
@@ -136,15 +142,23 @@ def _why_at_rest(run: Run) -> str:
     )
 
 
-def _fell(run: Run, index: int, end: Estimate | None) -> bool:
-    """Whether an optimizer from outside led away from the maximum.
+def _fall(run: Run, end: Estimate | None) -> str:
+    """From where to where the ascent fell below the user's start; "" if it did not.
 
-    Under constraints a fall may be the return into them.
+    Both ends are valued on the same noise. Under constraints a fall may be the return
+    into them.
     """
-    if run.ascent.scaled or run.ascent.subject_to or not run.chunks:
-        return False
-    start, _ = _value(run, run.starts[index])
-    return start is not None and (end is None or end.upper < start.lower)
+    if run.ascent.subject_to or not run.chunks:
+        return ""
+    start, _ = _value(run, run.starts[0])
+    if start is None:
+        return ""
+    if end is None:
+        return f"{start.value:.4g} nats, and has no value now"
+    error = math.hypot(start.standard_error, end.standard_error)
+    if end.value >= start.value - 2 * error - 1e-6 * abs(start.value):
+        return ""
+    return f"{start.value:.4g} to {end.value:.4g} nats"
 
 
 def _end(run: Run, index: int) -> End:

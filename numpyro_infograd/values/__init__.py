@@ -13,17 +13,21 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, use_mesh
 from numpyro_infograd.edits import decouple
 from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.linear import information
 from numpyro_infograd.objectives import MI, Objective, Sites, check_is_objective, names
 from numpyro_infograd.problem import admit, check_num_samples, noise_warnings
 from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import resolve
 from numpyro_infograd.values.base import Estimate, Estimator
 from numpyro_infograd.values.bounds import doubts
 from numpyro_infograd.values.exact import Exact, why_not_closed
 from numpyro_infograd.values.fisher import Fisher, why_not_fisher
+from numpyro_infograd.values.mcmc import MCMC
 from numpyro_infograd.values.nested import Nested
 from numpyro_infograd.values.path import Path
 
 __all__ = [
+    "MCMC",
     "Estimate",
     "Estimator",
     "Exact",
@@ -40,10 +44,13 @@ REGISTRY: dict[str, type] = {
     "exact": Exact,
     "nested": Nested,
     "fisher": Fisher,
+    "mcmc": MCMC,
     "path": Path,
 }
-# Inner draws that "auto" affords before it trains a network instead.
+# Inner draws that "auto" affords before it takes chains instead.
 _AFFORDED = Nested(max_components=16384)
+_HOPELESS = 5.0  # nats in more than two dimensions, beyond which nested is not tried
+_CHAINS = MCMC()
 _LEARNED = Fisher()
 
 
@@ -73,12 +80,16 @@ def estimate(
               what is conditioned on is known; only that is sampled.
             - "nested" (`Nested`): the model's own densities averaged over fresh draws
               of hidden noise; with bounds that hold in expectation.
+            - "mcmc" (`MCMC`): annealing between a reference law and the posterior,
+              from both ends, which gives bounds that hold in expectation; for any
+              information.
             - "fisher" (`Fisher`): the Fisher integral over appended noise, by one
               noise-conditional score network (eqs. 54-55); for outputs without a
-              density of their own and for much information.
+              density of their own.
             - "path" (`Path`): the integral of the gradient from a reference (eq. 50).
             - "auto": exact where it can be; nested while 16384 inner draws are
-              enough; else fisher. `.reason` says which and why.
+              enough, or mcmc, by error; fisher where neither can. `.reason` says
+              which and why.
         num_samples: Samples, a power of two of at least 256; None for the method's
             default.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
@@ -270,7 +281,7 @@ def value_of(
             )
         return found
 
-    found = _auto(objective, sm, by) if isinstance(method, str) else by(method)
+    found = _auto(objective, sm, params, by) if isinstance(method, str) else by(method)
     warnings = found.warnings + noise_warnings(sm)
     if found.method not in ("exact", "sampled"):
         warnings += doubts(found, objective, sm, params)
@@ -278,40 +289,56 @@ def value_of(
 
 
 def _auto(
-    objective: Objective, sm: StructuralModel, by: Callable[[Estimator], Estimate]
+    objective: Objective,
+    sm: StructuralModel,
+    params: Any,
+    by: Callable[[Estimator], Estimate],
 ) -> Estimate:
-    """Exact where it can be, nested while that is sound, else fisher."""
+    """Exact where it can be; else nested or chains, by error; else fisher."""
     why = why_not_closed(objective, sm)
     if not why:
         found = by(Exact())
         sampled = "linear-Gaussian given what it is conditioned on"
         exact = found.standard_error == 0 and objective.entropies
         return replace(found, reason="linear-Gaussian" if exact else sampled)
+    nested, reason = None, ""
     try:
-        nested = by(_AFFORDED)
+        densities = [
+            sm.density(t.sites, t.given, whole=True) for t in resolve(objective, sm)
+        ]
+        far = information(sm, densities, params)
+        if far > _HOPELESS:
+            reason = f"about {far:.0f} nats are too many to average over draws"
+        else:
+            nested = by(_AFFORDED)
+            effective = nested.diagnostics["effective_sample_size_low"]
+            reason = f"inner effective sample size {effective:.0f}"
+            if not nested.warnings and _is_fine(nested):
+                return replace(nested, reason=f"{why}; {reason}")
+        found = by(_CHAINS)
     except DensityError as error:
-        if why_not_fisher(objective, sm):
+        if nested is not None:
+            found = nested
+        elif why_not_fisher(objective, sm):
             raise
-        found = by(_LEARNED)
-        no_density = str(error).split(". ")[0]
-        return replace(found, reason=f"{why}; {no_density}")
-    effective = nested.diagnostics["effective_sample_size_low"]
-    if not nested.warnings:
-        return replace(
-            nested, reason=f"{why}; inner effective sample size {effective:.0f}"
-        )
-    no_score = why_not_fisher(objective, sm)
-    if no_score:
-        found = by(Nested(num_components=Nested.max_components))
-        return replace(found, reason=f"{why}; {no_score}")
-    found = by(_LEARNED)
+        else:
+            found = by(_LEARNED)
+        return replace(found, reason=f"{why}; {str(error).split('. ')[0]}")
+    if nested is None:
+        return replace(found, reason=f"{why}; {reason}")
+    lower, upper = max(found.lower, nested.lower), min(found.upper, nested.upper)
+    sound = not nested.warnings and nested.standard_error <= found.standard_error
     return replace(
-        found,
-        reason=f"{why}; the inner effective sample size is only {effective:.0f} with "
-        f"{_AFFORDED.max_components} components",
-        diagnostics=found.diagnostics
-        | {"nested_lower": nested.lower, "nested_upper": nested.upper},
+        nested if sound else found,
+        lower=lower,
+        upper=upper,
+        reason=f"{why}; {reason}",
     )
+
+
+def _is_fine(found: Estimate) -> bool:
+    """Whether an error is too small to look for a smaller one."""
+    return found.standard_error <= max(0.005 * abs(found.value), 0.005)
 
 
 def _resolve(method: Any) -> str | Estimator:

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values by annealing between a reference law and the posterior, from both ends.
+
+For a sample S made by the noise u_0, let u walk from a draw of a reference law q(u) to
+the posterior p(u | S), through q^(1 - b) p(u, S)^b with b from 0 to 1. With
+
+    w = sum_j (b_{j+1} - b_j) [log p(u_j, S) - log q(u_j)]
+
+the mean of exp(w) is p(S), so E w <= log p(S). The way back begins at u_0, which is an
+exact draw of the posterior, and there E w >= log p(S) (bidirectional Monte Carlo:
+Grosse, Ghahramani and Adams, 2015). Both bounds hold however badly the chains mix, and
+their gap falls as one over the number of levels. Bennett's acceptance ratio with one
+draw from each end is the middle between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.chains import Chain, Tuning, Walk
+from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.errors import DensityError
+from numpyro_infograd.hidden import Position, walkable
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, squares, student
+from numpyro_infograd.objectives import Objective
+from numpyro_infograd.pilot import FEWEST_STEPS, tune
+from numpyro_infograd.problem import REPLICATES
+from numpyro_infograd.program import Program
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import Means, Term, at_each, resolve, trace_expectations
+from numpyro_infograd.values.base import Estimate
+from numpyro_infograd.values.nested import refuse_bare
+
+_BATCH = 2048  # samples of one call
+_FIRST = 32  # levels at first
+_BENDS = (1.0, 2.0, 4.0)  # powers of the share of the way, to space the levels by
+_WIDEST = 20.0  # nats that the two ends may be apart for one sample
+_FAR = 1e10  # nats below which a weight is as good as nothing
+_GROWTH = 3  # doublings of the levels at once
+_SHARE = 0.1  # of the gap, that the middle may be off
+_SMALL = 0.0025  # share of a value that its error may be
+_FINE = 0.002  # nats that it may be
+
+
+@dataclass(frozen=True)
+class MCMC:
+    """Annealing from a reference law to the posterior, and back from an exact draw.
+
+    Serves any information, where every site has a density of its own. `lower` and
+    `upper` hold in expectation. The value is the middle of the two ends (Bennett's
+    acceptance ratio); its standard error holds the sampling and a share of the gap,
+    which grows with the gap. Levels are added until that is small, then samples.
+
+    Args:
+        num_samples: Samples at most, a power of two.
+        max_levels: Levels at most, a power of two.
+        budget: Samples times levels at most, a power of two.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> method = ig.values.MCMC(max_levels=4096)  # `method=` of `estimate`
+        >>> method.num_samples
+        65536
+    """
+
+    num_samples: int = 65536
+    max_levels: int = 1024
+    budget: int = 2**21
+    pilot_size: int = 1024
+
+    def __post_init__(self) -> None:
+        as_power_of_two("num_samples", self.num_samples, _BATCH)
+        as_power_of_two("max_levels", self.max_levels, _FIRST)
+        as_power_of_two("budget", self.budget, _BATCH * _FIRST)
+        as_power_of_two("pilot_size", self.pilot_size, 256)
+
+    def value(
+        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+    ) -> Estimate:
+        """The value: every entropy that hides noise is annealed at the same samples."""
+        terms = resolve(objective, sm)
+        refuse_bare(sm, terms)
+        densities = tuple(_walked(sm, term) for term in terms)
+        for density in densities:
+            if density.hidden and density.walk is None:
+                raise DensityError(
+                    f"no chain can walk over what the set {density.label!r} hides, "
+                    f"because {density.why_no_walk}. Use method='fisher'."
+                )
+        tune_key, rng_key = jax.random.split(rng_key)
+        points = base_points(sm.spec, self.pilot_size)
+        way = _Way(
+            sm.forward,
+            densities,
+            jnp.asarray([term.coefficient for term in terms]),
+            trace_expectations(objective, sm),
+            tuple(
+                _tune(
+                    sm.forward,
+                    density,
+                    params,
+                    points,
+                    jax.random.fold_in(tune_key, i),
+                    num_samples=self.pilot_size,
+                )
+                for i, density in enumerate(densities)
+            ),
+            params,
+            base_points(sm.spec, _BATCH // REPLICATES),
+        )
+
+        def run(index: int, levels: int, bend: float) -> Ends:
+            found = _anneal(
+                way,
+                jax.random.fold_in(rng_key, index),
+                jnp.asarray(levels),
+                jnp.asarray(bend),
+                spec=sm.spec,
+                num_samples=_BATCH // REPLICATES,
+            )
+            return Ends(*(np.asarray(x, np.float64) for x in found))
+
+        return self._grown(run)
+
+    def _grown(self, run: Callable[[int, int, float], Ends]) -> Estimate:
+        """Levels until the gap is small, then samples until the scatter is."""
+        levels = _FIRST
+        pilots = {bend: run(i, levels, bend) for i, bend in enumerate(_BENDS)}
+        bend = min(_BENDS, key=lambda b: pilots[b].gap)
+        kept = [pilots[bend]]
+        for index in itertools.count(len(_BENDS)):
+            ends = Ends.joined(kept)
+            found = ends.estimate(levels, _BATCH * len(kept))
+            goal = max(_SMALL * abs(found.value), _FINE)
+            most = min(self.max_levels, self.budget // _BATCH)
+            if found.standard_error <= goal:
+                break
+            if ends.bias > 0.7 * goal and levels < most:
+                levels, kept = ends.enough(levels, 0.7 * goal, most), []
+            elif (
+                _BATCH * (len(kept) + 1) > self.num_samples
+                or _BATCH * (len(kept) + 1) * levels > self.budget
+            ):
+                break
+            kept.append(run(index, levels, bend))
+        return found
+
+
+def _bias(gap: float) -> float:
+    """How far the middle of two ends may be off."""
+    return gap * min(_SHARE + 0.5 * _SHARE * gap, 0.25)
+
+
+def _walked(sm: StructuralModel, term: Term) -> Density:
+    """The density of a term, of which no score is asked for."""
+    density = walkable(sm, sm.density(term.sites, term.given, whole=True))
+    if density.walk is None:
+        return density
+    return replace(density, walk=replace(density.walk, blocks=()))
+
+
+class Ends(NamedTuple):
+    """What replicates found: means over samples, and control variates.
+
+    Attributes:
+        totals: The middle, the lower and the upper end, (num_replicates, 3).
+        known: What has mean zero, (num_replicates, columns).
+        gram: Products of that with itself, (num_replicates, columns, columns).
+        cross: Its products with `totals`, (num_replicates, columns, 3).
+        lost: What the middle was moved by where its ends are too far apart, nats.
+    """
+
+    totals: np.ndarray
+    known: np.ndarray
+    gram: np.ndarray
+    cross: np.ndarray
+    lost: np.ndarray
+
+    @staticmethod
+    def joined(parts: list[Ends]) -> Ends:
+        """All replicates of several calls."""
+        return Ends(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+    @property
+    def gap(self) -> float:
+        """Distance of the mean ends, in nats."""
+        return float(np.mean(self.totals[:, 2] - self.totals[:, 1]))
+
+    @property
+    def bias(self) -> float:
+        """What the middle may be off: a share of the gap that grows with it."""
+        return _bias(abs(self.gap)) + float(np.mean(self.lost))
+
+    def enough(self, levels: int, goal: float, most: int) -> int:
+        """Levels that should bring the bias to a goal: the gap falls as one over it."""
+        gap = abs(self.gap)
+        for _ in range(_GROWTH):
+            levels, gap = 2 * levels, gap / 2
+            if _bias(gap) <= goal or levels >= most:
+                break
+        return levels
+
+    def estimate(self, levels: int, num_samples: int) -> Estimate:
+        """The middle, less what control variates explain."""
+        gram, cross = self.gram.sum(0), self.cross.sum(0)
+        slope = np.linalg.lstsq(gram, cross)[0]
+        totals = self.totals - self.known @ slope
+        count = len(totals)
+        value, lower, upper = totals.mean(0)
+        errors = student(count) * totals.std(0, ddof=1) / math.sqrt(count)
+        warnings: tuple[str, ...] = ()
+        if self.bias > max(errors[0], _FINE, 0.01 * abs(value)):
+            warnings = (
+                f"the ends of the annealing are {self.gap:.3g} nats apart after "
+                f"{levels} levels, and the value is the middle between them: raise "
+                "max_levels and budget of values.MCMC.",
+            )
+        return Estimate(
+            float(value),
+            math.hypot(float(errors[0]), self.bias),
+            float(lower - 2 * errors[1]),
+            float(upper + 2 * errors[2]),
+            "mcmc",
+            warnings=warnings,
+            diagnostics={"levels": levels, "gap": self.gap, "num_samples": num_samples},
+        )
+
+
+class _Way(NamedTuple):
+    """What an annealing needs besides its levels."""
+
+    forward: Program
+    densities: tuple[Density, ...]
+    coefficients: jax.Array
+    expectations: Means
+    tunings: tuple[Tuning | None, ...]
+    params: Any
+    points: Any
+
+
+@jax.jit(static_argnames=("num_samples",))
+def _tune(
+    forward: Program,
+    density: Density,
+    params: Any,
+    points: Any,
+    rng_key: jax.Array,
+    num_samples: int,
+) -> Tuning | None:
+    if density.walk is None:
+        return None
+    noise_key, key = jax.random.split(rng_key)
+    noise = draw_noise(density.spec, noise_key, num_samples, points)
+    values = simulate(forward, params, noise)
+    return tune(density.walk, params, noise, values, key, FEWEST_STEPS)
+
+
+@jax.jit(static_argnames=("spec", "num_samples"))
+def _anneal(
+    way: _Way,
+    rng_key: jax.Array,
+    levels: jax.Array,
+    bend: jax.Array,
+    spec: NoiseSpec,
+    num_samples: int,
+) -> tuple[jax.Array, ...]:
+    """The fields of `Ends`, from replicates of so many samples each."""
+    params = way.params
+
+    def log_density(
+        density: Density, tuning: Tuning | None, noise: Values, values: Values, key: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Lower and upper end of log p(sites | given) for each sample."""
+        if tuning is None:
+            inside = {name: values[name] for name in density.all_sites}
+            over = jax.vmap(density.log_prob, (None, None, 0))
+            found = over(params, {}, inside)
+            return found, found
+
+        def one(key: jax.Array, noise: Values, values: Values) -> Any:
+            walk = Walk.of(density.walk, params, values, tuning)
+            return _ends(walk, density.walk.start(noise, values), key, levels, bend)
+
+        return jax.vmap(one)(jax.random.split(key, num_samples), noise, values)
+
+    def replicate(key: jax.Array) -> tuple[jax.Array, ...]:
+        noise_key, key = jax.random.split(key)
+        noise = draw_noise(spec, noise_key, num_samples, way.points)
+        values = simulate(way.forward, params, noise)
+        each, lost = jnp.zeros((num_samples, 3)), jnp.zeros(())
+        for i, (density, tuning) in enumerate(
+            zip(way.densities, way.tunings, strict=True)
+        ):
+            own = jax.random.fold_in(key, i)
+            low, high = log_density(density, tuning, noise, values, own)
+            c = way.coefficients[i]
+            near = jnp.maximum(low, high - _WIDEST)
+            lost += 0.5 * jnp.abs(c) * jnp.mean(near - jnp.maximum(low, high - 1e3))
+            ends = jnp.where(c > 0, high, low), jnp.where(c > 0, low, high)
+            each -= c * jnp.stack([0.5 * (near + high), *ends], axis=1)
+        means = way.expectations
+        each += (means.coefficients @ at_each(means, values))[:, None]
+        known = squares(spec, noise, min(REPLICATES * num_samples // 64, 256))
+        left = each - jnp.mean(each, axis=0)
+        sums = jnp.mean(each, axis=0), jnp.mean(known, axis=0)
+        return (*sums, known.T @ known, known.T @ left, lost)
+
+    return jax.vmap(replicate)(jax.random.split(rng_key, REPLICATES))
+
+
+def _ends(
+    walk: Walk, exact: Position, rng_key: jax.Array, levels: jax.Array, bend: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Ends of log p(S): up from the reference, and down from an exact draw."""
+
+    def power(index: jax.Array) -> jax.Array:
+        return (index / levels) ** bend
+
+    def weight(chain: Chain) -> jax.Array:
+        found = chain.log_prob - walk.log_reference(chain.at)
+        return jnp.where(found > -_FAR, found, -_FAR)  # NaN too
+
+    draw_key, rng_key = jax.random.split(rng_key)
+    starts = jax.tree.map(lambda *x: jnp.stack(x), walk.draw(draw_key), exact)
+    chains = jax.vmap(walk.chain)(starts)
+
+    def level(index: jax.Array, carry: Any) -> Any:
+        chains, weights, totals = carry
+        low = jnp.stack([index, levels - 1 - index])  # up, down
+        at, width = power(low + 1), power(low + 1) - power(low)
+        keys = jax.random.split(jax.random.fold_in(rng_key, index), 2)
+
+        def move(key: jax.Array, chain: Chain, at: jax.Array) -> Chain:
+            return walk.step(key, index, chain, at)[0]
+
+        moved = jax.vmap(move)(keys, chains, at)
+        new = jax.vmap(weight)(moved)
+        # What is weighed is where the way up was, and where the way down arrives.
+        totals += width * jnp.stack([weights[0], new[1]])
+        return moved, new, totals
+
+    begun = chains, jax.vmap(weight)(chains), jnp.zeros(2)
+    _, _, totals = jax.lax.fori_loop(0, levels, level, begun)
+    return totals[0], totals[1]
