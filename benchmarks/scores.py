@@ -32,6 +32,7 @@ KEY = jax.random.key(0)
 XY = ig.MI("x", "y")
 METHODS: dict[str, Any] = {
     "mixture": ig.scores.Mixture(),
+    "mcmc": ig.scores.MCMC(),
     "denoising": ig.scores.Denoising(),
     "sliced": ig.scores.Sliced(),
     "flow": ig.scores.FlowMatching(),
@@ -143,18 +144,19 @@ def score_error(channel: Channel, method: Any) -> float:
     problem = pose(XY, sm, method, sm.params)
     reverse = method.reverses
     density = next(d for d in problem.densities if reverse or d.all_sites == ("y",))
-    values = sm.sample(jax.random.key(1), 16384)
+    noise = sm.sample_noise(jax.random.key(1), 16384)
+    values = sm.evaluate({}, noise)
     plain = {name: np.asarray(v, float) for name, v in values.items()}
     truth = channel.marginal(plain)
     if reverse:
         truth = channel.conditional(plain) - truth
 
     @jax.jit
-    def found(state, values):
+    def found(state, noise, values):
         state = problem.method.fit(state, density, sm.forward, sm.params, KEY)
         return score_of(problem.method, state, density, sm.params, noise, values, KEY)
 
-    scores = found(problem.method.init(density, KEY), values)
+    scores = found(problem.method.init(density, KEY), noise, values)
     error = np.asarray(scores.mean["y"], float) - truth
     return float(np.mean(error**2) / np.mean(truth**2))
 

@@ -16,6 +16,7 @@ __all__ = [
     "pam_information",
     "multipath_gradient",
     "multipath_information",
+    "tanh_density",
     "tanh_derivative",
     "tanh_information",
     "tanh_score",
@@ -125,8 +126,8 @@ def fading_information(power: float) -> float:
     return float((np.sum(each) - 0.5 * (each[0] + each[-1])) * (u[1] - u[0]))
 
 
-def _tanh_density(
-    eta: float, noise_variance: float
+def tanh_density(
+    eta: float, noise_variance: float = 0.25
 ) -> tuple[NDArray, NDArray, NDArray]:
     """Grid over y, density of Y there, and its derivative in `eta`."""
     # The trapezoidal rule converges exponentially on these integrands: halving
@@ -159,7 +160,7 @@ def tanh_information(eta: float, noise_variance: float = 0.25) -> float:
         >>> [round(tanh_information(eta), 6) for eta in (0.5, 1.0, 2.0, 3.0)]
         [0.26305, 0.463508, 0.588576, 0.620317]
     """
-    y, density, _ = _tanh_density(eta, noise_variance)
+    y, density, _ = tanh_density(eta, noise_variance)
     entropy = -np.sum(density * np.log(density)) * (y[1] - y[0])
     return float(entropy - 0.5 * np.log(2 * np.pi * np.e * noise_variance))
 
@@ -171,7 +172,7 @@ def tanh_derivative(eta: float, noise_variance: float = 0.25) -> float:
         >>> [round(tanh_derivative(eta), 6) for eta in (0.5, 1.0, 2.0, 3.0)]
         [0.58345, 0.252563, 0.054911, 0.017186]
     """
-    y, density, derivative = _tanh_density(eta, noise_variance)
+    y, density, derivative = tanh_density(eta, noise_variance)
     return float(-np.sum(derivative * np.log(density)) * (y[1] - y[0]))
 
 

@@ -181,7 +181,7 @@ class Hidden:
 
 def walkable(sm: StructuralModel, density: Density) -> Density:
     """The density with what chains need to walk over what it hides, or why not."""
-    if not density.hidden:
+    if density.is_known:
         return density
     if why := why_not_walked(sm, density):
         return replace(density, why_no_walk=why)
@@ -201,7 +201,7 @@ def why_not_walked(sm: StructuralModel, density: Density) -> str:
             continue
         site = sm.site_info[name]
         if not site.discrete and site.unconstrain is None:
-            return f"site {name!r} ({site.distribution}) has a support that moves"
+            return f"the support of site {name!r} ({site.distribution}) is not known"
     return ""
 
 

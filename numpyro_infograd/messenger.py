@@ -323,11 +323,16 @@ def _support(support: Any) -> str:
 
 
 def _unconstrain(fn: Any) -> Any:
-    """NumPyro's transform from real numbers to the support; None if that moves."""
+    """NumPyro's transform from real numbers to the support.
+
+    None for a support that moves, and for one that NumPyro takes for the line although
+    the density has an edge on it, as that of a Beta law that is shifted.
+    """
     support = fn.support
-    if support.is_discrete or any(
-        isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(support)
-    ):
+    moves = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(support))
+    if support.is_discrete or moves:
+        return None
+    if _support(support) == "real" and exogenous.has_edge(exogenous.density(fn)):
         return None
     try:
         return biject_to(support)

@@ -23,7 +23,7 @@ _ROUNDS, _WARM_ROUNDS = 12, 2  # steps of the pilot that tune the step size
 _ACCEPTED = 0.8  # by a trajectory whose step is nine tenths of the step size
 _GAIN = 1.5  # of the logarithm of the step size, for what the acceptance is off
 _REMEMBERED = 0.005  # share of a score's mean square that chains may still remember
-_RIDGE = 1e-5  # of each column's mean square, in the fit of a control variate
+_RIDGE = 8.0  # roundings of each column's mean square, in a least squares fit
 _WIDEST = 1024  # values and dimensions together that a control variate is fitted for
 
 
@@ -163,8 +163,7 @@ def _reference(
         seen = jnp.clip((values - middle) / width, -CLIP, CLIP)
         shift = jnp.mean(seen, axis=0)
         seen = seen - shift
-        gram = seen.T @ seen / len(seen) + _RIDGE * jnp.eye(seen.shape[1])
-        slope = jnp.linalg.solve(gram, seen.T @ start.free / len(seen)).T
+        slope = _regression(seen, start.free).T
         left = start.free - offset - seen @ slope.T
         covariance = left.T @ left / len(left) + 1e-6 * jnp.diag(root**2)
         root = jnp.linalg.cholesky(covariance)
@@ -190,11 +189,17 @@ def _frequencies(hidden: Hidden, start: Position) -> tuple[jax.Array, jax.Array]
 def _slope(values: jax.Array, gradient: jax.Array, score: jax.Array) -> jax.Array:
     """Minus the regression of scores on gradients, beside that on the values."""
     centred = values - jnp.mean(values, axis=0)
-    columns = jnp.concatenate([centred, gradient], axis=1)
+    ones = jnp.ones((len(values), 1))
+    found = _regression(jnp.concatenate([ones, centred, gradient], axis=1), score)
+    return -found[-gradient.shape[1] :].T
+
+
+def _regression(columns: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Least squares coefficients, (columns, outputs)."""
     power = jnp.sqrt(jnp.mean(columns**2, axis=0))
     power = jnp.where(power > 0, power, 1.0)
     columns = columns / power
-    gram = columns.T @ columns / len(columns)
-    cross = columns.T @ score / len(columns)
-    solved = jnp.linalg.solve(gram + _RIDGE * jnp.eye(len(gram)), cross)
-    return -(solved / power[:, None])[values.shape[1] :].T
+    ridge = _RIDGE * jnp.finfo(columns.dtype).eps * jnp.eye(len(power))
+    gram = columns.T @ columns / len(columns) + ridge
+    solved = jnp.linalg.solve(gram, columns.T @ wanted / len(columns))
+    return solved / power[:, None]

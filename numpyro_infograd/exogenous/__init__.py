@@ -32,6 +32,7 @@ from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous.lookup import (
     boundary,
     density,
+    has_edge,
     noise_of,
     reason_not_reparametrized,
     transform,
@@ -50,6 +51,7 @@ __all__ = [
     "Noise",
     "boundary",
     "density",
+    "has_edge",
     "noise_of",
     "reason_not_reparametrized",
     "transform",

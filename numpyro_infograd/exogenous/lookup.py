@@ -177,6 +177,21 @@ def density(fn: Distribution) -> Distribution:
     return bare
 
 
+def has_edge(fn: Distribution) -> bool:
+    """Returns whether the density of `fn` jumps somewhere, or may.
+
+    Args:
+        fn: Any distribution.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> from numpyro_infograd.exogenous import has_edge
+        >>> has_edge(dist.Normal(0.0, 1.0)), has_edge(dist.Exponential(1.0))
+        (False, True)
+    """
+    return ends_of(fn) is not None
+
+
 def boundary(fn: Distribution) -> tuple[Array, ...]:
     """Returns the arrays that locate the jumps of the density of `fn`.
 

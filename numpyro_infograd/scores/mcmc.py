@@ -89,7 +89,7 @@ class MCMC(ScoreMethod):
     def check(self, density: Density) -> None:
         """Raise for a moving boundary, and for what chains can not walk over."""
         super().check(density)
-        if density.hidden and density.walk is None:
+        if not density.is_known and density.walk is None:
             raise DensityError(
                 f"no chain can walk over what the set {density.label!r} hides, because "
                 f"{density.why_no_walk}. Use scores='denoising', or observe the set "

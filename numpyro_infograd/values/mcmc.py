@@ -92,7 +92,7 @@ class MCMC:
         refuse_bare(sm, terms)
         densities = tuple(_walked(sm, term) for term in terms)
         for density in densities:
-            if density.hidden and density.walk is None:
+            if not density.is_known and density.walk is None:
                 raise DensityError(
                     f"no chain can walk over what the set {density.label!r} hides, "
                     f"because {density.why_no_walk}. Use method='fisher'."
@@ -147,10 +147,9 @@ class MCMC:
                 break
             if ends.bias > 0.7 * goal and levels < most:
                 levels, kept = ends.enough(levels, 0.7 * goal, most), []
-            elif (
-                _BATCH * (len(kept) + 1) > self.num_samples
-                or _BATCH * (len(kept) + 1) * levels > self.budget
-            ):
+            samples = _BATCH * (len(kept) + 1)
+            spent = samples > self.num_samples or samples * levels > self.budget
+            if kept and (spent or ends.bias > 0.9 * found.standard_error):
                 break
             kept.append(run(index, levels, bend))
         return found

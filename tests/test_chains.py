@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains over hidden noise: the law that they leave unchanged, scores, certificate."""
+
+from collections.abc import Callable
+import itertools
+from typing import Any
+
+import links
+import numpy as np
+import pytest
+from scipy import stats
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+
+from helpers import assert_within
+import numpyro_infograd as ig
+from numpyro_infograd.certificate import certify
+from numpyro_infograd.chains import Walk, average
+from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.gradient import fit_scores
+from numpyro_infograd.hidden import Hidden, Position, walkable, why_not_walked
+from numpyro_infograd.pilot import tune
+from numpyro_infograd.problem import initial_states, pose
+from numpyro_infograd.scores import MCMC, Analytic
+import truths
+
+KEY = jax.random.key(0)
+XY = ig.MI("x", "y")
+
+
+# -- positions ------------------------------------------------------------------------
+
+
+def menagerie() -> None:
+    """Noise of every kind hides behind y."""
+    gain = numpyro.param("gain", 1.0)
+    g = numpyro.sample("g", dist.Gamma(2.0, 1.0))
+    w = numpyro.sample("w", dist.Dirichlet(jnp.array([2.0, 3.0, 1.5])))
+    e = numpyro.sample("e", dist.Laplace(0.0, 1.0))
+    k = numpyro.sample("k", dist.Categorical(probs=jnp.array([0.2, 0.5, 0.3])))
+    count = numpyro.sample("count", dist.Poisson(2.0 + k))
+    x = numpyro.sample("x", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    mean = gain * jnp.stack([x[0] * g + k, w[0] + e + 0.3 * count])
+    numpyro.sample("y", dist.Normal(mean, 0.7).to_event(1))
+
+
+def symbols() -> None:
+    """Four symbols of four, each seen with a part of its neighbour: 256 states."""
+    gain = numpyro.param("gain", 1.0)
+    law = dist.Categorical(probs=jnp.array([0.1, 0.2, 0.3, 0.4]))
+    x = numpyro.sample("x", law.expand([4]).to_event(1))
+    mean = gain * (x + 0.5 * jnp.roll(x, 1))
+    numpyro.sample("y", dist.Normal(mean, 0.8).to_event(1))
+
+
+class Case:
+    """A density with its chains, tuned."""
+
+    def __init__(self, model: Callable[[], None], size: int = 1024) -> None:
+        self.sm = ig.structural_model(model)
+        density = walkable(self.sm, self.sm.density(("y",)))
+        assert density.walk is not None, density.why_no_walk
+        self.density, self.hidden = density, density.walk
+        self.noise = self.sm.sample_noise(jax.random.key(1), size)
+        self.values = self.sm.evaluate({}, self.noise)
+        self.tuning = jax.jit(tune, static_argnums=5)(
+            self.hidden, self.sm.params, self.noise, self.values, KEY, 64
+        )
+
+    def walk(self, values: Any) -> Walk:
+        return Walk.of(self.hidden, self.sm.params, values, self.tuning)
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    return {}
+
+
+def case(cases: dict[str, Case], model: Callable[[], None]) -> Case:
+    if model.__name__ not in cases:
+        cases[model.__name__] = Case(model)
+    return cases[model.__name__]
+
+
+def test_a_position_is_what_made_the_sample(x64) -> None:
+    """Its log density is that of the laws, with the Jacobians of the coordinates."""
+    sm = ig.structural_model(menagerie)
+    hidden = Hidden.of(sm, sm.density(("y",)))
+    noise = sm.sample_noise(KEY, 1)
+    values = {name: v[0] for name, v in sm.evaluate({}, noise).items()}
+    at = hidden.start({name: z[0] for name, z in noise.items()}, values)
+    found = hidden.log_prob(sm.params, at, values)
+
+    v = {name: np.asarray(x, float) for name, x in values.items()}
+    log = np.log(v["w"])
+    sticks = dist.biject_to(dist.constraints.simplex)
+    free = sticks.inv(values["w"])
+    jacobian = float(sticks.log_abs_det_jacobian(free, values["w"]))
+    normal = [stats.norm.logpdf(x) for x in v["x"]]
+    e_free = stats.norm.ppf(stats.laplace.cdf(v["e"]))
+    whole = (
+        stats.gamma.logpdf(v["g"], 2.0) + np.log(v["g"])
+        + stats.dirichlet.logpdf(v["w"] / v["w"].sum(), [2.0, 3.0, 1.5]) + jacobian
+        + stats.norm.logpdf(e_free) + sum(normal)
+    )  # fmt: skip
+    states = [
+        np.log([0.2, 0.5, 0.3][k])
+        + stats.poisson.logpmf(v["count"], 2.0 + k)
+        + stats.norm.logpdf(v["y"][0], v["x"][0] * v["g"] + k, 0.7)
+        + stats.norm.logpdf(v["y"][1], v["w"][0] + v["e"] + 0.3 * v["count"], 0.7)
+        for k in (int(v["k"]),)
+    ]
+    # k and count have endlessly many joint states: both are walked, none is summed.
+    assert [site.name for site in hidden.walked] == ["k", "count"]
+    assert not hidden.sums
+    assert np.isfinite(log).all()
+    assert float(found) == pytest.approx(float(whole + states[0]), rel=1e-9)
+
+
+def test_few_states_are_summed_over(x64) -> None:
+    def model() -> None:
+        k = numpyro.sample("k", dist.Bernoulli(0.3))
+        g = numpyro.sample("g", dist.Gamma(2.0 + k, 1.0))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * g + k, 0.5))
+
+    sm = ig.structural_model(model)
+    hidden = Hidden.of(sm, sm.density(("y",)))
+    assert not hidden.walked
+    assert hidden.sums["k"].shape == (2,)
+    values = {"k": jnp.asarray(1), "g": jnp.asarray(1.7), "y": jnp.asarray(2.2)}
+    noise = {name: z[0] for name, z in sm.sample_noise(KEY, 1).items()}
+    at = hidden.start(noise, values)
+    parts = [
+        np.log(p)
+        + stats.gamma.logpdf(1.7, 2.0 + k)
+        + stats.norm.logpdf(2.2, 1.7 + k, 0.5)
+        for k, p in ((0, 0.7), (1, 0.3))
+    ]
+    truth = np.logaddexp(*parts) + np.log(1.7)
+    assert float(hidden.log_prob(sm.params, at, values)) == pytest.approx(truth)
+
+
+# -- the law that chains leave unchanged ----------------------------------------------
+
+
+def statistics_of(at: Position, values: Any) -> np.ndarray:
+    """Functions of a position and its sample, whose means do not change."""
+    parts = (at.free, at.states, values["y"])
+    flat = [np.asarray(x, float).reshape(len(x), -1) for x in parts]
+    columns = np.concatenate(flat, axis=1)
+    products = columns[:, :, None] * columns[:, None, :]
+    return np.concatenate([columns, np.tanh(products.reshape(len(columns), -1))], 1)
+
+
+@pytest.mark.parametrize("model", [menagerie, symbols])
+def test_chains_leave_their_law_unchanged(cases, model) -> None:
+    """Sixteen steps: trajectories, flips of discrete values, draws of the reference."""
+    one = case(cases, model)
+    noise = one.sm.sample_noise(jax.random.key(2), 4096)
+    values = one.sm.evaluate({}, noise)
+
+    @jax.jit
+    def moved(noise, values, keys):
+        def run(noise, values, key):
+            walk = one.walk(values)
+
+            def step(index, chain):
+                return walk.step(jax.random.fold_in(key, index), index, chain)[0]
+
+            first = walk.chain(one.hidden.start(noise, values))
+            return first.at, jax.lax.fori_loop(0, 16, step, first).at
+
+        return jax.vmap(run)(noise, values, keys)
+
+    keys = jax.random.split(jax.random.key(3), 4096)
+    first, last = moved(noise, values, keys)
+    before = statistics_of(first, values)
+    change = statistics_of(last, values) - before
+    z = change.mean(0) / (change.std(0) / 64 + 1e-9)
+    assert np.abs(z).max() < 4.5
+    if one.hidden.size:
+        assert np.mean(np.any(np.asarray(last.free != first.free), axis=1)) > 0.95
+    assert np.mean(np.asarray(last.states != first.states)) > 0.05
+
+
+def test_a_kernel_that_takes_every_proposal_changes_the_law(cases) -> None:
+    """The negative control of the test above."""
+    one = case(cases, symbols)
+    noise = one.sm.sample_noise(jax.random.key(2), 2048)
+    values = one.sm.evaluate({}, noise)
+
+    def run(noise, values, key):
+        start = one.hidden.start(noise, values)
+        states = one.walk(values)._proposed(key, start.states)
+        return start, start._replace(states=states)
+
+    first, last = jax.vmap(run)(noise, values, jax.random.split(KEY, 2048))
+    change = statistics_of(last, values) - statistics_of(first, values)
+    z = change.mean(0) / (change.std(0) / 2048**0.5 + 1e-9)
+    assert np.abs(z).max() > 4.5
+
+
+# -- scores ---------------------------------------------------------------------------
+
+
+def test_a_linear_gaussian_score_is_exact_wherever_the_chain_is(x64) -> None:
+    """The control variate leaves the score itself, at the start and after one step."""
+    one = Case(links.mimo, 512)
+    walk_of, hidden = one.walk, one.hidden
+
+    def run(noise, values, key):
+        walk = walk_of(values)
+        first = walk.chain(hidden.start(noise, values))
+        moved = walk.step(key, jnp.asarray(0), first)[0]
+        return walk.score(first), walk.score(moved)
+
+    noise = one.sm.sample_noise(jax.random.key(4), 64)
+    values = one.sm.evaluate({}, noise)
+    found = jax.vmap(run)(noise, values, jax.random.split(KEY, 64))
+    precision = np.linalg.inv(links.MATRIX @ links.MATRIX.T + np.eye(8))
+    truth = -np.asarray(values["y"]) @ precision
+    for scores in found:
+        np.testing.assert_allclose(scores, truth, atol=1e-9)
+
+
+def symbols_score(y: np.ndarray) -> np.ndarray:
+    """By a sum over all 256 states."""
+    table = np.array(list(itertools.product(range(4), repeat=4)))
+    log_p = np.log([0.1, 0.2, 0.3, 0.4])[table].sum(1)
+    mean = table + 0.5 * np.roll(table, 1, axis=1)
+    left = y[:, None, :] - mean
+    log_weight = log_p - 0.5 * np.sum(left**2, axis=2) / 0.64
+    weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
+    weight /= weight.sum(1, keepdims=True)
+    return -np.einsum("nk,nkd->nd", weight, left) / 0.64
+
+
+def test_scores_over_discrete_states_are_those_of_a_sum(cases) -> None:
+    one = case(cases, symbols)
+    noise = one.sm.sample_noise(jax.random.key(5), 1024)
+    values = one.sm.evaluate({}, noise)
+    lengths = jnp.asarray([64, 64])
+
+    @jax.jit
+    def means(noise, values, keys):
+        def run(noise, values, key):
+            start = one.hidden.start(noise, values)
+            return average(one.walk(values), start, key, lengths)[0][1]
+
+        return jax.vmap(run)(noise, values, keys)
+
+    found = means(noise, values, jax.random.split(KEY, 1024))
+    truth = symbols_score(np.asarray(values["y"], float))
+    own = np.asarray(values["x"] + 0.5 * jnp.roll(values["x"], 1, axis=1)) - truth
+    off = np.asarray(found) - truth
+    assert np.mean(off**2) < 0.1 * np.mean(truth**2)
+    # What is off is the chain's scatter, not a memory of the sample's own noise.
+    own = -(np.asarray(values["y"]) - own - truth) / 0.64 - truth
+    memory = np.sum(off * own, axis=1)
+    assert abs(memory.mean()) < 4 * memory.std() / 32
+
+
+AMPLIFIER = truths.tanh_derivative(1.0)
+
+
+def test_the_gradient_of_an_amplifier() -> None:
+    found = ig.gradient(XY, links.amplifier, scores="mcmc")
+    assert_within(
+        found.value, found.standard_error, {"eta": AMPLIFIER}, max_standard_error=0.004
+    )
+    assert not found.warnings
+    assert found.diagnostics["num_steps(y)"] <= 256
+
+
+def rotated(size: int, noise: float) -> Callable[[], None]:
+    """Amplifiers whose outputs are mixed, so that each looks normal by itself."""
+    normal = np.random.default_rng(size).normal(size=(size, size))
+    matrix = np.linalg.qr(normal)[0]
+
+    def model() -> None:
+        gain = numpyro.param("eta", 1.5)
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([size]).to_event(1))
+        mean = jnp.asarray(matrix, x.dtype) @ jnp.tanh(gain * x)
+        numpyro.sample("y", dist.Normal(mean, noise).to_event(1))
+
+    return model
+
+
+def test_structure_that_a_rotation_hides() -> None:
+    """Networks put 9.4 where 7.13 is right, and see nothing wrong with it."""
+    found = ig.gradient(XY, rotated(16, 0.5))
+    assert found.diagnostics["method"] == "mcmc"
+    truth = 16 * truths.tanh_derivative(1.5, 0.25)
+    assert_within(
+        found.value, found.standard_error, {"eta": truth}, max_standard_error=0.02
+    )
+
+
+def test_too_short_chains_say_that_they_remember() -> None:
+    """Sixteen steps forget little of a sharp posterior; the error shows it."""
+    model = rotated(16, 0.1)
+    found = ig.gradient(XY, model, scores=MCMC(max_steps=16, num_samples=4096))
+    truth = 16 * truths.tanh_derivative(1.5, 0.01)
+    off = abs(float(found.value["eta"]) - truth)
+    assert off < 3 * float(found.standard_error["eta"])
+    assert float(found.standard_error["eta"]) > 0.05 * abs(truth)
+    assert any("still remember" in warning for warning in found.warnings)
+
+
+# -- what no chain can walk over ------------------------------------------------------
+
+
+def computed() -> None:
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    n = numpyro.sample("n", dist.Normal(0, 1))
+    numpyro.deterministic("y", jnp.tanh(numpyro.param("eta", 1.0) * x) + 0.5 * n)
+
+
+def test_a_computed_output_is_refused() -> None:
+    with pytest.raises(DensityError, match="'y' has no density of its own.*denoising"):
+        ig.gradient(XY, computed, scores="mcmc")
+
+
+def moving_support() -> None:
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    top = numpyro.sample("top", dist.Gamma(2.0, 1.0))
+    base = dist.Beta(2.0, 2.0)
+    stretch = dist.transforms.AffineTransform(0.0, 1.0 + top)
+    inside = numpyro.sample("inside", dist.TransformedDistribution(base, stretch))
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x * inside, 0.5))
+
+
+def test_a_support_that_moves_is_refused_by_name() -> None:
+    sm = ig.structural_model(moving_support)
+    why = why_not_walked(sm, sm.density(("y",)))
+    assert "'inside'" in why and "support" in why
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_samples": 1000}, "num_samples must be a power of two"),
+        ({"max_steps": 8}, "max_steps"),
+        ({"pilot_size": 100}, "pilot_size"),
+    ],
+)
+def test_settings_out_of_range(settings, words) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        MCMC(**settings)
+
+
+# -- the certificate ------------------------------------------------------------------
+
+
+def certificate_of(model: Callable[[], None], method: Any, **params: Any) -> Any:
+    sm = ig.structural_model(model)
+    complete = sm.complete_params(params)
+    problem = pose(XY, sm, method, complete)
+    states = fit_scores(
+        method,
+        initial_states(problem, KEY),
+        problem.densities,
+        sm.forward,
+        complete,
+        KEY,
+    )
+    return certify(problem, states, complete, jax.random.key(1))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_certificate_is_the_error_of_the_score(right) -> None:
+    """That of the best linear score is what a normal law misses of the information."""
+    y, density, _ = truths.tanh_density(1.0)
+    score = truths.tanh_score(y, 1.0)
+    power = np.trapezoid(density * score**2, y)
+    variance = np.trapezoid(density * y**2, y)
+    grid, true = jnp.asarray(y), jnp.asarray(score)
+
+    def by_grid(params: Any, v: Any) -> Any:
+        return jnp.interp(v["y"], grid, true)
+
+    def linear(params: Any, v: Any) -> Any:
+        return -v["y"]
+
+    method = Analytic({"y": by_grid if right else linear})
+    found = certificate_of(links.amplifier, method)
+    expected = 0.0 if right else 1.0 - 1.0 / (variance * power)
+    assert_within(
+        found.error["y"],
+        found.standard_error["y"],
+        np.float64(expected),
+        max_standard_error=0.01,
+    )
+    shift, error = found.shift["eta"], found.shift_error["eta"]
+    assert (abs(float(shift)) < 4 * float(error)) == right
