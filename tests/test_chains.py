@@ -12,6 +12,7 @@ from scipy import stats
 
 import jax
 import jax.numpy as jnp
+from optax.projections import projection_l2_ball
 
 import numpyro
 import numpyro.distributions as dist
@@ -25,7 +26,8 @@ from numpyro_infograd.gradient import fit_scores
 from numpyro_infograd.hidden import Hidden, Position, walkable, why_not_walked
 from numpyro_infograd.pilot import tune
 from numpyro_infograd.problem import initial_states, pose
-from numpyro_infograd.scores import MCMC, Analytic
+from numpyro_infograd.scores import MCMC, Analytic, Denoising
+from numpyro_infograd.values.mcmc import _ends
 import truths
 
 KEY = jax.random.key(0)
@@ -397,3 +399,149 @@ def test_the_certificate_is_the_error_of_the_score(right) -> None:
     )
     shift, error = found.shift["eta"], found.shift_error["eta"]
     assert (abs(float(shift)) < 4 * float(error)) == right
+
+
+@pytest.mark.parametrize(
+    ("model", "flagged"),
+    [(rotated(16, 0.5), True), (links.mimo, False)],
+    ids=["rotated", "linear"],
+)
+def test_the_certificate_tells_wrong_networks_from_right_ones(model, flagged) -> None:
+    learn = Denoising(hidden=(32, 32), num_steps=100, pool_size=16384, num_samples=4096)
+    found = ig.gradient(XY, model, scores=learn)
+    wrong = [w for w in found.warnings if "'y' is wrong" in w]
+    assert bool(wrong) == flagged
+    if flagged:  # and the standard error holds what that does to the gradient
+        truth = 16 * truths.tanh_derivative(1.5, 0.25)
+        off = abs(float(found.value["eta"]) - truth)
+        error = float(found.standard_error["eta"])
+        assert off > 0.1 * truth
+        assert 0.5 * error < off < 2 * error
+
+
+# -- values by annealing --------------------------------------------------------------
+
+
+def gamma_input() -> None:
+    x = numpyro.sample("x", dist.Gamma(2.0, 1.0))
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 0.5))
+
+
+def gamma_density(y: np.ndarray) -> np.ndarray:
+    x = np.linspace(1e-4, 30, 6001)
+    weight = stats.gamma.pdf(x, 2.0) * (x[1] - x[0])
+    return np.concatenate(
+        [stats.norm.pdf(part[:, None], x, 0.5) @ weight for part in np.split(y, 16)]
+    )
+
+
+def symbols_density(y: np.ndarray) -> np.ndarray:
+    table = np.array(list(itertools.product(range(4), repeat=4)))
+    p = np.array([0.1, 0.2, 0.3, 0.4])[table].prod(1)
+    mean = table + 0.5 * np.roll(table, 1, axis=1)
+    return stats.norm.pdf(y[:, None, :], mean, 0.8).prod(2) @ p
+
+
+@pytest.mark.parametrize(
+    ("model", "density"),
+    [(gamma_input, gamma_density), (symbols, symbols_density)],
+)
+def test_annealing_is_unbiased_from_both_ends(cases, model, density) -> None:
+    """E exp(w) = p(S) on the way up, and E exp(-w) = 1 / p(S) on the way down.
+
+    With few levels, whose chains are far from their laws.
+    """
+    one = case(cases, model)
+    noise = one.sm.sample_noise(jax.random.key(6), 8192)
+    values = one.sm.evaluate({}, noise)
+
+    def ends(noise, values, key):
+        start = one.hidden.start(noise, values)
+        return _ends(one.walk(values), start, key, jnp.asarray(6), jnp.asarray(1.0))
+
+    keys = jax.random.split(KEY, 8192)
+    found = jax.jit(jax.vmap(ends))(noise, values, keys)
+    up, down = (np.asarray(w, float) for w in found)
+    truth = np.log(density(np.asarray(values["y"], float)))
+    for ratio in (np.exp(up - truth), np.exp(truth - down)):
+        z = (ratio.mean() - 1) / (ratio.std() / 8192**0.5)
+        assert abs(z) < 4
+        assert ratio.std() < 5
+    assert np.mean(up) < np.mean(truth) < np.mean(down)
+
+
+def test_the_value_of_what_a_rotation_hides() -> None:
+    found = ig.mutual_information(rotated(16, 0.5), "x", "y")
+    assert found.method == "mcmc"
+    truth = 16 * truths.tanh_information(1.5, 0.25)
+    assert_within(
+        found.value, found.standard_error, truth, max_standard_error=0.01 * truth
+    )
+    assert found.lower < truth < found.upper
+    assert found.upper - found.lower < 0.05 * truth
+
+
+def test_a_linear_gaussian_value_has_hardly_a_gap() -> None:
+    """The reference is the posterior itself, so its two ends meet at once."""
+    found = ig.mutual_information(links.mimo, "x", "y", method="mcmc")
+    gram = np.eye(8) + links.MATRIX @ links.MATRIX.T
+    truth = 0.5 * np.linalg.slogdet(gram)[1]
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.02)
+    assert abs(found.diagnostics["gap"]) < 0.02
+
+
+def test_few_levels_leave_a_gap_and_a_warning() -> None:
+    method = ig.values.MCMC(max_levels=32, num_samples=2048)
+    found = ig.mutual_information(rotated(16, 0.1), "x", "y", method=method)
+    truth = 16 * truths.tanh_information(1.5, 0.01)
+    assert found.diagnostics["gap"] > 2
+    assert found.lower < truth < found.upper
+    assert abs(found.value - truth) < 3 * found.standard_error
+    assert any("apart" in warning for warning in found.warnings)
+
+
+def test_a_computed_output_has_no_value_by_chains() -> None:
+    with pytest.raises(DensityError, match="'y' is deterministic.*fisher"):
+        ig.mutual_information(computed, "x", "y", method="mcmc")
+
+
+# -- ascents --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_ascent_by_chains_reaches_the_maximum() -> None:
+    """Twelve amplifiers: 4.249638 nats, at orthogonal rows of equal norm."""
+
+    def model() -> None:
+        start = 0.3 * jax.random.normal(jax.random.key(5), (12, 12))
+        matrix = numpyro.param("A", start)
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([12]).to_event(1))
+        numpyro.sample("y", dist.Normal(jnp.tanh(matrix @ x), 0.5**0.5).to_event(1))
+
+    result = ig.maximize_mi(
+        model, "x", "y", scores="mcmc", num_steps=200, progress_bar=False,
+        projection=lambda p: projection_l2_ball(p, 5.0),
+    )  # fmt: skip
+    rows = np.asarray(result.params["A"])
+    gram = rows @ rows.T / (25 / 12)
+    assert np.abs(gram - np.eye(12)).max() < 0.1
+    assert_within(
+        result.estimate.value,
+        result.estimate.standard_error,
+        4.249638,
+        max_standard_error=0.02,
+    )
+    assert "below its start" not in result.status
+
+
+def test_an_ascent_says_that_it_ended_below_its_start() -> None:
+    """Wrong scores lead down; the start and the end are compared on one noise."""
+    down = Analytic({"y": lambda params, v: -20.0 * v["y"] ** 3})
+    result = ig.maximize_mi(
+        links.amplifier, "x", "y", scores=down, num_steps=40, progress_bar=False
+    )
+    assert "ended below its start" in result.status
+    sound = ig.maximize_mi(
+        links.amplifier, "x", "y", scores="mixture", num_steps=20, progress_bar=False
+    )
+    assert "below its start" not in sound.status
