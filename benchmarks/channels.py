@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients by `scores="auto"` on channels of every kind against truths; Markdown.
+"""Gradients on channels of every kind against truths; Markdown.
 
     python benchmarks/channels.py                       # all, half an hour or so
     python benchmarks/channels.py --only "tanh, 16"     # those whose name has this
     python benchmarks/channels.py --values              # the information as well
+    python benchmarks/channels.py --scores denoising    # other scores than "auto"
 
 Truths are integrals on dense grids in double precision, independent of the package.
 A channel of several dimensions is so many scalar channels, whose outputs are mixed by
@@ -374,10 +375,13 @@ class Row(NamedTuple):
         )
 
 
-def gradient_row(name: str, channel: Channel, seed: int = 0) -> Row:
-    """The gradient by `scores="auto"` with one key."""
+def gradient_row(
+    name: str, channel: Channel, seed: int = 0, scores: str = "auto"
+) -> Row:
+    """The gradient with one key."""
     start = time.perf_counter()
-    g = ig.gradient(ig.MI("x", "y"), channel.model, rng_key=jax.random.key(seed))
+    key, information = jax.random.key(seed), ig.MI("x", "y")
+    g = ig.gradient(information, channel.model, scores=scores, rng_key=key)
     found, error = float(g.value["gain"]), float(g.standard_error["gain"])
     return Row(
         name,
@@ -408,6 +412,7 @@ def value_row(name: str, channel: Channel, seed: int = 0) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="a part of the name")
+    parser.add_argument("--scores", default="auto", help="of the gradients")
     parser.add_argument("--values", action="store_true", help="values as well")
     options = parser.parse_args()
     print(f"jax {jax.__version__}, numpyro {numpyro.__version__}, "
@@ -415,7 +420,7 @@ def main() -> None:
     print("| channel | what | method | found | standard error | truth | off, s.e. "
           "| warns | first call, s |")  # fmt: skip
     print("| --- | --- | --- | ---: | ---: | ---: | ---: | --- | ---: |")
-    rows = {"dI/dgain": gradient_row}
+    rows = {"dI/dgain": functools.partial(gradient_row, scores=options.scores)}
     if options.values:
         rows["I"] = value_row
     for name, make in CHANNELS.items():
