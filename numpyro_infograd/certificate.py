@@ -145,7 +145,7 @@ def _compare(
     """The fields of a `Certificate`, from replicates of so many samples each."""
 
     def replicate(key: jax.Array) -> Any:
-        noise_key, score_key, first_key, second_key = jax.random.split(key, 4)
+        noise_key, score_key, pair_key = jax.random.split(key, 3)
         noise = draw_noise(spec, noise_key, num_samples, points)
 
         def run(params: Any) -> tuple[Values, Values]:
@@ -161,13 +161,15 @@ def _compare(
             scores(d, s, method, jax.random.fold_in(score_key, i))
             for i, (d, s) in enumerate(zip(densities, states, strict=True))
         ]
-        pairs = [
-            [
+
+        def chains(key: jax.Array) -> list[Scores]:
+            return [
                 scores(d, s, CHAINS if d.hidden else None, jax.random.fold_in(key, i))
                 for i, (d, s) in enumerate(zip(walked, tunings, strict=True))
             ]
-            for key in (first_key, second_key)
-        ]
+
+        both = jax.vmap(chains)(jax.random.split(pair_key))
+        pairs = [jax.tree.map(lambda x, i=i: x[i], both) for i in range(2)]
         if method.reverses:
             ours, _ = cotangents(densities, coefficients, learned)
             first, second = (

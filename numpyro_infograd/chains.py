@@ -3,9 +3,10 @@
 
 The noise that made a sample is a draw of its law given the sample. A chain that leaves
 this law unchanged and starts there is stationary from its first step, whatever its
-length: it only has to forget its start. The kernels are BlackJAX's. What they need to
-know is found on a pilot batch (`pilot`) and then frozen, because a chain that adapts to
-its own states would not stay stationary.
+length: it only has to forget its start. Integrator, metric and flips are BlackJAX's; the
+moves around them are ours, because they share their noise and so compile in a third of
+the time. What they need to know is found on a pilot batch (`pilot`) and then frozen: a
+chain that adapts to its own states would not stay stationary.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from blackjax.mcmc import hmc, random_walk
-from blackjax.mcmc.metrics import LowRankInverseMassMatrix
+from blackjax.mcmc import integrators, random_walk, trajectory
+from blackjax.mcmc.metrics import LowRankInverseMassMatrix, Metric, default_metric
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ from jax.scipy.special import ndtr
 from numpyro_infograd.density import Values, flatten
 from numpyro_infograd.hidden import Hidden, Position
 
-# Every fourth trajectory has small steps, for samples whose posterior is narrow, and
-# after every fourth a draw from the reference is proposed, to reach other modes.
+# Of four moves one is a draw from the reference, to reach other modes, and one is a
+# trajectory with small steps, for samples whose posterior is narrow.
 _ROUND = 4
 _SMALL = 0.15
 _JITTER = (0.4, 1.2)  # of the step size, so that no period of the dynamics is hit
@@ -66,12 +67,14 @@ class Reference(NamedTuple):
         seen = jnp.clip((values - self.middle) / self.width, -CLIP, CLIP)
         return self.offset + self.slope @ seen
 
-    def draw(self, rng_key: jax.Array, hidden: Hidden, mean: jax.Array) -> Position:
-        """One position."""
-        free_key, table_key, far_key = jax.random.split(rng_key, 3)
-        free = mean + _times(self.root, jax.random.normal(free_key, mean.shape))
+    def draw(
+        self, normal: jax.Array, rng_key: jax.Array, hidden: Hidden, mean: jax.Array
+    ) -> Position:
+        """One position, from normal noise and a key for what is discrete."""
+        free = mean + _times(self.root, normal)
         if not hidden.walked:
             return Position(free, jnp.zeros(0, int))
+        table_key, far_key = jax.random.split(rng_key)
         chosen = jax.random.categorical(table_key, self.tables)
         centre, spread = self.spread.T
         far = jnp.round(centre + spread * jax.random.normal(far_key, centre.shape))
@@ -123,10 +126,18 @@ class Tuning(NamedTuple):
     num_steps: jax.Array
 
     @property
-    def inverse_mass(self) -> LowRankInverseMassMatrix:
-        """The inverse of the posterior's mean precision."""
+    def metric(self) -> Metric:
+        """That whose mass is the posterior's mean precision."""
         shrunk = 1.0 / (1.0 + self.information)
-        return LowRankInverseMassMatrix(self.scale, self.directions, shrunk)
+        return default_metric(
+            LowRankInverseMassMatrix(self.scale, self.directions, shrunk)
+        )
+
+    def momentum(self, normal: jax.Array) -> jax.Array:
+        """Standard normal noise as a momentum, (num_dimensions,)."""
+        stretch = jnp.sqrt(1.0 + self.information) - 1.0
+        along = self.directions @ (stretch * (normal @ self.directions))
+        return (normal + along) / self.scale
 
 
 class Chain(NamedTuple):
@@ -193,9 +204,9 @@ class Walk(NamedTuple):
         """Log density of a position under the reference."""
         return self.tuning.reference.log_prob(self.hidden, self.mean, at)
 
-    def draw(self, rng_key: jax.Array) -> Position:
+    def draw(self, normal: jax.Array, rng_key: jax.Array) -> Position:
         """A draw from the reference."""
-        return self.tuning.reference.draw(rng_key, self.hidden, self.mean)
+        return self.tuning.reference.draw(normal, rng_key, self.hidden, self.mean)
 
     def step(
         self,
@@ -203,63 +214,69 @@ class Walk(NamedTuple):
         index: jax.Array,
         chain: Chain,
         power: jax.Array | float = 1.0,
-    ) -> tuple[Chain, jax.Array]:
-        """A trajectory and what else is due; with the acceptance of the trajectory."""
-        keys = jax.random.split(rng_key, 3)
-        at, accepted = chain.at, jnp.ones(())
-        if self.hidden.size:
-            at, accepted = self._trajectory(keys[0], index, chain, power)
+    ) -> tuple[Position, jax.Array]:
+        """Where a chain goes next, and the acceptance of the move.
+
+        A trajectory, or now and then a draw from the reference; then flips. Both moves
+        take the same noise: most of what a chain compiles to is random numbers.
+        """
+        noise = jax.random.normal(rng_key, (self.hidden.size + 1,))
+        normal, uniform = noise[1:], ndtr(noise[0])
+
+        def refresh() -> tuple[Position, jax.Array]:
+            return self._refresh(normal, uniform, rng_key, chain, power)
+
+        def travel() -> tuple[Position, jax.Array]:
+            return self._trajectory(normal, uniform, index, chain, power)
+
+        at, accepted = jax.lax.cond(index % _ROUND == 0, refresh, travel)
         if self.hidden.walked:
-            at = self._flip(keys[1], at, power)
-
-        def refresh(key: jax.Array, at: Position) -> Position:
-            return self._refresh(key, at, power)
-
-        due = index % _ROUND == 0
-        at = jax.lax.cond(due, refresh, lambda _, at: at, keys[2], at)
-        return self.chain(at), accepted
+            at = self._flip(jax.random.fold_in(rng_key, 1), at, power)
+        return at, accepted
 
     def _tempered(self, at: Position, power: jax.Array | float) -> jax.Array:
         found = self.log_prob(at)
-        if isinstance(power, float) and power == 1.0:
+        if _is_one(power):
             return found
         return power * found + (1.0 - power) * self.log_reference(at)
 
     def _trajectory(
         self,
-        rng_key: jax.Array,
+        normal: jax.Array,
+        uniform: jax.Array,
         index: jax.Array,
         chain: Chain,
         power: jax.Array | float,
     ) -> tuple[Position, jax.Array]:
         """Hamiltonian Monte Carlo in the continuous coordinates."""
+        if not self.hidden.size:
+            return chain.at, jnp.ones(())
         step_size, at = self.tuning.step_size, chain.at
         low, high = _JITTER
         share = low + (high - low) * (index * _GOLDEN % 1.0)
         share *= jnp.where(index % _ROUND == _ROUND - 1, _SMALL, 1.0)
+        log_prob, slope = chain.log_prob, chain.gradient
+        if not _is_one(power):
+            own, own_slope = jax.value_and_grad(
+                lambda free: self.log_reference(Position(free, at.states))
+            )(at.free)
+            log_prob = power * log_prob + (1.0 - power) * own
+            slope = power * slope + (1.0 - power) * own_slope
 
         def target(free: jax.Array) -> jax.Array:
             return self._tempered(Position(free, at.states), power)
 
-        begun = hmc.HMCState(at.free, chain.log_prob, chain.gradient)
-        if not isinstance(power, float):
-            own, slope = jax.value_and_grad(
-                lambda free: self.log_reference(Position(free, at.states))
-            )(at.free)
-            begun = hmc.HMCState(
-                at.free,
-                power * chain.log_prob + (1.0 - power) * own,
-                power * chain.gradient + (1.0 - power) * slope,
-            )
-        state, info = hmc.build_kernel()(
-            rng_key,
-            begun,
-            target,
+        energy = self.tuning.metric.kinetic_energy
+        leapfrog = integrators.velocity_verlet(target, energy)
+        momentum = self.tuning.momentum(normal)
+        end = trajectory.static_integration(leapfrog)(
+            integrators.IntegratorState(at.free, momentum, log_prob, slope),
             share * step_size,
-            self.tuning.inverse_mass,
             jnp.clip(jnp.ceil(_TIME / step_size), 1, _MOST_LEAPS).astype(int),
         )
-        return Position(state.position, at.states), info.acceptance_rate
+        gain = end.logdensity - log_prob + energy(momentum) - energy(end.momentum)
+        takes, probability = _metropolis(uniform, gain)
+        return Position(jnp.where(takes, end.position, at.free), at.states), probability
 
     def _flip(
         self, rng_key: jax.Array, at: Position, power: jax.Array | float
@@ -291,15 +308,32 @@ class Walk(NamedTuple):
         return states.at[index].set(new)
 
     def _refresh(
-        self, rng_key: jax.Array, at: Position, power: jax.Array | float
-    ) -> Position:
+        self,
+        normal: jax.Array,
+        uniform: jax.Array,
+        rng_key: jax.Array,
+        chain: Chain,
+        power: jax.Array | float,
+    ) -> tuple[Position, jax.Array]:
         """A draw from the reference, accepted by the posterior's share of the law."""
+        at, now = self.draw(normal, rng_key), chain.at
+        gain = self.log_prob(at) - self.log_reference(at)
+        gain -= chain.log_prob - self.log_reference(now)
+        takes, probability = _metropolis(uniform, power * gain)
+        return jax.tree.map(lambda a, b: jnp.where(takes, a, b), at, now), probability
 
-        def weight(at: Position) -> jax.Array:
-            return power * (self.log_prob(at) - self.log_reference(at))
 
-        state = random_walk.init(at, weight)
-        return random_walk.build_irmh()(rng_key, state, weight, self.draw)[0].position
+def _is_one(power: jax.Array | float) -> bool:
+    """Whether a law is known not to be tempered."""
+    return isinstance(power, float) and power == 1.0
+
+
+def _metropolis(
+    uniform: jax.Array, log_ratio: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Whether a proposal is taken, and the probability of that; never if NaN."""
+    probability = jnp.exp(jnp.minimum(jnp.nan_to_num(log_ratio, nan=-jnp.inf), 0.0))
+    return uniform < probability, probability
 
 
 def evaluate(hidden: Hidden, params: Any, values: Values, at: Position) -> Chain:
@@ -332,18 +366,19 @@ def average(
     """
 
     def step(index: jax.Array, carry: Any) -> Any:
-        chain, total, accepted = carry
+        at, total, accepted = carry
+        chain = walk.chain(at)
         key = jax.random.fold_in(rng_key, index)
-        chain, probability = walk.step(key, index, chain)
-        return chain, total + walk.score(chain), accepted + probability
+        at, probability = walk.step(key, index, chain)
+        return at, total + walk.score(chain), accepted + probability
 
     def window(carry: Any, length: jax.Array) -> Any:
-        start, chain, accepted = carry
+        start, at, accepted = carry
         stop = start + length
-        begun = chain, jnp.zeros(walk.tuning.slope.shape[0]), accepted
-        chain, total, accepted = jax.lax.fori_loop(start, stop, step, begun)
-        return (stop, chain, accepted), total / length
+        begun = at, jnp.zeros(walk.tuning.slope.shape[0]), accepted
+        at, total, accepted = jax.lax.fori_loop(start, stop, step, begun)
+        return (stop, at, accepted), total / length
 
-    begun = jnp.zeros((), lengths.dtype), walk.chain(at), jnp.zeros(())
+    begun = jnp.zeros((), lengths.dtype), at, jnp.zeros(())
     (count, _, accepted), means = jax.lax.scan(window, begun, lengths)
     return means, accepted / count

@@ -60,17 +60,19 @@ def tune(
     if last is not None:
         tuning, rounds = tuning._replace(step_size=last.step_size), _WARM_ROUNDS
 
-    def score(chain: Chain) -> jax.Array:
-        return chain.score + tuning.slope @ chain.gradient
+    def step(tuning: Tuning, index: jax.Array, at: Position) -> tuple[Any, ...]:
+        """Where all chains go, their scores before that, and their acceptance."""
 
-    def step(tuning: Tuning, index: jax.Array, chains: Chain) -> tuple[Chain, Any]:
-        def one(key: jax.Array, chain: Chain, values: Values) -> tuple[Chain, Any]:
-            return Walk.of(hidden, params, values, tuning).step(key, index, chain)
+        def one(key: jax.Array, at: Position, values: Values) -> tuple[Any, ...]:
+            walk = Walk.of(hidden, params, values, tuning)
+            chain = walk.chain(at)
+            moved, accepted = walk.step(key, index, chain)
+            return moved, walk.score(chain), accepted
 
         keys = jax.random.split(jax.random.fold_in(rng_key, index), num_samples)
-        return jax.vmap(one)(keys, chains, values)
+        return jax.vmap(one)(keys, at, values)
 
-    own = jax.vmap(score)(chains)
+    own = chains.score + chains.gradient @ tuning.slope.T
     num_samples, scale = len(own), jnp.mean(jnp.sum(own**2, axis=1))
 
     def body(carry: _Pilot) -> _Pilot:
@@ -78,9 +80,9 @@ def tune(
         # The second step of a round is a usual one.
         index = jnp.where(tuned, carry.number, 1)
         now = tuning._replace(step_size=carry.step_size)
-        moved, accepted = step(now, index, carry.chains)
+        moved, scores, accepted = step(now, index, carry.at)
         change = jnp.where(tuned, 0.0, _GAIN * (jnp.mean(accepted) - _ACCEPTED))
-        total = carry.total + jax.vmap(score)(moved)
+        total = carry.total + scores
         # A window ends at each power of two.
         ends = tuned & (length & (length - 1) == 0)
         product = jnp.sum(own * total, axis=1) / jnp.maximum(length // 2, 1)
@@ -92,7 +94,7 @@ def tune(
             length,
             carry.step_size * jnp.exp(change),
             # Chains start anew once the step size is tuned.
-            _where(length == 0, chains, moved),
+            _where(length == 0, start, moved),
             jnp.where(tuned & ~ends, total, 0.0),
             jnp.where(ends, product, carry.product),
             ends & forgot,
@@ -101,7 +103,7 @@ def tune(
     begun = _Pilot(
         jnp.asarray(-rounds),
         tuning.step_size,
-        chains,
+        start,
         jnp.zeros_like(own),
         jnp.full(num_samples, jnp.inf, own.dtype),
         jnp.asarray(False),
@@ -115,7 +117,7 @@ class _Pilot(NamedTuple):
 
     number: jax.Array  # of the step; negative while the step size is tuned
     step_size: jax.Array
-    chains: Chain
+    at: Position
     total: jax.Array  # of the scores in the present window, (num_samples, num_scores)
     product: jax.Array  # of the start's score and the last window's mean
     done: jax.Array

@@ -170,11 +170,12 @@ def test_chains_leave_their_law_unchanged(cases, model) -> None:
         def run(noise, values, key):
             walk = one.walk(values)
 
-            def step(index, chain):
-                return walk.step(jax.random.fold_in(key, index), index, chain)[0]
+            def step(index, at):
+                own = jax.random.fold_in(key, index)
+                return walk.step(own, index, walk.chain(at))[0]
 
-            first = walk.chain(one.hidden.start(noise, values))
-            return first.at, jax.lax.fori_loop(0, 16, step, first).at
+            first = one.hidden.start(noise, values)
+            return first, jax.lax.fori_loop(0, 16, step, first)
 
         return jax.vmap(run)(noise, values, keys)
 
@@ -217,8 +218,8 @@ def test_a_linear_gaussian_score_is_exact_wherever_the_chain_is(x64) -> None:
     def run(noise, values, key):
         walk = walk_of(values)
         first = walk.chain(hidden.start(noise, values))
-        moved = walk.step(key, jnp.asarray(0), first)[0]
-        return walk.score(first), walk.score(moved)
+        moved = walk.step(key, jnp.asarray(1), first)[0]
+        return walk.score(first), walk.score(walk.chain(moved))
 
     noise = one.sm.sample_noise(jax.random.key(4), 64)
     values = one.sm.evaluate({}, noise)

@@ -330,24 +330,22 @@ def _ends(
         return jnp.where(found > -_FAR, found, -_FAR)  # NaN too
 
     draw_key, rng_key = jax.random.split(rng_key)
-    starts = jax.tree.map(lambda *x: jnp.stack(x), walk.draw(draw_key), exact)
-    chains = jax.vmap(walk.chain)(starts)
+    normal = jax.random.normal(draw_key, walk.mean.shape)
+    starts = jax.tree.map(lambda *x: jnp.stack(x), walk.draw(normal, draw_key), exact)
 
     def level(index: jax.Array, carry: Any) -> Any:
-        chains, weights, totals = carry
+        """Both ways weigh a level where they are, and then move at its other end."""
+        at, totals = carry
         low = jnp.stack([index, levels - 1 - index])  # up, down
-        at, width = power(low + 1), power(low + 1) - power(low)
+        ends = jnp.stack([power(low), power(low + 1)])
         keys = jax.random.split(jax.random.fold_in(rng_key, index), 2)
 
-        def move(key: jax.Array, chain: Chain, at: jax.Array) -> Chain:
-            return walk.step(key, index, chain, at)[0]
+        def both(key: jax.Array, at: Position, end: jax.Array) -> Any:
+            chain = walk.chain(at)
+            return walk.step(key, index, chain, end)[0], weight(chain)
 
-        moved = jax.vmap(move)(keys, chains, at)
-        new = jax.vmap(weight)(moved)
-        # What is weighed is where the way up was, and where the way down arrives.
-        totals += width * jnp.stack([weights[0], new[1]])
-        return moved, new, totals
+        at, weights = jax.vmap(both)(keys, at, jnp.stack([ends[1, 0], ends[0, 1]]))
+        return at, totals + (ends[1] - ends[0]) * weights
 
-    begun = chains, jax.vmap(weight)(chains), jnp.zeros(2)
-    _, _, totals = jax.lax.fori_loop(0, levels, level, begun)
+    _, totals = jax.lax.fori_loop(0, levels, level, (starts, jnp.zeros(2)))
     return totals[0], totals[1]
