@@ -34,13 +34,14 @@ def _quick_flags() -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """Compiling is most of the fast tests' time, so they leave optimising out.
 
-    And where an ascent ends with much information, its value is learned by a smaller
-    network. With the slow tests (`make test-all`) all is as users have it.
+    And where an ascent ends with much information, its value comes from shorter chains
+    or a smaller network. With the slow tests (`make test-all`) all is as users have it.
     """
     if config.option.markexpr == "not slow":
         if not hasattr(config, "workerinput"):  # workers inherit what is set here
             os.environ["XLA_FLAGS"] = _quick_flags()
         jax.config.update("jax_disable_most_optimizations", True)
+        values._CHAINS = values.MCMC(2**14, 128, 2**18)
         values._LEARNED = values.Fisher(2**15, (32, 32), 2, 100)
 
 

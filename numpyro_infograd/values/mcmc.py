@@ -65,6 +65,7 @@ class MCMC:
         num_samples: Samples at most, a power of two.
         max_levels: Levels at most, a power of two.
         budget: Samples times levels at most, a power of two.
+        pilot_size: Samples that the chains are tuned on, a power of two.
 
     Example:
         >>> import numpyro_infograd as ig
