@@ -27,7 +27,7 @@ from numpyro_infograd.pullback import cotangents, score_of
 from numpyro_infograd.scores import MCMC
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
-CHAINS = MCMC(num_samples=4096)
+CHAINS = MCMC(num_samples=4096, both_ends=False)
 
 
 class Certificate(NamedTuple):

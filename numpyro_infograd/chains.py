@@ -24,10 +24,11 @@ from jax.scipy.special import ndtr
 from numpyro_infograd.density import Values, flatten
 from numpyro_infograd.hidden import Hidden, Position
 
-# Of four moves one is a draw from the reference, to reach other modes, and one is a
+# Of four moves one is draws from the reference, to reach other modes, and one is a
 # trajectory with small steps, for samples whose posterior is narrow.
 _ROUND = 4
 _SMALL = 0.15
+_REDRAWN = 16  # coordinates that are drawn anew one by one, after all of them together
 _JITTER = (0.4, 1.2)  # of the step size, so that no period of the dynamics is hit
 _GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 _TIME = 4.0  # length of a trajectory, in standard deviations of the average posterior
@@ -80,6 +81,19 @@ class Reference(NamedTuple):
         far = jnp.round(centre + spread * jax.random.normal(far_key, centre.shape))
         counted = jnp.asarray(hidden.counts) > 0
         return Position(free, jnp.where(counted, chosen, far.astype(chosen.dtype)))
+
+    def redraw(
+        self, normal: jax.Array, index: jax.Array, mean: jax.Array, free: jax.Array
+    ) -> jax.Array:
+        """One coordinate drawn anew, given all others."""
+        if self.unroot.ndim == 2:
+            row = self.unroot[:, index] @ self.unroot
+            precision, off = row[index], row @ (free - mean)
+        else:
+            precision = self.unroot[index] ** 2
+            off = precision * (free - mean)[index]
+        moved = free[index] - off / precision + normal / jnp.sqrt(precision)
+        return free.at[index].set(moved)
 
     def log_prob(self, hidden: Hidden, mean: jax.Array, at: Position) -> jax.Array:
         """Log density of a position, a scalar in nats."""
@@ -217,17 +231,18 @@ class Walk(NamedTuple):
     ) -> tuple[Position, jax.Array]:
         """Where a chain goes next, and the acceptance of the move.
 
-        A trajectory, or now and then a draw from the reference; then flips. Both moves
+        A trajectory, or now and then draws from the reference; then flips. Both moves
         take the same noise: most of what a chain compiles to is random numbers.
         """
-        noise = jax.random.normal(rng_key, (self.hidden.size + 1,))
-        normal, uniform = noise[1:], ndtr(noise[0])
+        size, redrawn = self.hidden.size, min(self.hidden.size, _REDRAWN)
+        noise = jax.random.normal(rng_key, (size + 2 * redrawn + 1,))
+        normal, more = noise[:size], noise[size:]
 
         def refresh() -> tuple[Position, jax.Array]:
-            return self._refresh(normal, uniform, rng_key, chain, power)
+            return self._refresh(normal, more, rng_key, chain, power)
 
         def travel() -> tuple[Position, jax.Array]:
-            return self._trajectory(normal, uniform, index, chain, power)
+            return self._trajectory(normal, ndtr(more[0]), index, chain, power)
 
         at, accepted = jax.lax.cond(index % _ROUND == 0, refresh, travel)
         if self.hidden.walked:
@@ -310,17 +325,48 @@ class Walk(NamedTuple):
     def _refresh(
         self,
         normal: jax.Array,
-        uniform: jax.Array,
+        more: jax.Array,
         rng_key: jax.Array,
         chain: Chain,
         power: jax.Array | float,
     ) -> tuple[Position, jax.Array]:
-        """A draw from the reference, accepted by the posterior's share of the law."""
-        at, now = self.draw(normal, rng_key), chain.at
-        gain = self.log_prob(at) - self.log_reference(at)
-        gain -= chain.log_prob - self.log_reference(now)
-        takes, probability = _metropolis(uniform, power * gain)
-        return jax.tree.map(lambda a, b: jnp.where(takes, a, b), at, now), probability
+        """Draws from the reference, accepted by the posterior's share of the law.
+
+        First of the whole position, then of one coordinate after the other. The
+        probability of the first is returned.
+        """
+        size, redrawn = self.hidden.size, (len(more) - 1) // 2
+        uniforms, moves = ndtr(more[: redrawn + 1]), more[redrawn:]
+        whole = self.draw(normal, rng_key)
+        first = jnp.floor(uniforms[0] * 4096).astype(int)  # of the coordinates
+
+        def weight(at: Position, log_prob: jax.Array) -> jax.Array:
+            return power * (log_prob - self.log_reference(at))
+
+        def draw(index: jax.Array, carry: Any) -> Any:
+            at, now, probability = carry
+            proposed = whole
+            if size:
+                mean, reference = self.mean, self.tuning.reference
+                one = (first + index) % size
+                free = reference.redraw(moves[index], one, mean, at.free)
+                alone = Position(free, at.states)
+                proposed = _where(index == 0, whole, alone)
+            new = weight(proposed, self.log_prob(proposed))
+            takes, accepted = _metropolis(uniforms[index], new - now)
+            return (
+                _where(takes, proposed, at),
+                jnp.where(takes, new, now),
+                jnp.where(index == 0, accepted, probability),
+            )
+
+        begun = chain.at, weight(chain.at, chain.log_prob), jnp.zeros(())
+        at, _, probability = jax.lax.fori_loop(0, redrawn + 1, draw, begun)
+        return at, probability
+
+
+def _where(condition: jax.Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def _is_one(power: jax.Array | float) -> bool:
@@ -351,13 +397,19 @@ def evaluate(hidden: Hidden, params: Any, values: Values, at: Position) -> Chain
 
 
 def average(
-    walk: Walk, at: Position, rng_key: jax.Array, lengths: jax.Array
+    walk: Walk,
+    at: Position,
+    led: jax.Array,
+    rng_key: jax.Array,
+    lengths: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Mean scores over consecutive windows of one chain, and its mean acceptance.
 
     Args:
         walk: The law that the chain leaves unchanged.
         at: Where it starts.
+        led: Whether that is a draw of the reference, from where the chain is led to
+            its law during the first window.
         rng_key: A JAX PRNG key.
         lengths: Steps of each window, (num_windows,).
 
@@ -369,7 +421,8 @@ def average(
         at, total, accepted = carry
         chain = walk.chain(at)
         key = jax.random.fold_in(rng_key, index)
-        at, probability = walk.step(key, index, chain)
+        power = jnp.where(led, jnp.minimum((index + 1) / lengths[0], 1.0), 1.0)
+        at, probability = walk.step(key, index, chain, power)
         return at, total + walk.score(chain), accepted + probability
 
     def window(carry: Any, length: jax.Array) -> Any:

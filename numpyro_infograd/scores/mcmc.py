@@ -59,6 +59,8 @@ class MCMC(ScoreMethod):
         max_steps: Steps that a chain may take, a power of two.
         pilot_size: Samples of the pilot batch, a power of two; an ascent takes a
             quarter at each step. More for many dimensions.
+        both_ends: Average over two chains for each sample, the second of which starts
+            at a draw that knows nothing of the noise that made it.
 
     Example:
         >>> import numpyro_infograd as ig
@@ -70,6 +72,9 @@ class MCMC(ScoreMethod):
     num_samples: int = 8192
     max_steps: int = 256
     pilot_size: int = 1024
+    both_ends: bool = True
+
+    num_deviations = 2
 
     def __post_init__(self) -> None:
         as_power_of_two("num_samples", self.num_samples, 256)
@@ -175,20 +180,31 @@ class MCMC(ScoreMethod):
 
         def one(key: jax.Array, noise: Values, values: Values) -> Any:
             walk = Walk.of(hidden, params, values, tuning)
-            return average(walk, hidden.start(noise, values), key, lengths)
+            starts = hidden.start(noise, values)
+            if not self.both_ends:
+                found = average(walk, starts, jnp.asarray(False), key, lengths)
+                return jax.tree.map(lambda x: x[None], found)
+            normal = jax.random.normal(key, walk.mean.shape)
+            other = walk.draw(normal, jax.random.fold_in(key, 2))
+            starts = jax.tree.map(lambda *x: jnp.stack(x), starts, other)
+            over = jax.vmap(average, (None, 0, 0, 0, None))
+            led, keys = jnp.asarray([False, True]), jax.random.split(key)
+            return over(walk, starts, led, keys, lengths)
 
         num_samples = next(iter(values.values())).shape[0]
         keys = jax.random.split(rng_key, num_samples)
         means, accepted = jax.vmap(one)(keys, noise, values)
-        found = means[:, -1]
+        last = means[:, :, -1]
+        found = jnp.mean(last, axis=1)
         evidence = {
             "acceptance": jnp.mean(accepted),
             "stuck": jnp.mean(accepted < _HARDLY),
             "num_steps": tuning.num_steps.astype(found.dtype),
         }
-        change = (means[:, -2] - found)[None]
+        deviations = jnp.stack(
+            [jnp.mean(means[:, :, -2] - last, axis=1), found - last[:, 0]]
+        )
+        over = jax.vmap(lambda x: unflatten(x, values, density.blocks))
         return Scores(
-            unflatten(found, values, density.blocks),
-            unflatten(change, values, density.blocks),
-            evidence,
+            unflatten(found, values, density.blocks), over(deviations), evidence
         )
