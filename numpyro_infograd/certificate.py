@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.errors import DensityError
+from numpyro_infograd.errors import InfogradError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, student
 from numpyro_infograd.problem import REPLICATES, Problem, is_learned, pose
 from numpyro_infograd.program import Program
@@ -27,7 +27,7 @@ from numpyro_infograd.pullback import cotangents, score_of
 from numpyro_infograd.scores import MCMC
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
-CHAINS = MCMC(num_samples=4096, both_ends=False)
+CHAINS = MCMC(both_ends=False)
 
 
 class Certificate(NamedTuple):
@@ -93,7 +93,9 @@ def certify(
         spec=spec,
         num_samples=size,
     )
-    return Certificate(*found)
+    error, *rest = found
+    sure = {label: each for label, each in error.items() if bool(jnp.isfinite(each))}
+    return Certificate(sure, *rest) if sure else None
 
 
 def _chained(problem: Problem, params: Any) -> Problem | None:
@@ -106,7 +108,7 @@ def _chained(problem: Problem, params: Any) -> Problem | None:
     if problem.method.reverses:
         try:
             return pose(problem.objective, problem.sm, CHAINS, params)
-        except DensityError:
+        except InfogradError:
             return None
     kept = [
         (term, density)

@@ -107,8 +107,9 @@ class Reference(NamedTuple):
         row = jnp.arange(len(counts))
         few = self.tables[row, jnp.clip(at.states, 0, self.tables.shape[1] - 1)]
         centre, spread = self.spread.T
-        ends = [(at.states + half - centre) / spread for half in (-0.5, 0.5)]
-        many = jnp.log(jnp.maximum(ndtr(ends[1]) - ndtr(ends[0]), 1e-30))
+        far = jnp.abs(at.states - centre)  # in the lower tail, where no digit is lost
+        near, beyond = (ndtr((half - far) / spread) for half in (0.5, -0.5))
+        many = jnp.log(near - beyond)
         return found + jnp.sum(jnp.where(counts > 0, few, many))
 
 
@@ -218,9 +219,11 @@ class Walk(NamedTuple):
         """Log density of a position under the reference."""
         return self.tuning.reference.log_prob(self.hidden, self.mean, at)
 
-    def draw(self, normal: jax.Array, rng_key: jax.Array) -> Position:
+    def begin(self, rng_key: jax.Array) -> Position:
         """A draw from the reference."""
-        return self.tuning.reference.draw(normal, rng_key, self.hidden, self.mean)
+        free_key, key = jax.random.split(rng_key)
+        normal = jax.random.normal(free_key, self.mean.shape)
+        return self.tuning.reference.draw(normal, key, self.hidden, self.mean)
 
     def step(
         self,
@@ -229,25 +232,29 @@ class Walk(NamedTuple):
         chain: Chain,
         power: jax.Array | float = 1.0,
     ) -> tuple[Position, jax.Array]:
-        """Where a chain goes next, and the acceptance of the move.
+        """Where a chain goes next; acceptance of the move and of the flips, (2,).
 
         A trajectory, or now and then draws from the reference; then flips. Both moves
         take the same noise: most of what a chain compiles to is random numbers.
         """
         size, redrawn = self.hidden.size, min(self.hidden.size, _REDRAWN)
+        draw_key = flip_key = rng_key
+        if self.hidden.walked:
+            rng_key, draw_key, flip_key = jax.random.split(rng_key, 3)
         noise = jax.random.normal(rng_key, (size + 2 * redrawn + 1,))
         normal, more = noise[:size], noise[size:]
 
         def refresh() -> tuple[Position, jax.Array]:
-            return self._refresh(normal, more, rng_key, chain, power)
+            return self._refresh(normal, more, draw_key, chain, power)
 
         def travel() -> tuple[Position, jax.Array]:
             return self._trajectory(normal, ndtr(more[0]), index, chain, power)
 
         at, accepted = jax.lax.cond(index % _ROUND == 0, refresh, travel)
+        flipped = jnp.ones(())
         if self.hidden.walked:
-            at = self._flip(jax.random.fold_in(rng_key, 1), at, power)
-        return at, accepted
+            at, flipped = self._flip(flip_key, at, power)
+        return at, jnp.stack([accepted, flipped])
 
     def _tempered(self, at: Position, power: jax.Array | float) -> jax.Array:
         found = self.log_prob(at)
@@ -295,20 +302,23 @@ class Walk(NamedTuple):
 
     def _flip(
         self, rng_key: jax.Array, at: Position, power: jax.Array | float
-    ) -> Position:
+    ) -> tuple[Position, jax.Array]:
         """Metropolis steps of single discrete values, as many as there are."""
         kernel = random_walk.build_rmh()
 
         def log_prob(states: jax.Array) -> jax.Array:
             return self._tempered(Position(at.free, states), power)
 
-        def flip(index: jax.Array, state: Any) -> Any:
+        def flip(index: jax.Array, carry: Any) -> Any:
+            state, accepted = carry
             key = jax.random.fold_in(rng_key, index)
-            return kernel(key, state, log_prob, self._proposed)[0]
+            state, info = kernel(key, state, log_prob, self._proposed)
+            return state, accepted + info.acceptance_rate
 
-        state = random_walk.init(at.states, log_prob)
-        state = jax.lax.fori_loop(0, at.states.size, flip, state)
-        return Position(at.free, state.position)
+        begun = random_walk.init(at.states, log_prob), jnp.zeros(())
+        count = at.states.size
+        state, accepted = jax.lax.fori_loop(0, count, flip, begun)
+        return Position(at.free, state.position), accepted / count
 
     def _proposed(self, rng_key: jax.Array, states: jax.Array) -> jax.Array:
         """Another choice for one value; where endlessly many, a step up or down."""
@@ -337,7 +347,7 @@ class Walk(NamedTuple):
         """
         size, redrawn = self.hidden.size, (len(more) - 1) // 2
         uniforms, moves = ndtr(more[: redrawn + 1]), more[redrawn:]
-        whole = self.draw(normal, rng_key)
+        whole = self.tuning.reference.draw(normal, rng_key, self.hidden, self.mean)
         first = jnp.floor(uniforms[0] * 4096).astype(int)  # of the coordinates
 
         def weight(at: Position, log_prob: jax.Array) -> jax.Array:
@@ -351,11 +361,11 @@ class Walk(NamedTuple):
                 one = (first + index) % size
                 free = reference.redraw(moves[index], one, mean, at.free)
                 alone = Position(free, at.states)
-                proposed = _where(index == 0, whole, alone)
+                proposed = where(index == 0, whole, alone)
             new = weight(proposed, self.log_prob(proposed))
             takes, accepted = _metropolis(uniforms[index], new - now)
             return (
-                _where(takes, proposed, at),
+                where(takes, proposed, at),
                 jnp.where(takes, new, now),
                 jnp.where(index == 0, accepted, probability),
             )
@@ -365,7 +375,8 @@ class Walk(NamedTuple):
         return at, probability
 
 
-def _where(condition: jax.Array, yes: Any, no: Any) -> Any:
+def where(condition: jax.Array, yes: Any, no: Any) -> Any:
+    """`jnp.where` for trees."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
@@ -403,7 +414,7 @@ def average(
     rng_key: jax.Array,
     lengths: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean scores over consecutive windows of one chain, and its mean acceptance.
+    """Mean scores over consecutive windows of one chain, and mean acceptances.
 
     Args:
         walk: The law that the chain leaves unchanged.
@@ -414,7 +425,7 @@ def average(
         lengths: Steps of each window, (num_windows,).
 
     Returns:
-        Means, (num_windows, num_scores), and a scalar.
+        Means, (num_windows, num_scores); acceptance of moves and of flips, (2,).
     """
 
     def step(index: jax.Array, carry: Any) -> Any:
@@ -432,6 +443,6 @@ def average(
         at, total, accepted = jax.lax.fori_loop(start, stop, step, begun)
         return (stop, at, accepted), total / length
 
-    begun = jnp.zeros((), lengths.dtype), at, jnp.zeros(())
+    begun = jnp.zeros((), lengths.dtype), at, jnp.zeros(2)
     (count, _, accepted), means = jax.lax.scan(window, begun, lengths)
     return means, accepted / count

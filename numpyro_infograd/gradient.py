@@ -268,10 +268,12 @@ def estimate_gradient(
         diagnostics["fit_error_ratio"] = excess
         diagnostics |= {name: float(v) for name, v in evidence.items()}
     doubts = _doubts(problem, diagnostics)
-    bad = [n for n in value if not all(map(_is_finite, jax.tree.leaves(value[n])))]
+    both = {name: (value[name], error[name]) for name in value}
+    bad = [n for n in both if not all(map(_is_finite, jax.tree.leaves(both[n])))]
     if bad:
         doubts += (
-            f"the gradient of {', '.join(map(repr, bad))} is not finite at these "
+            f"the gradient of {', '.join(map(repr, bad))} or its standard error is not "
+            "finite at these "
             "parameter values. Move away from where a density degenerates, or enable "
             "x64.",
         )

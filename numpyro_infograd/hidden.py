@@ -72,7 +72,7 @@ class Walked(NamedTuple):
         "valued",
         "walked",
         "sizes",
-        "size",
+        "smooth",
     ),
 )
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class Hidden:
         valued: The hidden sites that are walked or summed over as values.
         walked: Name, shape and choices of each discrete site that is walked.
         sizes: Number of scalars in each of `sites`.
-        size: Dimensions of the free vector.
+        smooth: For each coordinate of the free vector, whether no site of the set may
+            jump with it.
     """
 
     joint: Density
@@ -101,7 +102,7 @@ class Hidden:
     valued: tuple[str, ...]
     walked: tuple[Walked, ...]
     sizes: tuple[int, ...]
-    size: int
+    smooth: tuple[bool, ...]
 
     @staticmethod
     def of(sm: StructuralModel, density: Density) -> Hidden:
@@ -139,8 +140,13 @@ class Hidden:
                 if n not in summed
             ),
             density.sizes,
-            flat.size,
+            _smooth(sm, density, parts, sites),
         )
+
+    @property
+    def size(self) -> int:
+        """Dimensions of the free vector."""
+        return len(self.smooth)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -200,9 +206,31 @@ def why_not_walked(sm: StructuralModel, density: Density) -> str:
         if not _is_valued(sm, name, law):
             continue
         site = sm.site_info[name]
+        if name in sm.appended or name in density.all_sites:
+            return f"site {name!r} is seen through appended noise"
+        if site.choices is None:
+            return f"the entries of site {name!r} ({site.distribution}) move together"
         if not site.discrete and site.unconstrain is None:
             return f"the support of site {name!r} ({site.distribution}) is not known"
     return ""
+
+
+def _smooth(
+    sm: StructuralModel, density: Density, parts: NoiseSpec, sites: dict[str, Site]
+) -> tuple[bool, ...]:
+    """For each free coordinate, whether the sites of a set are continuous in it."""
+    valued = tuple(name for name, _ in parts if name in sites)
+    program = sm.forward_given(valued) if valued else sm.forward
+    seen = {i for s in density.all_sites for i in program.output_indices(s)}
+    found: list[bool] = []
+    for name, law in parts:
+        inputs = program.input_indices(*((2,) if name in sites else (1,)), name)
+        jumps = any(jump.outputs & seen for jump in program.jumps(inputs))
+        shape = law.shape
+        if name in sites:
+            shape = sites[name].unconstrain.inverse_shape(sites[name].shape)
+        found += [not jumps] * math.prod(shape)
+    return tuple(found)
 
 
 def _copied(sm: StructuralModel, name: str) -> Site:

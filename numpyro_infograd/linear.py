@@ -119,7 +119,7 @@ class Linear(NamedTuple):
         hidden = set(density.hidden)
         others = {n for s in sites for n in self.jacobians[s]} - hidden
         shown = all(hidden <= set(self.jacobians[s]) for s in sites)
-        if not sites or not shown or density.given:
+        if not sites or not shown or not others or density.given:
             return 0.0
         whole = self._rows(sites, others | hidden)
         own = self._rows(sites, others)

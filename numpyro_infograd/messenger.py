@@ -340,10 +340,15 @@ def _unconstrain(fn: Any) -> Any:
         return None
 
 
-def _choices(fn: Any) -> tuple[float, ...]:
-    """The values of a discrete scalar law where they are known and few; else none."""
+def _choices(fn: Any) -> tuple[float, ...] | None:
+    """The values of a discrete law where they are known and few; else none.
+
+    None where its entries move together, as counts of a known sum.
+    """
     fn = _leaf(fn)
-    if not fn.has_enumerate_support or fn.event_dim:
+    if fn.event_dim and fn.support.is_discrete:
+        return None
+    if not fn.has_enumerate_support:
         return ()
     try:
         with jax.ensure_compile_time_eval():

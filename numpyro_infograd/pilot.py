@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from numpyro_infograd.chains import CLIP, Chain, Reference, Tuning, Walk, evaluate
+from numpyro_infograd.chains import CLIP, Chain, Reference, Tuning, Walk, evaluate, where
 from numpyro_infograd.density import Values, flatten
 from numpyro_infograd.hidden import Hidden, Position
 
@@ -25,6 +25,12 @@ _GAIN = 1.5  # of the logarithm of the step size, for what the acceptance is off
 _REMEMBERED = 0.005  # share of a score's mean square that chains may still remember
 _RIDGE = 8.0  # roundings of each column's mean square, in a least squares fit
 _WIDEST = 1024  # values and dimensions together that a control variate is fitted for
+_LARGEST = 4096  # samples of a pilot batch
+
+
+def pilot_size(least: int, columns: int) -> int:
+    """Samples of a pilot batch: several for each column that is regressed on."""
+    return max(least, min(1 << (8 * columns).bit_length(), _LARGEST))
 
 
 def tune(
@@ -73,7 +79,7 @@ def tune(
         return jax.vmap(one)(keys, at, values)
 
     own = chains.score + chains.gradient @ tuning.slope.T
-    num_samples, scale = len(own), jnp.mean(jnp.sum(own**2, axis=1))
+    num_samples = len(own)
 
     def body(carry: _Pilot) -> _Pilot:
         tuned, length = carry.number >= 0, carry.number + 1
@@ -81,20 +87,20 @@ def tune(
         index = jnp.where(tuned, carry.number, 1)
         now = tuning._replace(step_size=carry.step_size)
         moved, scores, accepted = step(now, index, carry.at)
-        change = jnp.where(tuned, 0.0, _GAIN * (jnp.mean(accepted) - _ACCEPTED))
+        change = jnp.where(tuned, 0.0, _GAIN * (jnp.mean(accepted[:, 0]) - _ACCEPTED))
         total = carry.total + scores
         # A window ends at each power of two.
         ends = tuned & (length & (length - 1) == 0)
         product = jnp.sum(own * total, axis=1) / jnp.maximum(length // 2, 1)
         fallen = carry.product - product
         noise = jnp.std(fallen) / math.sqrt(num_samples)
-        forgot = jnp.mean(fallen) <= _REMEMBERED * scale + noise
+        forgot = jnp.mean(fallen) <= _REMEMBERED * jnp.abs(jnp.mean(product)) + noise
         forgot = (forgot & (length >= FEWEST_STEPS)) | (length >= most_steps)
         return _Pilot(
             length,
             carry.step_size * jnp.exp(change),
             # Chains start anew once the step size is tuned.
-            _where(length == 0, start, moved),
+            where(length == 0, start, moved),
             jnp.where(tuned & ~ends, total, 0.0),
             jnp.where(ends, product, carry.product),
             ends & forgot,
@@ -123,10 +129,6 @@ class _Pilot(NamedTuple):
     done: jax.Array
 
 
-def _where(condition: jax.Array, yes: Any, no: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
 def _statistics(
     hidden: Hidden, params: Any, start: Position, values: Values
 ) -> tuple[Tuning, Chain]:
@@ -141,6 +143,8 @@ def _statistics(
     slope = jnp.zeros((chains.score.shape[1], size))
     if narrow:
         slope = _slope(flat, chains.gradient * scale, chains.score) * scale
+        # Stein's identity needs a density that is continuous in the coordinate.
+        slope = slope * jnp.asarray(hidden.smooth)
     return Tuning(
         scale,
         directions.T,
@@ -167,7 +171,8 @@ def _reference(
         seen = seen - shift
         slope = _regression(seen, start.free).T
         left = start.free - offset - seen @ slope.T
-        covariance = left.T @ left / len(left) + 1e-6 * jnp.diag(root**2)
+        degrees = max(len(left) - seen.shape[1] - 1, 1)
+        covariance = left.T @ left / degrees + 1e-6 * jnp.diag(root**2)
         root = jnp.linalg.cholesky(covariance)
         unroot = solve_triangular(root, jnp.eye(len(root)), lower=True)
         offset = offset - slope @ shift

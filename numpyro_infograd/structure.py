@@ -57,7 +57,7 @@ class Site(NamedTuple):
     masked: bool = False  # a mask weighs its likelihood, not its draws
     control_flow: bool = False  # lives inside a scan or a cond
     unconstrain: Any = None  # NumPyro transform from real numbers to the support
-    choices: tuple[float, ...] = ()  # values of a discrete site, where they are few
+    choices: tuple[float, ...] | None = ()  # of a discrete site, where they are few
 
     @property
     def size(self) -> int:

@@ -252,7 +252,8 @@ def test_scores_over_discrete_states_are_those_of_a_sum(cases) -> None:
     def means(noise, values, keys):
         def run(noise, values, key):
             start = one.hidden.start(noise, values)
-            return average(one.walk(values), start, key, lengths)[0][1]
+            led = jnp.asarray(False)
+            return average(one.walk(values), start, led, key, lengths)[0][1]
 
         return jax.vmap(run)(noise, values, keys)
 

@@ -23,7 +23,7 @@ from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import Problem, admit, initial_states, is_learned, pose
 from numpyro_infograd.scores import MCMC, Denoising, resolve_method
-from numpyro_infograd.scores.base import Layout, Scores
+from numpyro_infograd.scores.base import TOLERATED, Layout, Scores
 from numpyro_infograd.scores.stein import standard
 from numpyro_infograd.structure import StructuralModel
 
@@ -100,7 +100,8 @@ class ScoreCheck:
         return not self.doubts
 
     def __repr__(self) -> str:
-        rows = [f"Scores by '{self.method}':"]
+        beside = ", beside networks" if self.method == "mcmc" and self.sets else ""
+        rows = [f"Scores by '{self.method}'{beside}:"]
         if not self.sets:
             rows.append("  all are known in closed form")
         else:
@@ -114,6 +115,13 @@ class ScoreCheck:
             rows.append(
                 f"  {each.label:<12} {wrong:>18} {mean:>10} {residual:>20} {gain:>14}"
             )
+        if beside:
+            for each in self.sets:
+                if each.certificate - 2 * each.certificate_error > TOLERATED:
+                    rows.append(
+                        f"Networks and chains differ at {each.label!r}, and chains are "
+                        "the safer ones: compare with differences of values."
+                    )
         if self.trusted:
             rows.append("Nothing speaks against these scores.")
         else:

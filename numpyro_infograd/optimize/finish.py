@@ -145,7 +145,7 @@ def _why_at_rest(run: Run) -> str:
 def _fall(run: Run, end: Estimate | None) -> str:
     """From where to where the ascent fell below the user's start; "" if it did not.
 
-    Both ends are valued on the same noise. Under constraints a fall may be the return
+    Both ends are valued with the same key. Under constraints a fall may be the return
     into them.
     """
     if run.ascent.subject_to or not run.chunks:

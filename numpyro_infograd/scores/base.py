@@ -24,7 +24,7 @@ from numpyro_infograd.errors import BoundaryError
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 
-_TOLERATED = 0.05  # of a Stein residual before calibration, and of a certificate
+TOLERATED = 0.05  # of a Stein residual before calibration, and of a certificate
 
 
 class Scores(NamedTuple):
@@ -189,11 +189,12 @@ class ScoreMethod(ABC):
             evidence.get("certificate", 0.0),
             evidence.get("certificate_error", 0.0),
         )
-        if wrong - 2 * error > _TOLERATED:
+        if wrong - 2 * error > TOLERATED:
             found.append(
                 f"the score of {density.label!r} is wrong: chains put its mean-square "
-                f"error at {wrong:.1%} of its mean square. The standard error includes "
-                "what this does to the gradient. Use scores='mcmc'."
+                f"error at {wrong:.1%} of its mean square (or they do not move). The "
+                "standard error includes what this does to the gradient. Use "
+                "scores='mcmc', and read its warnings."
             )
         residual = evidence.get("stein_residual", 0.0)
         if not is_missed(residual, evidence.get("stein_residual_error", 0.0)):
@@ -230,7 +231,7 @@ class ScoreMethod(ABC):
 
 def is_missed(residual: float, error: float) -> bool:
     """Whether Stein's identity is missed by more than its noise and a tolerance."""
-    return abs(residual) - 2 * error > _TOLERATED
+    return abs(residual) - 2 * error > TOLERATED
 
 
 def complete_data_score(

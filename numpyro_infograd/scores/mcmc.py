@@ -15,11 +15,10 @@ from numpyro_infograd.chains import Tuning, Walk, average
 from numpyro_infograd.density import Density, Values, simulate, unflatten
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import base_points, draw_noise
-from numpyro_infograd.pilot import FEWEST_STEPS, tune
+from numpyro_infograd.pilot import FEWEST_STEPS, pilot_size, tune
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
-_LARGEST = 4096  # samples of a pilot batch
 _HARDLY = 0.05  # acceptance below which a chain counts as stuck
 _STUCK = 0.01  # share of such chains
 
@@ -45,14 +44,15 @@ class MCMC(ScoreMethod):
     with c the complete-data score and D S the derivative of the sample's values in the
     parameters. So every sample has a chain of its own: Hamiltonian Monte Carlo in
     whitened coordinates, Metropolis steps for discrete sites with many joint states
-    (few are summed over), now and then a draw from the prior. Metric, step size and
-    length are tuned on a pilot batch and then frozen. c is taken less a control
+    (few are summed over), now and then draws from a normal law around the regression
+    of the noise on the sample. Metric, step size and length are tuned on a pilot batch and then frozen. c is taken less a control
     variate, which in a linear-Gaussian model leaves the score itself.
 
-    Unbiased but for what the chains remember. The standard error includes sampling and
-    how much the gradient still changed when the chains became twice as long; they grow
-    until that is the smaller part. What no error shows is a mode that no chain has
-    crossed to: see "What can still go wrong" in the documentation.
+    A second chain starts at a draw that knows nothing of u_0 and is led to the same law.
+    The first remembers too much, the second may not have arrived: the score is the mean
+    of both. The standard error includes sampling, half of what they are apart, and how
+    much they still change. Chains of a gradient become longer, up to max_steps, until
+    that is the smaller part.
 
     Args:
         num_samples: Default number of samples of a gradient, a power of two.
@@ -127,10 +127,9 @@ class MCMC(ScoreMethod):
         return Pilot(base_points(density.spec, cold), base_points(density.spec, warm))
 
     def _size(self, density: Density, warm: bool) -> int:
-        """Samples of a pilot batch: several for each column that is regressed on."""
+        """Samples of a pilot batch."""
         columns = sum(density.sizes) + density.walk.size
-        enough = min(1 << (8 * columns).bit_length(), _LARGEST)
-        return max(self.pilot_size, enough) // (4 if warm else 1)
+        return pilot_size(self.pilot_size // (4 if warm else 1), columns)
 
     def fit(
         self,
@@ -184,12 +183,12 @@ class MCMC(ScoreMethod):
             if not self.both_ends:
                 found = average(walk, starts, jnp.asarray(False), key, lengths)
                 return jax.tree.map(lambda x: x[None], found)
-            normal = jax.random.normal(key, walk.mean.shape)
-            other = walk.draw(normal, jax.random.fold_in(key, 2))
+            begin_key, *keys = jax.random.split(key, 3)
+            other = walk.begin(begin_key)
             starts = jax.tree.map(lambda *x: jnp.stack(x), starts, other)
             over = jax.vmap(average, (None, 0, 0, 0, None))
-            led, keys = jnp.asarray([False, True]), jax.random.split(key)
-            return over(walk, starts, led, keys, lengths)
+            led = jnp.asarray([False, True])
+            return over(walk, starts, led, jnp.stack(keys), lengths)
 
         num_samples = next(iter(values.values())).shape[0]
         keys = jax.random.split(rng_key, num_samples)
@@ -197,8 +196,8 @@ class MCMC(ScoreMethod):
         last = means[:, :, -1]
         found = jnp.mean(last, axis=1)
         evidence = {
-            "acceptance": jnp.mean(accepted),
-            "stuck": jnp.mean(accepted < _HARDLY),
+            "acceptance": jnp.mean(accepted[..., 0]),
+            "stuck": jnp.mean(jnp.min(accepted, axis=-1) < _HARDLY),
             "num_steps": tuning.num_steps.astype(found.dtype),
         }
         deviations = jnp.stack(

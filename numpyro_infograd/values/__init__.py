@@ -217,7 +217,10 @@ def null_check(
     shuffled = decouple(sm, a, c)
     if isinstance(_resolve(settings.get("method", "auto")), str):  # "auto"
         settings["method"] = estimate(objective, sm, **settings).method
-    found = estimate(objective, shuffled, **settings)
+    try:
+        found = estimate(objective, shuffled, **settings)
+    except DensityError:  # chains can not walk over the noise of the shuffled copies
+        found = estimate(objective, shuffled, **(settings | {"method": "auto"}))
     if abs(found.value) > 3 * found.standard_error + 1e-4:
         sentence = (
             f"shuffled pairs carry nothing, but {found.value:.3g} {found.unit} were "
@@ -328,12 +331,17 @@ def _auto(
         return replace(found, reason=f"{why}; {reason}")
     lower, upper = max(found.lower, nested.lower), min(found.upper, nested.upper)
     sound = not nested.warnings and nested.standard_error <= found.standard_error
-    return replace(
-        nested if sound else found,
-        lower=lower,
-        upper=upper,
-        reason=f"{why}; {reason}",
-    )
+    best = nested if sound else found
+    warnings = best.warnings
+    slack = 2 * best.standard_error
+    if not lower - slack <= best.value <= upper + slack:
+        warnings += (
+            f"the bounds by nested averages and by chains, {lower:.4g} and {upper:.4g}, "
+            f"do not hold the value {best.value:.4g}: the standard error is too small.",
+        )
+    lower, upper = min(lower, best.value), max(upper, best.value)
+    reason = f"{why}; {reason}"
+    return replace(best, lower=lower, upper=upper, reason=reason, warnings=warnings)
 
 
 def _is_fine(found: Estimate) -> bool:

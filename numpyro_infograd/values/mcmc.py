@@ -33,7 +33,7 @@ from numpyro_infograd.errors import DensityError
 from numpyro_infograd.hidden import Position, walkable
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, squares, student
 from numpyro_infograd.objectives import Objective
-from numpyro_infograd.pilot import FEWEST_STEPS, tune
+from numpyro_infograd.pilot import FEWEST_STEPS, pilot_size, tune
 from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
@@ -45,6 +45,7 @@ _BATCH = 2048  # samples of one call
 _FIRST = 32  # levels at first
 _BENDS = (1.0, 2.0, 4.0)  # powers of the share of the way, to space the levels by
 _WIDEST = 20.0  # nats that the two ends may be apart for one sample
+_HOPELESS = 1e3  # nats apart, beyond which it no longer matters how many
 _FAR = 1e10  # nats below which a weight is as good as nothing
 _GROWTH = 3  # doublings of the levels at once
 _SHARE = 0.1  # of the gap, that the middle may be off
@@ -99,21 +100,13 @@ class MCMC:
                     f"because {density.why_no_walk}. Use method='fisher'."
                 )
         tune_key, rng_key = jax.random.split(rng_key)
-        points = base_points(sm.spec, self.pilot_size)
         way = _Way(
             sm.forward,
             densities,
             jnp.asarray([term.coefficient for term in terms]),
             trace_expectations(objective, sm),
             tuple(
-                _tune(
-                    sm.forward,
-                    density,
-                    params,
-                    points,
-                    jax.random.fold_in(tune_key, i),
-                    num_samples=self.pilot_size,
-                )
+                self._tuned(sm, density, params, jax.random.fold_in(tune_key, i))
                 for i, density in enumerate(densities)
             ),
             params,
@@ -133,13 +126,24 @@ class MCMC:
 
         return self._grown(run)
 
+    def _tuned(
+        self, sm: StructuralModel, density: Density, params: Any, rng_key: jax.Array
+    ) -> Tuning | None:
+        """What chains need to know; None for a known density."""
+        if density.walk is None:
+            return None
+        columns = sum(density.sizes) + density.walk.size
+        size = pilot_size(self.pilot_size, columns)
+        points = base_points(sm.spec, size)
+        return _tune(sm.forward, density, params, points, rng_key, num_samples=size)
+
     def _grown(self, run: Callable[[int, int, float], Ends]) -> Estimate:
         """Levels until the gap is small, then samples until the scatter is."""
         levels = _FIRST
         pilots = {bend: run(i, levels, bend) for i, bend in enumerate(_BENDS)}
-        bend = min(_BENDS, key=lambda b: pilots[b].gap)
-        kept = [pilots[bend]]
-        for index in itertools.count(len(_BENDS)):
+        bend = min(_BENDS, key=lambda b: abs(pilots[b].gap))
+        kept = [run(len(_BENDS), levels, bend)]
+        for index in itertools.count(len(_BENDS) + 1):
             ends = Ends.joined(kept)
             found = ends.estimate(levels, _BATCH * len(kept))
             goal = max(_SMALL * abs(found.value), _FINE)
@@ -256,9 +260,7 @@ def _tune(
     points: Any,
     rng_key: jax.Array,
     num_samples: int,
-) -> Tuning | None:
-    if density.walk is None:
-        return None
+) -> Tuning:
     noise_key, key = jax.random.split(rng_key)
     noise = draw_noise(density.spec, noise_key, num_samples, points)
     values = simulate(forward, params, noise)
@@ -305,7 +307,8 @@ def _anneal(
             low, high = log_density(density, tuning, noise, values, own)
             c = way.coefficients[i]
             near = jnp.maximum(low, high - _WIDEST)
-            lost += 0.5 * jnp.abs(c) * jnp.mean(near - jnp.maximum(low, high - 1e3))
+            far = jnp.maximum(low, high - _HOPELESS)
+            lost += 0.5 * jnp.abs(c) * jnp.mean(near - far)
             ends = jnp.where(c > 0, high, low), jnp.where(c > 0, low, high)
             each -= c * jnp.stack([0.5 * (near + high), *ends], axis=1)
         means = way.expectations
@@ -327,12 +330,10 @@ def _ends(
         return (index / levels) ** bend
 
     def weight(chain: Chain) -> jax.Array:
-        found = chain.log_prob - walk.log_reference(chain.at)
-        return jnp.where(found > -_FAR, found, -_FAR)  # NaN too
+        return chain.log_prob - walk.log_reference(chain.at)
 
     draw_key, rng_key = jax.random.split(rng_key)
-    normal = jax.random.normal(draw_key, walk.mean.shape)
-    starts = jax.tree.map(lambda *x: jnp.stack(x), walk.draw(normal, draw_key), exact)
+    starts = jax.tree.map(lambda *x: jnp.stack(x), walk.begin(draw_key), exact)
 
     def level(index: jax.Array, carry: Any) -> Any:
         """Both ways weigh a level where they are, and then move at its other end."""
@@ -346,6 +347,9 @@ def _ends(
             return walk.step(key, index, chain, end)[0], weight(chain)
 
         at, weights = jax.vmap(both)(keys, at, jnp.stack([ends[1, 0], ends[0, 1]]))
+        # The way up may start where nothing can be; the way down may not.
+        low = jnp.nan_to_num(weights[0], nan=-_FAR, neginf=-_FAR)
+        weights = weights.at[0].set(jnp.maximum(low, -_FAR))
         return at, totals + (ends[1] - ends[0]) * weights
 
     _, totals = jax.lax.fori_loop(0, levels, level, (starts, jnp.zeros(2)))
