@@ -27,8 +27,15 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     page for page in DOCS.rglob("*.md") if "_build" not in page.relative_to(DOCS).parts
 )
-RUN = [DOCS / "index.md", DOCS / "tutorial.md", *sorted(DOCS.glob("howto/*.md"))]
-SLOW = {"divergence.md", "experimental_design.md"}  # run by `make test-all`
+README = ROOT / "README.md"
+LINKED = [README, *PAGES]
+RUN = [
+    README,
+    *(DOCS / name for name in ("index.md", "tutorial.md", "values.md")),
+    *sorted(DOCS.glob("howto/*.md")),
+]
+# run by `make test-all`
+SLOW = {"divergence.md", "experimental_design.md", "values.md"}
 
 
 # -- code --------------------------------------------------------------------------
@@ -106,7 +113,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         pytest.param(
             page,
-            id=str(page.relative_to(DOCS)),
+            id=str(page.relative_to(ROOT)),
             marks=[pytest.mark.slow] if page.name in SLOW else [],
         )
         for page in RUN
@@ -204,7 +211,7 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in found}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"`[^`]*`", "", _FENCE.sub("", page.read_text()))
     links = re.findall(r"\]\(([^)\s]+)\)", text)
@@ -216,7 +223,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in headings(target), f"{page.relative_to(ROOT)}: {link}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_scripts_that_are_named_exist(page: Path) -> None:
     text = page.read_text()
     for script in set(re.findall(r"\b(?:examples|benchmarks|docs)/\w+\.\w+", text)):
