@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from numpyro_infograd.chains import CLIP, Chain, Reference, Tuning, Walk, evaluate, where
+from numpyro_infograd.chains import (
+    CLIP,
+    Chain,
+    Reference,
+    Tuning,
+    Walk,
+    evaluate,
+    where,
+)
 from numpyro_infograd.density import Values, flatten
 from numpyro_infograd.hidden import Hidden, Position
 
