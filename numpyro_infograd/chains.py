@@ -3,10 +3,11 @@
 
 The noise that made a sample is a draw of its law given the sample. A chain that leaves
 this law unchanged and starts there is stationary from its first step, whatever its
-length: it only has to forget its start. Integrator, metric and flips are BlackJAX's; the
-moves around them are ours, because they share their noise and so compile in a third of
-the time. What they need to know is found on a pilot batch (`pilot`) and then frozen: a
-chain that adapts to its own states would not stay stationary.
+length: it only has to forget its start. Integrator, metric and flips are BlackJAX's.
+The moves around them are ours: they share their random numbers, and a gradient compiles
+in three quarters of the time. What moves need to know is found on a pilot batch
+(`pilot`) and then frozen: a chain that adapts to its own states would not stay
+stationary.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ class Hidden:
             density.blocks,
             valued,
             tuple(
-                Walked(n, sites[n].shape, sites[n].dtype, sites[n].choices)
+                Walked(n, sites[n].shape, sites[n].dtype, sites[n].choices or ())
                 for n in discrete
                 if n not in summed
             ),
@@ -246,7 +246,7 @@ def _is_valued(sm: StructuralModel, name: str, law: Any) -> bool:
 
 def _sums(sm: StructuralModel, discrete: tuple[str, ...]) -> Values:
     """Joint states of discrete sites if these are few; else nothing."""
-    sizes = [(sm.site_info[n].choices, sm.site_info[n].size) for n in discrete]
+    sizes = [(sm.site_info[n].choices or (), sm.site_info[n].size) for n in discrete]
     total = math.prod(float(len(choices)) ** size for choices, size in sizes)
     if not discrete or not 1 <= total <= MOST_STATES:
         return {}

@@ -3,8 +3,10 @@
 
 from collections.abc import Callable
 import itertools
+import re
 from typing import Any
 
+import channels
 import links
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from helpers import assert_within
 import numpyro_infograd as ig
 from numpyro_infograd.certificate import certify
 from numpyro_infograd.chains import Walk, average
+from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.gradient import fit_scores
 from numpyro_infograd.hidden import Hidden, Position, walkable, why_not_walked
@@ -315,7 +318,68 @@ def test_too_short_chains_say_that_they_remember() -> None:
     assert any("still remember" in warning for warning in found.warnings)
 
 
+def comparator() -> None:
+    """The output jumps with x, which Stein's identity for x does not allow."""
+    gain = numpyro.param("gain", 1.0)
+    x = numpyro.sample("x", dist.Normal(0, 1).expand([4]).to_event(1))
+    sign = jnp.where(x > 0.3, 1.0, -1.0)
+    numpyro.sample("y", dist.Normal(gain * sign, 0.7).to_event(1))
+
+
+def test_what_jumps_takes_no_control_variate() -> None:
+    """With one the result is 2.08 +- 0.005."""
+    sm = ig.structural_model(comparator)
+    assert Hidden.of(sm, sm.density(("y",))).smooth == (False,) * 4
+    levels = np.array([-1.0, 1.0]), np.array([stats.norm.cdf(0.3), stats.norm.sf(0.3)])
+    scalar = channels.additive(None, levels, channels._linear, 0.7, 8)
+    truth = {"gain": 4 * channels.derivative(scalar, 1.0)}
+    found = ig.gradient(XY, comparator, scores="mcmc")
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.02)
+
+
+def test_smooth_noise_takes_one(cases) -> None:
+    assert all(case(cases, menagerie).hidden.smooth)
+
+
+def folded() -> None:
+    """Each input lies in one of about five places that explain the output."""
+    gain = numpyro.param("gain", 3.0)
+    x = numpyro.sample("x", dist.Normal(0, 1).expand([4]).to_event(1))
+    numpyro.sample("y", dist.Normal(jnp.sin(gain * x), 0.1).to_event(1))
+
+
+def test_modes_are_crossed_between() -> None:
+    """By whole trajectories alone the result is 0.83 +- 0.08."""
+    sine = channels.additive(
+        None, channels.NORMAL, lambda xp, gain, x: xp.sin(gain * x), 0.1, 2
+    )
+    truth = {"gain": 4 * channels.derivative(sine, 3.0)}
+    found = ig.gradient(XY, folded, scores="mcmc")
+    assert_within(found.value, found.standard_error, truth, max_standard_error=0.15)
+
+
 # -- what no chain can walk over ------------------------------------------------------
+
+
+def noisy_gamma() -> None:
+    x = numpyro.sample("x", dist.Gamma(2.0 * numpyro.param("a", 1.0), 1.0))
+    numpyro.sample("y", dist.Normal(x, 0.5))
+
+
+def counted() -> None:
+    n = numpyro.sample("n", dist.Multinomial(60, jnp.ones(3) / 3))
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * n, 0.5).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("sm", "words"),
+    [
+        (append_noise(ig.structural_model(noisy_gamma), {"x": 0.1}), "appended noise"),
+        (ig.structural_model(counted), "'n'.*move together"),
+    ],
+)
+def test_noise_that_is_no_position_is_refused_by_name(sm, words) -> None:
+    assert re.search(words, why_not_walked(sm, sm.density(("y",))))
 
 
 def computed() -> None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Default settings on channels of every kind, against dense grids; all slow."""
 
+from channels import CHANNELS, Channel, Row, gradient_row
 import numpy as np
 import pytest
 
 import jax
 
-from channels import CHANNELS, Channel, Row, gradient_row
 import numpyro_infograd as ig
 
 pytestmark = pytest.mark.slow

@@ -45,10 +45,11 @@ class MCMC(ScoreMethod):
     parameters. So every sample has a chain of its own: Hamiltonian Monte Carlo in
     whitened coordinates, Metropolis steps for discrete sites with many joint states
     (few are summed over), now and then draws from a normal law around the regression
-    of the noise on the sample. Metric, step size and length are tuned on a pilot batch and then frozen. c is taken less a control
-    variate, which in a linear-Gaussian model leaves the score itself.
+    of the noise on the sample. Metric, step size and length are tuned on a pilot batch
+    and then frozen. c is taken less a control variate, which in a linear-Gaussian model
+    leaves the score itself.
 
-    A second chain starts at a draw that knows nothing of u_0 and is led to the same law.
+    A second chain starts at a draw that knows nothing of u_0 and is led to the law.
     The first remembers too much, the second may not have arrived: the score is the mean
     of both. The standard error includes sampling, half of what they are apart, and how
     much they still change. Chains of a gradient become longer, up to max_steps, until

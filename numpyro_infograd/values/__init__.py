@@ -336,7 +336,7 @@ def _auto(
     slack = 2 * best.standard_error
     if not lower - slack <= best.value <= upper + slack:
         warnings += (
-            f"the bounds by nested averages and by chains, {lower:.4g} and {upper:.4g}, "
+            f"the bounds by nested averages and chains, {lower:.4g} and {upper:.4g}, "
             f"do not hold the value {best.value:.4g}: the standard error is too small.",
         )
     lower, upper = min(lower, best.value), max(upper, best.value)
