@@ -2,7 +2,7 @@
 """The information gradient against closed forms and dense grids."""
 
 import links
-from methods import AVERAGE, LEARN, named, named_and_slow, sampled
+from methods import AVERAGE, LEARN, named, named_and_slow, sampled, sampled_and_slow
 import numpy as np
 import pytest
 
@@ -39,7 +39,7 @@ def check(found, truth, sharp, **settings) -> None:
 # -- linear links ----------------------------------------------------------------
 
 
-@named
+@named_and_slow
 @pytest.mark.parametrize("point", [(1.0, 1.0), (2.0, 1.0)], ids=str)
 def test_multipath(scores, point) -> None:
     a, b = point
@@ -160,7 +160,7 @@ def test_wrong_sign_is_caught() -> None:
 
 
 @pytest.mark.slow
-@sampled
+@sampled_and_slow
 def test_gamma_noise_has_the_right_gradient(scores) -> None:
     """dI/da = E[x (s(y|x) - s(y))] by a double grid, for y = a x + Gamma(3)."""
     y, x = np.linspace(-7.0, 22.0, 2901), np.linspace(-6.0, 6.0, 1201)
@@ -177,7 +177,7 @@ def test_gamma_noise_has_the_right_gradient(scores) -> None:
     check(found, truth, 0.03, rounding=0.005)
 
 
-@sampled
+@sampled_and_slow
 def test_discrete_condition(scores) -> None:
     """I(x;y|on) = 0.7 log(1 + a^2) / 2."""
     truth = {"a": 0.7 * 1.5 / (1 + 1.5**2)}
@@ -186,7 +186,7 @@ def test_discrete_condition(scores) -> None:
     check(found, truth, 0.01)
 
 
-@sampled
+@sampled_and_slow
 def test_discrete_input(scores) -> None:
     truth = {"a": links.pam_derivative(1.0)}
     objective = ig.MI("symbol", "y")
@@ -491,7 +491,11 @@ CHEAP = {
 }
 
 
-@pytest.mark.parametrize("scores", CHEAP.values(), ids=CHEAP)
+@pytest.mark.parametrize(
+    "scores",
+    [CHEAP["mixture"], pytest.param(CHEAP["denoising"], marks=pytest.mark.slow)],
+    ids=["mixture", "denoising"],
+)
 def test_standard_errors_cover(scores) -> None:
     inside, ratio = coverage(scores, 16)
     assert inside >= 0.75

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import links
-from methods import AVERAGE, LEARN, named, named_and_slow, sampled
+from methods import AVERAGE, LEARN, named_and_slow, sampled_and_slow
 import numpy as np
 import pytest
 from scipy.special import polygamma
@@ -170,7 +170,7 @@ def chain(bend: bool = False) -> None:
     numpyro.sample("y", dist.Normal(w, 1))
 
 
-@named
+@named_and_slow
 def test_information_between_two_sites_in_the_middle(scores) -> None:
     a, b = 0.7, 1.2
     power = 1 + a**2
@@ -179,7 +179,7 @@ def test_information_between_two_sites_in_the_middle(scores) -> None:
     check(MI("v", "w"), chain, truth, scores)
 
 
-@sampled
+@sampled_and_slow
 def test_the_same_through_a_saturating_stage(scores) -> None:
     """v is Gaussian of variance 1 + a^2: the tanh channel at eta = b sqrt(1 + a^2)."""
     a, b = 0.7, 1.2
@@ -199,7 +199,7 @@ def log_normal() -> None:
     numpyro.sample("y", dist.LogNormal(mean, 0.6))
 
 
-@sampled
+@sampled_and_slow
 def test_entropy_of_a_positive_site(scores) -> None:
     """h = m + log(2 pi e (a^2 + s^2)) / 2."""
     variance = 0.8**2 + 0.6**2
