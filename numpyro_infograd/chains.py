@@ -129,7 +129,8 @@ class Tuning(NamedTuple):
         information: Their eigenvalues less one, (rank,).
         reference: What is proposed now and then, and where values begin.
         step_size: Of the leapfrog integrator, a scalar.
-        slope: Coefficients of the control variate, (num_scores, num_dimensions).
+        slope: Coefficients of the control variate of scores in coordinates without
+            bounds, (num_scores, num_dimensions).
         num_steps: Steps after which a chain has forgotten its start, a scalar.
     """
 
@@ -209,7 +210,8 @@ class Walk(NamedTuple):
         The gradient of a log density has mean zero under it (Stein's identity). What
         is left in a linear-Gaussian model is the score itself, wherever the chain is.
         """
-        return chain.score + self.tuning.slope @ chain.gradient
+        stretch = self.hidden.stretch(self.values)
+        return chain.score + self.tuning.slope @ chain.gradient / stretch
 
     def log_prob(self, at: Position) -> jax.Array:
         """Log density of position and values; it may be NaN outside of a support."""

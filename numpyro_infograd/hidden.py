@@ -72,6 +72,7 @@ class Walked(NamedTuple):
         "valued",
         "walked",
         "sizes",
+        "supports",
         "smooth",
     ),
 )
@@ -89,6 +90,7 @@ class Hidden:
         valued: The hidden sites that are walked or summed over as values.
         walked: Name, shape and choices of each discrete site that is walked.
         sizes: Number of scalars in each of `sites`.
+        supports: Of each number in `blocks`, as in `Site`.
         smooth: For each coordinate of the free vector, whether no site of the set may
             jump with it.
     """
@@ -102,6 +104,7 @@ class Hidden:
     valued: tuple[str, ...]
     walked: tuple[Walked, ...]
     sizes: tuple[int, ...]
+    supports: tuple[str, ...]
     smooth: tuple[bool, ...]
 
     @staticmethod
@@ -140,6 +143,14 @@ class Hidden:
                 if n not in summed
             ),
             density.sizes,
+            tuple(
+                kind
+                for name, size, kind in zip(
+                    density.all_sites, density.sizes, density.supports, strict=True
+                )
+                if name in density.blocks
+                for _ in range(size)
+            ),
             _smooth(sm, density, parts, sites),
         )
 
@@ -163,6 +174,13 @@ class Hidden:
         states = [site.numbers(values[site.name]) for site in self.walked]
         flat = jnp.concatenate([jnp.zeros(0, int), *states])
         return Position(self.packed(noise, own), flat)
+
+    def stretch(self, values: Values) -> jax.Array:
+        """Slope of each number of `blocks` in its log or logit, or 1, (num_scores,)."""
+        flat = [jnp.zeros(0), *(values[name].ravel() for name in self.blocks)]
+        x, kinds = jnp.concatenate(flat), np.asarray(self.supports)
+        found = jnp.where(kinds == "positive", x, 1.0)
+        return jnp.where(kinds == "unit", x * (1.0 - x), found)
 
     def log_prob(self, params: Any, at: Position, values: Values) -> jax.Array:
         """log density of a position and the values of the set, a scalar in nats."""

@@ -86,7 +86,8 @@ def tune(
         keys = jax.random.split(jax.random.fold_in(rng_key, index), num_samples)
         return jax.vmap(one)(keys, at, values)
 
-    own = chains.score + chains.gradient @ tuning.slope.T
+    stretch = jax.vmap(hidden.stretch)(values)
+    own = chains.score + chains.gradient @ tuning.slope.T / stretch
     num_samples = len(own)
 
     def body(carry: _Pilot) -> _Pilot:
@@ -150,7 +151,8 @@ def _statistics(
     narrow = 0 < size and size + flat.shape[1] <= _WIDEST
     slope = jnp.zeros((chains.score.shape[1], size))
     if narrow:
-        slope = _slope(flat, chains.gradient * scale, chains.score) * scale
+        free = chains.score * jax.vmap(hidden.stretch)(values)
+        slope = _slope(flat, chains.gradient * scale, free) * scale
         # Stein's identity needs a density that is continuous in the coordinate.
         slope = slope * jnp.asarray(hidden.smooth)
     return Tuning(

@@ -1483,7 +1483,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "check_scores: params": (
         ParameterError, "'q'.*it has: eta", lambda: check(params={"q": 1.0})),
     "check_scores: nothing to plot": (
-        ArgumentError, "no chain checked the scores",
+        ArgumentError, "no chain checked these scores",
         lambda: ig.diagnostics.check_scores(XY, affine, verbose=False).plot()),
     "to_inference_data: no steps": (
         ArgumentError, "neither steps nor draws",

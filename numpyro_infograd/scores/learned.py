@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpyro_infograd.density import Density, Values, unflatten
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import base_points, student
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import Layout, ScoreMethod, Scores
+from numpyro_infograd.scores.base import TOLERATED, Layout, ScoreMethod, Scores
 from numpyro_infograd.scores.coordinates import Frame, Free
 from numpyro_infograd.scores.network import (
     Ensemble,
@@ -235,10 +236,12 @@ class Learned(ScoreMethod):
         return report_scores(density, values, each, doubts, evidence)
 
     def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
-        """Also networks that learned nothing, unless a certificate stands for them."""
+        """Also networks that learned nothing, unless a certificate shows them right."""
         found = super().doubts(density, evidence)
         gain = evidence.get("held_out_gain", 0.0)
-        if gain < 0.0 and "certificate" not in evidence:
+        wrong = evidence.get("certificate", math.inf)
+        wrong += 2 * evidence.get("certificate_error", 0.0)
+        if gain < 0.0 and not wrong <= TOLERATED:
             found.append(
                 f"the networks found nothing in {density.label!r} beyond a normal law "
                 f"(held-out gain {gain:.2%} of the Fisher information): unless its law "
