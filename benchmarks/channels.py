@@ -381,7 +381,7 @@ def gradient_row(
     """The gradient with one key."""
     start = time.perf_counter()
     key, information = jax.random.key(seed), ig.MI("x", "y")
-    g = ig.gradient(information, channel.model, scores=scores, rng_key=key)
+    g = ig.gradient(channel.model, information, scores=scores, rng_key=key)
     found, error = float(g.value["gain"]), float(g.standard_error["gain"])
     return Row(
         name,

@@ -155,8 +155,8 @@ def flat(tree: Any) -> np.ndarray:
 def ours(model: Callable, method: str, params: Any, args: tuple = ()) -> Any:
     """Gradient and standard error by one of the package's methods."""
     found = ig.gradient(
-        MI,
         model,
+        MI,
         params=params,
         scores=method,
         model_args=args,

@@ -141,7 +141,7 @@ CHANNELS = {
 def score_error(channel: Channel, method: Any) -> float:
     """Mean-square error of the fitted score over the mean square of the truth."""
     sm = ig.structural_model(channel.model)
-    problem = pose(XY, sm, method, sm.params)
+    problem = pose(sm, XY, method, sm.params)
     reverse = method.reverses
     density = next(d for d in problem.densities if reverse or d.all_sites == ("y",))
     noise = sm.sample_noise(jax.random.key(1), 16384)
@@ -176,9 +176,9 @@ def main() -> None:
         for name in options.methods:
             method = METHODS[name]
             error = score_error(channel, method)
-            ig.gradient(XY, channel.model, scores=method)
+            ig.gradient(channel.model, XY, scores=method)
             start = time.perf_counter()
-            found = ig.gradient(XY, channel.model, scores=method, rng_key=KEY)
+            found = ig.gradient(channel.model, XY, scores=method, rng_key=KEY)
             value = float(found.value["gain"])
             seconds = time.perf_counter() - start
             off = value / channel.derivative - 1.0

@@ -45,7 +45,7 @@ for axes, (moving, points) in zip(grid, lines.items(), strict=True):
     truth = [jax.grad(information)(params) for params in points]
     sweeps = {
         scores: [
-            ig.gradient(ig.MI("x", "y"), model, params=params, scores=scores)
+            ig.gradient(model, ig.MI("x", "y"), params=params, scores=scores)
             for params in points
         ]
         for scores in ("mixture", "denoising")

@@ -42,7 +42,7 @@ expected = np.array([truth(eta) for eta in etas])
 model = ig.structural_model(channel)  # traced once, used for all points
 sweeps = {
     scores: [
-        ig.gradient(ig.MI("x", "y"), model, params={"eta": eta}, scores=scores)
+        ig.gradient(model, ig.MI("x", "y"), params={"eta": eta}, scores=scores)
         for eta in etas
     ]
     for scores in ("mixture", "denoising")

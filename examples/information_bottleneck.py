@@ -59,9 +59,9 @@ for axes, (name, rho) in zip(grid, SOURCES.items(), strict=True):
     found = []
     for beta in BETAS:
         objective = beta * ig.MI("t", "y") - ig.MI("x", "t")
-        result = ig.maximize(objective, model, progress_bar=False)
+        result = ig.maximize(model, objective, progress_bar=False)
         rates = [
-            float(ig.estimate(ig.MI("t", other), model, params=result.params).value)
+            float(ig.estimate(model, ig.MI("t", other), params=result.params).value)
             for other in ("x", "y")
         ]
         found.append(rates)

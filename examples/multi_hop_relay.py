@@ -77,7 +77,7 @@ powers = [
     for k, bound in enumerate(POWERS)
 ]
 result = ig.maximize(
-    ig.MI("x", "y"), relays, subject_to=powers, num_restarts=4, progress_bar=False
+    relays, ig.MI("x", "y"), subject_to=powers, num_restarts=4, progress_bar=False
 )
 truth = reference()
 print(f"I(x;y) {float(result.estimate.value):.5f} nats, SciPy's best {truth:.5f}")

@@ -129,8 +129,8 @@ compare(grid[2], "broadcast", broadcast, superposed, ball(TOTAL), edges[2], 9)
 # Full power for both, or silence for one: no other pair of powers is best.
 for cross in CROSS:
     result = ig.maximize(
-        ig.MI("x1", "y1") + ig.MI("x2", "y2"),
         interference,
+        ig.MI("x1", "y1") + ig.MI("x2", "y2"),
         model_args=(cross,),
         projection=box,
         num_restarts=4,
@@ -143,8 +143,8 @@ for cross in CROSS:
 
 # max over beams of C((h.f)^2) - C((g.f)^2): the largest generalised eigenvalue
 secret = ig.maximize(
-    ig.MI("x", "y") - ig.MI("x", "z"),
     wiretap,
+    ig.MI("x", "y") - ig.MI("x", "z"),
     projection=ball(TOTAL),
     progress_bar=False,
 )

@@ -87,8 +87,8 @@ trained = ig.maximize_mi(neural, "s", "y", scores="denoising", num_steps=70)
 bound = USES / 2 * np.log1p(np.tanh(POWER**0.5) ** 2 / NOISE**2)
 
 decoded = ig.minimize(
-    ig.Expectation(error),
     received,
+    ig.Expectation(error),
     model_args=(trained.params,),
     num_steps=100,
 )

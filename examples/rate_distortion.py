@@ -86,7 +86,7 @@ model = ig.structural_model(one_encoder)
 distortion = ig.Expectation(lambda v: jnp.sum((v["x"] - v["xhat"]) ** 2))
 for budget in (0.3, 1.0, 2.5):
     result = ig.minimize(
-        ig.MI("x", "u"), model, subject_to=distortion <= budget, progress_bar=False
+        model, ig.MI("x", "u"), subject_to=distortion <= budget, progress_bar=False
     )
     row("one", result, budget, reverse_water_filling(budget))
     left.plot(budget, result.estimate.value, "C1o")
@@ -98,8 +98,8 @@ model = ig.structural_model(two_encoders)
 errors = [ig.Expectation(lambda v, i=i: v["error"][i] ** 2) for i in (0, 1)]
 for pair in ((0.1, 0.1), (0.3, 0.3), (0.1, 0.4)):
     result = ig.minimize(
-        ig.MI("z", ("u1", "u2")),
         model,
+        ig.MI("z", ("u1", "u2")),
         subject_to=[e <= d for e, d in zip(errors, pair, strict=True)],
         progress_bar=False,
     )

@@ -63,8 +63,8 @@ print(f"{'P':>5}{'I(x;y)':>10}{'optimum':>10}{'equal':>9}  sensors off, optimum"
 for k, total in enumerate(POWERS):
     radius = total**0.5
     result = ig.maximize(
-        ig.MI("x", "y"),
         model,
+        ig.MI("x", "y"),
         init_params={"u": jnp.full(SENSORS, radius / SENSORS**0.5)},
         projection=lambda p, r=radius: optax.projections.projection_l2_ball(p, r),
         progress_bar=False,

@@ -77,11 +77,11 @@ task = ig.MI("t", "y")
 budget = ig.Expectation(power) <= POWER
 # Fitted scores are faster here than a mixture, which would run the encoder for every
 # pair of a sample and a component.
-code = ig.maximize(task, sensor, subject_to=budget, scores="denoising", num_steps=150)
+code = ig.maximize(sensor, task, subject_to=budget, scores="denoising", num_steps=150)
 decoded = ig.minimize(
-    ig.Expectation(error), received, model_args=(code.params,), num_steps=120
+    received, ig.Expectation(error), model_args=(code.params,), num_steps=120
 )
-untrained = ig.estimate(task, sensor)
+untrained = ig.estimate(sensor, task)
 print(f"\nI(t;y) before training   {untrained}")
 print(f"after training           {code.estimate}; the most possible is {most:.5g}")
 print(f"power                    {code.constraints[0]}")

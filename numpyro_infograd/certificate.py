@@ -107,7 +107,7 @@ def _chained(problem: Problem, params: Any) -> Problem | None:
     assert problem.method is not None
     if problem.method.reverses:
         try:
-            return pose(problem.objective, problem.sm, CHAINS, params)
+            return pose(problem.sm, problem.objective, CHAINS, params)
         except InfogradError:
             return None
     kept = [

@@ -57,7 +57,7 @@ class Channel:
 
     def gradient(self, **settings: Any) -> Gradient:
         """Its gradient in every parameter; settings as in `ig.gradient`."""
-        return gradient(self.objective, self.model, **settings)
+        return gradient(self.model, self.objective, **settings)
 
     def maximize_mi(self, **settings: Any) -> Result:
         """The parameters that carry most; settings as in `maximize`."""

@@ -39,15 +39,35 @@ from numpyro_infograd.views import View
 _ATOM = 8  # draws of 256 that may share a value
 
 
-def check_objective(objective: Any, sm: StructuralModel) -> None:
-    """Sites exist and are free; the objective is one and says something.
+def check_order(call: str, model: Any, objective: Any) -> None:
+    """Raise unless an objective came second, after the model.
+
+    Args:
+        call: How to call the public function, as it is written after `ig.`.
+        model: What came first.
+        objective: What came second.
 
     Raises:
-        ArgumentError: if it is no objective, or an empty one.
+        ArgumentError: naming the right order, or the argument.
+    """
+    if isinstance(objective, Objective):
+        return
+    name = call.partition("(")[0].rpartition(".")[2]
+    order = f"{name} takes the model first: write ig.{call}."
+    if isinstance(model, Objective):
+        raise ArgumentError(order)
+    is_model = callable(objective) or isinstance(objective, StructuralModel)
+    check_is_objective(objective, advice=f" {order}" if is_model else "")
+
+
+def check_objective(objective: Objective, sm: StructuralModel) -> None:
+    """Sites exist and are free; the objective says something.
+
+    Raises:
+        ArgumentError: if it is empty.
         SiteError: for a missing, empty, complex, observed, substituted or intervened
             site.
     """
-    check_is_objective(objective)
     if not objective.entropies and not objective.expectations:
         raise ArgumentError(
             f"the objective {objective!r} is empty: all its terms cancel."

@@ -60,7 +60,7 @@ class Gradient:
         >>> def model():
         ...     x = numpyro.sample("x", dist.Normal(0, 1))
         ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
-        >>> g = ig.gradient(ig.MI("x", "y"), model, params={"a": 1.0})
+        >>> g = ig.gradient(model, ig.MI("x", "y"), params={"a": 1.0})
         >>> g
         Gradient by exact scores (the model is linear-Gaussian):
           a: 0.5 +- 0
@@ -340,8 +340,8 @@ def lowest_size(evidence: Mapping[str, Any]) -> float:
 
 
 def choose(
-    objective: Objective,
     sm: StructuralModel,
+    objective: Objective,
     params: Any,
     rng_key: jax.Array,
     num_samples: int | None = None,
@@ -353,11 +353,11 @@ def choose(
     why = why_not_exact(sm, objective.sites)
     if not why:
         reason = "the model is linear-Gaussian" if objective.entropies else ""
-        return pose(objective, sm, Exact(), params, reason), None
+        return pose(sm, objective, Exact(), params, reason), None
     try:
-        problem = pose(objective, sm, Mixture(), params)
+        problem = pose(sm, objective, Mixture(), params)
     except DensityError as error:
-        return pose(objective, sm, Denoising(), params, _first(error)), None
+        return pose(sm, objective, Denoising(), params, _first(error)), None
     far = information(problem.sm, problem.densities, params)
     if not far > _HOPELESS:
         found = estimate_gradient(problem, params, num_samples, rng_key)
@@ -368,17 +368,17 @@ def choose(
             return problem._replace(reason=reason), replace(found, diagnostics=named)
     else:
         unsound = f"about {far:.0f} nats are too many for a mixture"
-    return pose_beyond_mixtures(objective, sm, params, f"{why}; {unsound}"), None
+    return pose_beyond_mixtures(sm, objective, params, f"{why}; {unsound}"), None
 
 
 def pose_beyond_mixtures(
-    objective: Objective, sm: StructuralModel, params: Any, reason: str
+    sm: StructuralModel, objective: Objective, params: Any, reason: str
 ) -> Problem:
     """The problem for chains, or for networks where no chain can walk."""
     try:
-        return pose(objective, sm, MCMC(), params, reason)
+        return pose(sm, objective, MCMC(), params, reason)
     except DensityError as error:
-        return pose(objective, sm, Denoising(), params, f"{reason}; {_first(error)}")
+        return pose(sm, objective, Denoising(), params, f"{reason}; {_first(error)}")
 
 
 def _first(error: Exception) -> str:
@@ -396,8 +396,8 @@ def _why_mixture(evidence: Mapping[str, Any]) -> str:
 
 
 def gradient(
-    objective: Objective,
     model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
     *,
     params: Mapping[str, Any] | None = None,
     scores: Any = "auto",
@@ -413,8 +413,8 @@ def gradient(
     -coefficient * score over the objective's entropies (eqs. 18, 39 and 63).
 
     Args:
-        objective: Built from `MI`, `Entropy`, `Expectation`.
         model: A NumPyro model, or the result of `structural_model`.
+        objective: Built from `MI`, `Entropy`, `Expectation`.
         params: Where to evaluate, each parameter in its shape; what is missing takes
             its initial value.
         scores: "auto", "exact", "mixture", "mcmc", "denoising", "sliced", "flow",
@@ -439,14 +439,15 @@ def gradient(
         >>> def model():
         ...     x = numpyro.sample("x", dist.Normal(0, 1))
         ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
-        >>> g = ig.gradient(ig.MI("x", "y"), model, params={"a": 2.0})
+        >>> g = ig.gradient(model, ig.MI("x", "y"), params={"a": 2.0})
         >>> round(float(g.value["a"]), 6)  # a / (1 + a^2)
         0.4
     """
+    checks.check_order("gradient(model, objective)", model, objective)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
-    sm, complete = admit(objective, model, args, kwargs, params)
+    sm, complete = admit(model, objective, args, kwargs, params)
     sm.check_constraints(complete)
     checks.check_tunable(sm)
     checks.check_finite(objective, sm, complete)
@@ -454,9 +455,9 @@ def gradient(
     if num_samples is not None:
         check_num_samples(num_samples, method)
     if isinstance(method, str):
-        problem, found = choose(objective, sm, complete, key, num_samples)
+        problem, found = choose(sm, objective, complete, key, num_samples)
         if found is not None:
             return found
     else:
-        problem = pose(objective, sm, method, complete, "asked for")
+        problem = pose(sm, objective, method, complete, "asked for")
     return estimate_gradient(problem, complete, num_samples, key)

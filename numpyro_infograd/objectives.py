@@ -180,7 +180,7 @@ class Constraint:
         )
 
 
-def check_is_objective(value: Any, name: str = "objective") -> None:
+def check_is_objective(value: Any, name: str = "objective", advice: str = "") -> None:
     """Raise for what is no objective.
 
     Raises:
@@ -189,6 +189,7 @@ def check_is_objective(value: Any, name: str = "objective") -> None:
     if not isinstance(value, Objective):
         raise ArgumentError(
             f"{name} must be built from MI, Entropy and Expectation, got {value!r}."
+            f"{advice}"
         )
 
 

@@ -33,8 +33,8 @@ _LARGER = 8  # times its pool
 
 
 def pretrain_scores(
-    objective: Objective,
     model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
     over: Mapping[str, Any],
     *,
     scores: Any = "denoising",
@@ -51,8 +51,8 @@ def pretrain_scores(
     only the moments anew at each point.
 
     Args:
-        objective: What the scores are for: any objective with the same entropies.
         model: A NumPyro model, or the result of `structural_model`.
+        objective: What the scores are for: any objective with the same entropies.
         over: For every parameter that reaches the objective, bounds `(low, high)`,
             numbers or arrays of its shape, or a NumPyro distribution of its shape;
             the range is then that of its `num_points` draws.
@@ -76,11 +76,12 @@ def pretrain_scores(
         ...     x = numpyro.sample("x", dist.Normal(0, 1))
         ...     gain = numpyro.param("gain", 1.0)
         ...     numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), 0.5))
-        >>> trained = ig.pretrain_scores(ig.MI("x", "y"), model, {"gain": (0.0, 3.0)})
-        >>> g = ig.gradient(ig.MI("x", "y"), model, params={"gain": 1}, scores=trained)
+        >>> trained = ig.pretrain_scores(model, ig.MI("x", "y"), {"gain": (0.0, 3.0)})
+        >>> g = ig.gradient(model, ig.MI("x", "y"), params={"gain": 1}, scores=trained)
         >>> abs(float(g.value["gain"]) - 0.25256) < 0.005
         True
     """
+    checks.check_order("pretrain_scores(model, objective, over)", model, objective)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
@@ -90,7 +91,7 @@ def pretrain_scores(
             "'denoising', 'sliced' or 'flow'."
         )
     as_power_of_two("num_points", num_points, 16)
-    sm, initial = admit(objective, model, args, kwargs, None)
+    sm, initial = admit(model, objective, args, kwargs, None)
     checks.check_tunable(sm)
     needed = sm.params_of(objective.sites)
     _check_names(over, needed, sm)
@@ -102,7 +103,7 @@ def pretrain_scores(
     _check_constraints(drawn, sm)
     checks.check_finite(objective, sm, params)
     checks.check_gradient(objective, sm, params, allow_jumps)
-    problem = pose(objective, sm, method, params)
+    problem = pose(sm, objective, method, params)
     trained: dict[Any, Any] = {}
     size = max(_LARGER * method.pool_size // num_points, 16 * method.num_networks)
     for i, density in enumerate(problem.densities):

@@ -63,8 +63,8 @@ class Problem(NamedTuple):
 
 
 def admit(
-    objective: Any,
     model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     params: Mapping[str, Any] | None,
@@ -98,8 +98,8 @@ def admit(
 
 
 def pose(
-    objective: Objective,
     sm: StructuralModel,
+    objective: Objective,
     method: ScoreMethod | Exact,
     params: Any,
     reason: str = "",

@@ -47,13 +47,13 @@ def test_gaussian_information_bottleneck(rho) -> None:
         price = 0.5 * np.log((beta - 1) * kept**2 / (1 - kept**2))
         truth = price.sum(), (price - 0.5 * np.log(beta * kept**2)).sum()
         result = ig.maximize(
-            beta * MI("t", "y") - MI("x", "t"),
             bottleneck,
+            beta * MI("t", "y") - MI("x", "t"),
             progress_bar=False,
             **settings,
         )
         found = [
-            ig.estimate(MI("t", other), bottleneck, params=result.params, **settings)
+            ig.estimate(bottleneck, MI("t", other), params=result.params, **settings)
             for other in ("x", "y")
         ]
         np.testing.assert_allclose([e.value for e in found], truth, rtol=0.005)
@@ -183,8 +183,8 @@ def interference():
 
 def test_strong_interference_silences_one_user() -> None:
     result = ig.maximize(
-        MI("x1", "y1") + MI("x2", "y2"),
         interference,
+        MI("x1", "y1") + MI("x2", "y2"),
         projection=lambda p: {
             n: optax.projections.projection_box(v, -2.0, 2.0) for n, v in p.items()
         },

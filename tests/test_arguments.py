@@ -35,10 +35,10 @@ def power(values):
 def doors(model=affine, objective=XY, **settings):
     """The public functions, each with the same settings."""
     return (
-        functools.partial(ig.gradient, objective, model, **settings),
-        functools.partial(ig.estimate, objective, model, **settings),
+        functools.partial(ig.gradient, model, objective, **settings),
+        functools.partial(ig.estimate, model, objective, **settings),
         functools.partial(
-            ig.maximize, objective, model, num_steps=1, **QUIET, **settings
+            ig.maximize, model, objective, num_steps=1, **QUIET, **settings
         ),
     )
 
@@ -72,7 +72,7 @@ def test_old_keys_and_none_are_keys():
     settings = {"method": ig.values.Nested(256, 256, 256)}
 
     def value(key):
-        return ig.estimate(XY, sm, rng_key=key, **settings).value
+        return ig.estimate(sm, XY, rng_key=key, **settings).value
 
     assert value(old) == value(new) != value(None) == value(jax.random.key(0))
     ascent = ig.InfoMax(sm, XY, scores=ig.scores.Mixture(256), num_samples=256)
@@ -114,7 +114,7 @@ def test_initial_value_that_is_no_number():
 
 @pytest.mark.parametrize("good", [2, True, np.float64(2.0), np.array(2), jnp.ones(())])
 def test_numbers_of_many_kinds_are_fine(good):
-    found = ig.gradient(XY, affine, params={"a": good}).value["a"]
+    found = ig.gradient(affine, XY, params={"a": good}).value["a"]
     assert np.isfinite(float(found))
 
 
@@ -138,13 +138,13 @@ def bounded(constraint, start):
 def test_start_on_the_boundary(name):
     constraint, start = BOUNDARY[name]
     model = bounded(constraint, start)
-    ascend = functools.partial(ig.maximize, XY, model, num_steps=2, **QUIET)
+    ascend = functools.partial(ig.maximize, model, XY, num_steps=2, **QUIET)
     refuses(ParameterError, "'s'", "boundary", "projection", call=ascend)
     inside = {"s": jnp.full(np.shape(start), 1e-6)}
     ascend(init_params=inside)
     clip = functools.partial(jax.tree.map, lambda s: jnp.clip(s, 0.0, 1.0))
     assert np.all(ascend(projection=clip).params["s"] >= 0)
-    ig.gradient(XY, model)
+    ig.gradient(model, XY)
 
 
 # Functions.
@@ -205,7 +205,7 @@ def branching(x):
 def test_model_that_asks_for_a_traced_number(fn):
     model = channel(lambda m: dist.Normal(fn(m), 1.0))
     caught = refuses(
-        ModelError, "jnp.where", "jnp.tanh", call=lambda: ig.gradient(XY, model)
+        ModelError, "jnp.where", "jnp.tanh", call=lambda: ig.gradient(model, XY)
     )
     assert isinstance(caught.value.__cause__, (TypeError, IndexError))
 
@@ -213,7 +213,7 @@ def test_model_that_asks_for_a_traced_number(fn):
 def test_an_error_of_the_model_itself_is_left_alone():
     model = channel(lambda m: dist.Normal({}["mean"], 1.0))
     with pytest.raises(KeyError, match="mean"):
-        ig.gradient(XY, model)
+        ig.gradient(model, XY)
 
 
 # Models and their arguments.
@@ -276,7 +276,7 @@ def test_a_site_that_is_not_finite(law, words):
     model = channel(law)
     params = {"s": -1.0} if "s" in ig.structural_model(model).params else {}
     refuses_gradient(ModelError, words, "Normal", model=model, params=params)
-    call = functools.partial(ig.estimate, XY, model, params=params)
+    call = functools.partial(ig.estimate, model, XY, params=params)
     refuses(ModelError, words, call=call)
 
 
@@ -288,7 +288,7 @@ def test_the_first_site_is_named_and_others_do_not_matter():
         numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * v, 1.0))
 
     refuses_gradient(ModelError, "'log'", model=model, model_args=(True,))
-    assert float(ig.gradient(XY, model, model_args=(False,)).value["a"]) > 0
+    assert float(ig.gradient(model, XY, model_args=(False,)).value["a"]) > 0
 
 
 # What is accepted with a warning.
@@ -302,7 +302,7 @@ def test_a_mask_is_warned_about():
 
     for mask in (False, np.array([True, True, False])):
         with pytest.warns(UserWarning, match="site 'y' carries a mask"):
-            found = ig.gradient(XY, model, model_args=(mask,)).value["a"]
+            found = ig.gradient(model, XY, model_args=(mask,)).value["a"]
         assert float(found) == pytest.approx(0.75, rel=1e-5)  # all three are heard
     for mask in (True, np.ones(3, bool)):
         ig.structural_model(model, mask)
@@ -333,7 +333,7 @@ def test_small_gradients_are_shown_with_their_errors():
         wide = jnp.sum(numpyro.param("w", jnp.zeros((3, 3))))
         numpyro.sample("y", dist.Normal(mean + wide, 1.0).to_event(1))
 
-    text = repr(ig.gradient(XY, model))
+    text = repr(ig.gradient(model, XY))
     assert "exact scores (the model is linear-Gaussian):" in text
     assert re.search(r"a: \[0\.16666\d 0\.33333\d\] \+- \[0 0\]", text)
     assert "w: 9 numbers, norm" in text
@@ -342,8 +342,8 @@ def test_small_gradients_are_shown_with_their_errors():
 def test_expectations_alone_are_sampled():
     objective = -1.0 * Expectation(power)
     for method in ("auto", "exact", "nested"):
-        assert ig.estimate(objective, affine, method=method).method == "sampled"
-    assert ig.estimate(XY + objective, affine).method == "exact"
+        assert ig.estimate(affine, objective, method=method).method == "sampled"
+    assert ig.estimate(affine, XY + objective).method == "exact"
 
 
 def test_parents_outlive_appended_noise():
@@ -366,12 +366,12 @@ def test_parents_outlive_appended_noise():
 def test_an_ascent_that_diverges_says_so(rate):
     objective = XY - 0.05 * Expectation(power)
     result = ig.maximize(
-        objective, affine, optimizer=optax.sgd(rate), num_steps=60, **QUIET
+        affine, objective, optimizer=optax.sgd(rate), num_steps=60, **QUIET
     )
     assert result.status.startswith("diverged: after 60 steps")
     assert "Lower the learning rate" in result.status
     sound = ig.maximize(
-        objective, affine, optimizer=optax.sgd(0.3), num_steps=60, **QUIET
+        affine, objective, optimizer=optax.sgd(0.3), num_steps=60, **QUIET
     )
     assert "diverged" not in sound.status
 
@@ -389,7 +389,7 @@ def test_an_ascent_goes_on_while_its_rate_holds_it_back():
 
     # log(1 + (ab + 1)^2 / (b^2 + 2)) / 2 - a^2 / 20 has its maximum at b = 2a, where
     # it is log(a^2 + 3/2) / 2 - a^2 / 20: so a^2 = 17/2.
-    result = ig.maximize(XY - 0.05 * Expectation(lambda v: v["power"]), model, **QUIET)
+    result = ig.maximize(model, XY - 0.05 * Expectation(lambda v: v["power"]), **QUIET)
     assert "converged" in result.status
     a, b = (float(result.params[name]) for name in "ab")
     assert a == pytest.approx(math.sqrt(8.5), rel=5e-3)

@@ -208,15 +208,15 @@ def guess(law: Callable[[Any], dist.Distribution]) -> Callable[[Any], None]:
 
 # Short calls.
 
-grad = functools.partial(ig.gradient, XY)
-value = functools.partial(ig.estimate, XY)
-ascend = functools.partial(ig.maximize, XY, num_steps=2, **QUIET)
+grad = functools.partial(ig.gradient, objective=XY)
+value = functools.partial(ig.estimate, objective=XY)
+ascend = functools.partial(ig.maximize, objective=XY, num_steps=2, **QUIET)
 region = functools.partial(ig.rate_region, two_users, num_steps=2, **QUIET)
-check = functools.partial(ig.diagnostics.check_scores, XY, amplifier, verbose=False)
+check = functools.partial(ig.diagnostics.check_scores, amplifier, XY, verbose=False)
 
 
 def mean(fn):
-    return ig.gradient(Expectation(fn), affine)
+    return ig.gradient(affine, Expectation(fn))
 
 
 def path(**settings):
@@ -224,13 +224,13 @@ def path(**settings):
 
 
 def pretrain(over, **settings):
-    return ig.pretrain_scores(XY, amplifier, over, **settings)
+    return ig.pretrain_scores(amplifier, XY, over, **settings)
 
 
 @functools.cache
 def trained():
     """Scores for etas from a half to two that know no density."""
-    return ig.pretrain_scores(POWER, amplifier, {"eta": (0.5, 2.0)}, num_points=16)
+    return ig.pretrain_scores(amplifier, POWER, {"eta": (0.5, 2.0)}, num_points=16)
 
 
 def analytic(functions):
@@ -296,7 +296,7 @@ class Mutable(Silent):
 
 
 class Guess:
-    def value(self, objective, sm, params, rng_key):
+    def value(self, sm, objective, params, rng_key):
         return 1.0
 
 
@@ -452,26 +452,23 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         lambda: ig.Constraint("E", "<=", 1.0)),
     # gradient: objective and model
     "gradient: an input that is missing": (
-        SiteError, "'q'.*it has: x, y", lambda: ig.gradient(MI("q", "y"), affine)),
+        SiteError, "'q'.*it has: x, y", lambda: ig.gradient(affine, MI("q", "y"))),
     "gradient: names in one string": (
         SiteError, "'x, y'.*it has: x, y",
-        lambda: ig.gradient(Entropy("x, y"), affine)),
+        lambda: ig.gradient(affine, Entropy("x, y"))),
     "gradient: a parameter as a site": (
         SiteError, "'a', which is a parameter",
-        lambda: ig.gradient(MI("x", "a"), affine)),
+        lambda: ig.gradient(affine, MI("x", "a"))),
     "gradient: of a name": (
         ArgumentError, "objective must be built from MI",
-        lambda: ig.gradient("MI", affine)),
+        lambda: ig.gradient(affine, "MI")),
     "gradient: of None": (
-        ArgumentError, "objective must be.*None", lambda: ig.gradient(None, affine)),
+        ArgumentError, "objective must be.*None", lambda: ig.gradient(affine, None)),
     "gradient: of a constraint": (
         ArgumentError, r"objective must be.*Expectation\(power\) <= 1",
-        lambda: ig.gradient(POWER <= 1.0, affine)),
+        lambda: ig.gradient(affine, POWER <= 1.0)),
     "gradient: of nothing": (
-        ArgumentError, "objective MI.*is empty", lambda: ig.gradient(XY - XY, affine)),
-    "gradient: arguments in the wrong order": (
-        ArgumentError, "model must be.*MI.*Pass the function itself",
-        lambda: ig.gradient(affine, XY)),
+        ArgumentError, "objective MI.*is empty", lambda: ig.gradient(affine, XY - XY)),
     "gradient: a model that was called": (
         ArgumentError, "model must be.*got None. Pass the function",
         lambda: grad(None)),
@@ -747,10 +744,10 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         lambda: value(affine, method=Guess(), num_samples=1024)),
     "estimate: a redundant site": (
         DegenerateError, "'n', 'x', 'y'.*leave out",
-        lambda: ig.estimate(Entropy(("x", "n", "y")), lagged)),
+        lambda: ig.estimate(lagged, Entropy(("x", "n", "y")))),
     "estimate: an expectation": (
         ArgumentError, "'q'.*sites x, y",
-        lambda: ig.estimate(XY + Expectation(lambda v: v["q"]), affine)),
+        lambda: ig.estimate(affine, XY + Expectation(lambda v: v["q"]))),
     # values: Nested, Fisher, Exact, Path
     "Nested: num_components": (
         ArgumentError, "num_components must be a power of two",
@@ -1054,25 +1051,22 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         lambda: ig.maximize_mi(fixed, "x", "y", **QUIET)),
     "minimize: a number": (
         ArgumentError, "objective must be built",
-        lambda: ig.minimize(3.0, affine, **QUIET)),
+        lambda: ig.minimize(affine, 3.0, **QUIET)),
     "minimize: a model by name": (
         ArgumentError, "model must be.*'affine'",
-        lambda: ig.minimize(XY, "affine", **QUIET)),
+        lambda: ig.minimize("affine", XY, **QUIET)),
     "minimize: None": (
         ArgumentError, "objective must be built.*None",
-        lambda: ig.minimize(None, affine, **QUIET)),
+        lambda: ig.minimize(affine, None, **QUIET)),
     "minimize: a name": (
         ArgumentError, "objective must be built.*'MI'",
-        lambda: ig.minimize("MI", affine, **QUIET)),
+        lambda: ig.minimize(affine, "MI", **QUIET)),
     "minimize: a constraint": (
         ArgumentError, r"objective must be built.*Expectation\(power\) <= 1",
-        lambda: ig.minimize(POWER <= 1.0, affine, **QUIET)),
+        lambda: ig.minimize(affine, POWER <= 1.0, **QUIET)),
     "InfoMax: num_samples": (
         ArgumentError, "num_samples.*got 100",
         lambda: ig.InfoMax(affine, XY, num_samples=100)),
-    "InfoMax: arguments in the wrong order": (
-        ArgumentError, "model must be.*Pass the function",
-        lambda: ig.InfoMax(XY, affine).init(KEY)),
     "InfoMax.init: a seed": (
         ArgumentError, "rng_key.*Use", lambda: ig.InfoMax(affine, XY).init(0)),
     "InfoMax.init: an argument that is NaN": (
@@ -1277,16 +1271,16 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         lambda: pretrain({"eta": ("0", "1")})),
     "pretrain_scores: no parameters": (
         ArgumentError, "no parameters: mark",
-        lambda: ig.pretrain_scores(XY, fixed, {})),
+        lambda: ig.pretrain_scores(fixed, XY, {})),
     "pretrain_scores: sites that nothing moves": (
         ArgumentError, "over is empty.*Name sites",
-        lambda: ig.pretrain_scores(Entropy("x"), affine, {})),
+        lambda: ig.pretrain_scores(affine, Entropy("x"), {})),
     "pretrain_scores: a law that was not called": (
         ArgumentError, r"over\['eta'\].*distribution",
         lambda: pretrain({"eta": dist.Uniform})),
     "pretrain_scores: outside a constraint": (
         ArgumentError, r"over\['s'\] leaves.*Give a range inside",
-        lambda: ig.pretrain_scores(XY, bounded(1.0), {"s": (-1.0, 1.0)})),
+        lambda: ig.pretrain_scores(bounded(1.0), XY, {"s": (-1.0, 1.0)})),
     "pretrain_scores: num_points": (
         ArgumentError, "num_points.*power of two",
         lambda: pretrain({"eta": (0, 1)}, num_points=100)),
@@ -1394,7 +1388,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         lambda: scores.Analytic({"y": lambda p, v: v["y"]}, num_samples=1000)),
     "estimate: bits of an expectation": (
         ArgumentError, "unit='bits' is for information",
-        lambda: ig.estimate(Expectation(lambda v: v["x"]), affine, unit="bits")),
+        lambda: ig.estimate(affine, Expectation(lambda v: v["x"]), unit="bits")),
     "Mixture: block_size": (
         ArgumentError, "block_size.*power of two",
         lambda: scores.Mixture(block_size=100)),
@@ -1474,7 +1468,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     # check_scores, to_inference_data and figures
     "check_scores: no parameters": (
         ArgumentError, "no parameters: mark",
-        lambda: ig.diagnostics.check_scores(XY, fixed, verbose=False)),
+        lambda: ig.diagnostics.check_scores(fixed, XY, verbose=False)),
     "check_scores: misspelt scores": (
         ArgumentError, "scores must be one of.*'typo'", lambda: check(scores="typo")),
     "check_scores: num_samples": (
@@ -1484,7 +1478,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ParameterError, "'q'.*it has: eta", lambda: check(params={"q": 1.0})),
     "check_scores: nothing to plot": (
         ArgumentError, "no chain checked these scores",
-        lambda: ig.diagnostics.check_scores(XY, affine, verbose=False).plot()),
+        lambda: ig.diagnostics.check_scores(affine, XY, verbose=False).plot()),
     "to_inference_data: no steps": (
         ArgumentError, "neither steps nor draws",
         lambda: ig.Result({}, None, {}, "interrupted").to_inference_data()),
@@ -1593,6 +1587,34 @@ def test_bad_input(name: str) -> None:
     with pytest.raises(error, match=re.compile(words, re.DOTALL)) as caught:
         call()
     assert caught.type is error
+
+
+# Every public function of a model and an objective, by how to call it.
+IN_ORDER: dict[str, Callable[[Any, Any], Any]] = {
+    "gradient(model, objective)": ig.gradient,
+    "estimate(model, objective)": ig.estimate,
+    "maximize(model, objective)": ig.maximize,
+    "minimize(model, objective)": ig.minimize,
+    "InfoMax(model, objective)": ig.InfoMax,
+    "pretrain_scores(model, objective, over)": (
+        lambda *both: ig.pretrain_scores(*both, {"a": (0.5, 2.0)})
+    ),
+    "diagnostics.check_scores(model, objective)": ig.diagnostics.check_scores,
+    "values.value_of(sm, objective, params, rng_key)": (
+        lambda *both: values.value_of(*both, {"a": 1.0}, KEY)
+    ),
+}
+
+
+@pytest.mark.parametrize("call", IN_ORDER)
+def test_the_model_comes_first(call: str) -> None:
+    name = call.partition("(")[0].rpartition(".")[2]
+    order = re.escape(f"{name} takes the model first: write ig.{call}.")
+    for model in (affine, traced()):
+        with pytest.raises(ArgumentError, match=f"^{order}$"):
+            IN_ORDER[call](XY, model)
+        with pytest.raises(ArgumentError, match=f"(?s)^objective must be.* {order}$"):
+            IN_ORDER[call](model, model)
 
 
 def test_a_model_may_name_its_arguments_as_it_likes() -> None:

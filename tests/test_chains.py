@@ -275,7 +275,7 @@ AMPLIFIER = truths.tanh_derivative(1.0)
 
 
 def test_the_gradient_of_an_amplifier() -> None:
-    found = ig.gradient(XY, links.amplifier, scores="mcmc")
+    found = ig.gradient(links.amplifier, XY, scores="mcmc")
     assert_within(
         found.value, found.standard_error, {"eta": AMPLIFIER}, max_standard_error=0.004
     )
@@ -299,7 +299,7 @@ def rotated(size: int, noise: float) -> Callable[[], None]:
 
 def test_structure_that_a_rotation_hides() -> None:
     """Networks put 9.4 where 7.13 is right, and see nothing wrong with it."""
-    found = ig.gradient(XY, rotated(16, 0.5))
+    found = ig.gradient(rotated(16, 0.5), XY)
     assert found.diagnostics["method"] == "mcmc"
     truth = 16 * truths.tanh_derivative(1.5, 0.25)
     assert_within(
@@ -310,7 +310,7 @@ def test_structure_that_a_rotation_hides() -> None:
 def test_too_short_chains_say_that_they_remember() -> None:
     """Sixteen steps forget little of a sharp posterior; the error shows it."""
     model = rotated(16, 0.1)
-    found = ig.gradient(XY, model, scores=MCMC(max_steps=16, num_samples=4096))
+    found = ig.gradient(model, XY, scores=MCMC(max_steps=16, num_samples=4096))
     truth = 16 * truths.tanh_derivative(1.5, 0.01)
     off = abs(float(found.value["eta"]) - truth)
     assert off < 3 * float(found.standard_error["eta"])
@@ -333,7 +333,7 @@ def test_what_jumps_takes_no_control_variate() -> None:
     levels = np.array([-1.0, 1.0]), np.array([stats.norm.cdf(0.3), stats.norm.sf(0.3)])
     scalar = channels.additive(None, levels, channels._linear, 0.7, 8)
     truth = {"gain": 4 * channels.derivative(scalar, 1.0)}
-    found = ig.gradient(XY, comparator, scores="mcmc")
+    found = ig.gradient(comparator, XY, scores="mcmc")
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.02)
 
 
@@ -354,7 +354,7 @@ def test_modes_are_crossed_between() -> None:
         None, channels.NORMAL, lambda xp, gain, x: xp.sin(gain * x), 0.1, 2
     )
     truth = {"gain": 4 * channels.derivative(sine, 3.0)}
-    found = ig.gradient(XY, folded, scores="mcmc")
+    found = ig.gradient(folded, XY, scores="mcmc")
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.15)
 
 
@@ -390,7 +390,7 @@ def computed() -> None:
 
 def test_a_computed_output_is_refused() -> None:
     with pytest.raises(DensityError, match="'y' has no density of its own.*denoising"):
-        ig.gradient(XY, computed, scores="mcmc")
+        ig.gradient(computed, XY, scores="mcmc")
 
 
 def moving_support() -> None:
@@ -427,7 +427,7 @@ def test_settings_out_of_range(settings, words) -> None:
 def certificate_of(model: Callable[[], None], method: Any, **params: Any) -> Any:
     sm = ig.structural_model(model)
     complete = sm.complete_params(params)
-    problem = pose(XY, sm, method, complete)
+    problem = pose(sm, XY, method, complete)
     states = fit_scores(
         method,
         initial_states(problem, KEY),
@@ -474,7 +474,7 @@ def test_the_certificate_is_the_error_of_the_score(right) -> None:
 )
 def test_the_certificate_tells_wrong_networks_from_right_ones(model, flagged) -> None:
     learn = Denoising(hidden=(32, 32), num_steps=100, pool_size=16384, num_samples=4096)
-    found = ig.gradient(XY, model, scores=learn)
+    found = ig.gradient(model, XY, scores=learn)
     wrong = [w for w in found.warnings if "'y' is wrong" in w]
     assert bool(wrong) == flagged
     if flagged:  # and the standard error holds what that does to the gradient

@@ -69,7 +69,7 @@ def test_ends_that_will_not_do() -> None:
 
 def test_tables_in_notebooks() -> None:
     """Every row is there, and markup in names is text."""
-    found = ig.gradient(ig.MI("x", "y"), links.link)
+    found = ig.gradient(links.link, ig.MI("x", "y"))
     table = found._repr_html_()
     assert "<td>b</td><td>0.333333 +- 0</td>" in table
 

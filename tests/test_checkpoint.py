@@ -155,8 +155,8 @@ def test_other_runs_are_refused(tmp_path) -> None:
             ascend(model, tmp_path, **settings)
     with pytest.raises(CheckpointError, match="another run: its objective"):
         ig.minimize(
-            ig.MI("x", "y"),
             links.link,
+            ig.MI("x", "y"),
             checkpoint=tmp_path,
             num_steps=20,
             progress_bar=False,

@@ -68,8 +68,8 @@ def reverse_water_filling(variances, distortion):
 def test_average_power(scores) -> None:
     """log(1 + P) / 2, and its derivative as the multiplier."""
     result = ig.maximize(
-        XY,
         sender,
+        XY,
         subject_to=[Expectation(power) <= 4.0],
         scores=scores,
         progress_bar=False,
@@ -92,7 +92,7 @@ def test_average_power(scores) -> None:
 def test_rate_distortion(budget) -> None:
     model = forward_channel(np.ones(1))
     result = ig.minimize(
-        XY, model, subject_to=Expectation(distortion) <= budget, progress_bar=False
+        model, XY, subject_to=Expectation(distortion) <= budget, progress_bar=False
     )
     reached = result.constraints[0].value
     assert reached == pytest.approx(budget, rel=0.01)
@@ -103,8 +103,8 @@ def test_rate_distortion(budget) -> None:
 def test_reverse_water_filling_drops_a_component() -> None:
     variances = np.array([3.0, 1.0, 0.2])
     result = ig.minimize(
-        XY,
         forward_channel(variances),
+        XY,
         subject_to=[Expectation(distortion) <= 1.5],
         progress_bar=False,
     )
@@ -118,8 +118,8 @@ def test_reverse_water_filling_drops_a_component() -> None:
 def test_a_lower_bound_and_one_that_does_not_bind() -> None:
     """Least power for E[s^2] >= 2; an upper bound of 9 costs nothing."""
     result = ig.minimize(
-        XY,
         sender,
+        XY,
         subject_to=[Expectation(power) >= 2.0, 9.0 >= Expectation(power)],
         progress_bar=False,
     )
@@ -133,12 +133,12 @@ def test_a_lower_bound_and_one_that_does_not_bind() -> None:
 def test_a_constraint_out_of_reach_is_named_and_nothing_is_lost() -> None:
     with pytest.raises(ConstraintError, match=r"power\) <= -1") as caught:
         ig.maximize(
-            XY, sender, subject_to=[Expectation(power) <= -1.0], progress_bar=False
+            sender, XY, subject_to=[Expectation(power) <= -1.0], progress_bar=False
         )
     assert set(caught.value.result.params) == {"a"}
     short = ig.maximize(
-        XY,
         sender,
+        XY,
         subject_to=[Expectation(power) <= -1.0],
         num_steps=20,
         progress_bar=False,
@@ -149,8 +149,8 @@ def test_a_constraint_out_of_reach_is_named_and_nothing_is_lost() -> None:
 def test_what_a_minimum_out_of_reach_keeps_has_its_own_sign() -> None:
     with pytest.raises(ConstraintError) as caught:
         ig.minimize(
-            XY,
             sender,
+            XY,
             subject_to=[Expectation(always_one) >= 2.0],
             projection=lambda p: {"a": jnp.clip(p["a"], 1.0, 2.0)},
             progress_bar=False,
@@ -162,8 +162,8 @@ def test_what_a_minimum_out_of_reach_keeps_has_its_own_sign() -> None:
 @pytest.mark.parametrize(("bound", "start"), [(1.0, 5.0), (0.1, 0.5), (4.0, 0.01)])
 def test_a_start_far_from_the_edge_ends_on_it(bound, start) -> None:
     result = ig.maximize(
-        XY,
         sender,
+        XY,
         subject_to=[Expectation(power) <= bound],
         init_params={"a": start},
         progress_bar=False,
@@ -180,7 +180,7 @@ def test_a_constant_on_both_sides_changes_nothing() -> None:
         return v["s"] ** 2 + 1000.0
 
     result = ig.maximize(
-        XY, sender, subject_to=[Expectation(shifted) <= 1004.0], progress_bar=False
+        sender, XY, subject_to=[Expectation(shifted) <= 1004.0], progress_bar=False
     )
     assert abs(result.params["a"]) == pytest.approx(2.0, abs=0.02)
     assert result.constraints[0].tolerance < 0.1
@@ -189,8 +189,8 @@ def test_a_constant_on_both_sides_changes_nothing() -> None:
 def test_a_return_into_the_constraint_is_no_divergence() -> None:
     """From a power of 9 the information must fall, whoever's optimizer it is."""
     result = ig.maximize(
-        XY,
         sender,
+        XY,
         subject_to=[Expectation(power) <= 1.0],
         init_params={"a": 3.0},
         optimizer=optax.adam(optax.cosine_decay_schedule(0.05, 800)),
@@ -214,9 +214,9 @@ def test_what_cannot_be_a_constraint() -> None:
     with pytest.raises(TypeError, match="two constraints"):
         0.0 <= Expectation(power) <= 1.0  # noqa: B015
     with pytest.raises(ArgumentError, match="subject_to must hold"):
-        ig.maximize(XY, sender, subject_to=[Expectation(power)])
+        ig.maximize(sender, XY, subject_to=[Expectation(power)])
     with pytest.raises(ArgumentError, match="got 'power < 1'"):
-        ig.maximize(XY, sender, subject_to="power < 1")
+        ig.maximize(sender, XY, subject_to="power < 1")
 
 
 def test_an_expectation_that_is_no_number_is_refused() -> None:
@@ -224,9 +224,9 @@ def test_an_expectation_that_is_no_number_is_refused() -> None:
         return jnp.log(v["s"])  # of both signs
 
     for call in (
-        lambda: ig.estimate(Expectation(gain), sender),
-        lambda: ig.gradient(Expectation(gain), sender),
-        lambda: ig.maximize(XY, sender, subject_to=[Expectation(gain) <= 1.0]),
+        lambda: ig.estimate(sender, Expectation(gain)),
+        lambda: ig.gradient(sender, Expectation(gain)),
+        lambda: ig.maximize(sender, XY, subject_to=[Expectation(gain) <= 1.0]),
     ):
         with pytest.raises(ModelError, match=r"Expectation\(gain\) is not finite"):
             call()
@@ -237,7 +237,7 @@ def test_a_projection_that_fails_on_a_dict_is_named() -> None:
         return optax.projections.projection_box(p, -1.0, 1.0)
 
     with pytest.raises(ArgumentError, match="goes to each"):
-        ig.maximize(XY, sender, projection=box)
+        ig.maximize(sender, XY, projection=box)
 
 
 def test_a_jump_in_a_constraint_is_refused() -> None:
@@ -245,4 +245,4 @@ def test_a_jump_in_a_constraint_is_refused() -> None:
         return jnp.where(v["s"] > 1.0, 1.0, 0.0)
 
     with pytest.raises(ig.errors.JumpError, match="loud"):
-        ig.maximize(XY, sender, subject_to=[Expectation(loud) <= 0.1])
+        ig.maximize(sender, XY, subject_to=[Expectation(loud) <= 0.1])

@@ -639,7 +639,7 @@ def test_stated_intervals_cover(method) -> None:
     held, errors, found_values = 0, [], []
     for seed in range(100):
         found = ig.estimate(
-            XY, sm, params={"eta": 2.0}, method=method, rng_key=jax.random.key(seed)
+            sm, XY, params={"eta": 2.0}, method=method, rng_key=jax.random.key(seed)
         )
         held += abs(found.value - truth) < 2 * found.standard_error
         errors.append(found.standard_error)

@@ -44,7 +44,7 @@ def check(found, truth, sharp, **settings) -> None:
 def test_multipath(scores, point) -> None:
     a, b = point
     truth = dict(zip("ab", truths.multipath_gradient(a, b), strict=True))
-    found = ig.gradient(XY, links.link, params={"a": a, "b": b}, scores=scores)
+    found = ig.gradient(links.link, XY, params={"a": a, "b": b}, scores=scores)
     check(found, truth, 0.01)
     if scores == "exact":
         assert not any(jax.tree.leaves(found.standard_error))
@@ -61,14 +61,14 @@ def test_truths_of_the_paper() -> None:
 
 def test_analytic_scores_of_the_link() -> None:
     method = Analytic(links.link_scores(2.0, 1.0), num_samples=4096)
-    found = ig.gradient(XY, links.link, params={"a": 2.0, "b": 1.0}, scores=method)
+    found = ig.gradient(links.link, XY, params={"a": 2.0, "b": 1.0}, scores=method)
     check(found, {"a": 0.25, "b": 0.25}, 0.01)
 
 
 def test_scaled_analytic_scores_are_put_right() -> None:
     """A factor of 1.3 is just what Stein's identity finds, and reports."""
     method = Analytic(links.link_scores(2.0, 1.0, factor=1.3), num_samples=4096)
-    found = ig.gradient(XY, links.link, params={"a": 2.0, "b": 1.0}, scores=method)
+    found = ig.gradient(links.link, XY, params={"a": 2.0, "b": 1.0}, scores=method)
     check(found, {"a": 0.25, "b": 0.25}, 0.01)
     assert found.diagnostics["stein_residual(y)"] == pytest.approx(-0.3, abs=0.05)
     assert any("Stein's identity by -30" in warning for warning in found.warnings)
@@ -77,7 +77,7 @@ def test_scaled_analytic_scores_are_put_right() -> None:
 @named_and_slow
 @pytest.mark.parametrize("e", [0.3, 1.0, 2.0])
 def test_parameter_dependent_input(scores, e) -> None:
-    found = ig.gradient(XY, links.common_cause, params={"e": e}, scores=scores)
+    found = ig.gradient(links.common_cause, XY, params={"e": e}, scores=scores)
     check(found, {"e": links.common_cause_gradient(e)}, 0.01)
 
 
@@ -114,7 +114,7 @@ def test_without_the_input_block_it_would_be_wrong(e, wrong) -> None:
 
     assert gradient(True) == pytest.approx(wrong, abs=0.01)
     assert gradient(False) == pytest.approx(links.common_cause_gradient(e), abs=0.01)
-    found = ig.gradient(XY, links.common_cause, params=params, scores="exact")
+    found = ig.gradient(links.common_cause, XY, params=params, scores="exact")
     with pytest.raises(AssertionError):
         check(found, {"e": wrong}, 0.01)
 
@@ -126,7 +126,7 @@ def test_without_the_input_block_it_would_be_wrong(e, wrong) -> None:
 @pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
 def test_saturated_amplifier(scores, eta) -> None:
     truth = {"eta": truths.tanh_derivative(eta)}
-    found = ig.gradient(XY, links.amplifier, params={"eta": eta}, scores=scores)
+    found = ig.gradient(links.amplifier, XY, params={"eta": eta}, scores=scores)
     # A regression that is fitted once keeps an error of its own: see `rounding`.
     check(found, truth, 0.02, rounding=0.003)
 
@@ -145,7 +145,7 @@ def amplifier_scores(eta: float, sign: float):
 def test_analytic_scores_of_the_amplifier() -> None:
     truth = {"eta": truths.tanh_derivative(2.0)}
     right = amplifier_scores(2.0, 1.0)
-    found = ig.gradient(XY, links.amplifier, params={"eta": 2.0}, scores=right)
+    found = ig.gradient(links.amplifier, XY, params={"eta": 2.0}, scores=right)
     check(found, truth, 0.01)
 
 
@@ -153,7 +153,7 @@ def test_wrong_sign_is_caught() -> None:
     """Negative control: what calibration cannot repair must fail the comparison."""
     truth = {"eta": truths.tanh_derivative(2.0)}
     wrong = amplifier_scores(2.0, -1.0)
-    found = ig.gradient(XY, links.amplifier, params={"eta": 2.0}, scores=wrong)
+    found = ig.gradient(links.amplifier, XY, params={"eta": 2.0}, scores=wrong)
     assert abs(found.diagnostics["stein_residual(y)"]) > 0.5
     with pytest.raises(AssertionError):
         check(found, truth, 0.01)
@@ -173,7 +173,7 @@ def test_gamma_noise_has_the_right_gradient(scores) -> None:
         return -np.sum(p * np.log(p)) * (y[1] - y[0])
 
     truth = {"a": (entropy(1.01) - entropy(0.99)) / 0.02}
-    found = ig.gradient(XY, links.gamma_channel, params={"a": 1.0}, scores=scores)
+    found = ig.gradient(links.gamma_channel, XY, params={"a": 1.0}, scores=scores)
     check(found, truth, 0.03, rounding=0.005)
 
 
@@ -182,7 +182,7 @@ def test_discrete_condition(scores) -> None:
     """I(x;y|on) = 0.7 log(1 + a^2) / 2."""
     truth = {"a": 0.7 * 1.5 / (1 + 1.5**2)}
     objective = ig.MI("x", "y", given="on")
-    found = ig.gradient(objective, links.switched, params={"a": 1.5}, scores=scores)
+    found = ig.gradient(links.switched, objective, params={"a": 1.5}, scores=scores)
     check(found, truth, 0.01)
 
 
@@ -191,7 +191,7 @@ def test_discrete_input(scores) -> None:
     truth = {"a": links.pam_derivative(1.0)}
     objective = ig.MI("symbol", "y")
     found = ig.gradient(
-        objective, links.pam, params={"a": 1.0}, scores=scores, num_samples=16384
+        links.pam, objective, params={"a": 1.0}, scores=scores, num_samples=16384
     )
     check(found, truth, 0.02)
 
@@ -207,7 +207,7 @@ def power(v):
 def test_expectation_alone(scores) -> None:
     """E[v1^2] = a^2 + 1."""
     found = ig.gradient(
-        ig.Expectation(power), links.link, params={"a": 1.5}, scores=scores
+        links.link, ig.Expectation(power), params={"a": 1.5}, scores=scores
     )
     check(found, {"a": 3.0, "b": 0.0}, 0.02, rounding=1e-4)
 
@@ -217,15 +217,15 @@ def test_information_less_a_price(scores) -> None:
     truth = {"a": 0.25 - 0.1 * 4.0, "b": 0.25}
     objective = XY - 0.1 * ig.Expectation(power)
     found = ig.gradient(
-        objective, links.link, params={"a": 2.0, "b": 1.0}, scores=scores
+        links.link, objective, params={"a": 2.0, "b": 1.0}, scores=scores
     )
     check(found, truth, 0.01)
 
 
 def test_scalar_multiples_multiply_the_gradient() -> None:
     point = {"a": 2.0, "b": 1.0}
-    once = ig.gradient(XY, links.link, params=point, scores=AVERAGE)
-    minus = ig.gradient(-2 * XY, links.link, params=point, scores=AVERAGE)
+    once = ig.gradient(links.link, XY, params=point, scores=AVERAGE)
+    minus = ig.gradient(links.link, -2 * XY, params=point, scores=AVERAGE)
     np.testing.assert_allclose(minus.value["a"], -2 * once.value["a"], rtol=1e-4)
 
 
@@ -235,7 +235,7 @@ def test_scalar_multiples_multiply_the_gradient() -> None:
 @named
 def test_vector_parameter(scores) -> None:
     w = np.array([0.5, -1.0, 0.8])
-    found = ig.gradient(XY, links.combiner, scores=scores)
+    found = ig.gradient(links.combiner, XY, scores=scores)
     assert found.value["w"].shape == found.standard_error["w"].shape == (3,)
     check(found, {"w": w / (1 + w @ w)}, 0.02)
 
@@ -244,7 +244,7 @@ def test_module_parameters() -> None:
     """A linear nnx layer K: I(u;y) = log det(I + K^T K) / 2, none in its bias."""
     sm = ig.structural_model(links.linear_network)
     (name,) = sm.params
-    found = ig.gradient(ig.MI("u", "y"), sm, scores=AVERAGE)
+    found = ig.gradient(sm, ig.MI("u", "y"), scores=AVERAGE)
     kernel = np.asarray(sm.params[name]["kernel"], float)
     inverse = np.linalg.inv(np.eye(2) + kernel.T @ kernel)
     tree = jax.tree.structure(sm.params[name])
@@ -267,7 +267,7 @@ def test_constrained_parameter_keeps_its_own_space() -> None:
         x = numpyro.sample("x", dist.Normal(0, scale))
         numpyro.sample("y", dist.Normal(x, 1.0))
 
-    found = ig.gradient(XY, model, scores="exact")
+    found = ig.gradient(model, XY, scores="exact")
     check(found, {"scale": 0.4}, 0.0)
 
 
@@ -287,12 +287,12 @@ def test_noise_asked_for_is_that_of_the_noisier_model() -> None:
         numpyro.sample("y", dist.Normal(b * v1 + v2, jnp.sqrt(1.05)))
 
     point = {"a": 2.0, "b": 1.0}
-    truth = ig.gradient(XY, noisier, params=point, scores="exact").value
+    truth = ig.gradient(noisier, XY, params=point, scores="exact").value
     assert abs(float(truth["a"]) - 0.25) > 5e-4
     method = Denoising(
         noise_variance=0.05, hidden=(8,), num_steps=20, num_samples=16384
     )
-    found = ig.gradient(XY, links.link, params=point, scores=method)
+    found = ig.gradient(links.link, XY, params=point, scores=method)
     check(found, truth, 0.01)
     assert "'y' (variance 0.05)" in found.warnings[0]
     assert "'y' (variance 0.05)" in repr(found)
@@ -300,7 +300,7 @@ def test_noise_asked_for_is_that_of_the_noisier_model() -> None:
 
 @pytest.mark.slow
 def test_the_noise_of_a_deterministic_output_is_extrapolated_away() -> None:
-    found = ig.gradient(XY, links.lagged, params={"a": 1.0}, scores=LEARN)
+    found = ig.gradient(links.lagged, XY, params={"a": 1.0}, scores=LEARN)
     check(found, {"a": 1 / 2}, 0.02)
     assert not found.warnings
 
@@ -315,7 +315,7 @@ def test_appended_noise_keeps_the_scales_of_components() -> None:
         n = numpyro.sample("n", dist.Normal(0, 1).expand([2]).to_event(1))
         numpyro.deterministic("y", jnp.stack([a * x + n[0], 100 * n[1]]))
 
-    found = ig.gradient(XY, model, scores=LEARN)
+    found = ig.gradient(model, XY, scores=LEARN)
     # noise in proportion to the second component would leave 0.01
     check(found, {"a": 1 / 2}, 0.01)
 
@@ -324,14 +324,14 @@ def test_appended_noise_keeps_the_scales_of_components() -> None:
 
 
 def test_auto_is_exact_for_a_linear_model() -> None:
-    found = ig.gradient(XY, links.link, params={"a": 2.0, "b": 1.0})
+    found = ig.gradient(links.link, XY, params={"a": 2.0, "b": 1.0})
     assert found.diagnostics["method"] == "exact"
     assert "linear-Gaussian" in found.diagnostics["reason"]
     check(found, {"a": 0.25, "b": 0.25}, 0.0)
 
 
 def test_auto_is_a_mixture_at_moderate_information() -> None:
-    found = ig.gradient(XY, links.amplifier, params={"eta": 1.0})
+    found = ig.gradient(links.amplifier, XY, params={"eta": 1.0})
     assert found.diagnostics["method"] == "mixture"
     assert "not an affine function" in found.diagnostics["reason"]
     assert "effective sample size" in found.diagnostics["reason"]
@@ -340,21 +340,21 @@ def test_auto_is_a_mixture_at_moderate_information() -> None:
 
 def test_auto_trusts_quasi_random_components_of_few_values() -> None:
     """Kish's size of 1024 draws of 16 values is below 100, but each has its share."""
-    found = ig.gradient(ig.MI("symbol", "y"), links.qam, params={"a": 2.0})
+    found = ig.gradient(links.qam, ig.MI("symbol", "y"), params={"a": 2.0})
     assert found.diagnostics["method"] == "mixture"
     assert found.diagnostics["effective_sample_size(y)"] < 100
     check(found, {"a": 2 * links.pam_derivative(2.0)}, 0.005)
 
 
 def test_auto_walks_where_a_mixture_gives_out() -> None:
-    found = ig.gradient(XY, links.quiet_amplifier, num_samples=4096)
+    found = ig.gradient(links.quiet_amplifier, XY, num_samples=4096)
     assert found.diagnostics["method"] == "mcmc"
     assert "effective sample size is only" in found.diagnostics["reason"]
 
 
 @pytest.mark.slow
 def test_auto_learns_a_deterministic_output_and_says_why() -> None:
-    found = ig.gradient(XY, links.unobserved, num_samples=4096)
+    found = ig.gradient(links.unobserved, XY, num_samples=4096)
     assert found.diagnostics["method"] == "denoising"
     assert "'y' is deterministic" in found.diagnostics["reason"]
 
@@ -364,8 +364,8 @@ def test_more_samples_shrink_the_standard_error() -> None:
     def error(num_samples):
         errors = [
             ig.gradient(
-                XY,
                 links.amplifier,
+                XY,
                 params={"eta": 1.0},
                 scores=AVERAGE,
                 num_samples=num_samples,
@@ -382,30 +382,30 @@ def test_same_key_same_gradient_other_key_another() -> None:
     def value(seed):
         key = jax.random.key(seed)
         settings = {"scores": AVERAGE, "rng_key": key, "params": {"eta": 1.0}}
-        return float(ig.gradient(XY, links.amplifier, **settings).value["eta"])
+        return float(ig.gradient(links.amplifier, XY, **settings).value["eta"])
 
     assert value(3) == value(3) != value(4)
 
 
 def test_default_key_is_zero() -> None:
     settings = {"scores": AVERAGE, "params": {"eta": 1.0}}
-    first = ig.gradient(XY, links.amplifier, **settings)
-    second = ig.gradient(XY, links.amplifier, rng_key=jax.random.key(0), **settings)
+    first = ig.gradient(links.amplifier, XY, **settings)
+    second = ig.gradient(links.amplifier, XY, rng_key=jax.random.key(0), **settings)
     assert first.value["eta"] == second.value["eta"]
 
 
 def test_repr_has_the_numbers() -> None:
-    shown = repr(ig.gradient(XY, links.link, params={"a": 2.0, "b": 1.0}))
+    shown = repr(ig.gradient(links.link, XY, params={"a": 2.0, "b": 1.0}))
     assert "exact" in shown and "a: 0.25 +- 0" in shown
-    assert "w: [0.17301" in repr(ig.gradient(XY, links.combiner))
+    assert "w: [0.17301" in repr(ig.gradient(links.combiner, XY))
 
 
 def test_double_precision(x64) -> None:
     point = {"a": 2.0, "b": 1.0}
-    found = ig.gradient(XY, links.link, params=point)
+    found = ig.gradient(links.link, XY, params=point)
     assert found.value["a"].dtype == jnp.float64
     check(found, {"a": 0.25, "b": 0.25}, 0.0, rounding=1e-12)
-    average = ig.gradient(XY, links.link, params=point, scores=AVERAGE)
+    average = ig.gradient(links.link, XY, params=point, scores=AVERAGE)
     assert average.value["a"].dtype == jnp.float64
     check(average, {"a": 0.25, "b": 0.25}, 0.01)
 
@@ -419,7 +419,7 @@ def test_single_precision_numbers_in_double_precision(x64) -> None:
         mean = jnp.tanh(numpyro.param("eta", one) * x)
         numpyro.sample("y", dist.Normal(mean, jnp.float32(0.5)))
 
-    found = ig.gradient(XY, model, scores="mixture")
+    found = ig.gradient(model, XY, scores="mixture")
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.01)
 
 
@@ -434,7 +434,7 @@ def scaled() -> None:
 
 def test_entropy_of_a_known_density_is_exact() -> None:
     """h(x, y) = h(noise) + log s: by the log density, without any variance."""
-    found = ig.gradient(ig.Entropy(("x", "y")), scaled)
+    found = ig.gradient(scaled, ig.Entropy(("x", "y")))
     check(found, {"a": 0.0, "s": 1 / 0.3}, 1e-6, rounding=1e-5)
 
 
@@ -443,7 +443,7 @@ def test_score_and_log_density_agree(share, monkeypatch) -> None:
     """Whichever share of a known density's entropy goes by which."""
     monkeypatch.setattr(pullback, "shares", lambda *args: jnp.full(1, share))
     jax.clear_caches()
-    found = ig.gradient(ig.Entropy(("x", "y")), scaled)
+    found = ig.gradient(scaled, ig.Entropy(("x", "y")))
     jax.clear_caches()
     check(found, {"a": 0.0, "s": 1 / 0.3}, 0.2, rounding=1e-5)
 
@@ -461,7 +461,7 @@ def test_heavy_tailed_noise_has_the_right_gradient() -> None:
         return -np.sum(p * np.log(p) / np.cos(t) ** 2) * (t[1] - t[0])
 
     truth = {"a": (entropy(1.01) - entropy(0.99)) / 0.02}
-    found = ig.gradient(XY, links.cauchy_channel, params={"a": 1.0}, scores=AVERAGE)
+    found = ig.gradient(links.cauchy_channel, XY, params={"a": 1.0}, scores=AVERAGE)
     check(found, truth, 0.01)
 
 
@@ -475,7 +475,7 @@ def coverage(scores, num_keys: int) -> tuple[float, float]:
     values, errors = [], []
     for seed in range(num_keys):
         key = jax.random.key(100 + seed)
-        found = ig.gradient(XY, links.link, params=point, scores=scores, rng_key=key)
+        found = ig.gradient(links.link, XY, params=point, scores=scores, rng_key=key)
         values.append([float(found.value[n]) for n in "ab"])
         errors.append([float(found.standard_error[n]) for n in "ab"])
     inside = np.abs(np.array(values) - truth) <= 2 * np.array(errors)

@@ -26,7 +26,7 @@ import truths
 
 def check(objective, model, truth: dict[str, float], scores, params=None, **settings):
     """Within three standard errors, each at most 1 % of the largest component."""
-    found = ig.gradient(objective, model, params=params, scores=scores, **settings)
+    found = ig.gradient(model, objective, params=params, scores=scores, **settings)
     assert_within(
         jax.tree.map(np.asarray, found.value),
         jax.tree.map(np.asarray, found.standard_error),
@@ -207,7 +207,7 @@ def test_entropy_of_a_positive_site(scores) -> None:
 
 
 def test_value_of_the_entropy_of_a_positive_site() -> None:
-    found = ig.estimate(Entropy("y"), log_normal)
+    found = ig.estimate(log_normal, Entropy("y"))
     truth = 0.2 + 0.5 * np.log(2 * np.pi * np.e)
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.005)
 
@@ -241,4 +241,4 @@ def test_entropy_of_a_law_on_a_fixed_support(law, start, truth) -> None:
 def test_entropy_on_a_support_that_moves_is_refused() -> None:
     """h = log k of a uniform law on (0, k): its score is zero inside."""
     with pytest.raises(BoundaryError, match="'y'"):
-        ig.gradient(Entropy("y"), root(lambda k: dist.Uniform(0.0, k), 2.0))
+        ig.gradient(root(lambda k: dist.Uniform(0.0, k), 2.0), Entropy("y"))

@@ -99,9 +99,9 @@ def test_expectation_of_a_truth():
     positive = Expectation(lambda v: (v["y"] > 0).astype(float))
     for objective in (positive, Expectation(lambda v: v["y"] > 0)):
         with pytest.raises(JumpError, match=r"Expectation\(<lambda>\)"):
-            ig.gradient(objective, located)
+            ig.gradient(located, objective)
     # P(y > 0) = Phi(p), but no sample's derivative sees it.
-    missed = ig.gradient(positive, located, allow_jumps=True)
+    missed = ig.gradient(located, positive, allow_jumps=True)
     assert stats.norm.pdf(0.5) > 0.35
     assert float(missed.value["p"]) == float(missed.standard_error["p"]) == 0.0
 
@@ -117,7 +117,7 @@ def test_expectation_is_asked_only_for_what_it_reads():
         numpyro.sample("b", dist.Bernoulli(logits=numpyro.param("q", 0.5)))
         located()
 
-    found = ig.gradient(Expectation(lambda v: v["y"]), model)
+    found = ig.gradient(model, Expectation(lambda v: v["y"]))
     assert float(found.value["p"]) == pytest.approx(1.0)
     both = Expectation(lambda v: v["y"] * v["b"])
     with pytest.raises(ReparametrizationError, match="'b'"):
@@ -176,7 +176,7 @@ def test_a_jump_on_a_draw_from_a_key_has_no_pathwise_gradient():
     objective = Expectation(lambda v: v["y"])
     with pytest.raises(JumpError):
         check(model, objective)
-    missed = ig.gradient(objective, model, allow_jumps=True)
+    missed = ig.gradient(model, objective, allow_jumps=True)
     assert 2 * 3 * stats.gamma(3.0).pdf(3.0) > 1.3  # d/dp of 2 P(p g > 3) at p = 1
     assert float(missed.value["p"]) == 0.0
 
@@ -301,7 +301,7 @@ def test_jumps_that_are_none_or_do_not_move(name):
 
 def test_a_jump_at_a_fixed_place_leaves_the_gradient_right():
     fn, params = STEADY["fixed place"]
-    found = ig.gradient(Expectation(lambda v: v["y"] ** 2), driven(fn, **params))
+    found = ig.gradient(driven(fn, **params), Expectation(lambda v: v["y"] ** 2))
     # Y = a X + 1 above 0 and a X / 100 - 1 below, and noise: E Y^2 has the slope
     # a (1 + 1e-4) + 2 (1 + 1/100) E[X; X > 0].
     truth = 1.0001 + 2.02 * stats.norm.pdf(0.0)
@@ -436,7 +436,7 @@ def test_a_stopped_derivative(name):
     model = mean_of(STOPPED[name], jnp.array([1.0, 0.5]))
     with pytest.raises(ReparametrizationError, match="'y' does not move with 'a'"):
         check(model)
-    missed = ig.gradient(X_TO_Y, model, allow_jumps=True)
+    missed = ig.gradient(model, X_TO_Y, allow_jumps=True)
     assert float(missed.value["a"][0]) == 0.0  # I(X;Y) grows with the gain
 
 

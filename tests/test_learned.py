@@ -80,7 +80,7 @@ def test_extrapolation_leaves_constants_and_removes_powers() -> None:
     ],
 )
 def test_a_black_box_by_its_samples(name) -> None:
-    found = ig.gradient(XY, black_box, scores=METHODS[name])
+    found = ig.gradient(black_box, XY, scores=METHODS[name])
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.02)
     assert any("no chain can check the score of 'y'" in w for w in found.warnings)
 
@@ -89,7 +89,7 @@ def test_a_black_box_by_its_samples(name) -> None:
 @pytest.mark.parametrize("method", ["sliced", "flow"])
 def test_samples_learn_inputs_that_move(method) -> None:
     """The cause of both depends on e; the block of y alone would give 0.000."""
-    found = ig.gradient(XY, links.common_cause, scores=METHODS[method])
+    found = ig.gradient(links.common_cause, XY, scores=METHODS[method])
     check(found, {"e": 0.5}, 0.02)
 
 
@@ -144,7 +144,7 @@ def test_laws_of_noise(law, inside) -> None:
         else:
             numpyro.sample("y", make(mean))
 
-    found = ig.gradient(XY, model, scores=LEARN)
+    found = ig.gradient(model, XY, scores=LEARN)
     check(found, {"gain": slope_by_grid(truth)}, 0.02, num_sigmas=3)
     assert not found.warnings
 
@@ -165,14 +165,14 @@ def test_low_noise(method) -> None:
         mean = jnp.tanh(numpyro.param("eta", 0.5) * x)
         numpyro.sample("y", dist.Normal(mean, 1e-3**0.5).to_event(1))
 
-    found = ig.gradient(XY, model, scores=method)
+    found = ig.gradient(model, XY, scores=method)
     truth = 4 * truths.tanh_derivative(0.5, 1e-3)
     check(found, {"eta": truth}, 0.03 * truth, rel=0.03)
 
 
 def test_a_mixture_has_no_use_for_a_black_box() -> None:
     with pytest.raises(DensityError, match="deterministic"):
-        ig.gradient(XY, black_box, scores="mixture")
+        ig.gradient(black_box, XY, scores="mixture")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def apply(weights, x):
 @pytest.mark.parametrize("network", [Body, (start, apply)], ids=["module", "function"])
 def test_a_network_of_the_users(network) -> None:
     method = replace(LEARN, hidden=None, network=network)
-    found = ig.gradient(XY, links.amplifier, scores=method)
+    found = ig.gradient(links.amplifier, XY, scores=method)
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.01)
 
 
@@ -244,7 +244,7 @@ def with_batch_norm(inputs, rngs):
 def test_networks_that_will_not_do(network, words) -> None:
     with pytest.raises(ArgumentError, match=words):
         method = replace(LEARN, hidden=None, network=network)
-        ig.gradient(XY, links.amplifier, scores=method)
+        ig.gradient(links.amplifier, XY, scores=method)
 
 
 class NormalLaw(ScoreMethod):
@@ -258,7 +258,7 @@ class NormalLaw(ScoreMethod):
 def test_a_method_of_the_users() -> None:
     """h(y) = log(2 + b^2 + (1 + a b)^2) / 2 + const."""
     point = {"a": 2.0, "b": 1.0}
-    found = ig.gradient(ig.Entropy("y"), links.link, params=point, scores=NormalLaw())
+    found = ig.gradient(links.link, ig.Entropy("y"), params=point, scores=NormalLaw())
     check(found, {"a": 3 / 12, "b": 7 / 12}, 0.01)
 
 
@@ -279,7 +279,7 @@ def test_methods_that_return_no_scores(found, words) -> None:
             return found(values["y"])
 
     with pytest.raises(ScoreError, match=words):
-        ig.gradient(ig.Entropy("y"), links.link, scores=Odd())
+        ig.gradient(links.link, ig.Entropy("y"), scores=Odd())
 
 
 def test_a_clipped_output_has_no_density() -> None:
@@ -290,7 +290,7 @@ def test_a_clipped_output_has_no_density() -> None:
         numpyro.deterministic("y", jnp.clip(y, -1, 1))
 
     with pytest.raises(DensityError, match="site 'y' is computed and takes the same"):
-        ig.gradient(XY, model, scores="sliced")
+        ig.gradient(model, XY, scores="sliced")
 
 
 def test_samples_learned_by_heart_are_not_trusted() -> None:
@@ -300,7 +300,7 @@ def test_samples_learned_by_heart_are_not_trusted() -> None:
         numpyro.sample("y", dist.Normal(mean, 1.0).to_event(1))
 
     method = Denoising(hidden=(32, 32), pool_size=256, batch_size=256, num_samples=1024)
-    warnings = ig.gradient(XY, model, scores=method).warnings
+    warnings = ig.gradient(model, XY, scores=method).warnings
     assert any("beyond a normal law" in warning for warning in warnings)
 
 
@@ -315,19 +315,19 @@ def regression(y) -> None:
 
 def test_a_posterior_of_the_users() -> None:
     method = Posterior(model=regression, num_steps=1000, num_samples=4096)
-    found = ig.gradient(XY, links.link, params={"a": 2.0, "b": 1.0}, scores=method)
+    found = ig.gradient(links.link, XY, params={"a": 2.0, "b": 1.0}, scores=method)
     check(found, {"a": 0.25, "b": 0.25}, 0.01)
 
 
 def test_discrete_inputs_by_a_classifier() -> None:
     method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
-    found = ig.gradient(ig.MI("symbol", "y"), links.pam, scores=method)
+    found = ig.gradient(links.pam, ig.MI("symbol", "y"), scores=method)
     check(found, {"a": links.pam_derivative(1.0)}, 0.03)
 
 
 def test_continuous_inputs_by_a_mixture_of_normal_laws() -> None:
     method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
-    found = ig.gradient(XY, black_box, scores=method)
+    found = ig.gradient(black_box, XY, scores=method)
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.02)
     (unchecked,) = found.warnings
     assert "no chain can check the score of 'x|y'" in unchecked
@@ -342,7 +342,7 @@ def test_coarse_posteriors_are_not_trusted() -> None:
         numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1))
 
     method = Posterior(hidden=(32,), num_steps=300, num_samples=1024, pool_size=256)
-    wrong, few, many = ig.gradient(XY, model, scores=method).warnings
+    wrong, few, many = ig.gradient(model, XY, scores=method).warnings
     assert "the score of 'x|y' is wrong" in wrong
     assert "worse on held-out samples" in few
     assert "of 5 numbers" in many
@@ -356,15 +356,15 @@ def test_posteriors_that_can_not_be() -> None:
         numpyro.sample("x", dist.Normal(y, 1))
 
     with pytest.raises(ScoreError, match=r"samples \['z'\], expected \['x'\]"):
-        ig.gradient(XY, links.link, scores=Posterior(model=other))
+        ig.gradient(links.link, XY, scores=Posterior(model=other))
     with pytest.raises(ScoreError, match="Name its arguments after these sites"):
-        ig.gradient(XY, links.link, scores=Posterior(model=lambda obs: None))
+        ig.gradient(links.link, XY, scores=Posterior(model=lambda obs: None))
     with pytest.raises(ScoreError, match="no parameters to train"):
-        ig.gradient(XY, links.link, scores=Posterior(model=untrained))
+        ig.gradient(links.link, XY, scores=Posterior(model=untrained))
     with pytest.raises(ScoreError, match="no parameter reaches"):
-        ig.gradient(XY, links.common_cause, scores="posterior")
+        ig.gradient(links.common_cause, XY, scores="posterior")
     with pytest.raises(ScoreError, match="entropy of"):
-        ig.gradient(ig.Entropy("y"), links.link, scores="posterior")
+        ig.gradient(links.link, ig.Entropy("y"), scores="posterior")
 
 
 def noisy_sum() -> None:
@@ -384,7 +384,7 @@ def noisy_sum() -> None:
 )
 def test_inputs_that_no_classifier_takes(inputs, words) -> None:
     with pytest.raises(ScoreError, match=words):
-        ig.gradient(ig.MI(inputs, "y"), noisy_sum, scores="posterior")
+        ig.gradient(noisy_sum, ig.MI(inputs, "y"), scores="posterior")
 
 
 # -- one training for a range of parameters -------------------------------------------
@@ -394,13 +394,13 @@ def test_inputs_that_no_classifier_takes(inputs, words) -> None:
 def trained():
     method = replace(LEARN, num_steps=60)
     return ig.pretrain_scores(
-        XY, links.amplifier, {"eta": (0.5, 3.0)}, scores=method, num_points=64
+        links.amplifier, XY, {"eta": (0.5, 3.0)}, scores=method, num_points=64
     )
 
 
 def test_a_sweep_trains_nothing(trained) -> None:
     for eta in (0.5, 1.0, 2.0):
-        found = ig.gradient(XY, links.amplifier, params={"eta": eta}, scores=trained)
+        found = ig.gradient(links.amplifier, XY, params={"eta": eta}, scores=trained)
         check(found, {"eta": truths.tanh_derivative(eta)}, 0.01)
 
 
@@ -414,9 +414,9 @@ def test_an_ascent_stops_where_the_training_ended(trained) -> None:
 
 def test_what_pretrained_scores_refuse(trained) -> None:
     with pytest.raises(ArgumentError, match="'eta' is 4.0, outside"):
-        ig.gradient(XY, links.amplifier, params={"eta": 4.0}, scores=trained)
+        ig.gradient(links.amplifier, XY, params={"eta": 4.0}, scores=trained)
     with pytest.raises(ScoreError, match="another model"):
-        ig.gradient(XY, links.quiet_amplifier, scores=trained)
+        ig.gradient(links.quiet_amplifier, XY, scores=trained)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_what_pretrained_scores_refuse(trained) -> None:
 )
 def test_ranges_that_are_none(over, words) -> None:
     with pytest.raises(ArgumentError, match=words):
-        ig.pretrain_scores(XY, links.amplifier, over)
+        ig.pretrain_scores(links.amplifier, XY, over)
 
 
 @pytest.mark.parametrize("over", [(-1.0, 3.0), dist.Normal(0, 1)], ids=["box", "law"])
@@ -444,7 +444,7 @@ def test_ranges_outside_of_a_constraint(over) -> None:
         numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), 0.5))
 
     with pytest.raises(ArgumentError, match="leaves the parameter's constraint"):
-        ig.pretrain_scores(XY, model, {"gain": over})
+        ig.pretrain_scores(model, XY, {"gain": over})
 
 
 @pytest.mark.slow
@@ -452,14 +452,14 @@ def test_a_law_of_parameters() -> None:
     """Networks see the range that the law's draws span."""
     over = {"eta": dist.Uniform(0.5, 2.0)}
     small = replace(LEARN, num_steps=40, pool_size=4096)
-    trained = ig.pretrain_scores(XY, links.amplifier, over, scores=small, num_points=32)
-    found = ig.gradient(XY, links.amplifier, params={"eta": 1.5}, scores=trained)
+    trained = ig.pretrain_scores(links.amplifier, XY, over, scores=small, num_points=32)
+    found = ig.gradient(links.amplifier, XY, params={"eta": 1.5}, scores=trained)
     check(found, {"eta": truths.tanh_derivative(1.5)}, 0.02)
 
 
 def test_only_learned_scores_are_pretrained() -> None:
     with pytest.raises(ArgumentError, match="learned"):
-        ig.pretrain_scores(XY, links.amplifier, {"eta": (0, 1)}, scores="mixture")
+        ig.pretrain_scores(links.amplifier, XY, {"eta": (0, 1)}, scores="mixture")
 
 
 # -- drift ---------------------------------------------------------------------------
@@ -561,7 +561,7 @@ def test_annealing_that_is_none(annealing) -> None:
 
 
 def test_sound_scores_are_trusted(capsys) -> None:
-    found = ig.diagnostics.check_scores(XY, links.amplifier, scores=LEARN)
+    found = ig.diagnostics.check_scores(links.amplifier, XY, scores=LEARN)
     assert found.trusted, found
     assert "Nothing speaks against" in capsys.readouterr().out
     (each,) = found.sets
@@ -572,8 +572,8 @@ def test_sound_scores_are_trusted(capsys) -> None:
 
 def test_scores_through_appended_noise_are_checked_through_it() -> None:
     found = ig.diagnostics.check_scores(
-        XY,
         links.link,
+        XY,
         params={"a": 2.0, "b": 1.0},
         scores=replace(LEARN, noise_variance=1.0),
         verbose=False,
@@ -584,8 +584,8 @@ def test_scores_through_appended_noise_are_checked_through_it() -> None:
 def test_wrong_scores_are_not() -> None:
     wrong = ig.scores.Analytic(links.link_scores(2.0, 1.0, 1.3))
     found = ig.diagnostics.check_scores(
-        XY,
         links.link,
+        XY,
         params={"a": 2.0, "b": 1.0},
         scores=wrong,
         verbose=False,
@@ -598,13 +598,13 @@ def test_wrong_scores_are_not() -> None:
 def test_scores_that_are_not_finite_are_not_trusted() -> None:
     method = Analytic({"y": lambda params, v: jnp.nan * v["y"]})
     found = ig.diagnostics.check_scores(
-        XY, links.amplifier, scores=method, verbose=False
+        links.amplifier, XY, scores=method, verbose=False
     )
     assert not found.trusted
 
 
 def test_closed_forms_need_no_check() -> None:
-    found = ig.diagnostics.check_scores(XY, links.link, verbose=False)
+    found = ig.diagnostics.check_scores(links.link, XY, verbose=False)
     assert found.trusted
     with pytest.raises(ArgumentError, match="no chain checked"):
         found.plot()

@@ -135,5 +135,5 @@ def test_meshes_that_will_not_do() -> None:
 
 def test_a_mesh_of_one_device_changes_nothing() -> None:
     mesh = jax.make_mesh((1,), ("samples",))
-    spread = ig.estimate(ig.MI("x", "y"), links.amplifier, mesh=mesh)
-    assert spread.value == ig.estimate(ig.MI("x", "y"), links.amplifier).value
+    spread = ig.estimate(links.amplifier, ig.MI("x", "y"), mesh=mesh)
+    assert spread.value == ig.estimate(links.amplifier, ig.MI("x", "y")).value

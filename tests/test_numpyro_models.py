@@ -728,7 +728,7 @@ def test_the_derivative_is_that_of_a_central_difference(model):
 def test_gradient_takes_the_model_as_it_is(model):
     family, seen = FAMILIES[model], look(model)
     price = ig.Expectation(lambda values: functional(values[family.target]))
-    found = ig.gradient(price, seen.sm, num_samples=4096)
+    found = ig.gradient(seen.sm, price, num_samples=4096)
     keys = jax.random.split(jax.random.key(3), 8)
     noises = [seen.sm.sample_noise(key, DRAWS) for key in keys]
     slopes = [seen.run(seen.sm.params, noise)[1] for noise in noises]
@@ -913,7 +913,7 @@ def test_what_has_no_pathwise_gradient_is_refused(model):
     site, error, words = NOT_DIFFERENTIATED[model]
     sm = ig.structural_model(model)  # it has draws all the same
     objective = ig.Entropy(site)
-    refuses(error, f"'{site}'", *words, call=lambda: ig.gradient(objective, sm))
+    refuses(error, f"'{site}'", *words, call=lambda: ig.gradient(sm, objective))
 
 
 def test_how_much_changes_at_a_changepoint_is_differentiated():

@@ -245,9 +245,9 @@ def test_codeword_wider_than_its_source_is_exact() -> None:
     w = ig.structural_model(model).params["w"]
     truth = 0.5 * jnp.linalg.slogdet(jnp.eye(2) + 4 * w.T @ w)[1]
     for inputs in ("x", "u"):
-        assert ig.estimate(ig.MI(inputs, "y"), model).value == pytest.approx(truth)
+        assert ig.estimate(model, ig.MI(inputs, "y")).value == pytest.approx(truth)
     slope = 4 * w @ jnp.linalg.inv(jnp.eye(2) + 4 * w.T @ w)
-    found = ig.gradient(XY, model, scores="exact")
+    found = ig.gradient(model, XY, scores="exact")
     np.testing.assert_allclose(found.value["w"], slope, atol=1e-5)
 
 
@@ -260,7 +260,7 @@ def test_codeword_has_the_gradient_of_its_source() -> None:
     truth = jax.grad(information)(jnp.asarray(links.PRECODER, jnp.float32))
     method = ig.scores.Mixture(num_components=1024, num_samples=8192)
     for inputs in ("x", "u"):
-        g = ig.gradient(ig.MI(inputs, "y"), links.codeword, scores=method)
+        g = ig.gradient(links.codeword, ig.MI(inputs, "y"), scores=method)
         error = np.asarray(g.standard_error["f"])
         assert np.all(np.abs(g.value["f"] - truth) < 4 * error + 1e-6)
         assert error.max() < 0.01

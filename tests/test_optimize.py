@@ -137,7 +137,7 @@ def test_positive_parameter() -> None:
         x = numpyro.sample("x", dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal(g * x, 1))
 
-    result = ig.maximize(XY - 0.1 * ig.Expectation(cost), model, **QUIET)
+    result = ig.maximize(model, XY - 0.1 * ig.Expectation(cost), **QUIET)
     assert float(result.params["g"]) == pytest.approx(2.0, abs=0.01)
 
 
@@ -240,8 +240,8 @@ def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
         numpyro.sample("y", dist.Normal(jnp.sqrt(p) * x, 1))
 
     result = ig.maximize(
-        XY - 2 * ig.Expectation(cost),
         model,
+        XY - 2 * ig.Expectation(cost),
         optimizer=optax.sgd(1.0),
         num_steps=8,
         **QUIET,
@@ -325,7 +325,7 @@ def test_minimize_reports_the_objective_itself() -> None:
         x = numpyro.sample("x", dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal((a - 0.7) * x, 1))
 
-    result = ig.minimize(ig.Entropy("y"), model, **QUIET)
+    result = ig.minimize(model, ig.Entropy("y"), **QUIET)
     floor = 0.5 * math.log(2 * math.pi * math.e)
     assert float(result.params["a"]) == pytest.approx(0.7, abs=0.05)
     assert result.estimate.value == pytest.approx(floor, abs=2e-3)
@@ -464,11 +464,11 @@ def test_rest_is_explained() -> None:
         x = numpyro.sample("x", dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal(x, 1))
 
-    result = ig.maximize(XY, unreached, num_steps=1, progress_bar=False)
+    result = ig.maximize(unreached, XY, num_steps=1, progress_bar=False)
     assert "no parameter reaches 'x', 'y'" in result.status
     held = ig.maximize(
-        XY,
         links.link,
+        XY,
         num_steps=1,
         progress_bar=False,
         projection=lambda p: {n: jnp.clip(v, -1, 0.5) for n, v in p.items()},

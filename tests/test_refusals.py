@@ -74,14 +74,14 @@ def refuses_gradient(
     error: type[Exception], *words: str, model: Any, objective: Any = X_TO_Y, **settings
 ) -> None:
     """`gradient` refuses, and `maximize` does for the same reason."""
-    refuses(error, *words, call=lambda: ig.gradient(objective, model, **settings))
+    refuses(error, *words, call=lambda: ig.gradient(model, objective, **settings))
     if "params" in settings:
         settings["init_params"] = settings.pop("params")
     refuses(
         error,
         *words,
         call=lambda: ig.maximize(
-            objective, model, num_steps=1, progress_bar=False, **settings
+            model, objective, num_steps=1, progress_bar=False, **settings
         ),
     )
 
@@ -154,7 +154,7 @@ def assert_far(estimate: Any, error: Any, truth: float, sigmas: float = 20.0) ->
 
 def value_of(model: Any, objective: Any = X_TO_Y, **settings) -> dict[str, float]:
     """The gradient's value as floats."""
-    found = ig.gradient(objective, model, **settings).value
+    found = ig.gradient(model, objective, **settings).value
     return {name: float(number) for name, number in found.items()}
 
 
@@ -185,7 +185,7 @@ def test_factor():
         numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
 
     refuses_gradient(ModelError, "'tilt'", "factor", model=model)
-    refuses(ModelError, "'tilt'", call=lambda: ig.estimate(X_TO_Y, model))
+    refuses(ModelError, "'tilt'", call=lambda: ig.estimate(model, X_TO_Y))
     # The factor makes X of variance 1/4: dI/da = 0.25 a / (1 + 0.25 a^2).
     found = value_of(model, model_kwargs={"weigh": False})["a"]
     assert_far(found, 0.0, 0.2)
@@ -285,7 +285,7 @@ def test_missing_site(objective):
     refuses_gradient(
         SiteError, "'why'", "it has: x, y", model=affine, objective=objective
     )
-    refuses(SiteError, "'why'", call=lambda: ig.estimate(objective, affine))
+    refuses(SiteError, "'why'", call=lambda: ig.estimate(affine, objective))
 
 
 HELD = {
@@ -300,7 +300,7 @@ HELD = {
 def test_a_site_that_is_held(how, site):
     model = HELD[how](site)
     refuses_gradient(SiteError, f"'{site}'", how, model=model)
-    refuses(SiteError, f"'{site}'", call=lambda: ig.estimate(X_TO_Y, model))
+    refuses(SiteError, f"'{site}'", call=lambda: ig.estimate(model, X_TO_Y))
 
 
 def test_recorded_output():
@@ -378,7 +378,7 @@ def test_the_order_of_names_does_not_matter():
         numpyro.sample(output, dist.Normal(mean, 0.5))
 
     objective = MI("x", output)
-    found = ig.gradient(objective, model, scores=MIXTURE, num_samples=1024)
+    found = ig.gradient(model, objective, scores=MIXTURE, num_samples=1024)
     truth = {"a": 0.252577}
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.03)
 
@@ -443,7 +443,7 @@ def test_sampler_without_a_gradient(name):
 
 
 def test_samplers_without_a_gradient_may_stand_where_no_parameter_goes():
-    found = ig.gradient(MI("symbol", "y"), qam, scores=MIXTURE, num_samples=1024)
+    found = ig.gradient(qam, MI("symbol", "y"), scores=MIXTURE, num_samples=1024)
     assert np.linalg.norm(found.value["points"]) > 0.1
 
     def model():  # the discrete site depends on b, but reaches neither x nor y
@@ -467,7 +467,7 @@ def test_unknown_class_and_vouching():
     model = channel(Shifted)
     refuses_gradient(ReparametrizationError, "'y'", "Shifted", "vouch", model=model)
     assert exogenous.vouch(Shifted) is Shifted
-    found = ig.gradient(X_TO_Y, model, scores=MIXTURE, num_samples=8192)
+    found = ig.gradient(model, X_TO_Y, scores=MIXTURE, num_samples=8192)
     truth = {"a": 1.0 / (1.0 + 0.25)}
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.05)
 
@@ -487,7 +487,7 @@ def test_output_without_noise():
         numpyro.deterministic("y", numpyro.param("a", 2.0) * x)
 
     refuses_gradient(DegenerateError, "'x'", "'y'", "only 1", model=model)
-    refuses(DegenerateError, "'y'", call=lambda: ig.estimate(X_TO_Y, model))
+    refuses(DegenerateError, "'y'", call=lambda: ig.estimate(model, X_TO_Y))
 
 
 def test_two_equal_outputs():
@@ -527,7 +527,7 @@ def test_a_function_of_a_noisy_site_is_fine():
         numpyro.deterministic("y", jnp.arcsinh(v))
 
     method = dataclasses.replace(SMALL, noise_variance=0.2)
-    found = ig.gradient(X_TO_Y, model, scores=method, num_samples=4096)
+    found = ig.gradient(model, X_TO_Y, scores=method, num_samples=4096)
 
     def information(a):
         x, y = np.linspace(-7.0, 7.0, 201), np.linspace(-5.0, 5.0, 301)
@@ -546,7 +546,7 @@ def test_a_function_of_a_noisy_site_is_fine():
     refuses(
         DensityError,
         "'y'",
-        call=lambda: ig.estimate(X_TO_Y, model, method="nested"),
+        call=lambda: ig.estimate(model, X_TO_Y, method="nested"),
     )
 
 
@@ -592,13 +592,13 @@ def test_hard_jumps(name):
     model = through(JUMPS[name])
     refuses_gradient(JumpError, "allow_jumps=True", "noise before it", model=model)
     with pytest.raises(JumpError, match="'(s|y)'"):
-        ig.gradient(MI("x", "s"), model)
+        ig.gradient(model, MI("x", "s"))
 
 
 def test_sign_has_no_pathwise_gradient():
     model = through(jnp.sign)
     found = ig.gradient(
-        X_TO_Y, model, allow_jumps=True, scores=MIXTURE, num_samples=1024
+        model, X_TO_Y, allow_jumps=True, scores=MIXTURE, num_samples=1024
     )
     assert truth_of_sign() > 0.15
     assert_far(found.value["a"], found.standard_error["a"], truth_of_sign())
@@ -704,12 +704,12 @@ def test_a_derivative_that_is_not_finite():
     # The derivative of the root at 0 is infinite, and times the 0 of the maximum NaN.
     model = through(lambda v: jnp.sqrt(jnp.maximum(v, 0.0)))
     with pytest.raises(InfogradError, match="'(s|y)'.*not finite"):
-        ig.gradient(X_TO_Y, model)
+        ig.gradient(model, X_TO_Y)
 
 
 def test_leaky_relu_has_the_right_gradient():
     model = channel(lambda m: dist.Normal(jnp.where(m > 0, m, 0.1 * m), 0.5))
-    found = ig.gradient(X_TO_Y, model, scores=MIXTURE, num_samples=1024)
+    found = ig.gradient(model, X_TO_Y, scores=MIXTURE, num_samples=1024)
 
     def information(a):
         x = np.linspace(-8.5, 8.5, 2001)
@@ -774,7 +774,7 @@ def test_moving_boundary_is_missed_by_the_score_inside(name):
 @pytest.mark.parametrize("name", SMOOTH)
 def test_smooth_or_vanishing_boundary_is_served(name):
     law, density = SMOOTH[name]
-    found = ig.gradient(X_TO_Y, channel(law), scores=MIXTURE, num_samples=4096)
+    found = ig.gradient(channel(law), X_TO_Y, scores=MIXTURE, num_samples=4096)
     truth = {"a": truth_of(density)}
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.03)
 
@@ -784,7 +784,7 @@ def test_a_boundary_beyond_all_components_is_served():
     law, density = located(dist.Gamma(2.0, 1.0)), stats.gamma(2.0).pdf
     truth, unexplained = {"a": truth_of(density)}, 0.0
     for seed in range(4):
-        found = ig.gradient(X_TO_Y, channel(law), rng_key=jax.random.key(seed))
+        found = ig.gradient(channel(law), X_TO_Y, rng_key=jax.random.key(seed))
         assert found.diagnostics["method"] == "mixture" and not found.warnings
         unexplained += found.diagnostics["unexplained(y)"]
         error = found.standard_error
@@ -801,7 +801,7 @@ def test_known_densities_are_bounded_whatever_the_method():
 @pytest.mark.slow
 def test_smooth_boundary_is_served_by_denoising():
     law, density = SMOOTH["Laplace"]
-    found = ig.gradient(X_TO_Y, channel(law), scores=SMALL, num_samples=4096)
+    found = ig.gradient(channel(law), X_TO_Y, scores=SMALL, num_samples=4096)
     truth = {"a": truth_of(density)}
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.03)
 
@@ -810,7 +810,7 @@ def test_smooth_boundary_is_served_by_denoising():
 def test_appended_noise_has_no_boundary():
     law, _ = MOVING["Uniform"]
     method = dataclasses.replace(SMALL, noise_variance=0.1)
-    found = ig.gradient(X_TO_Y, channel(law), scores=method, num_samples=4096)
+    found = ig.gradient(channel(law), X_TO_Y, scores=method, num_samples=4096)
 
     def density(n):
         spread = np.sqrt(0.1)
@@ -822,7 +822,7 @@ def test_appended_noise_has_no_boundary():
 
 def test_fixed_boundary_is_fine():
     model = channel(lambda m: dist.Exponential(jnp.exp(m)))
-    found = ig.gradient(X_TO_Y, model, scores=MIXTURE, num_samples=1024)
+    found = ig.gradient(model, X_TO_Y, scores=MIXTURE, num_samples=1024)
     # log Y = -a X + log E: Gumbel-like noise of location -a X.
     truth = {"a": truth_of(stats.gumbel_r.pdf)}
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.05)
@@ -836,15 +836,15 @@ def test_unknown_parameter():
         ParameterError, "'gain'", "it has: a", model=affine, params={"gain": 1.0}
     )
     refuses(ParameterError, "'gain'",
-            call=lambda: ig.estimate(X_TO_Y, affine, params={"gain": 1}))  # fmt: skip
+            call=lambda: ig.estimate(affine, X_TO_Y, params={"gain": 1}))  # fmt: skip
 
 
 def test_wrong_shape_and_structure():
     wrong = {"a": jnp.ones(2)}
     with pytest.raises(ParameterError, match=r"'a' has shape \(\) .*got \(2,\)"):
-        ig.gradient(X_TO_Y, affine, params=wrong)
+        ig.gradient(affine, X_TO_Y, params=wrong)
     with pytest.raises(ParameterError, match="'a' has another structure"):
-        ig.gradient(X_TO_Y, affine, params={"a": {"w": 1.0}})
+        ig.gradient(affine, X_TO_Y, params={"a": {"w": 1.0}})
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
@@ -865,7 +865,7 @@ def test_model_without_parameters():
         numpyro.sample("y", dist.Normal(x, 1.0))
 
     refuses_gradient(ArgumentError, "no parameters", "numpyro.param", model=model)
-    assert ig.estimate(X_TO_Y, model).value == pytest.approx(0.5 * np.log(2), rel=1e-5)
+    assert ig.estimate(model, X_TO_Y).value == pytest.approx(0.5 * np.log(2), rel=1e-5)
 
 
 # Arguments.
@@ -912,7 +912,7 @@ def test_bad_num_samples(bad):
         ArgumentError, "num_samples", repr(bad), model=tanh_channel, num_samples=bad
     )
     refuses(ArgumentError, "num_samples",
-            call=lambda: ig.estimate(X_TO_Y, affine, num_samples=bad))  # fmt: skip
+            call=lambda: ig.estimate(affine, X_TO_Y, num_samples=bad))  # fmt: skip
 
 
 def test_num_samples_too_few_for_sixteen_replicates():
@@ -920,7 +920,7 @@ def test_num_samples_too_few_for_sixteen_replicates():
         ArgumentError,
         "num_samples",
         "128",
-        call=lambda: ig.gradient(X_TO_Y, tanh_channel, num_samples=128),
+        call=lambda: ig.gradient(tanh_channel, X_TO_Y, num_samples=128),
     )
 
 
@@ -940,7 +940,7 @@ def test_exact_scores_of_a_nonlinear_model():
     refuses_gradient(ScoreError, "'symbol'", "discrete", model=qam, scores="exact",
                      objective=MI("symbol", "y"))  # fmt: skip
     refuses(ArgumentError, "method='exact'", "nested",
-            call=lambda: ig.estimate(X_TO_Y, tanh_channel, method="exact"))  # fmt: skip
+            call=lambda: ig.estimate(tanh_channel, X_TO_Y, method="exact"))  # fmt: skip
 
 
 def test_score_that_analytic_lacks():
@@ -951,9 +951,9 @@ def test_score_that_analytic_lacks():
 def test_objective_that_says_nothing():
     for objective in (X_TO_Y - X_TO_Y, 0.0 * X_TO_Y, X_TO_Y + -1 * X_TO_Y):
         with pytest.raises(ArgumentError, match="is empty"):
-            ig.gradient(objective, affine)
+            ig.gradient(affine, objective)
         with pytest.raises(ArgumentError, match="is empty"):
-            ig.estimate(objective, affine)
+            ig.estimate(affine, objective)
 
 
 @pytest.mark.parametrize("bad", ["x", None, ("x", "y"), lambda v: v["y"]])
@@ -981,7 +981,7 @@ def test_what_is_no_model():
 
 
 def test_bad_settings_of_estimate_and_denoising():
-    estimate = functools.partial(ig.estimate, X_TO_Y, affine)
+    estimate = functools.partial(ig.estimate, affine, X_TO_Y)
     refuses(ArgumentError, "'trapezoid'", call=lambda: estimate(method="trapezoid"))
     refuses(ArgumentError, "'bans'", call=lambda: estimate(unit="bans"))
     for setting in (
@@ -1015,4 +1015,4 @@ def test_rules_that_go_backwards_alone_are_refused() -> None:
 
     for find in (ig.gradient, ig.estimate):
         with pytest.raises(ModelError, match="custom_vjp"):
-            find(ig.MI("x", "y"), model)
+            find(model, ig.MI("x", "y"))

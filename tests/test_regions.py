@@ -151,7 +151,7 @@ def test_a_direction_without_an_end_is_left_out(monkeypatch) -> None:
 
 def test_facets_that_are_no_polymatroid_are_priced_by_their_minimum() -> None:
     """I1 = 2, I2 = 1, I12 = 1.5: the sum alone prices (0.6, 0.4) at 0.9, not at 1."""
-    one = ig.estimate(SINGLE["r1"], multiple_access)
+    one = ig.estimate(multiple_access, SINGLE["r1"])
     values = {
         ("a",): replace(one, value=2.0),
         ("b",): replace(one, value=1.0),

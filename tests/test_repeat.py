@@ -64,8 +64,8 @@ def closure(weight: float):
 def test_a_second_gradient_compiles_nothing(compilations, scores) -> None:
     def call(weight, a, seed):
         return ig.gradient(
-            XY,
             closure(weight),
+            XY,
             params={"a": a},
             scores=scores,
             rng_key=jax.random.key(seed),
@@ -96,8 +96,8 @@ def test_a_second_value_compiles_nothing(compilations) -> None:
 def test_a_second_ascent_compiles_nothing(compilations) -> None:
     def call(weight, a):
         return ig.maximize(
-            XY - 0.1 * ig.Expectation(power),
             closure(weight),
+            XY - 0.1 * ig.Expectation(power),
             init_params={"a": a},
             num_steps=20,
             progress_bar=False,
@@ -174,7 +174,7 @@ def test_a_gradient_costs_a_few_simulations(num_params, num_samples) -> None:
 
     def pull_back():
         return ig.gradient(
-            ig.MI("u", "y"), sm, scores=scores, num_samples=num_samples
+            sm, ig.MI("u", "y"), scores=scores, num_samples=num_samples
         ).value
 
     simulate(), pull_back()
@@ -191,10 +191,10 @@ def test_models_do_not_pile_up_in_the_cache() -> None:
     from numpyro_infograd.gradient import _exact_gradient
 
     for weight in range(5):
-        ig.gradient(XY, closure(float(weight)), scores="exact")
+        ig.gradient(closure(float(weight)), XY, scores="exact")
     before = _exact_gradient._cache_size()
     for weight in range(20):
-        ig.gradient(XY, closure(0.1 * weight), scores="exact")
+        ig.gradient(closure(0.1 * weight), XY, scores="exact")
     assert _exact_gradient._cache_size() == before
 
 

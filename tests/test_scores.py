@@ -370,7 +370,7 @@ def test_analytic_sets_are_unordered_and_a_bare_array_will_do(multipath) -> None
 def test_analytic_errors_name_the_set(functions, words) -> None:
     with pytest.raises(ig.errors.ScoreError, match=words):
         ig.gradient(
-            ig.MI("x", "y"), links.link, params=POINT, scores=Analytic(functions)
+            links.link, ig.MI("x", "y"), params=POINT, scores=Analytic(functions)
         )
 
 
@@ -383,13 +383,13 @@ def test_analytic_joint_score_must_be_a_dict() -> None:
         }
     )
     with pytest.raises(ig.errors.ScoreError, match="dict"):
-        ig.gradient(ig.MI("x", "y"), links.common_cause, scores=method)
+        ig.gradient(links.common_cause, ig.MI("x", "y"), scores=method)
 
 
 @pytest.mark.parametrize("scores", ["nonsense", 3, None])
 def test_unknown_methods_are_named(scores) -> None:
     with pytest.raises(ig.errors.ArgumentError, match="denoising"):
-        ig.gradient(ig.MI("x", "y"), links.link, scores=scores)
+        ig.gradient(links.link, ig.MI("x", "y"), scores=scores)
 
 
 # -- coordinates without bounds ------------------------------------------------------
@@ -413,7 +413,7 @@ def test_denoising_of_a_bounded_site(bend) -> None:
     density = ig.structural_model(model).density(("y",))
     assert density.supports == (bend,)
     method = Denoising(num_steps=50, pool_size=8192, num_samples=8192)
-    found = ig.gradient(ig.MI("x", "y"), model, scores=method)
+    found = ig.gradient(model, ig.MI("x", "y"), scores=method)
     error = float(found.standard_error["a"])
     assert error < 0.01
     assert abs(float(found.value["a"]) - 0.5) < 4 * error

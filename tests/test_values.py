@@ -52,7 +52,7 @@ def test_eight_antennas_are_exact(alpha) -> None:
 
 
 def test_entropy_is_exact() -> None:
-    found = ig.estimate(ig.Entropy("y"), links.link, params={"a": 2.0, "b": 1.0})
+    found = ig.estimate(links.link, ig.Entropy("y"), params={"a": 2.0, "b": 1.0})
     check(found, 0.5 * math.log(2 * math.pi * math.e * 12), 0.0, rounding=2e-6)
 
 
@@ -78,7 +78,7 @@ def test_a_condition_without_noise_is_held_at_its_value(fixed) -> None:
     found = ig.mutual_information(model, "x", "y", given="g")
     check(found, 0.5 * math.log(5), 0.0, rounding=2e-6)
     if not fixed:
-        slope = ig.gradient(ig.MI("x", "y", given="g"), model).value["gain"]
+        slope = ig.gradient(model, ig.MI("x", "y", given="g")).value["gain"]
         assert float(slope) == pytest.approx(0.4, abs=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_nested_standard_errors_cover() -> None:
     keys = range(12)
     found = [
         ig.estimate(
-            ig.MI("x", "y"), links.amplifier, rng_key=jax.random.key(k), **SMALL
+            links.amplifier, ig.MI("x", "y"), rng_key=jax.random.key(k), **SMALL
         )
         for k in keys
     ]
@@ -186,9 +186,9 @@ def test_value_of_an_expectation() -> None:
     """E[v1^2] = a^2 + 1, alone and as a price."""
     cost = ig.Expectation(lambda v: v["v1"] ** 2)
     point = {"a": 2.0, "b": 1.0}
-    alone = ig.estimate(cost, links.link, params=point, num_samples=4096)
+    alone = ig.estimate(links.link, cost, params=point, num_samples=4096)
     check(alone, 5.0, 0.05)
-    priced = ig.estimate(ig.MI("x", "y") - 0.1 * cost, links.link, params=point)
+    priced = ig.estimate(links.link, ig.MI("x", "y") - 0.1 * cost, params=point)
     check(priced, truths.multipath_information(2.0, 1.0) - 0.5, 0.01)
 
 

@@ -146,7 +146,7 @@ def calibrate(
     sm = trace_model(model, args, kwargs)
     recorded = as_recordings(observed, sm)
     sites = Entropy(tuple(recorded))
-    sm, params = admit(sites, sm, (), {}, init_params)
+    sm, params = admit(sm, sites, (), {}, init_params)
     if not sm.params_of(tuple(recorded)):
         raise ArgumentError(
             f"no parameter reaches {', '.join(map(repr, recorded))}: mark what can "

@@ -152,8 +152,8 @@ def _with(value: float, error: float, form: str) -> str:
 
 
 def check_scores(
-    objective: Objective,
     model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
     *,
     params: Mapping[str, Any] | None = None,
     scores: Any = "auto",
@@ -172,8 +172,8 @@ def check_scores(
     by chains are held against networks: where both agree, both are right.
 
     Args:
-        objective: As in `gradient`.
         model: As in `gradient`.
+        objective: As in `gradient`.
         params: As in `gradient`.
         scores: The method to check, as in `gradient`.
         num_samples: Fresh samples to check on, a power of two of at least 256.
@@ -197,25 +197,27 @@ def check_scores(
         ...     gain = numpyro.param("gain", 1.0)
         ...     numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), 0.5))
         >>> found = ig.diagnostics.check_scores(
-        ...     ig.MI("x", "y"), model, scores="denoising", verbose=False
+        ...     model, ig.MI("x", "y"), scores="denoising", verbose=False
         ... )
         >>> found.trusted, found.sets[0].certificate < 0.02
         (True, True)
     """
+    order = "diagnostics.check_scores(model, objective)"
+    checks.check_order(order, model, objective)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
     as_power_of_two("num_samples", num_samples, 256)
-    sm, complete = admit(objective, model, args, kwargs, params)
+    sm, complete = admit(model, objective, args, kwargs, params)
     sm.check_constraints(complete)
     checks.check_tunable(sm)
     checks.check_finite(objective, sm, complete)
     checks.check_gradient(objective, sm, complete, allow_jumps)
     fit_key, sample_key, other_key = jax.random.split(key, 3)
     if isinstance(method, str):
-        problem, _ = choose(objective, sm, complete, fit_key)
+        problem, _ = choose(sm, objective, complete, fit_key)
     else:
-        problem = pose(objective, sm, method, complete)
+        problem = pose(sm, objective, method, complete)
     report = ScoreCheck("exact", ())
     if problem.method is not None:
         states = _fitted(problem, complete, fit_key)
@@ -249,7 +251,7 @@ def _certified(
 ) -> Certificate | None:
     """The certificate of the scores; for chains, that of networks beside them."""
     if isinstance(problem.method, MCMC):
-        problem = pose(problem.objective, problem.sm, Denoising(), params)
+        problem = pose(problem.sm, problem.objective, Denoising(), params)
         states = _fitted(problem, params, rng_key)
     return certify(problem, states, params, rng_key)
 

@@ -10,15 +10,10 @@ from typing import Any
 
 import jax
 
+from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, use_mesh
 from numpyro_infograd.errors import ConstraintError
-from numpyro_infograd.objectives import (
-    MI,
-    Constraint,
-    Objective,
-    Sites,
-    check_is_objective,
-)
+from numpyro_infograd.objectives import MI, Constraint, Objective, Sites
 from numpyro_infograd.optimize.annealing import Annealing
 from numpyro_infograd.optimize.infomax import InfoMax
 from numpyro_infograd.optimize.result import Result
@@ -37,8 +32,8 @@ __all__ = [
 
 
 def maximize(
-    objective: Objective,
     model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
     *,
     num_steps: int | None = None,
     optimizer: Any = None,
@@ -60,8 +55,8 @@ def maximize(
     """Find the parameters that maximise an objective.
 
     Args:
-        objective: Built from `MI`, `Entropy`, `Expectation`.
         model: A NumPyro model, or the result of `structural_model`.
+        objective: Built from `MI`, `Entropy`, `Expectation`.
         num_steps: Number of steps; None runs cycles of 200 until a stationarity test
             passes.
         optimizer: An optax transformation or a numpyro optimizer; None is Adam with a
@@ -111,11 +106,12 @@ def maximize(
         ...     numpyro.sample("y", dist.Normal(jnp.sqrt(p) * x, noise).to_event(1))
         >>> power = lambda p: optax.projections.projection_simplex(p, 5.0)
         >>> result = ig.maximize(
-        ...     ig.MI("x", "y"), model, projection=power, progress_bar=False
+        ...     model, ig.MI("x", "y"), projection=power, progress_bar=False
         ... )
         >>> result.params["p"].round(2)  # water-filling
         Array([4., 1.], dtype=float32)
     """
+    checks.check_order("maximize(model, objective)", model, objective)
     args, kwargs = as_args(model_args, model_kwargs)
     ascent = InfoMax(
         model,
@@ -142,13 +138,13 @@ def maximize(
 
 
 def minimize(
-    objective: Objective, model: Callable[..., Any] | StructuralModel, **settings: Any
+    model: Callable[..., Any] | StructuralModel, objective: Objective, **settings: Any
 ) -> Result:
     """Find the parameters that minimise an objective.
 
     Args:
-        objective: Built from `MI`, `Entropy`, `Expectation`.
         model: A NumPyro model, or the result of `structural_model`.
+        objective: Built from `MI`, `Entropy`, `Expectation`.
         **settings: As for `maximize`.
 
     Returns:
@@ -165,7 +161,7 @@ def minimize(
         ...     x = numpyro.sample("x", dist.Normal(0, 1))
         ...     numpyro.sample("y", dist.Normal((a + b) * x, 1))
         >>> result = ig.minimize(
-        ...     ig.MI("x", "y"), model, progress_bar=False,
+        ...     model, ig.MI("x", "y"), progress_bar=False,
         ...     projection=optax.projections.projection_l2_sphere,
         ... )
         >>> round(float(result.params["b"]), 3)  # the paths cancel
@@ -173,9 +169,9 @@ def minimize(
         >>> abs(result.estimate.value) < 1e-5
         True
     """
-    check_is_objective(objective)
+    checks.check_order("minimize(model, objective)", model, objective)
     try:
-        return _negated(maximize(-objective, model, **settings))
+        return _negated(maximize(model, -objective, **settings))
     except ConstraintError as error:
         error.result = _negated(error.result)
         raise
@@ -238,4 +234,4 @@ def maximize_mi(
         >>> round(float(result.params["b"]), 3)
         0.707
     """
-    return maximize(MI(inputs, outputs, given), model, **settings)
+    return maximize(model, MI(inputs, outputs, given), **settings)

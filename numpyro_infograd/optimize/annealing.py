@@ -77,4 +77,4 @@ def cooled(
     # `pose` appends the method's own noise again.
     noisy = append_noise(problem.sm.clean or problem.sm, variances)
     method = problem.method or Exact()
-    return pose(problem.objective, noisy, method, params, problem.reason)
+    return pose(noisy, problem.objective, method, params, problem.reason)

@@ -110,7 +110,7 @@ def _report(run: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
     key = jax.random.fold_in(run.rng_key, 8)
     reports = []
     for i, constraint in enumerate(run.ascent.subject_to):
-        found = value_of(constraint.expectations, run.clean.sm, params, key)
+        found = value_of(run.clean.sm, constraint.expectations, params, key)
         bound = float(constraint.bound)
         over = found.value - bound
         scale = float(run.system.budgets.scales[i])
@@ -182,7 +182,7 @@ def _value(run: Run, params: Any) -> tuple[Estimate | None, str]:
     """The objective at some parameters, or why it has no value there."""
     key = jax.random.fold_in(run.rng_key, 7)
     try:
-        value = value_of(run.clean.objective, run.clean.sm, params, key)
+        value = value_of(run.clean.sm, run.clean.objective, params, key)
     except InfogradError as error:
         return None, str(error)
     if math.isfinite(value.value):

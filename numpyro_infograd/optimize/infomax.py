@@ -77,8 +77,8 @@ class InfoMax:
         allow_jumps: As in `gradient`.
 
     Raises:
-        ArgumentError: for a projection, scores, constraint, optimizer or number of
-            samples that is none.
+        ArgumentError: for an objective, projection, scores, constraint, optimizer or
+            number of samples that is none.
 
     Example:
         >>> import jax, numpyro, optax, numpyro.distributions as dist
@@ -105,6 +105,7 @@ class InfoMax:
         subject_to: Iterable[Constraint] | Constraint = (),
         allow_jumps: bool = False,
     ) -> None:
+        checks.check_order("InfoMax(model, objective)", model, objective)
         check_projection(projection)
         if num_samples is not None:
             num_samples = as_power_of_two("num_samples", num_samples, 2)
@@ -287,7 +288,7 @@ class InfoMax:
     def _pose(
         self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
     ) -> dict[str, Any]:
-        sm, params = admit(self.objective, self.model, args, kwargs, init_params)
+        sm, params = admit(self.model, self.objective, args, kwargs, init_params)
         checks.check_tunable(sm)
         if self.projection is not None:
             params = project(self.projection, params)
@@ -298,9 +299,9 @@ class InfoMax:
         checks.check_finite(seen, sm, params)
         checks.check_gradient(seen, sm, params, self.allow_jumps)
         if isinstance(self.scores, str):
-            self.problem, _ = choose(self.objective, sm, params, rng_key)
+            self.problem, _ = choose(sm, self.objective, params, rng_key)
         else:
-            self.problem = pose(self.objective, sm, self.scores, params, "asked for")
+            self.problem = pose(sm, self.objective, self.scores, params, "asked for")
         return params
 
     def _repose(self, args: Any, kwargs: Any, params: Any) -> None:
@@ -318,11 +319,11 @@ class InfoMax:
                 densities = densities_of(sm, old.terms)
                 self.problem = old._replace(sm=sm, densities=densities)
             return
-        admit(self.objective, self.model, args, kwargs, params)
+        admit(self.model, self.objective, args, kwargs, params)
         seen = with_constraints(self.objective, self.subject_to)
         checks.check_finite(seen, sm, params)
         checks.check_gradient(seen, sm, params, self.allow_jumps)
-        new = pose(self.objective, sm, old.method or Exact(), params, old.reason)
+        new = pose(sm, self.objective, old.method or Exact(), params, old.reason)
         if [t[1:] for t in new.terms] != [t[1:] for t in old.terms]:
             raise ArgumentError(
                 "the arguments give the model another structure, for which the scores "

@@ -225,7 +225,7 @@ class Run:
         """Go on with chains, or with networks where no chain can walk."""
         problem, params = self.clean, self._params()[0]
         self.reason = reason
-        self.clean = pose_beyond_mixtures(problem.objective, problem.sm, params, reason)
+        self.clean = pose_beyond_mixtures(problem.sm, problem.objective, params, reason)
         self._change(self.clean)
 
     def _has_left(self, infos: StepInfo) -> bool:

@@ -162,7 +162,7 @@ def plot_gradient_sweep(
         ...     x = numpyro.sample("x", dist.Normal(0, 1))
         ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
         >>> line = np.array([0.0, 1.0, 2.0])
-        >>> found = [ig.gradient(ig.MI("x", "y"), model, params={"a": a}) for a in line]
+        >>> found = [ig.gradient(model, ig.MI("x", "y"), params={"a": a}) for a in line]
         >>> ax = ig.plots.plot_gradient_sweep(line, found, line / (1 + line**2))
         >>> ax.get_ylabel()
         'gradient (nats per unit)'

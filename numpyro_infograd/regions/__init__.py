@@ -121,8 +121,8 @@ def rate_region(
         try:
             for _ in range(_ROUNDS):
                 result = maximize(
-                    sum((p * named[s] for s, p in prices.items()), Objective({})),
                     model,
+                    sum((p * named[s] for s, p in prices.items()), Objective({})),
                     rng_key=own_key,
                     progress_bar=False,
                     **arguments,
@@ -217,8 +217,8 @@ def _values(
     """
     found = {}
     for subset, bound in named.items():
-        sm, complete = admit(bound, model, args, kwargs, params)
-        found[subset] = value_of(bound, sm, complete, rng_key)
+        sm, complete = admit(model, bound, args, kwargs, params)
+        found[subset] = value_of(sm, bound, complete, rng_key)
     return {subset: replace(e, value=max(e.value, 0.0)) for subset, e in found.items()}
 
 

@@ -35,7 +35,7 @@ class Exact:
         >>> def model():
         ...     x = numpyro.sample("x", dist.Normal(0, 1))
         ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
-        >>> ig.gradient(ig.MI("x", "y"), model, scores=ig.scores.Exact())
+        >>> ig.gradient(model, ig.MI("x", "y"), scores=ig.scores.Exact())
         Gradient by exact scores (asked for):
           a: 0.5 +- 0
     """

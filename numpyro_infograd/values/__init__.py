@@ -14,7 +14,7 @@ from numpyro_infograd.arguments import as_args, as_key, use_mesh
 from numpyro_infograd.edits import decouple
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.linear import information
-from numpyro_infograd.objectives import MI, Objective, Sites, check_is_objective, names
+from numpyro_infograd.objectives import MI, Objective, Sites, names
 from numpyro_infograd.problem import admit, check_num_samples, noise_warnings
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import resolve
@@ -55,8 +55,8 @@ _LEARNED = Fisher()
 
 
 def estimate(
-    objective: Objective,
     model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
     *,
     params: Mapping[str, Any] | None = None,
     method: str | Estimator = "auto",
@@ -70,8 +70,8 @@ def estimate(
     """The value of an objective, in nats.
 
     Args:
-        objective: Built from `MI`, `Entropy`, `Expectation`.
         model: A NumPyro model, or the result of `structural_model`.
+        objective: Built from `MI`, `Entropy`, `Expectation`.
         params: Where to evaluate, each parameter in its shape; what is missing takes
             its initial value.
         method: A name, or an object of `numpyro_infograd.values` with settings.
@@ -110,12 +110,12 @@ def estimate(
         >>> def model():
         ...     x = numpyro.sample("x", dist.Normal(0, 1))
         ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
-        >>> ig.estimate(ig.MI("x", "y"), model, params={"a": 3.0})  # log(10) / 2
+        >>> ig.estimate(model, ig.MI("x", "y"), params={"a": 3.0})  # log(10) / 2
         1.15129 nats (exact)
     """
+    checks.check_order("estimate(model, objective)", model, objective)
     if unit not in ("nats", "bits"):
         raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
-    check_is_objective(objective)
     if unit == "bits" and not objective.entropies:
         raise ArgumentError(
             "unit='bits' is for information and entropies; an Expectation is in units "
@@ -127,9 +127,9 @@ def estimate(
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     with use_mesh(mesh):
-        sm, complete = admit(objective, model, args, kwargs, params)
+        sm, complete = admit(model, objective, args, kwargs, params)
         sm.check_constraints(complete)
-        found = value_of(objective, sm, complete, key, chosen, num_samples)
+        found = value_of(sm, objective, complete, key, chosen, num_samples)
     return found.in_bits() if unit == "bits" else found
 
 
@@ -164,7 +164,7 @@ def mutual_information(
         >>> ig.mutual_information(model, "x", "y", unit="bits")
         0.5 bits (exact)
     """
-    return estimate(MI(inputs, outputs, given), model, **settings)
+    return estimate(model, MI(inputs, outputs, given), **settings)
 
 
 def null_check(
@@ -212,15 +212,15 @@ def null_check(
         settings.pop("model_args", ()), settings.pop("model_kwargs", None)
     )
     params = settings.get("params")
-    sm, _ = admit(objective, model, args, kwargs, params)
+    sm, _ = admit(model, objective, args, kwargs, params)
     a, c = names(inputs, "inputs"), names(given, "given")
     shuffled = decouple(sm, a, c)
     if isinstance(_resolve(settings.get("method", "auto")), str):  # "auto"
-        settings["method"] = estimate(objective, sm, **settings).method
+        settings["method"] = estimate(sm, objective, **settings).method
     try:
-        found = estimate(objective, shuffled, **settings)
+        found = estimate(shuffled, objective, **settings)
     except DensityError:  # chains can not walk over the noise of the shuffled copies
-        found = estimate(objective, shuffled, **(settings | {"method": "auto"}))
+        found = estimate(shuffled, objective, **(settings | {"method": "auto"}))
     if abs(found.value) > 3 * found.standard_error + 1e-4:
         sentence = (
             f"shuffled pairs carry nothing, but {found.value:.3g} {found.unit} were "
@@ -231,8 +231,8 @@ def null_check(
 
 
 def value_of(
-    objective: Objective,
     sm: StructuralModel,
+    objective: Objective,
     params: Any,
     rng_key: jax.Array,
     method: str | Estimator = "auto",
@@ -241,8 +241,8 @@ def value_of(
     """`estimate` of a traced model at complete parameters, in nats.
 
     Args:
-        objective: Built from `MI`, `Entropy`, `Expectation`.
         sm: The result of `structural_model`.
+        objective: Built from `MI`, `Entropy`, `Expectation`.
         params: A value of every parameter, of its shape, in constrained space.
         rng_key: A JAX PRNG key.
         method: "auto", or an object of `numpyro_infograd.values`.
@@ -261,9 +261,11 @@ def value_of(
         ...     x = numpyro.sample("x", dist.Normal(0, 1))
         ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
         >>> sm = ig.structural_model(model)
-        >>> ig.values.value_of(ig.MI("x", "y"), sm, sm.params, jax.random.key(0))
+        >>> ig.values.value_of(sm, ig.MI("x", "y"), sm.params, jax.random.key(0))
         0.346574 nats (exact)
     """
+    order = "values.value_of(sm, objective, params, rng_key)"
+    checks.check_order(order, sm, objective)
     checks.check_finite(objective, sm, params)
     checks.check_rank(objective, sm, params)
 
@@ -277,14 +279,14 @@ def value_of(
                     f"method={name}(...) is no dataclass with a num_samples to set: "
                     "leave num_samples out."
                 ) from None
-        found = estimator.value(objective, sm, params, rng_key)
+        found = estimator.value(sm, objective, params, rng_key)
         if not isinstance(found, Estimate):
             raise ArgumentError(
                 f"{name}.value must return a values.Estimate, got {found!r:.80}."
             )
         return found
 
-    found = _auto(objective, sm, params, by) if isinstance(method, str) else by(method)
+    found = _auto(sm, objective, params, by) if isinstance(method, str) else by(method)
     warnings = found.warnings + noise_warnings(sm)
     if found.method not in ("exact", "sampled"):
         warnings += doubts(found, objective, sm, params)
@@ -292,8 +294,8 @@ def value_of(
 
 
 def _auto(
-    objective: Objective,
     sm: StructuralModel,
+    objective: Objective,
     params: Any,
     by: Callable[[Estimator], Estimate],
 ) -> Estimate:

@@ -85,7 +85,7 @@ class Estimator(Protocol):
         >>> @dataclass(frozen=True)
         ... class Formula:
         ...     num_samples: int = 256  # not needed by this one
-        ...     def value(self, objective, sm, params, rng_key):
+        ...     def value(self, sm, objective, params, rng_key):
         ...         nats = float(0.5 * jnp.log1p(params["a"] ** 2))
         ...         return ig.Estimate(nats, 0.0, nats, nats, "exact")
         >>> def model():
@@ -96,13 +96,13 @@ class Estimator(Protocol):
     """
 
     def value(
-        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+        self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
         """The objective's value in nats at complete parameters.
 
         Args:
-            objective: What to take the value of.
             sm: The traced model; its sites and the objective's have been checked.
+            objective: What to take the value of.
             params: A value of every parameter, of its shape, in constrained space.
             rng_key: A JAX PRNG key.
 

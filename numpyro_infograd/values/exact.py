@@ -49,7 +49,7 @@ class Exact:
         as_power_of_two("num_samples", self.num_samples, 16 * REPLICATES)
 
     def value(
-        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+        self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
         """The value, its standard error that of what had to be sampled."""
         why = why_not_closed(objective, sm)

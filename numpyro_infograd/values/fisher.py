@@ -114,7 +114,7 @@ class Fisher:
             )
 
     def value(
-        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+        self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
         """The value: one least squares problem for each entropy that hides noise."""
         why = why_not_fisher(objective, sm)

@@ -87,7 +87,7 @@ class MCMC:
         as_power_of_two("pilot_size", self.pilot_size, 256)
 
     def value(
-        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+        self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
         """The value: every entropy that hides noise is annealed at the same samples."""
         terms = resolve(objective, sm)

@@ -87,7 +87,7 @@ class Nested:
         return min(max(_EVALUATIONS // components, 2**14), 2**18)
 
     def value(
-        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+        self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
         """The value and its bounds, from as many components as it takes."""
         terms = resolve(objective, sm)

@@ -87,7 +87,7 @@ class Path:
             check_num_samples(self.num_samples, None)
 
     def value(
-        self, objective: Objective, sm: StructuralModel, params: Any, rng_key: jax.Array
+        self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
         """The value at the end of the way."""
         first_key, key = jax.random.split(rng_key)
@@ -95,7 +95,7 @@ class Path:
         if self.reference_value is None:
             checks.check_finite(objective, sm, way(0.0))
             start: Estimator = Nested() if why_not_closed(objective, sm) else Exact()
-            first = start.value(objective, sm, way(0.0), first_key)
+            first = start.value(sm, objective, way(0.0), first_key)
         else:
             first = report(float(self.reference_value), 0.0, "exact")
         line = along(sm, way)
@@ -103,9 +103,9 @@ class Path:
         checks.check_gradient(objective, line, position, False)
         method = resolve_method(self.scores)
         if isinstance(method, str):
-            problem, _ = choose(objective, line, position, key)
+            problem, _ = choose(line, objective, position, key)
         else:
-            problem = pose(objective, line, method, position, "asked for")
+            problem = pose(line, objective, method, position, "asked for")
 
         roots, weights = np.polynomial.legendre.leggauss(self.num_nodes)
         nodes = 0.5 * (roots + 1.0)
