@@ -90,7 +90,7 @@ class Hidden:
         valued: The hidden sites that are walked or summed over as values.
         walked: Name, shape and choices of each discrete site that is walked.
         sizes: Number of scalars in each of `sites`.
-        supports: Of each number in `blocks`, as in `Site`.
+        supports: Of each of `sites`, as in `Site`.
         smooth: For each coordinate of the free vector, whether no site of the set may
             jump with it.
     """
@@ -143,14 +143,7 @@ class Hidden:
                 if n not in summed
             ),
             density.sizes,
-            tuple(
-                kind
-                for name, size, kind in zip(
-                    density.all_sites, density.sizes, density.supports, strict=True
-                )
-                if name in density.blocks
-                for _ in range(size)
-            ),
+            density.supports,
             _smooth(sm, density, parts, sites),
         )
 
@@ -177,10 +170,13 @@ class Hidden:
 
     def stretch(self, values: Values) -> jax.Array:
         """Slope of each number of `blocks` in its log or logit, or 1, (num_scores,)."""
-        flat = [jnp.zeros(0), *(values[name].ravel() for name in self.blocks)]
-        x, kinds = jnp.concatenate(flat), np.asarray(self.supports)
-        found = jnp.where(kinds == "positive", x, 1.0)
-        return jnp.where(kinds == "unit", x * (1.0 - x), found)
+        slopes = {"positive": lambda x: x, "unit": lambda x: x * (1.0 - x)}
+        kinds = dict(zip(self.sites, self.supports, strict=True))
+        found = [jnp.zeros(0)]
+        for name in self.blocks:
+            slope = slopes.get(kinds[name], jnp.ones_like)
+            found.append(slope(values[name].ravel()))
+        return jnp.concatenate(found)
 
     def log_prob(self, params: Any, at: Position, values: Values) -> jax.Array:
         """log density of a position and the values of the set, a scalar in nats."""
