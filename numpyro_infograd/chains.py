@@ -248,7 +248,7 @@ class Walk(NamedTuple):
         normal, more = noise[:size], noise[size:]
 
         def refresh() -> tuple[Position, jax.Array]:
-            return self._refresh(normal, more, draw_key, chain, power)
+            return self._refresh(normal, more, draw_key, index, chain, power)
 
         def travel() -> tuple[Position, jax.Array]:
             return self._trajectory(normal, ndtr(more[0]), index, chain, power)
@@ -340,18 +340,19 @@ class Walk(NamedTuple):
         normal: jax.Array,
         more: jax.Array,
         rng_key: jax.Array,
+        number: jax.Array,
         chain: Chain,
         power: jax.Array | float,
     ) -> tuple[Position, jax.Array]:
         """Draws from the reference, accepted by the posterior's share of the law.
 
-        First of the whole position, then of one coordinate after the other. The
-        probability of the first is returned.
+        First of the whole position, then of one coordinate after the other. Which ones
+        depends on the step's number alone. The probability of the first is returned.
         """
         size, redrawn = self.hidden.size, (len(more) - 1) // 2
         uniforms, moves = ndtr(more[: redrawn + 1]), more[redrawn:]
         whole = self.tuning.reference.draw(normal, rng_key, self.hidden, self.mean)
-        first = jnp.floor(uniforms[0] * 4096).astype(int)  # of the coordinates
+        first = number // _ROUND * redrawn  # of the coordinates, less one
 
         def weight(at: Position, log_prob: jax.Array) -> jax.Array:
             return power * (log_prob - self.log_reference(at))
