@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from numpyro_infograd import diagnostics, exogenous, plots, scores
     from numpyro_infograd.calibrate import Calibration, calibrate
     from numpyro_infograd.channel import channel
-    from numpyro_infograd.gradient import Gradient, gradient
+    from numpyro_infograd.estimation import Gradient
+    from numpyro_infograd.gradient import gradient
     from numpyro_infograd.objectives import MI, Constraint, Entropy, Expectation
     from numpyro_infograd.optimize import (
         InfoMax,
@@ -36,7 +37,7 @@ _ROOMS = {
     "Entropy": "objectives",
     "Estimate": "values",
     "Expectation": "objectives",
-    "Gradient": "gradient",
+    "Gradient": "estimation",
     "InfoMax": "optimize",
     "MI": "objectives",
     "RateRegion": "regions",

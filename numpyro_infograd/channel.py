@@ -9,7 +9,8 @@ from typing import Any
 
 from numpyro_infograd.calibrate import Calibration, calibrate
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.gradient import Gradient, gradient
+from numpyro_infograd.estimation import Gradient
+from numpyro_infograd.gradient import gradient
 from numpyro_infograd.objectives import MI, Objective, Sites, names
 from numpyro_infograd.optimize import Result, maximize_mi
 from numpyro_infograd.structure import StructuralModel

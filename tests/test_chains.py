@@ -25,7 +25,7 @@ from numpyro_infograd.certificate import certify
 from numpyro_infograd.chains import Walk, average
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.gradient import fit_scores
+from numpyro_infograd.estimation import fit_scores
 from numpyro_infograd.hidden import Hidden, Position, walkable, why_not_walked
 from numpyro_infograd.pilot import tune
 from numpyro_infograd.problem import initial_states, pose

@@ -18,7 +18,8 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
 from numpyro_infograd.certificate import Certificate, certify
 from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.gradient import choose, fit_scores, unchecked
+from numpyro_infograd.estimation import fit_scores, unchecked
+from numpyro_infograd.gradient import choose
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import Problem, admit, initial_states, is_learned, pose

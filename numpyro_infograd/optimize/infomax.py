@@ -13,7 +13,8 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_count, as_key, as_power_of_two
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.gradient import choose, fit_scores
+from numpyro_infograd.estimation import fit_scores
+from numpyro_infograd.gradient import choose
 from numpyro_infograd.noise import base_points
 from numpyro_infograd.objectives import Constraint, Objective
 from numpyro_infograd.optimize.annealing import Annealing

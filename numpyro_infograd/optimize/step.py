@@ -20,7 +20,7 @@ from numpyro.distributions.transforms import IdentityTransform
 from numpyro_infograd.arguments import tracing
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ParameterError
-from numpyro_infograd.gradient import fit_scores
+from numpyro_infograd.estimation import fit_scores
 from numpyro_infograd.noise import NoiseSpec, draw_noise
 from numpyro_infograd.optimize.budgets import Budgets
 from numpyro_infograd.program import Program

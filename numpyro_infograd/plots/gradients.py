@@ -12,7 +12,7 @@ import jax
 
 from numpyro_infograd.arguments import is_real
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.gradient import Gradient
+from numpyro_infograd.estimation import Gradient
 from numpyro_infograd.optimize import Result
 from numpyro_infograd.plots.style import ASIDE, BARS, TRUTH, as_axes, look
 

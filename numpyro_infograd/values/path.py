@@ -17,7 +17,8 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_count, as_number, tracing
 from numpyro_infograd.edits import POSITION, along
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.gradient import choose, estimate_gradient
+from numpyro_infograd.estimation import estimate_gradient
+from numpyro_infograd.gradient import choose
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import check_num_samples, pose
 from numpyro_infograd.scores import resolve_method
