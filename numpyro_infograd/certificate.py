@@ -152,7 +152,7 @@ def _compare(
 
         def run(params: Any) -> tuple[Values, Values]:
             values = simulate(forward, params, noise)
-            return {n: values[n] for d in densities for n in d.blocks}, values
+            return {n: values[n] for d in densities for n in d.moved_sites}, values
 
         moved, pullback, values = jax.vjp(run, params, has_aux=True)
 

@@ -164,7 +164,7 @@ class Chain(NamedTuple):
         at: The position.
         log_prob: Log density of position and values, in nats.
         gradient: Its gradient in the free coordinates, (num_dimensions,).
-        score: The complete-data score of the set's blocks, (num_scores,).
+        score: The complete-data score of the set's moved sites, (num_scores,).
     """
 
     at: Position
@@ -400,14 +400,12 @@ def _metropolis(
 def evaluate(hidden: Hidden, params: Any, values: Values, at: Position) -> Chain:
     """A chain at a position, for one sample."""
 
-    def joint(free: jax.Array, blocks: Values) -> jax.Array:
-        return hidden.log_prob(params, Position(free, at.states), {**values, **blocks})
+    def joint(free: jax.Array, moved: Values) -> jax.Array:
+        return hidden.log_prob(params, Position(free, at.states), {**values, **moved})
 
-    blocks = {name: values[name] for name in hidden.blocks}
-    found, (gradient, score) = jax.value_and_grad(joint, argnums=(0, 1))(
-        at.free, blocks
-    )
-    flat = [jnp.zeros(0), *(score[name].ravel() for name in hidden.blocks)]
+    moved = {name: values[name] for name in hidden.moved_sites}
+    found, (gradient, score) = jax.value_and_grad(joint, argnums=(0, 1))(at.free, moved)
+    flat = [jnp.zeros(0), *(score[name].ravel() for name in hidden.moved_sites)]
     return Chain(at, found, gradient, jnp.concatenate(flat))
 
 

@@ -148,13 +148,15 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
     """
     if not sites:
         return
-    scored = tuple(
+    log_prob_sites = tuple(
         s
         for s in sites
         if sm.site_info[s].kind == "sample" and not sm.site_info[s].control_flow
     )
     program = Program.trace(
-        lambda params, noise: sm.run(params, noise, {}, scored=scored)[:2],
+        lambda params, noise: sm.run(params, noise, {}, log_prob_sites=log_prob_sites)[
+            :2
+        ],
         sm.params,
         noise_like(sm.spec),
     )
@@ -223,7 +225,7 @@ def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:
     for density in densities:
         for name in density.sites:
             site = sm.site_info[name]
-            seen_through_noise = name not in density.blocks or name in sm.appended
+            seen_through_noise = name not in density.moved_sites or name in sm.appended
             if site.support == "thin" and not seen_through_noise:
                 raise DensityError(
                     f"the support of site {name!r} ({site.distribution}) has fewer "

@@ -25,13 +25,13 @@ Values = dict[str, jax.Array]
     data_fields=("program", "walk"),
     meta_fields=(
         "sites",
-        "scored",
+        "log_prob_sites",
         "given",
-        "blocks",
+        "moved_sites",
         "hidden",
-        "moving",
-        "edges",
-        "bare",
+        "moving_boundary",
+        "hard_boundaries",
+        "hidden_deterministic",
         "sizes",
         "supports",
         "spec",
@@ -42,24 +42,37 @@ Values = dict[str, jax.Array]
 class Density:
     """The density of a set of sites given the noise that the set does not hold.
 
-    `blocks` are the sites whose values depend on a parameter: only they need a score.
-    `hidden` names the noise that remains; with none, the density is known exactly.
-    `moving` names the sites whose density jumps at a place that is not fixed. `walk` is
-    what chains need to walk over the hidden noise (`hidden.Hidden`), or None, and
-    `why_no_walk` says why.
+    Attributes:
+        program: The log density of each site, from parameters, noise and values.
+        sites: The set of sites.
+        log_prob_sites: The sites whose log densities are summed.
+        given: The sites whose values the density is conditioned on.
+        moved_sites: The sites whose values depend on a parameter; only they need a
+            score.
+        hidden: The noise that is integrated over; with none, the density is known
+            exactly.
+        moving_boundary: The sites whose density jumps at a place that is not fixed.
+        hard_boundaries: The sites with a boundary that no log or logit removes.
+        hidden_deterministic: The deterministic sites computed from hidden noise.
+        sizes: Number of scalars in each of `all_sites`.
+        supports: Support of each of `all_sites`, as in `Site`.
+        spec: The laws of all noise of the model.
+        walk: What a Markov chain over the hidden noise needs (`hidden.Hidden`), or
+            None.
+        why_no_walk: Why no chain can walk over the hidden noise; "" if one can.
     """
 
     program: Program
     sites: tuple[str, ...]
-    scored: tuple[str, ...]
+    log_prob_sites: tuple[str, ...]
     given: tuple[str, ...]
-    blocks: tuple[str, ...]
+    moved_sites: tuple[str, ...]
     hidden: tuple[str, ...]
-    moving: tuple[str, ...]
-    edges: tuple[str, ...]  # sites with a boundary that no log or logit takes away
-    bare: tuple[str, ...]  # deterministic sites made from hidden noise
-    sizes: tuple[int, ...]  # number of scalars in each of `all_sites`
-    supports: tuple[str, ...]  # of each of `all_sites`, as in `Site`
+    moving_boundary: tuple[str, ...]
+    hard_boundaries: tuple[str, ...]
+    hidden_deterministic: tuple[str, ...]
+    sizes: tuple[int, ...]
+    supports: tuple[str, ...]
     spec: NoiseSpec
     walk: Any = None
     why_no_walk: str = ""
@@ -73,7 +86,9 @@ class Density:
     def unbounded(self) -> bool:
         """Whether no density of the set has a boundary at all."""
         supports = dict(zip(self.all_sites, self.supports, strict=True))
-        return not self.edges and all(supports[s] == "real" for s in self.scored)
+        return not self.hard_boundaries and all(
+            supports[s] == "real" for s in self.log_prob_sites
+        )
 
     @property
     def label(self) -> str:
@@ -83,7 +98,7 @@ class Density:
     @property
     def without_density(self) -> tuple[str, ...]:
         """Sites of the set that a parameter moves and that have no density."""
-        moved = set(self.blocks) - set(self.scored)
+        moved = set(self.moved_sites) - set(self.log_prob_sites)
         return tuple(s for s in self.sites if s in moved)
 
     @property
@@ -101,7 +116,7 @@ class Density:
         full = noise_like(self.spec) | {name: noise[name] for name in self.hidden}
         inside = {name: values[name] for name in self.all_sites}
         out = self.program(params, full, inside)["log_prob"]
-        return sum((out[name] for name in self.scored), jnp.zeros(()))
+        return sum((out[name] for name in self.log_prob_sites), jnp.zeros(()))
 
 
 @jax.jit

@@ -66,20 +66,20 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
     scales = {name: jnp.sqrt(jnp.asarray(v)) for name, v in variances.items()}
     inner = sm.run
 
-    def run(params, noise, given, scored=(), cut=False):
+    def run(params, noise, given, log_prob_sites=(), cut=False):
         # A cut site hands on the value it is given, and reports the one it made.
         clean_given = {k: v for k, v in given.items() if cut or k not in scales}
-        own = tuple(s for s in scored if s not in scales)
+        own = tuple(s for s in log_prob_sites if s not in scales)
         clean_noise = {k: v for k, v in noise.items() if k not in extra}
         values, log_prob, boundary = inner(
-            params, clean_noise, clean_given, scored=own, cut=cut
+            params, clean_noise, clean_given, log_prob_sites=own, cut=cut
         )
         values = dict(values)
         for name, scale in scales.items():
             clean = values[name]
             made = clean + scale * noise[appended_name(name)]
             values[name] = made if cut else given.get(name, made)
-            if name in scored:
+            if name in log_prob_sites:
                 z = (values[name] - clean) / scale
                 constant = jnp.log(scale) + 0.5 * math.log(2 * math.pi)
                 log_prob[name] = -jnp.sum(0.5 * z**2 + constant)
@@ -116,9 +116,9 @@ def along(
         way: From a scalar to the parameters of the model.
     """
 
-    def run(params, noise, given, scored=(), cut=False):
+    def run(params, noise, given, log_prob_sites=(), cut=False):
         inside = way(params[POSITION])
-        return sm.run(inside, noise, given, scored=scored, cut=cut)
+        return sm.run(inside, noise, given, log_prob_sites=log_prob_sites, cut=cut)
 
     return _retrace(
         replace(
@@ -154,15 +154,15 @@ def decouple(
     laws = {copy: sm.noise[name] for name, copy in copies.items()}
     inner = sm.run
 
-    def run(params, noise, given, scored=(), cut=False):
+    def run(params, noise, given, log_prob_sites=(), cut=False):
         first = {k: v for k, v in given.items() if k in inputs}
         rest = {k: v for k, v in given.items() if k not in inputs}
         own = {k: v for k, v in noise.items() if k not in laws}
         other = own | {name: noise[copy] for name, copy in copies.items()}
-        here = tuple(s for s in scored if s in inputs)
-        there = tuple(s for s in scored if s not in inputs)
-        a = inner(params, own, first, scored=here, cut=cut)
-        b = inner(params, other, rest, scored=there, cut=cut)
+        here = tuple(s for s in log_prob_sites if s in inputs)
+        there = tuple(s for s in log_prob_sites if s not in inputs)
+        a = inner(params, own, first, log_prob_sites=here, cut=cut)
+        b = inner(params, other, rest, log_prob_sites=there, cut=cut)
         return tuple(
             {k: (x if k in inputs else y)[k] for k in {**x, **y}}
             for x, y in zip(a, b, strict=True)

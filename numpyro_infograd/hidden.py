@@ -68,7 +68,7 @@ class Walked(NamedTuple):
     data_fields=("joint", "unpacked", "packed", "sums"),
     meta_fields=(
         "sites",
-        "blocks",
+        "moved_sites",
         "valued",
         "walked",
         "sizes",
@@ -86,7 +86,7 @@ class Hidden:
         packed: From (noise, values) to the free vector.
         sums: Each discrete site that is summed over, (num_joint_states, *shape).
         sites: The sites of the set, with those that it is conditioned on.
-        blocks: The sites of the set that need a score.
+        moved_sites: The sites of the set that need a score.
         valued: The hidden sites that are walked or summed over as values.
         walked: Name, shape and choices of each discrete site that is walked.
         sizes: Number of scalars in each of `sites`.
@@ -100,7 +100,7 @@ class Hidden:
     packed: Program
     sums: Values
     sites: tuple[str, ...]
-    blocks: tuple[str, ...]
+    moved_sites: tuple[str, ...]
     valued: tuple[str, ...]
     walked: tuple[Walked, ...]
     sizes: tuple[int, ...]
@@ -116,7 +116,7 @@ class Hidden:
         joint = density
         if valued:
             joint = sm.density(density.sites + valued, density.given, whole=True)
-            joint = replace(joint, blocks=density.blocks)
+            joint = replace(joint, moved_sites=density.moved_sites)
         parts = tuple((n, law) for n, law in density.hidden_spec if n not in discrete)
         sites = {n: sm.site_info[n] for n in valued}
 
@@ -135,7 +135,7 @@ class Hidden:
             Program.trace(packed, noise, example),
             summed,
             density.all_sites,
-            density.blocks,
+            density.moved_sites,
             valued,
             tuple(
                 Walked(n, sites[n].shape, sites[n].dtype, sites[n].choices or ())
@@ -169,11 +169,11 @@ class Hidden:
         return Position(self.packed(noise, own), flat)
 
     def stretch(self, values: Values) -> jax.Array:
-        """Slope of each number of `blocks` in its log or logit, or 1, (num_scores,)."""
+        """Derivative of each moved value in its log or logit, or 1, (num_scores,)."""
         slopes = {"positive": lambda x: x, "unit": lambda x: x * (1.0 - x)}
         kinds = dict(zip(self.sites, self.supports, strict=True))
         found = [jnp.zeros(0)]
-        for name in self.blocks:
+        for name in self.moved_sites:
             slope = slopes.get(kinds[name], jnp.ones_like)
             found.append(slope(values[name].ravel()))
         return jnp.concatenate(found)
@@ -192,7 +192,7 @@ class Hidden:
             inside = {**values, **own, **summed}
             inside = {name: inside[name] for name in self.joint.all_sites}
             out = self.joint.program(params, full, inside)["log_prob"]
-            return sum((out[s] for s in self.joint.scored), log_prior)
+            return sum((out[s] for s in self.joint.log_prob_sites), log_prior)
 
         if not self.sums:
             return joint({})
@@ -212,8 +212,9 @@ def why_not_walked(sm: StructuralModel, density: Density) -> str:
     """Why no chain can walk over what a density hides; "" if one can."""
     if density.without_density:
         return f"site {density.without_density[0]!r} has no density of its own"
-    if density.bare:
-        return f"site {density.bare[0]!r} is computed from noise that the set hides"
+    if density.hidden_deterministic:
+        name = density.hidden_deterministic[0]
+        return f"site {name!r} is computed from noise that the set hides"
     for name, law in density.hidden_spec:
         if name in sm.copies and (law.kind == "key" or _copied(sm, name).discrete):
             return f"the noise {name!r} is a copy that belongs to no site"

@@ -45,12 +45,12 @@ class Generate(Messenger):
         params: Mapping[str, Any] | None = None,
         noise: Mapping[str, jax.Array] | None = None,
         given: Mapping[str, jax.Array] | None = None,
-        scored: tuple[str, ...] = (),
+        log_prob_sites: tuple[str, ...] = (),
         cut: bool = False,
         rng_key: jax.Array | None = None,
     ) -> None:
         self.params, self.noise, self.given = params, noise, given or {}
-        self.scored, self.cut, self.rng_key = scored, cut, rng_key
+        self.log_prob_sites, self.cut, self.rng_key = log_prob_sites, cut, rng_key
         self.sites: dict[str, Site] = {}
         self.param_values: dict[str, Any] = {}
         self.unset = ""  # the last parameter, if it has no value
@@ -131,7 +131,7 @@ class Generate(Messenger):
         msg["value"] = self._keep(name, made, not msg.get("_control_flow_done"))
         msg["intermediates"] = []
         self._describe(name, fn, msg, state)
-        if name in self.scored:
+        if name in self.log_prob_sites:
             self._score(name, fn, msg["value"])
 
     def _draw(self, name: str, fn: Any, sample_shape: tuple[int, ...]) -> jax.Array:

@@ -119,8 +119,8 @@ def pose(
         exact = GaussianEntropies.of(objective, sm)
         return Problem(sm, objective, resolve(objective, sm), (), None, exact, reason)
     if method.noise_variance is not None:
-        scored = {s for t in moving_terms(objective, sm) for s in t.sites}
-        noisy = sorted(s for s in scored if sm.params_of((s,)))
+        wanted = {s for t in moving_terms(objective, sm) for s in t.sites}
+        noisy = sorted(s for s in wanted if sm.params_of((s,)))
         sm = append_noise(sm, dict.fromkeys(noisy, float(method.noise_variance)))
     terms = moving_terms(objective, sm)
     if method.samples_only:
@@ -130,8 +130,8 @@ def pose(
     densities = densities_of(sm, terms)
     method = method.prepare(sm, params, densities)
     checks.check_supports(sm, densities)
-    bare = {s for density in densities for s in density.without_density}
-    checks.check_atoms(sm, sorted(bare), params)
+    without = {s for density in densities for s in density.without_density}
+    checks.check_atoms(sm, sorted(without), params)
     for density in densities:
         method.check(density)
     return Problem(sm, objective, terms, densities, method, None, reason)

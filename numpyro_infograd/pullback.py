@@ -45,7 +45,7 @@ def cotangents(
     for density, coefficient, score in zip(
         densities, coefficients, scores, strict=True
     ):
-        for name in density.blocks:
+        for name in density.moved_sites:
             mean[name] = mean.get(name, 0.0) - coefficient * score.mean[name]
             if score.deviations is not None:
                 extra = -coefficient * score.deviations[name]
@@ -126,7 +126,7 @@ def _check_scores(
     ):
         if tree is None:
             continue
-        for site in density.blocks:
+        for site in density.moved_sites:
             expected = (*leading, *values[site].shape)
             got = jnp.shape(tree[site]) if site in tree else "nothing"
             if got != expected:
@@ -143,7 +143,7 @@ def _check_scores(
 def _has_surprise(method: ScoreMethod | None, density: Density) -> bool:
     """Whether a log density is known, and its mean score in the parameters is zero."""
     learned = method is not None and is_learned(method, density)
-    return density.is_known and not learned and not density.moving
+    return density.is_known and not learned and not density.moving_boundary
 
 
 def surprise(density: Density, params: Any, values: Values) -> jax.Array:
@@ -182,11 +182,11 @@ def pull_back(
         price: Coefficients of the expectations as a function of their values; None
             takes their own.
     """
-    blocks = tuple(dict.fromkeys(s for d in densities for s in d.blocks))
+    moved_sites = tuple(dict.fromkeys(s for d in densities for s in d.moved_sites))
 
     def run(params: Any) -> tuple[tuple[Values, jax.Array, jax.Array], Values]:
         values = simulate(forward, params, noise)
-        moved = {name: values[name] for name in blocks}
+        moved = {name: values[name] for name in moved_sites}
         surprises = [
             surprise(d, params, values) if _has_surprise(method, d) else jnp.zeros(())
             for d in densities
@@ -203,7 +203,7 @@ def pull_back(
         seen = after(seen, scores[-1].mean)
     by_score = shares(method, densities, coefficients, scores)
     mean, spread = cotangents(densities, coefficients * by_score, scores)
-    scaled = {n: mean[n].astype(moved[n].dtype) / num_samples for n in blocks}
+    scaled = {n: mean[n].astype(moved[n].dtype) / num_samples for n in moved_sites}
     prices = price(means) if price is not None else expectations.coefficients
     rest = coefficients * (1.0 - by_score)
     rest = rest.astype(surprises.dtype)
@@ -215,7 +215,7 @@ def pull_back(
             name: spread[name][member % spread[name].shape[0]] / num_samples
             if name in spread
             else jnp.zeros_like(moved[name])
-            for name in blocks
+            for name in moved_sites
         }
         nothing = jnp.zeros_like(means), jnp.zeros_like(surprises)
         deviation = pullback((picked, *nothing))[0]

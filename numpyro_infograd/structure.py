@@ -333,10 +333,12 @@ class StructuralModel:
         members = sites + given
         wanted = tuple(s for s in sites if self.site_info[s].kind == "sample")
         wanted += tuple(s for s in sites if s in self.appended and s not in wanted)
-        blocks = tuple(s for s in members if self.params_of((s,)))
+        moved_sites = tuple(s for s in members if self.params_of((s,)))
 
         def run(params: Any, noise: Values, values: Values) -> dict[str, Any]:
-            _, log_prob, boundary = self.run(params, noise, values, scored=wanted)
+            _, log_prob, boundary = self.run(
+                params, noise, values, log_prob_sites=wanted
+            )
             return {"log_prob": log_prob, "boundary": boundary}
 
         noise = noise_like(self.spec)
@@ -350,14 +352,16 @@ class StructuralModel:
             key=lambda path: (path[0].key, path[1].key),
         )
         read = {s: reach["log_prob", s] for s in wanted}
-        scored = tuple(
-            s for s in wanted if whole or read[s][1] or read[s][2] & set(blocks)
+        log_prob_sites = tuple(
+            s for s in wanted if whole or read[s][1] or read[s][2] & set(moved_sites)
         )
-        hidden = frozenset().union(*(read[s][1] for s in scored))
-        moving = (s for s in scored if any(reach.get(("boundary", s), ())))
+        hidden = frozenset().union(*(read[s][1] for s in log_prob_sites))
+        moving_boundary = (
+            s for s in log_prob_sites if any(reach.get(("boundary", s), ()))
+        )
         # NumPyro calls the support of a shifted Exponential real: its row says more.
-        kinds = {s: self.site_info[s].support for s in scored}
-        edges = (
+        kinds = {s: self.site_info[s].support for s in log_prob_sites}
+        hard_boundaries = (
             s
             for s, kind in kinds.items()
             if kind not in ("positive", "unit")
@@ -366,12 +370,12 @@ class StructuralModel:
         return Density(
             program,
             sites,
-            scored,
+            log_prob_sites,
             given,
-            blocks,
+            moved_sites,
             tuple(n for n in self.noise if n in hidden),
-            tuple(moving),
-            tuple(edges),
+            tuple(moving_boundary),
+            tuple(hard_boundaries),
             tuple(s for s in sites if s not in wanted and self.noise_of((s,)) & hidden),
             tuple(self.site_info[s].size for s in members),
             tuple(self.site_info[s].support for s in members),

@@ -149,8 +149,8 @@ def trace_model(
         for name, value in seen.param_values.items()
     }
 
-    def run(params, noise, given, scored=(), cut=False):
-        messenger = Generate(params, noise, given, scored, cut)
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        messenger = Generate(params, noise, given, log_prob_sites, cut)
         play(messenger)
         return messenger.values, messenger.log_prob, messenger.boundary
 

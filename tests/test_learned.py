@@ -252,7 +252,7 @@ class NormalLaw(ScoreMethod):
 
     def score(self, state, density, params, noise, values, rng_key):
         found = {s: (jnp.mean(v) - v) / jnp.var(v) for s, v in values.items()}
-        return Scores({s: found[s] for s in density.blocks}, None, {})
+        return Scores({s: found[s] for s in density.moved_sites}, None, {})
 
 
 def test_a_method_of_the_users() -> None:

@@ -76,8 +76,8 @@ def test_with_nothing_hidden_it_is_the_score(multipath) -> None:
 
 def test_only_sites_that_a_parameter_moves_have_a_block(multipath) -> None:
     sm, _ = multipath
-    assert sm.density(("x", "y")).blocks == ("y",)
-    assert set(sm.density(("v1", "v2", "y")).blocks) == {"v1", "y"}
+    assert sm.density(("x", "y")).moved_sites == ("y",)
+    assert set(sm.density(("v1", "v2", "y")).moved_sites) == {"v1", "y"}
 
 
 def test_the_block_of_the_condition_gets_its_share() -> None:
@@ -294,7 +294,7 @@ def test_calibration_in_log_and_logit_coordinates(law) -> None:
         numpyro.sample("y", law)
 
     sm = ig.structural_model(model)
-    density = replace(sm.density(("y",), whole=True), blocks=("y",))
+    density = replace(sm.density(("y",), whole=True), moved_sites=("y",))
     assert not density.unbounded
     values = sm.sample(KEY, 8192)
     truth = jax.vmap(jax.grad(law.log_prob))(values["y"])
@@ -315,7 +315,7 @@ def test_a_density_with_an_edge_is_left_alone() -> None:
         numpyro.sample("y", dist.Uniform(1.0, 2.0))
 
     sm = ig.structural_model(model)
-    density = replace(sm.density(("y",), whole=True), blocks=("y",))
+    density = replace(sm.density(("y",), whole=True), moved_sites=("y",))
     values = sm.sample(KEY, 1024)
     given = Scores({"y": jnp.full(1024, -1.3)}, None, {})
     assert calibrate(density, given, values) is given

@@ -458,7 +458,11 @@ def test_density_given_sites_and_noise():
     a, b = 0.9, -0.6
     # Nothing given: the noise of x and u stays hidden.
     alone = sm.density(("y",))
-    assert (alone.hidden, alone.blocks, alone.scored) == (("x", "u"), ("y",), ("y",))
+    assert (alone.hidden, alone.moved_sites, alone.log_prob_sites) == (
+        ("x", "u"),
+        ("y",),
+        ("y",),
+    )
     noise = {"x": jnp.array(0.5), "u": jnp.array(-0.2)}
     mean = 0.5 + np.tanh(b * (a * 0.5 - 0.2))
     found = alone.log_prob(sm.params, noise, {"y": jnp.array(1.0)})
@@ -482,7 +486,7 @@ def test_density_in_a_scan_given_its_states():
     sm = traced("scan_model")
     density = sm.density(("reading",), ("state",))
     assert density.hidden == ("gain",)
-    assert set(density.blocks) == {"reading", "state"}
+    assert set(density.moved_sites) == {"reading", "state"}
     noise, values = jax.tree.map(lambda x: x[:4], drawn("scan_model"))
     state, reading = values["state"][::-1] + 0.3, values["reading"]  # by hand
 
@@ -499,11 +503,11 @@ def test_density_in_a_scan_given_its_states():
 def test_density_leaves_out_what_no_score_needs():
     sm = traced("affine")
     joint = sm.density(("x", "y"))
-    assert joint.scored == ("y",)  # x is a root input
+    assert joint.log_prob_sites == ("y",)  # x is a root input
     assert joint.hidden == ()
-    assert sm.density(("x", "y"), whole=True).scored == ("x", "y")
+    assert sm.density(("x", "y"), whole=True).log_prob_sites == ("x", "y")
     sm = traced("qam")
-    assert sm.density(("symbol", "y")).scored == ("y",)
+    assert sm.density(("symbol", "y")).log_prob_sites == ("y",)
 
 
 def test_zoo_models_are_shared_by_name():

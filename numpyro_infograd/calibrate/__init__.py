@@ -215,7 +215,7 @@ def _check_levels(levels: Any) -> tuple[float, ...] | None:
 
 def _is_smooth(sm: StructuralModel, density: Density, params: Any) -> tuple[bool, str]:
     """Whether the sites have a density without jumps, or why they do not."""
-    rough = (*density.moving, *density.edges)
+    rough = (*density.moving_boundary, *density.hard_boundaries)
     if rough:
         return False, f"the density of site {rough[0]!r} ends in a jump"
     try:

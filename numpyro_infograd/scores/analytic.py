@@ -98,18 +98,18 @@ class Analytic(ScoreMethod):
             with tracing(what, holds, ScoreError):
                 score = fn(params, sample)
             if not isinstance(score, Mapping):
-                if len(density.blocks) != 1:
+                if len(density.moved_sites) != 1:
                     raise ScoreError(
                         f"{what} must return a dict with entries for "
-                        f"{density.blocks}, got {score!r:.80}."
+                        f"{density.moved_sites}, got {score!r:.80}."
                     )
-                score = {density.blocks[0]: score}
-            missing = [name for name in density.blocks if name not in score]
+                score = {density.moved_sites[0]: score}
+            missing = [name for name in density.moved_sites if name not in score]
             if missing:
                 raise ScoreError(
                     f"{what} lacks {missing}. Add them to what it returns."
                 )
-            picked = {name: score[name] for name in density.blocks}
+            picked = {name: score[name] for name in density.moved_sites}
             for name, each in picked.items():
                 shape, wanted = np.shape(each), sample[name].shape
                 if shape != wanted:

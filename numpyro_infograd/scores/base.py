@@ -31,7 +31,7 @@ class Scores(NamedTuple):
     """Scores of a batch of values.
 
     Attributes:
-        mean: For each of `density.blocks`, the sites of a set that a parameter moves,
+        mean: For each of `density.moved_sites` (the sites that depend on a parameter),
             scores of shape (num_samples, *shape), in nats per unit of the site.
         deviations: The same with a leading axis of `num_deviations` perturbations,
             scaled so that the squared standard error which the fit adds to any linear
@@ -63,7 +63,7 @@ class ScoreMethod(ABC):
         >>> import numpyro_infograd as ig
         >>> class NormalLaw(ig.scores.ScoreMethod):  # of the batch, site by site
         ...     def score(self, state, density, params, noise, values, rng_key):
-        ...         y = {site: values[site] for site in density.blocks}
+        ...         y = {site: values[site] for site in density.moved_sites}
         ...         mean = {s: (v.mean(0) - v) / v.var(0) for s, v in y.items()}
         ...         return ig.scores.Scores(mean, None, {})
         >>> NormalLaw().num_samples
@@ -123,11 +123,11 @@ class ScoreMethod(ABC):
         Raises:
             BoundaryError: for a density that jumps at a place that moves.
         """
-        if density.moving:
+        if density.moving_boundary:
             raise BoundaryError(
-                f"the density of site {density.moving[0]!r} jumps at a boundary that "
-                "depends on a parameter, a site or noise, so the score inside its "
-                "support misses what happens at the boundary. Use "
+                f"the density of site {density.moving_boundary[0]!r} jumps at a "
+                "boundary that depends on a parameter, a site or noise, so the score "
+                "inside its support misses what happens at the boundary. Use "
                 "scores.Denoising(noise_variance=...), whose noise has no boundary."
             )
 
@@ -217,7 +217,7 @@ class ScoreMethod(ABC):
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
-        """Scores of the density's blocks at a batch of values.
+        """Scores of the density's moved sites at a batch of values.
 
         Args:
             state: What `fit` returned.
@@ -246,7 +246,7 @@ def complete_data_score(
         values: One value of each of the density's sites, of its shape.
 
     Returns:
-        For each block site, an array of the site's shape, in nats per unit of the site.
+        For each moved site, an array of the site's shape, in nats per unit of the site.
         With no hidden noise it is the score itself.
 
     Example:
@@ -262,9 +262,9 @@ def complete_data_score(
         >>> float(found["y"])  # 2 * 0.5 - 3
         -2.0
     """
-    blocks = {name: values[name] for name in density.blocks}
-    rest = {name: values[name] for name in density.all_sites if name not in blocks}
-    return jax.grad(lambda b: density.log_prob(params, noise, {**rest, **b}))(blocks)
+    moved = {name: values[name] for name in density.moved_sites}
+    rest = {name: values[name] for name in density.all_sites if name not in moved}
+    return jax.grad(lambda a: density.log_prob(params, noise, {**rest, **a}))(moved)
 
 
 def complete_data_scores(
@@ -337,12 +337,14 @@ class Layout(NamedTuple):
 
     @staticmethod
     def of(density: Density) -> Layout:
-        """The layout of `flatten(values, all_sites)` and `flatten(score, blocks)`."""
+        """The layout of flattened values of `all_sites` and scores of `moved_sites`."""
         where, start = {}, 0
         for site, size in zip(density.all_sites, density.sizes, strict=True):
             where[site] = range(start, start + size)
             start += size
-        outputs = [(site, column) for site in density.blocks for column in where[site]]
+        outputs = [
+            (site, column) for site in density.moved_sites for column in where[site]
+        ]
         return Layout(
             tuple(column for _, column in outputs),
             tuple(i for i, (site, _) in enumerate(outputs) if site in density.sites),

@@ -390,8 +390,8 @@ def report_scores(
     parts = [jnp.stack([doubt / times**0.5] * times) for doubt in doubts]
     deviations = jnp.concatenate([spread, *parts])
     return Scores(
-        unflatten((mean - free.bend) / free.slope, values, density.blocks),
-        unflatten(deviations / free.slope, values, density.blocks),
+        unflatten((mean - free.bend) / free.slope, values, density.moved_sites),
+        unflatten(deviations / free.slope, values, density.moved_sites),
         evidence,
     )
 

@@ -204,7 +204,7 @@ class MCMC(ScoreMethod):
         deviations = jnp.stack(
             [jnp.mean(means[:, :, -2] - last, axis=1), found - last[:, 0]]
         )
-        over = jax.vmap(lambda x: unflatten(x, values, density.blocks))
+        over = jax.vmap(lambda x: unflatten(x, values, density.moved_sites))
         return Scores(
-            unflatten(found, values, density.blocks), over(deviations), evidence
+            unflatten(found, values, density.moved_sites), over(deviations), evidence
         )

@@ -115,11 +115,11 @@ class Mixture(ScoreMethod):
                 "density given the other noise. Use scores='denoising', or observe it "
                 "through a sample site."
             )
-        if density.bare:
+        if density.hidden_deterministic:
             raise DensityError(
-                f"site {density.bare[0]!r} is deterministic and shares hidden "
-                "noise with the rest of its set, so a mixture cannot condition on it. "
-                "Use scores='denoising'."
+                f"site {density.hidden_deterministic[0]!r} is deterministic and shares "
+                "hidden noise with the rest of its set, so a mixture cannot condition "
+                "on it. Use scores='denoising'."
             )
 
     def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
@@ -210,21 +210,21 @@ class Mixture(ScoreMethod):
             for name, draws in noise.items()
         }
         inside = {name: values[name] for name in density.all_sites}
-        names = density.blocks if with_score else ()
-        blocks = {name: inside.pop(name) for name in names}
+        names = density.moved_sites if with_score else ()
+        moved = {name: inside.pop(name) for name in names}
 
-        def against(block: Values, rest: Values, part: Values) -> _Sums:
+        def against(moved: Values, rest: Values, part: Values) -> _Sums:
             """One sample against one block of components.
 
             A value outside a component's support has log density -inf, or NaN with a
             NaN gradient where the law does not say so: either has weight zero.
             """
 
-            def log_prob(block: Values, noise: Values) -> jax.Array:
-                return density.log_prob(params, noise, {**rest, **block})
+            def log_prob(moved: Values, noise: Values) -> jax.Array:
+                return density.log_prob(params, noise, {**rest, **moved})
 
             over_components = jax.vmap(jax.value_and_grad(log_prob), in_axes=(None, 0))
-            each, gradients = over_components(block, part)
+            each, gradients = over_components(moved, part)
             each = jnp.where(jnp.isnan(each), -jnp.inf, each)
             peak = jnp.max(each)
             weights = jnp.exp(each - jnp.where(jnp.isfinite(peak), peak, 0.0))
@@ -241,12 +241,12 @@ class Mixture(ScoreMethod):
             )
 
         def step(carry: _Sums, part: Values) -> tuple[_Sums, None]:
-            new = jax.vmap(against, in_axes=(0, 0, None))(blocks, inside, part)
+            new = jax.vmap(against, in_axes=(0, 0, None))(moved, inside, part)
             return carry.plus(new), None
 
         num_samples = next(iter(values.values())).shape[0]
         zero = jnp.zeros(num_samples)
-        start = _Sums(zero - jnp.inf, zero, zero, jax.tree.map(jnp.zeros_like, blocks))
+        start = _Sums(zero - jnp.inf, zero, zero, jax.tree.map(jnp.zeros_like, moved))
 
         def half(index: int) -> _Sums:
             part = {name: draws[index] for name, draws in stacked.items()}

@@ -56,7 +56,7 @@ def draw_pool(
         values = simulate(forward, params, noise)
         target = complete_data_scores(density, params, noise, values)
         free = Free.of(density, values)
-        own = free.slope * flatten(target, density.blocks) + free.bend
+        own = free.slope * flatten(target, density.moved_sites) + free.bend
         return Pool(free.values, own, extra, position, signs)
 
     keys = jax.random.split(rng_key, members)

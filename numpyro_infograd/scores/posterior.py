@@ -156,7 +156,7 @@ class Posterior(ScoreMethod):
 
     def check(self, density: Density) -> None:
         """Raise where a parameter reaches the inputs."""
-        moved = [s for s in density.sites if s in density.blocks]
+        moved = [s for s in density.sites if s in density.moved_sites]
         if moved:
             raise ScoreError(
                 f"scores='posterior' needs inputs that no parameter reaches, but "
@@ -273,19 +273,19 @@ class Posterior(ScoreMethod):
         """grad_y log q(x | y): the mean of the fits, with their spread as the error."""
         affine, fits, before, gain = state[-1]
         inside = {name: values[name] for name in density.all_sites}
-        blocks = {name: inside.pop(name) for name in density.blocks}
+        moved = {name: inside.pop(name) for name in density.moved_sites}
 
-        def one(fit: Any, block: Values, rest: Values) -> Values:
+        def one(fit: Any, moved: Values, rest: Values) -> Values:
             return jax.grad(lambda b: self._log_q(density, affine, fit, {**rest, **b}))(
-                block
+                moved
             )
 
         slope = Free.of(density, values).slope
 
         def scores(fits: Any) -> jax.Array:
             over = jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, None))
-            each = over(fits, blocks, inside)
-            return slope * jax.vmap(lambda x: flatten(x, density.blocks))(each)
+            each = over(fits, moved, inside)
+            return slope * jax.vmap(lambda x: flatten(x, density.moved_sites))(each)
 
         evidence = {"log_likelihood_gain": gain}
         each = scores(fits)

@@ -40,7 +40,7 @@ def calibrate(density: Density, score: Scores, values: Values) -> Scores:
     centred = free.values - jnp.mean(free.values, axis=0)
     measured = jnp.sum(centred[:, columns] * raw) / raw.size
     evidence = {**score.evidence, "stein_residual": measured + 1.0}
-    own = tuple(name for name in density.blocks if name in density.sites)
+    own = tuple(name for name in density.moved_sites if name in density.sites)
 
     def back(each: jax.Array) -> Values:
         return unflatten(each / free.slope[:, mine], values, own)
@@ -82,8 +82,8 @@ def standard(
     Returns:
         The coordinates and scores (num_samples, dimensions); None where there are none.
     """
-    own = tuple(name for name in density.blocks if name in density.sites)
-    if not own or density.edges or density.moving:
+    own = tuple(name for name in density.moved_sites if name in density.sites)
+    if not own or density.hard_boundaries or density.moving_boundary:
         return None
     free, mine = Free.of(density, values), jnp.asarray(Layout.of(density).own, int)
     raw = free.slope[:, mine] * flatten(score.mean, own) + free.bend[:, mine]

@@ -184,7 +184,7 @@ class Fisher:
         draw_key, init_key, train_key = jax.random.split(rng_key, 3)
         draws = _draw(
             sm.forward,
-            replace(density, blocks=density.sites),
+            replace(density, moved_sites=density.sites),
             params,
             base_points(spec, size),
             draw_key,
@@ -261,8 +261,10 @@ def _seen_through_noise(objective: Objective, sm: StructuralModel) -> Structural
 
     Now all have one, and the graph alone decides which entropies are conditional.
     """
-    bare = [s for s in objective.sites if not has_density(sm, s) and not _whole(sm, s)]
-    return append_noise(sm, dict.fromkeys(bare, 1.0)) if bare else sm
+    without = [
+        s for s in objective.sites if not has_density(sm, s) and not _whole(sm, s)
+    ]
+    return append_noise(sm, dict.fromkeys(without, 1.0)) if without else sm
 
 
 def _whole(sm: StructuralModel, site: str) -> bool:
@@ -292,7 +294,11 @@ def _draw(
         flat = flatten(values, density.sites)
         score = jnp.zeros_like(flat)
         # Without the terms that a boundary adds, appended noise alone is the target.
-        if density.unbounded and not density.moving and density.scored == density.sites:
+        if (
+            density.unbounded
+            and not density.moving_boundary
+            and density.log_prob_sites == density.sites
+        ):
             target = complete_data_scores(density, params, noise, values)
             score = flatten(target, density.sites)
         given = jnp.zeros((size, 0))

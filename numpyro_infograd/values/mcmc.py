@@ -39,7 +39,7 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import Means, Term, at_each, resolve, trace_expectations
 from numpyro_infograd.values.base import Estimate
-from numpyro_infograd.values.nested import refuse_bare
+from numpyro_infograd.values.nested import refuse_without_density
 
 _BATCH = 2048  # samples of one call
 _FIRST = 32  # levels at first
@@ -91,7 +91,7 @@ class MCMC:
     ) -> Estimate:
         """The value: every entropy that hides noise is annealed at the same samples."""
         terms = resolve(objective, sm)
-        refuse_bare(sm, terms)
+        refuse_without_density(sm, terms)
         densities = tuple(_walked(sm, term) for term in terms)
         for density in densities:
             if not density.is_known and density.walk is None:
@@ -170,7 +170,7 @@ def _walked(sm: StructuralModel, term: Term) -> Density:
     density = walkable(sm, sm.density(term.sites, term.given, whole=True))
     if density.walk is None:
         return density
-    return replace(density, walk=replace(density.walk, blocks=()))
+    return replace(density, walk=replace(density.walk, moved_sites=()))
 
 
 class Ends(NamedTuple):

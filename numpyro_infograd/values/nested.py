@@ -91,7 +91,7 @@ class Nested:
     ) -> Estimate:
         """The value and its bounds, from as many components as it takes."""
         terms = resolve(objective, sm)
-        refuse_bare(sm, terms)
+        refuse_without_density(sm, terms)
         expectations = trace_expectations(objective, sm)
         count = self.num_components
         while True:
@@ -145,7 +145,7 @@ class Average(NamedTuple):
         return self.effective >= SOUND_SAMPLE_SIZE
 
 
-def refuse_bare(sm: StructuralModel, terms: tuple[Term, ...]) -> None:
+def refuse_without_density(sm: StructuralModel, terms: tuple[Term, ...]) -> None:
     """Raise for a site without a density of its own.
 
     Raises:
