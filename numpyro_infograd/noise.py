@@ -83,11 +83,11 @@ def draw_noise(
         elif law.kind == "uniform":
             bits = jax.random.bits(key, (num_samples, *law.shape), jnp.uint32)
             noise[name] = _uniform_from_bits(bits)
-    return jax.tree.map(spread, noise)
+    return jax.tree.map(shard_samples, noise)
 
 
-def spread(samples: jax.Array) -> jax.Array:
-    """Samples along the first axis, spread over the devices in use.
+def shard_samples(samples: jax.Array) -> jax.Array:
+    """Samples, split along their first axis over the devices in use.
 
     What follows from them stays with them: the compiler brings together what is
     summed. What is drawn outside of compiled functions, for the host to look at, is

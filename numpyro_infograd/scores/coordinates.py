@@ -49,7 +49,7 @@ class Free(NamedTuple):
 class Frame(NamedTuple):
     """The normal law of a batch's moments, and coordinates in which it is standard.
 
-    In units of `spread` the score of p(sites | given) is that of a normal law, the
+    In units of `fisher_sqrt` the score of p(sites | given) is that of a normal law, the
     whitened residual w of the sites given all else with its sign changed, plus what a
     network learns. Whitening is symmetric: it does not depend on the order of columns.
     """
@@ -57,8 +57,8 @@ class Frame(NamedTuple):
     mean: jax.Array  # (inputs,)
     whiten: jax.Array  # (inputs, inputs)
     base: jax.Array  # (outputs, inputs): the score of the normal law
-    spread: jax.Array  # (outputs, outputs): root of its Fisher information
-    unspread: jax.Array  # its inverse
+    fisher_sqrt: jax.Array  # square root of its Fisher information
+    fisher_inv_sqrt: jax.Array  # inverse of that root, both (outputs, outputs)
     setting: jax.Array  # parameters, as a network sees them that serves several
 
     @staticmethod
@@ -101,13 +101,15 @@ class Frame(NamedTuple):
             conditional = precision.at[given[:, None], given].add(-alone)
         base = -(conditional * light[:, None])[outputs]
         base = base / scale[outputs][:, None] / scale
-        spread, unspread = symmetric_powers(after(information, base), 0.5, -0.5)
+        fisher_sqrt, fisher_inv_sqrt = symmetric_powers(
+            after(information, base), 0.5, -0.5
+        )
         setting = jnp.zeros(0) if setting is None else setting
-        return Frame(mean, whiten, base, spread, unspread, setting)
+        return Frame(mean, whiten, base, fisher_sqrt, fisher_inv_sqrt, setting)
 
     def gaussian(self, centred: jax.Array) -> jax.Array:
-        """The score of the normal law in units of `spread`, (num_samples, outputs)."""
-        return centred @ self.base.T @ self.unspread
+        """Score of the normal law in units of `fisher_sqrt`, (num_samples, outputs)."""
+        return centred @ self.base.T @ self.fisher_inv_sqrt
 
     def moved(
         self,
@@ -125,7 +127,9 @@ class Frame(NamedTuple):
             variance: A scalar or (num_samples, 1).
         """
         columns = jnp.asarray(layout.outputs, int)
-        return centred.at[:, columns].add(jnp.sqrt(variance) * noise @ self.unspread)
+        return centred.at[:, columns].add(
+            jnp.sqrt(variance) * noise @ self.fisher_inv_sqrt
+        )
 
     def white(self, centred: jax.Array) -> jax.Array:
         """Whitened values, (num_samples, inputs)."""

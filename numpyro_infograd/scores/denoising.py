@@ -102,7 +102,7 @@ class Denoising(Learned):
         levels = self.levels(density)
         centred = pool.values - frame.mean
         if levels == (0.0,):
-            wanted = pool.target @ frame.unspread - frame.gaussian(centred)
+            wanted = pool.target @ frame.fisher_inv_sqrt - frame.gaussian(centred)
             seen = self.see(frame, centred, 0.0)
             return Batch(seen, jnp.ones((len(seen), 1)), wanted)
         # Gaussian integration by parts turns the target -z / sqrt(t) of the noise into

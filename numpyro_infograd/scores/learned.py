@@ -182,7 +182,7 @@ class Learned(ScoreMethod):
         here = draw(self.warm_pool_size, warm_points)
         frame = first(here[0])
         change = (here[1].values - frame.mean) @ (frame.base - last.trained_base).T
-        drift = jnp.mean((change @ frame.unspread) ** 2)
+        drift = jnp.mean((change @ frame.fisher_inv_sqrt) ** 2)
         shrink, (gain, _) = self.worth(density, *here, last.networks)
         kept = shrink, gain
         if self.refit == "auto":
@@ -356,9 +356,9 @@ class Learned(ScoreMethod):
                 rough += coarse / len(signs) * each
                 added = shrink * (found - half)
                 narrow += weight / len(signs) * added
-        last = 0.5 * jnp.mean(total - rough, axis=0) @ frame.spread
-        half = self.caution(density) * jnp.mean(narrow, axis=0) @ frame.spread
-        return total @ frame.spread, (last, half)
+        last = 0.5 * jnp.mean(total - rough, axis=0) @ frame.fisher_sqrt
+        half = self.caution(density) * jnp.mean(narrow, axis=0) @ frame.fisher_sqrt
+        return total @ frame.fisher_sqrt, (last, half)
 
 
 def extrapolation(levels: tuple[float, ...]) -> tuple[float, ...]:

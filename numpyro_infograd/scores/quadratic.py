@@ -50,11 +50,11 @@ def score_matching(
     """Sliced score matching of what a normal law's score leaves.
 
     The mean of 1/2 |s|^2 + v . (ds/da) v over values a and random signs v is least for
-    the score of a (Hyvarinen 2005; Song et al. 2019). In units of `spread` a slice v is
-    a step of `unspread` v.
+    the score of a (Hyvarinen 2005; Song et al. 2019). In units of `fisher_sqrt` a slice
+    v is a step of `fisher_inv_sqrt` v.
     """
     outputs = jnp.asarray(layout.outputs, int)
-    tangent = pool.slices @ frame.unspread @ frame.whiten[:, outputs].T
+    tangent = pool.slices @ frame.fisher_inv_sqrt @ frame.whiten[:, outputs].T
     # A value that is clipped does not move what the network sees of it.
     tangent *= jnp.abs(seen[:, : tangent.shape[1]]) < CLIP
     rest = jnp.zeros((len(seen), seen.shape[1] - tangent.shape[1]))
