@@ -26,7 +26,7 @@ from numpyro_infograd.problem import (
 )
 from numpyro_infograd.program import Program
 from numpyro_infograd.pullback import Pulled, pull_back
-from numpyro_infograd.scores.base import ScoreMethod, after
+from numpyro_infograd.scores.base import ScoreMethod, sequence_after
 from numpyro_infograd.scores.exact import GaussianEntropies
 from numpyro_infograd.terms import Means, trace_expectations
 from numpyro_infograd.text import html_table, with_error
@@ -171,7 +171,7 @@ def fit_scores(
         if is_learned(method, density):
             key = jax.random.fold_in(rng_key, i)
             state = _fit(method, state, density, forward, params, key, warm)
-            params = after(params, state)
+            params = sequence_after(params, state)
         fitted.append(state)
     return tuple(fitted)
 

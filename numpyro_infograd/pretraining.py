@@ -22,7 +22,7 @@ from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import admit, pose
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import resolve_method
-from numpyro_infograd.scores.base import after
+from numpyro_infograd.scores.base import sequence_after
 from numpyro_infograd.scores.learned import Learned, share_of
 from numpyro_infograd.scores.pool import with_noise
 from numpyro_infograd.scores.pretrained import Pretrained, Range
@@ -159,7 +159,7 @@ def _train(
     frames = jax.tree.map(lambda x: x[:, 0], frames)
     pools = jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 0], 0, 1), pools)
     ensemble = method.ensemble(density, frames.setting.shape[-1])
-    networks = after(ensemble.init(init_key, method.num_networks), pools)
+    networks = sequence_after(ensemble.init(init_key, method.num_networks), pools)
     steps = _LONGER * method.num_steps
     return method.train(density, frames, pools, networks, train_key, steps)
 

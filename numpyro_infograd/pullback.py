@@ -27,10 +27,10 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import (
     ScoreMethod,
     Scores,
-    after,
     complete_data_scores,
+    sequence_after,
 )
-from numpyro_infograd.scores.stein import calibrate
+from numpyro_infograd.scores.stein import stein_correct
 from numpyro_infograd.terms import Means
 
 
@@ -102,7 +102,7 @@ def score_of(
         _check_scores(method, density, raw, values)
     else:
         raw = Scores(complete_data_scores(density, params, {}, values), None, {})
-    return calibrate(density, raw, values)
+    return stein_correct(density, raw, values)
 
 
 def _check_scores(
@@ -200,7 +200,7 @@ def pull_back(
     for i, (density, state) in enumerate(zip(densities, states, strict=True)):
         own = jax.random.fold_in(rng_key, i)
         scores.append(score_of(method, state, density, params, noise, seen, own))
-        seen = after(seen, scores[-1].mean)
+        seen = sequence_after(seen, scores[-1].mean)
     by_score = shares(method, densities, coefficients, scores)
     mean, spread = cotangents(densities, coefficients * by_score, scores)
     scaled = {n: mean[n].astype(moved[n].dtype) / num_samples for n in moved_sites}

@@ -23,7 +23,7 @@ from numpyro_infograd.scores import (
 from numpyro_infograd.scores.base import Scores, complete_data_scores
 from numpyro_infograd.scores.coordinates import Free
 from numpyro_infograd.scores.network import Ensemble, perceptron
-from numpyro_infograd.scores.stein import calibrate
+from numpyro_infograd.scores.stein import stein_correct
 
 KEY = jax.random.key(0)
 A, B = 2.0, 1.0
@@ -277,7 +277,7 @@ def test_calibration_puts_a_scale_right(num_samples) -> None:
     density = sm.density(("y",))
     assert density.unbounded
     truth = links.link_scores(A, B)["y"](None, values)
-    found = calibrate(density, Scores({"y": 1.3 * truth}, None, {}), values)
+    found = stein_correct(density, Scores({"y": 1.3 * truth}, None, {}), values)
     centred = values["y"] - np.mean(values["y"])
     assert float(np.mean(found.mean["y"] * centred)) == pytest.approx(-1.0, abs=0.01)
     if num_samples == 4096:
@@ -301,7 +301,7 @@ def test_calibration_in_log_and_logit_coordinates(law) -> None:
     free = Free.of(density, values)
     slope, bend = free.slope[:, 0], free.bend[:, 0]
     wrong = (1.3 * (slope * truth + bend) - bend) / slope  # scaled in those coordinates
-    found = calibrate(density, Scores({"y": wrong}, None, {}), values)
+    found = stein_correct(density, Scores({"y": wrong}, None, {}), values)
     # What is not linear in those coordinates keeps its factor; before it was 0.09.
     assert relative_error(slope * found.mean["y"] + bend, slope * truth + bend) < 0.05
     assert float(found.evidence["stein_residual"]) == pytest.approx(-0.3, abs=0.1)
@@ -318,7 +318,7 @@ def test_a_density_with_an_edge_is_left_alone() -> None:
     density = replace(sm.density(("y",), whole=True), moved_sites=("y",))
     values = sm.sample(KEY, 1024)
     given = Scores({"y": jnp.full(1024, -1.3)}, None, {})
-    assert calibrate(density, given, values) is given
+    assert stein_correct(density, given, values) is given
 
 
 def test_calibration_leaves_the_condition_alone() -> None:
@@ -333,7 +333,7 @@ def test_calibration_leaves_the_condition_alone() -> None:
     values = sm.sample(KEY, 4096)
     density = sm.density(("y",), ("x",))
     raw = complete_data_scores(density, sm.params, {}, values)
-    found = calibrate(density, Scores(raw, None, {}), values)
+    found = stein_correct(density, Scores(raw, None, {}), values)
     np.testing.assert_array_equal(found.mean["x"], raw["x"])
     np.testing.assert_allclose(found.mean["y"], raw["y"], atol=0.2)
     assert relative_error(found.mean["y"], raw["y"]) < 5e-3

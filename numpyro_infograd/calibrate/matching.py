@@ -28,7 +28,7 @@ from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import NoiseSpec, draw_noise
 from numpyro_infograd.optimize.step import constrained, gradient_mapping, onto
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import after
+from numpyro_infograd.scores.base import sequence_after
 
 BLUR = "+blur"
 
@@ -267,7 +267,7 @@ def look_around(
             return features.defect(z, blur, key, weights)
 
         right = jax.lax.map(lambda n: jax.jvp(defect, (flat,), (n,))[1], numbers)
-        z = match.outputs(free, after(noise, right))
+        z = match.outputs(free, sequence_after(noise, right))
         gram = features.moments(z, blur, key).gram
         columns = jnp.moveaxis(right, 0, -1).reshape(*gram.shape[:2], -1)
         slopes = features.solve(gram, columns).reshape(*weights.shape, len(flat))

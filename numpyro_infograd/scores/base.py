@@ -277,7 +277,7 @@ def complete_data_scores(
     return over(density, params, hidden, inside)
 
 
-def after(tree: Any, *others: Any) -> Any:
+def sequence_after(tree: Any, *others: Any) -> Any:
     """`tree`, computed only once the others are.
 
     Independent loops and matrix decompositions in one program run side by side, and on

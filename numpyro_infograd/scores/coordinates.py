@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.density import Density, Values, flatten
-from numpyro_infograd.scores.base import Layout, after, symmetric_powers
+from numpyro_infograd.scores.base import Layout, sequence_after, symmetric_powers
 
 CLIP = 8.0  # standard deviations up to which a network tells values apart
 
@@ -96,13 +96,13 @@ class Frame(NamedTuple):
         conditional = precision
         if layout.given:
             given = jnp.asarray(layout.given, int)
-            own = after(correlation[given][:, given], precision)
+            own = sequence_after(correlation[given][:, given], precision)
             (alone,) = symmetric_powers(own, -1.0)
             conditional = precision.at[given[:, None], given].add(-alone)
         base = -(conditional * light[:, None])[outputs]
         base = base / scale[outputs][:, None] / scale
         fisher_sqrt, fisher_inv_sqrt = symmetric_powers(
-            after(information, base), 0.5, -0.5
+            sequence_after(information, base), 0.5, -0.5
         )
         setting = jnp.zeros(0) if setting is None else setting
         return Frame(mean, whiten, base, fisher_sqrt, fisher_inv_sqrt, setting)

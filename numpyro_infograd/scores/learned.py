@@ -33,7 +33,7 @@ from numpyro_infograd.scores.network import (
     perceptron,
 )
 from numpyro_infograd.scores.pool import Pool, draw_pool, with_noise
-from numpyro_infograd.scores.quadratic import Batch, solve, train, worth
+from numpyro_infograd.scores.quadratic import Batch, held_out_gain, solve, train
 
 # How strongly a network sees the variance of noise. Little: its errors are then alike
 # at all levels, and the extrapolation does not amplify them.
@@ -176,14 +176,14 @@ class Learned(ScoreMethod):
             here = draw(self.pool_size, points)
             networks = self.ensemble(density).init(init_key, self.num_networks)
             networks = self.train(density, *here, networks, train_key, self.num_steps)
-            _, (_, gain) = self.worth(density, *here, networks)
+            _, (_, gain) = self.held_out_gain(density, *here, networks)
             return points, warm_points, Fitted.new(networks, first(here[0]), gain)
 
         here = draw(self.warm_pool_size, warm_points)
         frame = first(here[0])
         change = (here[1].values - frame.mean) @ (frame.base - last.trained_base).T
         drift = jnp.mean((change @ frame.fisher_inv_sqrt) ** 2)
-        shrink, (gain, _) = self.worth(density, *here, last.networks)
+        shrink, (gain, _) = self.held_out_gain(density, *here, last.networks)
         kept = shrink, gain
         if self.refit == "auto":
             stale = (drift > DRIFTED) | (kept[1] < last.trained_gain - LOST)
@@ -197,7 +197,7 @@ class Learned(ScoreMethod):
             else:
                 steps = self.num_warm_steps
                 new = self.train(density, *here, networks, train_key, steps, False)
-            shrink, (gain, _) = self.worth(density, *here, new)
+            shrink, (gain, _) = self.held_out_gain(density, *here, new)
             return new, shrink, gain
 
         networks, shrink, gain = jax.lax.cond(
@@ -316,13 +316,13 @@ class Learned(ScoreMethod):
         problem = functools.partial(self.problem, density)
         return solve(ensemble, problem, frames, pool, networks)
 
-    def worth(
+    def held_out_gain(
         self, density: Density, frames: Frame, pool: Pool, networks: Any
     ) -> tuple[jax.Array, jax.Array]:
-        """What the residuals are worth, as in `quadratic.worth`."""
+        """What the residuals are worth, as in `quadratic.held_out_gain`."""
         ensemble = self.ensemble(density, frames.setting.shape[-1])
         problem = functools.partial(self.problem, density)
-        return worth(ensemble, problem, frames, pool, networks)
+        return held_out_gain(ensemble, problem, frames, pool, networks)
 
     def members(
         self, density: Density, fitted: Fitted, values: jax.Array, rng_key: jax.Array

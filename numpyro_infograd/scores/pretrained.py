@@ -188,7 +188,7 @@ class Pretrained(ScoreMethod):
             ranges.setting(params, self.names),
         )
         own = networks if warm else method.solve(density, *here, networks)
-        _, (_, gain) = method.worth(density, *here, own)
+        _, (_, gain) = method.held_out_gain(density, *here, own)
         fitted = Fitted.new(own, first(here[0]), gain)
         return points, warm_points, networks, ranges, fitted
 

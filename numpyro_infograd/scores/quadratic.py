@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from numpyro_infograd.scores.base import Layout, after
+from numpyro_infograd.scores.base import Layout, sequence_after
 from numpyro_infograd.scores.coordinates import CLIP, Frame
 from numpyro_infograd.scores.network import Ensemble
 from numpyro_infograd.scores.pool import Pool
@@ -141,12 +141,12 @@ def solve(
     own, held = (
         (gram[:, half[:, None], half], cross[:, half]) for gram, cross in (own, held)
     )
-    part = _least_squares(after(own, last), held)
+    part = _least_squares(sequence_after(own, last), held)
     part = jnp.zeros_like(last).at[:, half].set(part)
     return networks | {"last": last, "half": part}
 
 
-def worth(
+def held_out_gain(
     ensemble: Ensemble, problem: Problem, frames: Frame, pool: Pool, networks: Any
 ) -> tuple[jax.Array, jax.Array]:
     """How much of each residual to keep, (members,), and the shares of the Fisher

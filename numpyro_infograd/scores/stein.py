@@ -22,7 +22,7 @@ from numpyro_infograd.scores.coordinates import Free
 _SAMPLES_PER_COLUMN = 64
 
 
-def calibrate(density: Density, score: Scores, values: Values) -> Scores:
+def stein_correct(density: Density, score: Scores, values: Values) -> Scores:
     """Make a batch of scores obey Stein's identities, where they hold.
 
     They hold for the sites whose density it is, not for those conditioned on, in
