@@ -142,7 +142,7 @@ def score_error(channel: Channel, method: Any) -> float:
     """Mean-square error of the fitted score over the mean square of the truth."""
     sm = ig.structural_model(channel.model)
     problem = pose(sm, XY, method, sm.params)
-    reverse = method.reverses
+    reverse = method.scores_inputs_given_outputs
     density = next(d for d in problem.densities if reverse or d.all_sites == ("y",))
     noise = sm.sample_noise(jax.random.key(1), 16384)
     values = sm.evaluate({}, noise)

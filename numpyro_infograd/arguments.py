@@ -284,7 +284,7 @@ def as_args(
 
 
 @contextlib.contextmanager
-def tracing(
+def explain_trace_errors(
     what: object, holds: str = "", error: type[InfogradError] = ArgumentError
 ) -> Iterator[None]:
     """Name a caller's function where it cannot be traced.
@@ -325,7 +325,7 @@ def _line_of(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def differentiating() -> Iterator[None]:
+def explain_grad_errors() -> Iterator[None]:
     """Where a model is differentiated, forwards or backwards.
 
     Raises:

@@ -105,7 +105,7 @@ def _chained(problem: Problem, params: Any) -> Problem | None:
     Scores of inputs given outputs are held against the sum of all sets' scores.
     """
     assert problem.method is not None
-    if problem.method.reverses:
+    if problem.method.scores_inputs_given_outputs:
         try:
             return pose(problem.sm, problem.objective, CHAINS, params)
         except InfogradError:
@@ -172,7 +172,7 @@ def _compare(
 
         both = jax.vmap(chains)(jax.random.split(pair_key))
         pairs = [jax.tree.map(lambda x, i=i: x[i], both) for i in range(2)]
-        if method.reverses:
+        if method.scores_inputs_given_outputs:
             ours, _ = cotangents(densities, coefficients, learned)
             first, second = (
                 cotangents(walked, walked_coefficients, pair)[0] for pair in pairs

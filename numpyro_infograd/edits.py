@@ -106,7 +106,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
     )
 
 
-def along(
+def restrict_to_path(
     sm: StructuralModel, way: Callable[[jax.Array], dict[str, Any]]
 ) -> StructuralModel:
     """The same model with one parameter, "position": its parameters are on a way.
@@ -126,12 +126,12 @@ def along(
             params={POSITION: jnp.asarray(0.5)},
             constraints={POSITION: constraints.real},
             run=run,
-            clean=sm.clean and along(sm.clean, way),
+            clean=sm.clean and restrict_to_path(sm.clean, way),
         )
     )
 
 
-def decouple(
+def shuffle_inputs(
     sm: StructuralModel, inputs: tuple[str, ...], given: tuple[str, ...] = ()
 ) -> StructuralModel:
     """The same model, in which all sites but the inputs are made from other inputs.
@@ -168,7 +168,7 @@ def decouple(
             for x, y in zip(a, b, strict=True)
         )
 
-    clean = sm.clean and decouple(sm.clean, inputs, given)
+    clean = sm.clean and shuffle_inputs(sm.clean, inputs, given)
     return _retrace(replace(sm, run=run, copies=laws, clean=clean))
 
 

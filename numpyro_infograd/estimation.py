@@ -251,25 +251,25 @@ def estimate_gradient(
         diagnostics["num_samples"] = size
         diagnostics["fit_error_ratio"] = excess
         diagnostics |= {name: float(v) for name, v in evidence.items()}
-    doubts = _doubts(problem, diagnostics)
+    sentences = _warnings_for(problem, diagnostics)
     both = {name: (value[name], error[name]) for name in value}
     bad = [n for n in both if not all(map(_is_finite, jax.tree.leaves(both[n])))]
     if bad:
-        doubts += (
+        sentences += (
             f"the gradient of {', '.join(map(repr, bad))} or its standard error is not "
             "finite at these "
             "parameter values. Move away from where a density degenerates, or enable "
             "x64.",
         )
-        warnings.warn(doubts[-1], stacklevel=3)
-    return Gradient(value, error, diagnostics, doubts)
+        warnings.warn(sentences[-1], stacklevel=3)
+    return Gradient(value, error, diagnostics, sentences)
 
 
-def _doubts(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
+def _warnings_for(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
     """Why the standard error may not hold all of the error."""
-    doubts = noise_warnings(problem.sm)
+    sentences = noise_warnings(problem.sm)
     if problem.method is None:
-        return doubts
+        return sentences
     ratio = {"fit_error_ratio": evidence.get("fit_error_ratio", 0.0)}
     for density in problem.densities:
         if not is_learned(problem.method, density):
@@ -277,9 +277,9 @@ def _doubts(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
         mark = f"({density.label})"
         own = {k.removesuffix(mark): v for k, v in evidence.items() if k.endswith(mark)}
         own |= ratio
-        doubts += tuple(problem.method.doubts(density, own))
-        doubts += unchecked(problem.method, density, own)
-    return doubts
+        sentences += tuple(problem.method.warnings_for(density, own))
+        sentences += unchecked(problem.method, density, own)
+    return sentences
 
 
 def unchecked(

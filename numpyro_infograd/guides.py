@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 
-from numpyro_infograd.arguments import tracing
+from numpyro_infograd.arguments import explain_trace_errors
 from numpyro_infograd.density import Values
 from numpyro_infograd.errors import ScoreError
 
@@ -72,7 +72,7 @@ def check(model: Model, own: Values, given: Values, discrete: frozenset[str]) ->
                 )
         return {n: jnp.all(s["fn"].support(own[n])) for n, s in drawn.items()}
 
-    with tracing("the posterior model", error=ScoreError):
+    with explain_trace_errors("the posterior model", error=ScoreError):
         share = jax.tree.map(jnp.mean, jax.vmap(inside)(own, given))
     for name, part in share.items():
         if part < 1.0 - _OUTSIDE:

@@ -11,7 +11,7 @@ import numpy as np
 
 import jax
 
-from numpyro_infograd.arguments import differentiating
+from numpyro_infograd.arguments import explain_grad_errors
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import DegenerateError
 from numpyro_infograd.noise import draw_noise
@@ -74,7 +74,7 @@ class Linear(NamedTuple):
         if not sites or not columns and not opaque:  # made from discrete sites alone
             return Linear({s: {} for s in sites}, sizes, True)
         forward = sm.forward_given(opaque) if opaque else None
-        with differentiating():
+        with explain_grad_errors():
             found = _jacobians(
                 sm.forward, forward, params, sm.spec, sites, columns, opaque
             )

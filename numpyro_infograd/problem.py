@@ -125,7 +125,7 @@ def pose(
     terms = moving_terms(objective, sm)
     if method.samples_only:
         terms = without_moving_conditions(terms, sm)
-    if method.reverses:
+    if method.scores_inputs_given_outputs:
         terms = resolve_reversed(objective, sm)
     densities = densities_of(sm, terms)
     method = method.prepare(sm, params, densities)
@@ -144,7 +144,7 @@ def densities_of(sm: StructuralModel, terms: tuple[Term, ...]) -> tuple[Density,
 
 def is_learned(method: ScoreMethod, density: Density) -> bool:
     """Whether the method must find the score of a density, which is not known."""
-    return not density.is_known or method.reverses
+    return not density.is_known or method.scores_inputs_given_outputs
 
 
 def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:

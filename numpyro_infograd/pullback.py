@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import differentiating
+from numpyro_infograd.arguments import explain_grad_errors
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.problem import REPLICATES, is_learned
@@ -207,7 +207,7 @@ def pull_back(
     prices = price(means) if price is not None else expectations.coefficients
     rest = coefficients * (1.0 - by_score)
     rest = rest.astype(surprises.dtype)
-    with differentiating():
+    with explain_grad_errors():
         gradient = pullback((scaled, prices.astype(means.dtype), rest))[0]
     deviation = None
     if member is not None and spread:

@@ -16,7 +16,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import differentiating
+from numpyro_infograd.arguments import explain_grad_errors
 from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import ReparametrizationError
 from numpyro_infograd.noise import draw_noise
@@ -57,7 +57,7 @@ def check_slopes(view: View, params: Any) -> None:
                 name: jnp.std(value, axis=0) * (only is None or name in only)
                 for name, value in put.items()  # noqa: B023
             }
-            with differentiating():
+            with explain_grad_errors():
                 found = _wrong(program, line, noise, put, speeds, names, drawn)  # noqa: B023
             return jax.device_get(found)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import tracing
+from numpyro_infograd.arguments import explain_trace_errors
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.objectives import Joint, Objective, expectation_label, plus
@@ -170,7 +170,7 @@ def _trace_scalar(fn: Callable[[Any], Any], example: Any, holds: str) -> Program
             )
         return found
 
-    with tracing(label, holds):
+    with explain_trace_errors(label, holds):
         return Program.trace(scalar, example)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_real, tracing
+from numpyro_infograd.arguments import as_real, explain_trace_errors
 from numpyro_infograd.errors import (
     ArgumentError,
     InfogradError,
@@ -115,7 +115,7 @@ def trace_model(
 
     def play(messenger: Generate) -> None:
         try:
-            with tracing(messenger, error=ModelError), messenger:
+            with explain_trace_errors(messenger, error=ModelError), messenger:
                 call(messenger)
         except Exception as error:
             if not isinstance(error, InfogradError):

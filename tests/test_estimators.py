@@ -17,14 +17,14 @@ import numpyro.distributions as dist
 from helpers import assert_within
 import numpyro_infograd as ig
 from numpyro_infograd import MI, values
-from numpyro_infograd.edits import decouple
+from numpyro_infograd.edits import shuffle_inputs
 from numpyro_infograd.errors import (
     ArgumentError,
     DensityError,
     ModelError,
     ParameterError,
 )
-from numpyro_infograd.values.bounds import doubts
+from numpyro_infograd.values.bounds import warnings_for
 import truths
 
 XY = MI("x", "y")
@@ -454,7 +454,7 @@ def estimate(value: float) -> values.Estimate:
 
 def said(value: float, model, *sites: str) -> str:
     sm = ig.structural_model(model)
-    return " ".join(doubts(estimate(value), MI(*sites), sm, sm.params))
+    return " ".join(warnings_for(estimate(value), MI(*sites), sm, sm.params))
 
 
 def test_gaussian_upper_bound() -> None:
@@ -503,7 +503,7 @@ def test_what_is_minimised_has_the_bounds_of_an_information() -> None:
     sm = ig.structural_model(links.amplifier)
 
     def told(value):
-        return " ".join(doubts(estimate(value), -MI("x", "y"), sm, sm.params))
+        return " ".join(warnings_for(estimate(value), -MI("x", "y"), sm, sm.params))
 
     assert "the information is -0.1" in told(0.1)
     assert told(-0.1) == ""
@@ -561,7 +561,7 @@ def test_shuffling_keeps_the_laws() -> None:
     params = {"e": 2.0}
     key = jax.random.key(0)
     paired = sm.sample(key, 2**14, params)
-    shuffled = decouple(sm, ("x",)).sample(key, 2**14, params)
+    shuffled = shuffle_inputs(sm, ("x",)).sample(key, 2**14, params)
     for name in ("x", "y"):
         deviations = float(np.std(shuffled[name])), float(np.std(paired[name]))
         assert deviations[0] == pytest.approx(deviations[1], rel=0.05)

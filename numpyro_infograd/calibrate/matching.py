@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 import optax
 
-from numpyro_infograd.arguments import differentiating
+from numpyro_infograd.arguments import explain_grad_errors
 from numpyro_infograd.calibrate.features import Features, Moments
 from numpyro_infograd.density import simulate
 from numpyro_infograd.exogenous import Noise
@@ -160,7 +160,7 @@ def descend(
         descent = kl_gradient
         if divergence == "fisher":
             descent = jax.value_and_grad(fisher, argnums=1)
-        with differentiating():
+        with explain_grad_errors():
             value, gradient = descent(match, state.free, key, spec, size, points)
         if projection is not None:
             ascent = jax.tree.map(jnp.negative, gradient)

@@ -75,7 +75,8 @@ def make_report(
         undetermined=undetermined,
         recorded={n: v[fit.train.ravel()] for n, v in fit.recorded.items()},
         simulated=simulated,
-        warnings=fit.warnings + _doubts(fit, status, after, test_after, undetermined),
+        warnings=fit.warnings
+        + _warnings_for(fit, status, after, test_after, undetermined),
     )
 
 
@@ -131,7 +132,7 @@ def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ..
     return draws, errors, undetermined
 
 
-def _doubts(
+def _warnings_for(
     fit: Fit,
     status: str,
     after: Estimate,

@@ -284,7 +284,7 @@ def _look(
             if not isinstance(method, MCMC):  # networks may be wrong beside chains
                 evidence |= {"certificate": seen[0], "certificate_error": seen[1]}
         doubts = [
-            *method.doubts(density, evidence),
+            *method.warnings_for(density, evidence),
             *unchecked(method, density, evidence),
         ]
         if mean > _FAR:

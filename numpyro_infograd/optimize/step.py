@@ -17,7 +17,7 @@ import optax
 from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
-from numpyro_infograd.arguments import tracing
+from numpyro_infograd.arguments import explain_trace_errors
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.estimation import fit_scores
@@ -189,7 +189,7 @@ def project(projection: Projection, params: Any) -> dict[str, Any]:
         f"the dict of the parameters {', '.join(params)}. Use these; what works on one "
         "array goes to each: lambda p: {n: f(v) for n, v in p.items()}"
     )
-    with tracing("projection", holds):
+    with explain_trace_errors("projection", holds):
         projected = jax.eval_shape(projection, params)
     if jax.tree.map(lambda x: x.shape, projected) != shapes:
         raise ArgumentError(

@@ -244,11 +244,11 @@ def _region(
         [result.status for result in results],
         {s: np.array([v[s].value for v in facets]) for s in facets[0]},
         np.unique(np.concatenate(corners), axis=0),
-        _doubts(weights, facets, results),
+        _warnings_for(weights, facets, results),
     )
 
 
-def _doubts(
+def _warnings_for(
     weights: np.ndarray,
     facets: list[dict[tuple[str, ...], Estimate]],
     results: list[Result],

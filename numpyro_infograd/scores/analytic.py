@@ -11,7 +11,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two, is_real, tracing
+from numpyro_infograd.arguments import as_power_of_two, explain_trace_errors, is_real
 from numpyro_infograd.density import Density, Values
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.objectives import names
@@ -95,7 +95,7 @@ class Analytic(ScoreMethod):
         )
 
         def one(sample: Values) -> Values:
-            with tracing(what, holds, ScoreError):
+            with explain_trace_errors(what, holds, ScoreError):
                 score = fn(params, sample)
             if not isinstance(score, Mapping):
                 if len(density.moved_sites) != 1:

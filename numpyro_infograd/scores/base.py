@@ -96,7 +96,7 @@ class ScoreMethod(ABC):
         return False
 
     @property
-    def reverses(self) -> bool:
+    def scores_inputs_given_outputs(self) -> bool:
         """Whether it takes densities of the inputs given the outputs."""
         return False
 
@@ -174,7 +174,9 @@ class ScoreMethod(ABC):
         """
         return None
 
-    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+    def warnings_for(
+        self, density: Density, evidence: Mapping[str, float]
+    ) -> list[str]:
         """Why the standard error may not hold all of a score's error, in sentences.
 
         Calibration mends the scale of scores that miss Stein's identity; what else is

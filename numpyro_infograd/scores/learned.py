@@ -227,17 +227,19 @@ class Learned(ScoreMethod):
         """Mean score of the ensemble, with its spread as the fit's error."""
         fitted: Fitted = state[-1]
         free = Free.of(density, values)
-        each, doubts = self.members(density, fitted, free.values, rng_key)
+        each, further = self.members(density, fitted, free.values, rng_key)
         evidence = {
             "held_out_gain": fitted.gain,
             "drift": fitted.drift,
             "trained": (fitted.age == 0).astype(fitted.gain.dtype),
         }
-        return report_scores(density, values, each, doubts, evidence)
+        return report_scores(density, values, each, further, evidence)
 
-    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+    def warnings_for(
+        self, density: Density, evidence: Mapping[str, float]
+    ) -> list[str]:
         """Also networks that learned nothing, unless a certificate shows them right."""
-        found = super().doubts(density, evidence)
+        found = super().warnings_for(density, evidence)
         gain = evidence.get("held_out_gain", 0.0)
         wrong = evidence.get("certificate", math.inf)
         wrong += 2 * evidence.get("certificate_error", 0.0)
@@ -371,23 +373,23 @@ def report_scores(
     density: Density,
     values: Values,
     each: jax.Array,
-    doubts: tuple[jax.Array, ...],
+    further: tuple[jax.Array, ...],
     evidence: dict[str, jax.Array],
 ) -> Scores:
-    """The members' mean as `Scores`, with their spread and doubts of it as its error.
+    """The mean of all networks as `Scores`; their scatter and `further` are its error.
 
     Args:
         density: The set of sites.
         values: Where the scores are.
         each: Scores in coordinates without bounds, (members, num_samples, outputs).
-        doubts: One or two further deviations of the mean.
+        further: One or two further deviations of the mean.
         evidence: Of the fit.
     """
     free = Free.of(density, values)
     count, mean = len(each), jnp.mean(each, axis=0)
     spread = student(count) / (count * (count - 1)) ** 0.5 * (each - mean)
-    times = count // len(doubts)  # each in equal parts, whose squares add up
-    parts = [jnp.stack([doubt / times**0.5] * times) for doubt in doubts]
+    times = count // len(further)  # each in equal parts, whose squares add up
+    parts = [jnp.stack([each / times**0.5] * times) for each in further]
     deviations = jnp.concatenate([spread, *parts])
     return Scores(
         unflatten((mean - free.bend) / free.slope, values, density.moved_sites),

@@ -102,9 +102,11 @@ class MCMC(ScoreMethod):
                 "through a sample site."
             )
 
-    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+    def warnings_for(
+        self, density: Density, evidence: Mapping[str, float]
+    ) -> list[str]:
         """Also chains that remember their start, or never leave it."""
-        found = super().doubts(density, evidence)
+        found = super().warnings_for(density, evidence)
         if evidence["stuck"] > _STUCK:
             found.append(
                 f"{evidence['stuck']:.1%} of the chains for {density.label!r} hardly "

@@ -122,10 +122,12 @@ class Mixture(ScoreMethod):
                 "on it. Use scores='denoising'."
             )
 
-    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+    def warnings_for(
+        self, density: Density, evidence: Mapping[str, float]
+    ) -> list[str]:
         """Also too few components of any weight."""
         size = evidence["effective_sample_size_low"]
-        found = super().doubts(density, evidence)
+        found = super().warnings_for(density, evidence)
         if evidence["unexplained"] > FEW_UNEXPLAINED:
             found.append(
                 f"{evidence['unexplained']:.2%} of the samples of {density.label!r} "

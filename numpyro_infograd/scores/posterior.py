@@ -93,7 +93,7 @@ class Posterior(ScoreMethod):
     num_samples: int = 16384
     symbols: tuple[tuple[float, ...], ...] = ()  # set by `prepare`
 
-    reverses = True  # it learns p(inputs | outputs)
+    scores_inputs_given_outputs = True  # it learns p(inputs | outputs)
     num_deviations = 2 * _MEMBERS
 
     def __post_init__(self) -> None:
@@ -163,9 +163,11 @@ class Posterior(ScoreMethod):
                 f"{moved[0]!r} depends on one. Use scores='denoising'."
             )
 
-    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+    def warnings_for(
+        self, density: Density, evidence: Mapping[str, float]
+    ) -> list[str]:
         """Why q may be far from the posterior: too few samples, too many inputs."""
-        found = super().doubts(density, evidence)
+        found = super().warnings_for(density, evidence)
         gain = evidence["log_likelihood_gain"]
         inputs = sum(density.sizes[: len(density.sites)])
         if not gain >= -_LOST:  # or NaN

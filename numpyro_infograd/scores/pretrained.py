@@ -152,9 +152,11 @@ class Pretrained(ScoreMethod):
             start += size
         return self
 
-    def doubts(self, density: Density, evidence: Mapping[str, float]) -> list[str]:
+    def warnings_for(
+        self, density: Density, evidence: Mapping[str, float]
+    ) -> list[str]:
         """Those of the method."""
-        return self.method.doubts(density, evidence)
+        return self.method.warnings_for(density, evidence)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """The trained networks, and points for fresh samples."""

@@ -11,7 +11,7 @@ import jax
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, use_mesh
-from numpyro_infograd.edits import decouple
+from numpyro_infograd.edits import shuffle_inputs
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.linear import information
 from numpyro_infograd.objectives import MI, Objective, Sites, names
@@ -19,7 +19,7 @@ from numpyro_infograd.problem import admit, check_num_samples, noise_warnings
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import resolve
 from numpyro_infograd.values.base import Estimate, Estimator
-from numpyro_infograd.values.bounds import doubts
+from numpyro_infograd.values.bounds import warnings_for
 from numpyro_infograd.values.exact import Exact, why_not_closed
 from numpyro_infograd.values.fisher import Fisher, why_not_fisher
 from numpyro_infograd.values.mcmc import MCMC
@@ -214,7 +214,7 @@ def null_check(
     params = settings.get("params")
     sm, _ = admit(model, objective, args, kwargs, params)
     a, c = names(inputs, "inputs"), names(given, "given")
-    shuffled = decouple(sm, a, c)
+    shuffled = shuffle_inputs(sm, a, c)
     if isinstance(_resolve(settings.get("method", "auto")), str):  # "auto"
         settings["method"] = estimate(sm, objective, **settings).method
     try:
@@ -289,7 +289,7 @@ def value_of(
     found = _auto(sm, objective, params, by) if isinstance(method, str) else by(method)
     warnings = found.warnings + noise_warnings(sm)
     if found.method not in ("exact", "sampled"):
-        warnings += doubts(found, objective, sm, params)
+        warnings += warnings_for(found, objective, sm, params)
     return replace(found, warnings=warnings)
 
 

@@ -27,7 +27,7 @@ _SEEN = 8  # and so does one with a value that is seen less often
 _COMPONENTS = 1024  # inner draws of the contrastive bound
 
 
-def doubts(
+def warnings_for(
     found: Estimate, objective: Objective, sm: StructuralModel, params: Any
 ) -> tuple[str, ...]:
     """A sentence for every bound that an estimate of an information breaks."""
@@ -37,7 +37,7 @@ def doubts(
             "another method, or enable x64.",
         )
     if _Information.of(-objective):  # what is minimised
-        return doubts(-found, -objective, sm, params)
+        return warnings_for(-found, -objective, sm, params)
     information = _Information.of(objective)
     if information is None:
         return ()

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_count, as_number, tracing
-from numpyro_infograd.edits import POSITION, along
+from numpyro_infograd.arguments import as_count, as_number, explain_trace_errors
+from numpyro_infograd.edits import POSITION, restrict_to_path
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.estimation import estimate_gradient
 from numpyro_infograd.gradient import choose
@@ -99,7 +99,7 @@ class Path:
             first = start.value(sm, objective, way(0.0), first_key)
         else:
             first = report(float(self.reference_value), 0.0, "exact")
-        line = along(sm, way)
+        line = restrict_to_path(sm, way)
         position = {POSITION: jnp.asarray(1.0)}
         checks.check_gradient(objective, line, position, False)
         method = resolve_method(self.scores)
@@ -153,7 +153,9 @@ class Path:
             given = self.way
 
             def curve(s: Any) -> Any:
-                with tracing("way", "a position from 0 to 1. Write it in that alone"):
+                with explain_trace_errors(
+                    "way", "a position from 0 to 1. Write it in that alone"
+                ):
                     found = given(s)
                 if not isinstance(found, Mapping):
                     raise ArgumentError(
