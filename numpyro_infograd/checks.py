@@ -208,7 +208,7 @@ def check_gradient(
                 f"site {name!r} depends on {_list(reached)}, but {site.reason}. Make "
                 f"{name!r} independent of parameters, use a distribution with a "
                 "pathwise gradient (dist.RelaxedBernoulli for dist.Bernoulli), or "
-                "vouch for your own class with numpyro_infograd.exogenous.vouch."
+                "register your own class (numpyro_infograd.exogenous.register)."
             )
     if not allow_jumps:
         check_jumps(view, params)

@@ -54,7 +54,7 @@ class ReparametrizationError(InfogradError, ValueError):
 
     Raised where a gradient is asked for, also if a derivative is stopped on the way.
     Use a law with a pathwise gradient, such as `RelaxedBernoulli` for `Bernoulli`, or
-    `exogenous.vouch` for a class of your own.
+    `exogenous.register` for a class of your own.
     """
 
 

@@ -1554,21 +1554,21 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "example: an unknown site": (
         SiteError, "no site 'q'", lambda: traced().example("q")),
     # exogenous
-    "vouch: a type": (
-        ArgumentError, "vouch takes a Distribution class.*int",
-        lambda: exogenous.vouch(int)),
-    "vouch: a known class": (
+    "register: a type": (
+        ArgumentError, "register takes a Distribution class.*int",
+        lambda: exogenous.register(int)),
+    "register: a known class": (
         ArgumentError, "Normal is already known.*derive",
-        lambda: exogenous.vouch(dist.Normal)),
-    "vouch: half": (
+        lambda: exogenous.register(dist.Normal)),
+    "register: half": (
         ArgumentError, "Ours.*both base_noise and transform",
-        lambda: exogenous.vouch(Ours, transform=power)),
-    "vouch: numbers as functions": (
-        ArgumentError, "Ours takes functions.*got 1 and 2",
-        lambda: exogenous.vouch(Ours, base_noise=1, transform=2)),
-    "vouch: one name as boundary": (
+        lambda: exogenous.register(Ours, transform=power)),
+    "register: numbers as functions": (
+        ArgumentError, "Ours. takes functions.*got 1 and 2",
+        lambda: exogenous.register(Ours, base_noise=1, transform=2)),
+    "register: one name as boundary": (
         ArgumentError, "boundary must be a tuple of names.*'loc'",
-        lambda: exogenous.vouch(Ours, boundary="loc")),
+        lambda: exogenous.register(Ours, boundary="loc")),
     "noise_of: None": (
         ArgumentError, "fn must be a NumPyro distribution, got None. Call",
         lambda: exogenous.noise_of(None)),

@@ -557,7 +557,7 @@ MIXED = {
     ),
     "Poisson": (lambda rate: dist.Poisson(rate), dict(rate=0.7), "rate"),
     "Detached": (
-        lambda loc: Detached(loc, 0.5),  # what no one should vouch for
+        lambda loc: Detached(loc, 0.5),  # what no one should register
         dict(loc=0.3),
         "loc",
     ),
@@ -848,11 +848,11 @@ def test_boundary_finds_what_moves_a_jump():
     assert _moves(Detached, 0.0, 1.0) == (True, True)
 
 
-# --- vouching ----------------------------------------------------------------------
+# --- registering ----------------------------------------------------------------------
 
 
-def test_vouching_for_a_class_with_a_key():
-    @exogenous.vouch(boundary=("low",))
+def test_registering_a_class_with_a_key():
+    @exogenous.register(boundary=("low",))
     class Shifted(dist.Distribution):
         arg_constraints = {"low": constraints.real}
         reparametrized_params = ["low"]
@@ -881,7 +881,7 @@ def test_vouching_for_a_class_with_a_key():
     assert "not a distribution" in exogenous.reason_not_reparametrized(Derived(0.0))
 
 
-def test_vouching_for_a_class_with_explicit_noise():
+def test_registering_a_class_with_explicit_noise():
     class Cubed(dist.Distribution):
         arg_constraints = {"scale": constraints.positive}
         support = constraints.real
@@ -890,7 +890,7 @@ def test_vouching_for_a_class_with_explicit_noise():
             self.scale = scale
             super().__init__(jnp.shape(scale), ())
 
-    assert exogenous.vouch(
+    assert exogenous.register(
         Cubed,
         base_noise=lambda d, s: exogenous.Noise("normal", s + d.batch_shape),
         transform=lambda d, z, s: d.scale * z**3,
@@ -911,9 +911,9 @@ def test_vouching_for_a_class_with_explicit_noise():
         (Detached, dict(transform=lambda d, z, s: z), "only one"),
     ],
 )
-def test_vouching_refuses(cls, options, message):
+def test_registering_refuses(cls, options, message):
     with pytest.raises(ArgumentError, match=message):
-        exogenous.vouch(cls, **options)
+        exogenous.register(cls, **options)
     assert exogenous.reason_not_reparametrized(Detached(0.0, 1.0))
 
 

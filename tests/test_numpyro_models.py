@@ -926,7 +926,7 @@ def test_how_much_changes_at_a_changepoint_is_differentiated():
     checks.check_gradient(ig.Entropy("y"), sm, sm.params, allow_jumps=False)
 
 
-def test_an_adaptive_solver_is_refused_unless_vouched_for():
+def test_an_adaptive_solver_is_refused_unless_jumps_are_allowed():
     sm = ig.structural_model(lotka_volterra_adaptive)
     price = ig.Expectation(lambda values: functional(values["y"]))
     refuses(

@@ -422,7 +422,7 @@ def test_sampler_without_a_gradient(name):
         x = numpyro.sample("x", dist.Normal())
         numpyro.sample("y", dist.Normal(x + functional(v), 1.0))
 
-    wanted = ("'v'", "'a'", "depends on", name, "vouch")
+    wanted = ("'v'", "'a'", "depends on", name, "register")
     for objective in (X_TO_Y, MI("v", "y"), Expectation(lambda s: s["y"])):
         refuses_gradient(
             ReparametrizationError, *wanted, model=model, objective=objective
@@ -453,7 +453,7 @@ def test_samplers_without_a_gradient_may_stand_where_no_parameter_goes():
     assert value_of(model) == pytest.approx({"a": 0.5, "b": 0.0})
 
 
-def test_unknown_class_and_vouching():
+def test_unknown_class_and_registering():
 
     class Shifted(dist.Normal):
         """Known to nobody: a subclass may override its sampler."""
@@ -465,17 +465,17 @@ def test_unknown_class_and_vouching():
             return dist.Normal(self.loc, 0.5).log_prob(value)
 
     model = channel(Shifted)
-    refuses_gradient(ReparametrizationError, "'y'", "Shifted", "vouch", model=model)
-    assert exogenous.vouch(Shifted) is Shifted
+    refuses_gradient(ReparametrizationError, "'y'", "Shifted", "register", model=model)
+    assert exogenous.register(Shifted) is Shifted
     found = ig.gradient(model, X_TO_Y, scores=MIXTURE, num_samples=8192)
     truth = {"a": 1.0 / (1.0 + 0.25)}
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.05)
 
 
-def test_vouching_for_the_wrong_thing():
-    refuses(ArgumentError, "Normal", call=lambda: exogenous.vouch(dist.Normal))
+def test_registering_the_wrong_thing():
+    refuses(ArgumentError, "Normal", call=lambda: exogenous.register(dist.Normal))
     with pytest.raises(ArgumentError, match="takes a Distribution class"):
-        exogenous.vouch(int)
+        exogenous.register(int)
 
 
 # Sets without noise of their own.

@@ -54,27 +54,27 @@ __all__ = [
     "has_edge",
     "noise_of",
     "reason_not_reparametrized",
+    "register",
     "transform",
-    "vouch",
 ]
 
 TABLE.update(ROWS)
 
 
-def vouch(
+def register(
     cls: Any = None,
     *,
     base_noise: Callable[[Any, tuple[int, ...]], Noise] | None = None,
     transform: Callable[[Any, Any, tuple[int, ...]], Any] | None = None,
     boundary: tuple[str, ...] = (),
 ) -> Any:
-    """Vouches that a class this package does not know has a right pathwise gradient.
+    """Register a class of yours, whose pathwise gradient you know to be right.
 
     Without functions the noise is one key, and `fn.rsample` (`fn.sample` where
     `has_rsample` is false) has the right gradient for every parameter of `fn`.
 
     Args:
-        cls: The class; its subclasses must be vouched for on their own.
+        cls: The class; each subclass must be registered as well.
         base_noise: `base_noise(fn, sample_shape)` gives the `Noise`, of shape
             `sample_shape + fn.batch_shape + ...`.
         transform: `transform(fn, noise, sample_shape)` gives the value.
@@ -90,7 +90,7 @@ def vouch(
 
     Example:
         >>> import numpyro.distributions as dist
-        >>> @vouch
+        >>> @register
         ... class Ours(dist.Normal):
         ...     pass
         >>> reason_not_reparametrized(Ours(0.0, 1.0))
@@ -98,25 +98,25 @@ def vouch(
     """
     if cls is None:
         return functools.partial(
-            vouch, base_noise=base_noise, transform=transform, boundary=boundary
+            register, base_noise=base_noise, transform=transform, boundary=boundary
         )
     if not (isinstance(cls, type) and issubclass(cls, Distribution)):
-        raise ArgumentError(f"vouch takes a Distribution class, got {cls!r}.")
+        raise ArgumentError(f"register takes a Distribution class, got {cls!r}.")
     known = TABLE.get(cls)
-    if known is not None and not known.vouched:
+    if known is not None and not known.registered:
         raise ArgumentError(
             f"{cls.__name__} is already known to this package. To sample it another "
-            f"way, derive a class from it and vouch for that one."
+            f"way, derive a class from it and register that one."
         )
     if (base_noise is None) != (transform is None):
         raise ArgumentError(
-            f"vouching for {cls.__name__} with explicit noise takes both base_noise "
-            f"and transform, got only one."
+            f"register({cls.__name__}) needs both base_noise and transform for "
+            f"explicit noise, got only one."
         )
 
     if not all(map(callable, filter(None, (base_noise, transform)))):
         raise ArgumentError(
-            f"vouching for {cls.__name__} takes functions as base_noise and transform, "
+            f"register({cls.__name__}) takes functions as base_noise and transform, "
             f"got {base_noise!r:.80} and {transform!r:.80}."
         )
     if isinstance(boundary, str) or not all(isinstance(n, str) for n in boundary):
@@ -127,7 +127,7 @@ def vouch(
     def ends(d):
         return None if not boundary and on_the_line(d.support) else at(*boundary)(d)
 
-    row = keyed(ends)._replace(vouched=True)
+    row = keyed(ends)._replace(registered=True)
     if base_noise is not None and transform is not None:
         row = row._replace(noise=base_noise, transform=trusted(transform))
     TABLE[cls] = row

@@ -25,7 +25,7 @@ def reason_of(fn) -> str:
     if row is not None and row.reason(fn):
         return row.reason(fn)
     # The support says what is discrete; the dtype does not (Geometric draws floats).
-    if row is None or row.vouched:
+    if row is None or row.registered:
         if fn.support.is_discrete:
             return f"{name} is discrete"
     return "" if row else f"{name} is not a distribution this package knows"

@@ -42,7 +42,7 @@ class Row(NamedTuple):
     `ends` gives the arrays that locate the jumps of the density: () if it jumps where
     no parameter can move it, None if it is continuous. The difference matters when a
     transform moves the value. `few` says of a law of a few values that its draws are
-    made from its noise although no gradient passes; `vouched`, that a user added it.
+    made from its noise although no gradient passes; `registered`, that a user added it.
     """
 
     noise: Callable[[Any, tuple[int, ...]], Noise]
@@ -50,11 +50,11 @@ class Row(NamedTuple):
     ends: Callable[[Any], tuple[Any, ...] | None] = lambda d: None
     reason: Callable[[Any], str] = lambda d: ""
     few: bool = False
-    vouched: bool = False
+    registered: bool = False
 
 
 TABLE: dict[type, Row] = {}
-"""Every distribution that is known: the rows of `table`, and what is vouched for."""
+"""Every known distribution: the rows of `table`, and what users registered."""
 
 WRAPPERS = (
     dist.ExpandedDistribution,

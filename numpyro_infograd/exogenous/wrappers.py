@@ -106,7 +106,7 @@ def copula(d, z):
 def copula_reason(d) -> str:
     m = d.marginal_dist
     row = TABLE.get(type(m))
-    ours = row is not None and not row.vouched and type(m) not in WRAPPERS
+    ours = row is not None and not row.registered and type(m) not in WRAPPERS
     known = (
         ours
         and not m.event_shape
