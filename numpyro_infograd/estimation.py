@@ -98,7 +98,7 @@ def _replicated(
 ) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
     """Gradient, its errors of sampling and of fit, evidence; independent scrambles."""
 
-    def replicate(key: jax.Array, member: jax.Array) -> Pulled:
+    def replicate(key: jax.Array, deviation_index: jax.Array) -> Pulled:
         noise_key, score_key = jax.random.split(key)
         noise = draw_noise(spec, noise_key, num_samples // REPLICATES, points)
         return pull_back(
@@ -111,7 +111,7 @@ def _replicated(
             params,
             noise,
             score_key,
-            member,
+            deviation_index,
         )
 
     keys = jax.random.split(rng_key, REPLICATES)

@@ -53,7 +53,7 @@ def cotangents(
     return mean, spread
 
 
-def shares(
+def score_weights(
     method: ScoreMethod | None,
     densities: tuple[Density, ...],
     coefficients: jax.Array,
@@ -70,7 +70,7 @@ def shares(
     every = range(len(densities))
     found = [jnp.ones(())] * len(densities)
     for i in every:
-        if _has_surprise(method, densities[i]):
+        if _uses_neg_log_prob(method, densities[i]):
             others = [j for j in every if j != i]
             rest, _ = cotangents(
                 [densities[j] for j in others],
@@ -140,13 +140,13 @@ def _check_scores(
         )
 
 
-def _has_surprise(method: ScoreMethod | None, density: Density) -> bool:
+def _uses_neg_log_prob(method: ScoreMethod | None, density: Density) -> bool:
     """Whether a log density is known, and its mean score in the parameters is zero."""
     learned = method is not None and is_learned(method, density)
     return density.is_known and not learned and not density.moving_boundary
 
 
-def surprise(density: Density, params: Any, values: Values) -> jax.Array:
+def neg_log_prob(density: Density, params: Any, values: Values) -> jax.Array:
     """Mean of -log p(values; params) of a known density, a scalar in nats."""
     inside = {name: values[name] for name in density.all_sites}
     log_prob = jax.vmap(density.log_prob, (None, None, 0))(params, {}, inside)
@@ -172,28 +172,31 @@ def pull_back(
     params: Any,
     noise: Values,
     rng_key: jax.Array,
-    member: jax.Array | None = None,
-    price: Callable[[jax.Array], jax.Array] | None = None,
+    deviation_index: jax.Array | None = None,
+    expectation_coefficients: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Pulled:
     """One batch of noise through the model and back.
 
     Args:
-        member: Which deviation of the scores to pull back as well; None for none.
-        price: Coefficients of the expectations as a function of their values; None
-            takes their own.
+        deviation_index: Index of the deviation of the scores that is pulled back too;
+            None pulls back no deviation.
+        expectation_coefficients: Coefficients of the expectations as a function of
+            their values; None takes the objective's own.
     """
     moved_sites = tuple(dict.fromkeys(s for d in densities for s in d.moved_sites))
 
     def run(params: Any) -> tuple[tuple[Values, jax.Array, jax.Array], Values]:
         values = simulate(forward, params, noise)
         moved = {name: values[name] for name in moved_sites}
-        surprises = [
-            surprise(d, params, values) if _has_surprise(method, d) else jnp.zeros(())
+        neg_log_probs = [
+            neg_log_prob(d, params, values)
+            if _uses_neg_log_prob(method, d)
+            else jnp.zeros(())
             for d in densities
         ]
-        return (moved, expectations(values), jnp.asarray(surprises)), values
+        return (moved, expectations(values), jnp.asarray(neg_log_probs)), values
 
-    (moved, means, surprises), pullback, values = jax.vjp(run, params, has_aux=True)
+    (moved, means, neg_log_probs), pullback, values = jax.vjp(run, params, has_aux=True)
     num_samples = next(iter(values.values())).shape[0]
     scores: list[Scores] = []
     seen = values
@@ -201,23 +204,25 @@ def pull_back(
         own = jax.random.fold_in(rng_key, i)
         scores.append(score_of(method, state, density, params, noise, seen, own))
         seen = sequence_after(seen, scores[-1].mean)
-    by_score = shares(method, densities, coefficients, scores)
+    by_score = score_weights(method, densities, coefficients, scores)
     mean, spread = cotangents(densities, coefficients * by_score, scores)
     scaled = {n: mean[n].astype(moved[n].dtype) / num_samples for n in moved_sites}
-    prices = price(means) if price is not None else expectations.coefficients
+    on_means = expectations.coefficients
+    if expectation_coefficients is not None:
+        on_means = expectation_coefficients(means)
     rest = coefficients * (1.0 - by_score)
-    rest = rest.astype(surprises.dtype)
+    rest = rest.astype(neg_log_probs.dtype)
     with explain_grad_errors():
-        gradient = pullback((scaled, prices.astype(means.dtype), rest))[0]
+        gradient = pullback((scaled, on_means.astype(means.dtype), rest))[0]
     deviation = None
-    if member is not None and spread:
+    if deviation_index is not None and spread:
         picked = {
-            name: spread[name][member % spread[name].shape[0]] / num_samples
+            name: spread[name][deviation_index % spread[name].shape[0]] / num_samples
             if name in spread
             else jnp.zeros_like(moved[name])
             for name in moved_sites
         }
-        nothing = jnp.zeros_like(means), jnp.zeros_like(surprises)
+        nothing = jnp.zeros_like(means), jnp.zeros_like(neg_log_probs)
         deviation = pullback((picked, *nothing))[0]
     evidence = {}
     for density, score in zip(densities, scores, strict=True):

@@ -58,8 +58,8 @@ def test_sum_power() -> None:
 
 
 def test_facets_that_keep_changing_are_told(monkeypatch) -> None:
-    prices = itertools.cycle([{("r1",): 1.0}, {("r2",): 1.0}])
-    monkeypatch.setattr(regions, "prices_of", lambda *_: next(prices))
+    multipliers = itertools.cycle([{("r1",): 1.0}, {("r2",): 1.0}])
+    monkeypatch.setattr(regions, "multipliers_of", lambda *_: next(multipliers))
     region = ig.rate_region(
         multiple_access,
         {"r1": MI("x1", "y", given="x2"), "r2": MI("x2", "y", given="x1")},
@@ -157,11 +157,11 @@ def test_facets_that_are_no_polymatroid_are_priced_by_their_minimum() -> None:
         ("b",): replace(one, value=1.0),
         ("a", "b"): replace(one, value=1.5),
     }
-    prices = regions.prices_of(np.array([0.6, 0.4]), ("a", "b"), values)
-    assert prices == {("a", "b"): 0.6}
+    multipliers = regions.multipliers_of(np.array([0.6, 0.4]), ("a", "b"), values)
+    assert multipliers == {("a", "b"): 0.6}
     values["a", "b"] = replace(one, value=2.5)
-    prices = regions.prices_of(np.array([0.6, 0.4]), ("a", "b"), values)
-    assert prices == pytest.approx({("a",): 0.2, ("a", "b"): 0.4})
+    multipliers = regions.multipliers_of(np.array([0.6, 0.4]), ("a", "b"), values)
+    assert multipliers == pytest.approx({("a",): 0.2, ("a", "b"): 0.4})
 
 
 def test_an_end_outside_a_constraint_is_no_point() -> None:

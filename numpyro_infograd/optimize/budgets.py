@@ -52,7 +52,9 @@ class Budgets(NamedTuple):
         """How far each constraint is exceeded, relative to its scale."""
         return (self.weights @ means - self.bounds) / self.scales
 
-    def price(self, multipliers: jax.Array, means: jax.Array) -> jax.Array:
+    def expectation_coefficients(
+        self, multipliers: jax.Array, means: jax.Array
+    ) -> jax.Array:
         """What the augmented Lagrangian adds to the coefficient of each mean."""
         excess = jnp.minimum(self.excess(means), FARTHEST)
         force = jnp.maximum(multipliers + PENALTY * excess, 0.0)

@@ -285,9 +285,9 @@ def step(
             params,
             noise,
             score_key,
-            price=lambda m: (
+            expectation_coefficients=lambda m: (
                 system.expectations.coefficients
-                + system.budgets.price(state.multipliers, m)
+                + system.budgets.expectation_coefficients(state.multipliers, m)
             ),
         )
         means = pulled.means

@@ -35,7 +35,7 @@ from numpyro_infograd.errors import (
 from numpyro_infograd.objectives import Objective, names
 from numpyro_infograd.optimize import Result, maximize
 from numpyro_infograd.problem import admit
-from numpyro_infograd.regions.geometry import corners_of, prices_of, simplex_grid
+from numpyro_infograd.regions.geometry import corners_of, multipliers_of, simplex_grid
 from numpyro_infograd.regions.region import RateRegion
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate, value_of
@@ -117,12 +117,12 @@ def rate_region(
     ends = []
     for index, weight in enumerate(tqdm(grid, disable=not progress_bar)):
         own_key = jax.random.fold_in(key, index)
-        prices = prices_of(weight, rates, start)
+        multipliers = multipliers_of(weight, rates, start)
         try:
             for _ in range(_ROUNDS):
                 result = maximize(
                     model,
-                    sum((p * named[s] for s, p in prices.items()), Objective({})),
+                    sum((p * named[s] for s, p in multipliers.items()), Objective({})),
                     rng_key=own_key,
                     progress_bar=False,
                     **arguments,
@@ -130,8 +130,8 @@ def rate_region(
                 )
                 _check_end(result)
                 values = _values(named, model, result.params, own_key, args, kwargs)
-                before, prices = prices, prices_of(weight, rates, values)
-                if prices == before or result.status.startswith("interrupted"):
+                before, multipliers = multipliers, multipliers_of(weight, rates, values)
+                if multipliers == before or result.status.startswith("interrupted"):
                     break
             else:
                 unsettled = (

@@ -34,7 +34,7 @@ def simplex_grid(num_rates: int, num_weights: int) -> np.ndarray:
     return gaps[::-1] / steps
 
 
-def prices_of(
+def multipliers_of(
     weight: np.ndarray,
     rates: tuple[str, ...],
     values: dict[tuple[str, ...], Estimate],
@@ -56,7 +56,7 @@ def prices_of(
         noise = 2 * sum(e.standard_error for e in values.values())
         if cost <= solved.fun * (1 + 1e-4) + 1e-6 + noise:
             found = greedy
-    return {subset: price for subset, price in found.items() if price > 1e-9}
+    return {subset: y for subset, y in found.items() if y > 1e-9}
 
 
 def corners_of(
