@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ["XLA_FLAGS"] = _quick_flags()
         jax.config.update("jax_disable_most_optimizations", True)
         values._CHAINS = values.MCMC(2**14, 128, 2**18)
-        values._LEARNED = values.Fisher(2**15, (32, 32), 2, 100)
+        values._LEARNED = values.DeBruijn(2**15, (32, 32), 2, 100)
 
 
 @pytest.fixture

@@ -748,7 +748,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "estimate: an expectation": (
         ArgumentError, "'q'.*sites x, y",
         lambda: ig.estimate(affine, XY + Expectation(lambda v: v["q"]))),
-    # values: Nested, Fisher, Exact, Path
+    # values: Nested, DeBruijn, Exact, Path
     "Nested: num_components": (
         ArgumentError, "num_components must be a power of two",
         lambda: values.Nested(num_components=1000)),
@@ -757,35 +757,37 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         lambda: values.Nested(max_components=512)),
     "Nested: num_samples": (
         ArgumentError, "num_samples.*got 100", lambda: values.Nested(num_samples=100)),
-    "Fisher: no layers": (
-        ArgumentError, r"hidden.*such as \(64, 64\)", lambda: values.Fisher(hidden=())),
-    "Fisher: a negative width": (
-        ArgumentError, r"hidden.*\(64, -1\)", lambda: values.Fisher(hidden=(64, -1))),
-    "Fisher: an odd number of networks": (
+    "DeBruijn: no layers": (
+        ArgumentError, r"hidden.*such as \(64, 64\)",
+        lambda: values.DeBruijn(hidden=())),
+    "DeBruijn: a negative width": (
+        ArgumentError, r"hidden.*\(64, -1\)", lambda: values.DeBruijn(hidden=(64, -1))),
+    "DeBruijn: an odd number of networks": (
         ArgumentError, "num_networks must be even",
-        lambda: values.Fisher(num_networks=3)),
-    "Fisher: networks as a string": (
+        lambda: values.DeBruijn(num_networks=3)),
+    "DeBruijn: networks as a string": (
         ArgumentError, "num_networks must be a positive int, got '4'",
-        lambda: values.Fisher(num_networks="4")),
-    "Fisher: networks as a float": (
+        lambda: values.DeBruijn(num_networks="4")),
+    "DeBruijn: networks as a float": (
         ArgumentError, "num_networks must be a positive int, got 2.0",
-        lambda: values.Fisher(num_networks=2.0)),
-    "Fisher: learning_rate": (
+        lambda: values.DeBruijn(num_networks=2.0)),
+    "DeBruijn: learning_rate": (
         ArgumentError, "learning_rate must be a finite number.*-1",
-        lambda: values.Fisher(learning_rate=-1)),
-    "Fisher: a learning_rate that is NaN": (
+        lambda: values.DeBruijn(learning_rate=-1)),
+    "DeBruijn: a learning_rate that is NaN": (
         ArgumentError, "learning_rate must be a finite number.*nan",
-        lambda: values.Fisher(learning_rate=np.nan)),
-    "Fisher: a learning_rate that is True": (
+        lambda: values.DeBruijn(learning_rate=np.nan)),
+    "DeBruijn: a learning_rate that is True": (
         ArgumentError, "learning_rate must be a finite number.*True",
-        lambda: values.Fisher(learning_rate=True)),
-    "Fisher: half a step": (
+        lambda: values.DeBruijn(learning_rate=True)),
+    "DeBruijn: half a step": (
         ArgumentError, "num_steps must be a positive int",
-        lambda: values.Fisher(num_steps=0.5)),
-    "Fisher: a small batch": (
-        ArgumentError, "batch_size is 2: too few", lambda: values.Fisher(batch_size=2)),
-    "Fisher: num_samples": (
-        ArgumentError, "num_samples.*1024", lambda: values.Fisher(num_samples=512)),
+        lambda: values.DeBruijn(num_steps=0.5)),
+    "DeBruijn: a small batch": (
+        ArgumentError, "batch_size is 2: too few",
+        lambda: values.DeBruijn(batch_size=2)),
+    "DeBruijn: num_samples": (
+        ArgumentError, "num_samples.*1024", lambda: values.DeBruijn(num_samples=512)),
     "Exact: num_samples": (
         ArgumentError, "num_samples.*power of two",
         lambda: values.Exact(num_samples=1000)),

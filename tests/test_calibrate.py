@@ -339,7 +339,7 @@ def test_held_out_divergence_is_that_of_the_features() -> None:
         jax.random.key(0),
     )
     for scale, truth in ((1.0, 0.0), (0.8, 0.5 * (1 / 0.64 - 1) ** 2)):
-        fit.free = {"s": jnp.asarray(scale)}
+        fit.unconstrained_params = {"s": jnp.asarray(scale)}
         fit.look()
         weights = fit.draw_weights()
         found = fit.distance(weights, fit.resample(weights, 50)[0])
@@ -371,13 +371,13 @@ def test_a_correction_that_led_away_is_taken_back_by_half(divergence) -> None:
     )
     np.testing.assert_allclose(fit.sizes(), [0.3, 1.0], rtol=1e-6)  # s by its logarithm
     start = {"a": jnp.asarray(0.3), "s": jnp.asarray(0.0)}
-    fit.free = start
+    fit.unconstrained_params = start
     fit.look()
     assert np.isfinite(fit.correct())
-    near = fit.free
+    near = fit.unconstrained_params
     assert 0.1 < near["a"] < 0.25  # nearer, by a part of its size
     for name, wrong in (("a", 2.3), ("s", 4.0), ("s", np.nan)):
-        fit.free = {
+        fit.unconstrained_params = {
             "a": jnp.asarray(0.3),
             "s": jnp.asarray(0.0),
             name: jnp.asarray(wrong),
@@ -385,8 +385,8 @@ def test_a_correction_that_led_away_is_taken_back_by_half(divergence) -> None:
         assert fit.correct() is None
         if np.isfinite(wrong):
             half = (float(start[name]) + wrong) / 2
-            assert float(fit.free[name]) == pytest.approx(half)
-    fit.free = near  # a right one stays
+            assert float(fit.unconstrained_params[name]) == pytest.approx(half)
+    fit.unconstrained_params = near  # a right one stays
     assert np.isfinite(fit.correct())
 
 
@@ -414,7 +414,7 @@ def test_corrections_of_a_twin_of_another_form_converge() -> None:
     lengths = [fit.correct() for _ in range(5)]
     assert None not in lengths
     assert lengths[-1] < 1.0
-    assert float(fit.free["m"]) == pytest.approx(-1.5, abs=0.1)
+    assert float(fit.unconstrained_params["m"]) == pytest.approx(-1.5, abs=0.1)
 
 
 def test_energy_test_knows_equal_laws() -> None:

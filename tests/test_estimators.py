@@ -29,7 +29,7 @@ import truths
 
 XY = MI("x", "y")
 # Small enough for a test, and with errors of its own to match.
-FISHER = values.Fisher(num_samples=2**16, num_steps=200, hidden=(32, 32))
+FISHER = values.DeBruijn(num_samples=2**16, num_steps=200, hidden=(32, 32))
 NESTED = values.Nested(1024, 1024, 2**14)
 
 
@@ -259,7 +259,7 @@ def test_what_the_network_explains_is_needed() -> None:
 @pytest.mark.slow
 def test_a_poor_network_says_so() -> None:
     """Two hidden units do not do, and the error bar tells."""
-    poor = values.Fisher(num_samples=2**15, hidden=(2,), num_steps=20)
+    poor = values.DeBruijn(num_samples=2**15, hidden=(2,), num_steps=20)
     settings = {"params": {"eta": 3.0}}
     found = ig.mutual_information(links.amplifier, "x", "y", method=poor, **settings)
     good = ig.mutual_information(links.amplifier, "x", "y", method=FISHER, **settings)
@@ -321,7 +321,7 @@ def test_conditions_on_symbols() -> None:
 
 @pytest.mark.slow
 def test_fisher_warns_of_heavy_tails() -> None:
-    rough = values.Fisher(num_samples=2**14, hidden=(16,), num_steps=20)
+    rough = values.DeBruijn(num_samples=2**14, hidden=(16,), num_steps=20)
     found = ig.mutual_information(links.cauchy_channel, "x", "y", method=rough)
     assert "tails so heavy" in found.warnings[0]
 
@@ -363,7 +363,7 @@ def test_no_method_takes_whole_numbers_for_continuous_ones() -> None:
 )
 def test_networks_that_can_not_be(settings) -> None:
     with pytest.raises(ArgumentError, match=next(iter(settings))):
-        values.Fisher(**settings)
+        values.DeBruijn(**settings)
 
 
 # -- path ------------------------------------------------------------------------
@@ -628,7 +628,7 @@ def test_eight_by_eight_by_learning(method) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [values.Nested(1024, 1024, 2**13), values.Fisher(num_steps=300)],
+    [values.Nested(1024, 1024, 2**13), values.DeBruijn(num_steps=300)],
     ids=["nested", "fisher"],
 )
 @pytest.mark.slow

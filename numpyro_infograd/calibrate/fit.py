@@ -106,7 +106,7 @@ class Fit:
         self.settings, self.warnings = settings, warnings
         self.keys = iter(jax.random.split(rng_key, 64))
         self.constraints = sm.constraints if settings.projection is None else None
-        self.free = unconstrained(params, self.constraints)
+        self.unconstrained_params = unconstrained(params, self.constraints)
         self.spec = with_blur(sm.spec, sum(density.sizes))
         number = len(next(iter(recorded.values())))
         rows = np.arange(number // _BLOCKS * _BLOCKS).reshape(_BLOCKS, -1)
@@ -122,7 +122,7 @@ class Fit:
     @property
     def numbers(self) -> int:
         """In all parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.free))
+        return sum(leaf.size for leaf in jax.tree.leaves(self.unconstrained_params))
 
     # -- the parts -----------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class Fit:
             n: jnp.asarray(v[self.train.ravel()]) for n, v in self.recorded.items()
         }
         levels, settings = self.settings.levels, self.settings
-        drawn = self.simulate(self.free, _FINAL_SAMPLES)
+        drawn = self.simulate(self.unconstrained_params, _FINAL_SAMPLES)
         features = make_features(
             self.density, train, drawn, levels, settings.network, next(self.keys)
         )
@@ -156,10 +156,10 @@ class Fit:
         values = {n: jnp.asarray(v[rows]) for n, v in self.recorded.items()}
         return block_moments(features, values, next(self.keys))
 
-    def simulate(self, free: Any, size: int) -> Values:
+    def simulate(self, unconstrained_params: Any, size: int) -> Values:
         """Independent draws of the recorded sites: no quasi-random ones, which would
         look too even to a test."""
-        params = constrained(free, self.constraints)
+        params = constrained(unconstrained_params, self.constraints)
         key, parts = next(self.keys), []
         for start in range(0, size, _FINAL_SAMPLES):  # other sites may be large
             count = min(size - start, _FINAL_SAMPLES)
@@ -170,15 +170,15 @@ class Fit:
 
     def descend(self, num_steps: int, bar: Any) -> None:
         """Steps of the optimizer, at a rate that falls to zero."""
-        settings, free = self.settings, self.free
+        settings, start = self.settings, self.unconstrained_params
         scaled, optimizer = settings.optimizer is None, as_optax(settings.optimizer)
-        opt_state = optimizer.init(free)
-        scale = self._scales() if scaled else jax.tree.map(jnp.ones_like, free)
+        opt_state = optimizer.init(start)
+        scale = self._scales() if scaled else jax.tree.map(jnp.ones_like, start)
         size = settings.num_samples
         each = size if settings.divergence == "kl" else size // 2
-        state = Descent(free, opt_state, jnp.zeros((), jnp.int32))
-        update = Program.trace(optimizer.update, free, opt_state, free)
-        projection = settings.projection and Program.trace(settings.projection, free)
+        state = Descent(start, opt_state, jnp.zeros((), jnp.int32))
+        update = Program.trace(optimizer.update, start, opt_state, start)
+        projection = settings.projection and Program.trace(settings.projection, start)
         rates = 0.5 * (1 + np.cos(np.pi * np.arange(num_steps) / num_steps))
         if not scaled:
             rates = np.ones(num_steps)
@@ -202,7 +202,7 @@ class Fit:
                 bar.update(len(info["finite"]))
                 bar.set_postfix_str(f"divergence {float(info['divergence'][-1]):.3g}")
         finally:
-            self.free = state.free
+            self.unconstrained_params = state.unconstrained_params
 
     # -- the end --------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class Fit:
         few = _FINAL_SAMPLES if self.numbers == 1 else _FEW_SAMPLES
         local = look_around(
             self.match,
-            self.free,
+            self.unconstrained_params,
             weights,
             next(self.keys),
             (base_points(self.spec, _FINAL_SAMPLES), base_points(self.spec, few)),
@@ -227,7 +227,7 @@ class Fit:
             size=_FINAL_SAMPLES,
             few=few,
         )
-        flat, unravel = ravel_pytree(self.free)
+        flat, unravel = ravel_pytree(self.unconstrained_params)
         here = None
         if all(np.isfinite(x).all() for x in jax.tree.leaves((whole, local))):
             slope, noise = mean_gradient(local, weights, self.match, divergence)
@@ -236,7 +236,7 @@ class Fit:
             here is None or rises(self.last, here, self.match, divergence)
         ):
             half = unravel(jnp.asarray((self.last.flat + flat) / 2, flat.dtype))
-            self.free = onto(self.settings.projection, half)
+            self.unconstrained_params = onto(self.settings.projection, half)
             return None
         if here is None:
             return math.nan
@@ -262,14 +262,15 @@ class Fit:
         along = step @ (directions.known / size[:, None] ** 2)
         own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))
         error = np.hypot(directions.error, 3 * own / directions.curvature)
-        self.free, self.end = moved, End(local, weights, directions, here.noise, edges)
+        self.unconstrained_params = moved
+        self.end = End(local, weights, directions, here.noise, edges)
         return float((np.abs(along) / error).max(initial=0.0))
 
     def _step_back(self) -> None:
         """To where the last correction began: `end` is of that place."""
         if self.last is not None:
-            flat, unravel = ravel_pytree(self.free)
-            self.free = unravel(jnp.asarray(self.last.flat, flat.dtype))
+            flat, unravel = ravel_pytree(self.unconstrained_params)
+            self.unconstrained_params = unravel(jnp.asarray(self.last.flat, flat.dtype))
 
     def resampled_gradients(
         self, local: Local, weights: jax.Array, targets: Any, pulls: Any
@@ -291,16 +292,16 @@ class Fit:
         Units differ. What starts at zero counts as a part of what is typical for all;
         what comes near zero keeps the size that it had at the start.
         """
-        found = dict(scales(self.free, self.constraints))
-        for name, free in self.free.items():
-            if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(free)):
+        found = dict(scales(self.unconstrained_params, self.constraints))
+        for name, tree in self.unconstrained_params.items():
+            if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree)):
                 law = self.constraints and {name: self.constraints[name]}
-                found[name] = scales({name: free}, law)[name]
+                found[name] = scales({name: tree}, law)[name]
         self.largest = jax.tree.map(jnp.maximum, self.largest or found, found)
         return self.largest
 
     def sizes(self) -> np.ndarray:
-        """How large each free number is, for a correction.
+        """How large each unconstrained number is, for a correction.
 
         Coordinates that a bijection made are of order one, however far they lie: those
         of a scale are logarithms.
@@ -310,7 +311,9 @@ class Fit:
             if is_mapped(name, self.constraints):
                 rates = jax.tree.map(lambda _: RATE, rates)
             found[name] = jax.tree.map(
-                lambda rate, x: jnp.full(x.shape, rate / RATE), rates, self.free[name]
+                lambda rate, x: jnp.full(x.shape, rate / RATE),
+                rates,
+                self.unconstrained_params[name],
             )
         return np.asarray(ravel_pytree(found)[0], float)
 
@@ -320,7 +323,7 @@ class Fit:
         And how many others there are that it lets them go one way: it holds them at an
         edge of its set.
         """
-        flat, unravel = ravel_pytree(self.free)
+        flat, unravel = ravel_pytree(self.unconstrained_params)
         project = self.settings.projection
         if project is None:
             return np.eye(len(flat)), 0
@@ -342,7 +345,7 @@ class Fit:
         """W_q of independent draws where the twin stands."""
         return draw_weights(
             self.whole,
-            self.free,
+            self.unconstrained_params,
             next(self.keys),
             base_points(self.spec, _FINAL_SAMPLES),
             spec=self.spec,
@@ -370,7 +373,7 @@ class Fit:
         rows = self.held.ravel()
         picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: they may have a memory
         recorded = {n: jnp.asarray(v[picked]) for n, v in self.recorded.items()}
-        drawn = self.simulate(self.free, len(picked))
+        drawn = self.simulate(self.unconstrained_params, len(picked))
         a, b = (self.whole.features.coordinates(v) for v in (recorded, drawn))
         return two_sample(np.asarray(a), np.asarray(b))
 

@@ -61,7 +61,7 @@ def find_directions(
         local: The twin near its parameters.
         match: The twin and the recordings.
         divergence: "fisher" or "kl".
-        size: How large each free number is, (numbers,).
+        size: How large each unconstrained number is, (numbers,).
         allowed: Directions that a projection leaves, orthonormal columns.
         information: Covariance of the gradient over resamples of the recordings.
     """
@@ -105,7 +105,7 @@ class Place(NamedTuple):
     """Where a correction began.
 
     Attributes:
-        flat: The free numbers, (numbers,).
+        flat: The unconstrained numbers, (numbers,).
         weights: W_q of independent draws, (draws, levels, width, dimensions).
         gradient: Of the divergence, (numbers,).
         noise: Its covariance over draws of the twin.

@@ -62,17 +62,24 @@ class Match(NamedTuple):
             shares=jnp.asarray(shares, self.shares.dtype),
         )
 
-    def outputs(self, free: Any, noise: Any) -> jax.Array:
+    def outputs(self, unconstrained_params: Any, noise: Any) -> jax.Array:
         """Coordinates of draws of the twin, (num_samples, dimensions)."""
-        params = constrained(free, self.constraints)
+        params = constrained(unconstrained_params, self.constraints)
         return self.features.coordinates(simulate(self.forward, params, noise))
 
     def weights(
-        self, free: Any, rng_key: jax.Array, spec: NoiseSpec, size: int, points: Any
+        self,
+        unconstrained_params: Any,
+        rng_key: jax.Array,
+        spec: NoiseSpec,
+        size: int,
+        points: Any,
     ) -> jax.Array:
         """W_q from fresh draws of the twin, (levels, width, dimensions)."""
         noise, blur, key = draw(spec, rng_key, size, points)
-        moments = self.features.moments(self.outputs(free, noise), blur, key)
+        moments = self.features.moments(
+            self.outputs(unconstrained_params, noise), blur, key
+        )
         return self.features.weights(moments)
 
 
@@ -91,7 +98,12 @@ def draw(
 
 
 def fisher(
-    match: Match, free: Any, rng_key: jax.Array, spec: NoiseSpec, size: int, points: Any
+    match: Match,
+    unconstrained_params: Any,
+    rng_key: jax.Array,
+    spec: NoiseSpec,
+    size: int,
+    points: Any,
 ) -> jax.Array:
     """The Fisher divergence from two independent draws of the twin.
 
@@ -99,7 +111,10 @@ def fisher(
     """
 
     def gap(key: jax.Array) -> jax.Array:
-        return match.weights(free, key, spec, size // 2, points) - match.target
+        return (
+            match.weights(unconstrained_params, key, spec, size // 2, points)
+            - match.target
+        )
 
     first, second = jax.lax.map(gap, jax.random.split(rng_key))
     return 0.5 * jnp.einsum(
@@ -108,7 +123,12 @@ def fisher(
 
 
 def kl_gradient(
-    match: Match, free: Any, rng_key: jax.Array, spec: NoiseSpec, size: int, points: Any
+    match: Match,
+    unconstrained_params: Any,
+    rng_key: jax.Array,
+    spec: NoiseSpec,
+    size: int,
+    points: Any,
 ) -> tuple[jax.Array, Any]:
     """The Fisher divergence and the gradient of the reverse KL.
 
@@ -118,7 +138,10 @@ def kl_gradient(
     """
     features = match.features
     noise, blur, key = draw(spec, rng_key, size, points)
-    z, back = jax.vjp(lambda free: match.outputs(free, noise), free)
+    z, back = jax.vjp(
+        lambda unconstrained_params: match.outputs(unconstrained_params, noise),
+        unconstrained_params,
+    )
     gap = features.weights(features.moments(z, blur, key)) - match.target
     cotangent = sum(
         share * features(z + level**0.5 * blur, level) @ each
@@ -134,7 +157,7 @@ def kl_gradient(
 class Descent(NamedTuple):
     """What moves during a descent."""
 
-    free: Any
+    unconstrained_params: Any
     opt_state: Any
     step: jax.Array
 
@@ -161,22 +184,26 @@ def descend(
         if divergence == "fisher":
             descent = jax.value_and_grad(fisher, argnums=1)
         with explain_grad_errors():
-            value, gradient = descent(match, state.free, key, spec, size, points)
+            value, gradient = descent(
+                match, state.unconstrained_params, key, spec, size, points
+            )
         if projection is not None:
             ascent = jax.tree.map(jnp.negative, gradient)
-            ascent = gradient_mapping(projection, state.free, ascent)
+            ascent = gradient_mapping(projection, state.unconstrained_params, ascent)
             gradient = jax.tree.map(jnp.negative, ascent)
-        updates, opt_state = update(gradient, state.opt_state, state.free)
+        updates, opt_state = update(
+            gradient, state.opt_state, state.unconstrained_params
+        )
         updates = jax.tree.map(lambda u, s: rate * s * u, updates, scale)
-        free = optax.apply_updates(state.free, updates)
-        free = onto(projection, free)
-        new = Descent(free, opt_state, state.step + 1)
-        leaves = jax.tree.leaves((gradient, free))
+        unconstrained_params = optax.apply_updates(state.unconstrained_params, updates)
+        unconstrained_params = onto(projection, unconstrained_params)
+        new = Descent(unconstrained_params, opt_state, state.step + 1)
+        leaves = jax.tree.leaves((gradient, unconstrained_params))
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
         stay = state._replace(step=state.step + 1)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, stay)
         info = {
-            "params": constrained(state.free, match.constraints),
+            "params": constrained(state.unconstrained_params, match.constraints),
             "divergence": value,
             "gradient_norm": optax.tree.norm(gradient),
             "finite": finite,
@@ -192,7 +219,7 @@ def descend(
 @jax.jit(static_argnames=("spec", "size", "draws"))
 def draw_weights(
     match: Match,
-    free: Any,
+    unconstrained_params: Any,
     rng_key: jax.Array,
     points: Any,
     spec: NoiseSpec,
@@ -202,7 +229,7 @@ def draw_weights(
     """W_q from several independent draws, (draws, levels, width, dimensions)."""
 
     return jax.lax.map(
-        lambda key: match.weights(free, key, spec, size, points),
+        lambda key: match.weights(unconstrained_params, key, spec, size, points),
         jax.random.split(rng_key, draws),
     )
 
@@ -211,8 +238,8 @@ class Local(NamedTuple):
     """How the twin follows its parameters, from independent draws of its noise.
 
     Attributes:
-        slopes: Derivative of W_q in each free number, (draws, numbers, levels, width,
-            dimensions).
+        slopes: Derivative of W_q in each unconstrained number, (draws, numbers, levels,
+            width, dimensions).
         flow: E_q[phi (D_params z)] in each number, of the same shape.
     """
 
@@ -223,7 +250,7 @@ class Local(NamedTuple):
 @jax.jit(static_argnames=("spec", "size", "few"))
 def look_around(
     match: Match,
-    free: Any,
+    unconstrained_params: Any,
     weights: jax.Array,
     rng_key: jax.Array,
     points: tuple[Any, Any],
@@ -235,7 +262,7 @@ def look_around(
 
     Args:
         match: The twin and the recordings.
-        free: Where the twin stands.
+        unconstrained_params: Where the twin stands.
         weights: Its W_q there, one for each draw.
         rng_key: A JAX PRNG key.
         points: As in `draw_noise`, for both sizes.
@@ -243,7 +270,7 @@ def look_around(
         size: Number of samples of each draw for the flow.
         few: The same for the slopes, which take longer.
     """
-    flat, unravel = ravel_pytree(free)
+    flat, unravel = ravel_pytree(unconstrained_params)
     features = match.features
     numbers = jnp.eye(len(flat), dtype=flat.dtype)
 
@@ -251,7 +278,7 @@ def look_around(
         weights, key = given
         keys = jax.random.split(key)
         noise, blur, _ = draw(spec, keys[0], size, points[0])
-        z = match.outputs(free, noise)
+        z = match.outputs(unconstrained_params, noise)
         phi = [features(z + t**0.5 * blur, t) for t in features.levels]
 
         def stream(number: jax.Array) -> jax.Array:
@@ -267,7 +294,7 @@ def look_around(
             return features.defect(z, blur, key, weights)
 
         right = jax.lax.map(lambda n: jax.jvp(defect, (flat,), (n,))[1], numbers)
-        z = match.outputs(free, sequence_after(noise, right))
+        z = match.outputs(unconstrained_params, sequence_after(noise, right))
         gram = features.moments(z, blur, key).gram
         columns = jnp.moveaxis(right, 0, -1).reshape(*gram.shape[:2], -1)
         slopes = features.solve(gram, columns).reshape(*weights.shape, len(flat))

@@ -44,7 +44,7 @@ def make_report(
         targets: W_p of resampled recordings.
         pulls: Their G_p (W_q - W_p).
     """
-    params = constrained(fit.free, fit.constraints)
+    params = constrained(fit.unconstrained_params, fit.constraints)
     draws: dict[str, Any] = {}
     errors = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), params)
     undetermined: tuple[dict[str, Any], ...] = ()
@@ -84,13 +84,13 @@ def _replicates(fit: Fit, draws: dict[str, Any]) -> dict[str, np.ndarray]:
     """Draws of the twin, as many as recordings, for some draws of the parameters."""
     number = fit.train.size
     count = int(np.clip(_LARGEST // (number * sum(fit.density.sizes)), 1, _REPLICATES))
-    places = [fit.free] * count
+    places = [fit.unconstrained_params] * count
     if draws:
         places = [
             unconstrained(jax.tree.map(lambda x, i=i: x[i], draws), fit.constraints)
             for i in range(count)
         ]
-    made = [jax.device_get(fit.simulate(free, number)) for free in places]
+    made = [jax.device_get(fit.simulate(place, number)) for place in places]
     return jax.tree.map(lambda *x: np.stack(x), *made)
 
 
@@ -98,7 +98,7 @@ def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ..
     """Draws of the parameters, their errors, and what is undetermined."""
     assert fit.end is not None
     local, weights, directions, noise, _ = fit.end
-    flat, unravel = ravel_pytree(fit.free)
+    flat, unravel = ravel_pytree(fit.unconstrained_params)
     project = fit.settings.projection
 
     def params_at(flat: jax.Array) -> Any:
@@ -107,8 +107,8 @@ def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ..
     found = fit.resampled_gradients(local, weights, targets, pulls)
     found = found - found.mean(0)
     found += fit.rng.multivariate_normal(np.zeros(len(noise)), noise, len(found))
-    free = np.asarray(flat) + directions.solve(found)
-    draws = jax.vmap(params_at)(jnp.asarray(free, flat.dtype))
+    moved = np.asarray(flat) + directions.solve(found)
+    draws = jax.vmap(params_at)(jnp.asarray(moved, flat.dtype))
     # What part of each parameter's own directions the recordings say nothing of.
     known, unknown = directions.known, directions.unknown
     moves = jax.vmap(lambda column: jax.jvp(params_at, (flat,), (column,))[1])(
@@ -142,7 +142,7 @@ def _warnings_for(
     """What a careful user should read."""
     found = []
     coordinates = fit.whole.features.coordinates
-    drawn = fit.simulate(fit.free, 1024)
+    drawn = fit.simulate(fit.unconstrained_params, 1024)
     seen = {n: jnp.asarray(v[fit.train.ravel()[::16]]) for n, v in fit.recorded.items()}
     outside, usual = (
         float(jnp.mean(~jnp.all(jnp.abs(coordinates(v)) <= CLIP, axis=1)))

@@ -168,9 +168,9 @@ def _end(run: Run, index: int) -> End:
     point before it counts.
     """
     trouble = ""
-    for free in (run.states.free, run.states.previous):
-        free = jax.tree.map(lambda x: x[index], free)
-        params = constrained(free, run.ascent.constraints())
+    for tree in (run.states.unconstrained_params, run.states.previous):
+        tree = jax.tree.map(lambda x: x[index], tree)
+        params = constrained(tree, run.ascent.constraints())
         value, why = _value(run, params)
         if value is not None:
             return params, value, ""

@@ -194,7 +194,7 @@ class InfoMax:
             ArgumentError: before `init`, or for the state of another model.
         """
         self._check_state(state)
-        return constrained(state.free, self.constraints())
+        return constrained(state.unconstrained_params, self.constraints())
 
     def run(
         self,
@@ -278,7 +278,7 @@ class InfoMax:
         assert self.problem is not None
         ours: Any = jax.tree.structure(self.problem.sm.params)
         known = isinstance(state, InfoMaxState)
-        if not known or jax.tree.structure(state.free) != ours:
+        if not known or jax.tree.structure(state.unconstrained_params) != ours:
             raise ArgumentError(
                 f"state must be an InfoMaxState of this model, got {state!r:.80}. Take "
                 "what init or update returned; update returns a StepInfo as well."
@@ -341,7 +341,7 @@ class InfoMax:
     def start(self, rng_key: jax.Array, params: Any) -> InfoMaxState:
         problem = self.problem
         assert problem is not None
-        free = unconstrained(params, self.constraints())
+        unconstrained_params = unconstrained(params, self.constraints())
         states: tuple[Any, ...] = ()
         if problem.method is not None:
             key = jax.random.fold_in(rng_key, 2**31 - 1)
@@ -354,9 +354,9 @@ class InfoMax:
                 key,
             )
         return InfoMaxState(
-            free,
-            free,
-            self.optimizer.init(free),
+            unconstrained_params,
+            unconstrained_params,
+            self.optimizer.init(unconstrained_params),
             states,
             jnp.zeros(len(self.subject_to)),
             rng_key,
@@ -369,13 +369,13 @@ class InfoMax:
         method = problem.method
         size = self.num_samples or (4096 if method is None else method.step_samples)
         spec = problem.sm.spec
-        free = unconstrained(params, self.constraints())
+        unconstrained_params = unconstrained(params, self.constraints())
         scale = (
-            scales(free, self.constraints())
+            scales(unconstrained_params, self.constraints())
             if self.scaled
-            else jax.tree.map(jnp.ones_like, free)
+            else jax.tree.map(jnp.ones_like, unconstrained_params)
         )
-        opt_state = self.optimizer.init(free)
+        opt_state = self.optimizer.init(unconstrained_params)
         means, budgets = trace_budgets(
             self.objective, self.subject_to, problem.sm, params
         )
@@ -387,8 +387,8 @@ class InfoMax:
             means,
             budgets,
             base_points(spec, size),
-            self.projection and Program.trace(self.projection, free),
-            trace_update(self.optimizer, opt_state, free),
+            self.projection and Program.trace(self.projection, unconstrained_params),
+            trace_update(self.optimizer, opt_state, unconstrained_params),
             scale,
             self.constraints(),
         )
@@ -396,9 +396,9 @@ class InfoMax:
 
     def _random_start(self, key: jax.Array, params: Any) -> dict[str, Any]:
         """A start of the same size as the given one, in a random direction."""
-        free = unconstrained(params, self.constraints())
-        scale = scales(free, self.constraints())
-        leaves, tree = jax.tree.flatten(free)
+        unconstrained_params = unconstrained(params, self.constraints())
+        scale = scales(unconstrained_params, self.constraints())
+        leaves, tree = jax.tree.flatten(unconstrained_params)
         keys = jax.random.split(key, len(leaves))
         drawn = [
             s / RATE * jax.random.normal(k, leaf.shape, leaf.dtype)

@@ -103,9 +103,12 @@ def join(chunks: list[StepInfo]) -> StepInfo:
 
 
 def take_apart(
-    arrays: dict[str, Any], facts: dict[str, Any], starts: list[Any], free: Any
+    arrays: dict[str, Any],
+    facts: dict[str, Any],
+    starts: list[Any],
+    unconstrained_params: Any,
 ) -> list[StepInfo]:
-    """The chunks that were joined and saved; `free` holds a gradient's shapes."""
+    """The chunks that were joined and saved; parameters give a gradient's shapes."""
     one: Any = np.zeros(())
     shape = len(starts), sum(facts["lengths"])
     excess: Any = np.zeros((*shape, 0))  # what has no elements is not on disk
@@ -119,7 +122,7 @@ def take_apart(
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
     ]
     count = min(len(chunks), 2)
-    last = jax.device_get(unpack(arrays["last"], [free] * count))
+    last = jax.device_get(unpack(arrays["last"], [unconstrained_params] * count))
     for i in range(count):
         index = len(chunks) - count + i
         chunks[index] = chunks[index]._replace(gradient=last[i])

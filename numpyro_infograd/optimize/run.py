@@ -133,13 +133,13 @@ class Run:
         if facts["noisy"]:
             self._change(cooled(self.clean, self.heat, 0.0, self._params()[0]))
         self.states = unpack(arrays["states"], self.states)
-        free = self.states.free
+        like = self.states.unconstrained_params
         scale = unpack(arrays["scale"], self.system.scale)
         self.system = self.system._replace(scale=scale)
-        self.middle = unpack(arrays["middle"], free) if "middle" in arrays else None
+        self.middle = unpack(arrays["middle"], like) if "middle" in arrays else None
         self.cycle, self.steps = facts["cycle"], facts["steps"]
         self.status, self.gave_up = facts["status"], facts["gave_up"]
-        self.chunks = take_apart(arrays, facts, self.starts, free)
+        self.chunks = take_apart(arrays, facts, self.starts, like)
         return bool(facts["done"])
 
     # -- steps ------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Run:
         chunk = min(CHUNK, max(total // 10, 1)) if self.heat else CHUNK
         for start in range(self.steps, total, chunk):
             if start == total // 2:
-                self.middle = self.states.free
+                self.middle = self.states.unconstrained_params
             if self.heat and not self.cycle:
                 self._cool(2 * start / total)
             steps = np.arange(start, min(start + chunk, total))
@@ -273,12 +273,16 @@ class Run:
 
     def _params(self) -> list[Any]:
         """Where each restart stands."""
-        return [constrained(f, self.ascent.constraints()) for f in self._free()]
+        return [
+            constrained(f, self.ascent.constraints())
+            for f in self._each_unconstrained()
+        ]
 
-    def _free(self) -> list[Any]:
+    def _each_unconstrained(self) -> list[Any]:
         count = self.states.step.shape[0]
         return [
-            jax.tree.map(lambda x, i=i: x[i], self.states.free) for i in range(count)
+            jax.tree.map(lambda x, i=i: x[i], self.states.unconstrained_params)
+            for i in range(count)
         ]
 
     # -- when to stop -----------------------------------------------------------------
@@ -287,10 +291,12 @@ class Run:
         """A new cycle: rates to the size that the parameters have by now."""
         if not self.ascent.scaled:
             return
-        scale = scales(self.states.free, self.ascent.constraints())
+        scale = scales(self.states.unconstrained_params, self.ascent.constraints())
         self.system = self.system._replace(scale=scale)
         if self._came_from_far():
-            fresh = jax.vmap(self.ascent.optimizer.init)(self.states.free)
+            fresh = jax.vmap(self.ascent.optimizer.init)(
+                self.states.unconstrained_params
+            )
             self.states = self.states._replace(opt_state=fresh)
 
     def _came_from_far(self) -> bool:
@@ -323,19 +329,19 @@ class Run:
         share = float(np.sum(_decay(np.arange(CYCLE // 2, CYCLE), CYCLE)))
         ratio = float(np.sum(_decay(np.arange(CYCLE), CYCLE))) / share
         promised = 0.0
-        for gradient, free, middle, scale in zip(
+        for gradient, now, middle, scale in zip(
             *map(
                 jax.tree.leaves,
                 (
                     self.chunks[-1].gradient,
-                    self.states.free,
+                    self.states.unconstrained_params,
                     self.middle,
                     self.system.scale,
                 ),
             ),
             strict=True,
         ):
-            moved = np.asarray(free[index] - middle[index])
+            moved = np.asarray(now[index] - middle[index])
             drifts = np.abs(moved) > DRIFT * share * np.asarray(scale)
             promised += float(
                 np.vdot(np.mean(gradient[index], axis=0), ratio * drifts * moved)
@@ -354,7 +360,7 @@ class Run:
             float(np.vdot(np.mean(a[index], axis=0), np.mean(b[index], axis=0)))
             for a, b in zip(before, last, strict=True)
         )
-        size = float(optax.tree.norm(self._free()[index])) or 1.0
+        size = float(optax.tree.norm(self._each_unconstrained()[index])) or 1.0
         return 0.01 * size * math.sqrt(max(product, 0.0))
 
     def _size(self, index: int) -> float:

@@ -38,10 +38,10 @@ class InfoMaxState(NamedTuple):
     """What an ascent carries from step to step.
 
     Attributes:
-        free: Parameters in the space that is optimised: constrained where a
-            projection is given, unconstrained (as in SVI) otherwise.
-        previous: The same before the last step, to return to if that step led where
-            nothing is finite.
+        unconstrained_params: Parameters in the space of the optimizer: unconstrained,
+            as in SVI; with a projection they stay in constrained space.
+        previous: The same before the last step, to go back to if that step led to
+            values that are not finite.
         opt_state: The optimizer's state.
         scores: Fitted scores, one for each entropy that hides noise.
         multipliers: Of the constraints in `subject_to`, in nats for a relative excess.
@@ -49,7 +49,7 @@ class InfoMaxState(NamedTuple):
         step: Number of steps taken.
     """
 
-    free: Any
+    unconstrained_params: Any
     previous: Any
     opt_state: Any
     scores: tuple[Any, ...]
@@ -111,11 +111,14 @@ class System(NamedTuple):
     constraints: dict[str, Any] | None  # None with a projection
 
 
-def constrained(free: Any, constraints: dict[str, Any] | None) -> Any:
+def constrained(unconstrained_params: Any, constraints: dict[str, Any] | None) -> Any:
     """Parameters as the model sees them."""
     if constraints is None:
-        return free
-    return {n: jax.tree.map(biject_to(c), free[n]) for n, c in constraints.items()}
+        return unconstrained_params
+    return {
+        n: jax.tree.map(biject_to(c), unconstrained_params[n])
+        for n, c in constraints.items()
+    }
 
 
 def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
@@ -126,7 +129,7 @@ def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
     """
     if constraints is None:
         return params
-    free = {}
+    found = {}
     for name, constraint in constraints.items():
         try:
             transform = biject_to(constraint)
@@ -135,8 +138,8 @@ def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
                 f"parameter {name!r} has the constraint {constraint}, which NumPyro "
                 "cannot reach from real numbers. Pass a projection onto it."
             ) from None
-        free[name] = jax.tree.map(transform.inv, params[name])
-    return free
+        found[name] = jax.tree.map(transform.inv, params[name])
+    return found
 
 
 def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
@@ -147,10 +150,10 @@ def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
     """
     if constraints is None:
         return
-    for name, free in unconstrained(params, constraints).items():
+    for name, tree in unconstrained(params, constraints).items():
         constraint = constraints[name]
         for start, leaf in zip(
-            jax.tree.leaves(params[name]), jax.tree.leaves(free), strict=True
+            jax.tree.leaves(params[name]), jax.tree.leaves(tree), strict=True
         ):
             inside = bool(jnp.all(jnp.isfinite(leaf)))
             if _elementwise(constraint):  # NumPyro clips what would be infinite
@@ -225,13 +228,13 @@ def is_mapped(name: str, constraints: dict[str, Any] | None) -> bool:
     )
 
 
-def scales(free: Any, constraints: dict[str, Any] | None) -> Any:
+def scales(unconstrained_params: Any, constraints: dict[str, Any] | None) -> Any:
     """Peak rate of the default optimizer for each leaf: a share of its size.
 
     Coordinates that a bijection made are of order one whatever their value; small
     leaves of others count as a part of what is typical for all.
     """
-    leaves = jax.tree.leaves(free)
+    leaves = jax.tree.leaves(unconstrained_params)
     total = sum(float(jnp.sum(x**2)) for x in leaves)
     typical = math.sqrt(total / max(sum(x.size for x in leaves), 1)) or 1.0 / 0.3
 
@@ -240,7 +243,7 @@ def scales(free: Any, constraints: dict[str, Any] | None) -> Any:
         return jnp.asarray(RATE * max(size, floor), leaf.dtype)
 
     rates = {}
-    for name, tree in free.items():
+    for name, tree in unconstrained_params.items():
         lowest = 1.0 if is_mapped(name, constraints) else 0.3 * typical
         rates[name] = jax.tree.map(lambda x, f=lowest: one(x, f), tree)
     return rates
@@ -250,7 +253,7 @@ def step(
     setting: Setting, system: System, state: InfoMaxState, rate: jax.Array
 ) -> tuple[InfoMaxState, StepInfo]:
     """Refit the scores, pull the gradient back, move."""
-    params = constrained(state.free, system.constraints)
+    params = constrained(state.unconstrained_params, system.constraints)
     key = jax.random.fold_in(state.rng_key, state.step)
     fit_key, noise_key, score_key = jax.random.split(key, 3)
 
@@ -294,26 +297,40 @@ def step(
         gradient = jax.tree.map(jnp.add, gradient, pulled.gradient)
         evidence = pulled.evidence
 
-    _, chain = jax.vjp(lambda f: constrained(f, system.constraints), state.free)
+    _, chain = jax.vjp(
+        lambda f: constrained(f, system.constraints), state.unconstrained_params
+    )
     gradient = chain(gradient)[0]
     if system.projection is not None:
-        gradient = gradient_mapping(system.projection, state.free, gradient)
+        gradient = gradient_mapping(
+            system.projection, state.unconstrained_params, gradient
+        )
     descent = jax.tree.map(jnp.negative, gradient)
-    updates, opt_state = system.update(descent, state.opt_state, state.free)
+    updates, opt_state = system.update(
+        descent, state.opt_state, state.unconstrained_params
+    )
     updates = jax.tree.map(lambda u, s: rate * s * u, updates, system.scale)
-    free = optax.apply_updates(state.free, updates)
-    free = onto(system.projection, free)
+    moved_params = optax.apply_updates(state.unconstrained_params, updates)
+    moved_params = onto(system.projection, moved_params)
     multipliers = system.budgets.follow(state.multipliers, means, rate)
     new = InfoMaxState(
-        free, state.free, opt_state, scores, multipliers, state.rng_key, state.step
+        moved_params,
+        state.unconstrained_params,
+        opt_state,
+        scores,
+        multipliers,
+        state.rng_key,
+        state.step,
     )
-    back = state._replace(free=state.previous)
-    leaves = jax.tree.leaves((gradient, free, scores_of(scores)))
+    back = state._replace(unconstrained_params=state.previous)
+    leaves = jax.tree.leaves((gradient, moved_params, scores_of(scores)))
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
     kept = jax.tree.map(
         lambda a, b: jnp.where(finite, a, b) if _is_number(a) else a, new, back
     )
-    moved = jax.tree.map(jnp.subtract, kept.free, state.free)
+    moved = jax.tree.map(
+        jnp.subtract, kept.unconstrained_params, state.unconstrained_params
+    )
     gains = jax.tree.map(lambda g, m: jnp.sum(jnp.nan_to_num(g) * m), gradient, moved)
     info = StepInfo(
         params,
@@ -328,7 +345,7 @@ def step(
     return kept._replace(step=state.step + 1), info
 
 
-def gradient_mapping(projection: Projection, free: Any, gradient: Any) -> Any:
+def gradient_mapping(projection: Projection, params: Any, gradient: Any) -> Any:
     """The part of the gradient along which the constraint lets the parameters move.
 
     (P(x + t g) - x) / t for a short t: it vanishes just where the constraint lets no
@@ -336,11 +353,11 @@ def gradient_mapping(projection: Projection, free: Any, gradient: Any) -> Any:
     optimizer that scales components one by one, such as Adam, would otherwise come to
     rest where the scaled gradient, not the gradient, is normal to the constraint.
     """
-    size = optax.tree.norm(free)
+    size = optax.tree.norm(params)
     reach = RATE * jnp.where(size > 0, size, 1.0)
     t = reach / jnp.maximum(optax.tree.norm(gradient), 1e-20)
-    target = projection(jax.tree.map(lambda x, g: x + t * g, free, gradient))
-    return jax.tree.map(lambda new, old: (new - old) / t, cast(target, free), free)
+    target = projection(jax.tree.map(lambda x, g: x + t * g, params, gradient))
+    return jax.tree.map(lambda new, old: (new - old) / t, cast(target, params), params)
 
 
 def cast(tree: Any, like: Any) -> Any:
@@ -348,9 +365,9 @@ def cast(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), tree, like)
 
 
-def onto(projection: Projection | None, free: Any) -> Any:
+def onto(projection: Projection | None, params: Any) -> Any:
     """Projected, in their own types; as they are where there is no projection."""
-    return free if projection is None else cast(projection(free), free)
+    return params if projection is None else cast(projection(params), params)
 
 
 def scores_of(states: Any) -> list[jax.Array]:
@@ -419,7 +436,7 @@ def as_optax(optimizer: Any) -> optax.GradientTransformation:
 
 
 def trace_update(
-    optimizer: optax.GradientTransformation, opt_state: Any, free: Any
+    optimizer: optax.GradientTransformation, opt_state: Any, params: Any
 ) -> Program:
     """An optimizer's update as a program of gradient, state and parameters.
 
@@ -427,7 +444,7 @@ def trace_update(
         ArgumentError: if it asks for more, as a line search for the objective.
     """
     try:
-        return Program.trace(optimizer.update, free, opt_state, free)
+        return Program.trace(optimizer.update, params, opt_state, params)
     except TypeError as error:
         raise ArgumentError(
             "optimizer's update must take a gradient, a state and parameters: an "

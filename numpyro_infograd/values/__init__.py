@@ -21,7 +21,7 @@ from numpyro_infograd.terms import resolve
 from numpyro_infograd.values.base import Estimate, Estimator
 from numpyro_infograd.values.bounds import warnings_for
 from numpyro_infograd.values.exact import Exact, why_not_closed
-from numpyro_infograd.values.fisher import Fisher, why_not_fisher
+from numpyro_infograd.values.fisher import DeBruijn, why_not_fisher
 from numpyro_infograd.values.mcmc import MCMC
 from numpyro_infograd.values.nested import Nested
 from numpyro_infograd.values.path import Path
@@ -31,7 +31,7 @@ __all__ = [
     "Estimate",
     "Estimator",
     "Exact",
-    "Fisher",
+    "DeBruijn",
     "Nested",
     "Path",
     "estimate",
@@ -43,7 +43,7 @@ __all__ = [
 REGISTRY: dict[str, type] = {
     "exact": Exact,
     "nested": Nested,
-    "fisher": Fisher,
+    "fisher": DeBruijn,
     "mcmc": MCMC,
     "path": Path,
 }
@@ -51,7 +51,7 @@ REGISTRY: dict[str, type] = {
 _AFFORDED = Nested(max_components=16384)
 _HOPELESS = 5.0  # nats in more than two dimensions, beyond which nested is not tried
 _CHAINS = MCMC()
-_LEARNED = Fisher()
+_LEARNED = DeBruijn()
 
 
 def estimate(
@@ -83,7 +83,7 @@ def estimate(
             - "mcmc" (`MCMC`): annealing between a reference law and the posterior,
               from both ends, which gives bounds that hold in expectation; for any
               information.
-            - "fisher" (`Fisher`): the Fisher integral over appended noise, by one
+            - "fisher" (`DeBruijn`): the Fisher integral over appended noise, by one
               noise-conditional score network (eqs. 54-55); for outputs without a
               density of their own.
             - "path" (`Path`): the integral of the gradient from a reference (eq. 50).

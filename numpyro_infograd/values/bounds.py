@@ -99,7 +99,7 @@ def _contrastive(
         f"the information is {found.value:.6g}, but nested averages put it between "
         f"{max(low, bound.lower):.6g} and {high:.6g} nats: the network may have missed "
         "modes, or sharp parts. Use method='nested', or give it more: "
-        "values.Fisher(num_steps=...)."
+        "values.DeBruijn(num_steps=...)."
     ]
 
 

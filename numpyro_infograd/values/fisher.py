@@ -69,7 +69,7 @@ _HEAVY = 9.0  # variance, in units of what the middle of the values suggests
 
 
 @dataclass(frozen=True)
-class Fisher:
+class DeBruijn:
     """The Fisher integral (eqs. 54-55), with one noise-conditional score network.
 
     Serves outputs without a density of their own and information too high for nested
@@ -88,7 +88,7 @@ class Fisher:
 
     Example:
         >>> import numpyro_infograd as ig
-        >>> method = ig.values.Fisher(num_steps=2000)  # `method=` of `estimate`
+        >>> method = ig.values.DeBruijn(num_steps=2000)  # `method=` of `estimate`
         >>> method.hidden
         (64, 64)
     """
@@ -156,8 +156,8 @@ class Fisher:
                 warnings.append(
                     f"the score of site {term.sites[0]!r} has structure too fine for "
                     f"the network or below the lowest noise, worth {doubt:.2g} nats or "
-                    "more. Give it more, values.Fisher(num_steps=..., hidden=...), or "
-                    "make the site a sample site with its noise."
+                    "more. Give it more, values.DeBruijn(num_steps=..., hidden=...), "
+                    "or make the site a sample site with its noise."
                 )
             if found.tails > _HEAVY:
                 warnings.append(
@@ -327,14 +327,14 @@ def _one_hot(sm: StructuralModel, density: Density, given: jax.Array) -> jax.Arr
 # -- fit ---------------------------------------------------------------------------
 
 
-def _ensemble(method: Fisher, pool: Draws) -> Ensemble:
+def _ensemble(method: DeBruijn, pool: Draws) -> Ensemble:
     dimensions, given = pool.values.shape[-1], pool.given.shape[-1]
     return Ensemble(perceptron(method.hidden), dimensions + given + 2, dimensions)
 
 
 @jax.jit(static_argnames="method")
 def _train(
-    method: Fisher,
+    method: DeBruijn,
     frame: Frame,
     pool: Draws,
     init_key: jax.Array,
@@ -376,7 +376,7 @@ def _train(
 
 @jax.jit(static_argnames="method")
 def _sums(
-    method: Fisher, frame: Frame, networks: Any, fresh: Draws, turn: jax.Array
+    method: DeBruijn, frame: Frame, networks: Any, fresh: Draws, turn: jax.Array
 ) -> tuple[jax.Array, ...]:
     """For each replicate: normal equations of the last layer, E|w|^2, and the share of
     the first that is below the lowest variance.
