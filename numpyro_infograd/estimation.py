@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient of a posed problem: fit scores, pull them back, add up the errors."""
+"""The gradient of a posed problem: fit scores, pull them back, sum the errors."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ class Gradient:
     """The gradient of an objective with respect to every parameter.
 
     Attributes:
-        value: Mirrors the parameters (constrained space), nats per unit of parameter.
-        standard_error: The same shape; includes what the fit of a score adds.
-        diagnostics: What was chosen, why, and the evidence for it.
-        warnings: Sentences that a careful user should read.
+        value: Arrays by parameter name, in constrained space, in nats per unit of the
+            parameter.
+        standard_error: Of the same shapes; includes what the fit of a score adds.
+        diagnostics: The method, why it was chosen, and evidence about its scores.
+        warnings: Sentences that say why a standard error may be too small.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -79,7 +80,7 @@ class Gradient:
         return html_table(self._title(), self._rows(), notes)
 
 
-_BALANCE = 0.7  # error of fits over that of sampling, above which a fit is improved
+_BALANCE = 0.7  # a fit is improved if its error exceeds this share of sampling error
 
 
 @jax.jit(static_argnames=("method", "spec", "num_samples"))
@@ -96,7 +97,7 @@ def _replicated(
     spec: NoiseSpec,
     num_samples: int,
 ) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
-    """Gradient, its errors of sampling and of fit, evidence; independent scrambles."""
+    """Gradient, sampling error, fit error and evidence, from independent replicates."""
 
     def replicate(key: jax.Array, deviation_index: jax.Array) -> Pulled:
         noise_key, score_key = jax.random.split(key)
@@ -120,18 +121,18 @@ def _replicated(
     error = jax.tree.map(_standard_error, pulled.gradient)
     fit = jax.tree.map(jnp.zeros_like, error)
     if pulled.deviation is not None:
-        assert method is not None  # exact scores deviate from nothing
+        assert method is not None  # exact scores have no deviations
         count = method.num_deviations
 
         def fit_error(each: jax.Array) -> jax.Array:
-            # Squares of means, less what sampling adds to them on average.
+            # Squares of means, minus their expected share of sampling noise.
             grouped = each.reshape(REPLICATES // count, count, *each.shape[1:])
             squares = jnp.mean(grouped, axis=0) ** 2
             squares -= jnp.var(grouped, axis=0, ddof=1) / (REPLICATES // count)
             return jnp.sqrt(jnp.maximum(jnp.sum(squares, axis=0), 0.0))
 
         fit = jax.tree.map(fit_error, pulled.deviation)
-    # Sample sizes average as variances do, by their reciprocals.
+    # Effective sample sizes are averaged by their reciprocals, as variances.
     evidence = {
         name: 1 / jnp.mean(1 / v) if name.startswith("effective") else jnp.mean(v)
         for name, v in pulled.evidence.items()
@@ -147,7 +148,7 @@ def _replicated(
 def _with_shift(
     error: jax.Array, shift: jax.Array, shift_error: jax.Array
 ) -> jax.Array:
-    """A standard error with a shift beyond what noise makes of none on average."""
+    """A standard error that includes a shift, minus the shift that noise explains."""
     return jnp.sqrt(error**2 + jnp.maximum(shift**2 - shift_error**2, 0.0))
 
 
@@ -165,7 +166,7 @@ def fit_scores(
     rng_key: jax.Array,
     warm: bool = False,
 ) -> tuple[Any, ...]:
-    """Fit the score of every density that hides noise, one after the other."""
+    """Fit the score of every density that hides noise, in sequence."""
     fitted: list[Any] = []
     for i, (density, state) in enumerate(zip(densities, states, strict=True)):
         if is_learned(method, density):
@@ -257,16 +258,15 @@ def estimate_gradient(
     if bad:
         sentences += (
             f"the gradient of {', '.join(map(repr, bad))} or its standard error is not "
-            "finite at these "
-            "parameter values. Move away from where a density degenerates, or enable "
-            "x64.",
+            "finite at these parameter values. A density may degenerate here: choose "
+            "other values, or enable x64.",
         )
         warnings.warn(sentences[-1], stacklevel=3)
     return Gradient(value, error, diagnostics, sentences)
 
 
 def _warnings_for(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
-    """Why the standard error may not hold all of the error."""
+    """Sentences that say why the standard error may be too small."""
     sentences = noise_warnings(problem.sm)
     if problem.method is None:
         return sentences
@@ -285,14 +285,14 @@ def _warnings_for(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, .
 def unchecked(
     method: ScoreMethod, density: Density, evidence: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """A warning where a learned score has no certificate."""
+    """A warning for a learned score without a certificate."""
     if not method.needs_certificate or "certificate" in evidence:
         return ()
     why = f", because {density.why_no_walk}" if density.why_no_walk else ""
     return (
-        f"no chain can check the score of {density.label!r}{why}: its standard error "
-        "rests on what the method says of itself, and may be too small. Hold it "
-        "against another method, or observe the set through a sample site.",
+        f"no chain can check the score of {density.label!r}{why}. Its standard error "
+        "is only the method's own estimate, and may be too small. Compare with another "
+        "method, or observe the set through a sample site.",
     )
 
 

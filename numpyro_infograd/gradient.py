@@ -196,5 +196,5 @@ def gradient(
         if found is not None:
             return _finer(problem, found, complete, num_samples, key)
     else:
-        problem = pose(sm, objective, method, complete, "asked for")
+        problem = pose(sm, objective, method, complete, "requested")
     return estimate_gradient(problem, complete, num_samples, key)

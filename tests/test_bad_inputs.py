@@ -1355,16 +1355,16 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ArgumentError, "num_samples.*got 100",
         lambda: grad(amplifier, scores=scores.Denoising(num_samples=100))),
     "Denoising: a network by name": (
-        ArgumentError, "network='mlp' is no function. Give make",
+        ArgumentError, "network='mlp' is not a function. Pass make",
         lambda: scores.Denoising(network="mlp")),
     "Denoising: a network that is made already": (
-        ArgumentError, "network is a Linear.*Give make",
+        ArgumentError, "network is a Linear.*Pass make",
         lambda: scores.Denoising(network=nnx.Linear(1, 2, rngs=nnx.Rngs(0)))),
     "Denoising: a network of nothing": (
-        ArgumentError, "network=.*failed.*Give make",
+        ArgumentError, "network=.*failed.*Pass make",
         lambda: networks(lambda inputs, rngs: None)),
     "Denoising: a network that looks up a name": (
-        ArgumentError, "network=.*failed.*'width'.*Give make",
+        ArgumentError, "network=.*failed.*'width.*Pass make",
         lambda: networks(lambda inputs, rngs: {}["width"])),
     "Denoising: a network with state": (
         ArgumentError, "network=.*state.*Use layers",
@@ -1404,7 +1404,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ArgumentError, "batch_size is 2: too few",
         lambda: scores.Posterior(batch_size=2)),
     "Posterior: symbols": (
-        ArgumentError, "symbols are found.*3: leave",
+        ArgumentError, "prepare sets symbols.*3: leave",
         lambda: scores.Posterior(symbols=3)),
     "Posterior: another kind of law": (
         ScoreError, "makes 'x' discrete, but the system has it continuous. Give",

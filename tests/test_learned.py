@@ -184,7 +184,7 @@ def test_a_mixture_has_no_use_for_a_black_box() -> None:
         (lambda: Denoising(noise_levels=0.1), "tuple of numbers"),
         (lambda: Denoising(learning_rate=-0.1), "learning_rate"),
         (lambda: Posterior(learning_rate=float("nan")), "learning_rate"),
-        (lambda: Denoising(network=nnx.Linear(1, 2, rngs=nnx.Rngs(0))), "made already"),
+        (lambda: Denoising(network=nnx.Linear(1, 2, rngs=nnx.Rngs(0))), "made anew"),
         (lambda: Analytic(lambda params, v: -v["y"]), "dict from sets"),
         (lambda: Denoising(refit=0), "refit"),
         (lambda: Sliced(refit="often"), "refit"),
@@ -301,7 +301,7 @@ def test_samples_learned_by_heart_are_not_trusted() -> None:
 
     method = Denoising(hidden=(32, 32), pool_size=256, batch_size=256, num_samples=1024)
     warnings = ig.gradient(model, XY, scores=method).warnings
-    assert any("beyond a normal law" in warning for warning in warnings)
+    assert any("beyond a normal distribution" in warning for warning in warnings)
 
 
 # -- posterior -----------------------------------------------------------------------

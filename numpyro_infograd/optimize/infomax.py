@@ -302,7 +302,7 @@ class InfoMax:
         if isinstance(self.scores, str):
             self.problem, _ = choose(sm, self.objective, params, rng_key)
         else:
-            self.problem = pose(sm, self.objective, self.scores, params, "asked for")
+            self.problem = pose(sm, self.objective, self.scores, params, "requested")
         return params
 
     def _repose(self, args: Any, kwargs: Any, params: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score methods: one protocol, one file for each, one line of registry."""
+"""Score methods: one file for each method, and the table of their names."""
 
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.analytic import Analytic
@@ -41,17 +41,17 @@ REGISTRY: dict[str, type[Exact | ScoreMethod]] = {
 
 
 def resolve_method(scores: object, name: str = "scores") -> str | Exact | ScoreMethod:
-    """A score method from its name or itself; "auto" stays as it is.
+    """The score method that `scores` names; "auto" stays "auto".
 
     Args:
-        scores: "auto", the name of a method, or a method.
-        name: What the argument is called in the error.
+        scores: "auto", the name of a method, or a method object.
+        name: Name of the argument in error messages.
 
     Returns:
-        The method with its default settings, the method itself, or "auto".
+        A method with default settings for a name; else `scores` unchanged.
 
     Raises:
-        ArgumentError: for anything else.
+        ArgumentError: If `scores` is neither a known name nor a method.
 
     Example:
         >>> import numpyro_infograd as ig
@@ -64,14 +64,16 @@ def resolve_method(scores: object, name: str = "scores") -> str | Exact | ScoreM
         if scores in REGISTRY:
             return REGISTRY[scores]()
     elif isinstance(scores, type):
-        raise ArgumentError(f"{name}={scores.__name__} is a class: call it first.")
+        raise ArgumentError(
+            f"{name}={scores.__name__} is a class. Make an object: {scores.__name__}()."
+        )
     elif isinstance(scores, (Exact, ScoreMethod)):
         try:
             hash(scores)
         except TypeError as error:
             raise ArgumentError(
-                f"{name}={type(scores).__name__}(...) must have a hash: {error}. Write "
-                "@dataclass(frozen=True), with numbers, strings and tuples alone."
+                f"{name}={type(scores).__name__}(...) must have a hash: {error}. "
+                "Use @dataclass(frozen=True), with numbers, strings and tuples only."
             ) from None
         return scores
     known = ", ".join(map(repr, ("auto", *REGISTRY)))

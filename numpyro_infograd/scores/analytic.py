@@ -25,12 +25,11 @@ class Analytic(ScoreMethod):
 
     Args:
         functions: Maps a set of sites to `fn(params, values)`, the score of their
-            joint density at one sample: a dict from site to an array of the site's
-            shape, in nats per unit of the site, or a bare array if only one site of the
-            set depends on a parameter.
-            A set is a site name or a tuple of names, in any order; the score of
-            `sites` given root inputs is that of the joint set. Sets whose density
-            hides no noise are known anyway and not asked for.
+            joint density at one sample. `fn` returns a dict from site to an array of
+            the site's shape, in nats per unit of the site; a single array is enough if
+            only one site of the set depends on a parameter. A set is a site name or a
+            tuple of names in any order. The score of `sites` given root inputs equals
+            that of the joint set. Sets whose density hides no noise need no function.
         num_samples: Default number of samples of a gradient.
 
     Example:
@@ -63,10 +62,10 @@ class Analytic(ScoreMethod):
                 )
 
     def check(self, density: Density) -> None:
-        """Raise unless a function covers the density, or its score is known anyway.
+        """Raise if the density hides noise and no function gives its score.
 
-        A density that is known has the boundary that the model shows; one that hides
-        noise may be smooth all the same, and only its formula knows.
+        The boundary of a known density can be read from the model. A density that hides
+        noise may be smooth in spite of such a boundary, so it is not checked.
         """
         if density.is_known:
             super().check(density)
@@ -86,7 +85,7 @@ class Analytic(ScoreMethod):
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
-        """The user's function over a batch."""
+        """The user's function at each sample of a batch."""
         fn = self.functions[frozenset(density.all_sites)]
         what = f"the Analytic score of {density.all_sites}"
         holds = (

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a score method is, and the identity that all of them rest on.
+"""The protocol of score methods, and the identity that all of them use.
 
 The score of a set of sites is the gradient of its log density with respect to the
-sites' values. Fisher's identity writes it as a conditional mean of something that is
-always computable, the complete-data score:
+sites' values. Fisher's identity writes it as the conditional mean of the complete-data
+score, which can always be computed:
 
     s(a) = E[ grad_a log p(a | other noise) | sites = a ].
 
-A method is a way to take that conditional mean.
+A score method estimates that conditional mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpyro_infograd.errors import BoundaryError
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 
-TOLERATED = 0.05  # of a Stein residual before calibration, and of a certificate
+TOLERATED = 0.05  # largest Stein residual and certificate without a warning
 
 
 class Scores(NamedTuple):
@@ -33,11 +33,10 @@ class Scores(NamedTuple):
     Attributes:
         mean: For each of `density.moved_sites` (the sites that depend on a parameter),
             scores of shape (num_samples, *shape), in nats per unit of the site.
-        deviations: The same with a leading axis of `num_deviations` perturbations,
-            scaled so that the squared standard error which the fit adds to any linear
-            functional is the sum over that axis of the functional's squares; None if
-            the fit is exact.
-        evidence: Named scalars that say how far the scores can be trusted.
+        deviations: The same with a leading axis of `num_deviations` perturbations. The
+            fit adds to the squared standard error of a linear functional of the scores
+            the sum of its squares over that axis. None if the fit is exact.
+        evidence: Named scalars that measure how good the scores are.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,19 +53,19 @@ class Scores(NamedTuple):
 
 
 class ScoreMethod(ABC):
-    """A way to estimate the score of a `Density`; hashable, without state of its own.
+    """A way to estimate the score of a `Density`; hashable and without mutable state.
 
     `prepare`, `check` and `init` run on the host; `fit` and `score` are pure and
-    traceable. A method needs `score`, and what it does not take from here.
+    traceable. A subclass must define `score`; everything else has a default.
 
     Example:
         >>> import numpyro_infograd as ig
-        >>> class NormalLaw(ig.scores.ScoreMethod):  # of the batch, site by site
+        >>> class Normal(ig.scores.ScoreMethod):  # a normal density for each site
         ...     def score(self, state, density, params, noise, values, rng_key):
         ...         y = {site: values[site] for site in density.moved_sites}
         ...         mean = {s: (v.mean(0) - v) / v.var(0) for s, v in y.items()}
         ...         return ig.scores.Scores(mean, None, {})
-        >>> NormalLaw().num_samples
+        >>> Normal().num_samples
         16384
     """
 
@@ -87,52 +86,53 @@ class ScoreMethod(ABC):
 
     @property
     def noise_variance(self) -> float | None:
-        """Variance of the noise to append to every site whose density is wanted."""
+        """Variance of the noise to append to every site whose score is needed."""
         return None
 
     @property
     def samples_only(self) -> bool:
-        """Whether it sees nothing but samples, so that no condition may move."""
+        """Whether it uses only samples, so that no parameter may move a condition."""
         return False
 
     @property
     def scores_inputs_given_outputs(self) -> bool:
-        """Whether it takes densities of the inputs given the outputs."""
+        """Whether it uses densities of the inputs given the outputs."""
         return False
 
     @property
     def needs_certificate(self) -> bool:
-        """Whether its scores may be wrong in a way that its own evidence hides."""
+        """Whether its scores may have an error that its own evidence does not show."""
         return True
 
     def prepare(
         self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
     ) -> ScoreMethod:
-        """The method with what it must know of the model; raises where it can not.
+        """The method adapted to a model; raises if the method cannot serve the model.
 
         Args:
-            sm: The traced model, with noise appended if the method asks for it.
-            params: A value of every parameter, of its shape, in constrained space.
-            densities: The sets of sites whose scores are asked for.
+            sm: The traced model, with the noise of `noise_variance` appended.
+            params: Value of every parameter, in its shape and in constrained space.
+            densities: The sets of sites whose scores are needed.
         """
         return self
 
     def check(self, density: Density) -> None:
-        """Raise where the method cannot serve the density.
+        """Raise if the method cannot estimate the score of the density.
 
         Raises:
-            BoundaryError: for a density that jumps at a place that moves.
+            BoundaryError: If the density jumps at a boundary that moves.
         """
         if density.moving_boundary:
             raise BoundaryError(
                 f"the density of site {density.moving_boundary[0]!r} jumps at a "
                 "boundary that depends on a parameter, a site or noise, so the score "
-                "inside its support misses what happens at the boundary. Use "
-                "scores.Denoising(noise_variance=...), whose noise has no boundary."
+                "inside its support misses the probability that crosses the boundary. "
+                "Use scores.Denoising(noise_variance=...): it appends Gaussian noise, "
+                "whose density has no boundary."
             )
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """A fresh state, a pytree of arrays: point sets, network parameters.
+        """An initial state: a pytree of arrays, such as points or network parameters.
 
         Args:
             density: The set of sites.
@@ -149,42 +149,43 @@ class ScoreMethod(ABC):
         rng_key: jax.Array,
         warm: bool = False,
     ) -> Any:
-        """Fit the state to the density at these parameters, from scratch or warm.
+        """Fit the state to the density at these parameters.
 
         Args:
             state: What `init` or `fit` returned.
             density: The set of sites.
             forward: The map from (params, noise) of one sample to its values.
-            params: A value of every parameter, of its shape, in constrained space.
+            params: Value of every parameter, in its shape and in constrained space.
             rng_key: A JAX PRNG key.
-            warm: Whether it is a step of an ascent, and the state fits what was before.
+            warm: Whether to start from `state`, which was fitted at the previous step
+                of an ascent; else the fit starts from scratch.
 
         Returns:
-            The state, of the same structure once it has been fitted.
+            The fitted state. Later fits keep its structure.
         """
         return state
 
     def improve(self, state: Any) -> Any | None:
-        """A state whose fit errs less, at more cost; None where there is none.
+        """A state with a smaller fit error, at more cost; None if there is none.
 
-        A gradient asks for it while the fit adds more to its error than sampling does.
+        A gradient calls it while the fit adds more to its error than sampling does.
 
         Args:
-            state: What `fit` or `improve` returned, or None for a known density.
+            state: What `fit` or `improve` returned; None for a known density.
         """
         return None
 
     def warnings_for(
         self, density: Density, evidence: Mapping[str, float]
     ) -> list[str]:
-        """Why the standard error may not hold all of a score's error, in sentences.
+        """Sentences that say why the standard error of a score may be too small.
 
-        Calibration mends the scale of scores that miss Stein's identity; what else is
-        wrong with them shows in no error bar.
+        `stein_correct` repairs the scale of scores that violate Stein's identity. Their
+        other errors do not show in the standard error.
 
         Args:
             density: The set of sites.
-            evidence: Averages of `Scores.evidence`, and of what calibration adds.
+            evidence: Averages of `Scores.evidence`, with what `stein_correct` adds.
         """
         found = []
         wrong, error = (
@@ -193,10 +194,10 @@ class ScoreMethod(ABC):
         )
         if wrong - 2 * error > TOLERATED:
             found.append(
-                f"the score of {density.label!r} is wrong: chains put its mean-square "
-                f"error at {wrong:.1%} of its mean square (or they do not move). The "
-                "standard error includes what this does to the gradient. Use "
-                "scores='mcmc', and read its warnings."
+                f"the score of {density.label!r} is wrong: Markov chains put its "
+                f"mean-square error at {wrong:.1%} of its mean square (or the chains "
+                "are stuck). The standard error of the gradient includes this error. "
+                "Use scores='mcmc', and read its warnings."
             )
         residual = evidence.get("stein_residual", 0.0)
         if not is_missed(residual, evidence.get("stein_residual_error", 0.0)):
@@ -204,9 +205,9 @@ class ScoreMethod(ABC):
         return [
             *found,
             f"the score of {density.label!r} missed Stein's identity by "
-            f"{residual:+.1%} before it was calibrated: the error may exceed the "
-            "standard error. Check its formula if it is yours; else give the method "
-            "more samples or steps, or take another.",
+            f"{residual:+.1%} before it was corrected: the error may exceed the "
+            "standard error. If you wrote the score, check its formula; else raise the "
+            "samples or steps of the method, or use another method.",
         ]
 
     @abstractmethod
@@ -219,20 +220,20 @@ class ScoreMethod(ABC):
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
-        """Scores of the density's moved sites at a batch of values.
+        """Scores of the density's moved sites at a batch of values, in nats per unit.
 
         Args:
             state: What `fit` returned.
             density: The set of sites.
-            params: A value of every parameter, of its shape, in constrained space.
-            noise: What made the values, by name, (num_samples, *shape).
-            values: Of each site of the model, (num_samples, *shape).
+            params: Value of every parameter, in its shape and in constrained space.
+            noise: The noise that made the values, by name, (num_samples, *shape).
+            values: Values of each site of the model, (num_samples, *shape).
             rng_key: A JAX PRNG key.
         """
 
 
 def is_missed(residual: float, error: float) -> bool:
-    """Whether Stein's identity is missed by more than its noise and a tolerance."""
+    """Whether a Stein residual exceeds two standard errors and the tolerance."""
     return abs(residual) - 2 * error > TOLERATED
 
 
@@ -244,12 +245,12 @@ def complete_data_score(
     Args:
         density: The set of sites.
         params: Parameters, in constrained space.
-        noise: One draw of (at least) the density's hidden noise, by name of the noise.
-        values: One value of each of the density's sites, of its shape.
+        noise: One draw of the density's hidden noise, by name; more is ignored.
+        values: One value of each of the density's sites, in its shape.
 
     Returns:
         For each moved site, an array of the site's shape, in nats per unit of the site.
-        With no hidden noise it is the score itself.
+        Without hidden noise this is the score itself.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -272,7 +273,7 @@ def complete_data_score(
 def complete_data_scores(
     density: Density, params: Any, noise: Values, values: Values
 ) -> Values:
-    """`complete_data_score` over a batch: leading axis of `noise` and `values`."""
+    """`complete_data_score` for a batch: `noise` and `values` have a leading axis."""
     hidden = {name: noise[name] for name in density.hidden}
     inside = {name: values[name] for name in density.all_sites}
     over = jax.vmap(complete_data_score, in_axes=(None, None, 0, 0))
@@ -280,11 +281,11 @@ def complete_data_scores(
 
 
 def sequence_after(tree: Any, *others: Any) -> Any:
-    """`tree`, computed only once the others are.
+    """`tree`, computed only after `others`.
 
-    Independent loops and matrix decompositions in one program run side by side, and on
-    few threads XLA's CPU runtime can then wait for itself for ever. A dependence that
-    the compiler can not remove puts them one after the other.
+    XLA's CPU runtime runs independent loops and matrix decompositions in parallel, and
+    with few threads that can deadlock. A data dependence that the compiler cannot
+    remove makes them run one after the other.
     """
     floating = [
         x
@@ -303,9 +304,9 @@ def sequence_after(tree: Any, *others: Any) -> Any:
 
 
 def symmetric_powers(matrix: jax.Array, *powers: float) -> tuple[jax.Array, ...]:
-    """Powers of a positive semi-definite matrix, with a floor under its spectrum.
+    """Powers of a positive semi-definite matrix, with a floor under its eigenvalues.
 
-    By eigenvectors, which stay finite where Cholesky factors do not.
+    Eigenvectors stay finite where a Cholesky decomposition fails.
     """
     values, vectors = jnp.linalg.eigh(matrix)
     floor = 1e-6 * jnp.max(values, axis=-1, keepdims=True)
@@ -320,11 +321,11 @@ def symmetric_power(matrix: jax.Array, power: float) -> jax.Array:
 
 
 class Layout(NamedTuple):
-    """Where things stand in the flat inputs and outputs of a density's score.
+    """Column indices of the flat inputs and outputs of a density's score.
 
     Attributes:
         outputs: The input column of each score component.
-        own: The score components of `sites`.
+        own: Indices of the score components that belong to `sites`.
         own_columns: The input column of each of those.
         given: The input columns of `given`.
     """

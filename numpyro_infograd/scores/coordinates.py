@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coordinates to learn a score in: free of bounds, whitened, near a normal law."""
+"""Coordinates for learned scores: unbounded, whitened, close to standard normal."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from numpyro_infograd.density import Density, Values, flatten
 from numpyro_infograd.scores.base import Layout, sequence_after, symmetric_powers
 
-CLIP = 8.0  # standard deviations up to which a network tells values apart
+CLIP = 8.0  # standard deviations at which the inputs of a network are clipped
 
 
 class Free(NamedTuple):
-    """Values in coordinates without bounds: z = log u or logit u, to learn in.
+    """Values in unbounded coordinates z: log u, logit u or u itself.
 
-    A score becomes ds/dz = u'(z) s + d log u'(z) / dz; the second part only for the
-    sites whose density it is.
+    A score s of u becomes u'(z) s + d log u'(z) / dz in z. The second term is only for
+    the sites whose density it is, not for those conditioned on.
     """
 
     values: jax.Array  # (num_samples, inputs)
@@ -47,29 +47,29 @@ class Free(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The normal law of a batch's moments, and coordinates in which it is standard.
+    """A normal distribution with a batch's moments, and coordinates that whiten it.
 
-    In units of `fisher_sqrt` the score of p(sites | given) is that of a normal law, the
-    whitened residual w of the sites given all else with its sign changed, plus what a
-    network learns. Whitening is symmetric: it does not depend on the order of columns.
+    The score of p(sites | given) is the score of this normal distribution plus a
+    residual that a network learns. Both are in units of `fisher_sqrt`. Whitening is
+    symmetric, so it does not depend on the order of the columns.
     """
 
     mean: jax.Array  # (inputs,)
     whiten: jax.Array  # (inputs, inputs)
-    base: jax.Array  # (outputs, inputs): the score of the normal law
+    base: jax.Array  # (outputs, inputs): score of the normal distribution
     fisher_sqrt: jax.Array  # square root of its Fisher information
     fisher_inv_sqrt: jax.Array  # inverse of that root, both (outputs, outputs)
-    setting: jax.Array  # parameters, as a network sees them that serves several
+    setting: jax.Array  # parameters, as inputs of a network trained for a range
 
     @staticmethod
     def of(
         values: jax.Array, layout: Layout, setting: jax.Array | None = None
     ) -> Frame:
-        """From a pool's moments, (..., inputs) with any axes of samples.
+        """The frame of the moments of values (..., inputs), with any axes of samples.
 
-        Columns with tails so heavy that the variance says nothing (the middle 68 % is
-        more than three times narrower than the variance claims) are scaled by
-        quantiles and get no Gaussian part.
+        A column has heavy tails if its standard deviation is more than three times that
+        of its middle 68 %. Then the variance says little, so the column is scaled by
+        quantiles and gets no Gaussian part.
         """
         values = values.reshape(-1, values.shape[-1])
         levels = jnp.asarray([0.16, 0.5, 0.84])
@@ -108,7 +108,7 @@ class Frame(NamedTuple):
         return Frame(mean, whiten, base, fisher_sqrt, fisher_inv_sqrt, setting)
 
     def gaussian(self, centred: jax.Array) -> jax.Array:
-        """Score of the normal law in units of `fisher_sqrt`, (num_samples, outputs)."""
+        """Score of the normal distribution, in units of `fisher_sqrt`."""
         return centred @ self.base.T @ self.fisher_inv_sqrt
 
     def moved(
@@ -118,13 +118,14 @@ class Frame(NamedTuple):
         noise: jax.Array,
         variance: jax.Array | float,
     ) -> jax.Array:
-        """Values with noise, of a variance relative to that given all other columns.
+        """Values plus noise.
 
         Args:
-            centred: Values less `mean`, (num_samples, inputs).
-            layout: Where the outputs stand among the inputs.
+            centred: Values minus `mean`, (num_samples, inputs).
+            layout: Which inputs are outputs.
             noise: Standard normal, (num_samples, outputs).
-            variance: A scalar or (num_samples, 1).
+            variance: Variance of the noise, relative to the conditional variance of a
+                column given all others; a scalar or (num_samples, 1).
         """
         columns = jnp.asarray(layout.outputs, int)
         return centred.at[:, columns].add(
@@ -136,11 +137,11 @@ class Frame(NamedTuple):
         return centred @ self.whiten.T
 
     def clipped(self, centred: jax.Array) -> jax.Array:
-        """Whitened values as far as networks tell them apart."""
+        """Whitened values, clipped to the range of the networks."""
         return jnp.clip(self.white(centred), -CLIP, CLIP)
 
     def features(self, centred: jax.Array) -> jax.Array:
-        """What a network sees: whitened values, clipped, and the setting."""
+        """Inputs of a network: clipped whitened values, and the setting."""
         white = self.clipped(centred)
         if not self.setting.shape[-1]:
             return white

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores by denoising score matching, the model's own noise or appended noise."""
+"""Scores by denoising score matching, with the model's own or appended noise."""
 
 from __future__ import annotations
 
@@ -23,40 +23,42 @@ from numpyro_infograd.scores.quadratic import Batch, score_matching
 class Denoising(Learned):
     """Regression of the complete-data score on the values it is conditioned on.
 
-    The score is the Gaussian score of the fitted moments plus a whitened residual
-    network that starts at zero: a linear-Gaussian model is right before any training.
-    An ensemble on disjoint samples gives the error that the fit adds.
+    The score is the Gaussian score of the fitted moments plus a network that starts at
+    zero, so a linear-Gaussian model is exact before any training. The networks of an
+    ensemble learn from disjoint samples; their scatter is the error that the fit adds.
 
-    Where every site has a density given the other noise, the corruption is the model's
-    own noise, and the score is unbiased. Where one has none, such as a deterministic
-    site, noise of several variances is appended at once, one network learns the score
-    at all of them (eq. 4 of the paper), and the score is extrapolated to no noise; half
-    of what the last variance adds to the extrapolation enters the standard error.
+    If every site has a density given the other noise, the target uses the model's own
+    noise, and the score is unbiased. If a site has no density, for instance because it
+    is deterministic, noise of several variances is appended. One network learns the
+    score at all variances (eq. 4 of the paper), and the score is extrapolated to zero
+    variance. The standard error includes half of what the last variance adds to the
+    extrapolation.
 
     Args:
-        noise_variance: Appends noise of this variance, as published, to every site
-            that a parameter reaches. This changes the question: the result is the
-            gradient for sites seen through that noise. None does as above.
-        noise_levels: Variances of the noise that is extrapolated away, relative to
-            that of the sites given all else in their set.
-        hidden: Widths of the hidden layers; None is two layers, wider with the inputs.
-        network: Your own in place of the built-in one: `make(inputs, rngs=...)` that
-            returns an `nnx.Module`, or functions `(init(rng_key, inputs),
+        noise_variance: Variance of noise to append, as in the paper, to every site that
+            a parameter reaches. The result is then the gradient for sites observed
+            through that noise, not for the sites themselves. None appends no noise.
+        noise_levels: Variances of the noise that is extrapolated to zero, relative to
+            the conditional variance of a site given the rest of its set.
+        hidden: Widths of the hidden layers; None makes two layers that widen with the
+            number of inputs.
+        network: Your network in place of the built-in one: `make(inputs, rngs=...)`
+            that returns an `nnx.Module`, or functions `(init(rng_key, inputs),
             apply(parameters, x))`. It maps (num_samples, inputs) to features of any
-            width. Steps of each input alone, at its quantiles, are added to them, and
-            a linear layer on top is fitted.
+            width. Sigmoid steps of each single input are added to the features, and a
+            linear layer on top is fitted.
         num_networks: Size of the ensemble: 2, 4 or 8.
         num_steps: Training steps of a fit from scratch.
         num_warm_steps: Training steps of a refit at fixed intervals.
-        batch_size: Samples of a training step, shared out among the networks.
+        batch_size: Samples of a training step, divided among the networks.
         pool_size: Samples drawn for a fit from scratch, a power of two.
         warm_pool_size: Samples drawn for a refit, a power of two.
         learning_rate: Peak of the cosine schedule.
         num_samples: Default number of samples of a gradient, a power of two.
-        refit: When to train again during an ascent: after so many steps, or "auto":
-            once the scores are stale by held-out samples (they lost a hundredth of the
-            Fisher information) or by Stein's identity (the score of the fitted moments
-            moved by two hundredths). The moments follow the parameters at every step.
+        refit: When to train again during an ascent: a number of steps, or "auto".
+            "auto" trains when held-out samples show that the networks lost 1 % of the
+            Fisher information, or when the score of the fitted moments moved by 2 %.
+            The moments themselves are fitted at every step.
 
     Example:
         >>> import numpyro_infograd as ig
@@ -81,13 +83,13 @@ class Denoising(Learned):
             )
 
     def levels(self, density: Density) -> tuple[float, ...]:
-        """None where every site has a density, else `noise_levels`."""
+        """(0,) if every site has a density, else `noise_levels`."""
         return self.noise_levels if density.without_density else (0.0,)
 
     def see(
         self, frame: Frame, centred: jax.Array, level: jax.Array | float
     ) -> jax.Array:
-        """Whitened values, and the variance of the noise if there is any."""
+        """Inputs of a network: whitened values, and the noise variance if not zero."""
         seen = frame.features(centred)
         if isinstance(level, float) and level == 0.0:
             return seen
@@ -98,15 +100,15 @@ class Denoising(Learned):
         )
 
     def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
-        """Regression of what the normal law leaves of the target."""
+        """Regression of the target minus the Gaussian score."""
         levels = self.levels(density)
         centred = pool.values - frame.mean
         if levels == (0.0,):
             wanted = pool.target @ frame.fisher_inv_sqrt - frame.gaussian(centred)
             seen = self.see(frame, centred, 0.0)
             return Batch(seen, jnp.ones((len(seen), 1)), wanted)
-        # Gaussian integration by parts turns the target -z / sqrt(t) of the noise into
-        # the divergence that score matching has, whose variance does not grow.
+        # Integration by parts turns the target -z / sqrt(t) of the noise into the
+        # divergence of score matching, whose variance stays bounded for small t.
         index = jnp.clip(pool.position * len(levels), 0, len(levels) - 1).astype(int)
         level, layout = jnp.asarray(levels)[index, None], Layout.of(density)
         moved = frame.moved(centred, layout, pool.noise, level)

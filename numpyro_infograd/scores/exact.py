@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear-Gaussian models: nothing to estimate."""
+"""Scores and entropies of linear-Gaussian models, in closed form."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Sites = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Exact:
-    """Closed form for models that are affine in Gaussian noise; detected, not declared.
+    """Closed form for models that are affine in Gaussian noise.
 
-    The joint covariance of any set of sites is J J^T with J the Jacobian in the noise,
-    so entropies are log determinants and gradients come from differentiating those.
-    Standard errors are zero.
+    Such models are detected from their computation. The joint covariance of a set of
+    sites is J J^T, with J the Jacobian in the noise. So entropies are log determinants,
+    and gradients are their derivatives. Standard errors are zero.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -36,7 +36,7 @@ class Exact:
         ...     x = numpyro.sample("x", dist.Normal(0, 1))
         ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
         >>> ig.gradient(model, ig.MI("x", "y"), scores=ig.scores.Exact())
-        Gradient by exact scores (asked for):
+        Gradient by exact scores (requested):
           a: 0.5 +- 0
     """
 
@@ -47,14 +47,14 @@ def why_not_exact(sm: StructuralModel, sites: Iterable[str]) -> str:
 
 
 def why_not_gaussian(sm: StructuralModel, sites: Sites, given: Sites) -> str:
-    """The reason why sites are not linear-Gaussian once the values of others are held.
+    """The reason why sites are not linear-Gaussian given other sites; "" if they are.
 
-    The coefficients may depend on these values, as in a channel that the receiver
-    knows. "" if they are.
+    The coefficients may depend on the values of the given sites, as in a fading channel
+    that the receiver knows.
     """
     shared = sorted(sm.noise_given(given, sites) & sm.noise_of(given))
     if shared:
-        return f"the noise of site {shared[0]!r} makes both sides of a condition"
+        return f"site and condition share the noise of site {shared[0]!r}"
     return _why_not(sm, sites, given)
 
 
@@ -80,9 +80,9 @@ def _why_not(sm: StructuralModel, sites: Sites, given: Sites) -> str:
 )
 @dataclass(frozen=True)
 class GaussianEntropy:
-    """h(sites | given = a) of sites that are linear-Gaussian once a is held, in nats.
+    """h(sites | given = a) in nats, of sites that are linear-Gaussian given a.
 
-    `moving` is the noise that is left to move the sites.
+    `moving` names the noise that the sites still depend on.
     """
 
     program: Program
@@ -93,12 +93,12 @@ class GaussianEntropy:
 
     @staticmethod
     def of(sm: StructuralModel, sites: Sites, given: Sites) -> GaussianEntropy:
-        """The entropy of sites that are not `why_not_gaussian`."""
+        """The entropy of sites for which `why_not_gaussian` returns ""."""
         moving = tuple(sorted(sm.noise_given(given, sites)))
         return GaussianEntropy(sm.forward_given(given), sites, given, moving, sm.spec)
 
     def __call__(self, params: Any, values: Values) -> jax.Array:
-        """The entropy where `given` has these values, a scalar."""
+        """The entropy at these values of `given`, a scalar."""
         inert = noise_like(self.spec)
         rest = {n: v for n, v in inert.items() if n not in self.moving}
         held = {name: values[name] for name in self.given}
@@ -121,8 +121,8 @@ class GaussianEntropy:
 class GaussianEntropies:
     """sum of coefficient * h(sites | given) of a linear-Gaussian model, in nats.
 
-    What the noise of a given site is makes no difference there, so none is drawn; what
-    the parameters make of that site may, as where it is a gain.
+    These entropies do not depend on the noise of a given site, so no noise is drawn.
+    They may depend on how parameters change a given site, for instance a gain.
     """
 
     coefficients: jax.Array
@@ -132,7 +132,7 @@ class GaussianEntropies:
 
     @staticmethod
     def of(objective: Objective, sm: StructuralModel) -> GaussianEntropies:
-        """The entropies of an objective on a model that is not `why_not_exact`."""
+        """The entropies of an objective on a model for which `why_not_exact` is ""."""
         resolved = resolve(objective, sm)
         return GaussianEntropies(
             jnp.asarray([term.coefficient for term in resolved]),
@@ -151,11 +151,11 @@ class GaussianEntropies:
 
 
 def _entropy(jacobian: jax.Array) -> jax.Array:
-    """Entropy of J z, z standard normal: half the log determinant of 2 pi e J J^T."""
+    """Entropy of J z for a standard normal z: half of log det(2 pi e J J^T)."""
     rows, columns = jacobian.shape
     if rows > columns:  # less noise than dimensions
         return jnp.asarray(-jnp.inf)
-    # Singular values keep twice the digits of the covariance matrix.
+    # Singular values keep twice as many digits as the covariance matrix.
     singular = jnp.linalg.svd(jacobian, full_matrices=False, compute_uv=False)
     log_det = jnp.sum(jnp.log(singular))
     return log_det + 0.5 * rows * (jnp.log(2 * jnp.pi) + 1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores by flow matching, from samples alone."""
+"""Scores by flow matching, from samples only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpyro_infograd.scores.learned import FAINT, Learned
 from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch
 
-_FIRST = 0.75  # the earliest time to learn the velocity at; values are at time 1
+_FIRST = 0.75  # earliest time at which a velocity is learned; values are at time 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,16 @@ class FlowMatching(Learned):
 
         s(x, tau) = (tau v(x, tau) - x) / (1 - tau),
 
-    that of w with noise of variance ((1 - tau) / tau)^2. It is read off at a few times
-    close to 1 and extrapolated to no noise. The target of the velocity stays bounded
-    there while that of denoising does not. It sees samples alone.
+    that of w with noise of variance ((1 - tau) / tau)^2. It is evaluated at a few times
+    close to 1 and extrapolated to zero variance. There the regression target stays
+    bounded, unlike that of denoising. The method uses only samples.
 
-    The noise of the lines costs accuracy: twice the samples and steps make up for it.
+    The noise z makes the fit less accurate, so the defaults are twice the samples and
+    steps of `Denoising`.
 
     Args:
-        times: Times below 1 at which the velocity is learned and the score is read
-            off, falling.
+        times: Times below 1, in falling order, at which the velocity is learned and the
+            score is evaluated.
 
     The other settings are those of `Denoising`, without its noise.
 
@@ -58,22 +59,22 @@ class FlowMatching(Learned):
         falling = all(a > b for a, b in zip(times[:-1], times[1:], strict=True))
         if len(times) < 2 or not _FIRST <= times[-1] or not times[0] < 1 or not falling:
             raise ArgumentError(
-                f"times must be two or more, falling from below 1 to {_FIRST} at "
-                f"least, got {times}."
+                f"times must be two or more numbers in falling order, below 1 and at "
+                f"least {_FIRST}, got {times}."
             )
 
     def levels(self, density: Density) -> tuple[float, ...]:
-        """The variances of noise that the times stand for."""
+        """The noise variance that belongs to each time."""
         return tuple(((1.0 - tau) / tau) ** 2 for tau in self.times)
 
     def caution(self, density: Density) -> float:
-        """Twice that of other samples: the noise of the lines is in every target."""
+        """Twice that of other methods from samples: all targets contain the noise z."""
         return 2.0
 
     def see(
         self, frame: Frame, centred: jax.Array, level: jax.Array | float
     ) -> jax.Array:
-        """Whitened values, and the time."""
+        """Inputs of a network: whitened values, and the time."""
         seen = frame.features(centred)
         time = 1.0 / (1.0 + jnp.sqrt(level))
         share = FAINT * (2 * (time - _FIRST) / (1 - _FIRST) - 1)
@@ -82,7 +83,7 @@ class FlowMatching(Learned):
         )
 
     def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
-        """Regression of what the normal law leaves of the velocity w - z."""
+        """Regression of the velocity w - z minus its Gaussian part."""
         count = len(self.times)
         index = jnp.clip(_twice(pool.position) * count, 0, count - 1).astype(int)
         tau = jnp.asarray(self.times)[index, None]
@@ -92,13 +93,13 @@ class FlowMatching(Learned):
         w, x = -frame.gaussian(centred), -tau * frame.gaussian(moved)
         normal = (2 * tau - 1) / (tau**2 + (1 - tau) ** 2) * x
         seen = self.see(frame, moved, level)
-        # The network is the score that the velocity beyond the normal law's stands for.
-        # Weights half way from velocity to score: else the last time would count most.
+        # The network learns the score, not the velocity. The weights are the geometric
+        # mean of those of a velocity and of a score: else the last time would dominate.
         gain = (1 - tau) / tau**2
         weight = 1 / jnp.sqrt(gain)
         return Batch(seen, weight * gain, weight * (w - noise - normal))
 
 
 def _twice(x: jax.Array, sign: float = 1.0) -> jax.Array:
-    """A batch and once more, as it is or with the other sign."""
+    """A batch followed by `sign` times the batch."""
     return jnp.concatenate([x, sign * x])

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all learned scores share: an ensemble of residual networks, fitted to a pool.
+"""The common part of all learned scores: an ensemble of networks, fitted to a pool.
 
-A score is that of the normal law of the fitted moments plus what a network learns, in
-whitened coordinates: a linear-Gaussian model is right before any training.
+A score is that of a normal distribution with the fitted moments, plus the output of a
+network in whitened coordinates. So a linear-Gaussian model is exact before any
+training.
 """
 
 from __future__ import annotations
@@ -35,26 +36,27 @@ from numpyro_infograd.scores.network import (
 from numpyro_infograd.scores.pool import Pool, draw_pool, with_noise
 from numpyro_infograd.scores.quadratic import Batch, held_out_gain, solve, train
 
-# How strongly a network sees the variance of noise. Little: its errors are then alike
-# at all levels, and the extrapolation does not amplify them.
+# Scale of the noise variance as an input of a network. It is small so that the errors
+# of a network are similar at all levels; else the extrapolation would amplify them.
 FAINT = 0.1
-_PLACED = 4096  # samples that the steps are placed by
-DRIFTED = 0.02  # share of the score by which its linear part may move between refits
-LOST = 0.01  # share of the Fisher information that a held-out loss may lose meanwhile
+_PLACED = 4096  # samples whose quantiles place the steps of the inputs
+DRIFTED = 0.02  # relative change of the score's linear part that triggers a refit
+LOST = 0.01  # lost share of the Fisher information, held out, that triggers a refit
 
 
 class Fitted(NamedTuple):
     """A fitted ensemble.
 
     Attributes:
-        networks: Parameters with a leading axis of members.
+        networks: Parameters of all networks, stacked on a leading axis.
         frame: Moments at the present parameters.
-        shrink: Weight of each residual, from samples of another network, (members,).
-        gain: Share of the Fisher information that the residuals add, held out.
-        trained_gain: The same when the networks were last trained.
+        shrink: Weight of each network's output, found on samples of another network,
+            (networks,).
+        gain: Share of the Fisher information that the networks add on held-out samples.
+        trained_gain: `gain` when the networks were last trained.
         trained_base: `frame.base` when the networks were last trained.
-        drift: Mean-square change of the normal law's score since then, relative.
-        age: Fits since then.
+        drift: Relative mean-square change of the Gaussian score since then.
+        age: Number of fits since then.
     """
 
     networks: Any
@@ -68,7 +70,7 @@ class Fitted(NamedTuple):
 
     @staticmethod
     def new(networks: Any, frame: Frame, gain: jax.Array) -> Fitted:
-        """Networks that were just trained at the frame's parameters, at length."""
+        """The state of networks that were just trained at the frame's parameters."""
         sure = jnp.ones(len(jax.tree.leaves(networks)[0]))
         zero = jnp.zeros_like(gain)
         return Fitted(networks, frame, sure, gain, gain, frame.base, zero, zero)
@@ -76,7 +78,7 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Learned(ScoreMethod):
-    """Settings and mechanics of a learned score; the settings are in `Denoising`."""
+    """Base class of learned scores; `Denoising` documents the settings."""
 
     hidden: tuple[int, ...] | None = None
     network: Network | None = None
@@ -112,29 +114,30 @@ class Learned(ScoreMethod):
                 f"{self.refit!r}."
             )
 
-    # -- what makes a method -----------------------------------------------------
+    # -- what subclasses define --------------------------------------------------
 
     def levels(self, density: Density) -> tuple[float, ...]:
-        """Variances of noise, relative to the sites', that the score is learned at.
+        """Variances of noise, relative to the sites', at which the score is learned.
 
-        More than one: what is asked for is the score without noise, extrapolated.
+        With several levels the score is extrapolated to zero variance.
         """
         return (0.0,)
 
     @abstractmethod
     def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
-        """The quadratic problem of a pool with one axis of samples."""
+        """The quadratic problem for a pool with one axis of samples."""
 
     def see(
         self, frame: Frame, centred: jax.Array, level: jax.Array | float
     ) -> jax.Array:
-        """What the network sees of values with noise of this variance."""
+        """Inputs of the network, from values with noise of this variance."""
         return frame.features(centred)
 
     def caution(self, density: Density) -> float:
-        """How far all networks may be off, in units of what half of the features added.
+        """Possible common error of all networks, in units of what the second half of
+        their features added.
 
-        Measured: with densities much less, by samples alone up to that far.
+        In experiments it was much less with densities, and up to one unit from samples.
         """
         sampled = self.levels(density) != (0.0,) or self.samples_only
         return 1.0 if sampled else 0.5
@@ -143,11 +146,11 @@ class Learned(ScoreMethod):
 
     @property
     def num_deviations(self) -> int:
-        """One for each network, and as many for what else there is to doubt."""
+        """One for each network, and as many for errors that all networks share."""
         return 2 * self.num_networks
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """Point sets for the pools of a first and of a warm fit."""
+        """Point sets for the pools of a fit from scratch and of a refit."""
         self.ensemble(density).check()
         spec, members = with_noise(density), self.num_networks
         return (
@@ -165,7 +168,7 @@ class Learned(ScoreMethod):
         rng_key: jax.Array,
         warm: bool = False,
     ) -> Any:
-        """Draw a pool, fit the moments, train the residual if that is stale."""
+        """Draw a pool, fit the moments, and train the networks if they are stale."""
         points, warm_points, last = state
         pool_key, init_key, train_key = jax.random.split(rng_key, 3)
 
@@ -224,7 +227,7 @@ class Learned(ScoreMethod):
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
-        """Mean score of the ensemble, with its spread as the fit's error."""
+        """Mean score of the networks; their scatter is the error of the fit."""
         fitted: Fitted = state[-1]
         free = Free.of(density, values)
         each, further = self.members(density, fitted, free.values, rng_key)
@@ -238,16 +241,17 @@ class Learned(ScoreMethod):
     def warnings_for(
         self, density: Density, evidence: Mapping[str, float]
     ) -> list[str]:
-        """Also networks that learned nothing, unless a certificate shows them right."""
+        """Also warns of networks that learned nothing, if no certificate is good."""
         found = super().warnings_for(density, evidence)
         gain = evidence.get("held_out_gain", 0.0)
         wrong = evidence.get("certificate", math.inf)
         wrong += 2 * evidence.get("certificate_error", 0.0)
         if gain < 0.0 and not wrong <= TOLERATED:
             found.append(
-                f"the networks found nothing in {density.label!r} beyond a normal law "
-                f"(held-out gain {gain:.2%} of the Fisher information): unless its law "
-                "is normal, the error may exceed the standard error. Raise pool_size."
+                f"the networks learned nothing about {density.label!r} beyond a normal "
+                f"distribution (held-out gain {gain:.2%} of the Fisher information). "
+                "Unless its distribution is normal, the error may exceed the standard "
+                "error. Raise pool_size."
             )
         return found
 
@@ -263,9 +267,10 @@ class Learned(ScoreMethod):
         points: Any,
         setting: jax.Array | None = None,
     ) -> tuple[Frame, Pool]:
-        """Samples of all networks at these parameters, and the frame of their moments.
+        """Samples for all networks at these parameters, and the frame of their moments.
 
-        Both have an axis of frames, of length one: in front, and behind the networks.
+        Both have an axis of frames of length one. It comes first in the frame, and
+        after the axis of networks in the pool.
         """
         count = self.num_networks
         share = share_of(size, count)
@@ -277,7 +282,7 @@ class Learned(ScoreMethod):
         )
 
     def ensemble(self, density: Density, settings: int = 0) -> Ensemble:
-        """The networks of a density, which may see `settings` parameters besides."""
+        """The networks of a density; `settings` parameters are further inputs."""
         layout = Layout.of(density)
         inputs = sum(density.sizes) + settings + (self.levels(density) != (0.0,))
         network = self.network or perceptron(self.hidden)
@@ -313,7 +318,7 @@ class Learned(ScoreMethod):
         )
 
     def solve(self, density: Density, frames: Frame, pool: Pool, networks: Any) -> Any:
-        """Last layers from least squares, as in `quadratic.solve`."""
+        """Networks with last layers from least squares, as in `quadratic.solve`."""
         ensemble = self.ensemble(density, frames.setting.shape[-1])
         problem = functools.partial(self.problem, density)
         return solve(ensemble, problem, frames, pool, networks)
@@ -321,7 +326,7 @@ class Learned(ScoreMethod):
     def held_out_gain(
         self, density: Density, frames: Frame, pool: Pool, networks: Any
     ) -> tuple[jax.Array, jax.Array]:
-        """What the residuals are worth, as in `quadratic.held_out_gain`."""
+        """Weights and gains of the networks, as in `quadratic.held_out_gain`."""
         ensemble = self.ensemble(density, frames.setting.shape[-1])
         problem = functools.partial(self.problem, density)
         return held_out_gain(ensemble, problem, frames, pool, networks)
@@ -329,11 +334,11 @@ class Learned(ScoreMethod):
     def members(
         self, density: Density, fitted: Fitted, values: jax.Array, rng_key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Each network's score, (members, num_samples, outputs), and what to doubt of
-        their mean: half of what the last level of noise added to it, and what every
-        other feature did.
+        """Each network's score, (networks, num_samples, outputs), and two deviations of
+        their mean: half of what the last level of noise added to the extrapolation, and
+        what the second half of the features added.
 
-        Coordinates are those without bounds.
+        Coordinates are unbounded.
         """
         frame, layout = fitted.frame, Layout.of(density)
         ensemble = self.ensemble(density, frame.setting.shape[-1])
@@ -380,15 +385,15 @@ def report_scores(
 
     Args:
         density: The set of sites.
-        values: Where the scores are.
-        each: Scores in coordinates without bounds, (members, num_samples, outputs).
+        values: The values at which the scores are.
+        each: Scores in unbounded coordinates, (networks, num_samples, outputs).
         further: One or two further deviations of the mean.
-        evidence: Of the fit.
+        evidence: Evidence of the fit.
     """
     free = Free.of(density, values)
     count, mean = len(each), jnp.mean(each, axis=0)
     spread = student(count) / (count * (count - 1)) ** 0.5 * (each - mean)
-    times = count // len(further)  # each in equal parts, whose squares add up
+    times = count // len(further)  # equal parts, whose squares add up
     parts = [jnp.stack([each / times**0.5] * times) for each in further]
     deviations = jnp.concatenate([spread, *parts])
     return Scores(

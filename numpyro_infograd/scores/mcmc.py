@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores by Markov chains over the hidden noise; nothing is learned."""
+"""Scores by Markov chains over the hidden noise, without training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
 _HARDLY = 0.05  # acceptance below which a chain counts as stuck
-_STUCK = 0.01  # share of such chains
+_STUCK = 0.01  # share of stuck chains that gives a warning
 
 
 class Pilot(NamedTuple):
-    """The state of the method: points of pilot batches, and what the last one told."""
+    """The state of the method: points of pilot batches, and the chains' tuning."""
 
     points: Any
     warm_points: Any
@@ -33,35 +33,35 @@ class Pilot(NamedTuple):
 
 @dataclass(frozen=True)
 class MCMC(ScoreMethod):
-    """The conditional mean of Fisher's identity by Markov chains; nothing is learned.
+    """The conditional mean of Fisher's identity by Markov chains, without training.
 
-    The noise u_0 that made a sample S is an exact draw of p(noise | S). A chain that
-    starts there and leaves this law unchanged is stationary at once, and once it has
-    forgotten its start
+    The noise u_0 that made a sample S is an exact draw from the posterior p(noise | S).
+    So a chain for this posterior that starts at u_0 is stationary from its first step.
+    After enough steps k that u_k is independent of u_0,
 
         E[(D S)^T s(S)] = E[(D S)^T c(S, u_k)],
 
     with c the complete-data score and D S the derivative of the sample's values in the
-    parameters. So every sample has a chain of its own: Hamiltonian Monte Carlo in
-    whitened coordinates, Metropolis steps for discrete sites with many joint states
-    (few are summed over), now and then draws from a normal law around the regression
-    of the noise on the sample. Metric, step size and length are tuned on a pilot batch
-    and then frozen. c is taken less a control variate, which in a linear-Gaussian model
-    leaves the score itself.
+    parameters. Each sample has its own chain: Hamiltonian Monte Carlo in whitened
+    coordinates, Metropolis steps for discrete sites with many joint states (sites with
+    few are summed over), and occasional draws from a normal distribution around the
+    regression of the noise on the sample. Metric, step size and length are tuned on a
+    pilot batch and then fixed. A control variate is subtracted from c; in a
+    linear-Gaussian model the difference is the score itself.
 
-    A second chain starts at a draw that knows nothing of u_0 and is led to the law.
-    The first remembers too much, the second may not have arrived: the score is the mean
-    of both. The standard error includes sampling, half of what they are apart, and how
-    much they still change. Chains of a gradient become longer, up to max_steps, until
-    that is the smaller part.
+    A second chain starts at a draw that is independent of u_0 and is annealed to the
+    posterior. The first chain may depend on u_0 too much, and the second may not have
+    converged, so the score is the mean of both. The standard error includes sampling,
+    half of their difference, and how much the means still change with more steps. For a
+    gradient the chains get longer, up to max_steps, until sampling is the larger part.
 
     Args:
         num_samples: Default number of samples of a gradient, a power of two.
-        max_steps: Steps that a chain may take, a power of two.
-        pilot_size: Samples of the pilot batch, a power of two; an ascent takes a
-            quarter at each step. More for many dimensions.
-        both_ends: Average over two chains for each sample, the second of which starts
-            at a draw that knows nothing of the noise that made it.
+        max_steps: Maximum number of steps of a chain, a power of two.
+        pilot_size: Samples of the pilot batch, a power of two. Each step of an ascent
+            uses a quarter of it. High dimensions raise it.
+        both_ends: Whether to average over two chains for each sample. The second starts
+            at a draw that is independent of the noise that made the sample.
 
     Example:
         >>> import numpyro_infograd as ig
@@ -89,43 +89,43 @@ class MCMC(ScoreMethod):
 
     @property
     def needs_certificate(self) -> bool:
-        """Nothing is learned."""
+        """False: nothing is learned."""
         return False
 
     def check(self, density: Density) -> None:
-        """Raise for a moving boundary, and for what chains can not walk over."""
+        """Raise for a moving boundary, or hidden noise that chains cannot sample."""
         super().check(density)
         if not density.is_known and density.walk is None:
             raise DensityError(
-                f"no chain can walk over what the set {density.label!r} hides, because "
-                f"{density.why_no_walk}. Use scores='denoising', or observe the set "
-                "through a sample site."
+                f"no Markov chain can sample the noise that the set {density.label!r} "
+                f"hides, because {density.why_no_walk}. Use scores='denoising', or "
+                "observe the set through a sample site."
             )
 
     def warnings_for(
         self, density: Density, evidence: Mapping[str, float]
     ) -> list[str]:
-        """Also chains that remember their start, or never leave it."""
+        """Also warns of chains that depend on their start, or are stuck."""
         found = super().warnings_for(density, evidence)
         if evidence["stuck"] > _STUCK:
             found.append(
                 f"{evidence['stuck']:.1%} of the chains for {density.label!r} hardly "
-                "ever moved, so their scores are those of their own noise, and the "
-                "error may exceed the standard error. Raise max_steps, or hold it "
-                "against scores='denoising' with check_scores."
+                "ever moved, so their scores belong to the noise where they started, "
+                "and the error may exceed the standard error. Raise max_steps, or "
+                "compare with scores='denoising' in check_scores."
             )
         steps = evidence["num_steps"]
         if evidence.get("fit_error_ratio", 0.0) > 1.0 and steps >= self.max_steps:
             found.append(
-                f"the chains for {density.label!r} still remember their start after "
+                f"the chains for {density.label!r} still depend on their start after "
                 f"{steps:.0f} steps, which adds most of the standard error. Raise "
-                "max_steps; if that does not help, there may be modes that no chain "
-                "crosses between."
+                "max_steps; if that does not help, the posterior of the noise may have "
+                "several modes, and no chain moves between them."
             )
         return found
 
     def init(self, density: Density, rng_key: jax.Array) -> Pilot:
-        """The points of the pilot batches."""
+        """Point sets of the pilot batches."""
         cold, warm = (self._size(density, warm) for warm in (False, True))
         return Pilot(base_points(density.spec, cold), base_points(density.spec, warm))
 
@@ -143,7 +143,7 @@ class MCMC(ScoreMethod):
         rng_key: jax.Array,
         warm: bool = False,
     ) -> Pilot:
-        """Tune on a pilot batch at these parameters."""
+        """Tune the chains on a pilot batch at these parameters."""
         noise_key, key = jax.random.split(rng_key)
         size = self._size(density, warm)
         points = state.warm_points if warm else state.points
@@ -171,9 +171,10 @@ class MCMC(ScoreMethod):
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
-        """Means over the second half of a chain for each sample.
+        """Means over the second half of the chains of each sample.
 
-        The deviation is what they changed by since the quarter before.
+        The deviations are the change since the quarter before, and half of the
+        difference between the two chains.
         """
         assert state.tuning is not None
         hidden, tuning = density.walk, state.tuning

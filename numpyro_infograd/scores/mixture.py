@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores by self-normalised averaging over fresh draws of the hidden noise."""
+"""Scores by self-normalised importance weights over draws of the hidden noise."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
-# Below this effective sample size (at the lowest tenth of the samples) a mixture's
-# bias is no longer removed by its jackknife.
+# Below this effective sample size (the 10 % quantile over samples) the jackknife no
+# longer removes a mixture's bias.
 SOUND_SAMPLE_SIZE = 200.0
-# Share of the samples, behind a one-sided noise, that may have no component near.
+# Share of samples that may lie outside the support of all components of a half.
 FEW_UNEXPLAINED = 1e-3
 
 
@@ -54,13 +54,13 @@ class _Sums(NamedTuple):
 
     @property
     def mean_score(self) -> Values:
-        """Weighted mean of the complete-data scores; zero where nothing weighs."""
+        """Weighted mean of the complete-data scores; zero if all weights are zero."""
         weight = jnp.where(self.weight > 0, self.weight, 1.0)
         return jax.tree.map(lambda x: x / _expand(weight, x), self.score)
 
     @property
     def effective_sample_size(self) -> jax.Array:
-        """Kish's (sum w)^2 / sum w^2; zero where nothing weighs."""
+        """Kish's (sum w)^2 / sum w^2; zero if all weights are zero."""
         square = jnp.where(self.weight > 0, self.square, 1.0)
         return self.weight**2 / square
 
@@ -69,17 +69,17 @@ class _Sums(NamedTuple):
 class Mixture(ScoreMethod):
     """The conditional mean of Fisher's identity by importance weights.
 
-    p(a) is the average of p(a | noise) over the hidden noise, a mixture with one
-    component for each draw; its score is the weighted mean of the components' scores.
-    Nothing is learned. The bias falls as one over the effective sample size and does
-    not show in the scatter, so it is removed by a jackknife (all components against
-    their two halves) and half of what was removed enters the standard error.
+    p(a) is the average of p(a | noise) over draws of the hidden noise: a mixture with
+    one component for each draw. Its score is the weighted mean of the components'
+    scores; nothing is learned. The bias falls as one over the effective sample size and
+    does not show in the scatter. A jackknife over two halves of the components removes
+    it to first order, and the standard error includes half of what was removed.
 
     Args:
         num_components: Draws of the hidden noise for each replicate, a power of two.
         num_samples: Default number of samples of a gradient, a power of two.
-        block_size: Components handled at once, a power of two; memory is samples times
-            this.
+        block_size: Components evaluated at once, a power of two. Memory grows as the
+            number of samples times this.
 
     Example:
         >>> import numpyro_infograd as ig
@@ -103,11 +103,11 @@ class Mixture(ScoreMethod):
 
     @property
     def needs_certificate(self) -> bool:
-        """Nothing is learned."""
+        """False: nothing is learned."""
         return False
 
     def check(self, density: Density) -> None:
-        """Raise for a moving boundary, and for what has no density to mix."""
+        """Raise for a moving boundary, or for a site without a density."""
         super().check(density)
         if density.without_density:
             raise DensityError(
@@ -125,14 +125,14 @@ class Mixture(ScoreMethod):
     def warnings_for(
         self, density: Density, evidence: Mapping[str, float]
     ) -> list[str]:
-        """Also too few components of any weight."""
+        """Also warns of too few components with weight."""
         size = evidence["effective_sample_size_low"]
         found = super().warnings_for(density, evidence)
         if evidence["unexplained"] > FEW_UNEXPLAINED:
             found.append(
                 f"{evidence['unexplained']:.2%} of the samples of {density.label!r} "
-                "lie where a half of the mixture's components has no density, so "
-                "their scores are poor. Raise num_components, or use "
+                "lie outside the support of all components in one half of the mixture, "
+                "so their scores are poor. Raise num_components, or use "
                 "scores='denoising'."
             )
         if not size >= SOUND_SAMPLE_SIZE:
@@ -144,7 +144,7 @@ class Mixture(ScoreMethod):
         return found
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """The Sobol points of the components, or None where noise has no points."""
+        """Sobol points of the components; None if the noise cannot use them."""
         return base_points(density.hidden_spec, self.num_components)
 
     def score(
@@ -156,7 +156,7 @@ class Mixture(ScoreMethod):
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
-        """Mixture scores at a batch of values, bias removed to first order."""
+        """Mixture scores at a batch of values, with the bias removed to first order."""
         first, second = self._halves(state, density, params, values, rng_key)
         both = first.plus(second)
         a, b, whole = first.mean_score, second.mean_score, both.mean_score
@@ -185,7 +185,7 @@ class Mixture(ScoreMethod):
         values: Values,
         rng_key: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """log p(sites | given) for each value; its correction by a jackknife; size."""
+        """log p(sites | given) of each value, its jackknife correction, sample size."""
         first, second = self._halves(
             state, density, params, values, rng_key, with_score=False
         )
@@ -204,7 +204,7 @@ class Mixture(ScoreMethod):
         rng_key: jax.Array,
         with_score: bool = True,
     ) -> tuple[_Sums, _Sums]:
-        """Stream over blocks of components with a running log-sum-exp."""
+        """Sums of both halves of the components, block by block."""
         noise = draw_noise(density.hidden_spec, rng_key, self.num_components, points)
         size = min(self.block_size, self.num_components // 2)
         stacked = {
@@ -216,10 +216,10 @@ class Mixture(ScoreMethod):
         moved = {name: inside.pop(name) for name in names}
 
         def against(moved: Values, rest: Values, part: Values) -> _Sums:
-            """One sample against one block of components.
+            """Sums of one block of components for one sample.
 
-            A value outside a component's support has log density -inf, or NaN with a
-            NaN gradient where the law does not say so: either has weight zero.
+            A value outside a component's support has log density -inf; some
+            distributions give NaN, with a NaN gradient. Both get weight zero.
             """
 
             def log_prob(moved: Values, noise: Values) -> jax.Array:
@@ -258,18 +258,18 @@ class Mixture(ScoreMethod):
 
 
 def _lowest_tenth(first: _Sums, second: _Sums) -> jax.Array:
-    """Effective sample size at the lowest tenth of the samples.
+    """Effective sample size, the 10 % quantile over samples.
 
-    Kish's counts independent draws. Quasi-random ones do better in few dimensions, and
-    know it by the two halves: their sums of weights differ by a share whose square is
-    one over the effective sample size on average.
+    Kish's formula is for independent draws. Quasi-random draws do better in few
+    dimensions. The sums of weights of the two halves show this: the square of their
+    relative difference is one over the effective sample size on average.
     """
     kish = jnp.quantile(first.plus(second).effective_sample_size, 0.1)
     share = jnp.tanh(0.5 * (first.log_sum - second.log_sum))
-    share = jnp.where(jnp.isnan(share), 1.0, share)  # where neither has any weight
+    share = jnp.where(jnp.isnan(share), 1.0, share)  # if both sums are zero
     return jnp.maximum(kish, 1 / jnp.quantile(share**2, 0.9))
 
 
 def _expand(weight: jax.Array, like: jax.Array) -> jax.Array:
-    """Weights of shape (num_samples,) with trailing axes to multiply `like`."""
+    """Weights of shape (num_samples,), reshaped to multiply `like`."""
     return weight.reshape(weight.shape + (1,) * (like.ndim - 1))

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks of the learned scores: features, a linear layer on top, ensembles.
+"""Networks of the learned scores: features, a last linear layer, and ensembles.
 
-A network maps inputs (num_samples, inputs) to features of any width. What is learned is
-a linear function of its features that starts at zero, so that any network is a residual
-on whatever it is added to, and so that the last layer of a fit is least squares.
+A network maps inputs (num_samples, inputs) to features of any width. A last linear
+layer maps the features to outputs. It starts at zero, so an untrained network adds
+nothing, and it is fitted by least squares.
 
-Beside a network's features stand steps of each input alone, placed at its quantiles.
-Systems are often a nonlinearity or a noise on each component; then so is the score, in
-coordinates that keep components apart, and where noise is low it bends within a small
-part of their range. A perceptron is slow to find that out.
+The features also include sigmoid steps of each single input, placed at its quantiles.
+Many systems apply a nonlinearity or noise to each component alone. Their score then
+also acts on each component alone, and with little noise it changes within a small part
+of the range. A perceptron learns such functions slowly.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from numpyro_infograd.arguments import check_widths
 from numpyro_infograd.errors import ArgumentError
 
-_STEPS = 16  # of one input,
-_ALL_STEPS = 256  # and of all of them
+_STEPS = 16  # sigmoid steps of one input, at most
+_ALL_STEPS = 256  # sigmoid steps of all inputs, at most
 
 # `make(inputs, rngs=...) -> nnx.Module`, or `(init(rng_key, inputs) -> parameters,
 # apply(parameters, x) -> features)`.
@@ -33,7 +33,7 @@ Network = Callable[..., nnx.Module] | tuple[Callable[..., Any], Callable[..., An
 
 
 class Perceptron(nnx.Module):
-    """A multilayer perceptron; its last hidden layer is what comes out."""
+    """A multilayer perceptron; its output is the last hidden layer."""
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
         widths = (inputs, *hidden)
@@ -51,7 +51,7 @@ class Perceptron(nnx.Module):
 
 @functools.cache
 def perceptron(hidden: tuple[int, ...] | None) -> Network:
-    """The built-in network; without hidden widths it widens with the inputs."""
+    """The built-in network; by default its width grows with the inputs."""
 
     def make(inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         width = max(64, min(2 * inputs, 256))
@@ -61,36 +61,37 @@ def perceptron(hidden: tuple[int, ...] | None) -> Network:
 
 
 def check_network(network: Any, hidden: Any) -> None:
-    """Raise unless one of the two, or none, says what the networks are.
+    """Raise unless at most one of `network` and `hidden` is given, and is valid.
 
     Raises:
-        ArgumentError: for a network that is no function, or widths that are none.
+        ArgumentError: If the network is not a function, the widths are not positive
+            integers, or both are given.
     """
     if hidden is not None:
         check_widths(hidden)
     pair = isinstance(network, tuple) and len(network) == 2
     functions = network if pair else (network,)
     if network is not None and not all(map(callable, functions)):
-        raise ArgumentError(f"network={network!r} is no function. {_USE}")
+        raise ArgumentError(f"network={network!r} is not a function. {_USE}")
     if isinstance(network, nnx.Module):
         raise ArgumentError(
-            f"network is a {type(network).__name__} that is made already: each network "
-            f"of the ensemble is made afresh. {_USE}"
+            f"network is a {type(network).__name__} object, but each network of the "
+            f"ensemble must be made anew. {_USE}"
         )
     if network is not None and hidden is not None:
         raise ArgumentError(
-            "hidden is for the built-in network: leave it out with a network of yours."
+            "hidden is for the built-in network: leave it out if you pass network."
         )
 
 
 class Ensemble:
-    """Networks of one shape, each with its linear layer, on a leading axis.
+    """Networks of one shape, each with a last linear layer, stacked on a leading axis.
 
     Args:
-        network: What makes one.
+        network: Function or functions that make one network.
         inputs: Number of inputs.
         outputs: Number of outputs.
-        stepped: How many inputs, the first ones, have steps of their own.
+        stepped: Number of inputs, counted from the first, that have sigmoid steps.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Ensemble:
     def place(self, networks: Any, x: jax.Array) -> Any:
         """The networks with their steps at quantiles of inputs (num_samples, stepped).
 
-        Closer to each other at both ends, where saturation and noise meet.
+        Steps are denser at both ends, where both saturation and noise act.
         """
         count = self.knots[1]
         share = 0.5 - 0.5 * jnp.cos(jnp.pi * (jnp.arange(count) + 0.5) / max(count, 1))
@@ -124,7 +125,7 @@ class Ensemble:
         return networks | {"knots": jnp.broadcast_to(knots, networks["knots"].shape)}
 
     def features(self, parameters: Any, x: jax.Array) -> jax.Array:
-        """Steps, features and a constant of one network, (num_samples, width)."""
+        """All features of one network: steps, its own and a constant, (..., width)."""
         body, knots = parameters["body"], jax.lax.stop_gradient(parameters["knots"])
         if isinstance(self.network, tuple):
             found = self.network[1](body, x)
@@ -135,7 +136,9 @@ class Ensemble:
         if knots.size:
             width = 0.7 * jnp.maximum(jnp.asarray(jnp.gradient(knots, axis=1)), 0.02)
             rising = jnp.arange(knots.shape[1]) >= knots.shape[1] // 2
-            width = jnp.where(rising, width, -width)  # few samples see the outer ones
+            width = jnp.where(
+                rising, width, -width
+            )  # few samples reach the outer sides
             steps = nnx.sigmoid((x[..., : len(knots), None] - knots) / width)
             parts.insert(0, steps.reshape(*rows, knots.size))
         return jnp.concatenate(parts, axis=-1)
@@ -145,7 +148,7 @@ class Ensemble:
         return self.features(parameters, x) @ parameters["last"]
 
     def both(self, parameters: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """One network at a batch, and what half of its features make of it."""
+        """Outputs of one network from all features, and from half of them."""
         features = self.features(parameters, x)
         return features @ parameters["last"], features @ parameters["half"]
 
@@ -153,7 +156,7 @@ class Ensemble:
         """Raise unless the network maps (num_samples, inputs) to features.
 
         Raises:
-            ArgumentError: saying what went wrong.
+            ArgumentError: If the network fails on inputs of that shape.
         """
         key = jax.eval_shape(lambda: jax.random.key(0))
         try:
@@ -168,8 +171,8 @@ class Ensemble:
 
 
 _USE = (
-    "Give make(inputs, rngs=...) that returns an nnx.Module, or a pair of functions "
-    "init(rng_key, inputs) and apply(parameters, x); inputs is their number, an int."
+    "Pass make(inputs, rngs=...) that returns an nnx.Module, or a pair of functions "
+    "init(rng_key, inputs) and apply(parameters, x), where inputs is a number."
 )
 
 
@@ -182,7 +185,7 @@ def _initial(network: Network, inputs: int, rng_key: jax.Array) -> Any:
     if jax.tree.leaves(rest):
         raise ArgumentError(
             f"network={network!r} has state besides its parameters (batch statistics, "
-            "dropout): scores are pure functions. Use layers without state."
+            "dropout), but scores must be pure functions. Use layers without state."
         )
     return parameters
 

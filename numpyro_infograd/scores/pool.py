@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The draws that a score is learned from."""
+"""Samples from which scores are learned."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from numpyro_infograd.scores.coordinates import Free
 
 
 class Pool(NamedTuple):
-    """Draws to learn from, in coordinates without bounds."""
+    """Samples to learn from, in unbounded coordinates."""
 
     values: jax.Array  # (..., num_samples, inputs)
     target: jax.Array  # complete-data scores, (..., num_samples, outputs)
-    noise: jax.Array  # standard normal, to append, (..., num_samples, outputs)
-    position: jax.Array  # uniform, to choose its variance by, (..., num_samples)
+    noise: jax.Array  # standard normal noise to append, (..., num_samples, outputs)
+    position: jax.Array  # uniform, chooses the variance, (..., num_samples)
     slices: jax.Array  # random signs, (..., num_samples, outputs)
 
 
 def with_noise(density: Density) -> NoiseSpec:
-    """The laws of the model's noise, and of what a `Pool` has besides."""
+    """The distributions of the model's noise and of the other draws of a `Pool`."""
     outputs = (len(Layout.of(density).outputs),)
     return (
         *density.spec,
@@ -46,7 +46,7 @@ def draw_pool(
     size: int,
     points: Any,
 ) -> Pool:
-    """Values and complete-data scores, each member its own quasi-random set."""
+    """A pool for each network, from quasi-random sets with different shifts."""
     spec = with_noise(density)
 
     def one(key: jax.Array) -> Pool:

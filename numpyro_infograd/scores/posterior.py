@@ -31,48 +31,50 @@ from numpyro_infograd.scores.network import (
 from numpyro_infograd.structure import StructuralModel
 
 _MEMBERS = 4
-_LOST = 0.02  # nats on held-out samples that may be lost to chance
-_FEW = 2  # inputs that a mixture of normal laws describes well
-_CHECKED = 256  # draws that a model of yours must be a law of
-_SYMBOLS = 256  # values of discrete inputs that a classifier tells apart
+_LOST = 0.02  # nats that held-out samples may lose by chance
+_FEW = 2  # input dimensions that a mixture of normal distributions describes well
+_CHECKED = 256  # draws at which a user's model is checked
+_SYMBOLS = 256  # values of discrete inputs, at most, for a classifier
 
 
 class _Affine(NamedTuple):
-    """Inputs and outputs in standard coordinates, from a pool's moments."""
+    """A linear regression of the sites on the given sites, from a pool's moments."""
 
-    mean: jax.Array  # of what is given, (inputs,)
-    whiten: jax.Array  # (inputs, inputs)
-    centre: jax.Array  # of the sites, (dimensions,)
-    slope: jax.Array  # their regression on what is given, (dimensions, inputs)
-    scale: jax.Array  # turns what is left into a standard normal
+    mean: jax.Array  # mean of the given values, (inputs,)
+    whiten: jax.Array  # whitens the given values, (inputs, inputs)
+    centre: jax.Array  # mean of the sites, (dimensions,)
+    slope: jax.Array  # regression on whitened given values, (dimensions, inputs)
+    scale: jax.Array  # whitens the residuals, (dimensions, dimensions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Posterior(ScoreMethod):
-    """grad_y log q(x | y), from a density of the inputs given the outputs.
+    """grad_y log q(x | y), with q an approximate posterior of inputs given outputs.
 
-    For inputs x that no parameter reaches, s(y | x) - s(y) = grad_y log p(x | y): the
-    whole cotangent of I(x; y) in one function (eqs. 19-20 of the paper). q is trained
-    by maximum likelihood on samples: a mixture of normal laws around the linear
-    regression, a classifier if x is discrete, or a model of yours. It sees samples
-    alone. The standard error holds the scatter of four fits and what the second half of
-    the training changed; what q lacks in all of them does not show.
+    For inputs x that no parameter reaches, s(y | x) - s(y) = grad_y log p(x | y). So
+    one function gives the whole cotangent of I(x; y) (eqs. 19-20 of the paper). q is
+    trained by maximum likelihood on samples. It is a mixture of normal distributions
+    around the linear regression, a classifier if x is discrete, or your own model. The
+    standard error includes the scatter of four fits and what the second half of the
+    training changed. An error that all fits share does not show in it.
 
     Args:
-        model: Your own q, a NumPyro model (a guide, a flow): called with the values of
-            the outputs and of what is given, by site name and for one sample, it
-            samples the inputs under their names; `numpyro.param` marks what is trained.
-        num_components: Normal laws of the built-in mixture.
-        hidden: Widths of the hidden layers; None is two layers, wider with the inputs.
-        network: Your own in place of the built-in one, as for `Denoising`.
+        model: Your q as a NumPyro model, such as a guide or a flow. It is called with
+            the values of the outputs and the conditions for one sample, as keyword
+            arguments by site name. It must sample the inputs under their site names;
+            `numpyro.param` marks what is trained.
+        num_components: Number of normal distributions in the built-in mixture.
+        hidden: Widths of the hidden layers; None makes two layers that widen with the
+            number of inputs.
+        network: Your network in place of the built-in one, as in `Denoising`.
         num_steps: Training steps of a fit from scratch.
         num_warm_steps: Training steps at each step of an ascent.
-        batch_size: Samples of a training step, shared out among four fits.
+        batch_size: Samples of a training step, divided among four fits.
         pool_size: Samples drawn for a fit from scratch, a power of two.
         warm_pool_size: Samples drawn at each step of an ascent, a power of two.
         learning_rate: Peak of the cosine schedule.
         num_samples: Default number of samples of a gradient, a power of two.
-        symbols: The values of discrete inputs; found in the model, not given.
+        symbols: The values of discrete inputs. `prepare` sets it; leave it out.
 
     Example:
         >>> import numpyro_infograd as ig
@@ -111,7 +113,7 @@ class Posterior(ScoreMethod):
             )
         if not isinstance(self.symbols, tuple):
             raise ArgumentError(
-                f"symbols are found in the model, got {self.symbols!r}: leave them out."
+                f"prepare sets symbols, got {self.symbols!r}: leave it out."
             )
         if self.model is not None and not callable(self.model):
             raise ArgumentError(f"model must be a NumPyro model, got {self.model!r}.")
@@ -119,11 +121,11 @@ class Posterior(ScoreMethod):
     def prepare(
         self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
     ) -> Posterior:
-        """The method with the values that discrete inputs take.
+        """The method with the values of discrete inputs.
 
         Raises:
-            ScoreError: if some inputs are discrete and others are not, or they take
-                too many values; if a model of yours is no law of the inputs.
+            ScoreError: If only some inputs are discrete, if they take too many values,
+                or if your model is not a distribution of the inputs.
         """
         sites = {s for d in densities for s in d.sites}
         discrete = frozenset(s for s in sites if sm.site_info[s].discrete)
@@ -140,8 +142,9 @@ class Posterior(ScoreMethod):
             return self
         if discrete != sites or len(densities) != 1:
             raise ScoreError(
-                f"scores='posterior' needs inputs that are all continuous, or one set "
-                f"of discrete ones, got {sorted(sites)}. Give scores.Posterior(model=)."
+                "scores='posterior' needs inputs that are all continuous, or one set "
+                f"of discrete inputs, got {sorted(sites)}. Pass your own posterior: "
+                "scores.Posterior(model=...)."
             )
         noise = draw_noise(sm.spec, jax.random.key(4), 16384)
         values = simulate(sm.forward, params, noise)
@@ -150,12 +153,13 @@ class Posterior(ScoreMethod):
         if len(seen) > _SYMBOLS:
             raise ScoreError(
                 f"the inputs {densities[0].sites} take more than {_SYMBOLS} values, "
-                "too many for a classifier. Give scores.Posterior(model=...)."
+                "too many for a classifier. Pass your own posterior: "
+                "scores.Posterior(model=...)."
             )
         return replace(self, symbols=tuple(map(tuple, seen.tolist())))
 
     def check(self, density: Density) -> None:
-        """Raise where a parameter reaches the inputs."""
+        """Raise if the inputs depend on a parameter."""
         moved = [s for s in density.sites if s in density.moved_sites]
         if moved:
             raise ScoreError(
@@ -166,26 +170,26 @@ class Posterior(ScoreMethod):
     def warnings_for(
         self, density: Density, evidence: Mapping[str, float]
     ) -> list[str]:
-        """Why q may be far from the posterior: too few samples, too many inputs."""
+        """Also warns of too few samples, and of too many input dimensions."""
         found = super().warnings_for(density, evidence)
         gain = evidence["log_likelihood_gain"]
         inputs = sum(density.sizes[: len(density.sites)])
         if not gain >= -_LOST:  # or NaN
             found.append(
                 f"training made the posterior of {density.label!r} worse on held-out "
-                f"samples ({gain:+.2g} nats) and was undone: "
+                f"samples ({gain:+.2g} nats), so it was undone: "
                 "the error may exceed the standard error. Raise pool_size."
             )
         if self.model is None and not self.symbols and inputs > _FEW:
             found.append(
-                f"a mixture of {self.num_components} normal laws is a coarse posterior "
-                f"of {inputs} numbers: the error may exceed the standard error. Use "
-                "scores='denoising', or bring a flow as scores.Posterior(model=...)."
+                f"a mixture of {self.num_components} normal distributions is a coarse "
+                f"posterior of {inputs} numbers: the error may exceed the standard "
+                "error. Use scores='denoising', or scores.Posterior(model=a_flow)."
             )
         return found
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """Point sets for the pools of a first and of a warm fit."""
+        """Point sets for the pools of a fit from scratch and of a refit."""
         self._ensemble(density).check()
         sizes = (self.pool_size, self.warm_pool_size)
         points = (base_points(density.spec, share_of(s, _MEMBERS)) for s in sizes)
@@ -200,7 +204,7 @@ class Posterior(ScoreMethod):
         rng_key: jax.Array,
         warm: bool = False,
     ) -> Any:
-        """Maximum likelihood on a fresh pool, from scratch or from the last fit."""
+        """Train q on a fresh pool, from scratch or from the last fit."""
         points, warm_points, last = state
         pool_key, init_key, order_key = jax.random.split(rng_key, 3)
         size = share_of(self.warm_pool_size if warm else self.pool_size, _MEMBERS)
@@ -252,8 +256,8 @@ class Posterior(ScoreMethod):
         begin = (start, optimizer.init(start))
         middle, _ = jax.lax.scan(step, begin, jnp.arange(steps // 2))
         fits = jax.lax.scan(step, middle, jnp.arange(steps // 2, steps))[0][0]
-        # Each fit is held against the pool of the next one: what was learned is kept if
-        # it explains that better than where it started.
+        # Each fit is tested on the pool of the next one. Training is kept only if it
+        # raised the likelihood there.
         held = jax.tree.map(lambda x: jnp.roll(x, -1, 0), pool)
         gain = likelihoods(fits, held) - likelihoods(start, held)
 
@@ -272,7 +276,7 @@ class Posterior(ScoreMethod):
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
-        """grad_y log q(x | y): the mean of the fits, with their spread as the error."""
+        """grad_y log q(x | y): the mean of the fits; their scatter is the error."""
         affine, fits, before, gain = state[-1]
         inside = {name: values[name] for name in density.all_sites}
         moved = {name: inside.pop(name) for name in density.moved_sites}
@@ -297,13 +301,13 @@ class Posterior(ScoreMethod):
     # -- q -----------------------------------------------------------------------
 
     def _columns(self, density: Density, values: Values) -> tuple[jax.Array, jax.Array]:
-        """What q is a density of, and what it is given, (num_samples, columns)."""
+        """Values of the sites and of the given sites, (num_samples, columns)."""
         free = Free.of(density, values).values
         count = sum(density.sizes[: len(density.sites)])
         return free[:, :count], free[:, count:]
 
     def _moments(self, density: Density, pool: Values) -> _Affine | None:
-        """Linear regression of the inputs on the outputs, over a pool."""
+        """Linear regression of the sites on the given sites, over a pool."""
         if self.model is not None:
             return None
         every = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pool)
@@ -330,7 +334,7 @@ class Posterior(ScoreMethod):
         return Ensemble(network, inputs, outputs, inputs)
 
     def _start(self, density: Density, one: Values, rng_key: jax.Array) -> Any:
-        """Parameters of one fit."""
+        """Initial parameters of one fit."""
         if self.model is not None:
             given = {name: one[name] for name in density.given}
             return guides.initial_params(self.model, given, rng_key)
@@ -340,14 +344,14 @@ class Posterior(ScoreMethod):
         white = jax.random.normal(place_key, (1024, ensemble.inputs))
         networks = ensemble.place(networks, white)
         network = jax.tree.map(lambda x: x[0], networks)
-        # Components that start alike would stay alike.
+        # Components with equal initial values would stay equal.
         offset = 0.1 * jax.random.normal(offset_key, (ensemble.outputs,))
         return network | {"offset": offset}
 
     def _log_q(
         self, density: Density, affine: _Affine | None, fit: Any, sample: Values
     ) -> jax.Array:
-        """log q(sites | given) of one sample, up to what does not depend on `given`."""
+        """log q(sites | given) of one sample, up to a constant in `given`."""
         if self.model is not None:
             own = {name: sample[name] for name in density.sites}
             given = {name: sample[name] for name in density.given}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores s(y; params) that were trained once for a whole range of parameters."""
+"""Scores s(y; params) that are trained once for a range of parameters."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from numpyro_infograd.scores.learned import Fitted, Learned, first, share_of
 from numpyro_infograd.scores.pool import with_noise
 from numpyro_infograd.structure import StructuralModel
 
-_EDGE = 1e-3  # share of a range by which rounding may leave it
+_EDGE = 1e-3  # tolerance for rounding at the ends of a range, relative to its size
 
 
 class Range(NamedTuple):
-    """Where parameters were when scores were trained, as flat arrays."""
+    """The range of parameters that scores were trained on, as flat arrays."""
 
     low: jax.Array
     high: jax.Array
 
     def setting(self, params: Any, names: tuple[str, ...]) -> jax.Array:
-        """The parameters as networks see them, between -1 and 1."""
+        """The parameters scaled to [-1, 1], the inputs of the networks."""
         flat = flatten_params(params, names)
         return (2 * flat - self.low - self.high) / (self.high - self.low)
 
 
 def flatten_params(params: Any, names: tuple[str, ...]) -> jax.Array:
-    """All numbers of the named parameters, one after the other."""
+    """All numbers of the named parameters in one flat array."""
     leaves = [x for name in names for x in jax.tree.leaves(params[name])]
     return jnp.concatenate([jnp.ravel(x).astype(jnp.zeros(()).dtype) for x in leaves])
 
@@ -46,16 +46,16 @@ def flatten_params(params: Any, names: tuple[str, ...]) -> jax.Array:
 class Pretrained(ScoreMethod):
     """Scores trained over a range of parameters; made by `pretrain_scores`.
 
-    The networks see the parameters beside the whitened values and are never trained
-    again: at new parameters the moments are taken from fresh samples, and for a single
-    gradient the last layers too, by least squares.
+    The inputs of the networks are the whitened values and the parameters. The networks
+    are not trained again. At new parameters the moments are estimated from fresh
+    samples; a single gradient also fits the last layers, by least squares.
 
     Attributes:
-        method: The method that they were trained by.
-        names: The parameters that they see.
-        ranges: Where these were: bounds of all their numbers, (num_numbers,) each.
+        method: The score method of the training.
+        names: The parameters that are inputs of the networks.
+        ranges: Lower and upper bounds of all their numbers, (num_numbers,) each.
         trained: Networks of each set of sites, by (sites, given).
-        forward: The map of the model that they were trained on.
+        forward: The forward map of the model of the training.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -66,7 +66,7 @@ class Pretrained(ScoreMethod):
         ...     gain = numpyro.param("gain", 1.0)
         ...     numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), 0.5))
         >>> sm = ig.structural_model(model)
-        >>> trained = ig.scores.Pretrained(  # by hand and without a network
+        >>> trained = ig.scores.Pretrained(  # by hand, without networks
         ...     ig.scores.Denoising(),
         ...     names=("gain",),
         ...     ranges=Range(jnp.array([0.0]), jnp.array([3.0])),
@@ -108,15 +108,15 @@ class Pretrained(ScoreMethod):
         return self.method.samples_only
 
     def check(self, density: Density) -> None:
-        """Raise unless the networks are for this density of this model."""
+        """Raise unless there are networks for this density."""
         if density.is_known:
             return
         self.method.check(density)
         if (density.sites, density.given) not in self.trained:
             known = ", ".join(repr("|".join(map(",".join, s))) for s in self.trained)
             raise ScoreError(
-                f"the scores were not trained for {density.all_sites} (but for: "
-                f"{known}). Call pretrain_scores with this objective."
+                f"the scores were not trained for {density.all_sites}, but for: "
+                f"{known}. Call pretrain_scores with this objective."
             )
 
     def prepare(
@@ -125,8 +125,9 @@ class Pretrained(ScoreMethod):
         """Raise for another model, or for parameters outside the range of the training.
 
         Raises:
-            ScoreError: if the model computes anything else than the one trained on.
-            ArgumentError: naming the parameter that is outside.
+            ScoreError: If the model computes something else than the model of the
+                training.
+            ArgumentError: If a parameter is outside its range.
         """
         same = sm.forward.code == self.forward.code and all(
             np.array_equal(a, b)
@@ -134,8 +135,8 @@ class Pretrained(ScoreMethod):
         )
         if not same:
             raise ScoreError(
-                "the scores were trained on another model, or on other arguments of "
-                "it. Call pretrain_scores with this one."
+                "the scores were trained on another model, or with other arguments of "
+                "this one. Call pretrain_scores with this model and these arguments."
             )
         start = 0
         for name in self.names:
@@ -159,7 +160,7 @@ class Pretrained(ScoreMethod):
         return self.method.warnings_for(density, evidence)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """The trained networks, and points for fresh samples."""
+        """The trained networks, and point sets for fresh samples."""
         method = self.method
         points, warm_points = (
             base_points(with_noise(density), share_of(size, method.num_networks))
@@ -177,7 +178,7 @@ class Pretrained(ScoreMethod):
         rng_key: jax.Array,
         warm: bool = False,
     ) -> Any:
-        """Take the moments at these parameters; from scratch, the last layer too."""
+        """Fit the moments at these parameters; from scratch, also the last layers."""
         points, warm_points, networks, ranges, _ = state
         method = self.method
         here = method.draw(
@@ -203,7 +204,7 @@ class Pretrained(ScoreMethod):
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
-        """As the method does."""
+        """Scores of the trained networks, as the method computes them."""
         fitted: Fitted = state[-1]
         found = self.method.score((fitted,), density, params, noise, values, rng_key)
         outside = jnp.max(jnp.abs(fitted.frame.setting)) > 1 + _EDGE

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one problem that all learned scores are: quadratic in the network.
+"""The quadratic loss of all learned scores.
 
-A method asks for the network f that makes the mean over samples of
+All methods minimise over networks f the mean over samples of
 
     1/2 |g f(u)|^2 - g f(u) . y + q . (df/du) v
 
-least, in coordinates where the normal law of the moments is standard and f is what it
-leaves. Methods differ in u, g, y, q and v. The last layer of a fit is least squares.
+in whitened coordinates, where f is the score minus its Gaussian part. Methods differ in
+u, g, y, q and v. Least squares gives the last layer of a network.
 
-Everything takes an axis of frames in front of that of samples: one frame, or one for
-each of several parameter values that a network is trained for at once.
+All arrays have an axis of frames before the axis of samples. There is one frame, or one
+for each of several parameter values on which a network is trained at once.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from numpyro_infograd.scores.coordinates import CLIP, Frame
 from numpyro_infograd.scores.network import Ensemble
 from numpyro_infograd.scores.pool import Pool
 
-_ROWS = 8  # frames in a training step, where there are several
-# Of each feature's mean square.
+_ROWS = 8  # frames in a training step, at most
+# Ridges of least squares, relative to each feature's mean square.
 _RIDGES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 class Batch(NamedTuple):
-    """The quadratic problem of a batch; `pull` and `tangent` are q and v, or None."""
+    """The loss of a batch; `pull` and `tangent` are q and v, or None for zero."""
 
     seen: jax.Array  # u, (num_samples, features)
     gain: jax.Array  # g, (num_samples, 1)
@@ -47,15 +47,15 @@ Problem = Callable[[Frame, Pool], Batch]  # of one frame and its samples
 def score_matching(
     frame: Frame, layout: Layout, seen: jax.Array, gaussian: jax.Array, pool: Pool
 ) -> Batch:
-    """Sliced score matching of what a normal law's score leaves.
+    """Sliced score matching of the score minus its Gaussian part.
 
-    The mean of 1/2 |s|^2 + v . (ds/da) v over values a and random signs v is least for
-    the score of a (Hyvarinen 2005; Song et al. 2019). In units of `fisher_sqrt` a slice
-    v is a step of `fisher_inv_sqrt` v.
+    The score of a minimises the mean of 1/2 |s|^2 + v . (ds/da) v over values a and
+    random signs v (Hyvarinen 2005; Song et al. 2019). A slice v in units of
+    `fisher_sqrt` is the step `fisher_inv_sqrt` v of the values.
     """
     outputs = jnp.asarray(layout.outputs, int)
     tangent = pool.slices @ frame.fisher_inv_sqrt @ frame.whiten[:, outputs].T
-    # A value that is clipped does not move what the network sees of it.
+    # The input of the network does not change where it is clipped.
     tangent *= jnp.abs(seen[:, : tangent.shape[1]]) < CLIP
     rest = jnp.zeros((len(seen), seen.shape[1] - tangent.shape[1]))
     tangent = jnp.concatenate([tangent, rest], axis=1)
@@ -75,21 +75,21 @@ def train(
     peak: float,
     whole: bool,
 ) -> Any:
-    """Adam on the quadratic loss, a cosine schedule, all networks at once.
+    """Train all networks on the quadratic loss, by Adam with a cosine schedule.
 
     Args:
-        ensemble: The networks.
-        problem: What they solve.
-        frames: Frames with a leading axis of them.
-        pool: Samples of each network for each frame, (members, frames, num_samples,
+        ensemble: The shape of the networks.
+        problem: Function from a frame and its samples to the loss.
+        frames: The frames, stacked on a leading axis.
+        pool: Samples of each network for each frame, (networks, frames, num_samples,
             ...).
-        networks: Where to start.
-        rng_key: To shuffle the samples once; then the batches are consecutive blocks.
+        networks: Initial parameters.
+        rng_key: Key that shuffles the samples once; batches are consecutive blocks.
         steps: Number of steps.
         batch: Samples of a step for each network.
         peak: The learning rate at the start.
-        whole: End in least squares for the last layer: what is left of the error of a
-            linear functional is then of second order.
+        whole: Whether to fit the last layer by least squares at the end. Then the error
+            of a linear functional of the score is of second order.
     """
     num_frames, size = pool.values.shape[1:3]
     rows = min(_ROWS, num_frames)
@@ -126,9 +126,10 @@ def train(
 def solve(
     ensemble: Ensemble, problem: Problem, frames: Frame, pool: Pool, networks: Any
 ) -> Any:
-    """The networks with their last layers from least squares on their own samples.
+    """The networks with last layers from least squares on their own samples.
 
-    Half of the features are fitted as well, to see what the others are needed for.
+    A second fit uses half of the features. The difference shows what the other half
+    adds.
     """
 
     def equations(network: Any, part: Pool) -> tuple[jax.Array, jax.Array]:
@@ -149,11 +150,11 @@ def solve(
 def held_out_gain(
     ensemble: Ensemble, problem: Problem, frames: Frame, pool: Pool, networks: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """How much of each residual to keep, (members,), and the shares of the Fisher
-    information that this and the whole residual add to what the normal law has.
+    """Weight of each network, (networks,), and the shares of the Fisher information
+    that the weighted and the unweighted networks add to the Gaussian score.
 
-    Each network is held against the pool of the next one: a share is negative where
-    the network learned its own samples by heart.
+    Each network is tested on the pool of the next one. A share is negative if the
+    network overfits its own samples.
     """
 
     def one(network: Any, pool: Pool) -> tuple[jax.Array, jax.Array]:
@@ -168,19 +169,19 @@ def held_out_gain(
 
 
 def _next(pool: Pool) -> Pool:
-    """For each network the samples of the next one, which it has not seen."""
+    """For each network the samples of the next one: its held-out samples."""
     rolled: Pool = jax.tree.map(lambda x: jnp.roll(x, -1, 0), pool)
     return rolled
 
 
 def _at(problem: Problem, frames: Frame, pool: Pool) -> Batch:
-    """The problem of all frames, as one batch."""
+    """The losses of all frames, as one batch."""
     each = jax.vmap(problem)(frames, pool)
     return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), each)
 
 
 def _loss(ensemble: Ensemble, network: Any, at: Batch) -> jax.Array:
-    """The mean over samples and outputs."""
+    """The mean loss over samples and outputs."""
     if at.tangent is None:
         found, slope = ensemble(network, at.seen), jnp.zeros(())
     else:
@@ -212,10 +213,10 @@ def _equations(
 def _least_squares(
     own: tuple[jax.Array, jax.Array], held: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
-    """Last layers of all networks, (members, width, outputs).
+    """Last layers of all networks, (networks, width, outputs).
 
-    They share a ridge: the one before that which is best for the samples `held` out,
-    for an error bar holds noise but no bias.
+    All networks share one ridge, one smaller than the best on the samples `held` out:
+    the standard error includes noise, but not the bias of a ridge.
     """
 
     def path(gram: jax.Array, cross: jax.Array) -> jax.Array:
@@ -226,7 +227,7 @@ def _least_squares(
         vectors = scale[:, None] * vectors
         return vectors @ (inverse[..., None] * (vectors.T @ cross))
 
-    layers = jax.vmap(path)(*own)  # (members, ridges, width, outputs)
+    layers = jax.vmap(path)(*own)  # (networks, ridges, width, outputs)
     loss = jnp.einsum("mrio,mij,mrjo->r", layers, held[0], layers) / 2
     loss -= jnp.einsum("mrio,mio->r", layers, held[1])
     return layers[:, jnp.maximum(jnp.argmin(loss) - 1, 0)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores by sliced score matching, from samples alone."""
+"""Scores by sliced score matching, from samples only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from numpyro_infograd.scores.quadratic import Batch, score_matching
 class Sliced(Learned):
     """Sliced score matching with its variance reduced (Song et al. 2019, SSM-VR).
 
-    Minimises E[1/2 |s(a)|^2 + v . (ds/da) v] with random signs v, whose mean is the
-    trace that score matching asks for (Hyvarinen 2005). It sees samples alone:
-    what it learns uses neither the model's densities nor any noise.
+    Minimises E[1/2 |s(a)|^2 + v . (ds/da) v] over scores s. The mean over random signs
+    v is the trace of score matching (Hyvarinen 2005). The method uses only samples:
+    neither the model's densities nor noise.
 
     The settings are those of `Denoising`, without its noise.
 
@@ -32,7 +32,7 @@ class Sliced(Learned):
     samples_only = True
 
     def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
-        """Score matching at the values themselves."""
+        """The loss of score matching at the values, without noise."""
         centred = pool.values - frame.mean
         seen, gaussian = self.see(frame, centred, 0.0), frame.gaussian(centred)
         return score_matching(frame, Layout.of(density), seen, gaussian, pool)

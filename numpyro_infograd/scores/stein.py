@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stein's identities as control variates.
 
-For a density that vanishes where its support ends, E[s] = 0 and E[s(u) u^T] = -I.
-Scores are corrected by the linear function of the values that makes a batch obey them:
-this removes an error of scale (the calibration of the paper), errors of mean and
-slope, and most of the sampling noise that a linear-Gaussian part would leave.
+For a density that vanishes at the ends of its support, E[s] = 0 and E[s(u) u^T] = -I.
+A linear function of the values is added to the scores of a batch so that the batch
+satisfies both identities. This removes errors of scale (the calibration of the paper),
+mean and slope, and most of the sampling noise of a linear-Gaussian part.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from numpyro_infograd.density import Density, Values, flatten, unflatten
 from numpyro_infograd.scores.base import Layout, Scores, symmetric_power
 from numpyro_infograd.scores.coordinates import Free
 
-# The map is fitted on the batch that it corrects. Quasi-random noise keeps the bias of
-# that tiny; with other noise, this many samples keep it below half a standard error of
-# the mean of 16 batches.
+# The correction is fitted on the batch that it corrects, which causes a bias. It is
+# tiny with quasi-random noise. With other noise, this many samples for each column keep
+# it below half a standard error of the mean of 16 batches.
 _SAMPLES_PER_COLUMN = 64
 
 
 def stein_correct(density: Density, score: Scores, values: Values) -> Scores:
-    """Make a batch of scores obey Stein's identities, where they hold.
+    """Correct a batch of scores so that it satisfies Stein's identities.
 
-    They hold for the sites whose density it is, not for those conditioned on, in
-    coordinates without bounds. Perturbations are corrected towards zero by the same
-    map. Evidence gains "stein_residual", the relative defect found: E<Y, s> / d + 1
-    before the correction.
+    The identities hold in unbounded coordinates, for the sites whose density it is and
+    not for those conditioned on. The same map corrects deviations towards zero. The
+    evidence "stein_residual" is the relative error before the correction,
+    E<u, s> / d + 1.
     """
     seen = standard(density, score, values)
     if seen is None:
@@ -77,10 +77,10 @@ def stein_correct(density: Density, score: Scores, values: Values) -> Scores:
 def standard(
     density: Density, score: Scores, values: Values
 ) -> tuple[Free, jax.Array] | None:
-    """Coordinates without bounds, and in them the scores that obey Stein's identities.
+    """Unbounded coordinates, and in them the scores that satisfy Stein's identities.
 
     Returns:
-        The coordinates and scores (num_samples, dimensions); None where there are none.
+        The coordinates and scores (num_samples, dimensions); None if no scores do.
     """
     own = tuple(name for name in density.moved_sites if name in density.sites)
     if not own or density.hard_boundaries or density.moving_boundary:

@@ -106,7 +106,7 @@ class Path:
         if isinstance(method, str):
             problem, _ = choose(line, objective, position, key)
         else:
-            problem = pose(line, objective, method, position, "asked for")
+            problem = pose(line, objective, method, position, "requested")
 
         roots, weights = np.polynomial.legendre.leggauss(self.num_nodes)
         nodes = 0.5 * (roots + 1.0)
