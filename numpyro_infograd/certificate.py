@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate of a learned score: chains that share no blind spot with it.
+"""The certificate of a learned score: an error bound from Markov chains.
 
-Two chains that start at the noise u_0 that made a sample S are independent given u_0.
-So for any score model s_hat, with c the complete-data score at their states u and v,
+Two chains that start at the noise u_0 of a sample S are independent given u_0. Let u
+and v be their states, and c the complete-data score. For any score model s_hat,
 
     E< c(S, u) - s_hat(S), c(S, v) - s_hat(S) >
-        = E| E[c(S, u) | S, u_0] - s_hat(S) |^2  >=  E| s(S) - s_hat(S) |^2 :
+        = E| E[c(S, u) | S, u_0] - s_hat(S) |^2  >=  E| s(S) - s_hat(S) |^2.
 
-the error of the network and what the chains still remember, neither of which is
-negative. If it is small, network and chains are both right.
+This is the error of the network plus an error of chains that still depend on u_0. Both
+are non-negative, so if the sum is small, the network is right and the chains have
+mixed.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ CHAINS = MCMC(both_ends=False)
 
 
 class Certificate(NamedTuple):
-    """What chains say of learned scores.
+    """Errors of learned scores, estimated by chains.
 
     Attributes:
         error: For each set of sites, the mean-square error of the score over its mean
-            square, from above, in expectation.
-        standard_error: Of `error`.
-        shift: What the scores' error adds to the gradient, parameter by parameter.
-        shift_error: The standard error of `shift`.
+            square: an upper bound in expectation.
+        standard_error: Standard error of `error`.
+        shift: Error of the gradient due to the scores, by parameter.
+        shift_error: Standard error of `shift`.
         cotangents: For each site of each set, by the scores and by chains at the same
             samples, (2, num_samples, *shape).
     """
@@ -53,12 +54,12 @@ class Certificate(NamedTuple):
 def certify(
     problem: Problem, states: tuple[Any, ...], params: Any, rng_key: jax.Array
 ) -> Certificate | None:
-    """The certificate of a problem's scores; None where chains can not walk.
+    """The certificate of a problem's scores; None if chains cannot sample its noise.
 
     Args:
-        problem: The posed problem, whose method learns or knows scores.
+        problem: The posed problem.
         states: The fitted scores.
-        params: Where they were fitted, in constrained space.
+        params: The parameters of the fit, in constrained space.
         rng_key: A JAX PRNG key.
     """
     method = problem.method
@@ -99,10 +100,10 @@ def certify(
 
 
 def _chained(problem: Problem, params: Any) -> Problem | None:
-    """The problem for chains: of the sets whose score is learned, and whose noise
-    chains can walk over; None where there is no such set.
+    """The problem for chains, with only the sets whose score is learned and whose noise
+    chains can sample; None if there is no such set.
 
-    Scores of inputs given outputs are held against the sum of all sets' scores.
+    Scores of inputs given outputs are compared with the sum of all sets' scores.
     """
     assert problem.method is not None
     if problem.method.scores_inputs_given_outputs:
@@ -144,7 +145,7 @@ def _compare(
     spec: NoiseSpec,
     num_samples: int,
 ) -> tuple[Any, ...]:
-    """The fields of a `Certificate`, from replicates of so many samples each."""
+    """The fields of a `Certificate`, from replicates of `num_samples` samples each."""
 
     def replicate(key: jax.Array) -> Any:
         noise_key, score_key, pair_key = jax.random.split(key, 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`gradient`, and the choice that `scores="auto"` makes."""
+"""`gradient`, and the choice of a score method by `scores="auto"`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ from numpyro_infograd.scores.exact import why_not_exact
 from numpyro_infograd.scores.mixture import FEW_UNEXPLAINED, SOUND_SAMPLE_SIZE
 from numpyro_infograd.structure import StructuralModel
 
-_HOPELESS = 4.0  # nats in more than two dimensions, beyond which no mixture is tried
+# "auto" tries no mixture above this information, in nats. It counts only sets that hide
+# more than two dimensions.
+_HOPELESS = 4.0
 
 
 def why_not_mixture(evidence: Mapping[str, Any]) -> str:
-    """What a mixture's evidence says against its scores; "" if nothing."""
+    """Why a mixture's scores are poor, by its evidence; "" if they are good."""
     missed = [np.mean(v) for k, v in evidence.items() if k.startswith("unexplained")]
     if any(share > FEW_UNEXPLAINED for share in missed):
-        return "some samples lie where a half of a mixture's components has no density"
+        return "some samples lie outside the support of half of a mixture's components"
     low = lowest_size(evidence)
     if low >= SOUND_SAMPLE_SIZE:
         return ""
@@ -41,7 +43,7 @@ def why_not_mixture(evidence: Mapping[str, Any]) -> str:
 
 
 def lowest_size(evidence: Mapping[str, Any]) -> float:
-    """A mixture's least effective sample size at the lowest tenth of the samples."""
+    """A mixture's smallest effective sample size, 10 % quantile over samples."""
     named = "effective_sample_size_low"
     sizes = [np.min(v) for k, v in evidence.items() if k.startswith(named)]
     return float(np.min(sizes)) if sizes else math.inf
@@ -54,9 +56,9 @@ def choose(
     rng_key: jax.Array,
     num_samples: int | None = None,
 ) -> tuple[Problem, Gradient | None]:
-    """`scores="auto"`: exact, a sound mixture, chains, or learned: the first that can.
+    """`scores="auto"`: the first possible of exact, sound mixture, chains, learned.
 
-    Returns the posed problem, and the gradient where finding out gave it.
+    Returns the posed problem, and the gradient if the choice computed it.
     """
     why = why_not_exact(sm, objective.sites)
     if not why:
@@ -86,17 +88,18 @@ def _finer(
     num_samples: int | None,
     rng_key: jax.Array,
 ) -> Gradient:
-    """A sound mixture's gradient; or that by chains, if it is coarse and theirs is not.
+    """A sound mixture's gradient, or that of chains if the mixture's error is large and
+    the chains' is smaller.
 
-    Coarse is an error of a twentieth of the gradient that matters: one of more than
-    0.002 nats for a change of the parameters by their own size.
+    An error is large if it exceeds 5 % of the gradient, and 0.002 nats for a change of
+    the parameters by their own size.
     """
     error = float(optax.tree.norm(found.standard_error))
     moved = jax.tree.map(jnp.multiply, found.standard_error, params)
     fine = error <= 0.05 * float(optax.tree.norm(found.value))
     if fine or float(optax.tree.norm(moved)) <= 0.002:
         return found
-    reason = f"{problem.reason}; but its error is the larger one"
+    reason = f"{problem.reason}; but its error is larger"
     other = pose_beyond_mixtures(problem.sm, problem.objective, params, reason)
     if not isinstance(other.method, MCMC):
         return found
@@ -108,7 +111,7 @@ def _finer(
 def pose_beyond_mixtures(
     sm: StructuralModel, objective: Objective, params: Any, reason: str
 ) -> Problem:
-    """The problem for chains, or for networks where no chain can walk."""
+    """The problem for chains, or for networks if chains cannot sample the noise."""
     try:
         return pose(sm, objective, MCMC(), params, reason)
     except DensityError as error:
@@ -129,7 +132,7 @@ def _why_mixture(evidence: Mapping[str, Any]) -> str:
     return f"the mixture's effective sample size, {size}, is sound"
 
 
-# -- the public door -----------------------------------------------------------
+# -- the public function -------------------------------------------------------
 
 
 def gradient(
@@ -146,26 +149,27 @@ def gradient(
 ) -> Gradient:
     """Gradient of an objective with respect to every parameter, with standard errors.
 
-    grad I = E[(D_params values)^T cotangent], the cotangent of a site being the sum of
-    -coefficient * score over the objective's entropies (eqs. 18, 39 and 63).
+    grad I = E[(D_params values)^T cotangent], where the cotangent of a site is the sum
+    of -coefficient * score over the objective's entropies (eqs. 18, 39 and 63).
 
     Args:
         model: A NumPyro model, or the result of `structural_model`.
         objective: Built from `MI`, `Entropy`, `Expectation`.
-        params: Where to evaluate, each parameter in its shape; what is missing takes
-            its initial value.
+        params: Parameter values, each in its shape; a missing one takes its initial
+            value.
         scores: "auto", "exact", "mixture", "mcmc", "denoising", "sliced", "flow",
             "posterior", a method of `numpyro_infograd.scores`, or what
             `pretrain_scores` returned.
         num_samples: A power of two of at least 256; None for the method's default.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
-        allow_jumps: Do not refuse parameters that reach a site through a jump.
+        allow_jumps: Whether to allow parameters that reach a site through a jump.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
 
     Returns:
-        A `Gradient` whose `.value` and `.standard_error` mirror the parameters, shape
-        by shape, in nats per unit. Unbiased but for what `.diagnostics` reports.
+        A `Gradient`. Its `.value` and `.standard_error` are dicts of arrays in the
+        shapes of the parameters, in nats per unit of the parameter. The value is
+        unbiased except for what `.diagnostics` and `.warnings` report.
 
     Raises:
         InfogradError: a subclass that names the site or argument at fault.

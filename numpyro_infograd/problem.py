@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An objective put to a model: which entropies to learn, by which method."""
+"""An objective on a model: which entropies need scores, and by which method."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ REPLICATES = 16
 
 
 class Problem(NamedTuple):
-    """An objective on a traced model, ready for a score method.
+    """An objective on a traced model, prepared for a score method.
 
-    `method` is None where the entropies are known exactly, by `exact`.
+    If `exact` has the entropies in closed form, `method` is None.
     """
 
     sm: StructuralModel
@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
     @property
     def method_name(self) -> str:
-        """What the results call the way to a number."""
+        """Name of the method in results."""
         if not self.objective.entropies:
             return "sampled"
         return type(self.method or Exact()).__name__.lower()
@@ -71,8 +71,8 @@ def admit(
 ) -> tuple[StructuralModel, dict[str, Any]]:
     """Trace the model, complete the parameters, check the objective's sites.
 
-    Warns of what has no effect on information: a mask; and an observed site that says
-    something of the others, for holding its value is not conditioning on it.
+    Warns of a mask, which has no effect on information, and of an observed site that
+    depends on other sites, because fixing its value does not condition them.
     """
     sm = trace_model(model, args, kwargs)
     complete = sm.complete_params(params)
@@ -80,8 +80,8 @@ def admit(
     for name in objective.sites:
         if sm.site_info[name].masked:
             warnings.warn(
-                f"site {name!r} carries a mask (handlers.mask): it weighs a likelihood "
-                "and has no effect on information. Leave masked entries out.",
+                f"site {name!r} carries a mask (handlers.mask), which has no effect on "
+                "information. Leave masked entries out of the site.",
                 stacklevel=3,
             )
     for name, site in sm.site_info.items():
@@ -89,9 +89,9 @@ def admit(
             continue
         if site.control_flow or sm.density((name,), whole=True).hidden:
             warnings.warn(
-                f"site {name!r} is observed: its value is held fixed; it does not "
-                "condition the others. Leave out obs= (handlers.condition) if the "
-                "site is a part of the system.",
+                f"site {name!r} is observed: its value is fixed, but the sites that "
+                "it depends on are not conditioned on it. If the site is a part of the "
+                "system, leave out obs= (or handlers.condition).",
                 stacklevel=3,
             )
     return sm, complete
@@ -104,10 +104,10 @@ def pose(
     params: Any,
     reason: str = "",
 ) -> Problem:
-    """Resolve an objective for one score method; append noise where that asks for it.
+    """Resolve an objective for a score method, and append the noise of the method.
 
     Raises:
-        ScoreError: if the method cannot serve the model.
+        ScoreError: If the method cannot serve the model.
     """
     if isinstance(method, Exact):
         why = why_not_exact(sm, objective.sites)
@@ -138,23 +138,23 @@ def pose(
 
 
 def densities_of(sm: StructuralModel, terms: tuple[Term, ...]) -> tuple[Density, ...]:
-    """The density of each term, with what chains need to walk over what it hides."""
+    """The density of each term, with what chains need to sample its hidden noise."""
     return tuple(walkable(sm, sm.density(term.sites, term.given)) for term in terms)
 
 
 def is_learned(method: ScoreMethod, density: Density) -> bool:
-    """Whether the method must find the score of a density, which is not known."""
+    """Whether the method must estimate the score of a density."""
     return not density.is_known or method.scores_inputs_given_outputs
 
 
 def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
-    """The entropies that a parameter moves; no other has a gradient."""
+    """The entropies that depend on a parameter; the others have no gradient."""
     terms = resolve(objective, sm)
     return tuple(t for t in terms if sm.params_of(t.sites + t.given))
 
 
 def noise_warnings(sm: StructuralModel) -> tuple[str, ...]:
-    """What a reader of a result should know of noise appended to a model."""
+    """A warning that noise was appended to the model, if it was."""
     if not sm.appended:
         return ()
     shown = ", ".join(
@@ -163,17 +163,17 @@ def noise_warnings(sm: StructuralModel) -> tuple[str, ...]:
         for ends in [(np.min(variance), np.max(variance))]
     )
     return (
-        f"Gaussian noise was appended to {shown}: the result is that of the "
-        "sites seen through this noise, which may be far from that of the sites "
-        "themselves. Add the system's own noise as a sample site if you know it.",
+        f"Gaussian noise was appended to {shown}. The result is for the sites observed "
+        "through this noise, and may differ much from that of the sites themselves. If "
+        "you know the system's own noise, add it as a sample site.",
     )
 
 
 def check_num_samples(num_samples: int | None, method: Any) -> int:
-    """A valid number of samples, or the method's default.
+    """The number of samples after a check, or the method's default for None.
 
     Raises:
-        ArgumentError: unless it is a power of two of at least 256.
+        ArgumentError: If it is not a power of two of at least 256.
     """
     if num_samples is None:
         num_samples = getattr(method, "num_samples", 16384)
@@ -181,7 +181,7 @@ def check_num_samples(num_samples: int | None, method: Any) -> int:
 
 
 def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:
-    """A fresh score state for every density that hides noise, None for the others."""
+    """An initial score state for each density that needs one, None for the others."""
     assert problem.method is not None
     return tuple(
         problem.method.init(density, rng_key)

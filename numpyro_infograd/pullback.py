@@ -6,9 +6,9 @@ Every objective is a signed sum of entropies, and
     grad h(S) = - E[ (D_params S)^T s_S(S) ],
 
 so the cotangent of a site is the sum of -coefficient * score over the entropies that
-hold it, and pulling it back through the traced model gives the gradient of the whole
-objective (Theorems 1 and 2 and Corollary 3 of Wadayama's paper, with the block of
-every site that depends on a parameter, inputs included).
+contain the site. One vector-Jacobian product of the traced model with these cotangents
+is the gradient of the objective. This is Theorems 1 and 2 and Corollary 3 of Wadayama's
+paper, for all sites that depend on a parameter, including inputs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def cotangents(
     coefficients: Sequence[jax.Array] | jax.Array,
     scores: Sequence[Scores],
 ) -> tuple[Values, Values]:
-    """Sum -coefficient * score over the entropies that hold a site; deviations too."""
+    """Sum of -coefficient * score over the entropies of each site; deviations too."""
     mean: Values = {}
     spread: Values = {}
     for density, coefficient, score in zip(
@@ -59,13 +59,13 @@ def score_weights(
     coefficients: jax.Array,
     scores: list[Scores],
 ) -> jax.Array:
-    """How much of each entropy to take by its score, the rest by its log density.
+    """Weight of each entropy's score; one minus it weighs its negative log density.
 
-    For a known density -E[d log p(values; params) / d params] is the gradient of the
-    entropy too: what it has beside eq. 18, the score in the parameters, has mean zero.
-    A noise of fixed scale adds no variance to it, and much to eq. 18 when it is small;
-    when it is large its score cancels those of other entropies. The share is the one
-    that leaves the least mean square to the sum of the cotangents.
+    For a known density, -E[d log p(values; params) / d params] is also the gradient of
+    the entropy: it differs from eq. 18 by the score in the parameters, whose mean is
+    zero. Noise of a small fixed scale adds much variance to eq. 18 and none to the log
+    density. With large noise, the score of eq. 18 cancels those of other entropies. The
+    weight minimises the mean square of the sum of the cotangents.
     """
     every = range(len(densities))
     found = [jnp.ones(())] * len(densities)
@@ -93,9 +93,9 @@ def score_of(
     values: Values,
     rng_key: jax.Array,
 ) -> Scores:
-    """The density's score: known where no noise is hidden, else by the method.
+    """The density's score: computed if no noise is hidden, else by the method.
 
-    Either way it is made to obey Stein's identities on the batch.
+    Both are then corrected to satisfy Stein's identities on the batch.
     """
     if method is not None and is_learned(method, density):
         raw = method.score(state, density, params, noise, values, rng_key)
@@ -108,10 +108,10 @@ def score_of(
 def _check_scores(
     method: ScoreMethod, density: Density, found: Any, values: Values
 ) -> None:
-    """Raise for what a method of the user's may return instead of `Scores`.
+    """Raise unless a method returned `Scores` of the right shapes.
 
     Raises:
-        ScoreError: naming the method and the site.
+        ScoreError: Names the method and the site.
     """
     name = type(method).__name__
     if not isinstance(found, Scores):
@@ -141,7 +141,7 @@ def _check_scores(
 
 
 def _uses_neg_log_prob(method: ScoreMethod | None, density: Density) -> bool:
-    """Whether a log density is known, and its mean score in the parameters is zero."""
+    """Whether `neg_log_prob` applies: known density, boundary that does not move."""
     learned = method is not None and is_learned(method, density)
     return density.is_known and not learned and not density.moving_boundary
 
@@ -154,7 +154,7 @@ def neg_log_prob(density: Density, params: Any, values: Values) -> jax.Array:
 
 
 class Pulled(NamedTuple):
-    """One replicate: gradient, what the fit may add to it, means, evidence."""
+    """Result of one replicate: gradient, one deviation of it, means, evidence."""
 
     gradient: Any
     deviation: Any
@@ -175,7 +175,7 @@ def pull_back(
     deviation_index: jax.Array | None = None,
     expectation_coefficients: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Pulled:
-    """One batch of noise through the model and back.
+    """Simulate a batch of noise, score its values, and pull the cotangents back.
 
     Args:
         deviation_index: Index of the deviation of the scores that is pulled back too;

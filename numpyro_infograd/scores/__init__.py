@@ -65,7 +65,7 @@ def resolve_method(scores: object, name: str = "scores") -> str | Exact | ScoreM
             return REGISTRY[scores]()
     elif isinstance(scores, type):
         raise ArgumentError(
-            f"{name}={scores.__name__} is a class. Make an object: {scores.__name__}()."
+            f"{name}={scores.__name__} is a class: call it, {scores.__name__}()."
         )
     elif isinstance(scores, (Exact, ScoreMethod)):
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many nats: values of objectives, with standard errors and bounds."""
+"""Values of objectives in nats, with standard errors and bounds."""
 
 from __future__ import annotations
 
@@ -47,9 +47,11 @@ REGISTRY: dict[str, type] = {
     "mcmc": MCMC,
     "path": Path,
 }
-# Inner draws that "auto" affords before it takes chains instead.
+# "auto" uses at most this many inner draws; beyond that it uses chains.
 _AFFORDED = Nested(max_components=16384)
-_HOPELESS = 5.0  # nats in more than two dimensions, beyond which nested is not tried
+# "auto" does not try nested averages above this information, in nats. It counts only
+# sets that hide more than two dimensions.
+_HOPELESS = 5.0
 _CHAINS = MCMC()
 _LEARNED = DeBruijn()
 
@@ -72,34 +74,33 @@ def estimate(
     Args:
         model: A NumPyro model, or the result of `structural_model`.
         objective: Built from `MI`, `Entropy`, `Expectation`.
-        params: Where to evaluate, each parameter in its shape; what is missing takes
-            its initial value.
+        params: Parameter values, each in its shape; a missing one takes its initial
+            value.
         method: A name, or an object of `numpyro_infograd.values` with settings.
 
-            - "exact" (`Exact`): closed form, for models that are linear-Gaussian once
-              what is conditioned on is known; only that is sampled.
-            - "nested" (`Nested`): the model's own densities averaged over fresh draws
-              of hidden noise; with bounds that hold in expectation.
-            - "mcmc" (`MCMC`): annealing between a reference law and the posterior,
-              from both ends, which gives bounds that hold in expectation; for any
-              information.
-            - "fisher" (`DeBruijn`): the Fisher integral over appended noise, by one
-              noise-conditional score network (eqs. 54-55); for outputs without a
-              density of their own.
+            - "exact" (`Exact`): closed form, for models that are linear-Gaussian given
+              their conditions. Only the conditions are sampled.
+            - "nested" (`Nested`): averages of the model's own densities over draws of
+              hidden noise, with bounds that hold in expectation.
+            - "mcmc" (`MCMC`): annealing between a reference distribution and the
+              posterior of the hidden noise, in both directions, with bounds that hold
+              in expectation. Also for high information.
+            - "fisher" (`DeBruijn`): the integral of the Fisher information over
+              appended noise, by one score network (eqs. 54-55). Also for outputs
+              without a density.
             - "path" (`Path`): the integral of the gradient from a reference (eq. 50).
-            - "auto": exact where it can be; nested while 16384 inner draws are
-              enough, or mcmc, by error; fisher where neither can. `.reason` says
-              which and why.
+            - "auto": exact if the model allows it; else nested, or mcmc if its error is
+              smaller; else fisher. `.reason` says which one and why.
         num_samples: Samples, a power of two of at least 256; None for the method's
             default.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         unit: "nats" or "bits".
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
-        mesh: Devices to spread the samples over, a power of two of them.
+        mesh: Devices to split the samples over; their number is a power of two.
 
     Returns:
-        An `Estimate` in that unit; its `.warnings` say which bound it breaks, if any.
+        An `Estimate` in that unit. Its `.warnings` name each bound that it violates.
 
     Raises:
         InfogradError: a subclass that names the site or argument at fault.
@@ -118,7 +119,7 @@ def estimate(
         raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
     if unit == "bits" and not objective.entropies:
         raise ArgumentError(
-            "unit='bits' is for information and entropies; an Expectation is in units "
+            "unit='bits' is for information and entropies. An Expectation has the unit "
             "of its function: leave out unit."
         )
     chosen = _resolve(method)
@@ -174,12 +175,12 @@ def null_check(
     given: Sites = (),
     **settings: Any,
 ) -> Estimate:
-    """What an estimator finds where there is nothing: pairs are shuffled.
+    """Estimate the information of shuffled pairs, whose true value is 0 nats.
 
-    The outputs are made from a second, independent draw of the inputs, so that the
-    information is exactly zero while all marginal laws are the model's own. What the
-    estimate is away from zero is the estimator's error; the settings are those of
-    `estimate`, and "auto" is what it takes for the pairs as they are.
+    The outputs are made from a second, independent draw of the inputs. So the
+    information is exactly zero, while inputs and outputs keep their marginal
+    distributions. The difference of the estimate from zero is the estimator's error.
+    "auto" uses the method that it chooses for the original pairs.
 
     Args:
         model: A NumPyro model, or the result of `structural_model`.
@@ -189,13 +190,13 @@ def null_check(
         **settings: As for `estimate`.
 
     Returns:
-        An `Estimate`, truly 0 nats; it warns where the value is further from that than
-        three standard errors.
+        An `Estimate`. It has a warning if its value is more than three standard errors
+        from zero.
 
     Raises:
-        ArgumentError: if inputs and given share noise, so that no shuffle keeps the
-            law of what is given.
-        InfogradError: another subclass, as from `estimate`.
+        ArgumentError: If inputs and given share noise, so that shuffling would change
+            the distribution of the given sites.
+        InfogradError: Another subclass, as from `estimate`.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -219,12 +220,13 @@ def null_check(
         settings["method"] = estimate(sm, objective, **settings).method
     try:
         found = estimate(shuffled, objective, **settings)
-    except DensityError:  # chains can not walk over the noise of the shuffled copies
+    except DensityError:  # chains cannot sample the noise of the shuffled copies
         found = estimate(shuffled, objective, **(settings | {"method": "auto"}))
     if abs(found.value) > 3 * found.standard_error + 1e-4:
         sentence = (
-            f"shuffled pairs carry nothing, but {found.value:.3g} {found.unit} were "
-            "found: the method's standard error is too small for this model."
+            "shuffled pairs carry no information, but the estimate is "
+            f"{found.value:.3g} {found.unit}: the method's standard error is too small "
+            "for this model. Use another method or more samples."
         )
         found = replace(found, warnings=(*found.warnings, sentence))
     return found
@@ -238,12 +240,12 @@ def value_of(
     method: str | Estimator = "auto",
     num_samples: int | None = None,
 ) -> Estimate:
-    """`estimate` of a traced model at complete parameters, in nats.
+    """The value of an objective in nats, for a traced model and all its parameters.
 
     Args:
         sm: The result of `structural_model`.
         objective: Built from `MI`, `Entropy`, `Expectation`.
-        params: A value of every parameter, of its shape, in constrained space.
+        params: Value of every parameter, in its shape and in constrained space.
         rng_key: A JAX PRNG key.
         method: "auto", or an object of `numpyro_infograd.values`.
         num_samples: Samples, a power of two; None for the method's default.
@@ -276,7 +278,7 @@ def value_of(
                 estimator = replace(estimator, num_samples=num_samples)
             except TypeError:
                 raise ArgumentError(
-                    f"method={name}(...) is no dataclass with a num_samples to set: "
+                    f"method={name}(...) is not a dataclass with a field num_samples: "
                     "leave num_samples out."
                 ) from None
         found = estimator.value(sm, objective, params, rng_key)
@@ -299,11 +301,11 @@ def _auto(
     params: Any,
     by: Callable[[Estimator], Estimate],
 ) -> Estimate:
-    """Exact where it can be; else nested or chains, by error; else fisher."""
+    """Exact if the model allows it; else nested or chains by error; else fisher."""
     why = why_not_closed(objective, sm)
     if not why:
         found = by(Exact())
-        sampled = "linear-Gaussian given what it is conditioned on"
+        sampled = "linear-Gaussian given its conditions"
         exact = found.standard_error == 0 and objective.entropies
         return replace(found, reason="linear-Gaussian" if exact else sampled)
     nested, reason = None, ""
@@ -313,7 +315,7 @@ def _auto(
         ]
         far = information(sm, densities, params)
         if far > _HOPELESS:
-            reason = f"about {far:.0f} nats are too many to average over draws"
+            reason = f"about {far:.0f} nats are too many for nested averages"
         else:
             nested = by(_AFFORDED)
             effective = nested.diagnostics["effective_sample_size_low"]
@@ -338,8 +340,8 @@ def _auto(
     slack = 2 * best.standard_error
     if not lower - slack <= best.value <= upper + slack:
         warnings += (
-            f"the bounds by nested averages and chains, {lower:.4g} and {upper:.4g}, "
-            f"do not hold the value {best.value:.4g}: the standard error is too small.",
+            f"the value {best.value:.4g} is outside the bounds by nested averages and "
+            f"chains, {lower:.4g} to {upper:.4g}: the standard error is too small.",
         )
     lower, upper = min(lower, best.value), max(upper, best.value)
     reason = f"{why}; {reason}"
@@ -347,19 +349,21 @@ def _auto(
 
 
 def _is_fine(found: Estimate) -> bool:
-    """Whether an error is too small to look for a smaller one."""
+    """Whether the error is small enough not to try another method."""
     return found.standard_error <= max(0.005 * abs(found.value), 0.005)
 
 
 def _resolve(method: Any) -> str | Estimator:
-    """A method's name or object, checked."""
+    """ "auto", or the estimator object for a method."""
     chosen: str | Estimator
     if isinstance(method, str):
         if method == "auto" or method in REGISTRY:
             chosen = REGISTRY[method]() if method in REGISTRY else method
             return chosen
     elif isinstance(method, type):
-        raise ArgumentError(f"method={method.__name__} is a class: call it first.")
+        raise ArgumentError(
+            f"method={method.__name__} is a class: call it, {method.__name__}()."
+        )
     elif callable(getattr(method, "value", None)):
         chosen = method
         return chosen

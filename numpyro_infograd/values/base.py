@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an estimate is, and the protocol of the estimators."""
+"""`Estimate`, and the protocol of estimators."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from numpyro_infograd.structure import StructuralModel
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value in nats (or bits) and how far it can be trusted; its numbers are floats.
+    """A value in nats (or bits) with its standard error and bounds.
 
     Attributes:
         value: The estimate.
-        standard_error: Of sampling, and what fits, quadrature and the bias of nested
-            averages may add.
-        lower: A lower bound less two of its own standard errors. Nested averages have
-            a bound that holds in expectation however few the inner draws are; for
-            other methods it is the value less two standard errors, and no bound.
+        standard_error: Includes sampling, and possible errors of fits, of quadrature
+            and of the bias of nested averages.
+        lower: For "nested" and "mcmc", a lower bound that holds in expectation, minus
+            two of its own standard errors. For other methods, the value minus two
+            standard errors, which is not a bound.
         upper: The same from above.
-        method: "exact" (expectations in it are sampled all the same), "nested",
-            "fisher", "path", or "sampled" where there is nothing but expectations;
+        method: "exact" (expectations in it are still sampled), "nested", "mcmc",
+            "fisher", "path", or "sampled" if the objective has only expectations;
             "features" for the divergence of a `Calibration`.
         unit: "nats" or "bits".
-        reason: Why "auto" took this method; "" if it was asked for.
-        warnings: Sentences that a careful user should read.
-        diagnostics: Numbers behind the estimate.
+        reason: Why "auto" chose this method; "" if the caller chose it.
+        warnings: Sentences that say why the value or its error may be wrong.
+        diagnostics: Further numbers about the estimate.
 
     Example:
         >>> from numpyro_infograd import Estimate
@@ -54,7 +54,7 @@ class Estimate:
     diagnostics: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __neg__(self) -> Estimate:
-        """The estimate of minus the objective."""
+        """The estimate of the negative objective."""
         return replace(self, value=-self.value, lower=-self.upper, upper=-self.lower)
 
     def __repr__(self) -> str:
@@ -63,7 +63,7 @@ class Estimate:
         return f"{self.value:.6g}{error} {self.unit} ({self.method}){notes}"
 
     def in_bits(self) -> Estimate:
-        """The same in bits, which a value in nats becomes over ln 2."""
+        """The same estimate in bits: all numbers divided by ln 2."""
         scale = 1.0 / math.log(2.0)
         return replace(
             self,
@@ -76,7 +76,7 @@ class Estimate:
 
 
 class Estimator(Protocol):
-    """A way to a value: a frozen dataclass with a `num_samples`, without state.
+    """An estimator: a frozen dataclass with a field `num_samples` and a method `value`.
 
     Example:
         >>> from dataclasses import dataclass
@@ -98,12 +98,12 @@ class Estimator(Protocol):
     def value(
         self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
-        """The objective's value in nats at complete parameters.
+        """The objective's value in nats.
 
         Args:
-            sm: The traced model; its sites and the objective's have been checked.
-            objective: What to take the value of.
-            params: A value of every parameter, of its shape, in constrained space.
+            sm: The traced model. The sites of the objective have been checked.
+            objective: The objective.
+            params: Value of every parameter, in its shape and in constrained space.
             rng_key: A JAX PRNG key.
 
         Returns:
@@ -118,7 +118,7 @@ def report(
     warnings: tuple[str, ...] = (),
     diagnostics: Mapping[str, Any] | None = None,
 ) -> Estimate:
-    """An estimate whose bounds are the value and two standard errors."""
+    """An estimate whose bounds are the value plus and minus two standard errors."""
     return Estimate(
         value,
         error,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a value can not be: bounds that hold whatever the estimator."""
+"""Bounds on an information that hold for every estimator."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from numpyro_infograd.values.nested import average
 
 _SAMPLES = 16384
 _VALUES = 512  # a site with more different values counts as continuous
-_SEEN = 8  # and so does one with a value that is seen less often
+_SEEN = 8  # so does a site with a value that occurs less often
 _COMPONENTS = 1024  # inner draws of the contrastive bound
 
 
 def warnings_for(
     found: Estimate, objective: Objective, sm: StructuralModel, params: Any
 ) -> tuple[str, ...]:
-    """A sentence for every bound that an estimate of an information breaks."""
+    """A sentence for each bound that an estimate of an information violates."""
     if not math.isfinite(found.value + found.standard_error):
         return (
-            f"the value is {found.value} +- {found.standard_error}: no number. Take "
-            "another method, or enable x64.",
+            f"the value is {found.value} +- {found.standard_error}, not a finite "
+            "number. Use another method, or enable x64.",
         )
     if _Information.of(-objective):  # what is minimised
         return warnings_for(-found, -objective, sm, params)
@@ -45,8 +45,8 @@ def warnings_for(
     broken = []
     if found.value < -1.5 * slack - 1e-4:
         broken.append(
-            f"the information is {found.value:.4g}, but one is never negative: "
-            "the estimate is off by more than its standard error."
+            f"the information is {found.value:.4g}, but information is never negative: "
+            "the standard error is too small. Use another method or more samples."
         )
     noise = draw_noise(
         sm.spec, jax.random.key(7), _SAMPLES, base_points(sm.spec, _SAMPLES)
@@ -59,9 +59,8 @@ def warnings_for(
     ):
         if found.value > bound + slack + 0.01 * abs(bound):
             broken.append(
-                f"the information exceeds {name}, {bound:.6g} nats: the estimate is "
-                "off by more than its standard error. Take another method or more "
-                "samples."
+                f"the information exceeds {name}, {bound:.6g} nats: the standard error "
+                "is too small. Use another method or more samples."
             )
     if found.method in ("fisher", "path"):
         broken += _contrastive(found, objective, sm, params)
@@ -71,11 +70,11 @@ def warnings_for(
 def _contrastive(
     found: Estimate, objective: Objective, sm: StructuralModel, params: Any
 ) -> list[str]:
-    """Whether learned scores agree with the bounds of nested averages.
+    """A warning if a value from learned scores violates the bounds of nested averages.
 
-    The contrastive bound falls short of an information I by no more than about
-    log(1 + exp(I) / L) where nothing is hidden given the inputs: a value far above
-    that is one of a network that has missed what is there.
+    If no noise is hidden given the inputs, the contrastive bound with L components is
+    below an information I by at most about log(1 + exp(I) / L). A value far above it is
+    wrong, for instance because a network missed some modes.
     """
     terms = resolve(objective, sm)
     if not all(has_density(sm, s) for term in terms for s in term.sites):
@@ -98,7 +97,7 @@ def _contrastive(
     return [
         f"the information is {found.value:.6g}, but nested averages put it between "
         f"{max(low, bound.lower):.6g} and {high:.6g} nats: the network may have missed "
-        "modes, or sharp parts. Use method='nested', or give it more: "
+        "modes or sharp structure. Use method='nested', or train longer: "
         "values.DeBruijn(num_steps=...)."
     ]
 
@@ -112,7 +111,7 @@ class _Information(NamedTuple):
 
     @staticmethod
     def of(objective: Objective) -> _Information | None:
-        """The sets, where the objective is one mutual information and nothing else."""
+        """The sets, if the objective is exactly one mutual information; else None."""
         plus = [s for s, c in objective.entropies.items() if c == 1.0]
         if len(plus) != 2 or objective.expectations:
             return None
@@ -126,7 +125,7 @@ class _Information(NamedTuple):
 def _gaussian(
     objective: Objective, sm: StructuralModel, params: Any, values: Values
 ) -> float:
-    """Entropies as large as their covariance allows, less those known exactly."""
+    """Upper bound: normal entropies of the same covariance, minus known entropies."""
     total = 0.0
     for term in resolve(objective, sm):
         density = sm.density(term.sites, term.given, whole=True)
@@ -145,7 +144,7 @@ def _gaussian(
                 columns = columns - given @ np.linalg.lstsq(given, columns)[0]
             covariance = columns.T @ columns / len(columns)
             log_det = np.linalg.slogdet(2 * math.pi * math.e * covariance)[1]
-            # and what the covariance of so many samples may be short of
+            # Plus the sampling error of a covariance of so many samples.
             size = columns.shape[1]
             error = size**2 / (2 * _SAMPLES) + 3 * math.sqrt(size / (2 * _SAMPLES))
             total += term.coefficient * (0.5 * log_det + error)
@@ -159,7 +158,7 @@ def _mean_log_prob(density: Density, params: Any, values: Values) -> jax.Array:
 
 
 def _discrete(information: _Information, values: Values) -> float:
-    """The smaller entropy of inputs and outputs, where they take few values."""
+    """Upper bound: the smaller entropy of inputs and outputs, if they are discrete."""
     smallest = math.inf
     for sites in (information.inputs, information.outputs):
         columns = np.concatenate(
@@ -176,7 +175,7 @@ def _discrete(information: _Information, values: Values) -> float:
 
 
 def _processing(information: _Information, sm: StructuralModel, params: Any) -> float:
-    """The least I(A; v) and I(v; B) in closed form over sites v with A -> v -> B."""
+    """Upper bound: the least closed-form I(A; v), I(v; B) over v with A -> v -> B."""
     a, b, given = information
     smallest = math.inf
     if given:
@@ -196,7 +195,7 @@ def _processing(information: _Information, sm: StructuralModel, params: Any) -> 
 def _separates(
     sm: StructuralModel, a: tuple[str, ...], site: str, b: tuple[str, ...]
 ) -> bool:
-    """Whether b is made from the value of a site and noise that makes neither."""
+    """Whether, given the site, b depends on no noise of a or of the site."""
     if sm.site_info[site].control_flow:
         return False
     left = sm.noise_given((site,), b)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values in closed form."""
+"""Values of linear-Gaussian models in closed form."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from numpyro_infograd.values.nested import average
 
 @dataclass(frozen=True)
 class Exact:
-    """Log determinants, where each entropy is linear-Gaussian given its conditions.
+    """Log determinants, for entropies that are linear-Gaussian given their conditions.
 
-    Without conditions, or where they change no coefficient, there is no error. A
-    condition that does, such as a fading channel, is sampled; so are expectations.
+    The value has no error unless something is sampled: expectations, and conditions
+    that change the coefficients, such as the state of a fading channel.
 
     Args:
-        num_samples: Draws of the conditions, a power of two.
+        num_samples: Number of draws of the conditions, a power of two.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -51,7 +51,7 @@ class Exact:
     def value(
         self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
-        """The value, its standard error that of what had to be sampled."""
+        """The value; its standard error is that of the sampled parts."""
         why = why_not_closed(objective, sm)
         if why:
             raise ArgumentError(
@@ -88,5 +88,5 @@ def why_not_closed(objective: Objective, sm: StructuralModel) -> str:
 
 @jax.jit
 def evaluate(exact: GaussianEntropies, params: Any) -> jax.Array:
-    """A closed form at some parameters, compiled once for all values of them."""
+    """The closed form at these parameters; compiled once for all values."""
     return exact(params)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values by the Fisher integral over appended noise.
+"""Values by de Bruijn's identity: an integral of Fisher information over noise.
 
 Let w be the values in coordinates of mean 0 and covariance I, w_t = w + sqrt(t) z with
 z standard normal, s_t the score of w_t, and -w_t / (1 + t) that of a normal law of the
@@ -7,13 +7,13 @@ same covariance. De Bruijn's identity (eqs. 54-55) then reads
 
     h(w) = -E log N(w; 0, I) - 1/2 int_0^inf E |s_t(w_t) + w_t / (1 + t)|^2 dt,
 
-for any law of w: what a normal law explains is outside the integral, so that its
-integrand falls as t^-4 and needs no tail, and is zero for a linear-Gaussian model.
+for any distribution of w. The Gaussian part is outside the integral. So the integrand
+falls as t^-4 for large t, and is zero for a linear-Gaussian model.
 
-The integrand is the least square error of a regression: of the complete-data score at
-w_t, whose mean given w_t is s_t. So the integral over log t is one least squares
-problem, with log t a coordinate of the same quasi-random points as the noise. Networks
-are trained for its features; the value is solved from sums over fresh samples.
+s_t is the regression of the complete-data score at w_t on w_t. So the integral over
+log t is one least squares problem, in which log t is one more coordinate of the
+quasi-random points. Trained networks give its features; sums over fresh samples give
+the value.
 """
 
 from __future__ import annotations
@@ -59,31 +59,30 @@ from numpyro_infograd.values.regression import (
     solve,
 )
 
-_POOLS = 4  # of the samples' size, to train on
-# What features are still missing, by what the second half of them gained: where truths
-# are known it was between one and two times that.
+_POOLS = 4  # training samples, in units of the size of a replicate
+# Estimate of what missing features would add, in units of what the second half of the
+# features added. For models with a known value it was between one and two.
 _MISSING = 1.5
 _RESOLVED = 0.05  # share of an entropy that may be missing without a warning
-_SYMBOLS = 64  # a discrete condition of more values enters as a number
-_HEAVY = 9.0  # variance, in units of what the middle of the values suggests
+_SYMBOLS = 64  # a discrete condition with more values is used as a number
+_HEAVY = 9.0  # variance, in units of the one that the middle 68 % suggests
 
 
 @dataclass(frozen=True)
 class DeBruijn:
-    """The Fisher integral (eqs. 54-55), with one noise-conditional score network.
+    """De Bruijn's identity (eqs. 54-55), with one score network for all variances.
 
-    Serves outputs without a density of their own and information too high for nested
-    averages; entropies that hide no noise are averaged as they are. The standard error
-    holds the sampling and the fit (a jackknife over 16 replicates), what the value was
-    corrected by for features that the networks lack, and the part below the lowest
-    variance.
+    For outputs without a density of their own, and for information that is too high for
+    nested averages. Entropies that hide no noise are averaged directly. The standard
+    error includes sampling and fit (a jackknife over 16 replicates), the correction for
+    features that the networks lack, and the part below the lowest variance.
 
     Args:
         num_samples: Samples of the least squares problem, a power of two.
         hidden: Widths of the hidden layers.
-        num_networks: How many networks give features, an even number.
+        num_networks: Number of networks that give features, an even number.
         num_steps: Training steps.
-        batch_size: Samples of a training step, shared out among the networks.
+        batch_size: Samples of a training step, divided among the networks.
         learning_rate: Peak of the cosine schedule.
 
     Example:
@@ -116,12 +115,12 @@ class DeBruijn:
     def value(
         self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
-        """The value: one least squares problem for each entropy that hides noise."""
+        """The value; each entropy that hides noise is one least squares problem."""
         why = why_not_fisher(objective, sm)
         if why:
             raise ArgumentError(
-                f"method='fisher' needs scores, but {why}. Use method='nested', and "
-                "draw the site from a discrete distribution if it is computed."
+                f"method='fisher' needs scores, but {why}. Use method='nested'; if the "
+                "site is computed, draw it from a discrete distribution instead."
             )
         terms = resolve(objective, _seen_through_noise(objective, sm))
         known: list[tuple[Term, Density]] = []
@@ -154,16 +153,17 @@ class DeBruijn:
             doubt = max(_MISSING * abs(found.gained), found.below)
             if doubt > _RESOLVED * max(1.0, abs(found.value)):
                 warnings.append(
-                    f"the score of site {term.sites[0]!r} has structure too fine for "
-                    f"the network or below the lowest noise, worth {doubt:.2g} nats or "
-                    "more. Give it more, values.DeBruijn(num_steps=..., hidden=...), "
-                    "or make the site a sample site with its noise."
+                    f"the score of site {term.sites[0]!r} has structure that is too "
+                    "fine for the network or for the lowest noise variance: about "
+                    f"{doubt:.2g} nats or more may be missing. Use a larger fit, "
+                    "values.DeBruijn(num_steps=..., hidden=...), or write the site's "
+                    "own noise as a sample site."
                 )
             if found.tails > _HEAVY:
                 warnings.append(
-                    f"site {term.sites[0]!r} has tails so heavy that its variance "
-                    f"({found.tails:.0f} times that of its middle) says little, and "
-                    "the Fisher integral starts from there. Use method='nested', or "
+                    f"site {term.sites[0]!r} has tails so heavy that its variance is "
+                    f"{found.tails:.0f} times that of its middle, but method='fisher' "
+                    "needs a variance that describes the site. Use method='nested', or "
                     "observe a bounded function of the site."
                 )
         error = math.sqrt(variance)
@@ -205,7 +205,7 @@ class DeBruijn:
             np.asarray(x, np.float64) for x in _sums(self, frame, networks, fresh, turn)
         )
         constant = 0.5 * dimensions * math.log(2 * math.pi) + float(frame.log_volume)
-        # Features of the first half of the networks are a problem of their own.
+        # The same problem with only the features of the first half of the networks.
         half = slice(width // 2 + 1)
         gaussian = leave_one_out(constant + 0.5 * square)
         whole = least_squares(gram, cross)
@@ -233,11 +233,11 @@ class _Entropy(NamedTuple):
     gained: float
     lowest_variance: float
     tails: float
-    below: float  # what the part below the lowest variance is taken for
+    below: float  # estimate of the part below the lowest variance
 
 
 def _tails(values: np.ndarray) -> float:
-    """Variance of a component over what its middle 68 % suggest; 1 for a normal law."""
+    """Largest ratio of a variance to that of the middle 68 %; 1 if normal."""
     low, high = np.quantile(values, [0.16, 0.84], axis=0)
     middle = 0.5 * (high - low)
     ratio = np.var(values, axis=0) / np.where(middle > 0, middle, np.inf) ** 2
@@ -245,7 +245,7 @@ def _tails(values: np.ndarray) -> float:
 
 
 def why_not_fisher(objective: Objective, sm: StructuralModel) -> str:
-    """Why a site that needs a score has none; "" if all have."""
+    """Why a site that needs a score has none; "" if all sites have one."""
     noisy = _seen_through_noise(objective, sm)
     for term in resolve(objective, noisy):
         hidden = noisy.density(term.sites, term.given, whole=True).hidden
@@ -257,9 +257,9 @@ def why_not_fisher(objective: Objective, sm: StructuralModel) -> str:
 
 
 def _seen_through_noise(objective: Objective, sm: StructuralModel) -> StructuralModel:
-    """The model with noise on the sites that have no density of their own.
+    """The model with noise appended to the sites that have no density of their own.
 
-    Now all have one, and the graph alone decides which entropies are conditional.
+    Then all sites have a density, and `resolve` depends on the graph only.
     """
     without = [
         s for s in objective.sites if not has_density(sm, s) and not _whole(sm, s)
@@ -285,7 +285,7 @@ def _draw(
     spec: NoiseSpec,
     size: int,
 ) -> Draws:
-    """Pools to train on, then replicates to solve from: (pools + 16, size, ...)."""
+    """Pools for training, then replicates for the value: (pools + 16, size, ...)."""
 
     def one(key: jax.Array) -> Draws:
         noise = draw_noise(spec, key, size, points)
@@ -293,7 +293,7 @@ def _draw(
         values = simulate(forward, params, noise)
         flat = flatten(values, density.sites)
         score = jnp.zeros_like(flat)
-        # Without the terms that a boundary adds, appended noise alone is the target.
+        # At a boundary the model's own score lacks terms: use only appended noise.
         if (
             density.unbounded
             and not density.moving_boundary
@@ -310,7 +310,7 @@ def _draw(
 
 
 def _one_hot(sm: StructuralModel, density: Density, given: jax.Array) -> jax.Array:
-    """Columns of a discrete site that takes few values become one for each value."""
+    """One-hot columns for discrete sites that take few values."""
     parts, start = [], 0
     for site in density.given:
         size = sm.site_info[site].size
@@ -340,7 +340,7 @@ def _train(
     init_key: jax.Array,
     train_key: jax.Array,
 ) -> Any:
-    """Networks fitted to the pool, with fresh variances and noise at every step."""
+    """Networks trained on the pool, with fresh variances and noise at every step."""
     ensemble = _ensemble(method, pool)
     members, batch = method.num_networks, method.batch_size // method.num_networks
     optimizer = optax.adam(
@@ -378,11 +378,11 @@ def _train(
 def _sums(
     method: DeBruijn, frame: Frame, networks: Any, fresh: Draws, turn: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """For each replicate: normal equations of the last layer, E|w|^2, and the share of
-    the first that is below the lowest variance.
+    """For each replicate: normal equations of the last layer, E|w|^2, and the part of
+    the Gram matrix below the lowest variance.
 
-    Half the span of log t times a mean square is the integral that it stands for; the
-    factor is in the sums.
+    An integral over log t is the span of log t times a mean. The sums include the span
+    and the factor 1/2 of the identity.
     """
     ensemble = _ensemble(method, fresh)
 

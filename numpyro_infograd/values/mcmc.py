@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values by annealing between a reference law and the posterior, from both ends.
+"""Values by annealing between a reference and the posterior, in both directions.
 
-For a sample S made by the noise u_0, let u walk from a draw of a reference law q(u) to
-the posterior p(u | S), through q^(1 - b) p(u, S)^b with b from 0 to 1. With
+Let S be a sample made by the noise u_0. A chain u starts at a draw of a reference
+distribution q(u) and moves to the posterior p(u | S) through the densities
+q^(1 - b) p(u, S)^b, with b from 0 to 1. With
 
     w = sum_j (b_{j+1} - b_j) [log p(u_j, S) - log q(u_j)]
 
-the mean of exp(w) is p(S), so E w <= log p(S). The way back begins at u_0, which is an
-exact draw of the posterior, and there E w >= log p(S) (bidirectional Monte Carlo:
-Grosse, Ghahramani and Adams, 2015). Both bounds hold however badly the chains mix, and
-their gap falls as one over the number of levels. Bennett's acceptance ratio with one
-draw from each end is the middle between them.
+the mean of exp(w) is p(S), so E w <= log p(S). A second chain moves in the reverse
+direction. It starts at u_0, an exact draw of the posterior, and has E w >= log p(S)
+(bidirectional Monte Carlo: Grosse, Ghahramani and Adams, 2015). Both bounds hold even
+if the chains mix badly. Their gap falls as one over the number of levels. Bennett's
+acceptance ratio with one draw from each end is the mean of both.
 """
 
 from __future__ import annotations
@@ -42,31 +43,31 @@ from numpyro_infograd.values.base import Estimate
 from numpyro_infograd.values.nested import refuse_without_density
 
 _BATCH = 2048  # samples of one call
-_FIRST = 32  # levels at first
-_BENDS = (1.0, 2.0, 4.0)  # powers of the share of the way, to space the levels by
-_WIDEST = 20.0  # nats that the two ends may be apart for one sample
-_HOPELESS = 1e3  # nats apart, beyond which it no longer matters how many
-_FAR = 1e10  # nats below which a weight is as good as nothing
-_GROWTH = 3  # doublings of the levels at once
-_SHARE = 0.1  # of the gap, that the middle may be off
-_SMALL = 0.0025  # share of a value that its error may be
-_FINE = 0.002  # nats that it may be
+_FIRST = 32  # initial number of levels
+_BENDS = (1.0, 2.0, 4.0)  # exponents that space the levels
+_WIDEST = 20.0  # largest gap of the two ends of one sample, in nats
+_HOPELESS = 1e3  # nats at which an even larger gap is clipped
+_FAR = 1e10  # log weights are clipped at minus this
+_GROWTH = 3  # doublings of the levels at once, at most
+_SHARE = 0.1  # possible error of the middle, as a share of the gap
+_SMALL = 0.0025  # goal of the relative error
+_FINE = 0.002  # goal of the error in nats, if that is larger
 
 
 @dataclass(frozen=True)
 class MCMC:
-    """Annealing from a reference law to the posterior, and back from an exact draw.
+    """Annealing from a reference to the posterior, and back from an exact draw.
 
-    Serves any information, where every site has a density of its own. `lower` and
-    `upper` hold in expectation. The value is the middle of the two ends (Bennett's
-    acceptance ratio); its standard error holds the sampling and a share of the gap,
-    which grows with the gap. Levels are added until that is small, then samples.
+    For information of any size, if every site has a density of its own. `lower` and
+    `upper` are bounds in expectation. The value is the middle between them (Bennett's
+    acceptance ratio). Its standard error includes sampling and a share of the gap
+    between the bounds. Levels are added until the gap is small, then samples.
 
     Args:
-        num_samples: Samples at most, a power of two.
-        max_levels: Levels at most, a power of two.
-        budget: Samples times levels at most, a power of two.
-        pilot_size: Samples that the chains are tuned on, a power of two.
+        num_samples: Maximum number of samples, a power of two.
+        max_levels: Maximum number of levels, a power of two.
+        budget: Maximum of samples times levels, a power of two.
+        pilot_size: Samples for the tuning of the chains, a power of two.
 
     Example:
         >>> import numpyro_infograd as ig
@@ -89,15 +90,16 @@ class MCMC:
     def value(
         self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
-        """The value: every entropy that hides noise is annealed at the same samples."""
+        """The value; all entropies that hide noise are annealed at the same samples."""
         terms = resolve(objective, sm)
         refuse_without_density(sm, terms)
         densities = tuple(_walked(sm, term) for term in terms)
         for density in densities:
             if not density.is_known and density.walk is None:
                 raise DensityError(
-                    f"no chain can walk over what the set {density.label!r} hides, "
-                    f"because {density.why_no_walk}. Use method='fisher'."
+                    "no Markov chain can sample the noise that the set "
+                    f"{density.label!r} hides, because {density.why_no_walk}. Use "
+                    "method='fisher'."
                 )
         tune_key, rng_key = jax.random.split(rng_key)
         way = _Way(
@@ -129,7 +131,7 @@ class MCMC:
     def _tuned(
         self, sm: StructuralModel, density: Density, params: Any, rng_key: jax.Array
     ) -> Tuning | None:
-        """What chains need to know; None for a known density."""
+        """The tuning of the chains; None for a known density."""
         if density.walk is None:
             return None
         columns = sum(density.sizes) + density.walk.size
@@ -138,7 +140,7 @@ class MCMC:
         return _tune(sm.forward, density, params, points, rng_key, num_samples=size)
 
     def _grown(self, run: Callable[[int, int, float], Ends]) -> Estimate:
-        """Levels until the gap is small, then samples until the scatter is."""
+        """Add levels until the gap is small, then samples until the scatter is."""
         levels = _FIRST
         pilots = {bend: run(i, levels, bend) for i, bend in enumerate(_BENDS)}
         bend = min(_BENDS, key=lambda b: abs(pilots[b].gap))
@@ -161,12 +163,12 @@ class MCMC:
 
 
 def _bias(gap: float) -> float:
-    """How far the middle of two ends may be off."""
+    """Possible error of the middle of two ends."""
     return gap * min(_SHARE + 0.5 * _SHARE * gap, 0.25)
 
 
 def _walked(sm: StructuralModel, term: Term) -> Density:
-    """The density of a term, of which no score is asked for."""
+    """The density of a term, without the parts that only a score needs."""
     density = walkable(sm, sm.density(term.sites, term.given, whole=True))
     if density.walk is None:
         return density
@@ -174,14 +176,14 @@ def _walked(sm: StructuralModel, term: Term) -> Density:
 
 
 class Ends(NamedTuple):
-    """What replicates found: means over samples, and control variates.
+    """Results of replicates: means over samples, and control variates.
 
     Attributes:
         totals: The middle, the lower and the upper end, (num_replicates, 3).
-        known: What has mean zero, (num_replicates, columns).
-        gram: Products of that with itself, (num_replicates, columns, columns).
-        cross: Its products with `totals`, (num_replicates, columns, 3).
-        lost: What the middle was moved by where its ends are too far apart, nats.
+        known: Control variates, whose mean is zero, (num_replicates, columns).
+        gram: Their products with each other, (num_replicates, columns, columns).
+        cross: Their products with `totals`, (num_replicates, columns, 3).
+        lost: Change of the middle by clipping the ends of single samples, nats.
     """
 
     totals: np.ndarray
@@ -197,16 +199,16 @@ class Ends(NamedTuple):
 
     @property
     def gap(self) -> float:
-        """Distance of the mean ends, in nats."""
+        """Difference of the mean upper and lower end, in nats."""
         return float(np.mean(self.totals[:, 2] - self.totals[:, 1]))
 
     @property
     def bias(self) -> float:
-        """What the middle may be off: a share of the gap that grows with it."""
+        """Possible error of the middle: a share of the gap that grows with the gap."""
         return _bias(abs(self.gap)) + float(np.mean(self.lost))
 
     def enough(self, levels: int, goal: float, most: int) -> int:
-        """Levels that should bring the bias to a goal: the gap falls as one over it."""
+        """Levels for which the bias should meet a goal: the gap falls as 1 / levels."""
         gap = abs(self.gap)
         for _ in range(_GROWTH):
             levels, gap = 2 * levels, gap / 2
@@ -215,7 +217,7 @@ class Ends(NamedTuple):
         return levels
 
     def estimate(self, levels: int, num_samples: int) -> Estimate:
-        """The middle, less what control variates explain."""
+        """The middle with its bounds, after subtracting control variates."""
         gram, cross = self.gram.sum(0), self.cross.sum(0)
         slope = np.linalg.lstsq(gram, cross)[0]
         totals = self.totals - self.known @ slope
@@ -225,9 +227,9 @@ class Ends(NamedTuple):
         warnings: tuple[str, ...] = ()
         if self.bias > max(errors[0], _FINE, 0.01 * abs(value)):
             warnings = (
-                f"the ends of the annealing are {self.gap:.3g} nats apart after "
-                f"{levels} levels, and the value is the middle between them: raise "
-                "max_levels and budget of values.MCMC.",
+                f"the bounds by annealing are {self.gap:.3g} nats apart after {levels} "
+                "levels, and the value is the middle between them. Raise max_levels "
+                "and budget of values.MCMC.",
             )
         return Estimate(
             float(value),
@@ -241,7 +243,7 @@ class Ends(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """What an annealing needs besides its levels."""
+    """The arguments of an annealing besides its levels."""
 
     forward: Program
     densities: tuple[Density, ...]
@@ -276,7 +278,7 @@ def _anneal(
     spec: NoiseSpec,
     num_samples: int,
 ) -> tuple[jax.Array, ...]:
-    """The fields of `Ends`, from replicates of so many samples each."""
+    """The fields of `Ends`, from replicates of `num_samples` samples each."""
     params = way.params
 
     def log_density(
@@ -324,7 +326,7 @@ def _anneal(
 def _ends(
     walk: Walk, exact: Position, rng_key: jax.Array, levels: jax.Array, bend: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Ends of log p(S): up from the reference, and down from an exact draw."""
+    """Lower end of log p(S) from the reference, upper end from an exact draw."""
 
     def power(index: jax.Array) -> jax.Array:
         return (index / levels) ** bend
@@ -336,7 +338,7 @@ def _ends(
     starts = jax.tree.map(lambda *x: jnp.stack(x), walk.begin(draw_key), exact)
 
     def level(index: jax.Array, carry: Any) -> Any:
-        """Both ways weigh a level where they are, and then move at its other end."""
+        """Both chains add the weight of a level, then move at its other end."""
         at, totals = carry
         low = jnp.stack([index, levels - 1 - index])  # up, down
         ends = jnp.stack([power(low), power(low + 1)])
@@ -347,7 +349,7 @@ def _ends(
             return walk.step(key, index, chain, end)[0], weight(chain)
 
         at, weights = jax.vmap(both)(keys, at, jnp.stack([ends[1, 0], ends[0, 1]]))
-        # The way up may start where nothing can be; the way down may not.
+        # The chain from the reference may start outside the support, the other not.
         low = jnp.nan_to_num(weights[0], nan=-_FAR, neginf=-_FAR)
         weights = weights.at[0].set(jnp.maximum(low, -_FAR))
         return at, totals + (ends[1] - ends[0]) * weights

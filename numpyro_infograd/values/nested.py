@@ -33,31 +33,32 @@ from numpyro_infograd.terms import (
 )
 from numpyro_infograd.values.base import Estimate
 
-_EVALUATIONS = 2**26  # of a density, for one estimate
-_CHUNK = 1024  # samples averaged at once
-_ALONE = 2.0  # nats that a draw without another to explain it is rarer than it seems
-_STEP = math.log(2.0)  # what a jackknife over halves may at most take away
+_EVALUATIONS = 2**26  # density evaluations of one estimate
+_CHUNK = 1024  # samples evaluated at once
+_ALONE = 2.0  # correction in nats of a sample that only its own noise explains
+_STEP = math.log(2.0)  # largest correction by a jackknife over halves
 
 
 @dataclass(frozen=True)
 class Nested:
-    """Averages of log densities, each density an average over its hidden noise.
+    """Averages of log densities, each of which is an average over its hidden noise.
 
     For draws a with hidden noise u_0, and L fresh draws u_1, ..., u_L of that noise,
 
         -E log mean_{1..L} p(a | u_l) >= h >= -E log mean_{0..L} p(a | u_l),
 
     the leave-one-out and the contrastive bound. The first is Jensen's inequality and
-    holds for quasi-random draws as well; the second holds for independent draws, and
-    for draws whose averages vary less. The value takes the bias of the first away by
-    a jackknife over two halves, and half of what it took enters the standard error. A
-    draw that only its own u_0 explains counts with that, and two nats of error.
+    also holds for quasi-random draws. The second holds for independent draws, and for
+    draws whose averages vary less. The value is the first bound with its bias removed
+    by a jackknife over two halves; the standard error includes half of the correction.
+    For a sample that only its own u_0 explains, the value uses u_0, and the standard
+    error includes two nats.
 
     Args:
-        num_components: L, a power of two: fresh draws for each replicate at first.
-        max_components: How far L may grow where the information is too high for it.
-        num_samples: Outer draws, a power of two; None for as many as keep their product
-            with L at 2^26, between 2^14 and 2^18.
+        num_components: Initial L, the fresh draws of each replicate; a power of two.
+        max_components: Maximum of L, which grows with the information.
+        num_samples: Outer draws, a power of two; None uses 2^26 / L, but at least 2^14
+            and at most 2^18.
 
     Example:
         >>> import numpyro_infograd as ig
@@ -76,7 +77,7 @@ class Nested:
         if self.max_components < self.num_components:
             raise ArgumentError(
                 f"max_components ({self.max_components}) is below num_components "
-                f"({self.num_components})."
+                f"({self.num_components}). Raise it."
             )
         if self.num_samples is not None:
             check_num_samples(self.num_samples, None)
@@ -89,7 +90,7 @@ class Nested:
     def value(
         self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
-        """The value and its bounds, from as many components as it takes."""
+        """The value and its bounds, from as many components as needed."""
         terms = resolve(objective, sm)
         refuse_without_density(sm, terms)
         expectations = trace_expectations(objective, sm)
@@ -100,7 +101,7 @@ class Nested:
             )
             if found.is_sound or count >= self.max_components:
                 break
-            # The effective size grows in proportion: one jump is enough, or the last.
+            # The effective size grows in proportion to L, so one step is enough.
             have = found.effective if found.effective > 1.0 else 1.0  # or NaN
             step = 2 ** math.ceil(math.log2(max(SOUND_SAMPLE_SIZE / have, 2.0)))
             count = min(count * step, self.max_components)
@@ -109,10 +110,9 @@ class Nested:
             size = 0.0 if math.isnan(found.effective) else found.effective
             warnings = (
                 f"the inner effective sample size is only {size:.0f} with "
-                f"{count} components: the information is high for nested averaging, "
-                "and the value may be off by more than its standard error; lower and "
-                "upper hold all the same. Raise max_components, or use "
-                "method='fisher'.",
+                f"{count} components: the information is too high for nested averages, "
+                "and the error may exceed the standard error. The bounds still hold. "
+                "Raise max_components, or use method='fisher'.",
             )
         return Estimate(
             found.value,
@@ -130,7 +130,7 @@ class Nested:
 
 
 class Average(NamedTuple):
-    """A nested average; `effective` is infinite where nothing is hidden."""
+    """A nested average; `effective` is infinite if no noise is hidden."""
 
     value: float
     error: float
@@ -141,7 +141,7 @@ class Average(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether the jackknife holds; false where no component fits."""
+        """Whether there are enough effective components for the jackknife."""
         return self.effective >= SOUND_SAMPLE_SIZE
 
 
@@ -149,15 +149,15 @@ def refuse_without_density(sm: StructuralModel, terms: tuple[Term, ...]) -> None
     """Raise for a site without a density of its own.
 
     Raises:
-        DensityError: naming the site.
+        DensityError: If a site has no density; names the site.
     """
     for term in terms:
         for site in term.sites:
             if not has_density(sm, site):
                 raise DensityError(
                     f"site {site!r} is deterministic, so it has no density to average. "
-                    "Use method='fisher' if its values are continuous, or observe it "
-                    "through a sample site."
+                    "Use method='fisher' if its values are continuous, or observe the "
+                    "site through a sample site."
                 )
 
 
@@ -171,10 +171,10 @@ def average(
     num_components: int = 2,
     closed_form: bool = False,
 ) -> Average:
-    """sum of coefficient * h(sites | given), and the expectations, at parameters.
+    """sum of coefficient * h(sites | given), plus the expectations, in nats.
 
-    With `closed_form` each entropy is that of a linear-Gaussian law given its
-    conditions, and only these are sampled.
+    With `closed_form` each entropy is a closed form given its conditions, and only the
+    conditions are sampled.
     """
     densities = tuple(
         GaussianEntropy.of(sm, t.sites, t.given)
@@ -218,8 +218,8 @@ def _average(
 ) -> tuple[jax.Array, ...]:
     """The fields of an `Average`.
 
-    Log densities are near quadratic in the tails, where quasi-random points are few, so
-    the squares of the normal noise, whose means are known, serve as control variates.
+    The squares of the normal noise have known means and are control variates: log
+    densities are nearly quadratic in the tails, where quasi-random points are few.
     """
     size = num_samples // REPLICATES
 
@@ -254,7 +254,7 @@ def _average(
             fits = jnp.isfinite(fresh)
             lost |= jnp.stack([c < 0, c > 0]) & ~jnp.all(fits)
             fresh = jnp.where(fits, fresh, joined)
-            # A sample that no other component explains counts with its own.
+            # A sample that no fresh component explains also uses its own noise.
             alone = ~fits | (own > fresh + math.log(count))
             correction = jnp.where(alone, 0.0, jnp.clip(correction, -_STEP, _STEP))
             best = jnp.where(alone, joined - _ALONE, fresh + correction)
@@ -282,7 +282,7 @@ def _average(
     )
     correction = jnp.mean(removed)
     bias = jnp.hypot(0.5 * correction, _ALONE * jnp.mean(unexplained))
-    without = jnp.any(lost, axis=0)  # bounds that some sample moves to infinity
+    without = jnp.any(lost, axis=0)  # bounds that are infinite for some sample
     return (
         value,
         jnp.hypot(errors[0], bias),
@@ -294,14 +294,14 @@ def _average(
 
 
 def _over(entropy: GaussianEntropy, params: Any, held: Values) -> jax.Array:
-    """The entropy at each of a batch of conditions; one number without any."""
+    """The entropy at each of a batch of conditions; one number without conditions."""
     if not held:
         return entropy(params, {})[None]
     return jax.lax.map(lambda at: entropy(params, at), held, batch_size=_CHUNK)
 
 
 def _in_chunks(run: Callable[[Values], Any], values: Values) -> Any:
-    """`run` on consecutive parts of a batch, so that memory does not grow with it."""
+    """`run` on consecutive parts of a batch, which limits memory."""
     size = next(iter(values.values())).shape[0]
     chunk = min(size, _CHUNK)
     parts = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), values)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values by integrating the information gradient along a way through parameters."""
+"""Values by integrating the information gradient along a path of parameters."""
 
 from __future__ import annotations
 
@@ -34,22 +34,23 @@ class Path:
 
         I(params) = I(reference) + int_0^1 <grad I(way(s)), d way(s) / ds> ds
 
-    by Gauss-Legendre nodes in sqrt(s), denser near the reference, where information
-    grows fastest. The integrand is the gradient of the model whose one parameter is s,
-    so its standard error is that of one number; the decay of its Legendre coefficients
-    says what the quadrature may miss.
+    The integral uses Gauss-Legendre nodes in sqrt(s), which are denser near the
+    reference, where information grows fastest. The integrand is the gradient of a model
+    whose only parameter is s, with a standard error. The decay of its Legendre
+    coefficients gives the quadrature error.
 
     Args:
-        reference: Parameters to start from, each in its shape; what is missing stays
-            where it is. None takes zero for every parameter that may be zero.
-        reference_value: The objective's value there, in nats. None has it estimated,
+        reference: Parameters at the start, each in its shape; a missing one keeps its
+            value. None uses zero for every parameter whose constraint allows zero.
+        reference_value: The objective's value at the start, in nats. None estimates it,
             exactly or by nested averages.
-        way: From s in [0, 1] to parameters, way(0) in place of the reference and
-            way(1) the parameters asked for; None is the straight line.
-        num_nodes: Gauss-Legendre nodes, at least 4.
-        scores: As in `gradient`; "auto" chooses at the end of the way.
-        num_samples: Samples of each gradient, a power of two; None for the score
-            method's default.
+        way: Function from s in [0, 1] to parameters. It starts at way(0), instead of
+            `reference`, and must end at the parameters of the estimate. None is the
+            straight line.
+        num_nodes: Number of Gauss-Legendre nodes, at least 4.
+        scores: As in `gradient`; "auto" chooses at the end of the path.
+        num_samples: Samples of each gradient, a power of two; None for the default of
+            the score method.
 
     Example:
         >>> import numpyro_infograd as ig
@@ -90,7 +91,7 @@ class Path:
     def value(
         self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
-        """The value at the end of the way."""
+        """The value at the end of the path."""
         first_key, key = jax.random.split(rng_key)
         way = self._way(sm, params)
         if self.reference_value is None:
@@ -117,8 +118,8 @@ class Path:
             slope = estimate_gradient(problem, at, self.num_samples, own)
             if not math.isfinite(float(slope.value[POSITION])):
                 raise ArgumentError(
-                    f"the gradient is not finite at s = {node**2:.3g} on the way: a "
-                    "density degenerates there. Give another reference or way."
+                    f"the gradient is not finite at s = {node**2:.3g} of the path: a "
+                    "density degenerates there. Pass another reference or way."
                 )
             factor = 2.0 * node  # ds = 2 u du
             found.append(
@@ -143,18 +144,18 @@ class Path:
         return report(value, error, "path", first.warnings, diagnostics)
 
     def _way(self, sm: StructuralModel, params: Any) -> Callable[[Any], Any]:
-        """The way as a function of s, its ends checked."""
+        """The path as a function of s, after a check of its ends."""
         if not sm.params:
             raise ArgumentError(
-                "method='path' needs a model with parameters: mark what can be tuned "
-                "with numpyro.param, or use method='fisher'."
+                "method='path' needs a model with parameters. Declare them with "
+                "numpyro.param, or use method='fisher'."
             )
         if self.way is not None:
             given = self.way
 
             def curve(s: Any) -> Any:
                 with explain_trace_errors(
-                    "way", "a position from 0 to 1. Write it in that alone"
+                    "way", "a position from 0 to 1. Use only that"
                 ):
                     found = given(s)
                 if not isinstance(found, Mapping):
@@ -175,9 +176,9 @@ class Path:
             }
             if not reference:
                 raise ArgumentError(
-                    "no parameter of the model may be zero, so method='path' has "
-                    "nowhere to start from: give values.Path(reference={...}) where "
-                    "the information is known, or easy to estimate."
+                    "no parameter of the model may be zero, so method='path' has no "
+                    "default start. Pass values.Path(reference={...}) with parameters "
+                    "for which the information is known, or easy to estimate."
                 )
         first = sm.complete_params({**params, **reference})
         sm.check_constraints(first)
@@ -192,13 +193,13 @@ class Path:
                 if not np.allclose(a, b, rtol=1e-4, atol=1e-6):
                     raise ArgumentError(
                         f"way(1) gives parameter {name!r} the value {np.asarray(a)}, "
-                        f"but the estimate is asked for at {np.asarray(b)}. Let the "
-                        "way end at params."
+                        f"but params has {np.asarray(b)}. Let the way end at "
+                        "params."
                     )
 
 
 def _may_be_zero(sm: StructuralModel, name: str, value: Any) -> bool:
-    """Whether zero is inside a parameter's constraint."""
+    """Whether a parameter's constraint allows zero."""
     inside = sm.constraints[name]
     return all(
         bool(np.all(np.asarray(inside(jnp.zeros_like(leaf)))))
@@ -207,11 +208,11 @@ def _may_be_zero(sm: StructuralModel, name: str, value: Any) -> bool:
 
 
 def _missed(roots: np.ndarray, weights: np.ndarray, slopes: np.ndarray) -> float:
-    """What the quadrature misses: the size of the Legendre coefficients it can not see.
+    """Estimate of the quadrature error, from the decay of the Legendre coefficients.
 
-    n nodes see n coefficients and are right up to twice as many. Those of a smooth
-    function fall geometrically, so that of degree 2n is the last squared by the first;
-    three times that, and the last itself where they hardly fall.
+    n nodes give n coefficients, and integrate degrees below 2n exactly. Coefficients of
+    a smooth function fall geometrically, so the one of degree 2n is about the square of
+    the last over the first. The estimate is three times that, at most the last itself.
     """
     count = len(roots)
     legendre = np.polynomial.legendre.legvander(roots, count - 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least squares problem of the Fisher integral: coordinates, target, solution."""
+"""The least squares problem of `DeBruijn`: coordinates, target, solution."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ import jax.numpy as jnp
 
 from numpyro_infograd.noise import student
 
-_HIGHEST = 100.0  # variance, in units of the values' own
-_LOWEST = 1e-3  # variance, in units of the smoothing that the model itself does
-_UNSMOOTHED = 0.1  # what is taken for that where the model does none, or much
+_HIGHEST = 100.0  # highest noise variance, in units of the values' variance
+_LOWEST = 1e-3  # lowest noise variance, in units of the model's own smoothing
+_UNSMOOTHED = 0.1  # largest value of that smoothing, and its value without any
 _RAW_RIDGE = 1e-5  # of the mean square feature
 _RIDGE = 1e-4  # of orthogonal features
 
 
 class Draws(NamedTuple):
-    """Samples, with a leading axis of them or of replicates and them."""
+    """Samples; a leading axis of samples, or axes of replicates and samples."""
 
     values: jax.Array  # (dimensions,)
     given: jax.Array  # (inputs,)
-    score: jax.Array  # complete-data score, or zero where that is no unbiased target
-    position: jax.Array  # in (0, 1), of the logarithm of the variance
+    score: jax.Array  # complete-data score, or zero if that would be biased
+    position: jax.Array  # in (0, 1), gives the logarithm of the noise variance
     noise: jax.Array  # standard normal, (dimensions,)
 
 
 class Frame(NamedTuple):
-    """Coordinates: w = whiten (values - mean - slope inputs), inputs standardised."""
+    """Coordinates: w = whiten (values - mean - slope inputs), standardised inputs."""
 
     mean: jax.Array
     whiten: jax.Array
     unwhiten: jax.Array
     log_volume: jax.Array  # log |det unwhiten|
-    slope: jax.Array  # (dimensions, inputs): linear regression on what is given
+    slope: jax.Array  # (dimensions, inputs): linear regression on given sites
     given_mean: jax.Array
     given_scale: jax.Array
     axes: jax.Array  # eigenvectors of the mean square of the complete-data score of w
-    sharpness: jax.Array  # and eigenvalues
-    smoothing: jax.Array  # variance that the model itself smooths w with
+    sharpness: jax.Array  # its eigenvalues
+    smoothing: jax.Array  # variance by which the model's own noise smooths w
     lowest: jax.Array  # log of the lowest variance of the integral
 
     @staticmethod
     def of(pool: Draws) -> Frame:
-        """From the pool's moments. Any frame is right; a good one leaves little."""
+        """The frame of a pool's moments. Any frame is correct; this one is accurate."""
         values, given, score = (np.asarray(x, np.float64) for x in pool[:3])
         mean, given_mean = values.mean(0), given.mean(0)
         scale = given.std(0)
@@ -84,19 +84,19 @@ class Frame(NamedTuple):
 
     @property
     def span(self) -> jax.Array:
-        """Length of the integral over log t; the lowest e-fold is all that is below."""
+        """Length of the integral over log t; its first unit stands for all below."""
         return math.log(_HIGHEST) - self.lowest + 1.0
 
     def regression(self, draws: Draws) -> Regression:
-        """Inputs, gain and target of the least squares problem for a batch."""
+        """Inputs, gain and target of the least squares problem, for a batch."""
         below = (draws.position * self.span < 1.0).astype(draws.values.dtype)
         level = jnp.maximum(self.lowest - 1.0 + draws.position * self.span, self.lowest)
         t = jnp.exp(level)[:, None]
         inputs = (draws.given - self.given_mean) / self.given_scale
         w = (draws.values - self.mean - inputs @ self.slope.T) @ self.whiten.T
         w_t = w + jnp.sqrt(t) * draws.noise
-        # Both the model's own score and that of the appended noise have s_t for a mean;
-        # these are the weights of least variance if the model's own noise is normal.
+        # The model's own score and that of the appended noise both have mean s_t. These
+        # weights give the least variance if the model's own noise is normal.
         own = 1.0 / (1.0 + t * self.sharpness)
         score = (draws.score @ self.unwhiten @ self.axes) * own
         score -= (draws.noise / jnp.sqrt(t) @ self.axes) * (1.0 - own)
@@ -116,21 +116,21 @@ class Frame(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """sqrt(t) (s_t + w_t / (1 + t)) is about gain * network(seen)."""
+    """The regression: gain * network(seen) approximates the target."""
 
     seen: jax.Array
     gain: jax.Array
     target: jax.Array
     w: jax.Array
-    below: jax.Array  # 1 where the sample stands for the variances below the lowest
+    below: jax.Array  # 1 if the sample represents variances below the lowest
 
 
 def orthogonal(gram: np.ndarray) -> np.ndarray:
-    """A triangular map that makes the features all but orthogonal.
+    """A triangular map that makes the features nearly orthogonal.
 
-    Smooth features are nearly collinear, and what they resolve of separated modes lies
-    in differences too small for the sums in single precision. Two rounds resolve them;
-    the first columns still span the first features.
+    Smooth features are nearly collinear. Separated modes depend on differences that are
+    too small for sums in single precision; a second round of sums with this map
+    resolves them. The first columns still span the first features.
     """
     mean = gram.astype(np.float64).mean(0)
     ridge = _RAW_RIDGE * np.trace(mean) / len(mean) * np.eye(len(mean))
@@ -144,7 +144,7 @@ def solve(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
 
 
 def least_squares(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
-    """What a regression explains, from all replicates and with each left out."""
+    """What a regression explains, for all replicates and with each left out."""
     found = []
     for a, b in zip(leave_one_out(gram), leave_one_out(cross), strict=True):
         solved = solve(a, b)
@@ -159,7 +159,7 @@ def leave_one_out(each: np.ndarray) -> np.ndarray:
 
 
 def jackknife(found: np.ndarray) -> tuple[float, float]:
-    """Value and standard error of a statistic, its first-order bias removed."""
+    """Value and standard error of a statistic, without its first-order bias."""
     count = len(found) - 1
     pseudo = count * found[0] - (count - 1) * found[1:]
     error = student(count) * np.std(pseudo, ddof=1) / math.sqrt(count)
