@@ -939,7 +939,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ArgumentError, "projection failed.*radius",
         lambda: ascend(affine, projection=lambda p, radius: p)),
     "maximize: a projection of one array": (
-        ArgumentError, "projection failed.*goes to each",
+        ArgumentError, "projection failed.*apply a function",
         lambda: ascend(affine, projection=lambda p: projection_box(p, -1.0, 1.0))),
     "maximize: a projection by attribute": (
         ArgumentError, "projection failed.*'a'.*parameters a",

@@ -236,7 +236,7 @@ def test_a_projection_that_fails_on_a_dict_is_named() -> None:
     def box(p):
         return optax.projections.projection_box(p, -1.0, 1.0)
 
-    with pytest.raises(ArgumentError, match="goes to each"):
+    with pytest.raises(ArgumentError, match="apply a function f"):
         ig.maximize(sender, XY, projection=box)
 
 

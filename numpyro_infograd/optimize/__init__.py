@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ascent along the information gradient, with defaults that converge untuned."""
+"""Ascent along the information gradient, with defaults that need no tuning."""
 
 from __future__ import annotations
 
@@ -57,44 +57,47 @@ def maximize(
     Args:
         model: A NumPyro model, or the result of `structural_model`.
         objective: Built from `MI`, `Entropy`, `Expectation`.
-        num_steps: Number of steps; None runs cycles of 200 until a stationarity test
-            passes.
+        num_steps: Number of steps; None runs up to 5 cycles of 200 steps, until a
+            stationarity test passes.
         optimizer: An optax transformation or a numpyro optimizer; None is Adam with a
             cosine decay and a rate scaled to the parameters.
-        projection: Function of the parameter dict, in constrained space, applied
-            after every step (`optax.projections`). Without one, parameters with a
-            NumPyro constraint are optimised in unconstrained space, as in SVI.
-        subject_to: Comparisons of expectations with numbers, such as
-            `Expectation(f) <= 1.0` or `>=`, met by an augmented Lagrangian.
+        projection: Function of the parameter dict, in constrained space, that is
+            applied after every step (`optax.projections`). Without one, parameters with
+            a NumPyro constraint are optimised in unconstrained space, as in SVI.
+        subject_to: Constraints: comparisons of expectations with numbers, such as
+            `Expectation(f) <= 1.0` or `>=`, enforced by an augmented Lagrangian.
         scores: As in `gradient`.
         num_samples: Samples of a step, a power of two; None for the method's
-            `step_samples`: 2048 of a mixture, else 4096.
-        num_restarts: Ascents from random starts, run as one batch; the first starts
-            from the model's own values. The best by estimated value is returned.
-        annealing: Variance of Gaussian noise that is appended at the start to the sites
-            of the objective that a parameter reaches, relative to their own; or a dict
-            of variances by site. It falls to zero over the first half of the steps (of
-            the first cycle), and leads past optima that only a quiet system has.
-        init_params: Starting values, each in its parameter's shape; what is missing
-            takes the model's.
+            `step_samples`: 2048 for mixtures and chains, else 4096.
+        num_restarts: Number of ascents, run as one batch. The first starts from
+            `init_params`, the others from random values. The one with the best
+            estimated value is returned.
+        annealing: Variance of Gaussian noise, relative to that of a site, that is
+            appended at the start to the sites of the objective that a parameter
+            reaches; or a dict of variances by site. The noise falls to zero over the
+            first half of the steps (of the first cycle). It escapes local optima that
+            disappear under noise.
+        init_params: Starting values, each in its parameter's shape; a missing one takes
+            the model's value.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
-        progress_bar: Show a bar with the current gradient norm.
-        checkpoint: Path of a folder to save the run to, by Orbax, every second or so
-            (between chunks of 20 steps) and when it is interrupted. The same call goes
-            on from there, and ends with the numbers of a run that was never stopped;
-            once it has ended, it returns its result. The run of another model or other
-            settings is refused.
+        progress_bar: Whether to show a bar with the current gradient norm.
+        checkpoint: Folder to which Orbax saves the run, about every second (between
+            chunks of 20 steps) and at an interruption. The same call continues the run,
+            with the same numbers as a run without interruption. If the run has ended,
+            the call returns its result. A run of another model or other settings raises
+            an error.
         allow_jumps: As in `gradient`.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
-        mesh: Devices to spread the samples over, a power of two of them.
+        mesh: Devices to split the samples over; their number is a power of two.
 
     Returns:
-        A `Result`: parameters, value with its standard error (nats), history, status.
+        A `Result`: parameters, value with standard error (nats), history and status.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault;
-            `ConstraintError` if `num_steps` is None and `subject_to` cannot be met.
+        InfogradError: A subclass that names the site or argument at fault.
+        ConstraintError: If `num_steps` is None and the ascent found no parameters that
+            satisfy `subject_to`.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, optax, numpyro.distributions as dist
@@ -148,7 +151,7 @@ def minimize(
         **settings: As for `maximize`.
 
     Returns:
-        A `Result` whose estimate, in nats, is of `objective` itself.
+        A `Result`; its estimate in nats is that of `objective`, not of its negative.
 
     Raises:
         InfogradError: a subclass that names the site or argument at fault.
@@ -178,7 +181,7 @@ def minimize(
 
 
 def _negated(result: Result) -> Result:
-    """A result of minus an objective as one of the objective."""
+    """The result of maximising -objective, as a result for the objective."""
 
     def negated(history: dict[str, Any]) -> dict[str, Any]:
         signed = {"objective", "gain"} & set(history)
@@ -214,7 +217,7 @@ def maximize_mi(
         **settings: As for `maximize`.
 
     Returns:
-        A `Result`: parameters, information with its standard error (nats), history,
+        A `Result`: parameters, information with standard error (nats), history and
         status.
 
     Raises:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise annealing: an ascent that begins on a noisier system.
+"""Noise annealing: an ascent that starts with noise appended to the model.
 
-Much noise washes out what is small in a system, and with it the optima that only a
-quiet system has. The noise then falls geometrically, and at last is left out.
+Noise smooths the objective, so local optima that depend on fine structure disappear.
+The variance of the noise then falls geometrically, and at last the noise is removed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.problem import Problem, pose
 from numpyro_infograd.scores import Exact
 
-COLDEST = 1e-4  # of the initial variance, before the noise is left out
+COLDEST = 1e-4  # last variance before the noise is removed, relative to the first
 
 Annealing = float | Mapping[str, float] | None
 
@@ -30,16 +30,16 @@ Annealing = float | Mapping[str, float] | None
 def initial_variances(
     problem: Problem, params: Any, annealing: Annealing
 ) -> dict[str, float]:
-    """Variance of the noise appended to each site at the start; none if not asked for.
+    """Initial variance of the noise appended to each site; empty without annealing.
 
     Args:
-        problem: The problem without it.
-        params: Where the ascent starts.
-        annealing: Variances by site, or one number in units of the sites' own.
+        problem: The problem without appended noise.
+        params: Parameters at the start of the ascent.
+        annealing: Variances by site, or one number relative to the sites' variances.
 
     Raises:
-        ArgumentError: unless these are positive numbers, for sites of the objective
-            that a parameter reaches.
+        ArgumentError: If a variance is not a positive number, or a site is not a site
+            of the objective that a parameter reaches.
     """
     if annealing is None:
         return {}
@@ -54,13 +54,14 @@ def initial_variances(
         number = np.asarray(variance).dtype.kind in "fiu" and np.ndim(variance) == 0
         if not number or not 0 < variance < math.inf:
             raise ArgumentError(
-                "annealing must be a positive number, or a dict of such by site, got "
-                f"{annealing!r}."
+                "annealing must be a positive number, or a dict from sites to positive "
+                f"numbers, got {annealing!r}."
             )
         if site not in moved:
+            shown = ", ".join(map(repr, moved))
             raise ArgumentError(
-                f"annealing names {site!r}, but noise is appended to sites of the "
-                f"objective that a parameter reaches: {', '.join(map(repr, moved))}."
+                f"annealing names {site!r}, but noise can only be appended to sites of "
+                f"the objective that a parameter reaches: {shown}."
             )
     if isinstance(annealing, Mapping):
         return asked
@@ -72,7 +73,7 @@ def initial_variances(
 def cooled(
     problem: Problem, start: Mapping[str, float], share: float, params: Any
 ) -> Problem:
-    """The problem with the noise that is left after this share of the cooling."""
+    """The problem with the appended noise after this share of the cooling."""
     variances = {site: v * COLDEST**share for site, v in start.items()}
     # `pose` appends the method's own noise again.
     noisy = append_noise(problem.sm.clean or problem.sm, variances)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Constraints on expectations, by an augmented Lagrangian.
 
-With the relative excess g_i = (E[f_i] - bound_i) / scale_i of each constraint, an
-ascent climbs
+Let g_i = (E[f_i] - bound_i) / scale_i be the relative excess of constraint i. The
+ascent maximises
 
     objective - sum_i (max(0, m_i + w g_i)^2 - m_i^2) / (2 w),
 
-whose gradient is that of the objective with price max(0, m_i + w g_i) on each g_i
-(Rockafellar 1973); far outside the price grows no more, so that the way back is one of
-many steps. The multipliers m_i follow the excess until it is gone.
+with multipliers m_i. Its gradient is that of the objective minus max(0, m_i + w g_i)
+times that of each g_i (Rockafellar 1973). The factor stops growing far outside a
+constraint, so that single steps stay small. The multipliers change with the excess
+until the excess is zero.
 """
 
 from __future__ import annotations
@@ -29,19 +30,20 @@ from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import Means, at_each, trace_expectations
 
 PENALTY = 10.0  # w above, in nats
-FOLLOW = 0.1  # share of the augmented step that a multiplier takes at each step
-FARTHEST = 0.3  # relative excess beyond which price and multiplier grow no faster
-SLACK = 0.005  # relative excess at which a constraint counts as met
+FOLLOW = 0.1  # share of w g_i that is added to a multiplier at each step
+FARTHEST = 0.3  # relative excess at which g_i is clipped
+SLACK = 0.005  # relative excess up to which a constraint counts as met
 
 
 class Budgets(NamedTuple):
     """Bounds on combinations of expectations, as arrays.
 
     Attributes:
-        weights: Row i combines the means into what constraint i bounds; negative for
-            a lower bound, (num_constraints, num_programs).
-        bounds: Upper bounds of these, (num_constraints,).
-        scales: What an excess is measured by, (num_constraints,).
+        weights: Row i combines the means into the number that constraint i bounds from
+            above, with a changed sign for a lower bound; (num_constraints,
+            num_programs).
+        bounds: Upper bounds of these numbers, (num_constraints,).
+        scales: Units of the excess, (num_constraints,).
     """
 
     weights: jax.Array
@@ -63,9 +65,9 @@ class Budgets(NamedTuple):
     def follow(
         self, multipliers: jax.Array, means: jax.Array, rate: jax.Array
     ) -> jax.Array:
-        """The next multipliers; they slow down with the parameters.
+        """The next multipliers; their rate falls with that of the parameters.
 
-        Far inside a bound, a price that is left from the way there is forgotten.
+        Far inside a bound, stale multipliers decay.
         """
         excess = self.excess(means)
         kept = jnp.where(excess < -FARTHEST, 1.0 - FOLLOW, 1.0) * multipliers
@@ -74,22 +76,23 @@ class Budgets(NamedTuple):
 
 
 def is_settled(excess: np.ndarray, multipliers: np.ndarray) -> bool:
-    """Whether each constraint is met, and either tight or without a price."""
+    """Whether each constraint is met, and is tight or has a zero multiplier."""
     open_gap = np.minimum(-excess, np.asarray(multipliers) / PENALTY)
     return bool(np.all(np.abs(open_gap) <= SLACK))
 
 
 class ConstraintReport(NamedTuple):
-    """How a constraint stands at the end of an ascent.
+    """A constraint at the end of an ascent.
 
     Attributes:
-        constraint: What was asked for.
+        constraint: The constraint.
         value: The expectation.
-        standard_error: Of the value.
-        bound: Its bound.
-        violation: By how much the value is on the wrong side; 0 if it is not.
+        standard_error: Standard error of the value.
+        bound: The bound.
+        violation: Distance of the value from the bound on the wrong side; 0 on the
+            right side.
         tolerance: Largest violation that counts as met: half a percent of the bound
-            (or of the start's distance from it, if that is less), and two standard
+            (or of its distance from the start, if that is less), plus two standard
             errors.
         multiplier: Nats gained for each unit by which the bound is relaxed.
     """
@@ -104,7 +107,7 @@ class ConstraintReport(NamedTuple):
 
     @property
     def is_met(self) -> bool:
-        """Whether the value is inside, up to the tolerance."""
+        """Whether the violation is within the tolerance."""
         return self.violation <= self.tolerance
 
     def __repr__(self) -> str:
@@ -117,7 +120,7 @@ def check_constraints(subject_to: Any) -> tuple[Constraint, ...]:
     """The constraints as a tuple.
 
     Raises:
-        ArgumentError: if something else is among them.
+        ArgumentError: If something else is among them.
     """
     single = isinstance(subject_to, (Constraint, str))
     listed = (subject_to,) if single else subject_to
@@ -127,8 +130,8 @@ def check_constraints(subject_to: Any) -> tuple[Constraint, ...]:
     for item in found:
         if not isinstance(item, Constraint):
             raise ArgumentError(
-                f"subject_to must hold comparisons such as Expectation(f) <= 1.0, got "
-                f"{item!r}. An equality (==) is one bound by <= and one by >=."
+                "subject_to must hold comparisons such as Expectation(f) <= 1.0, got "
+                f"{item!r}. Write an equality as two comparisons, <= and >=."
             )
     return found
 
@@ -136,7 +139,7 @@ def check_constraints(subject_to: Any) -> tuple[Constraint, ...]:
 def with_constraints(
     objective: Objective, constraints: tuple[Constraint, ...]
 ) -> Objective:
-    """The objective and every constrained expectation, for checks."""
+    """The objective plus all constrained expectations, for checks."""
     return sum((c.expectations for c in constraints), objective)
 
 
@@ -146,7 +149,7 @@ def trace_budgets(
     sm: StructuralModel,
     params: Any,
 ) -> tuple[Means, Budgets]:
-    """All expectations of an ascent that starts at `params`, and bounds on some."""
+    """All expectations of an ascent that starts at `params`, and their bounds."""
     own = trace_expectations(objective, sm)
     parts = [trace_expectations(c.expectations, sm) for c in constraints]
     programs = sum((part.programs for part in parts), own.programs)
@@ -171,10 +174,10 @@ def trace_budgets(
 
 
 def _scales(draws: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """What an excess is measured by, from draws at the start.
+    """Units of the excess, from draws at the start.
 
-    The size of the bound; or less, if the start is nearer to it and all draws are: a
-    constant that is added on both sides must not loosen the bound.
+    The size of the bound, or the distance of the start and its draws from the bound if
+    that is smaller. So a constant added to both sides does not loosen the tolerance.
     """
     mean, deviation = draws.mean(axis=1), draws.std(axis=1)
     near = np.maximum(np.abs(mean - bounds), deviation)

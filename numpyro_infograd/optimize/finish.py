@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an ascent found: the best end, its value, and what speaks against it."""
+"""The result of an ascent: its best end, the value there, and the status."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from numpyro_infograd.optimize.run import CYCLE, MAX_CYCLES, Run
 from numpyro_infograd.optimize.step import StepInfo, constrained
 from numpyro_infograd.values import Estimate, value_of
 
-# Parameters, their value, or why there is none.
+# Parameters, the value there or None, and why there is no value.
 End = tuple[Any, Estimate | None, str]
 
 
 def finish(run: Run) -> Result:
-    """Choose the best end, and estimate the objective there.
+    """Choose the best restart, and estimate the objective at its end.
 
     Raises:
-        ConstraintError: if the run gave up where a constraint is not met.
+        ConstraintError: If the run gave up and a constraint is not met.
     """
     ends = [_end(run, index) for index in range(len(run.starts))]
     reports = [_report(run, index, end[0]) for index, end in enumerate(ends)]
@@ -50,9 +50,9 @@ def finish(run: Run) -> Result:
     missed = _missed(reports[best])
     if missed and run.gave_up:
         error = ConstraintError(
-            f"no parameters were found that meet {missed[0]!r} in "
-            f"{MAX_CYCLES * CYCLE} steps. Use a bound that can be reached, or "
-            "other init_params; the error's `result` holds where the ascent ended."
+            f"the ascent found no parameters that meet {missed[0]!r} in "
+            f"{MAX_CYCLES * CYCLE} steps. Use a bound that can be met, or other "
+            "init_params. The `result` of this error has the last parameters."
         )
         error.result = result
         raise error
@@ -66,15 +66,16 @@ def _status(
     reports: tuple[ConstraintReport, ...],
     history: dict[str, Any],
 ) -> str:
-    """How the run ended, and what speaks against its end."""
+    """How the run ended, and the problems that were found."""
     _, estimate, trouble = end
     norms = history.get("gradient_norm", np.ones(0))
     status = run.status
     fall = _fall(run, estimate)
     if fall and run.ascent.scaled:
         status += (
-            f"; but it ended below its start, {fall}: the gradient is lost in its own "
-            "noise, or wrong. Take more num_samples, other scores, or the start"
+            f"; but it ended below its start, {fall}: the gradient is wrong, or "
+            "smaller than its noise. Raise num_samples, use other scores, or keep the "
+            "start"
         )
     elif fall:
         status = (
@@ -85,8 +86,8 @@ def _status(
         status += _why_at_rest(run)
     if skipped := _skipped(history):
         status += (
-            f"; {skipped} steps were not finite and were skipped (as where an "
-            "amplitude sqrt(p) meets p = 0: tune the amplitude)"
+            f"; {skipped} steps were not finite and were skipped (for instance at "
+            "p = 0 of an amplitude sqrt(p): make the amplitude the parameter)"
         )
     if estimate is None:
         status += f"; no value: {trouble}"
@@ -96,7 +97,7 @@ def _status(
 
 
 def _skipped(history: dict[str, Any]) -> int:
-    """Steps that were not finite."""
+    """Number of steps that were not finite."""
     return int(np.sum(~history.get("finite", np.ones(0, bool))))
 
 
@@ -106,7 +107,7 @@ def _missed(reports: tuple[ConstraintReport, ...]) -> list[ConstraintReport]:
 
 
 def _report(run: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
-    """How each constraint stands."""
+    """The report of each constraint."""
     key = jax.random.fold_in(run.rng_key, 8)
     reports = []
     for i, constraint in enumerate(run.ascent.subject_to):
@@ -129,24 +130,24 @@ def _report(run: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
 
 
 def _why_at_rest(run: Run) -> str:
-    """What it may mean that the gradient was zero at the start."""
+    """A possible reason why the gradient was zero at the start."""
     objective = run.clean.objective
     sites = objective.sites
     if not objective.expectations and not run.clean.sm.params_of(sites):
         return f"; no parameter reaches {', '.join(map(repr, sites))}"
     if run.ascent.projection is not None:
-        return "; the projection let nothing move from the start"
+        return "; the projection allows no move from the start"
     return (
-        "; the gradient was zero at the start, which may be a saddle: try other "
+        "; the gradient was zero at the start, which may be a saddle point: use other "
         "init_params or num_restarts"
     )
 
 
 def _fall(run: Run, end: Estimate | None) -> str:
-    """From where to where the ascent fell below the user's start; "" if it did not.
+    """How far the ascent fell below its start, in words; "" if it did not fall.
 
-    Both ends are valued with the same key. Under constraints a fall may be the return
-    into them.
+    Both values use the same key. With constraints there is no check, because the
+    objective may have to fall to meet them.
     """
     if run.ascent.subject_to or not run.chunks:
         return ""
@@ -154,7 +155,7 @@ def _fall(run: Run, end: Estimate | None) -> str:
     if start is None:
         return ""
     if end is None:
-        return f"{start.value:.4g} nats, and has no value now"
+        return f"{start.value:.4g} nats, and has no value at the end"
     error = math.hypot(start.standard_error, end.standard_error)
     if end.value >= start.value - 2 * error - 1e-6 * abs(start.value):
         return ""
@@ -162,10 +163,9 @@ def _fall(run: Run, end: Estimate | None) -> str:
 
 
 def _end(run: Run, index: int) -> End:
-    """Where a restart ended, its value, or why it has none.
+    """Where a restart ended, with its value or the reason why it has none.
 
-    The last step has not been looked at yet: if it led out of the domain, the
-    point before it counts.
+    If the objective has no value after the last step, the point before it is used.
     """
     trouble = ""
     for tree in (run.states.unconstrained_params, run.states.previous):
@@ -179,7 +179,7 @@ def _end(run: Run, index: int) -> End:
 
 
 def _value(run: Run, params: Any) -> tuple[Estimate | None, str]:
-    """The objective at some parameters, or why it has no value there."""
+    """The value of the objective at `params`, or the reason why it has none."""
     key = jax.random.fold_in(run.rng_key, 7)
     try:
         value = value_of(run.clean.sm, run.clean.objective, params, key)
@@ -191,13 +191,13 @@ def _value(run: Run, params: Any) -> tuple[Estimate | None, str]:
 
 
 def _rank(value: Estimate | None, reports: tuple[ConstraintReport, ...]) -> Any:
-    """What makes one end better than another: constraints first, then the value."""
+    """Sort key of ends: first by violations of constraints, then by value."""
     missed = sum(r.violation / r.tolerance for r in _missed(reports))
     return (-missed, -math.inf if value is None else value.value)
 
 
 def _histories(run: Run, budgets: bool) -> tuple[dict[str, Any], ...]:
-    """Arrays over the steps of each restart."""
+    """The histories of all restarts: arrays over steps."""
     if not run.chunks:
         return ({},) * len(run.starts)
     infos = join(run.chunks)
@@ -208,7 +208,7 @@ def _histories(run: Run, budgets: bool) -> tuple[dict[str, Any], ...]:
 
 
 def _history(info: StepInfo, budgets: bool) -> dict[str, Any]:
-    """Arrays over the steps of one restart."""
+    """The history of one restart: arrays over steps."""
     history = {
         "gradient_norm": info.gradient_norm,
         "gain": info.gain,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ascent as an object in the shape of NumPyro's `SVI`, and its host loop."""
+"""`InfoMax`: the ascent as an object with the interface of NumPyro's `SVI`."""
 
 from __future__ import annotations
 
@@ -63,23 +63,22 @@ class InfoMax:
     Args:
         model: A NumPyro model, or the result of `structural_model`.
         objective: Built from `MI`, `Entropy`, `Expectation`.
-        optimizer: An optax transformation or a numpyro optimizer, descending as they
-            do on the negative objective. None is Adam with a cosine decay and a rate
-            scaled to the parameters. With a projection it sees the part of the
-            gradient along which the constraint lets the parameters move.
+        optimizer: An optax transformation or a numpyro optimizer. It minimises the
+            negative objective. None is Adam with a cosine decay and a rate scaled to
+            the parameters. With a projection, its input is the part of the gradient
+            along which the projection lets the parameters move.
         scores: As in `gradient`.
         num_samples: Samples of a step, a power of two; None for the method's
-            `step_samples`: 2048 of a mixture, else 4096.
-        projection: Function of the parameter dict, in constrained space, applied
-            after every step (`optax.projections`). With one, the parameters' NumPyro
-            constraints are not applied as well.
-        subject_to: Comparisons of expectations with numbers, such as
-            `Expectation(f) <= 1.0`, met by an augmented Lagrangian.
+            `step_samples`: 2048 for mixtures and chains, else 4096.
+        projection: Function of the parameter dict, in constrained space, that is
+            applied after every step (`optax.projections`). It replaces the NumPyro
+            constraints of the parameters.
+        subject_to: Constraints: comparisons of expectations with numbers, such as
+            `Expectation(f) <= 1.0`, enforced by an augmented Lagrangian.
         allow_jumps: As in `gradient`.
 
     Raises:
-        ArgumentError: for an objective, projection, scores, constraint, optimizer or
-            number of samples that is none.
+        ArgumentError: If an argument is not of the kind described above.
 
     Example:
         >>> import jax, numpyro, optax, numpyro.distributions as dist
@@ -131,17 +130,17 @@ class InfoMax:
         init_params: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> InfoMaxState:
-        """Check the model, choose the scores, fit them once.
+        """Check the model, choose the score method, and fit the scores.
 
         Args:
             rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
             *args: Arguments of the model.
-            init_params: Starting values, each in its parameter's shape; what is missing
-                takes the model's.
+            init_params: Starting values, each in its parameter's shape; a missing one
+                takes the model's value.
             **kwargs: Keyword arguments of the model.
 
         Returns:
-            A state, a pytree of arrays, for `update` and `get_params`.
+            The state for `update` and `get_params`, a pytree of arrays.
 
         Raises:
             InfogradError: a subclass that names the site or argument at fault.
@@ -154,9 +153,9 @@ class InfoMax:
     def update(
         self, state: InfoMaxState, *args: Any, **kwargs: Any
     ) -> tuple[InfoMaxState, StepInfo]:
-        """One step. Arguments, if any, replace those that `init` had.
+        """One step of the ascent. Arguments of the model replace those of `init`.
 
-        Without arguments it may stand inside `jax.jit` and `jax.lax.scan`.
+        Without arguments, it can be called inside `jax.jit` and `jax.lax.scan`.
 
         Args:
             state: What `init` or `update` returned.
@@ -164,12 +163,12 @@ class InfoMax:
             **kwargs: Keyword arguments of the model.
 
         Returns:
-            The next state, and what the step reports: a NamedTuple of parameters,
-            gradient and its norm, gain in nats, and what the scores say of themselves.
+            The next state, and a `StepInfo`: a NamedTuple with parameters, gradient and
+            its norm, gain in nats, and evidence about the scores.
 
         Raises:
-            ArgumentError: before `init`, for the state of another model, or for
-                arguments that give the model another structure.
+            ArgumentError: Before `init`, for the state of another model, or for
+                arguments that change the structure of the model.
         """
         self._check_state(state)
         assert self._parts is not None
@@ -177,7 +176,7 @@ class InfoMax:
             began = self._parts[1]
             self._repose(args, kwargs, self.get_params(state))
             setting, system = self.make_parts(self.get_params(state))
-            # Rates and multipliers are in units of where the ascent began.
+            # Rates and multipliers keep the units of the start of the ascent.
             budgets = system.budgets._replace(scales=began.budgets.scales)
             system = system._replace(scale=began.scale, budgets=budgets)
             self._parts = setting, system
@@ -191,7 +190,7 @@ class InfoMax:
         """Parameters of a state by name, in their shapes and constrained space.
 
         Raises:
-            ArgumentError: before `init`, or for the state of another model.
+            ArgumentError: Before `init`, or for the state of another model.
         """
         self._check_state(state)
         return constrained(state.unconstrained_params, self.constraints())
@@ -212,22 +211,22 @@ class InfoMax:
 
         Args:
             rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
-            num_steps: See `maximize`, as for what follows.
+            num_steps: As in `maximize`.
             *args: Arguments of the model.
-            progress_bar: Show a bar.
-            init_params: Starting values.
-            num_restarts: Ascents from random starts.
-            annealing: Noise that cools.
-            checkpoint: Folder to save to and to go on from.
+            progress_bar: As in `maximize`.
+            init_params: As in `maximize`.
+            num_restarts: As in `maximize`.
+            annealing: As in `maximize`.
+            checkpoint: As in `maximize`.
             **kwargs: Keyword arguments of the model.
 
         Returns:
             A `Result`, as `maximize` does.
 
         Raises:
-            ArgumentError: for a number of steps or restarts below one, or an annealing
+            ArgumentError: For a number of steps or restarts below one, or an annealing
                 that is not positive.
-            InfogradError: another subclass, as from `maximize`.
+            InfogradError: Another subclass, as from `maximize`.
         """
         return self.ascend(
             rng_key,
@@ -253,7 +252,7 @@ class InfoMax:
         annealing: Annealing,
         checkpoint: Any,
     ) -> Result:
-        """`run`, for arguments of the model of any name."""
+        """`run` with the arguments of the model as a tuple and a dict."""
         if num_steps is not None:
             num_steps = as_count("num_steps", num_steps)
         num_restarts = as_count("num_restarts", num_restarts)
@@ -268,10 +267,10 @@ class InfoMax:
         return finish(run)
 
     def _check_state(self, state: Any) -> None:
-        """Raise for what is no state of this ascent.
+        """Raise unless `state` is a state of this ascent.
 
         Raises:
-            ArgumentError: before `init`, or for the state of another model.
+            ArgumentError: Before `init`, or for the state of another model.
         """
         if self._parts is None:
             raise ArgumentError("this InfoMax has no state yet: call init first.")
@@ -281,7 +280,7 @@ class InfoMax:
         if not known or jax.tree.structure(state.unconstrained_params) != ours:
             raise ArgumentError(
                 f"state must be an InfoMaxState of this model, got {state!r:.80}. Take "
-                "what init or update returned; update returns a StepInfo as well."
+                "the state from init, or the first output of update."
             )
 
     # -- posing -------------------------------------------------------------------
@@ -306,7 +305,7 @@ class InfoMax:
         return params
 
     def _repose(self, args: Any, kwargs: Any, params: Any) -> None:
-        """Take new arguments; where they change the computation, check all anew."""
+        """Use new model arguments; check again if they change the computation."""
         assert self.problem is not None
         old = self.problem
         sm = trace_model(self.model, args, kwargs)
@@ -327,8 +326,8 @@ class InfoMax:
         new = pose(sm, self.objective, old.method or Exact(), params, old.reason)
         if [t[1:] for t in new.terms] != [t[1:] for t in old.terms]:
             raise ArgumentError(
-                "the arguments give the model another structure, for which the scores "
-                "of this state are not meant. Call init with them."
+                "these arguments change the structure of the model, so the scores of "
+                "this state do not fit it. Call init with these arguments."
             )
         self.problem = new
 
@@ -395,7 +394,7 @@ class InfoMax:
         return Setting(method, spec, size), system
 
     def _random_start(self, key: jax.Array, params: Any) -> dict[str, Any]:
-        """A start of the same size as the given one, in a random direction."""
+        """A random start of the same size as `params`."""
         unconstrained_params = unconstrained(params, self.constraints())
         scale = scales(unconstrained_params, self.constraints())
         leaves, tree = jax.tree.flatten(unconstrained_params)

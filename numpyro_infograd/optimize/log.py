@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run on disk: what is saved between chunks, and how a run goes on from it."""
+"""Checkpoints of a run: what is saved, and how a run continues from it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from numpyro_infograd.program import Program
 if TYPE_CHECKING:
     from numpyro_infograd.optimize.run import Run
 
-_PAUSE = 1.0  # seconds between saves at least
-_SHARE = 0.05  # of the time, at most, that saves take
+_PAUSE = 1.0  # seconds between saves, at least
+_SHARE = 0.05  # share of the run time that saves take, at most
 
 
 class Snapshot(NamedTuple):
-    """All that a run needs to go on.
+    """The state of a run.
 
     Attributes:
-        chunks: Its steps.
+        chunks: The steps so far.
         trees: Arrays by name.
-        facts: JSON; "done" says that the run is at its end.
+        facts: JSON data; "done" is true if the run has ended.
     """
 
     chunks: list[StepInfo]
@@ -38,11 +38,11 @@ class Snapshot(NamedTuple):
 
 
 class Log:
-    """Saves snapshots of a run, so that it can go on as if nothing had happened.
+    """Saves snapshots of a run, so that it can continue after an interruption.
 
     Args:
-        path: The checkpoint's folder.
-        identity: What the run is recognised by.
+        path: Folder of the checkpoint.
+        identity: Data that must be equal for a run to continue.
     """
 
     def __init__(self, path: Any, identity: dict[str, Any]) -> None:
@@ -51,17 +51,17 @@ class Log:
         self.pending: Snapshot | None = None  # not yet written
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Packed arrays and facts of the last save, if there is one."""
+        """Packed arrays and facts of the last save; None if there is none."""
         return self.checkpoint.load()
 
     def note(self, snapshot: Snapshot) -> None:
-        """Take down where the run stands, and save it if the last save is not fresh."""
+        """Keep a snapshot, and save it if the last save is old enough."""
         self.pending = snapshot
         if snapshot.facts["done"] or time.monotonic() > self.next_save:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was taken down last."""
+        """Save the last snapshot."""
         if self.pending is None:
             return
         start = time.monotonic()
@@ -78,14 +78,14 @@ class Log:
         self.next_save = end + max(_PAUSE, (end - start) / _SHARE)
 
     def close(self) -> None:
-        """Release what Orbax holds."""
+        """Close the Orbax checkpoint."""
         self.checkpoint.close()
 
 
 def join(chunks: list[StepInfo]) -> StepInfo:
-    """Chunks as one, without gradients; NaN for what only some of them say.
+    """All chunks as one, without gradients.
 
-    After a change of scores they say other things.
+    After a change of the score method, chunks have other evidence; gaps become NaN.
     """
     said = dict.fromkeys(name for chunk in chunks for name in chunk.evidence)
 
@@ -108,10 +108,10 @@ def take_apart(
     starts: list[Any],
     unconstrained_params: Any,
 ) -> list[StepInfo]:
-    """The chunks that were joined and saved; parameters give a gradient's shapes."""
+    """The chunks that were joined and saved, split again."""
     one: Any = np.zeros(())
     shape = len(starts), sum(facts["lengths"])
-    excess: Any = np.zeros((*shape, 0))  # what has no elements is not on disk
+    excess: Any = np.zeros((*shape, 0))  # empty arrays are not saved
     params = jax.tree.map(lambda x: np.zeros((*shape, *x.shape)), starts[0])
     evidence = dict.fromkeys(facts["evidence"], one)
     like = StepInfo(params, one, one, one, one, evidence, excess, None)
@@ -130,7 +130,7 @@ def take_apart(
 
 
 def identify(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a run is recognised by."""
+    """Data that must be equal for a run to continue."""
     problem = run.ascent.problem
     assert problem is not None
     shapes = lambda x: f"{x.dtype}{list(x.shape)}"  # noqa: E731

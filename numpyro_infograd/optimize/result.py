@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an ascent ended."""
+"""The result of an ascent."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from numpyro_infograd.values import Estimate
 
 @dataclass(frozen=True)
 class Result:
-    """Where an ascent ended.
+    """The result of an ascent.
 
     Attributes:
-        params: The parameters, in constrained space.
-        estimate: The objective there in nats, with a standard error; None (and a reason
-            in `status`) where no estimator applies.
-        history: Arrays over steps, (num_steps,): "gradient_norm", "gain" (nats; to
-            first order, of the system with what noise its annealing adds), "finite"
-            (whether the step was taken), "objective" (nats; NaN where it is not known
-            exactly), and what the scores say of themselves by set of sites, such as
-            "stein_residual(y)", "held_out_gain(y)" and "trained(y)": whether the
-            networks were trained at the step. "params" is a dict of arrays (num_steps,
+        params: The parameters at the end, in constrained space.
+        estimate: The objective there in nats, with a standard error; None if no
+            estimator applies, with the reason in `status`.
+        history: Arrays over steps, (num_steps,): "gradient_norm"; "gain" (first-order
+            gain in nats, including appended noise while it anneals); "finite" (whether
+            the step was finite and taken); "objective" (nats; NaN if it is not known
+            exactly); and evidence about the scores by set of sites, such as
+            "stein_residual(y)", "held_out_gain(y)" and "trained(y)" (whether the
+            networks were trained at the step). "params" is a dict of arrays (num_steps,
             *shape); "excess", with `subject_to`, is (num_steps, num_constraints).
-        status: How it ended, in words.
+        status: How the ascent ended, in words.
         diagnostics: Score method and why it was chosen; skipped steps; restarts.
-        constraints: How each constraint of `subject_to` stands.
-        histories: As `history`, for each restart; `history` is that of the best.
+        constraints: A report for each constraint of `subject_to`.
+        histories: A `history` for each restart; `history` is that of the best.
 
     Example:
         >>> import numpyro, optax, numpyro.distributions as dist
@@ -62,7 +62,7 @@ class Result:
         return [(name, with_error(value)) for name, value in self.params.items()]
 
     def _notes(self) -> list[str]:
-        """The rest as text."""
+        """Objective, constraints, scores and status as text."""
         scores = self.diagnostics.get("method", "?")
         return [
             f"objective: {self.estimate}",
@@ -79,31 +79,31 @@ class Result:
         return html_table(type(self).__name__, self._rows(), self._notes())
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw the ascent, all restarts of it: see `plots.plot_ascent`.
+        """Draw the ascent with all its restarts: see `plots.plot_ascent`.
 
         Args:
-            axes: Two matplotlib axes, or one for the objective alone; None makes a
+            axes: Two matplotlib axes, or one for only the objective; None makes a
                 figure.
 
         Returns:
             The axes.
 
         Raises:
-            ArgumentError: for a result without steps.
-            ImportError: if the `plots` extra is not installed.
+            ArgumentError: For a result without steps.
+            ImportError: If the `plots` extra is not installed.
         """
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_ascent(self, axes)
 
     def to_inference_data(self) -> Any:
-        """What was found as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
+        """The history as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
 
-        Here `posterior` holds the parameters over the steps, one chain for each
-        restart, and `sample_stats` the rest of the history: no draws of a posterior,
-        but what trace plots and tables are made of.
+        The group `posterior` holds the parameters over the steps, with one chain for
+        each restart, and `sample_stats` the rest of the history. These are not draws of
+        a posterior, but ArviZ makes trace plots and tables from these groups.
 
         Raises:
-            ArgumentError: where there are no steps to show.
+            ArgumentError: For a result without steps.
         """
         room = "numpyro_infograd.diagnostics.inference_data"
         return importlib.import_module(room).to_inference_data(self)

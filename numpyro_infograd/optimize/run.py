@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side of an ascent: chunks, progress, interruption, when to stop."""
+"""The host loop of an ascent: chunks, progress, interruption, when to stop."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from numpyro_infograd.optimize.infomax import InfoMax
 
 CHUNK = 20  # steps of one compiled scan; the progress bar moves between them
-CYCLE = 200  # steps of one cosine decay when the number of steps is left open
+CYCLE = 200  # steps of one cosine decay if num_steps is None
 MAX_CYCLES = 5
-DRIFT = 0.5  # share of the top speed at which a parameter is still on its way
-NEGLIGIBLE = 3e-4  # nats (or share of the gain) that a move of one percent promises
+DRIFT = 0.5  # share of the maximum speed above which a parameter still drifts
+NEGLIGIBLE = 3e-4  # expected gain of a one percent move, in nats, to stop
 
 
 class Run:
-    """The host's side of an ascent: chunks, progress, interruption, when to stop."""
+    """The host loop of an ascent: chunks, progress, interruption, when to stop."""
 
     def __init__(
         self,
@@ -63,9 +63,9 @@ class Run:
         self.chunks: list[StepInfo] = []
         self.status = ""
         self.gave_up = False
-        self.reason = ""  # why a mixture was left
+        self.reason = ""  # why the mixture was replaced
         self.middle: Any = None  # parameters in the middle of a cycle
-        self.cycle, self.steps = 0, 0  # cycles that are over, steps of the present one
+        self.cycle, self.steps = 0, 0  # finished cycles, steps of the present one
         self._begin([ascent.start(k, p) for k, p in self._keyed(starts)])
         self.log: Log | None = None
         if checkpoint is not None:
@@ -85,7 +85,7 @@ class Run:
         self.setting, self.system = self.ascent.make_parts(self.starts[0])
 
     def ascend(self) -> None:
-        """From the start, or from where a checkpoint stands, to the end."""
+        """Run from the start, or from a checkpoint, to the end."""
         total = self.num_steps or CYCLE
         try:
             if not self._resume():
@@ -101,10 +101,10 @@ class Run:
             if self.log is not None:
                 self.log.close()
 
-    # -- what a checkpoint holds ------------------------------------------------------
+    # -- checkpoints ------------------------------------------------------------------
 
     def snapshot(self, done: bool = False) -> Snapshot:
-        """Where the run stands: all that it needs to go on."""
+        """The present state of the run, from which it can continue."""
         trees = {
             "states": self.states,
             "scale": self.system.scale,
@@ -123,7 +123,7 @@ class Run:
         return Snapshot(list(self.chunks), trees, facts)
 
     def _resume(self) -> bool:
-        """Take up a snapshot, if one was saved; whether that was the end."""
+        """Load a snapshot if one was saved; return whether the run had ended."""
         found = self.log.load() if self.log is not None else None
         if found is None:
             return False
@@ -145,7 +145,7 @@ class Run:
     # -- steps ------------------------------------------------------------------------
 
     def _ascend(self, total: int) -> None:
-        """From where the run stands to its end."""
+        """Run from the present state to the end."""
         done = sum(c.finite.shape[1] for c in self.chunks)
         bar = tqdm(
             total=self.cycle * CYCLE + total,
@@ -161,8 +161,8 @@ class Run:
                 bar.refresh()
 
     def _cycle(self, total: int, bar: Any) -> bool:
-        """The rest of a cycle; whether the run is at its end."""
-        # Noise falls from chunk to chunk, at least five times before it is left out.
+        """Run the rest of a cycle; return whether the run has ended."""
+        # Noise falls from chunk to chunk, at least five times before it is removed.
         chunk = min(CHUNK, max(total // 10, 1)) if self.heat else CHUNK
         for start in range(self.steps, total, chunk):
             if start == total // 2:
@@ -177,10 +177,10 @@ class Run:
                 self.setting, self.system, self.states, rates
             )
             infos = jax.device_get(infos)
-            if self.ascent.problem is not self.clean:  # the objective of a noisy system
+            if self.ascent.problem is not self.clean:  # objective with appended noise
                 infos = infos._replace(objective=np.full_like(infos.objective, np.nan))
             self.chunks.append(infos)
-            if len(self.chunks) > 2:  # only the last two gradients are looked at
+            if len(self.chunks) > 2:  # only the last two gradients are used
                 self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
             bar.update(len(steps))
             norm = float(np.min(infos.gradient_norm[:, -1]))
@@ -209,7 +209,7 @@ class Run:
         return True
 
     def _watch(self, infos: StepInfo) -> None:
-        """Under "auto", leave a mixture whose effective sample size gave out."""
+        """Under "auto", replace a mixture whose scores have become poor."""
         ascent, problem = self.ascent, self.clean
         automatic = isinstance(ascent.scores, str)
         if (
@@ -222,25 +222,25 @@ class Run:
             self._leave_mixture(why)
 
     def _leave_mixture(self, reason: str) -> None:
-        """Go on with chains, or with networks where no chain can walk."""
+        """Continue with chains, or with networks if chains cannot sample the noise."""
         problem, params = self.clean, self._params()[0]
         self.reason = reason
         self.clean = pose_beyond_mixtures(problem.sm, problem.objective, params, reason)
         self._change(self.clean)
 
     def _has_left(self, infos: StepInfo) -> bool:
-        """Whether the parameters left the range of scores that were trained before."""
+        """Whether the parameters left the range of pretrained scores."""
         said = [v for name, v in infos.evidence.items() if name.startswith("outside")]
         if not any(np.any(v > 0) for v in said):
             return False
         self.status = (
             "stopped where the parameters left the range that the scores were trained "
-            "for: call pretrain_scores with a wider one"
+            "for: call pretrain_scores with a wider range"
         )
         return True
 
     def _cool(self, share: float) -> None:
-        """Noise annealing: the problem after this share of the cooling."""
+        """Noise annealing: change to the problem after this share of the cooling."""
         problem, clean = self.ascent.problem, self.clean
         assert problem is not None
         if share >= 1.0:
@@ -257,7 +257,7 @@ class Run:
             self.system = self.system._replace(scale=scale)
 
     def _change(self, problem: Problem) -> None:
-        """Go on from here with scores for another problem."""
+        """Continue from the present parameters with scores for another problem."""
         ascent = self.ascent
         params = self._params()
         ascent.problem = problem
@@ -272,7 +272,7 @@ class Run:
         self.system = self.system._replace(scale=scale)
 
     def _params(self) -> list[Any]:
-        """Where each restart stands."""
+        """The present parameters of each restart."""
         return [
             constrained(f, self.ascent.constraints())
             for f in self._each_unconstrained()
@@ -288,7 +288,7 @@ class Run:
     # -- when to stop -----------------------------------------------------------------
 
     def _rescale(self) -> None:
-        """A new cycle: rates to the size that the parameters have by now."""
+        """At the start of a cycle, scale the rates to the present parameters."""
         if not self.ascent.scaled:
             return
         scale = scales(self.states.unconstrained_params, self.ascent.constraints())
@@ -300,15 +300,15 @@ class Run:
             self.states = self.states._replace(opt_state=fresh)
 
     def _came_from_far(self) -> bool:
-        """Whether the last cycle began to return from far outside a constraint.
+        """Whether the ascent was far outside a constraint in the last cycle.
 
-        Adam's step sizes remember the steep way back for longer than it took.
+        The gradients there are large, so Adam's steps stay small for long afterwards.
         """
         cycle = self.chunks[-(CYCLE // CHUNK) :]
         return any(np.any(chunk.excess > FARTHEST) for chunk in cycle)
 
     def _is_stationary(self) -> bool:
-        """Whether no restart gains by moving on, be it by a percent or as it has."""
+        """Whether no restart would gain by a one percent move, or by drifting on."""
         return not self._came_from_far() and all(
             max(self._nudge(i), self._drift(i)) <= NEGLIGIBLE * self._size(i)
             and is_settled(
@@ -318,11 +318,11 @@ class Run:
         )
 
     def _drift(self, index: int) -> float:
-        """What another cycle promises (nats) along what is still on its way.
+        """Expected gain in nats of another cycle, for parameters that still drift.
 
-        The default optimizer moves a parameter by its rate at most. One that went on
-        at that speed to the end of the cycle was stopped by the rate, not by the
-        gradient, which may then be small and the optimum far away.
+        The default optimizer moves a parameter by at most its rate. If a parameter
+        moved at that speed to the end of the cycle, the falling rate stopped it, not
+        the gradient. Then the gradient may be small and the optimum still far.
         """
         if not self.ascent.scaled:
             return 0.0
@@ -349,11 +349,11 @@ class Run:
         return promised
 
     def _nudge(self, index: int) -> float:
-        """What a move by one percent of the parameters' size promises, in nats.
+        """Expected gain in nats of a move by one percent of the parameters' size.
 
-        The squared norm of the gradient is the product of its means over the last two
-        chunks of a cycle, where the parameters stand still and the noise is fresh: so
-        noise adds nothing to it on average.
+        The squared norm of the gradient is estimated by the product of its means over
+        the last two chunks of a cycle. There the parameters hardly move and the noise
+        is independent, so noise adds nothing on average.
         """
         before, last = (jax.tree.leaves(chunk.gradient) for chunk in self.chunks[-2:])
         product = sum(
@@ -364,9 +364,9 @@ class Run:
         return 0.01 * size * math.sqrt(max(product, 0.0))
 
     def _size(self, index: int) -> float:
-        """What a gain is measured by: a nat, or all that was gained if that is more.
+        """Unit of a gain: one nat, or the whole gain of the run if that is more.
 
-        Under constraints most of a gain may be the return into them.
+        With constraints it is one nat, because the gain may come from meeting them.
         """
         if self.ascent.subject_to:
             return 1.0
@@ -374,5 +374,5 @@ class Run:
 
 
 def _decay(steps: np.ndarray, total: int) -> np.ndarray:
-    """Share of the peak rate at each step of a cycle."""
+    """The rate at each step of a cycle, relative to the peak rate."""
     return 0.5 * (1 + np.cos(np.pi * steps / total))

@@ -35,7 +35,7 @@ RATE = 0.05  # peak rate of the default optimizer, as a share of the parameters'
 
 
 class InfoMaxState(NamedTuple):
-    """What an ascent carries from step to step.
+    """The state of an ascent between steps.
 
     Attributes:
         unconstrained_params: Parameters in the space of the optimizer: unconstrained,
@@ -44,8 +44,9 @@ class InfoMaxState(NamedTuple):
             values that are not finite.
         opt_state: The optimizer's state.
         scores: Fitted scores, one for each entropy that hides noise.
-        multipliers: Of the constraints in `subject_to`, in nats for a relative excess.
-        rng_key: Key of the run; step k draws from `fold_in(rng_key, k)`.
+        multipliers: Multipliers of the constraints in `subject_to`, in nats for each
+            unit of relative excess.
+        rng_key: Key of the run; step k uses `fold_in(rng_key, k)`.
         step: Number of steps taken.
     """
 
@@ -59,22 +60,22 @@ class InfoMaxState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What one step reports.
+    """Numbers about one step.
 
     Attributes:
         params: Parameters before the step, in constrained space.
         gradient_norm: Norm of the gradient in the optimised space.
-        gain: First-order change over the step, in nats, of the objective and of what
-            `subject_to` adds to it.
-        objective: Value before the step where it is known exactly, else NaN.
-        finite: Whether the step was taken; otherwise the last one is taken back.
-        evidence: What the scores say of themselves, by name and set of sites: a
-            mixture's sample sizes and unexplained share; held-out gain, drift and
-            whether networks were trained at this step; Stein residuals.
-        excess: By how much each constraint in `subject_to` is exceeded, in units
-            of its bound or of where the ascent began; negative inside.
+        gain: First-order change over the step, in nats, of the objective with the terms
+            of `subject_to`.
+        objective: Value before the step if it is known exactly, else NaN.
+        finite: Whether the step was finite and taken; otherwise the step before is
+            undone.
+        evidence: Evidence about the scores, by name and set of sites: a mixture's
+            sample sizes and unexplained share; held-out gain, drift, and whether
+            networks were trained at this step; Stein residuals.
+        excess: Relative excess of each constraint in `subject_to`; negative inside.
         gradient: The gradient in the optimised space; with a projection, the part of
-            it along which the constraint lets the parameters move.
+            it along which the projection lets the parameters move.
     """
 
     params: Any
@@ -96,7 +97,7 @@ class Setting(NamedTuple):
 
 
 class System(NamedTuple):
-    """The traced part of a step: programs and the arrays that they captured."""
+    """The traced part of a step: programs with the arrays that they capture."""
 
     forward: Program
     exact: GaussianEntropies | None
@@ -106,7 +107,7 @@ class System(NamedTuple):
     budgets: Budgets
     points: Any
     projection: Program | None
-    update: Program  # the optimizer's
+    update: Program  # of the optimizer
     scale: Any
     constraints: dict[str, Any] | None  # None with a projection
 
@@ -125,7 +126,7 @@ def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
     """Parameters as the optimizer moves them.
 
     Raises:
-        ArgumentError: for a constraint that no bijection from real numbers reaches.
+        ArgumentError: For a constraint without a bijection from real numbers.
     """
     if constraints is None:
         return params
@@ -135,18 +136,18 @@ def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
             transform = biject_to(constraint)
         except NotImplementedError:
             raise ArgumentError(
-                f"parameter {name!r} has the constraint {constraint}, which NumPyro "
-                "cannot reach from real numbers. Pass a projection onto it."
+                f"parameter {name!r} has the constraint {constraint}, but NumPyro has "
+                "no bijection from real numbers to it. Pass a projection onto it."
             ) from None
         found[name] = jax.tree.map(transform.inv, params[name])
     return found
 
 
 def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
-    """Raise for a start on the boundary of its constraint, where no step leads off.
+    """Raise for a start on the boundary of its constraint, where no step leads away.
 
     Raises:
-        ParameterError: naming the parameter and the constraint.
+        ParameterError: Names the parameter and the constraint.
     """
     if constraints is None:
         return
@@ -156,23 +157,23 @@ def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
             jax.tree.leaves(params[name]), jax.tree.leaves(tree), strict=True
         ):
             inside = bool(jnp.all(jnp.isfinite(leaf)))
-            if _elementwise(constraint):  # NumPyro clips what would be infinite
+            if _elementwise(constraint):  # NumPyro clips values at the boundary
                 nudge = jnp.finfo(start.dtype).eps * jnp.abs(start) + 1e-30
                 sides = (constraint(start - nudge), constraint(start + nudge))
                 inside = inside and all(bool(jnp.all(side)) for side in sides)
             if not inside:
                 raise ParameterError(
                     f"parameter {name!r} starts on the boundary of its constraint "
-                    f"{constraint}: {np.asarray(start)}. Give a start inside "
-                    "(init_params), or pass a projection onto the constraint."
+                    f"{constraint}: {np.asarray(start)}. Pass init_params inside it, or "
+                    "a projection onto the constraint."
                 )
 
 
 def check_projection(projection: Any) -> None:
-    """Raise for what is no function, and not None.
+    """Raise unless `projection` is a function or None.
 
     Raises:
-        ArgumentError: for anything else.
+        ArgumentError: If it is something else.
     """
     if projection is not None and not callable(projection):
         raise ArgumentError(
@@ -181,16 +182,16 @@ def check_projection(projection: Any) -> None:
 
 
 def project(projection: Projection, params: Any) -> dict[str, Any]:
-    """The parameters projected, in their own types.
+    """The projected parameters, in their own types.
 
     Raises:
-        ArgumentError: for a projection that fails on the dict of all parameters, or
-            returns something else.
+        ArgumentError: If the projection fails on the dict of all parameters, or returns
+            something else.
     """
     shapes = jax.tree.map(jnp.shape, params)
     holds = (
-        f"the dict of the parameters {', '.join(params)}. Use these; what works on one "
-        "array goes to each: lambda p: {n: f(v) for n, v in p.items()}"
+        f"the dict of the parameters {', '.join(params)}. Use these names; apply a "
+        "function f of one array by lambda p: {n: f(v) for n, v in p.items()}"
     )
     with explain_trace_errors("projection", holds):
         projected = jax.eval_shape(projection, params)
@@ -202,8 +203,8 @@ def project(projection: Projection, params: Any) -> dict[str, Any]:
     kinds = {str(x.dtype) for x in jax.tree.leaves(projected)}
     if not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
         raise ArgumentError(
-            f"projection must return floats, as the parameters are, got "
-            f"{', '.join(sorted(kinds))}. Return real numbers, and round none."
+            "projection must return floats, as the parameters are, got "
+            f"{', '.join(sorted(kinds))}. Return real numbers without rounding."
         )
     moved = cast(projection(params), params)
     for name, value in moved.items():
@@ -222,17 +223,17 @@ def _elementwise(constraint: Any) -> bool:
 
 
 def is_mapped(name: str, constraints: dict[str, Any] | None) -> bool:
-    """Whether a bijection makes the coordinates of a parameter."""
+    """Whether a parameter is optimised through a bijection."""
     return constraints is not None and not isinstance(
         biject_to(constraints[name]), IdentityTransform
     )
 
 
 def scales(unconstrained_params: Any, constraints: dict[str, Any] | None) -> Any:
-    """Peak rate of the default optimizer for each leaf: a share of its size.
+    """Peak rate of the default optimizer for each leaf: a share of the leaf's size.
 
-    Coordinates that a bijection made are of order one whatever their value; small
-    leaves of others count as a part of what is typical for all.
+    The size is at least one for coordinates of a bijection, and at least 0.3 of the
+    typical size of all leaves for others.
     """
     leaves = jax.tree.leaves(unconstrained_params)
     total = sum(float(jnp.sum(x**2)) for x in leaves)
@@ -252,7 +253,7 @@ def scales(unconstrained_params: Any, constraints: dict[str, Any] | None) -> Any
 def step(
     setting: Setting, system: System, state: InfoMaxState, rate: jax.Array
 ) -> tuple[InfoMaxState, StepInfo]:
-    """Refit the scores, pull the gradient back, move."""
+    """One step: refit the scores, compute the gradient, move the parameters."""
     params = constrained(state.unconstrained_params, system.constraints)
     key = jax.random.fold_in(state.rng_key, state.step)
     fit_key, noise_key, score_key = jax.random.split(key, 3)
@@ -262,7 +263,7 @@ def step(
     gradient = jax.tree.map(jnp.zeros_like, params)
     if system.exact is not None:
         value, gradient = jax.value_and_grad(system.exact)(params)
-        # Expectations in the objective, not those of budgets, are known from samples.
+        # The exact value lacks expectations that are part of the objective.
         sampled = jnp.any(system.expectations.coefficients != 0)
         value = jnp.where(sampled, jnp.nan, value)
     if setting.method is not None:
@@ -346,12 +347,12 @@ def step(
 
 
 def gradient_mapping(projection: Projection, params: Any, gradient: Any) -> Any:
-    """The part of the gradient along which the constraint lets the parameters move.
+    """The part of the gradient along which the projection lets the parameters move.
 
-    (P(x + t g) - x) / t for a short t: it vanishes just where the constraint lets no
-    move gain to first order. An
-    optimizer that scales components one by one, such as Adam, would otherwise come to
-    rest where the scaled gradient, not the gradient, is normal to the constraint.
+    It is (P(x + t g) - x) / t for a small t, which is zero exactly where no allowed
+    move gains to first order. Without it, an optimizer that scales single components,
+    such as Adam, would stop where the scaled gradient is normal to the constraint, not
+    where the gradient is.
     """
     size = optax.tree.norm(params)
     reach = RATE * jnp.where(size > 0, size, 1.0)
@@ -366,7 +367,7 @@ def cast(tree: Any, like: Any) -> Any:
 
 
 def onto(projection: Projection | None, params: Any) -> Any:
-    """Projected, in their own types; as they are where there is no projection."""
+    """The projected parameters, in their own types; unchanged without projection."""
     return params if projection is None else cast(projection(params), params)
 
 
@@ -398,8 +399,8 @@ def ascend_many(
 ) -> tuple[InfoMaxState, StepInfo]:
     """A chunk of steps for each restart, as one batch.
 
-    One alone is no batch: in a batch both branches of a condition would be computed,
-    and scores that are fresh be fitted all the same.
+    A single restart runs without vmap: under vmap both branches of a condition run, so
+    scores would be trained even if they are not stale.
     """
     if states.step.shape[0] == 1:
         alone = jax.tree.map(lambda x: x[0], states)
@@ -417,10 +418,10 @@ def _default_optimizer() -> optax.GradientTransformation:
 
 
 def as_optax(optimizer: Any) -> optax.GradientTransformation:
-    """An optax transformation from what the user gave.
+    """The user's optimizer as an optax transformation.
 
     Raises:
-        ArgumentError: if it is neither an optax nor a numpyro optimizer.
+        ArgumentError: If it is neither an optax nor a numpyro optimizer.
     """
     if optimizer is None:
         return _default_optimizer()
@@ -430,33 +431,33 @@ def as_optax(optimizer: Any) -> optax.GradientTransformation:
     if made and hasattr(optimizer, "update"):
         return optimizer
     raise ArgumentError(
-        f"optimizer must be an optax GradientTransformation or a numpyro optimizer, "
-        f"got {optimizer!r}. Call what makes one, such as optax.adam(0.1)."
+        "optimizer must be an optax GradientTransformation or a numpyro optimizer, "
+        f"got {optimizer!r}. Call its constructor, such as optax.adam(0.1)."
     )
 
 
 def trace_update(
     optimizer: optax.GradientTransformation, opt_state: Any, params: Any
 ) -> Program:
-    """An optimizer's update as a program of gradient, state and parameters.
+    """The update of an optimizer as a program of gradient, state and parameters.
 
     Raises:
-        ArgumentError: if it asks for more, as a line search for the objective.
+        ArgumentError: If it needs more, such as the objective for a line search.
     """
     try:
         return Program.trace(optimizer.update, params, opt_state, params)
     except TypeError as error:
         raise ArgumentError(
-            "optimizer's update must take a gradient, a state and parameters: an "
+            "optimizer's update must take only a gradient, a state and parameters: an "
             "ascent has no value of the objective for a line search (optax.lbfgs) or "
-            "a plateau to be seen by. Use one such as optax.adam(0.1). It said: "
-            f"{error}"
+            "for the detection of a plateau. Use another, such as optax.adam(0.1). The "
+            f"error was: {error}"
         ) from None
 
 
 @functools.lru_cache(maxsize=32)
 def _from_numpyro(optimizer: Any) -> optax.GradientTransformation:
-    """NumPyro's optimizers carry the parameters in their state; hand out the steps."""
+    """A NumPyro optimizer (its state holds the parameters) as an optax one."""
 
     def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         before = optimizer.get_params(state)
