@@ -1175,7 +1175,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "calibrate: one number": (
         ArgumentError, r"'y' have shape \(\).*one row", lambda: fit({"y": 1.0})),
     "calibrate: none": (
-        ArgumentError, "observed has 0 recordings: at least 512",
+        ArgumentError, "observed has 0 recordings, but at least 512",
         lambda: recordings(lambda y: y[:0])),
     "calibrate: too large": (
         ArgumentError, "1000 of 1000 .*'y' .*infinite",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digital twins: a simulator whose outputs look like recorded ones, unpaired.
+"""Digital twins: fit a model to recordings of its outputs without their inputs.
 
 Section VIII of the paper, with scores that are functions of the parameters.
 """
@@ -65,58 +65,57 @@ def calibrate(
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Calibration:
-    """Find the parameters for which a model's outputs have the law of recorded ones.
+    """Find parameters for which a model's outputs have the recorded distribution.
 
-    Recordings are of outputs only, in any order, without the inputs that made them.
-    The gradient is that of a divergence between the twin's law q and the recordings'
-    law p, from the scores of both (eqs. 88, 89 of the paper): the Fisher divergence
-    E_p |s_p - s_q|^2 / 2, or KL(q || p). The scores are linear in features that are
-    learned from both laws, so that of the twin follows its parameters.
+    Recordings are of outputs only, in any order, without the inputs that made them. The
+    gradient is that of a divergence between the distribution q of the model (the twin)
+    and the distribution p of the recordings, from the scores of both (eqs. 88, 89 of
+    the paper): the Fisher divergence E_p |s_p - s_q|^2 / 2, or KL(q || p), in nats. The
+    scores are linear in features that are learned from both distributions, so the
+    twin's score is a function of its parameters.
 
     Args:
         model: A NumPyro model, or the result of `structural_model`.
         observed: Recordings of each output site, (num_recordings, *shape of the site):
-            NumPy, JAX or xarray, continuous values. Rows of several sites belong
-            together. A fifth is held out; standard errors treat the rest as 100 blocks
-            of consecutive recordings, so that a short memory does no harm (the last
-            few rows that fill no block are left out).
-        divergence: "fisher", or "kl" for the reverse Kullback-Leibler divergence,
-            which is faster, and the choice for many parameters. A twin of the wrong
-            form settles on the average under "fisher" and on what it can do well under
-            "kl".
-        noise_levels: Variances of noise that both laws are seen through, each relative
-            to the recordings: noise with this multiple of their covariance (in log or
-            logit coordinates for positive or unit-interval sites). Several are
-            averaged; for "fisher" by the trapezoid rule, into the part of KL(p || q)
-            that noise of the last level takes away. None is (0, 0.05, 0.2, 0.6) for
-            "fisher", since the divergence at one level says little of the weight of
-            separated modes, and (0,) for "kl"; level 0 gives way to the next where a
-            density ends in a jump or a value repeats, as behind a clip.
-        num_steps: Steps of the optimizer, in two cycles; None is 150. Up to 64 numbers
-            in the parameters, Newton steps along what the recordings determine follow;
-            with more there are no standard errors.
+            continuous values in NumPy, JAX or xarray. Rows of several sites belong
+            together. A fifth is held out. Standard errors treat the rest as 100 blocks
+            of consecutive recordings, so they allow short correlations. The last few
+            rows, which do not fill a block, are not used.
+        divergence: "fisher", or "kl" for the reverse Kullback-Leibler divergence, which
+            is faster and better for many parameters. If the model is misspecified,
+            "fisher" fits the average, and "kl" fits the part that it can fit well.
+        noise_levels: Variances of noise appended to both distributions, relative to the
+            covariance of the recordings (in log or logit coordinates for positive or
+            unit-interval sites). Several levels are averaged; for "fisher" by the
+            trapezoid rule, which gives the part of KL(p || q) that noise of the last
+            level removes. None is (0, 0.05, 0.2, 0.6) for "fisher", because one level
+            says little about the weights of separated modes, and (0,) for "kl". Level 0
+            is left out if a density ends in a jump or a value repeats, as after a clip.
+        num_steps: Steps of the optimizer, in two cycles; None is 150. If the parameters
+            have at most 64 numbers, Newton steps follow, along the directions that the
+            recordings determine; with more numbers there are no standard errors.
         optimizer: As in `maximize`.
         projection: As in `maximize`.
-        hidden: Widths of the two networks that make features.
-        network: Your own in place of them; see `scores.Denoising`.
+        hidden: Hidden widths of the two networks that make features.
+        network: Your network in place of these; see `scores.Denoising`.
         num_samples: Draws of the twin in a step, a power of two.
         num_draws: Bootstrap draws of the parameters, at least 20.
-        init_params: Starting values, each in its parameter's shape; what is missing
-            takes the model's.
+        init_params: Starting values, each in its parameter's shape; a missing one takes
+            the model's value.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
-        progress_bar: Show a bar with the current divergence.
+        progress_bar: Whether to show a bar with the current divergence.
         allow_jumps: As in `gradient`.
-        mesh: Devices to spread draws of the twin over, a power of two of them.
+        mesh: Devices to split draws of the twin over; their number is a power of two.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
 
     Returns:
         A `Calibration`: parameters with standard errors and bootstrap draws, the
         divergence from held-out recordings (nats) and a two-sample test before and
-        after, and the directions that the recordings leave free.
+        after, and the directions that the recordings do not determine.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault.
+        InfogradError: A subclass that names the site or argument at fault.
 
     Example:
         >>> import numpy as np, numpyro, numpyro.distributions as dist
@@ -149,8 +148,8 @@ def calibrate(
     sm, params = admit(sm, sites, (), {}, init_params)
     if not sm.params_of(tuple(recorded)):
         raise ArgumentError(
-            f"no parameter reaches {', '.join(map(repr, recorded))}: mark what can "
-            "be tuned with numpyro.param."
+            f"no parameter reaches {', '.join(map(repr, recorded))}: mark what is to "
+            "be fitted with numpyro.param."
         )
     if projection is not None:
         params = project(projection, params)
@@ -167,11 +166,11 @@ def calibrate(
     used = levels or (seen if divergence == "fisher" else seen[:1])
     if not smooth and used[0] == 0.0:
         raise ArgumentError(
-            f"noise_levels starts at 0, but {why}: a score misses what happens "
-            "there. Give positive levels."
+            f"noise_levels starts at 0, but {why}, where a score without noise is "
+            "wrong. Pass positive levels."
         )
     if not smooth and levels is None:
-        warnings = (f"{why}: its law is seen through noise at every level.",)
+        warnings = (f"{why}, so noise is appended at every level.",)
     width = min(max(8 * sum(density.sizes), 32), 128)
     settings = Settings(
         divergence,
@@ -191,16 +190,16 @@ def calibrate(
     if used[0] == 0.0:
         still, why = _is_smooth(sm, density, found.params)
         if not still:
-            doubt = f"at the end {why}: give positive noise_levels."
+            doubt = f"at the end {why}: pass positive noise_levels."
             found = replace(found, warnings=(*found.warnings, doubt))
     return found
 
 
 def _check_levels(levels: Any) -> tuple[float, ...] | None:
-    """Variances of noise, rising.
+    """The levels after a check, or None.
 
     Raises:
-        ArgumentError: for anything else.
+        ArgumentError: If they are not variances in rising order.
     """
     if levels is None:
         return None
@@ -221,5 +220,5 @@ def _is_smooth(sm: StructuralModel, density: Density, params: Any) -> tuple[bool
     try:
         checks.check_atoms(sm, density.without_density, params)
     except DensityError:
-        return False, "a site takes one value again and again, as behind a clip"
+        return False, "a site takes one value repeatedly, as after a clip"
     return True, ""

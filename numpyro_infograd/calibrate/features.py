@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores as linear functions of features: a law is then a pair of moments.
+"""Scores as linear functions of features, which need only two moments.
 
-In the span of features phi(z) the score of a law is phi(z) W with
+In the span of features phi(z), the score of a distribution is phi(z) W with
 
     W = E[phi phi^T]^-1 E[-d phi / dz],
 
-by integration by parts (score matching, Hyvarinen 2005), from samples alone. Once the
-features are trained, on recordings and on draws of the twin, no network is trained
-again: the score of the twin follows its parameters through W, and where both laws agree
-both W do, however poor the features.
+by integration by parts (score matching, Hyvarinen 2005), from samples only. The
+features are trained on recordings and on draws of the twin, and then fixed: the twin's
+score depends on its parameters through W. If both distributions are equal, so are both
+W, even for poor features.
 
-Each law is looked at through noise of several levels, in units of the recordings.
+Noise of several levels is appended to both distributions, in units of the recordings.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from numpyro_infograd.scores.network import Ensemble, Network
 from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch, train
 
-_RIDGE = 1e-2  # of each feature's mean square; the same for all laws
-_DIRECTIONS = 8  # along which slopes are taken: all if there are no more
-_POOL = 16384  # samples of each law to train on
+_RIDGE = 1e-2  # relative to each feature's mean square; the same for all distributions
+_DIRECTIONS = 8  # random directions for derivatives, if there are more dimensions
+_POOL = 16384  # training samples of each distribution
 _BATCH = 512
 _NUM_STEPS = 400
 _RATE = 4e-3
 
 
 class Moments(NamedTuple):
-    """What is known of a law, seen through noise of each level."""
+    """Moments of a distribution with noise of each level."""
 
     gram: Any  # E[phi phi^T], (levels, width, width)
     slope: Any  # E[-d phi / dz], (levels, width, dimensions)
@@ -57,12 +57,12 @@ class Features:
 
     Attributes:
         density: The sites.
-        mean: Of the recordings in coordinates without bounds.
-        whiten: Makes their covariance the identity.
-        networks: Parameters of two networks, one for each law.
-        power: Mean square of each feature under the recordings, (levels, width).
-        levels: Variances of the noise that laws are seen through.
-        network: What makes a network.
+        mean: Mean of the recordings in unbounded coordinates.
+        whiten: Matrix that makes their covariance the identity.
+        networks: Parameters of two networks, one for each distribution.
+        power: Mean square of each feature on the recordings, (levels, width).
+        levels: Variances of the appended noise.
+        network: Function or functions that make a network.
     """
 
     density: Density
@@ -74,11 +74,11 @@ class Features:
     network: Network
 
     def at(self, levels: tuple[float, ...]) -> Features:
-        """The same with some of the levels."""
+        """The features with only these levels."""
         return replace(self, levels=levels, power=self.power[self.index(levels)])
 
     def index(self, levels: tuple[float, ...]) -> np.ndarray:
-        """Where these levels are among all."""
+        """Indices of these levels."""
         return np.asarray([self.levels.index(level) for level in levels])
 
     @property
@@ -88,7 +88,7 @@ class Features:
 
     @property
     def ensemble(self) -> Ensemble:
-        """The networks; beside the coordinates they see the level."""
+        """The networks; their inputs are the coordinates and the level."""
         size = self.dimensions
         return Ensemble(self.network, size + 1, size, size)
 
@@ -97,7 +97,7 @@ class Features:
         return (Free.of(self.density, values).values - self.mean) @ self.whiten.T
 
     def __call__(self, z: jax.Array, level: jax.Array | float) -> jax.Array:
-        """Coordinates, steps of each, both networks and a constant, (..., width)."""
+        """All features: coordinates, steps, networks and a constant, (..., width)."""
         seen = see(z, level)
         first, second = (
             self.ensemble.features(
@@ -105,16 +105,16 @@ class Features:
             )
             for i in range(2)
         )
-        own = self.ensemble.knots[0] * self.ensemble.knots[1]  # steps, of the first
+        own = self.ensemble.knots[0] * self.ensemble.knots[1]  # steps, taken only once
         return jnp.concatenate([seen[..., :-1], first, second[..., own:-1]], axis=-1)
 
     def moments(self, z: jax.Array, blur: jax.Array, rng_key: jax.Array) -> Moments:
-        """Moments of the law of z.
+        """Moments of the distribution of z.
 
         Args:
             z: Coordinates, (num_samples, dimensions).
             blur: Standard normal noise of the same shape.
-            rng_key: To draw directions, where there are too many to take all.
+            rng_key: Key for random directions, if there are many dimensions.
         """
 
         def at(level: float) -> tuple[jax.Array, jax.Array]:
@@ -126,7 +126,7 @@ class Features:
     def defect(
         self, z: jax.Array, blur: jax.Array, rng_key: jax.Array, weights: jax.Array
     ) -> jax.Array:
-        """E[-d phi / dz] - E[phi phi^T] W of the law of z: zero for its own weights."""
+        """E[-d phi / dz] - E[phi phi^T] W for z; zero if W are its own weights."""
 
         def at(level: float, weights: jax.Array) -> jax.Array:
             phi, slope = self._phi_and_slope(z, blur, rng_key, level)
@@ -137,7 +137,7 @@ class Features:
     def _phi_and_slope(
         self, z: jax.Array, blur: jax.Array, rng_key: jax.Array, level: float
     ) -> tuple[jax.Array, jax.Array]:
-        """The features, and E[-d phi / dz] by derivatives along directions."""
+        """The features, and E[-d phi / dz] by directional derivatives."""
         size = self.dimensions
         if size <= _DIRECTIONS:
             along = jnp.sqrt(size) * jnp.eye(size)[:, None]
@@ -151,11 +151,11 @@ class Features:
         return phi, slope
 
     def weights(self, law: Moments) -> Any:
-        """W of a law, (levels, width, dimensions)."""
+        """W for these moments, (levels, width, dimensions)."""
         return self.solve(law.gram, law.slope)
 
     def solve(self, gram: Any, right: Any) -> Any:
-        """G^-1 times (levels, width, any), with the ridge; JAX or NumPy arrays."""
+        """G^-1 `right` with the ridge, (levels, width, any); JAX or NumPy arrays."""
         xp = gram.__array_namespace__()
         scale = xp.asarray(self.power, dtype=gram.dtype)[..., None] ** -0.5
         gram = scale * self.ridged(gram) * xp.swapaxes(scale, -1, -2)
@@ -163,19 +163,19 @@ class Features:
         return scale * solve(gram, scale * right)
 
     def ridged(self, gram: Any) -> Any:
-        """G with the ridge, (..., levels, width, width)."""
+        """G plus the ridge, (..., levels, width, width)."""
         xp = gram.__array_namespace__()
         power = xp.asarray(self.power, dtype=gram.dtype)[..., None]
         return gram + _RIDGE * power * xp.eye(gram.shape[-1], dtype=gram.dtype)
 
 
 def _one_by_one(matrix: jax.Array, right: jax.Array) -> jax.Array:
-    """Solutions in turn: together they hang CPUs that play several devices."""
+    """Solve in sequence: in parallel it can deadlock CPUs that emulate devices."""
     return jax.lax.map(lambda pair: jnp.linalg.solve(*pair), (matrix, right))
 
 
 def see(z: jax.Array, level: jax.Array | float) -> jax.Array:
-    """What networks see of coordinates with noise of this variance."""
+    """Inputs of the networks: clipped coordinates and the noise level."""
     mark = 0.3 * jnp.log(jnp.asarray(level) + 0.01)
     mark = jnp.broadcast_to(mark, (*z.shape[:-1], 1)).astype(z.dtype)
     return jnp.concatenate([jnp.clip(z, -CLIP, CLIP), mark], axis=-1)
@@ -189,18 +189,18 @@ def make_features(
     network: Network,
     rng_key: jax.Array,
 ) -> Features:
-    """Features trained on the scores of two laws.
+    """Features trained on the scores of recordings and twin.
 
     Args:
         density: The sites.
         recorded: Recordings of each site, (num_recordings, *shape).
         drawn: Draws of the twin.
-        levels: Variances of the noise to see them through.
-        network: What makes a network.
+        levels: Variances of the appended noise.
+        network: Function or functions that make a network.
         rng_key: A JAX PRNG key.
 
     Raises:
-        ArgumentError: if the network is none.
+        ArgumentError: If the network is not valid.
     """
     pick_key, key = jax.random.split(rng_key)
     order = jax.random.permutation(pick_key, len(next(iter(recorded.values()))))
@@ -218,7 +218,7 @@ def make_features(
 
 @jax.jit
 def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features:
-    """The features with networks fitted to (2, 1, num_samples, dimensions)."""
+    """The features with networks trained on (2, 1, num_samples, dimensions)."""
     keys = jax.random.split(rng_key, 5)
     noise = jax.random.normal(keys[0], values.shape)
     position = jax.random.uniform(keys[1], values.shape[:-1])
@@ -227,7 +227,7 @@ def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features
     levels = jnp.asarray(blank.levels)
 
     def problem(_: Any, part: Pool) -> Batch:
-        """Score matching of what the standard normal law leaves."""
+        """Score matching of the score minus that of a standard normal."""
         index = (part.position * len(levels)).astype(int)
         level = levels[jnp.clip(index, 0, len(levels) - 1)][:, None]
         z = part.values + jnp.sqrt(level) * part.noise
@@ -261,7 +261,7 @@ def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features
 
 @jax.jit
 def block_moments(features: Features, values: Values, rng_key: jax.Array) -> Moments:
-    """Moments of each block, noise and its mirror image added twice."""
+    """Moments of each block, with two noise draws and their negatives."""
 
     def one(block: tuple[Values, jax.Array]) -> Moments:
         values, key = block

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host's side of a calibration: descent, correction, bootstrap, tests."""
+"""The host loop of a calibration: descent, corrections, bootstrap, tests."""
 
 from __future__ import annotations
 
@@ -58,28 +58,28 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate
 
-_BLOCKS = 125  # of consecutive recordings, to resample
-_HELD_OUT = 5  # one block in so many
+_BLOCKS = 125  # blocks of consecutive recordings
+_HELD_OUT = 5  # one of so many blocks is held out
 _CHUNK = 25  # steps of one compiled scan
-_CORRECTIONS = 8
-_SETTLED = 1.0  # standard errors
-_RESAMPLES = 50  # for the error of the divergence at the start
-_DRAWS = 4  # independent draws of the twin near the end
-_FINAL_SAMPLES = 16384  # of the twin: for features, and near the end
-_FEW_SAMPLES = 8192  # for derivatives in several numbers
-_MOST = 64  # numbers in all parameters, for corrections and standard errors
+_CORRECTIONS = 8  # Newton steps, at most
+_SETTLED = 1.0  # length of the last correction at convergence, in standard errors
+_RESAMPLES = 50  # bootstrap draws for the error of the first divergence
+_DRAWS = 4  # independent sets of draws of the twin near the end
+_FINAL_SAMPLES = 16384  # draws of the twin for features, and near the end
+_FEW_SAMPLES = 8192  # draws for derivatives in several numbers
+_MOST = 64  # largest number of parameters with corrections and standard errors
 _TESTED = 1000  # recordings in a two-sample test
 
 
 class End(NamedTuple):
-    """The twin within a standard error of where it came to rest.
+    """The twin at the last correction.
 
     Attributes:
-        local: How it follows its parameters.
+        local: Derivatives of the twin in its parameters.
         weights: Its W_q at the levels used, one for each draw.
-        directions: What the recordings determine.
+        directions: Directions that the recordings determine, and the others.
         noise: Covariance of the gradient over draws of the twin.
-        edges: Directions in which a projection lets the parameters go one way only.
+        edges: Number of directions in which a projection allows moves of one sign only.
     """
 
     local: Local
@@ -90,7 +90,7 @@ class End(NamedTuple):
 
 
 class Fit:
-    """A twin on its way to the recordings."""
+    """The state of a calibration."""
 
     def __init__(
         self,
@@ -116,18 +116,18 @@ class Fit:
         self.rng = np.random.default_rng(np.asarray(seed))
         self.history: list[dict[str, Any]] = []
         self.end: End | None = None
-        self.largest: Any = None  # rates that parameters had so far
-        self.last: Place | None = None  # where the last correction began
+        self.largest: Any = None  # largest rates of the parameters so far
+        self.last: Place | None = None  # start of the last correction
 
     @property
     def numbers(self) -> int:
-        """In all parameters."""
+        """Count of the numbers in all parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.unconstrained_params))
 
     # -- the parts -----------------------------------------------------------------
 
     def look(self) -> None:
-        """Train features for where the twin stands, and measure the recordings."""
+        """Train features at the present parameters, and measure the recordings."""
         train = {
             n: jnp.asarray(v[self.train.ravel()]) for n, v in self.recorded.items()
         }
@@ -152,16 +152,16 @@ class Fit:
         self.match = whole.at(used, shares_of(used, settings.divergence))
 
     def _moments(self, features: Features, rows: np.ndarray) -> Moments:
-        """Moments of blocks of recordings."""
+        """Moments of each block of recordings."""
         values = {n: jnp.asarray(v[rows]) for n, v in self.recorded.items()}
         return block_moments(features, values, next(self.keys))
 
     def simulate(self, unconstrained_params: Any, size: int) -> Values:
-        """Independent draws of the recorded sites: no quasi-random ones, which would
-        look too even to a test."""
+        """Independent draws of the recorded sites: quasi-random ones would be too even
+        for a two-sample test."""
         params = constrained(unconstrained_params, self.constraints)
         key, parts = next(self.keys), []
-        for start in range(0, size, _FINAL_SAMPLES):  # other sites may be large
+        for start in range(0, size, _FINAL_SAMPLES):  # in parts, to limit memory
             count = min(size - start, _FINAL_SAMPLES)
             noise = draw_noise(self.sm.spec, jax.random.fold_in(key, start), count)
             values = simulate(self.sm.forward, params, noise)
@@ -169,7 +169,7 @@ class Fit:
         return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
     def descend(self, num_steps: int, bar: Any) -> None:
-        """Steps of the optimizer, at a rate that falls to zero."""
+        """Steps of the optimizer, with a rate that falls to zero."""
         settings, start = self.settings, self.unconstrained_params
         scaled, optimizer = settings.optimizer is None, as_optax(settings.optimizer)
         opt_state = optimizer.init(start)
@@ -207,11 +207,12 @@ class Fit:
     # -- the end --------------------------------------------------------------------
 
     def correct(self) -> float | None:
-        """A Newton step along what the recordings determine, and how long it was.
+        """A Newton step along the directions that the recordings determine.
 
-        In standard errors, the longest component; NaN, and no step, where something
-        is not finite. Where the last step led away from the recordings, or to where
-        something is not finite, half of it is taken back instead: None.
+        Returns:
+            The largest component of the step, in standard errors. NaN, without a step,
+            if something is not finite. None if the last step raised the divergence or
+            led to values that are not finite; then half of it is undone.
         """
         divergence = self.settings.divergence
         whole = self.draw_weights()
@@ -258,7 +259,7 @@ class Fit:
         moved = onto(
             self.settings.projection, unravel(jnp.asarray(flat + step, flat.dtype))
         )
-        step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # as it was projected
+        step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # after projection
         along = step @ (directions.known / size[:, None] ** 2)
         own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))
         error = np.hypot(directions.error, 3 * own / directions.curvature)
@@ -267,7 +268,7 @@ class Fit:
         return float((np.abs(along) / error).max(initial=0.0))
 
     def _step_back(self) -> None:
-        """To where the last correction began: `end` is of that place."""
+        """Return to the start of the last correction, to which `end` belongs."""
         if self.last is not None:
             flat, unravel = ravel_pytree(self.unconstrained_params)
             self.unconstrained_params = unravel(jnp.asarray(self.last.flat, flat.dtype))
@@ -287,10 +288,10 @@ class Fit:
         )
 
     def _scales(self) -> dict[str, Any]:
-        """Peak rate of the default optimizer, for each parameter by itself.
+        """Peak rate of the default optimizer, for each parameter separately.
 
-        Units differ. What starts at zero counts as a part of what is typical for all;
-        what comes near zero keeps the size that it had at the start.
+        Parameters may have different units. A parameter that starts at zero gets a rate
+        from the typical size of all; one that becomes small keeps its first rate.
         """
         found = dict(scales(self.unconstrained_params, self.constraints))
         for name, tree in self.unconstrained_params.items():
@@ -301,10 +302,9 @@ class Fit:
         return self.largest
 
     def sizes(self) -> np.ndarray:
-        """How large each unconstrained number is, for a correction.
+        """Typical size of each unconstrained number, for a correction.
 
-        Coordinates that a bijection made are of order one, however far they lie: those
-        of a scale are logarithms.
+        Coordinates of a bijection have size one; for a scale they are logarithms.
         """
         found = {}
         for name, rates in self._scales().items():
@@ -320,8 +320,8 @@ class Fit:
     def _ways(self) -> tuple[np.ndarray, int]:
         """Orthonormal directions in which a projection lets the parameters move.
 
-        And how many others there are that it lets them go one way: it holds them at an
-        edge of its set.
+        Also the number of other directions in which it allows moves of one sign,
+        because the parameters are at an edge of its set.
         """
         flat, unravel = ravel_pytree(self.unconstrained_params)
         project = self.settings.projection
@@ -342,7 +342,7 @@ class Fit:
         return vectors[:, values > 0.5], sum(x > 0.5 * reach for x in moved)
 
     def draw_weights(self) -> jax.Array:
-        """W_q of independent draws where the twin stands."""
+        """W_q of independent draws at the present parameters."""
         return draw_weights(
             self.whole,
             self.unconstrained_params,
@@ -369,16 +369,16 @@ class Fit:
         return held_out(weights[:, index], targets[:, index], held, self.reported)
 
     def test(self) -> TwoSample:
-        """Held-out recordings against draws of the twin."""
+        """Two-sample test of held-out recordings and draws of the twin."""
         rows = self.held.ravel()
-        picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: they may have a memory
+        picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: rows may be correlated
         recorded = {n: jnp.asarray(v[picked]) for n, v in self.recorded.items()}
         drawn = self.simulate(self.unconstrained_params, len(picked))
         a, b = (self.whole.features.coordinates(v) for v in (recorded, drawn))
         return two_sample(np.asarray(a), np.asarray(b))
 
     def run(self, progress_bar: bool) -> Calibration:
-        """Descend, correct, resample, test."""
+        """Run descent, corrections, bootstrap and tests."""
         total = self.settings.num_steps
         cycles = [total - total // 2, total // 2] if total > 1 else [1]
         with tqdm(total=total, disable=not progress_bar, desc="features") as bar:
@@ -409,10 +409,10 @@ class Fit:
         return found
 
     def _settle(self, total: int) -> str:
-        """Newton steps until they are short; what became of them."""
+        """Newton steps until they are short; returns the status in words."""
         if self.numbers > _MOST:
             self.warnings += (
-                f"with {self.numbers} numbers in the parameters, more than {_MOST}, "
+                f"the parameters have {self.numbers} numbers, more than {_MOST}, so "
                 "there are no corrections and no standard errors.",
             )
             return f"took {total} steps"
@@ -425,16 +425,16 @@ class Fit:
                 return (
                     "stopped where draws of the twin or their derivatives are not "
                     "finite: no standard errors. Constrain the parameters "
-                    "(numpyro.param(..., constraint=...)), or give other init_params"
+                    "(numpyro.param(..., constraint=...)), or use other init_params"
                 )
             assert self.end is not None
             directions = self.end.directions
             if not directions.known.size:
-                why = "the recordings determine nothing here. Give other init_params"
+                why = "the recordings determine nothing here. Use other init_params"
                 if directions.rough:
                     why = "derivatives of the twin are too noisy"
                 elif not directions.unknown.size:
-                    why = "the projection leaves the parameters no way to move"
+                    why = "the projection lets no parameter move"
                 return f"took {total} steps, with no corrections: {why}"
             if length < _SETTLED:
                 return (
@@ -443,10 +443,10 @@ class Fit:
         self._step_back()
         if length is None:
             return (
-                "not converged: corrections led away from the recordings. Raise "
-                "num_samples, or give other init_params"
+                "not converged: corrections raised the divergence. Raise num_samples, "
+                "or use other init_params"
             )
         return (
             f"not converged: the last correction was still {length:.2g} standard "
-            "errors. Raise num_steps or num_samples, or give other init_params"
+            "errors. Raise num_steps or num_samples, or use other init_params"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What recordings say of parameters: corrections, errors, divergences, tests."""
+"""Inference of the parameters: corrections, errors, divergences, tests."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from numpyro_infograd.calibrate.result import TwoSample
 from numpyro_infograd.noise import student
 from numpyro_infograd.values.base import Estimate, report
 
-_FARTHEST = 0.3  # a correction, in units of the parameters' size
-_RELABELLINGS = 499
+_FARTHEST = 0.3  # largest correction, in units of the parameters' size
+_RELABELLINGS = 499  # permutations of a two-sample test
 
 
 class Directions(NamedTuple):
-    """Free numbers in coordinates where the curvature is diagonal.
+    """Directions of the unconstrained numbers in which the curvature is diagonal.
 
     Attributes:
         known: Directions that the recordings determine, (numbers, rank), each of
             length one in units of the parameters' sizes.
-        curvature: Along each of those, (rank,).
-        error: Standard error along each of those, (rank,).
-        unknown: The other directions that the parameters may move in.
-        rough: How many of these may be determined, if the twin's derivatives were less
-            noisy.
+        curvature: Curvature along each of these, (rank,).
+        error: Standard error along each of these, (rank,).
+        unknown: The other directions in which the parameters may move.
+        rough: Number of unknown directions that may be known with less noisy
+            derivatives of the twin.
     """
 
     known: np.ndarray
@@ -43,7 +43,7 @@ class Directions(NamedTuple):
     rough: int
 
     def solve(self, gradient: np.ndarray) -> np.ndarray:
-        """What to add for gradients (..., numbers) to vanish, along `known`."""
+        """The Newton step along `known` for gradients (..., numbers)."""
         return -((gradient @ self.known) / self.curvature) @ self.known.T
 
 
@@ -55,14 +55,14 @@ def find_directions(
     allowed: np.ndarray,
     information: np.ndarray,
 ) -> Directions:
-    """What the recordings determine.
+    """The directions that the recordings determine.
 
     Args:
-        local: The twin near its parameters.
+        local: Derivatives of the twin in its parameters.
         match: The twin and the recordings.
         divergence: "fisher" or "kl".
-        size: How large each unconstrained number is, (numbers,).
-        allowed: Directions that a projection leaves, orthonormal columns.
+        size: Typical size of each unconstrained number, (numbers,).
+        allowed: Directions that a projection allows, orthonormal columns.
         information: Covariance of the gradient over resamples of the recordings.
     """
     factor = factors(local, match.shares, match.law.gram, divergence)
@@ -77,8 +77,8 @@ def find_directions(
     error = student(len(each)) * spread / len(each) ** 0.5
     vectors = allowed @ vectors
     recorded = np.sqrt(np.einsum("pi,pq,qi->i", vectors, information, vectors))
-    # A standard error of less than the parameters' size, and a curvature that is not
-    # made of noise.
+    # Known: the standard error is below the parameters' size, and the curvature is well
+    # above its own noise.
     known = (curvature > recorded) & (curvature > 3 * error)
     rough = int(np.sum(~known & (3 * error > 20 * recorded)))
     return Directions(
@@ -102,13 +102,13 @@ def mean_gradient(
 
 
 class Place(NamedTuple):
-    """Where a correction began.
+    """The start of a correction.
 
     Attributes:
         flat: The unconstrained numbers, (numbers,).
         weights: W_q of independent draws, (draws, levels, width, dimensions).
-        gradient: Of the divergence, (numbers,).
-        noise: Its covariance over draws of the twin.
+        gradient: Gradient of the divergence, (numbers,).
+        noise: Covariance of the gradient over draws of the twin.
     """
 
     flat: np.ndarray
@@ -118,10 +118,10 @@ class Place(NamedTuple):
 
 
 def rises(last: Place, here: Place, match: Match, divergence: str) -> bool:
-    """Whether the divergence rose, by more than two standard errors.
+    """Whether the divergence rose by more than two standard errors.
 
-    A reverse KL has no value here: its rise is the way times the mean of the slopes at
-    both ends.
+    The value of the reverse KL is not known. Its rise is estimated by the step times
+    the mean of the gradients at both ends.
     """
     if divergence == "kl":
         way = here.flat - last.flat
@@ -132,9 +132,9 @@ def rises(last: Place, here: Place, match: Match, divergence: str) -> bool:
 
 
 def apart(weights: jax.Array, match: Match) -> tuple[float, float]:
-    """The Fisher divergence from what is fitted to, and its error over draws.
+    """The Fisher divergence from the recordings of the fit, and its error over draws.
 
-    From all pairs of different draws, so that their noise does not add to it.
+    It uses all pairs of different draws, so the noise of a draw causes no bias.
 
     Args:
         weights: W_q of independent draws, (draws, levels, width, dimensions).
@@ -148,7 +148,7 @@ def apart(weights: jax.Array, match: Match) -> tuple[float, float]:
 
 
 def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """A correction no longer than a part of the parameters' size."""
+    """A correction, shortened to a share of the parameters' size."""
     length = np.sqrt(np.mean((step / size) ** 2))
     return step * min(1.0, _FARTHEST / max(length, 1e-30))
 
@@ -156,13 +156,13 @@ def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:
 def resample(
     match: Match, weights: Any, blocks: Moments, counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """W_p of resampled recordings, and their G_p (W_q - W_p).
+    """W_p of resampled recordings, and G_p (W_q - W_p).
 
     Args:
         match: The twin and the recordings.
         weights: W_q, (levels, width, dimensions).
         blocks: Moments of blocks of recordings.
-        counts: Shares of the blocks in each resample, (num_draws, blocks).
+        counts: Share of each block in each resample, (num_draws, blocks).
     """
     weights, *whole = _double(weights, *blocks)
 
@@ -193,10 +193,11 @@ def held_out(
     held: Moments,
     match: Match,
 ) -> Estimate:
-    """Divergence from held-out recordings, without bias from what was fitted.
+    """Divergence from held-out recordings, without bias from the fit.
 
-    1/2 <W_q - W_p, G W_q - c> with the held-out recordings' moments G (and the ridge)
-    and c, since G W = c for their own score: a product of independent errors.
+    It is 1/2 <W_q - W_p, G W_q - c>, with the moments G (plus the ridge) and c of the
+    held-out recordings. Their own score has G W = c, so this is a product of
+    independent errors.
 
     Args:
         weights: W_q from independent draws, (draws, levels, width, dimensions).
@@ -216,7 +217,7 @@ def held_out(
     mean, count = weights.mean(0), len(weights)
 
     def value(target: np.ndarray, gram: np.ndarray, slope: np.ndarray) -> Any:
-        """By all pairs of different draws."""
+        """The value from all pairs of different draws."""
         first = scaled * (weights - target)
         second = gram @ weights - slope
         every = np.vdot(first.sum(0), second.sum(0)) - np.vdot(first, second)
@@ -236,7 +237,7 @@ def held_out(
 
 
 def two_sample(recorded: np.ndarray, drawn: np.ndarray) -> TwoSample:
-    """Energy distance between two samples (num_samples, dimensions), by relabelling."""
+    """Two-sample permutation test by energy distance, (num_samples, dimensions)."""
     both = np.concatenate([recorded, drawn])
     distances = cdist(both, both)
 

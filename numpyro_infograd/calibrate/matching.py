@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Divergences between a twin's law q and the recordings' law p, and their gradients.
+"""Divergences between a twin (q) and recordings (p), and their gradients.
 
-With the scores phi W of both laws at each level of noise,
+With the scores phi W of both distributions at each level of noise,
 
     Fisher divergence (eq. 88):  1/2 E_p |phi (W_q - W_p)|^2,
     reverse Kullback-Leibler:    grad KL(q || p) = E_q[(D_params z)^T phi (W_q - W_p)].
 
-The first is an explicit function of the parameters through W_q. Summed over levels with
-the weights of an integral it is KL(p || q), by de Bruijn's identity.
+The first is an explicit function of the parameters through W_q. Its integral over
+levels is KL(p || q), by de Bruijn's identity.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ BLUR = "+blur"
 
 
 class Match(NamedTuple):
-    """A twin, and the law that it is to have.
+    """A twin and the moments of the recordings.
 
     Attributes:
         forward: The twin's map from parameters and noise to sites.
-        features: Of its outputs.
+        features: Features of its outputs.
         law: Moments of the recordings.
-        target: Their weights W_p.
+        target: Weights W_p of the recordings.
         shares: Weight of each level in the divergence, (levels,).
-        constraints: Of the parameters, or None where these are projected.
+        constraints: Constraints of the parameters; None with a projection.
     """
 
     forward: Program
@@ -53,7 +53,7 @@ class Match(NamedTuple):
     constraints: dict[str, Any] | None
 
     def at(self, levels: tuple[float, ...], shares: np.ndarray) -> Match:
-        """The same with some of the levels, and these shares."""
+        """The same with only these levels, and these weights of them."""
         index = self.features.index(levels)
         return self._replace(
             features=self.features.at(levels),
@@ -84,14 +84,14 @@ class Match(NamedTuple):
 
 
 def with_blur(spec: NoiseSpec, dimensions: int) -> NoiseSpec:
-    """The laws of the twin's noise and of that which its outputs are seen through."""
+    """The distributions of the twin's noise and of the noise appended to outputs."""
     return (*spec, (BLUR, Noise("normal", (dimensions,))))
 
 
 def draw(
     spec: NoiseSpec, rng_key: jax.Array, size: int, points: Any
 ) -> tuple[Any, jax.Array, jax.Array]:
-    """The twin's noise, that which its outputs are seen through, and another key."""
+    """The twin's noise, the noise appended to its outputs, and another key."""
     noise_key, key = jax.random.split(rng_key)
     noise = draw_noise(spec, noise_key, size, points)
     return noise, noise.pop(BLUR), key
@@ -107,7 +107,7 @@ def fisher(
 ) -> jax.Array:
     """The Fisher divergence from two independent draws of the twin.
 
-    Their noise does not add to it, as the square of one would.
+    The product of two draws has no bias; the square of one draw would have one.
     """
 
     def gap(key: jax.Array) -> jax.Array:
@@ -132,9 +132,10 @@ def kl_gradient(
 ) -> tuple[jax.Array, Any]:
     """The Fisher divergence and the gradient of the reverse KL.
 
-    From one draw, so the first is a little too large, and the second off by what the
-    twin's own weights owe to that draw: far less than a standard error unless the
-    draws are few and the outputs many; corrections take the weights from other draws.
+    Both use one draw. So the divergence is a little too large, and the gradient has a
+    bias, because the twin's weights W_q come from the same draw. The bias is far below
+    a standard error unless the draws are few and the outputs many. Corrections use
+    weights from other draws.
     """
     features = match.features
     noise, blur, key = draw(spec, rng_key, size, points)
@@ -155,7 +156,7 @@ def kl_gradient(
 
 
 class Descent(NamedTuple):
-    """What moves during a descent."""
+    """The state of a descent."""
 
     unconstrained_params: Any
     opt_state: Any
@@ -235,12 +236,12 @@ def draw_weights(
 
 
 class Local(NamedTuple):
-    """How the twin follows its parameters, from independent draws of its noise.
+    """Derivatives of the twin in its parameters, from independent draws of its noise.
 
     Attributes:
         slopes: Derivative of W_q in each unconstrained number, (draws, numbers, levels,
             width, dimensions).
-        flow: E_q[phi (D_params z)] in each number, of the same shape.
+        flow: E_q[phi (D_params z)] for each number, of the same shape.
     """
 
     slopes: jax.Array
@@ -258,15 +259,17 @@ def look_around(
     size: int,
     few: int,
 ) -> Local:
-    """The twin near its parameters, by forward derivatives of an implicit function.
+    """Derivatives of the twin in its parameters, by forward mode.
+
+    W_q is an implicit function of the parameters, G W_q = c.
 
     Args:
         match: The twin and the recordings.
-        unconstrained_params: Where the twin stands.
-        weights: Its W_q there, one for each draw.
+        unconstrained_params: The present parameters.
+        weights: W_q there, one for each draw.
         rng_key: A JAX PRNG key.
         points: As in `draw_noise`, for both sizes.
-        spec: Laws of the noise.
+        spec: Distributions of the noise.
         size: Number of samples of each draw for the flow.
         few: The same for the slopes, which take longer.
     """
@@ -304,10 +307,10 @@ def look_around(
 
 
 def factors(local: Local, shares: jax.Array, gram: jax.Array, divergence: str) -> Any:
-    """What a gap W_q - W_p is multiplied by in the gradient, of the shape of `slopes`.
+    """Factor of the gap W_q - W_p in the gradient, of the shape of `slopes`.
 
-    Its product with the slopes is the curvature: for the reverse KL the Fisher
-    information of the parameters, where twin and recordings agree.
+    Its product with the slopes is the curvature. For the reverse KL this is the Fisher
+    information of the parameters, if twin and recordings have the same distribution.
     """
     if divergence == "kl":
         return jnp.einsum("l,...lwd->...lwd", shares, local.flow)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded samples of a model's outputs, checked before anything is fitted to them."""
+"""Checks of recordings before a model is fitted to them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import jax.numpy as jnp
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.structure import StructuralModel
 
-FEWEST = 512  # recordings
-MOST = 128  # numbers in one recording: moments take their square
-_REPEATED = 0.01  # share of recordings that may occur more than once
-_COARSE = 0.01  # rounding, as a share of a number's spread
+FEWEST = 512  # recordings, at least
+MOST = 128  # numbers in one recording, at most: moments need their square
+_REPEATED = 0.01  # largest share of repeated recordings
+_COARSE = 0.01  # largest rounding step, in standard deviations
 
 
 def check_observed(observed: Any) -> None:
-    """Raise unless recordings come as a dict by site.
+    """Raise unless recordings are a dict by site.
 
     Raises:
-        ArgumentError: for anything else.
+        ArgumentError: If they are something else.
     """
     if not isinstance(observed, Mapping) or not observed:
         raise ArgumentError(
@@ -38,7 +38,7 @@ def as_recordings(
     """Arrays (num_recordings, *shape) of the recorded sites, all of one length.
 
     Raises:
-        ArgumentError: naming the site and what is wrong with its recordings.
+        ArgumentError: Names the site and what is wrong with its recordings.
     """
     found = {name: _one(name, value, sm) for name, value in observed.items()}
     counts = {name: len(array) for name, array in found.items()}
@@ -50,33 +50,33 @@ def as_recordings(
     number = next(iter(counts.values()))
     if number < FEWEST:
         raise ArgumentError(
-            f"observed has {number} recordings: at least {FEWEST} are needed to learn "
-            "their score and to hold some out."
+            f"observed has {number} recordings, but at least {FEWEST} are needed to "
+            "learn their score and to hold some out."
         )
     flat = np.concatenate([a.reshape(number, -1) for a in found.values()], axis=1)
     if flat.shape[1] > MOST:
         raise ArgumentError(
-            f"each recording has {flat.shape[1]} numbers: at most {MOST} are taken. "
-            "Record windows or summaries of them, by numpyro.deterministic in the "
-            "model."
+            f"each recording has {flat.shape[1]} numbers, but at most {MOST} are "
+            "allowed. Use windows or summaries of the recordings; compute them in the "
+            "model by numpyro.deterministic."
         )
     step = np.spacing(np.abs(flat).max(axis=0)) / flat.std(axis=0)
     if np.any(step > _COARSE):
         owners = [name for name, a in found.items() for _ in range(a[0].size)]
         raise ArgumentError(
             f"the recordings of {owners[np.argmax(step)]!r} are so far from zero that "
-            f"{flat.dtype} rounds them to {step.max():.1%} of their spread. Subtract "
-            "an offset, in the model too."
+            f"{flat.dtype} rounds them to {step.max():.1%} of a standard deviation. "
+            "Subtract an offset, also in the model."
         )
-    by_chance = number * np.prod(step)  # rows that rounding alone makes equal
+    by_chance = number * np.prod(step)  # rows that are equal by rounding
     repeated = number - len(np.unique(flat, axis=0))
     if repeated > (_REPEATED + by_chance) * number:
         raise ArgumentError(
             f"{repeated} of {number} recordings of {', '.join(map(repr, found))} "
-            "repeat another one, but sites with a density never do. If they are "
-            "rounded, add uniform noise of the width of a rounding step; if the model "
-            "repeats values too, as behind a clip, add the same small noise there and "
-            "here; if rows were copied, drop the copies."
+            "repeat another one, but values of a density never repeat. If they are "
+            "rounded, add uniform noise as wide as a rounding step. If the model also "
+            "repeats values, as after a clip, add the same small noise to the model "
+            "and to the recordings. If rows were copied, drop the copies."
         )
     return found
 
@@ -85,7 +85,7 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
     """The recordings of one site."""
     if name not in sm.site_info:
         known = ", ".join(sm.sites) or "none"
-        what = "is a parameter" if name in sm.params else "is no site of the model"
+        what = "is a parameter" if name in sm.params else "is not a site of the model"
         raise ArgumentError(f"observed has {name!r}, which {what}. Sites are: {known}.")
     site = sm.site_info[name]
     if site.state != "free":
@@ -95,39 +95,39 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
         )
     if np.issubdtype(site.dtype, np.complexfloating):
         raise ArgumentError(
-            f"site {name!r} is complex. Stack real and imaginary parts, in the "
-            "recordings too."
+            f"site {name!r} is complex. Stack real and imaginary parts, also in the "
+            "recordings."
         )
     if site.discrete or not jnp.issubdtype(site.dtype, jnp.floating):
         raise ArgumentError(
-            f"site {name!r} is discrete: it has no score. Record a continuous site "
-            "that follows from it, or add the noise that it is seen through."
+            f"site {name!r} is discrete, so it has no score. Use a continuous site "
+            "that depends on it, or add the noise of the measurement."
         )
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise ArgumentError(
-            f"the recordings of {name!r} make no array: {error}. Give rows of one "
+            f"the recordings of {name!r} are not an array: {error}. Pass rows of one "
             "shape."
         ) from None
     if np.iscomplexobj(array):
         raise ArgumentError(
             f"the recordings of {name!r} are complex. Stack real and imaginary parts, "
-            "in the model too."
+            "also in the model."
         )
     if array.dtype.kind not in "fiu":
         raise ArgumentError(
             f"the recordings of {name!r} must be numbers, got values of type "
             f"{array.dtype}. Convert them: .astype(float)."
         )
-    with np.errstate(over="ignore"):  # what is infinite is refused as that
+    with np.errstate(over="ignore"):  # infinite values are refused below
         array = array.astype(jnp.zeros(()).dtype)  # as the model computes
     if array.shape[1:] != site.shape or array.ndim == 0:
         wanted = ", ".join(("num_recordings", *map(str, site.shape)))
         raise ArgumentError(
             f"the recordings of {name!r} have shape {array.shape}, expected ({wanted}"
-            f"{'' if site.shape else ','}): one row for each draw of the site. The "
-            "model is that of one recording, with no plate over recordings."
+            f"{'' if site.shape else ','}): one row for each draw of the site. Write "
+            "the model of one recording, without a plate over recordings."
         )
     if np.ma.is_masked(value):
         array = np.where(np.ma.getmaskarray(value), np.nan, array)
@@ -143,7 +143,8 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
     if wrong:
         raise ArgumentError(
             f"{wrong} recorded values of {name!r} are outside the support of its "
-            f"distribution, {site.distribution}."
+            f"distribution, {site.distribution}. Drop these rows, or use a "
+            "distribution that contains them."
         )
     spread = np.ptp(rows, axis=0) if len(array) else [1.0]
     if not np.all(spread):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibration reports: errors, draws, what is free, what to doubt."""
+"""The report of a calibration: errors, draws, undetermined directions, warnings."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from numpyro_infograd.values import Estimate
 if TYPE_CHECKING:
     from numpyro_infograd.calibrate.fit import Fit
 
-_REPLICATES = 20  # of the recordings, by the twin
-_LARGEST = 2**25  # numbers in all of them
-_LOST = 0.05  # part of a parameter that may lie in what is undetermined
+_REPLICATES = 20  # replicates of the recordings by the twin, at most
+_LARGEST = 2**25  # numbers in all replicates, at most
+_LOST = 0.05  # largest undetermined part of a parameter with a finite error
 
 
 def make_report(
@@ -33,16 +33,16 @@ def make_report(
     targets: Any,
     pulls: Any,
 ) -> Calibration:
-    """All that is known at the end.
+    """The result of a calibration.
 
     Args:
-        fit: Where the twin stands.
-        status: How it got there.
+        fit: The calibration at its end.
+        status: How it ended.
         before: Divergence from the held-out recordings at the start.
         after: The same at the end.
         test_before: Two-sample test at the start.
         targets: W_p of resampled recordings.
-        pulls: Their G_p (W_q - W_p).
+        pulls: G_p (W_q - W_p) of resampled recordings.
     """
     params = constrained(fit.unconstrained_params, fit.constraints)
     draws: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def make_report(
     undetermined: tuple[dict[str, Any], ...] = ()
     if fit.end is not None:
         draws, errors, undetermined = _spread(fit, targets, pulls)
-        errors = {name: errors[name] for name in params}  # JAX sorts its dicts
+        errors = {name: errors[name] for name in params}  # JAX sorts dicts
     test_after = fit.test()
     simulated = _replicates(fit, draws)
     history: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def make_report(
 
 
 def _replicates(fit: Fit, draws: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Draws of the twin, as many as recordings, for some draws of the parameters."""
+    """Replicates of the recordings by the twin, each for one draw of parameters."""
     number = fit.train.size
     count = int(np.clip(_LARGEST // (number * sum(fit.density.sizes)), 1, _REPLICATES))
     places = [fit.unconstrained_params] * count
@@ -109,7 +109,7 @@ def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ..
     found += fit.rng.multivariate_normal(np.zeros(len(noise)), noise, len(found))
     moved = np.asarray(flat) + directions.solve(found)
     draws = jax.vmap(params_at)(jnp.asarray(moved, flat.dtype))
-    # What part of each parameter's own directions the recordings say nothing of.
+    # How each parameter changes along the known and the unknown directions.
     known, unknown = directions.known, directions.unknown
     moves = jax.vmap(lambda column: jax.jvp(params_at, (flat,), (column,))[1])(
         jnp.asarray(np.concatenate([known, unknown], axis=1).T, flat.dtype)
@@ -117,7 +117,7 @@ def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ..
     rank = known.shape[1]
 
     def error(draws: jax.Array, moved: jax.Array) -> jax.Array:
-        """Infinite where it is lost; NaN where a projection lets nothing move."""
+        """Infinite if undetermined; NaN if a projection lets it not move."""
         squares = jnp.cumsum(moved**2, axis=0)
         whole = squares[-1] if len(squares) else jnp.zeros(draws.shape[1:])
         lost = whole - (squares[rank - 1] if rank else 0.0)
@@ -139,7 +139,7 @@ def _warnings_for(
     test: TwoSample,
     undetermined: tuple[Any, ...],
 ) -> tuple[str, ...]:
-    """What a careful user should read."""
+    """Sentences that say why results may be wrong."""
     found = []
     coordinates = fit.whole.features.coordinates
     drawn = fit.simulate(fit.unconstrained_params, 1024)
@@ -151,51 +151,52 @@ def _warnings_for(
     if outside > 2 * usual + 0.01:
         apart = (
             f"{outside:.0%} of the twin's draws are not finite, or more than "
-            f"{CLIP:.0f} standard deviations from the recordings' mean, where nothing "
-            "says which way is nearer. Give init_params whose outputs overlap the "
-            "recordings."
+            f"{CLIP:.0f} standard deviations from the recordings' mean, where the "
+            "gradient does not point to the recordings. Use init_params whose outputs "
+            "overlap the recordings."
         )
-        if outside > 0.5:  # the rest follows from that
+        if outside > 0.5:  # other warnings would follow from this
             return (apart,)
         found.append(apart)
     if fit.end is not None and fit.end.directions.rough:
         found.append(
-            "derivatives of the twin's draws are too noisy to say what the "
-            "recordings determine (a step that is almost a jump?): widen the step, "
-            "or use divergence='kl' with noise_levels=(0.05, 0.2, 0.6)."
+            "derivatives of the twin's draws are too noisy to show what the "
+            "recordings determine, perhaps because of a step that is almost a jump. "
+            "Widen the step, or use divergence='kl' with noise_levels=(0.05, 0.2, 0.6)."
         )
     elif undetermined:
         found.append(
-            "the recordings leave parameters free, along "
-            f"{_count(len(undetermined))} (see .undetermined): those that take part "
-            "have infinite standard errors. Fix some, or record more sites."
+            "the recordings do not determine the parameters along "
+            f"{_count(len(undetermined))} (see .undetermined): parameters that change "
+            "along them have infinite standard errors. Fix some parameters, or record "
+            "more sites."
         )
     if fit.end is not None and fit.end.edges:
         found.append(
             "the projection holds the parameters at an edge of its set, along "
-            f"{_count(fit.end.edges)}: standard errors are of moves along the edge "
-            "alone (NaN: of none)."
+            f"{_count(fit.end.edges)}: standard errors are only of moves along the "
+            "edge (NaN if there are none)."
         )
     converged = status.startswith("converged")
     if fit.end is not None and not converged:
         found.append(
             "the corrections did not converge (see .status): standard errors may be "
-            "far off."
+            "wrong."
         )
     far = after.value > 3 * after.standard_error
     if far or test.pvalue < 0.01 or (test.pvalue < 0.05 and after.lower > 0):
         why = (
-            "the descent gets no nearer, so the model may be of the wrong form"
+            "the descent converged, so the model may be misspecified"
             if converged
             else status
         )
         if fit.end is not None and fit.end.edges:
-            why = "the projection keeps it there"
+            why = "the projection prevents a better fit"
         found.append(
-            "the twin's law is not that of the recordings (divergence "
+            "the twin's distribution differs from that of the recordings (divergence "
             f"{after.value:.3g} +- {after.standard_error:.2g} nats; a two-sample test, "
-            f"which sees less, has p = {test.pvalue:.2g}): {why}. Standard errors are "
-            "not those of a truth."
+            f"which is less sensitive, has p = {test.pvalue:.2g}): {why}. Standard "
+            "errors do not apply."
         )
     return tuple(found)
 

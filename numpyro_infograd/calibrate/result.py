@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a calibration ended, and how far it can be trusted."""
+"""The result of a calibration."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from numpyro_infograd.values import Estimate
 
 
 class TwoSample(NamedTuple):
-    """Whether held-out recordings and draws of the twin can be told apart.
+    """A two-sample test of held-out recordings and draws of the twin.
 
     Attributes:
-        statistic: Energy distance between them, in units of the recordings.
-        pvalue: Share of random relabellings with a larger one.
+        statistic: Energy distance between them, in whitened units of the recordings.
+        pvalue: Share of random permutations with a larger distance.
     """
 
     statistic: float
@@ -37,25 +37,27 @@ class Calibration(Result):
     `diagnostics` has the divergence and the levels.
 
     Attributes:
-        standard_error: Of every parameter, in its shape, by a bootstrap over recordings
-            and from what sampling the twin adds; infinite for what the recordings leave
-            free, NaN where there is none (a parameter that a projection holds; more
-            than 64 numbers; an interruption).
-        draws: Bootstrap draws of every parameter, (num_draws, *shape). They do not move
-            along what the recordings leave free, so that what is determined may be
-            computed from them, such as the product of two factors.
+        standard_error: Standard error of every parameter, in its shape, from a
+            bootstrap over recordings and the sampling of the twin. It is infinite for
+            parameters that the recordings do not determine. It is NaN for a parameter
+            that a projection holds, for more than 64 numbers, and after an
+            interruption.
+        draws: Bootstrap draws of every parameter, (num_draws, *shape). They do not vary
+            along undetermined directions. So functions that the recordings determine,
+            such as the product of two factors, can be computed from them.
         before: Divergence from held-out recordings at the start, in nats, as far as
-            features trained there show it; the standard error is on the safe side.
-        after: The same at the end; what a twin of another form cannot reach remains.
+            features trained there show it. Its standard error is conservative.
+        after: The same at the end. It stays positive if the model is misspecified.
         test_before: Two-sample test on held-out recordings at the start.
         test_after: The same at the end.
-        undetermined: Directions in parameter space along which the recordings say
-            nothing: a move of the parameters' own size changes the outputs' law by
-            less than the recordings can show. Each maps parameters to arrays.
-        recorded: The recordings that were fitted to, (num_recordings, *shape) by site.
-        simulated: Replicates of the recordings by the twin, each of one bootstrap draw
+        undetermined: Directions in parameter space that the recordings do not
+            determine: a move of the parameters' own size changes the distribution of
+            the outputs by less than the recordings can show. Each maps parameters to
+            arrays.
+        recorded: The recordings of the fit, (num_recordings, *shape) by site.
+        simulated: Replicates of the recordings by the twin, each for one bootstrap draw
             of the parameters, (num_replicates, num_recordings, *shape) by site.
-        warnings: Sentences that a careful user should read.
+        warnings: Sentences that say why results may be wrong.
 
     Example:
         >>> import numpy as np
@@ -77,7 +79,7 @@ class Calibration(Result):
           divergence from held-out recordings, before: 0.41 +- 0.01 nats (features)
           divergence from held-out recordings, after: 0.001 +- 0.002 nats (features)
           converged
-        >>> (twin.draws["a"] * twin.draws["b"]).mean().round(2)  # what is determined
+        >>> (twin.draws["a"] * twin.draws["b"]).mean().round(2)  # determined
         np.float64(1.0)
     """
 
@@ -116,7 +118,7 @@ class Calibration(Result):
     def plot(self, axes: Any = None) -> Any:
         """Draw the recordings and the twin's replicates: see `plots.plot_twin`.
 
-        `plots.plot_ascent` draws how the calibration went.
+        `plots.plot_ascent` draws the history of the calibration.
 
         Args:
             axes: Matplotlib axes, one for each number of an output; None makes a
@@ -126,21 +128,21 @@ class Calibration(Result):
             The axes.
 
         Raises:
-            ArgumentError: for axes that are none, or too many.
-            ImportError: if the `plots` extra is not installed.
+            ArgumentError: For invalid or too many axes.
+            ImportError: If the `plots` extra is not installed.
         """
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_twin(self, axes)
 
     def to_inference_data(self) -> Any:
-        """What was found as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
+        """The calibration as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
 
-        `posterior` holds the bootstrap draws, NaN for what the recordings leave free;
-        `warmup_posterior` and `warmup_sample_stats` the history, `observed_data` the
-        recordings and `posterior_predictive` the twin's replicates of them: what
-        `arviz.plot_ppc`, from ArviZ 1 `arviz.plot_ppc_dist`, compares.
+        `posterior` holds the bootstrap draws, NaN for undetermined parameters.
+        `warmup_posterior` and `warmup_sample_stats` hold the history, `observed_data`
+        the recordings, and `posterior_predictive` the twin's replicates. The function
+        `arviz.plot_ppc` (from ArviZ 1 `arviz.plot_ppc_dist`) compares the last two.
 
         Raises:
-            ArgumentError: where there are neither steps nor draws to show.
+            ArgumentError: If there are neither steps nor draws.
         """
         return super().to_inference_data()

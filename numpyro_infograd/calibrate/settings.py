@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How to calibrate: divergence, levels of noise, optimizer, numbers of draws."""
+"""Settings of a calibration: divergence, noise levels, optimizer, numbers of draws."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 from numpyro_infograd.optimize.step import Projection
 from numpyro_infograd.scores.network import Network, perceptron
 
-# Variances of the noise of the average, in units of the recordings.
+# Default variances of the appended noise, in units of the recordings.
 LEVELS: tuple[float, ...] = (0.0, 0.05, 0.2, 0.6)
-NUM_STEPS = 150  # half of them after the features were trained anew
+NUM_STEPS = 150  # the features are trained again after half of them
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to calibrate, checked.
+    """Settings of a calibration, after checks.
 
     Attributes:
         divergence: "fisher" or "kl".
-        used: Levels of noise in the divergence that is made small.
-        reported: Levels of noise in the divergence that is reported.
+        used: Noise levels of the divergence that is minimised.
+        reported: Noise levels of the divergence that is reported.
         optimizer: None, or an optax or numpyro optimizer.
-        projection: Of the parameters, or None.
-        network: What makes the features' networks.
-        num_steps: Of the optimizer.
+        projection: Projection of the parameters, or None.
+        network: Function or functions that make the networks of the features.
+        num_steps: Steps of the optimizer.
         num_samples: Draws of the twin in a step.
         num_draws: Bootstrap draws of the parameters.
     """
@@ -44,14 +44,15 @@ class Settings:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """All levels, rising."""
+        """All levels, in rising order."""
         return tuple(sorted({*self.used, *self.reported}))
 
 
 def shares_of(levels: tuple[float, ...], divergence: str) -> np.ndarray:
-    """Weight of each level: for "fisher" the trapezoid rule's, so that nats come out.
+    """Weight of each level in the divergence.
 
-    One level alone counts in full, and several alike under "kl".
+    For "fisher" they are the weights of the trapezoid rule, which gives nats. A single
+    level has weight one; for "kl" all levels have equal weights.
     """
     if divergence == "kl" or len(levels) == 1:
         return np.full(len(levels), 1 / len(levels))

@@ -144,7 +144,7 @@ def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
 
 
 def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
-    """Raise for a start on the boundary of its constraint, where no step leads away.
+    """Raise for a start on the boundary of its constraint: no step leaves it.
 
     Raises:
         ParameterError: Names the parameter and the constraint.
@@ -164,8 +164,8 @@ def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
             if not inside:
                 raise ParameterError(
                     f"parameter {name!r} starts on the boundary of its constraint "
-                    f"{constraint}: {np.asarray(start)}. Pass init_params inside it, or "
-                    "a projection onto the constraint."
+                    f"{constraint}: {np.asarray(start)}. Pass init_params inside it, "
+                    "or a projection onto the constraint."
                 )
 
 
