@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is refused at the public door, before any number is computed.
+"""Checks of public functions before any number is computed.
 
-Each check answers one way in which the gradient could come out wrong without a sign:
-a site that is not what it seems, a sampler that drops a derivative, a jump on the
-path of a parameter, a set of sites without noise of its own.
+Each check finds one cause of a gradient that would be wrong without a sign: a site that
+is not random, a sampler that drops a derivative, a jump between a parameter and a site,
+a set of sites with too little noise.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import at_each, resolve, trace_expectations
 from numpyro_infograd.views import View
 
-_ATOM = 8  # draws of 256 that may share a value
+_ATOM = 8  # equal values among 256 draws from which a site has no density
 
 
 def check_order(call: str, model: Any, objective: Any) -> None:
-    """Raise unless an objective came second, after the model.
+    """Raise unless the second argument is an objective.
 
     Args:
-        call: How to call the public function, as it is written after `ig.`.
-        model: What came first.
-        objective: What came second.
+        call: The correct call of the public function, as written after `ig.`.
+        model: The first argument.
+        objective: The second argument.
 
     Raises:
-        ArgumentError: naming the right order, or the argument.
+        ArgumentError: Names the right order, or the argument.
     """
     if isinstance(objective, Objective):
         return
@@ -61,22 +61,24 @@ def check_order(call: str, model: Any, objective: Any) -> None:
 
 
 def check_objective(objective: Objective, sm: StructuralModel) -> None:
-    """Sites exist and are free; the objective says something.
+    """Check that the objective is not empty, and that its sites exist and are random.
 
     Raises:
-        ArgumentError: if it is empty.
-        SiteError: for a missing, empty, complex, observed, substituted or intervened
+        ArgumentError: If the objective is empty.
+        SiteError: For a missing, empty, complex, observed, substituted or intervened
             site.
     """
     if not objective.entropies and not objective.expectations:
         raise ArgumentError(
-            f"the objective {objective!r} is empty: all its terms cancel."
+            f"the objective {objective!r} is empty, because all its terms cancel. Use "
+            "other sites or coefficients."
         )
     for name in objective.sites:
         if name in sm.params:
             raise SiteError(
-                f"the objective names {name!r}, which is a parameter: information is "
-                f"between random sites (it has: {', '.join(sm.sites) or 'none'})."
+                f"the objective names {name!r}, which is a parameter, but information "
+                "is between random sites. Name one of these sites: "
+                f"{', '.join(sm.sites) or 'none'}."
             )
         if name not in sm.site_info:
             raise SiteError(
@@ -110,7 +112,7 @@ def check_tunable(sm: StructuralModel) -> None:
     """Raise for a model without parameters, which has no gradient.
 
     Raises:
-        ArgumentError: saying how to mark them.
+        ArgumentError: Says how to declare parameters.
     """
     if not sm.params:
         raise ArgumentError(
@@ -119,10 +121,10 @@ def check_tunable(sm: StructuralModel) -> None:
 
 
 def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None:
-    """Draws of the sites, their densities and the expectations are numbers.
+    """Check that draws of sites, log densities and expectations are finite.
 
     Raises:
-        ModelError: naming the site or the expectation that is not finite.
+        ModelError: Names the site or the expectation that is not finite.
     """
     _check_values(sm, objective.sites, params)
     means = trace_expectations(objective, sm)
@@ -135,16 +137,16 @@ def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None
             raise ModelError(
                 f"{expectation_label(fn)} is not finite at {np.sum(~np.isfinite(row))} "
                 "of 64 draws at these parameter values: a logarithm, a root or a "
-                "division left its domain. Give other values, or a function that is "
-                "finite at every draw."
+                "division left its domain. Use other values, or a function that is "
+                "finite for every draw."
             )
 
 
 def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> None:
-    """Raise where a draw of the sites, or its own log density, is not finite.
+    """Raise if a draw of the sites, or its log density, is not finite.
 
     Raises:
-        ModelError: naming the first site of the model where that happens.
+        ModelError: Names the first such site of the model.
     """
     if not sites:
         return
@@ -163,7 +165,7 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
     noise = draw_noise(sm.spec, jax.random.key(5), 64)
     values, log_prob = simulate(program, params, noise)
     finite = {s: np.isfinite(np.asarray(v)).all() for s, v in values.items()}
-    # A draw that was rounded onto a boundary has an infinite density, but no NaN.
+    # A draw that is rounded to a boundary may have an infinite log density, not NaN.
     valid = {s: not np.isnan(np.asarray(v)).any() for s, v in log_prob.items()}
     if all(finite[s] and valid.get(s, True) for s in sites):
         return
@@ -173,7 +175,7 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
                 f"{'its log density at' if finite[name] else 'a draw of'} site "
                 f"{name!r} ({site.distribution or site.kind}) is not finite at "
                 "these parameter values: a scale is negative, or a logarithm, a "
-                "root or a division left its domain. Give other values, or a "
+                "root or a division left its domain. Use other values, or a "
                 "constraint in numpyro.param."
             )
 
@@ -181,15 +183,15 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
 def check_gradient(
     objective: Objective, sm: StructuralModel, params: Any, allow_jumps: bool
 ) -> None:
-    """The pathwise gradient of every site of the objective is right.
+    """Check that the pathwise gradient of every site of the objective is right.
 
     Raises:
-        ReparametrizationError: a parameter flows into a site that drops its gradient,
-            or its derivative is stopped on the way.
-        JumpError: a parameter reaches the objective through a jump.
-        DegenerateError: a set of sites has fewer noise dimensions than values.
-        ParameterError, DensityError: see the message.
-        ArgumentError: if `allow_jumps` is no bool.
+        ReparametrizationError: A parameter reaches a site whose draws drop its
+            gradient, or something stops its derivative.
+        JumpError: A parameter reaches the objective through a jump.
+        DegenerateError: A set of sites has fewer noise dimensions than values.
+        ParameterError, DensityError: See the message.
+        ArgumentError: If `allow_jumps` is not a bool.
     """
     allow_jumps = as_flag("allow_jumps", allow_jumps)
     expectations: dict[str, Program] = {}
@@ -205,10 +207,13 @@ def check_gradient(
         reached = sm.params_of((name,))
         if site.reason and reached and site.state == "free":
             raise ReparametrizationError(
-                f"site {name!r} depends on {_list(reached)}, but {site.reason}. Make "
-                f"{name!r} independent of parameters, use a distribution with a "
-                "pathwise gradient (dist.RelaxedBernoulli for dist.Bernoulli), or "
-                "register your own class (numpyro_infograd.exogenous.register)."
+                f"site {name!r} depends on {_list(reached)}, but {site.reason}. So the "
+                "derivative of its draws in the parameter is missing or wrong, and the "
+                "gradient would be wrong. Use a distribution whose draws have a "
+                "derivative (dist.RelaxedBernoulli for dist.Bernoulli makes the site "
+                f"continuous, which changes the model), make {name!r} "
+                "independent of parameters, or register your own class "
+                "(numpyro_infograd.exogenous.register)."
             )
     if not allow_jumps:
         check_jumps(view, params)
@@ -217,10 +222,10 @@ def check_gradient(
 
 
 def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:
-    """Every site whose score is asked for has values in as many dimensions as numbers.
+    """Check that the sites' supports have as many dimensions as their values.
 
     Raises:
-        DensityError: for a site on a thin support.
+        DensityError: For a site whose support has fewer, such as a simplex.
     """
     for density in densities:
         for name in density.sites:
@@ -229,16 +234,18 @@ def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:
             if site.support == "thin" and not seen_through_noise:
                 raise DensityError(
                     f"the support of site {name!r} ({site.distribution}) has fewer "
-                    "dimensions than its values. Name a deterministic site of free "
-                    "coordinates instead."
+                    "dimensions than its values, so it has no density. Name a "
+                    "deterministic site with independent coordinates instead, such as "
+                    "all entries of a simplex but the last."
                 )
 
 
 def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
-    """Each entropy's sites carry as many noise dimensions, given the rest, as values.
+    """Check that each entropy's sites have enough noise, given their conditions.
 
     Raises:
-        DegenerateError: where the Jacobian in all noise is short of rank.
+        DegenerateError: If the Jacobian in all noise has a rank below the number of
+            values.
     """
 
     def continuous(sites: Iterable[str]) -> tuple[str, ...]:
@@ -261,38 +268,39 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
             stepped = _stepped(sm, sites, params)
             if stepped:
                 raise DensityError(
-                    f"site {stepped!r} is computed and takes a few values only: it has "
-                    "no differential entropy. Draw it from a discrete distribution, "
-                    "name the discrete site that it is computed from, or add noise to "
-                    "it (a sample site)."
+                    f"site {stepped!r} is computed and takes only a few values, so "
+                    "it has no differential entropy. Draw it from a discrete "
+                    "distribution, name the discrete site that it is computed from, or "
+                    "add noise to it (a sample site)."
                 )
             check_atoms(sm, _computed(sm, sites), params)
             raise DegenerateError(
                 f"{names} together have {size} dimensions but only {rank} of noise at "
-                "these parameter values: a part is a function of the rest, and "
-                "information between them is infinite. Add the noise that is missing "
-                "(a sample site), or leave out what is redundant."
+                "these parameter values: some values are a function of the others, and "
+                "information between them is infinite. Add the missing noise (a sample "
+                "site), or leave out redundant sites."
             )
 
 
 def check_atoms(sm: StructuralModel, names: Iterable[str], params: Any) -> None:
-    """Refuse computed sites that take one value again and again, as behind a clip.
+    """Raise for computed sites that repeat a value, as after a clip.
 
     Raises:
-        DensityError: naming the site; it has no density to learn a score of.
+        DensityError: Names the site; it has no density, so it has no score.
     """
     for name, counts in _repeats(sm, names, params):
-        if counts.max() >= _ATOM and len(counts) > 1:  # a constant is another matter
+        if counts.max() >= _ATOM and len(counts) > 1:  # a constant is allowed
             raise DensityError(
                 f"site {name!r} is computed and takes the same value in {counts.max()} "
-                "of 256 draws, as behind a clip or a rectifier: it has no density, and "
-                "its score would miss what happens there. Add the noise that follows "
-                "(a sample site), or use scores.Denoising(noise_variance=...)."
+                "of 256 draws, as after a clip or a rectifier. So it has no density, "
+                "and its score would miss the probability of that value. Add the noise "
+                "that follows it in the system (a sample site), or use "
+                "scores.Denoising(noise_variance=...)."
             )
 
 
 def _stepped(sm: StructuralModel, sites: Iterable[str], params: Any) -> str:
-    """The first computed site with many draws of the same value, or ""."""
+    """The first computed site with few different values in 256 draws, or ""."""
     for name, counts in _repeats(sm, _computed(sm, sites), params):
         if 1 < len(counts) < 128:
             return name
@@ -306,7 +314,7 @@ def _computed(sm: StructuralModel, sites: Iterable[str]) -> tuple[str, ...]:
 def _repeats(
     sm: StructuralModel, sites: Iterable[str], params: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """For each component of each site, how often each of its values is drawn of 256."""
+    """For each component of each site, the counts of its values in 256 draws."""
     if not (chosen := tuple(sites)):
         return
     values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(1), 256))
@@ -316,7 +324,7 @@ def _repeats(
 
 
 def _upstream(sm: StructuralModel, sites: Iterable[str]) -> tuple[str, ...]:
-    """The sites themselves and all whose noise reaches them."""
+    """The sites, and all sites whose noise reaches them."""
     sources = sm.noise_of(sites)
     return tuple(s for s in sm.sites if s in sources or s in set(sites))
 

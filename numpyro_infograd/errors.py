@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package refuses, one exception class for each reason.
+"""Exceptions of this package, one class for each reason.
 
-Every message names the site or the argument, says what came and what was
-expected, and ends with what to do. All classes derive from `InfogradError`, and from
-`ValueError`, so `except ValueError` keeps working.
+Every message names the site or the argument, says what was expected and what came, and
+ends with what to do. All classes derive from `InfogradError` and from `ValueError`, so
+`except ValueError` catches them too.
 
 Example:
     >>> import numpyro_infograd as ig
@@ -18,79 +18,87 @@ from typing import Any
 
 
 class InfogradError(Exception):
-    """Base of every error that this package raises on purpose; catch all by it."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class ModelError(InfogradError, ValueError):
-    """The model has a construct with no meaning as a generative system.
+    """The model has a construct that a generative model cannot have.
 
     Raised when a model is traced: for `factor` statements, subsampled plates, mutable
-    module state, improper priors, randomness outside of sites, a Python branch on a
-    traced value; and for draws, log densities or expectations that are not finite.
-    Write the construct as the message says, or give parameters with finite draws.
+    module state, improper priors, randomness outside of sites, or a Python branch on a
+    traced value. Also raised for draws, log densities or expectations that are not
+    finite. Write the construct as the message says, or use other parameter values.
     """
 
 
 class SiteError(InfogradError, ValueError):
-    """A named site is missing, or is none that information can be about.
+    """A site of the objective is missing, or has no information.
 
-    Raised for a site of the objective that the model does not have, or that is
-    observed, substituted, intervened on, complex or empty. Name another site, or pass
-    the model without `obs=` and handlers.
+    Raised for a site that the model does not have, or that is observed, substituted,
+    intervened on, complex or empty. Name another site, or pass the model without `obs=`
+    and handlers.
     """
 
 
 class ParameterError(InfogradError, ValueError):
-    """A parameter is unknown, no number, of another shape, or out of its domain.
+    """A parameter is unknown, not a number, of another shape, or outside its domain.
 
     Raised for `params` and `init_params`, and for `numpyro.param` without a value or
-    with a constraint that is none. An ascent also refuses to start on the boundary of a
-    constraint. Give the model's names, shapes, and values inside; or a projection.
+    with an invalid constraint. Also raised for an ascent that starts on the boundary of
+    a constraint. Use the model's names and shapes, and values inside the constraints;
+    or pass a projection.
     """
 
 
 class ReparametrizationError(InfogradError, ValueError):
-    """A parameter flows into a site whose sampler has no right pathwise gradient.
+    """A parameter reaches a site whose draws have no correct derivative in it.
 
-    Raised where a gradient is asked for, also if a derivative is stopped on the way.
-    Use a law with a pathwise gradient, such as `RelaxedBernoulli` for `Bernoulli`, or
-    `exogenous.register` for a class of your own.
+    Raised by functions that need a gradient, for distributions such as `Bernoulli` or
+    mixtures, and if something stops a derivative. The draws do not follow the
+    parameter, so the gradient would be wrong. Use a distribution whose draws have a
+    derivative (`RelaxedBernoulli` is one, but it is continuous, so it changes the
+    model). Register a class of your own by `exogenous.register`.
     """
 
 
 class JumpError(InfogradError, ValueError):
-    """A parameter reaches a site through a jump: the pathwise gradient is wrong.
+    """A parameter reaches a site through a jump, so the gradient would be wrong.
 
-    Raised where a gradient is asked for, for `floor`, `sign`, `argmax`, casts, and
-    branches that do not meet. Soften the jump, or put noise before it;
-    `allow_jumps=True` is for those that are known to do no harm.
+    A jump is an operation whose output changes from one value to another: `floor`,
+    `sign`, `argmax`, a cast, or a branch (`where`, `cond`) whose two sides differ where
+    it switches. A derivative does not see the jump, but the parameter moves values
+    across it and so changes their distribution. Raised by functions that need a
+    gradient. Use a smooth step in place of the jump, such as `jnp.tanh(k * v)`; or make
+    the value before the jump a noisy sample site, and name that site in the objective.
+    Pass `allow_jumps=True` only if you know that the jump does not matter.
     """
 
 
 class BoundaryError(InfogradError, ValueError):
-    """A density jumps at a boundary that moves: its own score is not enough.
+    """A density jumps at a boundary that moves, so its score alone is not enough.
 
-    Raised by score methods, for laws such as `Uniform` and `Exponential` whose end
-    depends on something. Use a law that falls to zero at its end, or
-    `scores.Denoising(noise_variance=...)`, whose noise has none.
+    Raised by score methods, for distributions such as `Uniform` and `Exponential` whose
+    boundary depends on a parameter, a site or noise. Use a distribution whose density
+    falls to zero at the boundary, or `scores.Denoising(noise_variance=...)`, which
+    appends noise without a boundary.
     """
 
 
 class DegenerateError(InfogradError, ValueError):
-    """A set of sites carries less noise than dimensions: its entropy is not finite.
+    """A set of sites has fewer dimensions of noise than values: infinite entropy.
 
-    Raised before a value or a gradient is computed, also where the derivative in the
-    noise is not finite. Add the noise that is missing, or leave out sites that are
-    functions of the others.
+    Raised before a value or a gradient is computed, also if the derivative in the noise
+    is not finite. Add the missing noise, or leave out sites that are functions of the
+    others.
     """
 
 
 class DensityError(InfogradError, ValueError):
     """A method needs a density that a site does not have.
 
-    Raised for a computed site under a method that takes densities, a computed site that
-    takes few values or one again and again, and a support of fewer dimensions than its
-    values. Take `scores="denoising"` or `method="fisher"`, or add noise (a sample
+    Raised for a computed site with a method that needs densities, for a computed site
+    that takes few values or repeats one, and for a support with fewer dimensions than
+    its values. Use `scores="denoising"` or `method="fisher"`, or add noise (a sample
     site).
     """
 
@@ -98,37 +106,37 @@ class DensityError(InfogradError, ValueError):
 class ScoreError(InfogradError, ValueError):
     """A score method cannot serve this model or objective.
 
-    Raised where the method is chosen by hand, such as "exact" for a nonlinear model,
-    pretrained scores for another one, or a function of yours that returns another
-    shape. Take `scores="auto"`, or what the message names.
+    Raised for a method that you chose, such as "exact" for a nonlinear model,
+    pretrained scores for another model, or your own function that returns a wrong
+    shape. Use `scores="auto"`, or what the message says.
     """
 
 
 class ArgumentError(InfogradError, ValueError):
     """An argument of a public function is out of range or of the wrong kind.
 
-    Raised as soon as it can be seen, mostly before anything is computed. Give what the
+    Raised as early as possible, mostly before anything is computed. Pass what the
     message says was expected.
     """
 
 
 class CheckpointError(InfogradError, ValueError):
-    """A checkpoint is damaged, or that of another run.
+    """A checkpoint is damaged, or belongs to another run.
 
-    Raised by `checkpoint=`, also for a folder with other things in it. Name another
-    folder, or remove this one to start anew.
+    Raised by `checkpoint=`, also for a folder with other files in it. Use another
+    folder, or remove this one to start again.
     """
 
 
 class ConstraintError(InfogradError, ValueError):
-    """An ascent has found no parameters inside a constraint of `subject_to`.
+    """An ascent found no parameters that meet a constraint of `subject_to`.
 
-    Raised when `num_steps` is None and the last cycle of steps has ended outside; with
-    a number of steps, `Result.status` and `Result.constraints` say so instead. Use a
-    bound that can be reached, or other `init_params`.
+    Raised if `num_steps` is None and the last cycle of steps ended outside. With a
+    number of steps, `Result.status` and `Result.constraints` say so instead. Use a
+    bound that can be met, or other `init_params`.
 
     Attributes:
-        result: The `Result` all the same.
+        result: The `Result` at the end of the ascent.
     """
 
     result: Any = None

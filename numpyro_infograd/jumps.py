@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jumps that a pathwise gradient would miss.
 
-Hard jumps are read off the traced model. A switch (where, select, cond) may be
-continuous: pairs of draws are moved into each other until the switch flips, and the
-values just before and just after are compared. A draw made from a PRNG key cannot be
-moved through its key, so there the values of the drawn sites are moved instead. What
-jumps only where no noise drives it, or where no parameter moves the place, is harmless.
+Operations that always jump (sign, floor, casts) are found in the traced model. A switch
+(where, select, cond) may be continuous. To test it, pairs of draws are interpolated,
+the point where the switch flips is found by bisection, and the values on both sides are
+compared. A draw from a PRNG key cannot be interpolated through its key, so there the
+values of the drawn sites are interpolated. A jump is harmless if no noise drives it, or
+if no parameter moves the place of the jump.
 """
 
 from __future__ import annotations
@@ -28,30 +29,33 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.views import FAR, NUM_PROBES, View, lines_through, perturb
 
-# What moves by more than this share of its scale, and by more than rounding, while the
-# rest moves by one float has jumped.
+# A value has jumped if it changes by more than this share of its scale, and by more
+# than rounding, between neighbouring floats of the input.
 _JUMP = 1e-5
-# Relative steps of parameters: within the order of the knots of a spline, to places
-# where other switches flip, and to see whether a flip's place follows.
+# Relative steps of parameters: a small one that keeps the order of the knots of a
+# spline, and one to test whether the place of a flip moves.
 _NEAR, _BESIDE = 3e-3, 1e-2
-# A flip is bracketed by this many halvings, and once more with this much on each side:
-# what is continuous is far smaller in the narrow bracket, whatever its power. Whether
-# the place stays is seen a little outside, where rounding cannot flip the switch.
+# A flip is bracketed by this many bisections, and by a bracket that is wider by _WIDE
+# on each side. A continuous value changes far less in the narrow bracket. Whether the
+# place of the flip moves is tested _PAD outside, where rounding cannot flip the switch.
 _HALVINGS, _WIDE, _PAD = 22, 2.0**-12, 2.0**-18
-# Draws among which to look for a rare flip, and the numbers that these may hold.
+# Draws for the search of rare flips, and the largest number of values in them.
 _POOL, _POOL_NUMBERS = 2**14, 2**24
 _CASTS = {"convert_element_type": "a cast (astype, or a comparison in a product)"}
 _REMEDY = (
-    "The pathwise gradient does not see a jump. Soften it, put noise before it, "
-    "or pass allow_jumps=True if you know that it does not matter."
+    "A derivative does not see a jump, but the parameter moves values across it and so "
+    "changes their distribution: the gradient would be wrong. Use a smooth step in "
+    "place of the jump, such as jnp.tanh(k * v), or make the value before the jump a "
+    "noisy sample site and name that site in the objective. If you know that the jump "
+    "does not matter, pass allow_jumps=True."
 )
 
 
 def check_jumps(view: View, params: Any) -> None:
-    """Refuse hard jumps; probe switches, which may be continuous.
+    """Raise for operations that jump, and for switches that are not continuous.
 
     Raises:
-        JumpError: naming the site or expectation that a parameter reaches by a jump.
+        JumpError: Names the site or expectation that a parameter reaches by a jump.
     """
     sm, program = view.sm, view.whole
     driven = program.input_indices(0)
@@ -60,8 +64,8 @@ def check_jumps(view: View, params: Any) -> None:
         if not jump.switch:
             raise JumpError(
                 f"a parameter reaches {view.call(names[0])} through "
-                f"{_CASTS.get(jump.primitive, repr(jump.primitive))}, which jumps. "
-                f"{_REMEDY}"
+                f"{_CASTS.get(jump.primitive, repr(jump.primitive))}, whose output "
+                f"jumps from one value to another. {_REMEDY}"
             )
     if not found:
         return
@@ -70,7 +74,7 @@ def check_jumps(view: View, params: Any) -> None:
     if keyed is None:
         raise JumpError(
             f"{_depends(view, found)} a branch inside another branch or a while loop, "
-            f"where no probe can follow. {_REMEDY}"
+            f"which cannot be tested for jumps. {_REMEDY}"
         )
     keyed &= frozenset(found)
     given = view.program(drawn) if keyed else program
@@ -84,15 +88,15 @@ def check_jumps(view: View, params: Any) -> None:
     if not hidden <= followed:
         raise JumpError(
             f"{_depends(view, {path: found[path] for path in hidden - followed})} a "
-            "condition (where, select or cond) inside the making of a draw, where no "
-            f"probe can follow. {_REMEDY}"
+            "condition (where, select or cond) inside a draw from a PRNG key, which "
+            f"cannot be tested for jumps. {_REMEDY}"
         )
 
 
 def _reaching(
     program: Program, driven: list[int], names: Iterable[str]
 ) -> dict[Any, tuple[Jump, tuple[str, ...]]]:
-    """Path -> the jump there, and which of `names` it reaches."""
+    """Path -> the jump there, and the `names` that it reaches."""
     where = {name: frozenset(program.output_indices(name)) for name in names}
     found: dict[Any, tuple[Jump, tuple[str, ...]]] = {}
     for jump in program.jumps(driven, _noise(program)):
@@ -103,12 +107,12 @@ def _reaching(
 
 
 def _noise(program: Program) -> list[int]:
-    """Inputs of a program of a view that are random: noise and given draws."""
+    """Indices of the random inputs of a program: noise and given draws."""
     return program.input_indices(1) + program.input_indices(2)
 
 
 def _driven(sm: StructuralModel, program: Program, drawn: Iterable[str]) -> list[int]:
-    """Inputs of a program of given draws that a parameter moves."""
+    """Indices of the inputs that a parameter moves: parameters and given draws."""
     moved = (name for name in drawn if sm.params_of((name,)))
     inputs = [i for name in moved for i in program.input_indices(2, name)]
     return program.input_indices(0) + inputs
@@ -117,10 +121,10 @@ def _driven(sm: StructuralModel, program: Program, drawn: Iterable[str]) -> list
 def _twins(
     view: View, given: Program, drawn: tuple[str, ...]
 ) -> dict[Any, tuple[Any, tuple[str, ...]]]:
-    """Path of a switch -> where it is once draws are given, and what it reaches then.
+    """Path of a switch -> its path and its outputs in the program with given draws.
 
-    Only of switches that read no key any more. A given draw is an output as well: a
-    switch in its making is seen there and nowhere else.
+    Only for switches that then read no key. Given draws are outputs too, so that a
+    switch in the computation of a draw is found there.
     """
     sm = view.sm
     around = sm.noise_of(view.read)
@@ -129,7 +133,7 @@ def _twins(
     before = _reaching(whole, whole.input_indices(0), names)
     after = _reaching(given, wrt, names)
     keyed = _keyed(given, wrt, drawn)
-    if keyed is None or len(before) != len(after):  # a draw in a scan hides its making
+    if keyed is None or len(before) != len(after):  # a draw inside a scan
         return {}
     still = _keyed(whole, whole.input_indices(0), drawn)
     pairs = zip(before, after.items(), strict=True)
@@ -143,7 +147,7 @@ def _twins(
 def _keyed(
     program: Program, driven: list[int], drawn: Iterable[str]
 ) -> frozenset[Any] | None:
-    """Paths of the switches that read the key of a draw; None if they are hidden."""
+    """Paths of the switches that read the key of a draw; None if not visible."""
     predicates = program.predicates(driven, _noise(program))
     if predicates is None:
         return None
@@ -167,16 +171,17 @@ def _probe_around(
     drawn: tuple[str, ...],
     params: Any,
 ) -> set[Any]:
-    """Probes at the parameters; then close by, or wider where nothing flipped.
+    """Test switches at the parameters, then at other draws or parameters.
 
-    Wider is among many more draws, for what is rare, and then far away. A step could
-    bring the knots of a spline out of order. So where a switch flipped it is short:
-    just enough to leave a place where a gap happens to be nothing.
+    A switch that flipped is tested again at parameters close by, because a jump may be
+    zero at the given parameters by chance. That step is short, since a large one could
+    change the order of the knots of a spline. A switch that did not flip is tested with
+    many more draws, and then at parameters far away.
 
     Args:
-        view: For messages.
-        program: Where to look.
-        driven: Its inputs that a parameter moves.
+        view: The view, for messages.
+        program: The program with the switches.
+        driven: Indices of its inputs that a parameter moves.
         chosen: Paths of switches, with the outputs that each reaches.
         drawn: Sites whose draws are given to the program.
         params: Values of the parameters.
@@ -185,7 +190,7 @@ def _probe_around(
         The paths of the switches that flipped.
 
     Raises:
-        JumpError: something differs on both sides of a flip.
+        JumpError: If an output differs on both sides of a flip.
     """
     sm, noise = view.sm, _noise(program)
     switches = [jump for jump in program.jumps(driven, noise) if jump.switch]
@@ -244,9 +249,10 @@ def _probe_around(
 def _unseen(
     predicates: Program, params: Any, few: Any, pool: Any, numbers: tuple[int, ...]
 ) -> jax.Array:
-    """At which draws of a pool a numbered switch stands as it does at none of a few.
+    """For which draws of a pool a switch takes a value not seen in the small batch.
 
-    That is a part of it, and further up or down: (draws, switches).
+    A value is not seen if it is outside the range of the small batch, for any element
+    of the switch. Shape (draws, switches).
     """
 
     def states(one: Any) -> list[jax.Array]:
@@ -264,9 +270,9 @@ def _unseen(
 
 
 def _paired(few: Any, pool: Any, unseen: np.ndarray) -> Any:
-    """A common draw and rare ones as pairs for `_flips`, from either side.
+    """Pairs for `_flips` of a common draw and a rare draw, in both orders.
 
-    What is no float, such as a key, stays that of the first of a pair.
+    Values that are not floats, such as keys, are those of the first of a pair.
     """
     columns = np.flatnonzero(unseen.any(axis=0))
     each = max(1, NUM_PROBES // len(columns))
@@ -294,10 +300,10 @@ def _flips(
     numbers: tuple[int, ...],
     moved: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """Which outputs jump at the flip of a numbered switch, between pairs of draws.
+    """Which outputs jump at the flip of a switch between pairs of draws.
 
-    A flip whose place stays when the parameters move to `beside`, and the `moved` draws
-    move as well, makes no jump that counts. Also tells which switches flipped at all.
+    A flip does not count if its place stays when the parameters move to `beside` and
+    the `moved` draws move. Also returns which switches flipped.
     """
     first = jax.tree.map(lambda x: x[:NUM_PROBES], moving)
     second = jax.tree.map(lambda x: x[NUM_PROBES:], moving)
@@ -319,7 +325,7 @@ def _flips(
     def states(params: Any, moving: Any) -> jax.Array:
         found = predicates(params, *moving)
         flat = [found[i].astype(jnp.int32).ravel() for i in numbers]
-        # The end never flips, so that a switch over nothing has an element too.
+        # The last element never flips; it stands for switches without elements.
         return jnp.concatenate([*flat, jnp.zeros(1, jnp.int32)])
 
     one = jax.tree.map(lambda x: x[0], moving)
@@ -365,7 +371,7 @@ def _flips(
                 least = 64 * jnp.finfo(x.dtype).eps * size + _JUMP * spread
                 return moves & jnp.any((narrow > 0.5 * wide) & (narrow > least))
 
-            # What is continuous shrinks with the bracket.
+            # A continuous change shrinks with the bracket.
             return jnp.stack(list(map(jumped, sides, scale)))
 
         elements, flips = [], []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Derivatives that are not slopes: stopped, rounded away, or wrong by a custom rule.
+"""Derivatives that are wrong: stopped, rounded away, or from a wrong custom rule.
 
-The pathwise derivative of every output that matters is compared with differences of
+The pathwise derivative of every output of a view is compared with finite differences of
 its values at the same noise, along random lines through the parameters.
 """
 
@@ -23,16 +23,16 @@ from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.views import FAR, NUM_PROBES, View, lines_through, perturb
 
-# Derivatives are compared with differences of values on this many lines.
+# Number of lines along which derivatives are compared with finite differences.
 _GROUPS = 8
 _TIMES = np.array([-2e-2, -5e-3, 0.0, 5e-3, 2e-2], np.float32)
 
 
 def check_slopes(view: View, params: Any) -> None:
-    """Refuse a value whose pathwise derivative is not the slope that it has.
+    """Raise if a pathwise derivative differs from finite differences.
 
     Raises:
-        ReparametrizationError: naming the parameters and the value.
+        ReparametrizationError: Names the parameters and the output.
     """
     sm = view.sm
     drawn = tuple(name for name in view.drawn if sm.params_of((name,)))
@@ -71,10 +71,10 @@ def check_slopes(view: View, params: Any) -> None:
             reach = blamed or sm.params_of((name,) if name in kinds else view.read)
             blame = ", ".join(map(repr, sorted(reach)))
             raise ReparametrizationError(
-                f"{view.call(name)} does not move with {blame} as its "
-                "derivative says: stop_gradient, a rounding or a custom derivative "
-                "stands between. Remove it; to hold a parameter fixed, write its "
-                "value without numpyro.param, or pass allow_jumps=True."
+                f"{view.call(name)} does not move with {blame} as its derivative "
+                "says. The cause is a stop_gradient, a rounding or a custom derivative "
+                "between them. Remove it. To keep a parameter fixed, write its value "
+                "without numpyro.param, or pass allow_jumps=True."
             )
 
 
@@ -88,11 +88,11 @@ def _wrong(
     names: tuple[str, ...],
     drawn: tuple[str, ...],
 ) -> jax.Array:
-    """Which outputs have a derivative along the lines that is not their slope.
+    """Which outputs have a derivative along the lines that differs from differences.
 
-    An element's slope is judged by draws, each for itself: kinks and rounding spoil
-    some, and a wrong rule shows in many. What is made of a key is judged only where
-    its derivative is zero, since a rejection sampler is differentiated as a law.
+    Each element is compared for each draw. Kinks and rounding spoil some draws; a wrong
+    rule fails in many. A draw from a key counts only if its derivative is zero, because
+    the derivative of a rejection sampler is right for the distribution, not for a draw.
     """
 
     def outputs(params: Any, noise: Values, put: Values) -> list[jax.Array]:
@@ -134,9 +134,11 @@ def _wrong(
 
 
 def _judge(values: jax.Array, slopes: jax.Array) -> tuple[jax.Array, ...]:
-    """By element: whether it moves, whether not as its slope says, whether that is 0.
+    """For each element: whether it moves, its slope is wrong, and its slope is zero.
 
-    Takes values and slopes at the five times.
+    Args:
+        values: Values at the five times.
+        slopes: Derivatives at the five times.
     """
     eps = jnp.finfo(values.dtype).eps
     rounding = 16 * eps * jnp.max(jnp.abs(values), axis=0)

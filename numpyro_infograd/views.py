@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model as an objective sees it, and where to look at it from."""
+"""The part of a model that an objective uses, and parameters at which to test it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 
 NUM_PROBES = 64
-FAR = 0.3  # a relative step of parameters to where other things happen
+FAR = 0.3  # relative step of parameters to a different region
 
 
 @dataclass(frozen=True)
 class View:
-    """A model as an objective sees it: some of its sites, and expectations.
+    """The part of a model that an objective uses: sites and expectations.
 
     Attributes:
         sm: The model.
-        sites: The sites whose entropies are asked for.
-        expectations: Functions of one sample's values, by what they are called.
+        sites: The sites of the entropies.
+        expectations: Functions of one sample's values, by label.
     """
 
     sm: StructuralModel
@@ -41,17 +41,17 @@ class View:
 
     @property
     def whole(self) -> Program:
-        """`program` with nothing given."""
+        """`program` without given sites."""
         return self.program(())
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The outputs of `program` that matter."""
+        """The sites and the labels of expectations: the outputs of the objective."""
         return (*self.sites, *self.expectations)
 
     @property
     def read(self) -> tuple[str, ...]:
-        """The sites that matter: the named ones and those an expectation reads."""
+        """The sites of the entropies, and the sites that an expectation reads."""
         found = set(self.sites)
         for program in self.expectations.values():
             used = frozenset().union(*program.dependencies())
@@ -60,7 +60,7 @@ class View:
 
     @property
     def drawn(self) -> tuple[str, ...]:
-        """The sites of floats that are drawn from a PRNG key."""
+        """The continuous sites that are drawn from a PRNG key."""
         return tuple(
             name
             for name, site in self.sm.site_info.items()
@@ -70,8 +70,8 @@ class View:
     def program(self, given: Collection[str]) -> Program:
         """The map from (params, noise, values of `given`) to sites and expectations.
 
-        A given site is passed on as given and returned as made, so that a jump shows
-        on either side of it.
+        Later sites use the given value of a site. The output is the value that the
+        model computes for it, so that a jump before the site is visible too.
         """
         key = tuple(given)
         if key not in self._programs:
@@ -86,7 +86,7 @@ class View:
         sm = self.sm
 
         def run(params: Any, noise: Values, put: Values) -> dict[str, Any]:
-            # With nothing given there is no need to run the model once more.
+            # Without given sites the forward map is enough.
             made = (
                 sm.run(params, noise, put, cut=True)[0]
                 if given
@@ -94,7 +94,7 @@ class View:
             )
             passed = {**made, **put}
             means = {n: jnp.asarray(e(passed)) for n, e in self.expectations.items()}
-            # A truth is averaged as a number: then it jumps.
+            # A bool is averaged as a number, so it jumps.
             numbers = {n: m.astype(jnp.result_type(float)) for n, m in means.items()}
             return made | numbers
 
@@ -102,21 +102,21 @@ class View:
         return Program.trace(run, sm.params, noise_like(sm.spec), example)
 
     def call(self, name: str) -> str:
-        """What an output is called in a message."""
+        """Name of an output in messages."""
         return name if name in self.expectations else f"site {name!r}"
 
 
-# The arithmetic below is NumPy's: one at a time, JAX would compile every operation.
+# NumPy, because JAX would compile each operation below separately.
 
 
-@np.errstate(invalid="ignore")  # a start on a boundary is at infinity, and named later
+@np.errstate(invalid="ignore")  # a start on a boundary raises an error later
 def perturb(sm: StructuralModel, params: Any, size: float) -> Any:
-    """Parameters a random step of some relative size away, within their constraints."""
+    """Parameters after a random step of this relative size, within constraints."""
     rng = np.random.default_rng(3)
     moved = {}
     for name, value in params.items():
         transform = _from_the_line(sm, name)
-        if transform is None:  # no bijection, as for a sphere
+        if transform is None:  # a constraint without a bijection, such as a sphere
             moved[name] = value
             continue
 
@@ -137,10 +137,10 @@ def lines_through(
     times: Any,
     only: Collection[str] | None = None,
 ) -> tuple[Any, Any]:
-    """Some lines through the parameters, in random directions, and their tangents.
+    """Points on random lines through the parameters, and the tangents there.
 
-    A line is straight in coordinates without constraints, and its speed is the size of
-    each number there. Both results have axes of lines and of times in front.
+    A line is straight in unconstrained coordinates, and its speed is the size of each
+    number there. Both results have leading axes of lines and of times.
     """
     rng = np.random.default_rng(6)
     points, tangents = {}, {}

@@ -378,7 +378,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ModelError, r"Expectation\(<lambda>\) is not finite.*Give other values",
         lambda: mean(lambda v: jnp.log(v["y"]))),
     "Expectation: an indicator": (
-        JumpError, r"Expectation\(<lambda>\).*Soften it",
+        JumpError, r"Expectation\(<lambda>\).*Use a smooth step",
         lambda: mean(lambda v: v["y"] > 0)),
     "Expectation: two arguments": (
         ArgumentError, r"Expectation\(<lambda>\) failed.*'w'.*sites x, y",
@@ -534,7 +534,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ReparametrizationError, "'y' depends on 'a'.*discrete.*RelaxedBernoulli",
         lambda: grad(channel(lambda x: dist.Bernoulli(logits=tuned() * x)))),
     "gradient: a jump": (
-        JumpError, "'y'.*Soften it",
+        JumpError, "'y'.*Use a smooth step",
         lambda: grad(channel(lambda x: dist.Normal(jnp.floor(tuned() * x), 1.0)))),
     "gradient: a cast": (
         JumpError, "'y' through a cast",
@@ -981,7 +981,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ArgumentError, "'q'.*sites x, y. Use these",
         lambda: ascend(affine, subject_to=Expectation(lambda v: v["q"]) <= 1.0)),
     "subject_to: a share of draws": (
-        JumpError, r"Expectation\(is_up\).*Soften it",
+        JumpError, r"Expectation\(is_up\).*Use a smooth step",
         lambda: ascend(affine, subject_to=Expectation(is_up) <= 0.1)),
     # maximize: annealing, starts and checkpoints
     "optimizer: a line search": (

@@ -590,7 +590,7 @@ JUMPS = {
 @pytest.mark.parametrize("name", JUMPS)
 def test_hard_jumps(name):
     model = through(JUMPS[name])
-    refuses_gradient(JumpError, "allow_jumps=True", "noise before it", model=model)
+    refuses_gradient(JumpError, "allow_jumps=True", "smooth step", model=model)
     with pytest.raises(JumpError, match="'(s|y)'"):
         ig.gradient(model, MI("x", "s"))
 

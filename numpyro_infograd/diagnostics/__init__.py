@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person can read: checks of scores; results as ArviZ data."""
+"""Checks of scores, and results as ArviZ data."""
 
 from numpyro_infograd.diagnostics.check import ScoreCheck, SetCheck, check_scores
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether to trust the scores behind a gradient."""
+"""Checks of the scores of a gradient."""
 
 from __future__ import annotations
 
@@ -28,26 +28,29 @@ from numpyro_infograd.scores.base import TOLERATED, Layout, Scores
 from numpyro_infograd.scores.stein import standard
 from numpyro_infograd.structure import StructuralModel
 
-_FAR = 5.0  # standard errors by which a mean that is zero may be off
+_FAR = 5.0  # largest deviation of E[s] from zero, in standard errors
 
 
 class SetCheck(NamedTuple):
-    """What was found for the score of one set of sites.
+    """Checks of the score of one set of sites.
 
     Attributes:
         label: The set, as "y" or "y|x".
-        certificate: The score's mean-square error over its mean square, from above and
-            in expectation, by chains that share no blind spot with it; NaN where no
-            chain can check it. What the chains still remember is in it.
-        certificate_error: Its standard error.
-        mean: Largest mean of a component of the score, in standard errors; truly 0.
-        residual: Stein residual, E<y, s(y)> / d + 1 before calibration; truly 0. Both
-            are in log or logit coordinates for positive or unit-interval values, and
-            NaN where a boundary remains or a score is only of what is conditioned on.
-        residual_error: Its standard error.
-        gain: Share of the Fisher information by which the score's held-out loss is
-            below that of a normal law; NaN where the method knows none.
-        doubts: What is wrong, in sentences.
+        certificate: The score's mean-square error over its mean square: an upper bound
+            in expectation, from Markov chains that do not use the score. It includes
+            the error of chains that still depend on their start. NaN if no chain can
+            check the score.
+        certificate_error: Standard error of `certificate`.
+        mean: Largest mean of a component of the score, in standard errors. The true
+            mean is 0.
+        residual: Stein residual, E<y, s(y)> / d + 1 before the correction. The true
+            value is 0. `mean` and `residual` use log or logit coordinates for positive
+            or unit-interval values. They are NaN if a boundary remains, or if only
+            conditions have a score.
+        residual_error: Standard error of `residual`.
+        gain: Share of the Fisher information that the score gains over a normal
+            distribution, on held-out samples; NaN for methods that do not measure it.
+        doubts: Sentences that say what is wrong.
 
     Example:
         >>> from numpyro_infograd.diagnostics import SetCheck
@@ -68,14 +71,14 @@ class SetCheck(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoreCheck:
-    """What `check_scores` found; its repr is a table and a verdict.
+    """The result of `check_scores`; its repr is a table and a conclusion.
 
     Attributes:
         method: The method that was checked.
         sets: One `SetCheck` for each set of sites whose score is estimated.
         cotangents: For each site of each set, its part of the cotangent by the method
-            and by chains at the same samples, (2, num_samples, *shape), in nats per
-            unit of the site, to plot.
+            and by chains at the same samples, for a plot; (2, num_samples, *shape), in
+            nats per unit of the site.
 
     Example:
         >>> from numpyro_infograd.diagnostics import ScoreCheck, SetCheck
@@ -92,16 +95,18 @@ class ScoreCheck:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What speaks against the scores, in words; empty if nothing does."""
+        """Sentences that say what is wrong with the scores; empty if nothing is."""
         return tuple(doubt for each in self.sets for doubt in each.doubts)
 
     @property
     def trusted(self) -> bool:
-        """Whether nothing speaks against the scores."""
+        """Whether no check found a problem."""
         return not self.doubts
 
     def __repr__(self) -> str:
-        beside = ", beside networks" if self.method == "mcmc" and self.sets else ""
+        beside = (
+            ", with networks to compare" if self.method == "mcmc" and self.sets else ""
+        )
         rows = [f"Scores by '{self.method}'{beside}:"]
         if not self.sets:
             rows.append("  all are known in closed form")
@@ -120,11 +125,11 @@ class ScoreCheck:
             for each in self.sets:
                 if each.certificate - 2 * each.certificate_error > TOLERATED:
                     rows.append(
-                        f"Networks and chains differ at {each.label!r}, and chains are "
-                        "the safer ones: compare with differences of values."
+                        f"Networks and chains differ at {each.label!r}. Chains are "
+                        "more reliable, but compare with differences of values."
                     )
         if self.trusted:
-            rows.append("Nothing speaks against these scores.")
+            rows.append("No check found a problem with these scores.")
         else:
             rows.append("Do not trust these scores yet:")
             rows += [f"  - {doubt}" for doubt in self.doubts]
@@ -140,15 +145,15 @@ class ScoreCheck:
             The axes.
 
         Raises:
-            ArgumentError: where no chain could check the scores.
-            ImportError: if the `plots` extra is not installed.
+            ArgumentError: If no chain could check the scores.
+            ImportError: If the `plots` extra is not installed.
         """
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_score_check(self, ax)
 
 
 def _with(value: float, error: float, form: str) -> str:
-    """A number and its error, or a dash for none."""
+    """A number and its error as text; a dash for NaN."""
     return f"{value:{form}} +- {error:.4f}" if np.isfinite(value) else "-"
 
 
@@ -165,22 +170,24 @@ def check_scores(
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> ScoreCheck:
-    """Whether to trust the scores behind a gradient, in numbers and in words.
+    """Check the scores of a gradient, in numbers and in words.
 
-    For each set of sites: the certificate, which bounds the error of the score by
-    chains over what the set hides; E[s], which is zero; the Stein residual
-    E<y, s(y)> / d + 1, which is zero too; the held-out gain over a normal law. Scores
-    by chains are held against networks: where both agree, both are right.
+    For each set of sites it reports the certificate, which bounds the error of the
+    score by Markov chains over the hidden noise; E[s] and the Stein residual
+    E<y, s(y)> / d + 1, whose true values are zero; and the held-out gain over a normal
+    distribution. Scores by chains are compared with networks: if both agree, both are
+    right.
 
     Args:
         model: As in `gradient`.
         objective: As in `gradient`.
         params: As in `gradient`.
         scores: The method to check, as in `gradient`.
-        num_samples: Fresh samples to check on, a power of two of at least 256.
+        num_samples: Number of fresh samples for the checks, a power of two of at least
+            256.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         allow_jumps: As in `gradient`.
-        verbose: Print the result.
+        verbose: Whether to print the result.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
 
@@ -188,7 +195,7 @@ def check_scores(
         A `ScoreCheck`: `.trusted`, `.doubts`, `.sets`, `.plot()`.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault.
+        InfogradError: A subclass that names the site or argument at fault.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -235,7 +242,7 @@ def check_scores(
 
 
 def _fitted(problem: Problem, params: Any, rng_key: jax.Array) -> tuple[Any, ...]:
-    """The scores of a problem, fitted."""
+    """The fitted scores of a problem."""
     assert problem.method is not None
     return fit_scores(
         problem.method,
@@ -250,7 +257,7 @@ def _fitted(problem: Problem, params: Any, rng_key: jax.Array) -> tuple[Any, ...
 def _certified(
     problem: Problem, states: tuple[Any, ...], params: Any, rng_key: jax.Array
 ) -> Certificate | None:
-    """The certificate of the scores; for chains, that of networks beside them."""
+    """The certificate of the scores; for chains, of networks to compare with."""
     if isinstance(problem.method, MCMC):
         problem = pose(problem.sm, problem.objective, Denoising(), params)
         states = _fitted(problem, params, rng_key)
@@ -266,7 +273,7 @@ def _look(
     rng_key: jax.Array,
     certificate: Certificate | None,
 ) -> tuple[SetCheck, ...]:
-    """Each score that is not known, at fresh samples."""
+    """A check of each score that is not known exactly, at fresh samples."""
     method = problem.method
     assert method is not None
     sets: list[SetCheck] = []
@@ -281,7 +288,7 @@ def _look(
         if certificate is not None and density.label in certificate.error:
             found = certificate.error, certificate.standard_error
             seen = float(found[0][density.label]), float(found[1][density.label])
-            if not isinstance(method, MCMC):  # networks may be wrong beside chains
+            if not isinstance(method, MCMC):  # there it is the error of the networks
                 evidence |= {"certificate": seen[0], "certificate_error": seen[1]}
         doubts = [
             *method.warnings_for(density, evidence),
@@ -289,7 +296,7 @@ def _look(
         ]
         if mean > _FAR:
             doubts.append(
-                f"E[s({density.label})] is {mean:.1f} standard errors off zero."
+                f"E[s({density.label})] is {mean:.1f} standard errors from zero."
             )
         gain = evidence.get("held_out_gain", math.nan)
         sets.append(
@@ -301,7 +308,7 @@ def _look(
 def _stein(density: Density, raw: Scores, values: Values) -> tuple[float, float, float]:
     """Largest E[s] in standard errors; E<y, s(y)> / d + 1 and its standard error.
 
-    In coordinates without bounds; NaN where the identities do not hold.
+    In unbounded coordinates; NaN if the identities do not hold.
     """
     seen = standard(density, raw, values)
     if seen is None:

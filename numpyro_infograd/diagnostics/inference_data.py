@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as ArviZ data, of either generation of ArviZ."""
+"""Results as ArviZ data, for ArviZ 0 and ArviZ 1."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def to_inference_data(result: Result) -> Any:
         An `InferenceData`, from ArviZ 1 an `xarray.DataTree`.
 
     Raises:
-        ArgumentError: for anything else, and where there are neither steps nor draws.
+        ArgumentError: For anything else, or a result without steps and draws.
     """
     if not isinstance(result, Result):
         raise ArgumentError(
@@ -36,7 +36,7 @@ def to_inference_data(result: Result) -> Any:
     draws = result.draws if isinstance(result, Calibration) else {}
     if not histories and not draws:
         raise ArgumentError(
-            "the result has neither steps nor draws: there is nothing to show."
+            "the result has neither steps nor draws to show. Its `status` says why."
         )
     groups: dict[str, Any] = {}
     prefix = "warmup_" if isinstance(result, Calibration) else ""
@@ -58,7 +58,7 @@ def to_inference_data(result: Result) -> Any:
 
 
 def _variables(tree: Any) -> dict[str, np.ndarray]:
-    """Arrays by name; those of a network's parameters as "net.layer.kernel"."""
+    """Arrays by name; parameters of a network are named "net.layer.kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
@@ -67,5 +67,5 @@ def _variables(tree: Any) -> dict[str, np.ndarray]:
 
 
 def _where_known(draws: Any, error: Any) -> np.ndarray:
-    """One chain of draws, NaN where the standard error is infinite."""
+    """One chain of draws; NaN if the standard error is infinite."""
     return np.where(np.isinf(error), np.nan, draws)[None]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures, in one style; they need the extra `plots`.
+"""Figures in one style; they need the extra `plots`.
 
-Colours are those of Okabe and Ito, which most colour-blind eyes tell apart. Line styles
-and markers change along with them, and error bars are two standard errors long on each
-side. Each function draws on axes of yours, or makes a figure, and returns the axes;
-matplotlib's settings stay as they are.
+The colours are those of Okabe and Ito, which most people with colour blindness can
+distinguish. Line styles and markers change together with the colours. Error bars are
+two standard errors long on each side. Each function draws on your axes, or makes a
+figure, and returns the axes. Settings of matplotlib are not changed.
 """
 
 from numpyro_infograd.plots.gradients import plot_ascent, plot_gradient_sweep

@@ -16,32 +16,31 @@ from numpyro_infograd.estimation import Gradient
 from numpyro_infograd.optimize import Result
 from numpyro_infograd.plots.style import ASIDE, BARS, TRUTH, as_axes, look
 
-_COMPONENTS = 12  # of a gradient, that a figure can tell apart
+_COMPONENTS = 12  # components of a gradient in one figure, at most
 
 Columns = dict[str, np.ndarray]
 
 
 def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
-    """The way of an ascent: the objective (nats) and the norm of its gradient.
+    """Draw an ascent: the objective (nats) and the norm of its gradient over steps.
 
     All restarts are drawn, the best one bold. The dot at the end is the estimate with
-    two standard errors. Where the objective was known exactly at each step, that is
-    drawn; else what is known at the end, less what the steps from there on gained to
-    first order (in the units of the objective, and of what `subject_to` adds to it).
-    That is a few percent of the whole gain too low at the start of a usual ascent, and
-    more if steps are large.
+    two standard errors. If the objective is known exactly at each step, it is drawn.
+    Else the curve is the estimate at the end minus the first-order gains of all later
+    steps (including the terms of `subject_to`). For a typical ascent this is too low at
+    the start by a few percent of the whole gain, and by more if steps are large.
 
     Args:
-        result: What `maximize`, `minimize`, `maximize_mi` or `calibrate` returned; of
-            a calibration, the divergence over its levels of noise is drawn.
-        axes: Two matplotlib axes, or one for the objective alone; None makes a figure.
+        result: What `maximize`, `minimize`, `maximize_mi` or `calibrate` returned. For
+            a calibration the divergence over its noise levels is drawn.
+        axes: Two matplotlib axes, or one for only the objective; None makes a figure.
 
     Returns:
-        The axes, an array of them.
+        An array of the axes.
 
     Raises:
-        ArgumentError: for no result, or one without steps.
-        ImportError: if matplotlib is not installed.
+        ArgumentError: If `result` is not a result, or has no steps.
+        ImportError: If matplotlib is not installed.
 
     Example:
         >>> import matplotlib, numpyro, numpyro.distributions as dist
@@ -60,9 +59,7 @@ def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
             f"plot_ascent takes a Result, as maximize returns, got {result!r:.80}."
         )
     if not result.history:
-        raise ArgumentError(
-            "the result has no steps: there is nothing to draw. Its `status` says why."
-        )
+        raise ArgumentError("the result has no steps to draw. Its `status` says why.")
     axes = as_axes("axes", axes, 2)
     estimate = result.estimate
     end = None if estimate is None else estimate.value
@@ -71,7 +68,7 @@ def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
         ends = result.diagnostics.get("restarts", [None] * len(result.histories))
         label: str | None = "restarts"
         for history, own in zip(result.histories, ends, strict=True):
-            if end is not None and own is None:  # where it stood is not known
+            if end is not None and own is None:  # this restart has no value
                 own = np.nan
             _draw_way(axes, history, own, ASIDE | {"label": label})
             label = None
@@ -91,7 +88,7 @@ def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
             label="estimate, 2 s.e.",
             **BARS,
         )
-    if what == "divergence":  # averaged over levels, or at one: no nats
+    if what == "divergence":  # not in nats
         axes[0].set(xlabel="step", ylabel="Fisher divergence of the levels in use")
     else:
         axes[0].set(xlabel="step", ylabel=f"{what} ({unit})")
@@ -104,7 +101,7 @@ def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
 
 
 def _draw_way(axes: Any, history: Mapping[str, Any], end: Any, style: Any) -> str:
-    """One restart, on one or two axes; returns what the first shows."""
+    """Draw one restart on one or two axes; return the label of the first."""
     what, values = _values(history, end)
     axes[0].plot(values, **style)
     for ax in axes[1:]:
@@ -113,13 +110,13 @@ def _draw_way(axes: Any, history: Mapping[str, Any], end: Any, style: Any) -> st
 
 
 def _values(history: Mapping[str, Any], end: float | None) -> tuple[str, np.ndarray]:
-    """What is known of the objective before each step (and after the last)."""
+    """The objective before each step (and after the last), and its label."""
     for name in ("objective", "divergence"):
         if name in history:
             return name, np.asarray(history[name], float)
     taken = np.asarray(history["finite"], bool)
     gain = np.where(taken, history["gain"], 0.0)
-    # A step that was not taken also takes back the one before.
+    # A step that was not taken also undoes the step before.
     gain[:-1][~taken[1:]] = 0.0
     left = np.append(np.cumsum(gain[::-1])[::-1], 0.0)
     if end is None:
@@ -135,24 +132,25 @@ def plot_gradient_sweep(
     standard_error: Any = None,
     ax: Any = None,
 ) -> Any:
-    """Gradients along a line with two standard errors, against the truth if known.
+    """Draw gradients along a line with two standard errors, and the true gradient.
 
     Args:
-        points: Where on the line, (num_points,).
+        points: Positions on the line, (num_points,).
         gradients: A list with a `Gradient` for each point, or an array (num_points,
-            ...) of values; or a dict of such, by the names of what is compared.
-        truth: What the gradients should be: an array, or a list of dicts as
-            `jax.grad` returns them; its components are those of `gradients`.
-        standard_error: Of `gradients`, if these are arrays: in the same form.
+            ...) of values; or a dict of several such sweeps, by name.
+        truth: The true gradients: an array, or a list of dicts as `jax.grad` returns
+            them, with the components of `gradients`.
+        standard_error: Standard errors of `gradients` in the same form, if these are
+            arrays.
         ax: Matplotlib axes to draw on; None makes a figure.
 
     Returns:
-        The axes. Each component of the gradient has a colour, each sweep of a
-        component a marker; truths are lines.
+        The axes. Each component of the gradient has a colour, and each sweep has a
+        marker; true gradients are lines.
 
     Raises:
-        ArgumentError: for what does not fit together.
-        ImportError: if matplotlib is not installed.
+        ArgumentError: If the arguments do not fit together.
+        ImportError: If matplotlib is not installed.
 
     Example:
         >>> import matplotlib, numpyro, numpyro.distributions as dist
@@ -170,8 +168,8 @@ def plot_gradient_sweep(
     places = _numbers("points", points)
     if places.ndim != 1 or not len(places):
         raise ArgumentError(
-            f"points must be numbers along a line, (num_points,), got an array of "
-            f"shape {places.shape}. Give what changes from point to point."
+            "points must be numbers along a line, (num_points,), got an array of "
+            f"shape {places.shape}. Pass the number that changes from point to point."
         )
     sweeps = gradients if isinstance(gradients, Mapping) else {"": gradients}
     errors = standard_error if isinstance(gradients, Mapping) else {"": standard_error}
@@ -191,16 +189,16 @@ def plot_gradient_sweep(
     strangers = sorted(set(truths) - set(names))
     if strangers:
         raise ArgumentError(
-            f"truth has {', '.join(map(repr, strangers))}, and gradients have "
-            f"{', '.join(map(repr, names))}. Name the same parameters."
+            f"truth has {', '.join(map(repr, strangers))}, but gradients have "
+            f"{', '.join(map(repr, names))}. Use the same names of parameters."
         )
     if not 1 <= len(names) <= _COMPONENTS:
         raise ArgumentError(
-            f"gradients have {len(names)} components, and a figure shows 1 to "
-            f"{_COMPONENTS}. Give arrays of those to look at."
+            f"gradients have {len(names)} components, but a figure shows 1 to "
+            f"{_COMPONENTS}. Pass arrays of some components."
         )
     (ax,) = as_axes("ax", ax)
-    several = len(names) > 1  # components then have colours, else sweeps have
+    several = len(names) > 1  # if so, components have colours, else sweeps
     for index, name in enumerate(names):
         if name in truths:
             style = look(index)
@@ -208,7 +206,7 @@ def plot_gradient_sweep(
             line |= {"color": style.color} if several else {}
             ax.plot(places, truths[name], **TRUTH | line)
     for number, (sweep, values, error) in enumerate(drawn):
-        # Later sweeps stand around the first, and do not hide it.
+        # Markers of later sweeps are larger and empty, so they do not hide the first.
         around = {"markerfacecolor": "none", "markersize": 5.0 + 2.0 * number}
         for name, value in values.items():
             index = names.index(name)
@@ -247,13 +245,13 @@ def _sweep(sweep: Any, error: Any, count: int) -> tuple[Columns, Columns | None]
     if list(errors) != list(values):
         raise ArgumentError(
             f"standard_error has {len(errors)} components and gradients have "
-            f"{len(values)}. Give one for each."
+            f"{len(values)}. Pass one for each."
         )
     return values, errors
 
 
 def _columns(name: str, values: Any, count: int) -> Columns:
-    """Components by name, (num_points,) each, of trees in a list or of an array."""
+    """Components by name, (num_points,) each, of a list of dicts or of an array."""
     if (
         isinstance(values, Sequence)
         and len(values)
@@ -264,7 +262,7 @@ def _columns(name: str, values: Any, count: int) -> Columns:
         except ValueError:
             raise ArgumentError(
                 f"{name} has other parameters, or other shapes, at some points than at "
-                "others. Take all of one model."
+                "others. Use one model for all points."
             ) from None
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -290,7 +288,7 @@ def _numbers(name: str, value: Any) -> np.ndarray:
     """An array of real numbers.
 
     Raises:
-        ArgumentError: naming the argument, for anything else.
+        ArgumentError: If it is something else; names the argument.
     """
     try:
         if is_real(value):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures that hold two things against each other: scores, laws of outputs."""
+"""Figures that compare: scores by two methods, recordings and twins."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from numpyro_infograd.calibrate import Calibration
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.plots.style import TRUTH, as_axes, look
 
-_SHOWN = 2000  # points of a scatter
-_PANELS = 12  # outputs in one figure
+_SHOWN = 2000  # points of a scatter plot, at most
+_PANELS = 12  # outputs in one figure, at most
 _BINS = 40
-_TAIL = 0.002  # share of the values that bins may leave out at either end
+_TAIL = 0.002  # share of values outside the bins at each end, at most
 
 
 def plot_score_check(check: Any, ax: Any = None) -> Any:
-    """Cotangents (nats per unit of a site) by a method against those by chains.
+    """Draw cotangents (nats per unit of a site) by a method against those by chains.
 
     Args:
         check: What `diagnostics.check_scores` returned.
         ax: Matplotlib axes to draw on; None makes a figure.
 
     Returns:
-        The axes, with a colour and a marker for each site of each set. Chains scatter
-        about the line; scores that are wrong bend away from it.
+        The axes, with a colour and a marker for each site of each set. Points of right
+        scores scatter around the line; those of wrong scores leave it.
 
     Raises:
-        ArgumentError: where no chain could check the scores.
-        ImportError: if matplotlib is not installed.
+        ArgumentError: If no chain could check the scores.
+        ImportError: If matplotlib is not installed.
 
     Example:
         >>> import matplotlib, numpy as np, numpyro_infograd as ig
@@ -48,7 +48,7 @@ def plot_score_check(check: Any, ax: Any = None) -> Any:
         )
     if not check.cotangents:
         raise ArgumentError(
-            "no chain checked these scores, so there is nothing to draw them against."
+            "no chain checked these scores, so there is nothing to compare them with."
         )
     (ax,) = as_axes("ax", ax)
     for index, (site, both) in enumerate(check.cotangents.items()):
@@ -72,11 +72,11 @@ def plot_score_check(check: Any, ax: Any = None) -> Any:
 
 
 def plot_twin(calibration: Calibration, axes: Any = None) -> np.ndarray:
-    """The law of each recorded output, and of the twin's replicates of it.
+    """Draw histograms of each recorded output and of the twin's replicates.
 
     Black: a histogram of the recordings. Blue: the mean histogram of the replicates, in
-    a band from the lowest to the highest of them, which says what the parameters'
-    errors and the number of recordings leave open. A title has the p-values of the
+    a band from the lowest to the highest. The band shows the uncertainty from the
+    parameters' errors and the number of recordings. The title has the p-values of the
     two-sample tests.
 
     Args:
@@ -85,11 +85,11 @@ def plot_twin(calibration: Calibration, axes: Any = None) -> np.ndarray:
             None makes a figure of the first 12.
 
     Returns:
-        The axes that were drawn on, an array of them.
+        An array of the axes that were used.
 
     Raises:
-        ArgumentError: for no calibration, or one without recordings.
-        ImportError: if matplotlib is not installed.
+        ArgumentError: If `calibration` is not a calibration, or has no recordings.
+        ImportError: If matplotlib is not installed.
 
     Example:
         >>> import matplotlib, numpy as np, numpyro_infograd as ig
@@ -120,7 +120,7 @@ def plot_twin(calibration: Calibration, axes: Any = None) -> np.ndarray:
 
 
 def _outputs(calibration: Calibration) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Each number of each site: name, recordings, replicates of them."""
+    """For each number of each site: its name, recordings and replicates."""
     found = []
     for site, values in calibration.recorded.items():
         made = calibration.simulated[site]
@@ -137,7 +137,7 @@ def _draw_laws(ax: Any, recorded: np.ndarray, simulated: np.ndarray) -> None:
     edges = np.linspace(np.min(ends), np.max(ends), _BINS + 1)
 
     def density(values: np.ndarray) -> np.ndarray:
-        # Of all values: what is left out, or not finite, has its share too.
+        # Divide by the number of all values, including those outside the bins.
         return np.histogram(values, edges)[0] / (values.size * np.diff(edges))
 
     ours = np.stack([density(replicate) for replicate in simulated])
@@ -151,7 +151,7 @@ def _draw_laws(ax: Any, recorded: np.ndarray, simulated: np.ndarray) -> None:
 
 
 def _verdicts(calibration: Calibration) -> str:
-    """The two-sample tests, in a line."""
+    """The p-values of the two-sample tests in one line."""
     tests = (("before", calibration.test_before), ("after", calibration.test_after))
     found = [f"{test.pvalue:.2g} {when}" for when, test in tests if test is not None]
     return f"two-sample p: {', '.join(found)}" if found else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of sets of points: rates, constellations."""
+"""Figures of rate regions and of points in the plane."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.plots.style import BARS, as_axes, look
 from numpyro_infograd.regions import RateRegion
 
-_MANY = 200  # points from which on they are drawn small
+_MANY = 200  # points from which markers are small
 
 
 def plot_rate_region(region: RateRegion, ax: Any = None) -> Any:
-    """A region of two or three rates (nats), and the points that made it.
+    """Draw a region of two or three rates (nats), and its points.
 
-    Of two rates also the facets are drawn: the lines where a rate, or a sum of rates,
-    is as large as its bound is anywhere. Points have error bars of two standard errors.
+    For two rates the facets are drawn too: lines where a rate, or a sum of rates,
+    equals the largest value of its bound. Points have error bars of two standard
+    errors.
 
     Args:
         region: What `rate_region` returned.
@@ -31,8 +32,8 @@ def plot_rate_region(region: RateRegion, ax: Any = None) -> Any:
         The axes.
 
     Raises:
-        ArgumentError: for a region of another number of rates.
-        ImportError: if matplotlib is not installed.
+        ArgumentError: For a region of another number of rates.
+        ImportError: If matplotlib is not installed.
 
     Example:
         >>> import matplotlib, numpyro, numpyro.distributions as dist
@@ -58,8 +59,8 @@ def plot_rate_region(region: RateRegion, ax: Any = None) -> Any:
         )
     if len(region.rates) not in (2, 3):
         raise ArgumentError(
-            f"a region of {len(region.rates)} rates has no picture in a plane or in "
-            "space. Draw two columns of its `points` or `vertices` yourself."
+            f"plot_rate_region draws two or three rates, got {len(region.rates)} "
+            "rates. Draw two columns of its `points` or `vertices` yourself."
         )
     solid = len(region.rates) == 3
     own = ax is None
@@ -67,7 +68,7 @@ def plot_rate_region(region: RateRegion, ax: Any = None) -> Any:
     if solid:
         _draw_solid(region, ax)
         if own:
-            ax.view_init(elev=25, azim=40)  # from where all rates are high
+            ax.view_init(elev=25, azim=40)  # from the side of high rates
     else:
         _draw_plane(region, ax)
     style = look(1)
@@ -88,17 +89,17 @@ def plot_rate_region(region: RateRegion, ax: Any = None) -> Any:
 
 
 def _draw_plane(region: RateRegion, ax: Any) -> None:
-    """The hull, and a line for each bound."""
+    """Draw the hull, and a line for each bound."""
     hull, style = region.vertices, look(0)
     around = np.append(hull, hull[:1], axis=0)
     ax.fill(*around.T, alpha=0.15, color=style.color, linewidth=0)
     ax.plot(*around.T, color=style.color, label="time sharing")
-    # Facets stand out of the region a little, so that their lines are seen.
+    # Lines extend a little beyond the region, so that they are visible.
     far = 1.08 * hull.max(axis=0)
     for index, (subset, values) in enumerate(region.facets.items()):
         bound, style = float(np.max(values)), look(2 + index)
         counted = np.array([rate in subset for rate in region.rates])
-        if bound > counted @ far:  # no facet: other bounds are tighter throughout
+        if bound > counted @ far:  # other bounds are tighter everywhere
             continue
         if counted.all():
             low = max(bound - far[1], 0.0)
@@ -116,10 +117,10 @@ def _draw_plane(region: RateRegion, ax: Any) -> None:
 
 
 def _draw_solid(region: RateRegion, ax: Any) -> None:
-    """The surface of the hull, if it has one."""
+    """Draw the surface of the hull, if it has one."""
     try:
         triangles = ConvexHull(region.corners).simplices
-    except QhullError:  # a rate is zero throughout
+    except QhullError:  # a rate is always zero
         return
     ax.plot_trisurf(
         *region.corners.T, triangles=triangles, color=look(0).color, alpha=0.25
@@ -129,22 +130,22 @@ def _draw_solid(region: RateRegion, ax: Any) -> None:
 def plot_constellation(
     points: Any, probabilities: Any = None, ax: Any = None, *, label: str | None = None
 ) -> Any:
-    """Points in the plane: a constellation, or samples of what is sent or received.
+    """Draw points in the plane: a constellation, or samples of a signal.
 
-    What is drawn on the same axes later gets another colour and marker.
+    Another call with the same axes uses another colour and marker.
 
     Args:
         points: Complex numbers of any shape, or real ones (..., 2).
-        probabilities: Of each point; its area is drawn in proportion.
+        probabilities: Probability of each point; its area is proportional to it.
         ax: Matplotlib axes to draw on; None makes a figure.
-        label: What the points are called in a legend.
+        label: Label of the points in the legend.
 
     Returns:
         The axes.
 
     Raises:
-        ArgumentError: for points that are in no plane, or no probabilities.
-        ImportError: if matplotlib is not installed.
+        ArgumentError: If `points` or `probabilities` are not valid.
+        ImportError: If matplotlib is not installed.
 
     Example:
         >>> import matplotlib, numpy as np, numpyro_infograd as ig
@@ -170,13 +171,13 @@ def plot_constellation(
         label=label,
     )
     ax.set(xlabel=names[0], ylabel=names[1], aspect="equal")
-    if label is not None:  # beside the points, which leave no corner free
+    if label is not None:  # outside the axes, because points fill the corners
         ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
 def _plane(points: Any) -> tuple[np.ndarray, tuple[str, str]]:
-    """Points (num_points, 2), and what their coordinates are called."""
+    """Points (num_points, 2), and the names of their coordinates."""
     try:
         array = np.asarray(points)
     except ValueError:  # rows of several lengths
@@ -188,20 +189,20 @@ def _plane(points: Any) -> tuple[np.ndarray, tuple[str, str]]:
         raise ArgumentError(
             "points must be complex numbers or real ones in two columns, got "
             f"{points!r:.80} of shape {array.shape}. Choose two columns, or add 0j to "
-            "points on a line."
+            "real numbers."
         )
     return array.reshape(-1, 2), ("first component", "second component")
 
 
 def _law(probabilities: Any, count: int) -> np.ndarray:
-    """Probabilities of so many points."""
+    """Probabilities of `count` points, after a check."""
     try:
         law = np.asarray(probabilities, float).ravel()
     except (TypeError, ValueError):
         law = np.zeros(0)
     if law.shape != (count,) or not np.all(law >= 0) or abs(law.sum() - 1) > 1e-3:
         raise ArgumentError(
-            f"probabilities must be {count} numbers from 0 on that sum to one, one for "
-            f"each point, got {probabilities!r:.80}."
+            f"probabilities must be {count} numbers of at least 0 that sum to one, one "
+            f"for each point, got {probabilities!r:.80}."
         )
     return law

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How figures look, and what is said where matplotlib is missing."""
+"""The style of figures, and the error if matplotlib is missing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ try:
 except ModuleNotFoundError:
     matplotlib = None  # type: ignore[assignment]
 
-# Of the Okabe-Ito colours: black is kept for truths, yellow is too pale for lines.
+# Indices of Okabe-Ito colours: black is for true values, yellow is too pale for lines.
 _COLOURS = (5, 6, 3, 1, 7, 2)
 _LINES = ("-", "--", "-.", ":", (0, (7, 2)), (0, (4, 1, 1, 1, 1, 1)))
-# One more than there are colours, so that a pair of both comes again late.
+# One more marker than colours, so that a pair of both repeats late.
 _MARKERS = "osD^vPX"
 
 TRUTH = {"color": "black", "linewidth": 1.2}
@@ -27,7 +27,7 @@ BARS = {"capsize": 2.5, "elinewidth": 1.0, "markersize": 4.5}
 
 
 class Look(NamedTuple):
-    """What sets one thing in a figure apart from the others."""
+    """Colour, line style and marker of one element of a figure."""
 
     color: Any
     linestyle: Any
@@ -35,7 +35,7 @@ class Look(NamedTuple):
 
 
 def look(index: int) -> Look:
-    """The look of the thing of this number, from zero."""
+    """The style of element number `index`, counted from zero."""
     colour = _COLOURS[index % len(_COLOURS)]
     return Look(
         matplotlib.color_sequences["okabe_ito"][colour],
@@ -51,21 +51,21 @@ def as_axes(
     most: int | None = None,
     projection: str | None = None,
 ) -> np.ndarray:
-    """A caller's axes in a row, or those of a new figure.
+    """An array of the caller's axes, or of the axes of a new figure.
 
     Args:
-        name: What the caller's argument is called.
+        name: Name of the caller's argument.
         axes: One or several matplotlib axes; None makes a figure.
-        number: How many axes a new figure has.
-        most: How many may be given; None for `number`.
-        projection: "3d" for axes in space.
+        number: Number of axes of a new figure.
+        most: Largest number of the caller's axes; None for `number`.
+        projection: "3d" for three-dimensional axes.
 
     Returns:
-        An array of axes, (number,) or as many as were given.
+        An array of axes, (number,) or as many as the caller passed.
 
     Raises:
-        ImportError: if matplotlib is not installed.
-        ArgumentError: if something else was given, or none or too many of them.
+        ImportError: If matplotlib is not installed.
+        ArgumentError: If `axes` has something else, or too few or too many axes.
     """
     if matplotlib is None:
         raise ImportError(
@@ -77,19 +77,19 @@ def as_axes(
     most = most or number
     if not all(isinstance(each, matplotlib.axes.Axes) for each in given):
         raise ArgumentError(
-            f"{name} must be matplotlib axes, got {axes!r:.80}. Give those that "
-            "plt.subplots made, or None for a new figure."
+            f"{name} must be matplotlib axes, got {axes!r:.80}. Pass the axes from "
+            "plt.subplots, or None for a new figure."
         )
     if not 1 <= len(given) <= most:
         wanted = "one axes" if most == 1 else f"1 to {most} axes"
         raise ArgumentError(
-            f"{name} must be {wanted}, got {len(given)} of them. Give fewer, or None "
-            "for a new figure."
+            f"{name} must be {wanted}, got {len(given)} of them. Pass None for a new "
+            "figure."
         )
     if projection is not None and given[0].name != projection:
         raise ArgumentError(
             f"{name} must be axes in space. Make them with plt.subplots(subplot_kw="
-            f"{{'projection': '{projection}'}}), or give None for a new figure."
+            f"{{'projection': '{projection}'}}), or pass None for a new figure."
         )
     return given
 

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rate regions: what several senders can achieve at once (Algorithm 2 of the paper).
+"""Rate regions: rates that are achievable together (Algorithm 2 of the paper).
 
-At fixed parameters the rates r obey sum_{i in S} r_i <= I_S for each set S that has a
-bound, and r >= 0. The region is the convex hull, by time sharing, of these polytopes
-over all parameters. Its boundary in the direction w is found by maximising
+At fixed parameters the rates r satisfy r >= 0 and sum_{i in S} r_i <= I_S for each set
+S with a bound: a polytope. By time sharing, the region is the convex hull of the
+polytopes of all parameters. Its boundary in the direction w maximises
 
-    max_r w . r  =  min_y sum_S y_S I_S   over y >= 0 with sum_{S with i} y_S >= w_i,
+    max_r w . r  =  min_y sum_S y_S I_S   over y >= 0 with sum_{S with i} y_S >= w_i.
 
-where the best y does not depend on the parameters if the bounds form a polymatroid
-with a facet for every set, as those of a multiple-access channel do: for w_1 >= w_2 it
-gives (w_1 - w_2) I_1 + w_2 I_12. With a facet for each single rate alone, y = w.
+The y_S are Lagrange multipliers of the bounds. They do not depend on the parameters if
+the bounds form a polymatroid with a facet for every set, as for a multiple-access
+channel: for w_1 >= w_2 the objective is (w_1 - w_2) I_1 + w_2 I_12. With bounds on
+single rates only, y = w.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate, value_of
 
 Bounds = dict[tuple[str, ...], Objective]
-_ROUNDS = 3  # how often the weights of facets are chosen anew, where they may change
+_ROUNDS = 3  # ascents in a direction with updated multipliers, at most
 
 
 def rate_region(
@@ -55,28 +56,28 @@ def rate_region(
     model_kwargs: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> RateRegion:
-    """The rates that parameters can achieve at once (Algorithm 2).
+    """The rates in nats that are achievable together (Algorithm 2).
 
     Args:
         model: A NumPyro model, or the result of `structural_model`.
-        bounds: Maps a set of rates to the information that bounds their sum. Names of
-            rates are free. With one entry for each rate this is the paper's algorithm;
-            the true region of a multiple-access channel has an entry for each set.
-        num_weights: Directions along each edge of the simplex of weights, its corners
-            included; with two rates, the number of directions.
+        bounds: Maps a set of rates to the information that bounds their sum. You choose
+            the names of the rates. One entry for each rate gives the paper's algorithm;
+            the true region of a multiple-access channel needs an entry for each set.
+        num_weights: Number of directions along each edge of the simplex of weights,
+            including its corners. With two rates, the number of directions.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
-        progress_bar: Show a bar over the directions.
+        progress_bar: Whether to show a bar over the directions.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
         **settings: As for `maximize`: projection, num_steps, optimizer, scores,
             num_samples, num_restarts, init_params, subject_to.
 
     Returns:
-        A `RateRegion`, in nats. Each direction is an ascent of its own from the same
-        start, so a user that one direction silences is not lost to the next.
+        A `RateRegion`, in nats. The ascent of each direction begins at the same start,
+        so it does not depend on the result of other directions.
 
     Raises:
-        ArgumentError: if the bounds or the number of weights make no region.
+        ArgumentError: If the bounds or the number of weights are not valid.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist, optax
@@ -107,8 +108,8 @@ def rate_region(
     grid = simplex_grid(len(rates), as_count("num_weights", num_weights, 2))
     if settings.get("checkpoint") is not None:
         raise ArgumentError(
-            "checkpoint is for one ascent, and each direction of a region is one of "
-            "its own. Leave it out."
+            "checkpoint is for one ascent, but a region has one ascent for each "
+            "direction. Leave it out."
         )
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
@@ -135,7 +136,7 @@ def rate_region(
                     break
             else:
                 unsettled = (
-                    f"has not settled: the facets that bind changed with each of "
+                    "has not settled: the active bounds changed in each of "
                     f"{_ROUNDS} ascents, so its point may not be the best; the last "
                 )
                 result = replace(result, status=unsettled + result.status)
@@ -148,18 +149,18 @@ def rate_region(
             break
     if not ends:
         raise ArgumentError(
-            f"no direction has an end; of the last, {trouble}. Use amplitudes, not "
-            "scales, for what may fall to zero, or other init_params."
+            f"no direction gave a point; {trouble}. If a scale falls to zero, make an "
+            "amplitude the parameter instead; or use other init_params."
         )
     weights, facets, results = zip(*ends, strict=True)
     return _region(rates, np.array(weights), list(facets), list(results))
 
 
 def _check_end(result: Result) -> None:
-    """Raise where an ascent ended outside the region.
+    """Raise if a constraint is not met at the end of an ascent.
 
     Raises:
-        ConstraintError: if a constraint is not met.
+        ConstraintError: Names the constraint.
     """
     missed = [report for report in result.constraints if not report.is_met]
     if missed:
@@ -167,10 +168,10 @@ def _check_end(result: Result) -> None:
 
 
 def _check_bounds(bounds: Any) -> Bounds:
-    """The bounds by sorted-out tuples of rates.
+    """The bounds by tuples of rates, after a check.
 
     Raises:
-        ArgumentError: naming what is no set of rates, or no information.
+        ArgumentError: Names what is not a set of rates, or not an information.
     """
     if not isinstance(bounds, Mapping) or not bounds:
         raise ArgumentError(
@@ -181,24 +182,24 @@ def _check_bounds(bounds: Any) -> Bounds:
     for subset, bound in bounds.items():
         rates = names(subset, "bounds", "name of a rate")
         if not rates:
-            raise ArgumentError("bounds has an empty set of rates: name one or more.")
+            raise ArgumentError("bounds has an empty set of rates. Name one or more.")
         if any(set(rates) == set(other) for other in named):
             raise ArgumentError(f"bounds names the rates {rates} twice. Leave one out.")
         if not isinstance(bound, Objective) or not _is_information(bound):
             raise ArgumentError(
-                f"the bound of {rates} must be built from MI, got {bound!r}. Give an "
-                "information, which no unit of a site changes and which can be "
-                "positive."
+                f"the bound of {rates} must be built from MI, got {bound!r}. Use an "
+                "information that can be positive; it must not depend on the unit of a "
+                "site."
             )
         named[rates] = bound
     return named
 
 
 def _is_information(bound: Objective) -> bool:
-    """Whether an objective is made of informations, not all with a minus sign.
+    """Whether an objective is a sum of informations, not all with a minus sign.
 
-    In other units of a site, entropies shift by the same constant: in an information
-    these cancel.
+    A change of the unit of a site adds a constant to entropies. In an information these
+    constants cancel.
     """
     shifts = (
         sum(c for joint, c in bound.entropies.items() if site in joint)
@@ -211,9 +212,10 @@ def _is_information(bound: Objective) -> bool:
 def _values(
     named: Bounds, model: Any, params: Any, rng_key: jax.Array, args: Any, kwargs: Any
 ) -> dict[tuple[str, ...], Estimate]:
-    """Every bound at some parameters; none is below zero (eqs. 71-72 are clipped).
+    """The value of every bound at `params`, clipped at zero (eqs. 71-72).
 
-    With a projection the parameters may be on the boundary of a NumPyro constraint.
+    With a projection the parameters may be on the boundary of a NumPyro constraint, so
+    constraints are not checked.
     """
     found = {}
     for subset, bound in named.items():
@@ -231,7 +233,7 @@ def _region(
     points, corners = [], []
     for weight, values in zip(weights, facets, strict=True):
         own = corners_of(rates, {subset: e.value for subset, e in values.items()})
-        # Of several best corners, the one in the middle: it serves all rates.
+        # The mean of several best corners treats all rates alike.
         gains = own @ weight
         points.append(own[gains >= gains.max() - 1e-9].mean(axis=0))
         corners.append(own)
@@ -253,7 +255,7 @@ def _warnings_for(
     facets: list[dict[tuple[str, ...], Estimate]],
     results: list[Result],
 ) -> tuple[str, ...]:
-    """What the ascents and the values of the bounds have to say."""
+    """Statuses of ascents that did not converge, and warnings of the bounds."""
     ends = [
         f"the direction {weight.tolist()} {result.status}"
         for weight, result in zip(weights, results, strict=True)

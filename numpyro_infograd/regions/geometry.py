@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directions in the space of rates, and the polytopes that bounds on rates make."""
+"""Directions in the space of rates, and polytopes of rates."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scipy.optimize import linprog
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.values import Estimate
 
-_DIRECTIONS = 2**14  # ascents, at most
+_DIRECTIONS = 2**14  # directions, at most
 
 
 def simplex_grid(num_rates: int, num_weights: int) -> np.ndarray:
     """Non-negative weights that sum to one, `num_weights` along each edge.
 
     Raises:
-        ArgumentError: if these are too many.
+        ArgumentError: If there are too many.
     """
     steps, bars = num_weights - 1, num_rates - 1
     count = math.comb(steps + bars, bars)
@@ -28,7 +28,7 @@ def simplex_grid(num_rates: int, num_weights: int) -> np.ndarray:
             f"num_weights={num_weights} makes {count} directions of {num_rates} rates, "
             f"more than {_DIRECTIONS}. Lower num_weights."
         )
-    # Each way to write `steps` as a sum: the gaps that bars leave in a row.
+    # All ways to write `steps` as a sum: the gaps between bars in a row.
     ends = np.array(list(itertools.combinations(range(steps + bars), bars)))
     gaps = np.diff(ends, prepend=-1, append=steps + bars, axis=1) - 1
     return gaps[::-1] / steps
@@ -39,14 +39,14 @@ def multipliers_of(
     rates: tuple[str, ...],
     values: dict[tuple[str, ...], Estimate],
 ) -> dict[tuple[str, ...], float]:
-    """The y_S of `regions`: which bounds matter, and how much."""
+    """The multipliers y_S of the bounds in one direction, without zeros."""
     sets = {frozenset(subset): subset for subset in values}
     holds = np.array([[rate in subset for subset in values] for rate in rates])
     costs = np.array([e.value for e in values.values()]) + 1e-9
     solved = linprog(costs, A_ub=-holds.astype(float), b_ub=-weight)
     found = dict(zip(values, map(float, np.round(solved.x, 9)), strict=True))
-    # Of equal solutions the greedy one, which stays the best of a polymatroid whatever
-    # the parameters become.
+    # If several solutions are optimal, take the greedy one: for a polymatroid it is
+    # optimal at all parameters.
     order = np.argsort(-weight, kind="stable")
     chain = [frozenset(rates[i] for i in order[: k + 1]) for k in range(len(order))]
     if all(subset in sets for subset in chain):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `rate_region` finds: polytopes of rates, and their hull by time sharing."""
+"""The result of `rate_region`: polytopes of rates, and their convex hull."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from numpyro_infograd.errors import ArgumentError
 
 @dataclass(frozen=True)
 class RateRegion:
-    """Achievable rates, in nats; time sharing between all points is included.
+    """Achievable rates in nats, with time sharing between all points.
 
     Attributes:
         rates: Names of the rates, in the order of the columns.
         weights: Directions that were maximised, (num_points, num_rates).
         points: The rates reached in each direction, (num_points, num_rates).
-        standard_error: Of each point, the largest of its bounds' errors, (num_points,).
-            It is that of the rates at `params`: whether an ascent ended before the
-            boundary shows in `statuses` alone.
+        standard_error: Largest standard error of the bounds of each point,
+            (num_points,). It is the error of the rates at `params`. It does not include
+            that an ascent ended before the boundary; see `statuses`.
         params: The parameters of each point.
         statuses: How the ascent to each point ended.
         facets: Each bound at each point, clipped at zero, (num_points,).
         corners: Corners of the polytopes of all points, (num_corners, num_rates).
-        warnings: Sentences that a careful user should read.
+        warnings: Sentences that say why the region may be wrong.
 
     Example:
         >>> import numpy as np
@@ -49,7 +49,7 @@ class RateRegion:
         >>> region
         RateRegion(r1 <= 0.8, r2 <= 0.8 nats; 2 points, 2 converged, standard errors up
         to 0)
-        >>> region.contains([[0.55, 0.55], [0.7, 0.7]])  # the first by time sharing
+        >>> region.contains([[0.55, 0.55], [0.7, 0.7]])  # first: by time sharing
         array([ True, False])
     """
 
@@ -67,7 +67,7 @@ class RateRegion:
     def vertices(self) -> np.ndarray:
         """Corners of the convex hull, (num_vertices, num_rates); two rates in order.
 
-        A flat region, in which a rate is zero throughout, keeps points on its edges.
+        If a rate is always zero the region is flat, and points on its edges are kept.
         """
         if len(self.rates) == 1:
             return self.corners[[0, -1]]  # sorted
@@ -82,13 +82,14 @@ class RateRegion:
         Args:
             rates: One vector of rates in nats, (num_rates,); several of them, (...,
                 num_rates); or a dict by name.
-            slack: By how many nats each rate may exceed what was found.
+            slack: Nats by which each rate may exceed the region.
 
         Returns:
             A bool, or an array (...) of them.
 
         Raises:
-            ArgumentError: for vectors of another length, other names, or not finite.
+            ArgumentError: For vectors of another length, other names, or values that
+                are not finite.
         """
         if isinstance(rates, Mapping):
             if set(rates) != set(self.rates):
@@ -113,7 +114,7 @@ class RateRegion:
         return found[0] if asked.ndim == 1 else np.reshape(found, asked.shape[:-1])
 
     def _reaches(self, rates: np.ndarray, slack: float) -> bool:
-        """Whether a mixture of corners is nowhere below the rates."""
+        """Whether a convex combination of corners is at least the rates."""
         if np.any(rates < 0):
             return False
         count = len(self.corners)
@@ -137,8 +138,8 @@ class RateRegion:
             The axes.
 
         Raises:
-            ArgumentError: for a region of another number of rates.
-            ImportError: if the `plots` extra is not installed.
+            ArgumentError: For a region of another number of rates.
+            ImportError: If the `plots` extra is not installed.
         """
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_rate_region(self, ax)
