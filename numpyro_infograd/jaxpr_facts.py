@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Facts about a jaxpr that hold for every input: dependence, affinity, jumps.
 
-Each is a `Domain` that `jaxpr_walk.propagate` carries through the equations. Every fact
-errs to the safe side: a dependence or a jump may be claimed that is not there, an
-affine output may be missed, never the other way round.
+Each fact is a `Domain` that `jaxpr_walk.propagate` computes equation by equation. All
+facts are conservative: they may report a dependence or a jump that does not exist, and
+may miss an affine output, but never the reverse.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -29,11 +29,11 @@ from numpyro_infograd.jaxpr_walk import (
 )
 
 SWITCHES = frozenset({"select_n", "cond", "while", "sign", "rem", "atan2"})
-"""Primitives that may be continuous, by what they choose from or are passed on to."""
+"""Primitives that jump or not, depending on their operands and their use."""
 
 
 def dependencies(jaxpr: Jaxpr) -> list[frozenset[int]]:
-    """For each output, the inputs that it is computed from."""
+    """For each output, the inputs on which it depends."""
     inputs = [frozenset({index}) for index in range(len(jaxpr.invars))]
     try:
         return propagate(Domain(), jaxpr, inputs)
@@ -41,7 +41,7 @@ def dependencies(jaxpr: Jaxpr) -> list[frozenset[int]]:
         return [frozenset(range(len(inputs)))] * len(jaxpr.outvars)
 
 
-# Affinity: 0 is constant, 1 affine, 2 anything, in the chosen inputs jointly.
+# Affinity: 0 is constant, 1 affine, 2 anything else, in the chosen inputs jointly.
 
 _LINEAR = frozenset(
     """add sub neg add_any reduce_sum cumsum reduce_window_sum reshape broadcast_in_dim
@@ -50,8 +50,8 @@ _LINEAR = frozenset(
 )
 _PARALLEL = frozenset("optimization_barrier device_put split unstack name".split())
 _BILINEAR = frozenset({"mul", "dot_general", "conv_general_dilated"})
-# Operands that must be constant, the rest being linear: divisor, matrix, indices,
-# argument of a polynomial.
+# From the operands, those that must be constant and those that are linear. Constant are
+# divisors, matrices, indices and arguments of a polynomial.
 _LINEAR_GIVEN: dict[str, Callable[[list[int]], tuple[list[int], list[int]]]] = {
     "div": lambda v: (v[1:], v[:1]),
     "triangular_solve": lambda v: (v[:1], v[1:]),
@@ -69,7 +69,7 @@ _LINEAR_GIVEN: dict[str, Callable[[list[int]], tuple[list[int], list[int]]]] = {
 
 
 def _keeps_floats(eqn: JaxprEqn) -> bool:
-    """Whether a conversion is linear, up to rounding no coarser than float32's."""
+    """Whether a conversion is linear, with a rounding error of at most float32."""
     old, new = dtype_of(eqn.invars[0]), eqn.params["new_dtype"]
     if not (jnp.issubdtype(old, jnp.inexact) and jnp.issubdtype(new, jnp.inexact)):
         return False
@@ -86,7 +86,7 @@ class _Affine(Domain):
         return 2 if predicate else 0
 
     def leave(self, eqn: JaxprEqn, outs: list[int]) -> list[int]:
-        # A custom derivative need not be the slope of the value.
+        # A custom derivative may differ from the true one.
         custom = eqn.primitive.name.startswith(("custom_", "call_hi_"))
         return [2 if custom and out else out for out in outs]
 
@@ -113,8 +113,8 @@ class _Affine(Domain):
 
 
 def affine_outputs(jaxpr: Jaxpr, wrt: Collection[int]) -> list[bool]:
-    """For each output, whether it is surely affine in the inputs `wrt` jointly."""
-    # Integers wrap around and keys are hashed: neither is affine in anything.
+    """For each output, whether it is certainly affine in the inputs `wrt` jointly."""
+    # Integers overflow and keys are hashed, so neither is affine.
     values = [
         (1 if jnp.issubdtype(dtype_of(var), jnp.inexact) else 2) * (index in wrt)
         for index, var in enumerate(jaxpr.invars)
@@ -131,25 +131,25 @@ class Source(NamedTuple):
     path: Path
     primitive: str
     soft: bool = False
-    """A boolean made an integer: harmless where that integer is a mere predicate."""
+    """A bool converted to an integer: no jump if the integer is only a predicate."""
 
 
 _WRT = Source((), "")
-"""The label of dependence on the chosen inputs."""
+"""The label of values that depend on the chosen inputs."""
 
-# Continuous, or trusted to be, whatever their inner jaxprs contain.
+# Continuous, or assumed to be, for all inner jaxprs.
 _SMOOTH = frozenset({"custom_linear_solve", "scatter-add", "scatter_add"})
 _JUMPS = frozenset({"floor", "ceil", "round", "sign", "rem", "atan2"})
-# Continuous functions of JAX that are made of steps which cancel: of an argument that
-# is brought near zero, of floats split into halves of their digits.
+# Continuous functions of JAX whose code has jumps that cancel: they reduce an argument
+# to a range near zero, or split a float into two halves of its digits.
 _STEPS_CANCEL = frozenset({"sinc", "_ndtri", "_erfcinv", "_erfcx"})
 _JAX_FOLDER = os.path.dirname(jax.__file__)
-_PIVOTS = frozenset({"lu"})  # the rows it swaps, it swaps in the matrix too
+_PIVOTS = frozenset({"lu"})  # its row swaps cancel in the product
 _ORDERS = frozenset({"sort", "top_k", "approx_top_k"})
 
 
 def _is_continuous_call(eqn: JaxprEqn) -> bool:
-    """Whether JAX's own function of such a name is called, and not another's."""
+    """Whether it calls such a function of JAX, not another one of the same name."""
     body = eqn.params.get(CALLS.get(eqn.primitive.name, ""))
     about = None if body is None else open_jaxpr(body).debug_info
     return (
@@ -160,7 +160,7 @@ def _is_continuous_call(eqn: JaxprEqn) -> bool:
 
 
 class _Jumps(Domain):
-    """Labels of dependence on `wrt` and of the jumps met on the way."""
+    """Labels of dependence on `wrt`, and of the jumps in the computation."""
 
     def opaque(self, eqn: JaxprEqn) -> bool:
         return in_scope(eqn, EXOGENOUS) or _is_continuous_call(eqn)
@@ -174,14 +174,14 @@ class _Jumps(Domain):
     def equation(self, eqn: JaxprEqn, values: list[Any], path: Path) -> list[Any]:
         name, count = eqn.primitive.name, len(eqn.outvars)
         if name == "is_finite" or name == "ne" and eqn.invars[0] is eqn.invars[1]:
-            return [self.empty]  # it tells errors from values and never switches
+            return [self.empty]  # a test for NaN or infinity, which never switches
         if name == "select_n":
             return [self.join([self.control(eqn, values[0], path), *values[1:]])]
         joined = self.join(values)
         if _WRT not in joined:
             return [joined] * count
         if name in _ORDERS:
-            # The values in order are continuous; what is carried along is not.
+            # Sorted values are continuous; other operands in that order are not.
             keys = values[: eqn.params.get("num_keys", 1)]
             if _WRT not in self.join(keys):
                 return [joined] * count
@@ -189,7 +189,7 @@ class _Jumps(Domain):
             return [joined] + [jump] * (count - 1)
         for number, body in enumerate(sub_jaxprs(list(eqn.params.values()))):
             if name not in _SMOOTH:
-                # How the operands meet these inputs is unknown: all meet all.
+                # It is unknown which operand is which input, so use all for each.
                 inner = [joined] * len(open_jaxpr(body).invars)
                 try:
                     found = propagate(self, body, inner, (*path, number))
@@ -211,7 +211,7 @@ class _Jumps(Domain):
             jump = not jnp.issubdtype(made[0], jnp.inexact)
         elif inexact and whole and name not in _PIVOTS:
             jump = next(sub_jaxprs(list(eqn.params.values())), None) is None
-        else:  # arithmetic with the truth of a comparison
+        else:  # arithmetic with the result of a comparison
             jump = jnp.bool_ in kinds and made[0] != jnp.bool_
             soft = jump and whole
         return frozenset({Source(path, name, soft)} if jump else ())
@@ -223,8 +223,8 @@ class Jump:
 
     Attributes:
         primitive: The equation's primitive.
-        outputs: The flat outputs that its result reaches.
-        path: Where the equation stands in the jaxpr.
+        outputs: The flat outputs that depend on its result.
+        path: The position of the equation in the jaxpr.
     """
 
     primitive: str
@@ -233,12 +233,12 @@ class Jump:
 
     @property
     def switch(self) -> bool:
-        """Whether it chooses between values, which may agree where it switches."""
+        """Whether it chooses between values, which may be equal where it switches."""
         return self.primitive in SWITCHES
 
 
 def jumps(jaxpr: Jaxpr, wrt: Collection[int]) -> list[Jump]:
-    """All jumps and switches driven by the inputs `wrt` that reach an output."""
+    """All jumps and switches that depend on the inputs `wrt` and reach an output."""
     wrt_label, none = frozenset({_WRT}), frozenset[Source]()
     inputs = [wrt_label if i in wrt else none for i in range(len(jaxpr.invars))]
     reached: dict[Source, set[int]] = {}

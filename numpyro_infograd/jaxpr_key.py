@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hashable value that says all a jaxpr computes, its derivative rules included."""
+"""A hashable key of all that a jaxpr computes, with its derivative rules."""
 
 from collections.abc import Hashable
 import functools
@@ -18,9 +18,9 @@ from jax.tree_util import tree_structure
 
 from numpyro_infograd.jaxpr_walk import EXOGENOUS, in_scope
 
-# Rules are traced to this derivative order; beyond it their source stands for them.
+# Rules are traced up to this derivative order; beyond it their source is the key.
 _RULE_DEPTH = 3
-# Rules of these packages depend on nothing but their code and closure.
+# Rules of these packages depend only on their code and closure.
 _LIBRARIES = frozenset({"jax", "numpyro", "flax", "optax"})
 _MAX_CACHED_RULES = 4096
 _library_rules: dict[Hashable, Hashable] = {}
@@ -31,7 +31,7 @@ _closed_keys: "weakref.WeakKeyDictionary[ClosedJaxpr, tuple[Hashable, list[Any]]
 
 
 class _Same:
-    """Compares an object by identity, and keeps it alive so that this is sound."""
+    """Compares an object by identity, and keeps it alive so that its id stays unique."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -43,22 +43,22 @@ class _Same:
         return id(self.value)
 
     def __repr__(self) -> str:
-        """What `Code.text` says of it, equal across processes."""
+        """Text for `Code.text`, equal in all processes."""
         held = self.value.tobytes() if isinstance(self.value, np.ndarray) else ""
         return f"{type(self.value).__name__} {held!r}"
 
 
 class KeyMaker:
-    """Turns a jaxpr into a hashable value that says all it computes.
+    """Turns a jaxpr into a hashable value that determines what it computes.
 
-    Printing will not do: it rounds literals, hides arrays, and shows addresses of
-    objects that are made anew in each trace.
+    The printed jaxpr is not enough: it rounds literals, leaves out arrays, and has
+    addresses of objects that differ in each trace.
     """
 
     def __init__(self) -> None:
         self.held: list[Any] = []  # arrays inside inner jaxprs
-        self._rules: list[Hashable] = []  # the derivative rules around
-        self._functions: list[Any] = []  # the closures around
+        self._rules: list[Hashable] = []  # stack of enclosing derivative rules
+        self._functions: list[Any] = []  # stack of enclosing closures
 
     def jaxpr(self, jaxpr: Jaxpr) -> Hashable:
         numbers: dict[Any, int] = {}
@@ -100,7 +100,7 @@ class KeyMaker:
         elif name in ("custom_jvp_call", "custom_vjp_call"):
             primal = self.value(params["call_jaxpr"])
             return params["num_consts"], primal, self._rule(eqn, primal)
-        elif name == "call_hi_primitive":  # an object of JAX 0.12, by its parameters
+        elif name == "call_hi_primitive":  # an object of JAX 0.12
             return type(params["_prim"]), self.value(params["_prim"].params)
         return tuple([(key, self.value(value)) for key, value in params.items()])
 
@@ -130,8 +130,9 @@ class KeyMaker:
         return self._opaque(value)
 
     def _closed(self, closed: ClosedJaxpr) -> Hashable:
-        # Jitted functions of a library keep their jaxprs from trace to trace. Around
-        # a rule the key may say "recursion", which is relative to that rule.
+        # Jitted functions of a library keep their jaxprs between traces. Inside a rule
+        # a key may contain "recursion", which is relative to that rule, so do not
+        # cache.
         known = None if self._rules else _closed_keys.get(closed)
         if known is None:
             start = len(self.held)
@@ -158,7 +159,7 @@ class KeyMaker:
         if isinstance(function, types.MethodType):
             owner = function.__self__
             return types.MethodType, self._function(function.__func__), _Same(owner)
-        if hasattr(function, "callback_func"):  # of jax.pure_callback, in each trace
+        if hasattr(function, "callback_func"):  # jax.pure_callback wraps in each trace
             parts = [function.callback_func, function.in_tree]
             return type(function), self.value(parts)
         if isinstance(function, (jax.custom_jvp, jax.custom_vjp)):
@@ -182,13 +183,13 @@ class KeyMaker:
                 self.value(function.__kwdefaults__),
                 tuple([self._cell(cell) for cell in cells]),
             )
-        except ValueError:  # a cell that is not filled yet
+        except ValueError:  # an empty cell
             return _Same(function)
         finally:
             self._functions.pop()
 
     def _cell(self, cell: Any) -> Hashable:
-        # What can change in place is read when the function runs: same object,
+        # A mutable object is read when the function runs, so the same object means the
         # same behaviour.
         mutable = isinstance(cell, (list, dict, np.ndarray))
         return _Same(cell) if mutable else self.value(cell)
@@ -196,8 +197,8 @@ class KeyMaker:
     def _rule(self, eqn: JaxprEqn, primal: Hashable) -> Hashable:
         """The derivative rule of a custom_jvp or custom_vjp function.
 
-        The rule is a Python function, wrapped anew in each trace. What it computes
-        is found by tracing it; its source only tells when it calls itself.
+        The rule is a Python function that is wrapped again in each trace. Its key is
+        its jaxpr; its source is used only to detect recursion.
         """
         wrapped = [
             _unwrap(eqn.params[name])
@@ -220,12 +221,12 @@ class KeyMaker:
         self._rules.append(name)
         try:
             traced = tuple([self.value(part) for part in _trace_rule(eqn)])
-        except Exception:  # the rule is user code and may refuse what it is fed
+        except Exception:  # the rule is user code and may fail on these inputs
             return _Same(eqn)
         finally:
             self._rules.pop()
             del self.held[held:]
-        # A rule that sees symbolic zeros has more faces than the one traced here.
+        # With symbolic zeros a rule has other branches than the traced one.
         key = (traced, source if symbolic else None)
         if shared:
             if len(_library_rules) >= _MAX_CACHED_RULES:
@@ -235,7 +236,7 @@ class KeyMaker:
 
 
 def _unwrap(rule: Any) -> Any:
-    """The user's rule behind the memoizing thunks that JAX puts around it."""
+    """The user's rule inside the memoizing thunks of JAX."""
     inner = rule.f
     while str(getattr(inner, "__module__", "")).startswith("jax._src."):
         cells = [c.cell_contents for c in getattr(inner, "__closure__", None) or ()]
@@ -269,7 +270,7 @@ def _of_library(value: Any) -> bool:
 
 
 def _trace_rule(eqn: JaxprEqn) -> list[Any]:
-    """Jaxprs of a derivative rule, with all tangents and cotangents present."""
+    """Jaxprs of a derivative rule, with no tangent or cotangent zero."""
     params = eqn.params
     avals = params["call_jaxpr"].in_avals
     count = len(avals) - params["num_consts"]

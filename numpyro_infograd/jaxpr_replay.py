@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluating a jaxpr, with a look at what its switches choose by."""
+"""Evaluation of a jaxpr that also returns the predicates of its switches."""
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
@@ -21,17 +21,17 @@ from numpyro_infograd.jaxpr_walk import (
 
 
 class HiddenError(Exception):
-    """An equation stands where its operands cannot be handed out."""
+    """The operands of an equation cannot be returned from where it is."""
 
 
 def _predicate(eqn: JaxprEqn, values: list[Any]) -> Any:
-    """What differs on the two sides of a switch."""
+    """A value that differs on the two sides of a switch."""
     match eqn.primitive.name:
         case "sign":
             return jnp.real(values[0]) >= 0
         case "atan2":  # the cut along the negative second axis
             return (values[1] < 0) & (values[0] >= 0)
-        case "rem":  # from the remainder itself, which rounds as the result does
+        case "rem":  # from the remainder, so that rounding is the same
             return jnp.round((values[0] - lax.rem(*values)) / values[1])
     return values[0]
 
@@ -46,22 +46,23 @@ def replay(
     fetch: Callable[[ClosedJaxpr], Sequence[Any]] = lambda closed: closed.consts,
     path: Path = (),
 ) -> tuple[list[Any], list[Any]]:
-    """Evaluates a jaxpr and hands out predicates of chosen equations.
+    """Evaluate a jaxpr, and return predicates of chosen equations.
 
     Args:
-        jaxpr: What to evaluate.
+        jaxpr: The jaxpr.
         consts: Values of its constants.
         args: Values of its inputs.
-        enter: Which calls, loops and branches to open; calls lose their boundary.
-        taps: The equations, in `path` form, whose predicate is wanted.
-        fetch: Gives the constants of an inner jaxpr.
-        path: Where the jaxpr itself stands.
+        enter: Function that says which calls, loops and branches to evaluate equation
+            by equation.
+        taps: Paths of the equations whose predicates are returned.
+        fetch: Function from an inner jaxpr to its constants.
+        path: Path of the jaxpr itself.
 
     Returns:
-        The outputs, and the wanted predicates with a leading axis for each scan.
+        The outputs, and the predicates with a leading axis for each scan.
 
     Raises:
-        HiddenError: A tap lies in a branch, a `while` or an unknown primitive.
+        HiddenError: A tap is in a branch, a `while` or an unknown primitive.
     """
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     seen: list[Any] = []

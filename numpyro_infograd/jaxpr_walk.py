@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a value goes through a jaxpr: one abstract interpreter.
+"""An abstract interpreter of jaxprs.
 
-`propagate` walks the equations and knows the control flow (calls, `cond`, `while`,
-`scan`); a `Domain` says what a value is and what one equation does to it.
+`propagate` goes through the equations and handles control flow (calls, `cond`, `while`,
+`scan`). A `Domain` defines abstract values and the effect of one equation on them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 Path = tuple[int, ...]
-"""Where an equation stands: its index in each of the jaxprs around it."""
+"""Position of an equation: its index in each of the enclosing jaxprs."""
 
 EXOGENOUS = "exogenous"
-"""Name scope of trusted samplers: no jump is looked for inside."""
+"""Name scope of trusted samplers, which the search for jumps skips."""
 
 CALLS = {
     "jit": "jaxpr",
@@ -47,19 +47,19 @@ def body_of(eqn: JaxprEqn) -> ClosedJaxpr | Jaxpr | None:
 
 @functools.lru_cache(maxsize=1024)
 def _expansion(hidden: Any, avals: tuple[Any, ...]) -> ClosedJaxpr:
-    """What an operation of JAX 0.12 computes that is an object, not a jaxpr."""
+    """The jaxpr of an operation that JAX 0.12 stores as an object."""
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     return jax.make_jaxpr(hidden.expand)(*jax.tree.unflatten(hidden.in_tree, shapes))
 
 
 def open_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
-    """The bare jaxpr, without its constants."""
+    """The jaxpr without its constants."""
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
 def scan_splits(params: dict[str, Any]) -> tuple[int, int]:
-    """Where a scan's operands turn from constants to carry, then to inputs."""
-    if "ft_in" in params:  # jax 0.12 keeps the operands' tree instead of their numbers
+    """Indices of a scan's operands where the carry and where the inputs begin."""
+    if "ft_in" in params:  # jax 0.12 stores the tree of the operands
         consts, carry, _ = params["ft_in"].unpack()
         return len(consts), len(consts) + len(carry)
     return params["num_consts"], params["num_consts"] + params["num_carry"]
@@ -84,32 +84,32 @@ def sub_jaxprs(value: Any) -> Iterator[ClosedJaxpr | Jaxpr]:
 
 
 class MutableError(Exception):
-    """A value is kept in a mutable reference, which no equation returns."""
+    """A value is stored in a mutable reference, which no equation returns."""
 
 
 class Domain:
-    """What an abstract value is: here the union of the labels of its origins."""
+    """Abstract values; here the union of the labels of all inputs of a value."""
 
     empty: Any = frozenset()
 
     def join(self, values: Sequence[Any]) -> Any:
-        """The least value above all of `values`."""
+        """The least upper bound of `values`."""
         return self.empty.union(*values)
 
     def equation(self, eqn: JaxprEqn, values: list[Any], path: Path) -> list[Any]:
-        """What an equation without known control flow makes of its operands."""
+        """The results of an equation without control flow."""
         return [self.join(values)] * len(eqn.outvars)
 
     def control(self, eqn: JaxprEqn, predicate: Any, path: Path) -> Any:
-        """What a `cond` or a `while` adds to each of its results."""
+        """The value that a `cond` or a `while` adds to each of its results."""
         return predicate
 
     def opaque(self, eqn: JaxprEqn) -> bool:
-        """Whether to join the operands without a look inside."""
+        """Whether to join the operands without going into inner jaxprs."""
         return False
 
     def leave(self, eqn: JaxprEqn, outs: list[Any]) -> list[Any]:
-        """A last word on the results of a call."""
+        """The results of a call, after a change."""
         return outs
 
 
@@ -119,13 +119,13 @@ def propagate(
     values: Sequence[Any],
     path: Path = (),
 ) -> list[Any]:
-    """Carries abstract values from the inputs of a jaxpr to its outputs.
+    """Compute abstract values of the outputs of a jaxpr from those of its inputs.
 
     Args:
-        domain: What the values are.
-        jaxpr: What to walk; its constants have the value `domain.empty`.
+        domain: The domain of the values.
+        jaxpr: The jaxpr; its constants have the value `domain.empty`.
         values: One value for each flat input.
-        path: Where the jaxpr itself stands.
+        path: Path of the jaxpr itself.
 
     Returns:
         One value for each flat output.
@@ -191,5 +191,5 @@ def _step(domain: Domain, eqn: JaxprEqn, values: list[Any], path: Path) -> list[
 
 
 def dtype_of(atom: Any) -> Any:
-    """The type of a variable's elements."""
+    """The dtype of a variable."""
     return getattr(atom.aval, "dtype", np.dtype(np.int32))  # references, tokens

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one effect handler under which a model is traced.
+"""The effect handler that traces a model.
 
-It supplies every value: a sample site is made from its exogenous noise (or takes a
-value given from outside), a parameter takes the value it is given. No `seed` handler is
-involved, so randomness that does not come from a sample site cannot slip in.
+It supplies every value: a sample site is computed from its exogenous noise, or takes a
+given value; a parameter takes a given value. There is no `seed` handler, so a model
+cannot use randomness outside of sample sites without an error.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.structure import Site
 
-_FEW = 1024  # values of a discrete law that are listed
-# Supports with fewer dimensions than values: a density on them is none on R^d.
+_FEW = 1024  # listed values of a discrete distribution, at most
+# Supports with fewer dimensions than values, so without a density on R^d.
 _THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")
 
 
 class Generate(Messenger):
-    """Supplies every value of a model run and writes down what it saw.
+    """Supplies every value of a model run, and records sites and parameters.
 
-    With `noise=None` it only explores: sites are made from inert noise, parameters
-    take the model's own initial values, and the records are what is wanted.
+    With `noise=None` only the records are used: sites are computed from constant noise,
+    and parameters take the model's initial values.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Generate(Messenger):
         self.log_prob_sites, self.cut, self.rng_key = log_prob_sites, cut, rng_key
         self.sites: dict[str, Site] = {}
         self.param_values: dict[str, Any] = {}
-        self.unset = ""  # the last parameter, if it has no value
+        self.unset = ""  # name of the last parameter, if it has no value
         self.constraints: dict[str, Any] = {}
         self.values: Values = {}
         self.log_prob: Values = {}
@@ -64,14 +64,14 @@ class Generate(Messenger):
         super().__init__()
 
     def __str__(self) -> str:
-        """The model, and how far it got."""
+        """The model and its last site, for messages."""
         return "the model" + "".join(f", after site {s!r}," for s in [*self.sites][-1:])
 
     def __enter__(self) -> Any:
         self._level = get_opaque_trace_state()
         return super().__enter__()
 
-    # -- what a message means ------------------------------------------------------
+    # -- messages of the model -----------------------------------------------------
 
     def process_message(self, msg: Any) -> None:
         if msg["type"] in ("sample", "deterministic", "param"):
@@ -93,9 +93,10 @@ class Generate(Messenger):
     def _check_level(self, name: str) -> None:
         if get_opaque_trace_state() != self._level:
             raise ModelError(
-                f"site {name!r} stands inside a JAX transformation (jax.vmap, jax.jit, "
-                "jax.lax.scan), which its value cannot leave. Use numpyro.plate for "
-                "many at once, and scan and cond of numpyro.contrib.control_flow."
+                f"site {name!r} is inside a JAX transformation (jax.vmap, jax.jit, "
+                "jax.lax.scan), from which its value cannot be recorded. Use "
+                "numpyro.plate in place of vmap, and scan and cond of "
+                "numpyro.contrib.control_flow."
             )
 
     def postprocess_message(self, msg: Any) -> None:
@@ -108,13 +109,13 @@ class Generate(Messenger):
         if isinstance(exogenous.density(fn), Unit):
             raise ModelError(
                 f"site {name!r} is a numpyro.factor (or Unit) statement. A factor "
-                "reweights runs of a model; a generative system has none. Express it "
-                "as a sample site, or remove it."
+                "reweights runs of a model, but draws of a generative model have no "
+                "weights. Express it as a sample site, or remove it."
             )
         if msg.get("scale") is not None and not _is_one(msg["scale"]):
             warnings.warn(
-                f"site {name!r} carries a scale (handlers.scale): it weighs a "
-                "likelihood and has no effect on information.",
+                f"site {name!r} carries a scale (handlers.scale), which has no effect "
+                "on information. Remove the scale.",
                 stacklevel=2,
             )
         if msg.get("_control_flow_done"):
@@ -145,7 +146,7 @@ class Generate(Messenger):
         return exogenous.transform(fn, noise.get(name), sample_shape)
 
     def _keep(self, name: str, made: Any, settable: bool) -> Any:
-        """Write down a value and say which value goes on: made, or given."""
+        """Record a value, and return the value for the model: made, or given."""
         passed = self.given.get(name, made) if settable else made
         self.values[name] = jnp.asarray(made if self.cut else passed)
         return passed
@@ -158,12 +159,12 @@ class Generate(Messenger):
     def _describe(self, name: str, fn: Any, msg: Any, state: str) -> None:
         if name in self.sites:
             raise ModelError(
-                f"site {name!r} occurs twice. Give every site a name of its own."
+                f"site {name!r} occurs twice. Give every site a different name."
             )
         value = jnp.asarray(msg["value"])
         self.sites[name] = Site(
             name=name,
-            # A Delta has no density: its value is computed.
+            # A Delta has no density, so it counts as computed.
             kind="deterministic" if _class_name(fn) == "Delta" else "sample",
             shape=value.shape,
             dtype=value.dtype,
@@ -183,7 +184,7 @@ class Generate(Messenger):
         name = msg["name"]
         if name in self.sites:
             raise ModelError(
-                f"site {name!r} occurs twice. Give every site a name of its own."
+                f"site {name!r} occurs twice. Give every site a different name."
             )
         done = bool(msg.get("_control_flow_done"))
         msg["value"] = self._keep(name, msg["value"], not done)
@@ -196,19 +197,19 @@ class Generate(Messenger):
         if msg.get("_control_flow_done"):
             raise ModelError(
                 f"parameter {msg['name']!r} is declared inside a scan or a cond, where "
-                "NumPyro hands no value to it. Write numpyro.param before the scan and "
-                "use its value inside."
+                "it cannot get a value. Write numpyro.param before the scan or cond, "
+                "and use its value inside."
             )
-        if msg["value"] is not None:  # a handler holds it: it is no parameter
+        if msg["value"] is not None:  # a handler fixes it, so it is not a parameter
             self._held.add(msg["name"])
         elif self.params is not None and msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
 
     def _control_flow(self, msg: Any) -> None:
-        """Reach into a scan or a cond through its substitute stack.
+        """Supply values inside a scan or a cond, through its substitute stack.
 
-        Setting a value on the sites that come out of it would change the record
-        and not the returned values.
+        Setting a value on the sites that it returns would change only the record, not
+        the values that the model uses.
         """
         operands = msg["args"]
         is_scan = "history" in msg["kwargs"]
@@ -246,22 +247,22 @@ class Generate(Messenger):
 
         msg["kwargs"]["substitute_stack"].append(("substitute", supply))
 
-    # -- what has no meaning here --------------------------------------------------
+    # -- constructs that raise an error --------------------------------------------
 
     def _plate(self, msg: Any) -> None:
         size, subsample_size = msg["args"]
         if subsample_size is not None and subsample_size != size:
             raise ModelError(
-                f"plate {msg['name']!r} is subsampled ({subsample_size} of {size}). "
-                "Information is a property of the whole system: leave out "
+                f"plate {msg['name']!r} is subsampled ({subsample_size} of {size}), "
+                "but information is a property of the whole model: leave out "
                 "subsample_size."
             )
 
     def _mutable(self, msg: Any) -> None:
         raise ModelError(
             f"{msg['name']!r} is mutable state (batch normalisation, dropout "
-            "counters). A run of the model must not change the next one: freeze it, "
-            "or use a module without state."
+            "counters), but a run of the model must not change the next run: freeze "
+            "it, or use a module without state."
         )
 
     def _prng_key(self, msg: Any) -> None:
@@ -269,15 +270,15 @@ class Generate(Messenger):
             self.rng_key, msg["value"] = jax.random.split(self.rng_key)
         elif get_opaque_trace_state() != self._level:
             raise ModelError(
-                "the model samples in a scan or cond inside another, where its noise "
-                "is out of reach. Write the inner one as a Python loop, or as one site "
-                "of more dimensions."
+                "the model samples in a scan or cond inside another one, where its "
+                "noise cannot be supplied. Write the inner one as a Python loop, or as "
+                "one site of more dimensions."
             )
         else:
             raise ModelError(
                 "the model draws from numpyro.prng_key() outside a sample site, or at "
-                "a site that handlers.block hides, so that randomness would be lost "
-                "from the noise. Write it as a numpyro.sample that is seen."
+                "a site that handlers.block hides, so its noise cannot be supplied. "
+                "Write it as a numpyro.sample that is not hidden."
             )
 
 
@@ -291,26 +292,26 @@ def _check_name(name: Any) -> None:
 def _record_param(run: Generate, msg: Any) -> None:
     name, value = msg["name"], msg["value"]
     run.unset = name if value is None else ""
-    if value is None:  # flax_module looks a parameter up before it makes it
+    if value is None:  # flax_module looks for a parameter before it makes one
         return
     leaves = jax.tree.leaves(value)
     if not leaves or any(
         not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves
     ):
-        return  # random_flax_module and its kin leave the shapes of priors here
+        return  # random_flax_module and others use this for the shapes of priors
     constraint = msg["kwargs"].get("constraint") or constraints.real
     if not isinstance(constraint, constraints.Constraint):
         raise ParameterError(
-            f"parameter {name!r} has the constraint {constraint!r}, which is none of "
-            "numpyro.distributions.constraints. Write constraint=constraints.positive, "
-            "and call those that take bounds."
+            f"parameter {name!r} has the constraint {constraint!r}, which is not one "
+            "of numpyro.distributions.constraints. Write "
+            "constraint=constraints.positive, and call those that take bounds."
         )
     run.param_values[name] = value
     run.constraints[name] = constraint
 
 
 def _support(support: Any) -> str:
-    """How the support lies in the space of values."""
+    """The kind of a support: thin, real, positive, unit or bounded."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     if any(word in repr(support).lower() for word in _THIN):
@@ -323,10 +324,10 @@ def _support(support: Any) -> str:
 
 
 def _unconstrain(fn: Any) -> Any:
-    """NumPyro's transform from real numbers to the support.
+    """NumPyro's transform from real numbers to the support, or None.
 
-    None for a support that moves, and for one that NumPyro takes for the line although
-    the density has an edge on it, as that of a Beta law that is shifted.
+    None for a support that depends on a traced value, and for a support that NumPyro
+    calls real although the density has an edge, such as that of a shifted Beta.
     """
     support = fn.support
     moves = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(support))
@@ -341,9 +342,10 @@ def _unconstrain(fn: Any) -> Any:
 
 
 def _choices(fn: Any) -> tuple[float, ...] | None:
-    """The values of a discrete law where they are known and few; else none.
+    """The values of a discrete distribution if they are known and few, else ().
 
-    None where its entries move together, as counts of a known sum.
+    None for a vector whose entries depend on each other, such as counts with a fixed
+    sum.
     """
     fn = _leaf(fn)
     if fn.event_dim and fn.support.is_discrete:
@@ -354,17 +356,17 @@ def _choices(fn: Any) -> tuple[float, ...] | None:
         with jax.ensure_compile_time_eval():
             found = np.asarray(fn.enumerate_support(expand=False)).ravel()
     except (NotImplementedError, jax.errors.JAXTypeError):
-        return ()  # how many there are depends on a value
+        return ()  # their number depends on a traced value
     return tuple(found.tolist()) if len(found) <= _FEW else ()
 
 
 def _class_name(fn: Any) -> str:
-    """The distribution's class under the wrappers that NumPyro puts around it."""
+    """Name of the distribution's class, without NumPyro's wrappers."""
     return type(_leaf(fn)).__name__
 
 
 def _leaf(fn: Any) -> Any:
-    """The distribution under the wrappers that NumPyro puts around it."""
+    """The distribution without NumPyro's wrappers."""
     wrappers = ("Independent", "ExpandedDistribution", "MaskedDistribution")
     while type(fn).__name__ in wrappers:
         fn = fn.base_dist
@@ -372,7 +374,7 @@ def _leaf(fn: Any) -> Any:
 
 
 def _is_masked(fn: Any) -> bool:
-    """Whether a mask stands at any depth that is not known to be true everywhere."""
+    """Whether the distribution has a mask that is not known to be all true."""
     while hasattr(fn, "base_dist"):
         if isinstance(fn, MaskedDistribution) and not _is_one(fn._mask):
             return True

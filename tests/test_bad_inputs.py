@@ -505,7 +505,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "gradient: a scan in a scan": (
         ModelError, "inside another.*Python loop", lambda: grad(nested_scans)),
     "gradient: a site in a vmap": (
-        ModelError, "'z' stands inside.*numpyro.plate", lambda: grad(site_in_a_vmap)),
+        ModelError, "'z' is inside.*numpyro.plate", lambda: grad(site_in_a_vmap)),
     "gradient: a loop of traced length": (
         ModelError, "a loop whose length.*jax.lax.scan",
         lambda: grad(channel(loop_of_traced_length))),

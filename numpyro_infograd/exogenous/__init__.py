@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one table: NumPyro distribution -> base noise and transform.
+"""The table: NumPyro distribution -> base noise and transform.
 
-A site drawn from `fn` is written as `value = transform(fn, noise)`, where the law of
-`noise` does not depend on any parameter. The noise is explicit (independent standard
-normals, or uniforms on the open unit interval) wherever there is a well-conditioned
-closed form, so that quasi-random points can take its place; else it is one PRNG key.
-Classes are looked up exactly, because a subclass may override its sampler: what is
-not in the table, or is in it with a reason, never pretends to have a gradient.
+A site drawn from `fn` is written as `value = transform(fn, noise)`, where the
+distribution of `noise` does not depend on any parameter. If there is a well-conditioned
+closed form, the noise is explicit (independent standard normals, or uniforms on the
+open unit interval), so quasi-random points can be used. Else it is one PRNG key. Only
+exact classes are looked up, because a subclass may override its sampler. A class that
+is not in the table, or is there with a reason, raises an error where a gradient is
+needed.
 
 Example:
     >>> import jax, numpyro.distributions as dist
@@ -74,7 +75,7 @@ def register(
     `has_rsample` is false) has the right gradient for every parameter of `fn`.
 
     Args:
-        cls: The class; each subclass must be registered as well.
+        cls: The class. Subclasses are not included: register each of them.
         base_noise: `base_noise(fn, sample_shape)` gives the `Noise`, of shape
             `sample_shape + fn.batch_shape + ...`.
         transform: `transform(fn, noise, sample_shape)` gives the value.
@@ -84,8 +85,8 @@ def register(
         `cls`; without `cls`, a decorator.
 
     Raises:
-        ArgumentError: `cls` is not a distribution class, is one that this package
-            already knows, or only one of the two functions is given; `boundary` holds
+        ArgumentError: If `cls` is not a distribution class, or already known to this
+            package; if only one of the two functions is given; if `boundary` has
             something else than names.
 
     Example:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the table says of a distribution."""
+"""Functions that look a distribution up in the table."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from numpyro.distributions import Distribution
 from numpyro_infograd.errors import ArgumentError, ModelError
 from numpyro_infograd.exogenous.rows import TABLE, WRAPPERS, Noise, Row, keyed
 
-_DRAWN = keyed()  # a law with a reason is drawn whole
+_DRAWN = keyed()  # distributions with a reason are drawn from a key
 
 
 def reason_of(fn) -> str:
-    """`reason_not_reparametrized`, in the table's own words."""
+    """See `reason_not_reparametrized`."""
     row, name = TABLE.get(type(fn)), type(fn).__name__
     if row is not None and row.reason(fn):
         return row.reason(fn)
-    # The support says what is discrete; the dtype does not (Geometric draws floats).
+    # The support shows what is discrete; the dtype does not (Geometric draws floats).
     if row is None or row.registered:
         if fn.support.is_discrete:
             return f"{name} is discrete"
@@ -32,7 +32,7 @@ def reason_of(fn) -> str:
 
 
 def row_of(fn) -> Row:
-    """The row by which draws of a distribution are made."""
+    """The row that makes draws of a distribution."""
     leaf = fn
     while type(leaf) in (
         dist.ExpandedDistribution,
@@ -54,7 +54,7 @@ def ends_of(fn) -> tuple[Any, ...] | None:
 
 
 def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
-    """Returns the law of the noise that `transform` takes.
+    """The distribution of the noise that `transform` takes.
 
     Args:
         fn: Any distribution that can be sampled. Its expanded cells are independent.
@@ -62,12 +62,12 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
 
     Returns:
         Explicit noise of shape `sample_shape + batch_shape + base event shape`, or a
-        key, or none. A distribution with a `reason_not_reparametrized` takes a key, but
-        for laws of a few values.
+        key, or none. A distribution with a `reason_not_reparametrized` takes a key,
+        except discrete ones with few values, which take uniforms.
 
     Raises:
-        ModelError: `fn` is improper, or a factor statement.
-        ArgumentError: `fn` is no distribution.
+        ModelError: If `fn` is improper, or a factor statement.
+        ArgumentError: If `fn` is not a distribution.
 
     Example:
         >>> import numpyro.distributions as dist
@@ -86,30 +86,30 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
     if isinstance(leaf, (dist.ImproperUniform, dist.Unit)):
         raise ModelError(
             f"{type(leaf).__name__} has no draws, but every site of a generative model "
-            f"needs one. Use a distribution with a proper density instead."
+            "needs one. Use a distribution with a proper density instead."
         )
     return row_of(fn).noise(fn, tuple(sample_shape))
 
 
 def transform(fn: Distribution, noise: Any, sample_shape: tuple[int, ...] = ()) -> Any:
-    """Returns the value of a site as a function of its parameters and its noise.
+    """The value of a site as a function of its parameters and its noise.
 
-    The derivative with respect to the parameters of `fn` is the right pathwise one
-    whenever `reason_not_reparametrized(fn)` is empty; otherwise this is a plain draw.
+    If `reason_not_reparametrized(fn)` is empty, the derivative in the parameters of
+    `fn` is the right pathwise derivative. Otherwise the value is only a draw.
 
     Args:
         fn: The distribution; its parameters may be traced.
-        noise: What `noise_of(fn, sample_shape)` describes, an array of its shape or a
-            key; ignored for kind "none".
+        noise: Noise as `noise_of(fn, sample_shape)` describes it: an array of its shape
+            or a key; ignored for kind "none".
         sample_shape: Leading shape of independent draws.
 
     Returns:
         Array of shape `sample_shape + fn.batch_shape + fn.event_shape`.
 
     Raises:
-        ModelError: `fn` is improper, or a factor statement.
-        ArgumentError: `noise` has another shape than `noise_of` says; `fn` is no
-            distribution.
+        ModelError: If `fn` is improper, or a factor statement.
+        ArgumentError: If `noise` has another shape than `noise_of` says, or `fn` is not
+            a distribution.
 
     Example:
         >>> import numpyro.distributions as dist
@@ -127,7 +127,7 @@ def transform(fn: Distribution, noise: Any, sample_shape: tuple[int, ...] = ()) 
 
 
 def reason_not_reparametrized(fn: Distribution) -> str:
-    """Returns why the pathwise gradient of `fn` would be wrong, in one clause.
+    """Why the pathwise gradient of `fn` would be wrong, in one clause.
 
     Args:
         fn: Any distribution.
@@ -147,11 +147,11 @@ def reason_not_reparametrized(fn: Distribution) -> str:
 
 
 def density(fn: Distribution) -> Distribution:
-    """Returns the distribution whose `log_prob` is the density of the site.
+    """The distribution whose `log_prob` is the log density of the site.
 
-    A mask changes what is summed into a likelihood, not how the site is drawn: it is
-    taken off wherever it is nested. And NumPyro's densities end with their support only
-    where arguments are validated: here they always are.
+    Masks are removed, because a mask changes a likelihood but not how the site is
+    drawn. Validation is switched on, because NumPyro's densities are zero outside their
+    support only if arguments are validated.
 
     Args:
         fn: Any distribution.
@@ -178,7 +178,7 @@ def density(fn: Distribution) -> Distribution:
 
 
 def has_edge(fn: Distribution) -> bool:
-    """Returns whether the density of `fn` jumps somewhere, or may.
+    """Whether the density of `fn` jumps, or may jump, somewhere.
 
     Args:
         fn: Any distribution.
@@ -193,17 +193,17 @@ def has_edge(fn: Distribution) -> bool:
 
 
 def boundary(fn: Distribution) -> tuple[Array, ...]:
-    """Returns the arrays that locate the jumps of the density of `fn`.
+    """The arrays that locate the jumps of the density of `fn`.
 
-    A score misses what a moving jump contributes, so what these arrays depend on
-    matters.
+    A score misses the contribution of a jump that moves. So it must be known whether
+    these arrays depend on anything.
 
     Args:
         fn: Any distribution.
 
     Returns:
         () if the density is continuous, or jumps only where no parameter can move it.
-        For a class that is not known, every array of `fn`.
+        For an unknown class, all arrays of `fn`.
 
     Example:
         >>> import numpyro.distributions as dist

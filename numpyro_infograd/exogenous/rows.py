@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a row of the table is, and the kinds of rows."""
+"""Rows of the table, and functions that make them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpyro_infograd.jaxpr_walk import EXOGENOUS
 
 
 class Noise(NamedTuple):
-    """The law of a site's exogenous noise; static and hashable.
+    """The distribution of a site's exogenous noise; static and hashable.
 
     Attributes:
         kind: "normal" (independent N(0, 1)), "uniform" (independent on the open unit
@@ -39,10 +39,16 @@ class Noise(NamedTuple):
 class Row(NamedTuple):
     """One row of the table.
 
-    `ends` gives the arrays that locate the jumps of the density: () if it jumps where
-    no parameter can move it, None if it is continuous. The difference matters when a
-    transform moves the value. `few` says of a law of a few values that its draws are
-    made from its noise although no gradient passes; `registered`, that a user added it.
+    Attributes:
+        noise: From distribution and sample shape to `Noise`.
+        transform: From distribution, noise and sample shape to values.
+        ends: The arrays that locate the jumps of the density: () if it jumps where no
+            parameter can move it, None if it is continuous. The two differ if a
+            transform moves the value.
+        reason: Why the pathwise gradient would be wrong; "" if it is right.
+        few: Whether a discrete distribution of few values is drawn from explicit noise,
+            although it has no gradient.
+        registered: Whether a user registered it.
     """
 
     noise: Callable[[Any, tuple[int, ...]], Noise]
@@ -63,11 +69,11 @@ WRAPPERS = (
     dist.MaskedDistribution,
     dist.TransformedDistribution,
 )
-"""Classes that leave the making of draws to their `base_dist`."""
+"""Classes whose draws are made by their `base_dist`."""
 
 
 def trusted(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The same formula under the scope where no jump is looked for."""
+    """The same formula in a scope that the search for jumps skips."""
 
     @functools.wraps(fn)
     def scoped(*args):
@@ -93,7 +99,7 @@ def uniform(formula, *tags) -> Row:
 
 
 def _sample(d, key, s):
-    # NumPyro's rsample is sample behind a flag that some right samplers do not set.
+    # rsample is sample with a check of has_rsample, which some correct samplers lack.
     return d.rsample(key, s) if d.has_rsample else d.sample(key, s)
 
 
@@ -112,8 +118,8 @@ FIXED = at()
 
 
 def unless_above_one(power: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    # x**(power - 1) vanishes at the end of the support only for power > 1; a power
-    # that is being traced is not known, hence may jump.
+    # x**(power - 1) is zero at the end of the support only for power > 1. A traced
+    # power is not known, so the density may jump.
     def ends(d):
         p = power(d)
         traced = isinstance(p, jax.core.Tracer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Formulas of the exogenous table that take more than a line."""
+"""Longer formulas of the exogenous table."""
 
 import math
 
@@ -17,7 +17,7 @@ def halves(below, above):
         above: The quantile at 1 - t.
     """
 
-    # Each half counts from its own end: 1 - u keeps its digits only for u >= 1/2.
+    # Each half uses the distance from its own end: 1 - u is exact only for u >= 1/2.
     def quantile(u):
         t = jnp.where(u < 0.5, u, 1 - u)
         return jnp.where(u < 0.5, below(t), above(t))
@@ -26,7 +26,7 @@ def halves(below, above):
 
 
 def odd(below):
-    """The quantile function of a law that is symmetric about zero, from below it."""
+    """A quantile function that is symmetric about zero, from its lower half."""
     return halves(below, lambda t: -below(t))
 
 
@@ -59,7 +59,7 @@ def bernoulli(d, u):
 
 
 def categorical(d, u):
-    """Categorical from a uniform u: how many cumulative probabilities lie below it."""
+    """Categorical from a uniform u: the number of cumulative probabilities below u."""
     below = jnp.cumsum(d.probs, axis=-1)
     below = below[..., :-1] / below[..., -1:]
     return jnp.sum(u[..., None] > below, axis=-1, dtype=jnp.result_type(int))
@@ -78,19 +78,19 @@ def times(matrix, z):
 
 
 def low_rank(d, z):
-    """LowRankMultivariateNormal from normals: first those of the diagonal."""
+    """LowRankMultivariateNormal from normals; those of the diagonal come first."""
     n = d.event_shape[0]
     return d.loc + times(d.cov_factor, z[..., n:]) + jnp.sqrt(d.cov_diag) * z[..., :n]
 
 
 def car(d, z):
-    """CAR, a Gaussian given by its precision matrix, from normals."""
+    """CAR (a Gaussian with a given precision matrix) from normals."""
     fn = dist.MultivariateNormal(d.mean, precision_matrix=d.precision_matrix)
     return fn.loc + times(fn.scale_tril, z)
 
 
 def projected_normal(d, z):
-    """ProjectedNormal from normals: a shifted Gaussian, put on the sphere."""
+    """ProjectedNormal from normals: a shifted Gaussian projected to the sphere."""
     x = d.concentration + z
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -99,8 +99,8 @@ def cdf(d, x):
     """The cumulative distribution function of d at x."""
     if type(d) is not dist.Laplace:
         return d.cdf(x)
-    # NumPyro's cdf of Laplace has derivative 0 at the median, where a truncation
-    # often is.
+    # NumPyro's cdf of Laplace has derivative 0 at the median, a common place for a
+    # truncation.
     z = (x - d.loc) / d.scale
     tail = 0.5 * jnp.exp(jnp.where(z < 0, z, -z))
     return jnp.where(z < 0, tail, 1 - tail)

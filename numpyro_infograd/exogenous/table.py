@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table itself: one row for each of NumPyro's distributions."""
+"""The table: one row for each of NumPyro's distributions."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from numpyro_infograd.exogenous.wrappers import (
     truncated_reason,
 )
 
-_CENSORED = refused("its draws, not being censored, do not follow its log_prob")
+_CENSORED = refused("its draws are not censored, so they do not follow its log_prob")
 _GATE = refused("the gradient of the gate would be silently zero")
 _MIXTURE = refused("the gradient of the mixing weights would be silently zero")
 _ANGLE = refused("the gradient does not pass its rejection sampler")
 
 
 def _few(formula) -> Row:
-    """A law of a few values: no gradient passes, but its draws may be quasi-random."""
+    """A discrete distribution of few values: no gradient, but quasi-random draws."""
     reason = lambda d: f"{type(d).__name__} is discrete"  # noqa: E731
     return uniform(formula, lambda d: None, reason)._replace(few=True)
 
@@ -48,7 +48,7 @@ _LOW, _HIGH, _LOW_HIGH = at("low"), at("high"), at("low", "high")
 
 # fmt: off
 ROWS: dict[type, Row] = {
-    # one normal for each coordinate
+    # one standard normal for each coordinate
     dist.Normal: normal(lambda d, z: d.loc + d.scale * z),
     dist.MultivariateNormal: normal(
         lambda d, z: d.loc + samplers.times(d.scale_tril, z)
@@ -67,7 +67,7 @@ ROWS: dict[type, Row] = {
     dist.GaussianCopula: normal(
         copula, lambda d: ends_of(d.marginal_dist), copula_reason
     ),
-    # one uniform, through the quantile function
+    # one uniform, by the quantile function
     dist.AsymmetricLaplace: uniform(lambda d, u: d.icdf(u)),
     dist.AsymmetricLaplaceQuantile: uniform(lambda d, u: d.icdf(u)),
     dist.Cauchy: uniform(lambda d, u: d.loc + d.scale * samplers.cauchy(u)),
@@ -114,7 +114,7 @@ ROWS: dict[type, Row] = {
     dist.CategoricalLogits: _few(samplers.categorical),
     dist.CategoricalProbs: _few(samplers.categorical),
     dist.DiscreteUniform: _few(samplers.discrete_uniform),
-    # one key, through NumPyro's sampler
+    # one key, by NumPyro's sampler
     **dict.fromkeys((
         dist.Beta, dist.BetaProportion, dist.Dirichlet, dist.InverseWishartCholesky,
         dist.LKJCholesky, dist.WishartCholesky,
@@ -126,7 +126,7 @@ ROWS: dict[type, Row] = {
     dist.Gamma: keyed(unless_above_one(lambda d: d.concentration)),
     dist.MultivariateStudentT: keyed(),
     dist.StudentT: keyed(),
-    # made of another distribution
+    # wrappers of another distribution
     dist.ExpandedDistribution: EXPANDED,
     dist.FoldedDistribution: TRANSFORMED,
     dist.Independent: WRAPPED,
@@ -137,7 +137,7 @@ ROWS: dict[type, Row] = {
         lambda d, s: Noise("none", ()),
         lambda d, _, s: jnp.broadcast_to(d.v, d.shape(s)),
     ),
-    # no right gradient
+    # without a correct gradient
     dist.GaussianCopulaBeta: refused("no quantile function of Beta is known"),
     dist.HurdleGamma: _GATE,
     dist.HurdleLogits: _GATE,

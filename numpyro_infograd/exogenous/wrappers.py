@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of distributions that are made of others."""
+"""Rows of distributions that wrap others."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from numpyro_infograd.exogenous.rows import (
     trusted,
 )
 
-# --- where their densities jump --------------------------------------------------
+# --- where densities jump --------------------------------------------------------
 
 
 def parts_ends(d):
-    """Where the laws jump that a distribution holds."""
+    """Where the densities of a distribution's parts jump."""
     is_fn = lambda x: isinstance(x, Distribution)  # noqa: E731
     parts = filter(is_fn, jax.tree.leaves(list(vars(d).values()), is_leaf=is_fn))
     known = [ends for ends in map(ends_of, parts) if ends is not None]
@@ -43,8 +43,8 @@ def parts_ends(d):
 
 
 def _transformed_ends(d):
-    # A map onto a part of the line makes ends. Gaussian tails vanish there faster than
-    # any power, other tails may not; folding leaves a jump whatever the tail.
+    # A map onto a part of the line makes ends. There a Gaussian tail falls faster than
+    # any power, but other tails may not. Folding makes a jump for every tail.
     onto_part = any(not on_the_line(t.codomain) for t in d.transforms)
     folds = any(isinstance(t, maps.AbsTransform) for t in d.transforms)
     ends, kind = ends_of(d.base_dist), row_of(d.base_dist).noise(d.base_dist, ()).kind
@@ -53,7 +53,7 @@ def _transformed_ends(d):
     return (*(ends or ()), *jax.tree.leaves(d.transforms))
 
 
-# --- by quantiles ----------------------------------------------------------------
+# --- with quantile functions -----------------------------------------------------
 
 
 def _quantile(d, p):
@@ -62,8 +62,8 @@ def _quantile(d, p):
 
 
 def truncated(d, u):
-    # The base is symmetric about loc. Interpolating both tail probabilities and
-    # inverting the smaller one stays accurate far out on either side.
+    # The base is symmetric about loc. Both tail probabilities are interpolated and the
+    # smaller one is inverted, which is accurate far out on both sides.
     base = d.base_dist
     low, high = getattr(d, "low", None), getattr(d, "high", None)
 
@@ -116,8 +116,8 @@ def copula_reason(d) -> str:
 
 
 def euler_maruyama(d, key, s):
-    # The initial value goes through this table, NumPyro does the steps. They call the
-    # user's drift, so this stands outside the trusted scope.
+    # This table makes the initial value, NumPyro the steps. The steps call the user's
+    # drift, so they are outside the trusted scope.
     key_init, key_steps = jax.random.split(key)
     init = d.init_dist.expand(s + d.batch_shape)
     noise: Any = key_init
@@ -128,7 +128,7 @@ def euler_maruyama(d, key, s):
     return dist.EulerMaruyama(d.t, d.sde_fn, start).sample(key_steps)
 
 
-# --- by the base's own row --------------------------------------------------------
+# --- with the row of the base ----------------------------------------------------
 
 
 def _expanded_noise(d, s) -> Noise:
@@ -139,8 +139,8 @@ def _expanded_noise(d, s) -> Noise:
 
 
 def _expanded(d, noise, s):
-    # Samples the base more often, so that every cell has noise of its own. Batch
-    # dimension i is more[i] * own[i], one of the two being 1.
+    # Draw the base several times, so that all cells are independent. Batch dimension i
+    # is more[i] * own[i], and one of the two is 1.
     base, n, cut = d.base_dist, len(d.batch_shape), len(s)
     own = (1,) * (n - len(base.batch_shape)) + tuple(base.batch_shape)
     more = tuple(b if a == 1 else 1 for a, b in zip(own, d.batch_shape, strict=True))
@@ -164,7 +164,7 @@ def _transformed(d, noise, s):
 
 
 def is_numpyros(code) -> bool:
-    """Whether no code of a user runs in it, at any depth of its attributes."""
+    """Whether it is NumPyro's code, including everything in its attributes."""
     parts = jax.tree.leaves(list(vars(code).values()), is_leaf=callable)
     inside = (p for p in parts if callable(p) and not isinstance(p, weakref.ref))
     ours = type(code).__module__.startswith("numpyro.")
@@ -185,5 +185,5 @@ TRANSFORMED = WRAPPED._replace(transform=_transformed, ends=_transformed_ends)
 
 
 def refused(clause: str) -> Row:
-    """The row of a law without a right gradient."""
+    """The row of a distribution without a correct gradient."""
     return keyed(parts_ends, lambda d: f"{type(d).__name__}: {clause}")
