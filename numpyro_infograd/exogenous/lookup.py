@@ -147,7 +147,7 @@ def reason_not_reparametrized(fn: Distribution) -> str:
 
 
 def density(fn: Distribution) -> Distribution:
-    """The distribution whose `log_prob` is the log density of the site.
+    """Return the distribution whose `log_prob` is the log density of the site.
 
     Masks are removed, because a mask changes a likelihood but not how the site is
     drawn. Validation is switched on, because NumPyro's densities are zero outside their
@@ -155,6 +155,9 @@ def density(fn: Distribution) -> Distribution:
 
     Args:
         fn: Any distribution.
+
+    Returns:
+        The distribution without its masks.
 
     Example:
         >>> import numpyro.distributions as dist
