@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.docs-installed
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 # Which versions of the dependencies: pip takes the newest; RESOLUTION=lowest-direct
 # takes the lower bounds of pyproject.toml, which pip cannot do and uv can.
@@ -118,6 +118,6 @@ clean:
 	  if [ -e "$$venv/.installed" ]; then rm -rf "$$venv"; fi; \
 	done
 	@rm -rf build dist *.egg-info docs/_build .mypy_cache .pytest_cache \
-	  .ruff_cache .import_linter_cache
+	  .ruff_cache .import_linter_cache .jax_cache
 	@find numpyro_infograd tests benchmarks examples docs -name __pycache__ \
 	  -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -3,15 +3,24 @@
 
 from collections.abc import Iterator
 import os
+from pathlib import Path
 import subprocess
 import sys
 
 from hypothesis import settings
 import pytest
 
-import jax
+# Compiled programs stay in a folder: for the next run, for other workers, and for the
+# processes that tests start. JAX reads this when it is imported.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-from numpyro_infograd import values
+import jax  # noqa: E402
+
+from numpyro_infograd import values  # noqa: E402
 
 # The same examples at every run: a failure is then one of the change at hand.
 settings.register_profile("same", derandomize=True, database=None)
