@@ -417,7 +417,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "algebra: a quotient": (TypeError, "'Objective' and 'Objective'", lambda: XY / XY),
     # Constraints
     "constraint: on an information": (
-        ArgumentError, r"MI\('x', 'y'\) <= 1.*only expectations.*Make an information",
+        ArgumentError, r"MI\('x', 'y'\) <= 1.*only expectations.*Add an information",
         lambda: XY <= 1.0),
     "constraint: on nothing": (
         ArgumentError, "only expectations", lambda: 0 * POWER <= 1.0),
@@ -1489,7 +1489,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ArgumentError, "model must be.*'model'. Pass",
         lambda: ig.structural_model("model")),
     "structural_model: traced already": (
-        ArgumentError, "pass no arguments",
+        ArgumentError, "takes no arguments",
         lambda: ig.structural_model(ig.structural_model(affine), 1.0)),
     "structural_model: NaN": (
         ArgumentError, "'gain'.*not finite. Clean",
