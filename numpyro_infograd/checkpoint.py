@@ -82,7 +82,7 @@ class Checkpoint:
             )
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint {self.path} cannot be opened: {error}"
+                f"checkpoint {self.path} cannot be opened: {error}. Use another folder."
             ) from error
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
