@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Information gradients of NumPyro models.
 
-Names load on first use: importing the package costs next to nothing.
+Names are loaded on first use, so importing the package is fast.
 """
 
 import importlib
@@ -102,11 +102,11 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(types.ModuleType):
-    """Keeps the function `gradient` from being hidden by the module of that name."""
+    """Keeps functions such as `gradient` from being replaced by their modules."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _ROOMS and isinstance(value, types.ModuleType):
-            return  # the import system binding a submodule
+            return  # the import system sets a submodule
         super().__setattr__(name, value)
 
 

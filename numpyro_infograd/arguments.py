@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a caller hands over: keys, numbers, a model's arguments, functions to trace."""
+"""Checks of arguments: keys, numbers, model arguments, functions to trace."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from numpyro_infograd.errors import (
     ParameterError,
 )
 
-# What JAX raises where Python or NumPy asks a traced value for its number.
+# Errors of JAX if Python or NumPy needs the number of a traced value.
 _CONCRETE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.NonConcreteBooleanIndexError,
@@ -35,7 +35,7 @@ _CONCRETE = (
     jax.errors.TracerIntegerConversionError,
 )
 
-# Folders of code that no caller wrote.
+# Folders of library code.
 _LIBRARIES = tuple(
     folder + os.sep
     for folder in (
@@ -45,19 +45,19 @@ _LIBRARIES = tuple(
     )
 )
 
-_MOST = 2**30  # points or samples
+_MOST = 2**30  # points or samples, at most
 
 
 def as_key(rng_key: Any) -> jax.Array:
     """A typed PRNG key; None is `jax.random.key(0)`, old-style keys are wrapped.
 
     Raises:
-        ArgumentError: if it is no single key.
+        ArgumentError: If it is not a single key.
     """
     if rng_key is None:
         return jax.random.key(0)
     if getattr(rng_key, "dtype", None) == jnp.uint32:
-        # An array of another shape than this generator's keys is no key.
+        # An array of another shape than a key stays, and raises below.
         with contextlib.suppress(TypeError):
             rng_key = jax.random.wrap_key_data(rng_key)
     if not is_key(rng_key) or rng_key.shape != ():
@@ -75,13 +75,13 @@ def is_key(value: Any) -> bool:
 
 
 def use_mesh(mesh: Any) -> contextlib.AbstractContextManager[Any]:
-    """A context in which samples are spread over the devices of a mesh.
+    """A context in which samples are split over the devices of a mesh.
 
     Args:
-        mesh: A `jax.sharding.Mesh` whose axes all divide the samples; None for none.
+        mesh: A `jax.sharding.Mesh`, of which all axes split the samples; or None.
 
     Raises:
-        ArgumentError: if it is no mesh, or its size is no power of two.
+        ArgumentError: If it is not a mesh, or its size is not a power of two.
     """
     if mesh is None:
         return contextlib.nullcontext()
@@ -92,14 +92,14 @@ def use_mesh(mesh: Any) -> contextlib.AbstractContextManager[Any]:
         )
     if mesh.size & (mesh.size - 1):
         raise ArgumentError(
-            f"mesh has {mesh.size} devices, by which the samples, a power of two, "
-            "cannot be divided. Take a power of two of them."
+            f"mesh has {mesh.size} devices, but the number of samples is a power of "
+            "two and must be divisible by it. Use a power of two devices."
         )
-    # The compiler, not the caller, finds where each array lives.
+    # Axes of type Auto: the compiler chooses where each array is.
     if not jax.sharding.get_abstract_mesh().empty:
         raise ArgumentError(
-            "a mesh is set already (jax.set_mesh). Leave its context, and give the "
-            "mesh as mesh=... alone."
+            "a mesh is set already (jax.set_mesh). Leave its context, and pass the "
+            "mesh only as mesh=..."
         )
     auto = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
     return jax.set_mesh(
@@ -111,7 +111,7 @@ def as_real(name: str, value: Any, dtype: Any = None) -> jax.Array:
     """A parameter's value as a real array.
 
     Raises:
-        ParameterError: for what is complex, or no number.
+        ParameterError: If it is complex, or not a number.
     """
     kind = _kind(value)
     if jnp.issubdtype(kind, np.complexfloating):
@@ -122,25 +122,25 @@ def as_real(name: str, value: Any, dtype: Any = None) -> jax.Array:
     if not is_real(value) and not jnp.issubdtype(kind, np.bool_):
         raise ParameterError(
             f"parameter {name!r} must be a number or an array of numbers, got "
-            f"{value!r:.80}. Give real numbers."
+            f"{value!r:.80}. Pass real numbers."
         )
-    with np.errstate(over="ignore"):  # what is infinite is refused as that
+    with np.errstate(over="ignore"):  # infinite values raise an error later
         return jnp.asarray(value, dtype)
 
 
 def is_real(value: Any) -> bool:
-    """Whether a value is a real number or an array of them; truths are none."""
+    """Whether a value is a real number or an array of them; bools are not."""
     kind = _kind(value)
     return any(jnp.issubdtype(kind, real) for real in (np.floating, np.integer))
 
 
 def _kind(value: Any) -> Any:
-    """The type of an array, or of what would be one; traced values have one too."""
+    """The dtype of an array, or of a value as an array; also of traced values."""
     return getattr(value, "dtype", None) or np.asarray(value).dtype
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is one finite real number of Python, NumPy or JAX."""
+    """Whether a value is one finite real number, of Python, NumPy or JAX."""
     if isinstance(value, numbers.Real):
         return not isinstance(value, bool) and math.isfinite(value)
     arrays = (np.generic, np.ndarray, jax.Array)
@@ -154,7 +154,7 @@ def as_number(
     """A number strictly between two others.
 
     Raises:
-        ArgumentError: naming the argument, for anything else.
+        ArgumentError: If it is something else; names the argument.
     """
     if not is_number(value) or not low < value < high:
         raise ArgumentError(
@@ -167,7 +167,7 @@ def as_flag(name: str, value: Any) -> bool:
     """True or False.
 
     Raises:
-        ArgumentError: naming the argument, for anything else.
+        ArgumentError: If it is something else; names the argument.
     """
     if not isinstance(value, (bool, np.bool_)):
         raise ArgumentError(f"{name} must be True or False, got {value!r:.80}.")
@@ -178,7 +178,7 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
     """A whole number.
 
     Raises:
-        ArgumentError: unless it is an int, and no bool, that is large enough.
+        ArgumentError: If it is not an int of at least `least`, or is a bool.
     """
     try:
         count = least - 1 if isinstance(value, bool) else operator.index(value)
@@ -194,7 +194,7 @@ def as_power_of_two(name: str, value: Any, least: int) -> int:
     """A number of points or samples of quasi-random noise.
 
     Raises:
-        ArgumentError: unless it is a power of two that is large enough.
+        ArgumentError: If it is not a power of two of at least `least`.
     """
     try:
         size = operator.index(value)
@@ -212,7 +212,7 @@ def check_counts(settings: Any, *names: str) -> None:
     """Make these attributes of frozen settings ints of at least one.
 
     Raises:
-        ArgumentError: naming the attribute that is none.
+        ArgumentError: Names the attribute that is not one.
     """
     for name in names:
         object.__setattr__(settings, name, as_count(name, getattr(settings, name)))
@@ -222,7 +222,7 @@ def check_numbers(settings: Any, *names: str, high: float = np.inf) -> None:
     """Make these attributes of frozen settings floats above zero and below a bound.
 
     Raises:
-        ArgumentError: naming the attribute that is none.
+        ArgumentError: Names the attribute that is not one.
     """
     for name in names:
         number = as_number(name, getattr(settings, name), 0.0, high)
@@ -233,7 +233,7 @@ def as_floats(name: str, value: Any) -> tuple[float, ...]:
     """A tuple of numbers.
 
     Raises:
-        ArgumentError: naming the argument, for anything else.
+        ArgumentError: If it is something else; names the argument.
     """
     if not isinstance(value, tuple) or not all(
         isinstance(x, numbers.Real) and not isinstance(x, bool) for x in value
@@ -246,7 +246,7 @@ def check_widths(hidden: Any) -> None:
     """Raise unless these are widths of hidden layers.
 
     Raises:
-        ArgumentError: for anything but a tuple of positive ints.
+        ArgumentError: If they are not a tuple of positive ints.
     """
     tuples = isinstance(hidden, tuple) and len(hidden) > 0
     if not tuples or not all(type(n) is int and n > 0 for n in hidden):
@@ -262,7 +262,7 @@ def as_args(
     """A model's arguments as a tuple and a dict.
 
     Raises:
-        ArgumentError: if they are something else, such as a single array.
+        ArgumentError: If they are something else, such as a single array.
     """
     if not isinstance(model_args, (tuple, list)):
         raise ArgumentError(
@@ -287,20 +287,21 @@ def as_args(
 def explain_trace_errors(
     what: object, holds: str = "", error: type[InfogradError] = ArgumentError
 ) -> Iterator[None]:
-    """Name a caller's function where it cannot be traced.
+    """A context that explains why a caller's function cannot be traced.
 
     Args:
-        what: The function, as text or as what shows itself so once it has failed.
-        holds: What it is given, where that is what a caller may get wrong.
+        what: Name of the function: a string, or an object with this `str` after the
+            failure.
+        holds: Description of the function's argument, if callers may expect another.
         error: The class to raise.
     """
     try:
         yield
     except _CONCRETE as cause:
         raise error(
-            f"{what} asks for the number behind a traced value{_line_of(cause)} by an "
-            "if, a while, float() or a NumPy function. Use jnp.where or jax.lax.cond, "
-            "and functions of jax.numpy: jnp.tanh for np.tanh."
+            f"{what} asks for the number of a traced value{_line_of(cause)} by an if, "
+            "a while, float() or a NumPy function. Use jnp.where or jax.lax.cond, and "
+            "functions of jax.numpy: jnp.tanh for np.tanh."
         ) from cause
     except KeyError as cause:
         if not holds:
@@ -314,7 +315,7 @@ def explain_trace_errors(
 
 
 def _line_of(error: BaseException) -> str:
-    """Where a caller's own code raised an error, in words."""
+    """The line of the caller's code that raised an error, as text."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.line and not f.filename.startswith(_LIBRARIES)]
     if not own:
@@ -326,11 +327,11 @@ def _line_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def explain_grad_errors() -> Iterator[None]:
-    """Where a model is differentiated, forwards or backwards.
+    """A context that explains why a model cannot be differentiated.
 
     Raises:
-        ModelError: for a `jax.custom_vjp` in it, which has derivatives backwards alone,
-            and a loop of unknown length, which has them forwards alone.
+        ModelError: For a `jax.custom_vjp`, which has only reverse-mode derivatives, or
+            a loop of unknown length, which has only forward-mode derivatives.
     """
     try:
         yield
@@ -339,15 +340,15 @@ def explain_grad_errors() -> Iterator[None]:
             raise
         raise ModelError(
             "the model has a loop whose length is not known before it runs "
-            "(jax.lax.while_loop, or fori_loop with a traced bound), through which "
-            "there are no derivatives backwards. Use jax.lax.scan or a fori_loop of "
-            "fixed length, and jnp.where for the steps that shall do nothing."
+            "(jax.lax.while_loop, or fori_loop with a traced bound), so it has no "
+            "reverse-mode derivative. Use jax.lax.scan or a fori_loop of fixed length, "
+            "and jnp.where for steps that do nothing."
         ) from cause
     except TypeError as cause:
         if "custom_vjp" not in str(cause):
             raise
         raise ModelError(
             "the model calls a jax.custom_vjp function (as odeint does), which has no "
-            "forward derivatives. Write it by jax.custom_jvp or without a rule of its "
-            "own, such as a fixed number of steps."
+            "forward-mode derivative. Use jax.custom_jvp, or code without a custom "
+            "rule, such as a fixed number of steps."
         ) from cause

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markov chains over hidden noise that start at an exact draw of it.
+"""Markov chains over hidden noise that start at an exact draw of the posterior.
 
-The noise that made a sample is a draw of its law given the sample. A chain that leaves
-this law unchanged and starts there is stationary from its first step, whatever its
-length: it only has to forget its start. Integrator, metric and flips are BlackJAX's.
-The moves around them are ours: they share their random numbers, and a gradient compiles
-in three quarters of the time. What moves need to know is found on a pilot batch
-(`pilot`) and then frozen: a chain that adapts to its own states would not stay
-stationary.
+The noise that made a sample is an exact draw of the posterior of the noise given the
+sample. A chain for this posterior that starts there is stationary from its first step.
+Integrator, metric and flips are those of BlackJAX. The moves are written here, because
+they share random numbers, so that a gradient compiles in three quarters of the time. A
+pilot batch (`pilot`) tunes the moves, and then they are fixed: a chain that adapts to
+its own states would not stay stationary.
 """
 
 from __future__ import annotations
@@ -25,31 +24,31 @@ from jax.scipy.special import ndtr
 from numpyro_infograd.density import Values, flatten
 from numpyro_infograd.hidden import Hidden, Position
 
-# Of four moves one is draws from the reference, to reach other modes, and one is a
-# trajectory with small steps, for samples whose posterior is narrow.
+# One of four moves draws from the reference, to reach other modes. One is a trajectory
+# with small steps, for samples with a narrow posterior.
 _ROUND = 4
 _SMALL = 0.15
-_REDRAWN = 16  # coordinates that are drawn anew one by one, after all of them together
-_JITTER = (0.4, 1.2)  # of the step size, so that no period of the dynamics is hit
+_REDRAWN = 16  # coordinates that are drawn again one by one, after all together
+_JITTER = (0.4, 1.2)  # range of factors of the step size, against periodic trajectories
 _GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 _TIME = 4.0  # length of a trajectory, in standard deviations of the average posterior
 _MOST_LEAPS = 64
-CLIP = 4.0  # deviations beyond which a value tells the reference nothing more
+CLIP = 4.0  # widths at which values are clipped in the reference
 
 
 class Reference(NamedTuple):
-    """A law of the hidden noise given values that is drawn from exactly.
+    """A distribution of the hidden noise given values, with exact draws.
 
-    The free coordinates are normal around a linear function of the values; the
-    discrete ones are independent, with the frequencies that they have.
+    The continuous coordinates are normal around a linear function of the values. The
+    discrete ones are independent, with their frequencies in the pilot batch.
 
     Attributes:
-        middle: Of the values, (num_values,).
-        width: Of the values, (num_values,).
-        offset: Mean of the free coordinates, (num_dimensions,).
+        middle: Median of each value, (num_values,).
+        width: Width of each value, (num_values,).
+        offset: Mean of the continuous coordinates, (num_dimensions,).
         slope: Their regression on the values, (num_dimensions, num_values).
-        root: Root of the covariance that is left: a matrix, or its diagonal.
-        unroot: Its inverse.
+        root: Root of the residual covariance: a matrix, or its diagonal.
+        unroot: Inverse of the root.
         tables: Log frequency of the choices of each discrete coordinate, (num_discrete,
             most choices).
         spread: Mean and deviation of each discrete coordinate, (num_discrete, 2).
@@ -65,14 +64,14 @@ class Reference(NamedTuple):
     spread: jax.Array
 
     def mean(self, values: jax.Array) -> jax.Array:
-        """Mean of the free coordinates given flat values of one sample."""
+        """Mean of the continuous coordinates, given flat values of one sample."""
         seen = jnp.clip((values - self.middle) / self.width, -CLIP, CLIP)
         return self.offset + self.slope @ seen
 
     def draw(
         self, normal: jax.Array, rng_key: jax.Array, hidden: Hidden, mean: jax.Array
     ) -> Position:
-        """One position, from normal noise and a key for what is discrete."""
+        """One position, from normal noise and a key for discrete coordinates."""
         free = mean + _times(self.root, normal)
         if not hidden.walked:
             return Position(free, jnp.zeros(0, int))
@@ -86,7 +85,7 @@ class Reference(NamedTuple):
     def redraw(
         self, normal: jax.Array, index: jax.Array, mean: jax.Array, free: jax.Array
     ) -> jax.Array:
-        """One coordinate drawn anew, given all others."""
+        """The coordinates with one of them drawn again, given all others."""
         if self.unroot.ndim == 2:
             row = self.unroot[:, index] @ self.unroot
             precision, off = row[index], row @ (free - mean)
@@ -108,7 +107,7 @@ class Reference(NamedTuple):
         row = jnp.arange(len(counts))
         few = self.tables[row, jnp.clip(at.states, 0, self.tables.shape[1] - 1)]
         centre, spread = self.spread.T
-        far = jnp.abs(at.states - centre)  # in the lower tail, where no digit is lost
+        far = jnp.abs(at.states - centre)  # the lower tail keeps all digits
         near, beyond = (ndtr((half - far) / spread) for half in (0.5, -0.5))
         many = jnp.log(near - beyond)
         return found + jnp.sum(jnp.where(counts > 0, few, many))
@@ -120,18 +119,18 @@ def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 
 
 class Tuning(NamedTuple):
-    """What chains need to know, from a pilot batch.
+    """The tuning of chains, from a pilot batch.
 
     Attributes:
         scale: Standard deviation of each coordinate under the prior, (num_dimensions,).
         directions: Eigenvectors of the mean precision of the posterior in the scaled
             coordinates, (num_dimensions, rank).
-        information: Their eigenvalues less one, (rank,).
-        reference: What is proposed now and then, and where values begin.
-        step_size: Of the leapfrog integrator, a scalar.
-        slope: Coefficients of the control variate of scores in coordinates without
-            bounds, (num_scores, num_dimensions).
-        num_steps: Steps after which a chain has forgotten its start, a scalar.
+        information: Their eigenvalues minus one, (rank,).
+        reference: Distribution of proposals, and of the start of an annealing.
+        step_size: Step size of the leapfrog integrator, a scalar.
+        slope: Coefficients of the control variate of scores in unbounded coordinates,
+            (num_scores, num_dimensions).
+        num_steps: Steps after which a chain is independent of its start, a scalar.
     """
 
     scale: jax.Array
@@ -144,26 +143,26 @@ class Tuning(NamedTuple):
 
     @property
     def metric(self) -> Metric:
-        """That whose mass is the posterior's mean precision."""
+        """The metric whose mass matrix is the posterior's mean precision."""
         shrunk = 1.0 / (1.0 + self.information)
         return default_metric(
             LowRankInverseMassMatrix(self.scale, self.directions, shrunk)
         )
 
     def momentum(self, normal: jax.Array) -> jax.Array:
-        """Standard normal noise as a momentum, (num_dimensions,)."""
+        """A momentum from standard normal noise, (num_dimensions,)."""
         stretch = jnp.sqrt(1.0 + self.information) - 1.0
         along = self.directions @ (stretch * (normal @ self.directions))
         return (normal + along) / self.scale
 
 
 class Chain(NamedTuple):
-    """A chain of one sample: where it is, and what is known there.
+    """A chain of one sample: its position, and the densities there.
 
     Attributes:
         at: The position.
         log_prob: Log density of position and values, in nats.
-        gradient: Its gradient in the free coordinates, (num_dimensions,).
+        gradient: Its gradient in the continuous coordinates, (num_dimensions,).
         score: The complete-data score of the set's moved sites, (num_scores,).
     """
 
@@ -174,16 +173,17 @@ class Chain(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """The law of what one sample hides, given its values; and how to walk over it.
+    """The posterior of one sample's hidden noise, and the moves of its chains.
 
-    Tempered by a power below one it is reference^(1 - power) posterior^power.
+    With a power below one the posterior is tempered: reference^(1 - power)
+    posterior^power.
 
     Attributes:
-        hidden: What a set of sites hides.
+        hidden: The hidden noise of a set of sites.
         params: Parameters, in constrained space.
         values: One value of each site of the set.
-        tuning: From a pilot batch.
-        mean: That of the reference, (num_dimensions,).
+        tuning: The tuning from a pilot batch.
+        mean: Mean of the reference, (num_dimensions,).
     """
 
     hidden: Hidden
@@ -207,14 +207,14 @@ class Walk(NamedTuple):
     def score(self, chain: Chain) -> jax.Array:
         """The chain's complete-data score with a control variate, (num_scores,).
 
-        The gradient of a log density has mean zero under it (Stein's identity). What
-        is left in a linear-Gaussian model is the score itself, wherever the chain is.
+        The gradient of a log density has mean zero (Stein's identity). In a
+        linear-Gaussian model the result is the score itself, at every position.
         """
         stretch = self.hidden.stretch(self.values)
         return chain.score + self.tuning.slope @ chain.gradient / stretch
 
     def log_prob(self, at: Position) -> jax.Array:
-        """Log density of position and values; it may be NaN outside of a support."""
+        """Log density of position and values; -inf where it is NaN."""
         found = self.hidden.log_prob(self.params, at, self.values)
         return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
@@ -235,10 +235,11 @@ class Walk(NamedTuple):
         chain: Chain,
         power: jax.Array | float = 1.0,
     ) -> tuple[Position, jax.Array]:
-        """Where a chain goes next; acceptance of the move and of the flips, (2,).
+        """The next position of a chain; acceptance of the move and of the flips, (2,).
 
-        A trajectory, or now and then draws from the reference; then flips. Both moves
-        take the same noise: most of what a chain compiles to is random numbers.
+        The move is a trajectory, or every fourth time draws from the reference; then
+        discrete values flip. Both moves use the same noise, because random numbers take
+        most of the compile time.
         """
         size, redrawn = self.hidden.size, min(self.hidden.size, _REDRAWN)
         draw_key = flip_key = rng_key
@@ -306,7 +307,7 @@ class Walk(NamedTuple):
     def _flip(
         self, rng_key: jax.Array, at: Position, power: jax.Array | float
     ) -> tuple[Position, jax.Array]:
-        """Metropolis steps of single discrete values, as many as there are."""
+        """Metropolis steps of single discrete values, one for each value."""
         kernel = random_walk.build_rmh()
 
         def log_prob(states: jax.Array) -> jax.Array:
@@ -324,7 +325,7 @@ class Walk(NamedTuple):
         return Position(at.free, state.position), accepted / count
 
     def _proposed(self, rng_key: jax.Array, states: jax.Array) -> jax.Array:
-        """Another choice for one value; where endlessly many, a step up or down."""
+        """Another choice for one value; a step up or down if choices are unlimited."""
         index_key, other_key, far_key, sign_key = jax.random.split(rng_key, 4)
         index = jax.random.randint(index_key, (), 0, states.size)
         count, now = jnp.asarray(self.hidden.counts)[index], states[index]
@@ -344,15 +345,15 @@ class Walk(NamedTuple):
         chain: Chain,
         power: jax.Array | float,
     ) -> tuple[Position, jax.Array]:
-        """Draws from the reference, accepted by the posterior's share of the law.
+        """Metropolis-Hastings steps with proposals from the reference.
 
-        First of the whole position, then of one coordinate after the other. Which ones
-        depends on the step's number alone. The probability of the first is returned.
+        First the whole position is proposed, then single coordinates. Their choice
+        depends only on the step's number. The acceptance of the first is returned.
         """
         size, redrawn = self.hidden.size, (len(more) - 1) // 2
         uniforms, moves = ndtr(more[: redrawn + 1]), more[redrawn:]
         whole = self.tuning.reference.draw(normal, rng_key, self.hidden, self.mean)
-        first = number // _ROUND * redrawn  # of the coordinates, less one
+        first = number // _ROUND * redrawn  # index of the first coordinate, minus one
 
         def weight(at: Position, log_prob: jax.Array) -> jax.Array:
             return power * (log_prob - self.log_reference(at))
@@ -380,19 +381,19 @@ class Walk(NamedTuple):
 
 
 def where(condition: jax.Array, yes: Any, no: Any) -> Any:
-    """`jnp.where` for trees."""
+    """`jnp.where` for pytrees."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def _is_one(power: jax.Array | float) -> bool:
-    """Whether a law is known not to be tempered."""
+    """Whether the power is known to be one: no tempering."""
     return isinstance(power, float) and power == 1.0
 
 
 def _metropolis(
     uniform: jax.Array, log_ratio: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Whether a proposal is taken, and the probability of that; never if NaN."""
+    """Whether a proposal is accepted, and the probability; never if NaN."""
     probability = jnp.exp(jnp.minimum(jnp.nan_to_num(log_ratio, nan=-jnp.inf), 0.0))
     return uniform < probability, probability
 
@@ -419,10 +420,10 @@ def average(
     """Mean scores over consecutive windows of one chain, and mean acceptances.
 
     Args:
-        walk: The law that the chain leaves unchanged.
-        at: Where it starts.
-        led: Whether that is a draw of the reference, from where the chain is led to
-            its law during the first window.
+        walk: The posterior of the chain.
+        at: The start of the chain.
+        led: Whether the start is a draw of the reference; then the chain is annealed to
+            the posterior during the first window.
         rng_key: A JAX PRNG key.
         lengths: Steps of each window, (num_windows,).
 

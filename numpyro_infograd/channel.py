@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that knows its ends: the decorator `channel`."""
+"""The decorator `channel`: a model with named inputs and outputs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from numpyro_infograd.values import Estimate, mutual_information
 class Channel:
     """A NumPyro model with named inputs and outputs; made by `channel`.
 
-    It is still the model: call it, or hand it to SVI, MCMC or Predictive. The methods
-    are the functions of the same names, with the ends filled in.
+    It can still be called, or passed to SVI, MCMC or Predictive. Its methods are the
+    functions of the same names, with the model, inputs and outputs filled in.
     """
 
     def __init__(
@@ -57,42 +57,42 @@ class Channel:
         )
 
     def gradient(self, **settings: Any) -> Gradient:
-        """Its gradient in every parameter; settings as in `ig.gradient`."""
+        """Gradient of the information in nats; settings as in `ig.gradient`."""
         return gradient(self.model, self.objective, **settings)
 
     def maximize_mi(self, **settings: Any) -> Result:
-        """The parameters that carry most; settings as in `maximize`."""
+        """Maximise the information over the parameters; settings as in `maximize`."""
         return maximize_mi(
             self.model, self.inputs, self.outputs, given=self.given, **settings
         )
 
     def calibrate(self, observed: Mapping[str, Any], **settings: Any) -> Calibration:
-        """The parameters that recordings speak for; settings as in `ig.calibrate`."""
+        """Fit the model to recordings of its outputs; settings as in `ig.calibrate`."""
         return calibrate(self.model, observed, **settings)
 
     def structural_model(self, *args: Any, **kwargs: Any) -> StructuralModel:
-        """The model traced with these arguments."""
+        """The traced model for these arguments."""
         return structural_model(self.model, *args, **kwargs)
 
 
 def channel(
     *, inputs: Sites, outputs: Sites, given: Sites = ()
 ) -> Callable[[Callable[..., Any]], Channel]:
-    """Name the ends of a model, as a decorator.
+    """Decorate a model with the names of its inputs and outputs.
 
     Args:
         inputs: A site name or several.
-        outputs: The same.
-        given: The same; what is known at both ends.
+        outputs: A site name or several.
+        given: A site name or several; sites that sender and receiver know.
 
     Returns:
-        A decorator. What it returns is still the model, and has the methods
-        `mutual_information`, `gradient`, `maximize_mi`, `calibrate` and
-        `structural_model`, each the function of that name with the ends filled in.
+        A decorator. It returns the model with the methods `mutual_information`,
+        `gradient`, `maximize_mi`, `calibrate` and `structural_model`: the functions of
+        these names with the model, inputs and outputs filled in.
 
     Raises:
-        ArgumentError: for what is no name of a site, names that stand on both sides, or
-            if what is decorated is no function.
+        ArgumentError: If an argument has something else than site names, if two share a
+            site, or if the decorated object is not a function.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -104,12 +104,13 @@ def channel(
         >>> link.mutual_information(unit="bits", model_kwargs={"power": 3.0})
         1 bits (exact)
     """
-    MI(inputs, outputs, given)  # refuses what is no set of names
+    MI(inputs, outputs, given)  # checks the names
 
     def named(model: Callable[..., Any]) -> Channel:
         if not callable(model) or isinstance(model, StructuralModel):
             raise ArgumentError(
-                f"channel decorates a NumPyro model, a function, got {model!r:.80}."
+                "channel decorates a NumPyro model, which is a function, got "
+                f"{model!r:.80}."
             )
         return Channel(model, inputs, outputs, given)
 

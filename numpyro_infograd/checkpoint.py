@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that outlive their process: arrays and facts in a folder, by Orbax.
+"""Checkpoints: arrays and JSON data of a run in a folder, by Orbax.
 
-A checkpoint holds arrays and JSON, no code. Orbax writes each into a folder of its own
-that gets its name when it is whole, so that a process killed at any moment leaves the
-last one behind.
+A checkpoint has no code. Orbax writes each save to a temporary folder and renames the
+folder when it is complete. So if a process is killed, the last complete save remains.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ from numpyro_infograd.errors import ArgumentError, CheckpointError
 from numpyro_infograd.program import Program
 
 _FORMAT = "numpyro_infograd 1"
-_KEPT = 2  # the last is whole, or the one before is
+_KEPT = 2  # saves to keep, in case the last one is damaged
 
 
 class Checkpoint:
     """A folder with the last states of one run.
 
     Args:
-        path: The folder; made where there is none.
-        identity: What the run is recognised by, JSON.
+        path: The folder; it is made if it does not exist.
+        identity: JSON data that must be equal for a run to continue.
 
     Raises:
-        ArgumentError: if `path` is no path.
-        CheckpointError: if the folder is no checkpoint, or that of another run.
+        ArgumentError: If `path` is not a path.
+        CheckpointError: If the folder is not a checkpoint, or belongs to another run.
     """
 
     def __init__(self, path: Any, identity: dict[str, Any]) -> None:
@@ -59,20 +58,20 @@ class Checkpoint:
             ) from None
         if is_file:
             raise CheckpointError(
-                f"checkpoint {self.path} is a file. Name a folder, or a path where "
-                "there is nothing yet."
+                f"checkpoint {self.path} is a file. Name a folder, or a path that does "
+                "not exist."
             )
         if jax.process_count() > 1:
             raise ArgumentError(
-                f"checkpoint is for runs in one process, and this is one of "
-                f"{jax.process_count()}. Leave it out."
+                "checkpoint is for runs in one process, but there are "
+                f"{jax.process_count()} processes. Leave it out."
             )
         self.identity = {"format": _FORMAT, **identity}
         strange = [p.name for p in _entries(self.path) if not _is_ours(p)]
         if strange:
             raise CheckpointError(
                 f"checkpoint {self.path} holds other things ({strange[0]!r}). Name an "
-                "empty folder, or a path where there is nothing yet."
+                "empty folder, or a path that does not exist."
             )
         try:
             self.manager = CheckpointManager(
@@ -83,14 +82,14 @@ class Checkpoint:
             )
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint {self.path} cannot be opened: {error}"
+                f"checkpoint {self.path} cannot be opened: {error}. Use another folder."
             ) from error
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Arrays and facts of the last save, or None where nothing was saved.
+        """Arrays and facts of the last save; None if there is none.
 
         Raises:
-            CheckpointError: if the files are damaged, or of another run.
+            CheckpointError: If the files are damaged, or belong to another run.
         """
         step = self.manager.latest_step()
         if step is None:
@@ -105,26 +104,26 @@ class Checkpoint:
             )
             facts, arrays = found["facts"], found["arrays"]
             identity = facts.pop("identity")
-        except Exception as error:  # whatever Orbax finds wrong
+        except Exception as error:  # any error of Orbax
             raise CheckpointError(
-                f"checkpoint {self.path} is damaged, or is none of this package: "
+                f"checkpoint {self.path} is damaged, or not of this package: "
                 f"{error!s:.200}. Remove the folder {self.path / str(step)}: the run "
-                "then goes on from the save before, or starts anew."
+                "then continues from the save before, or starts again."
             ) from error
         for name, mine in self.identity.items():
             if identity.get(name) != mine:
                 raise CheckpointError(
                     f"checkpoint {self.path} is of another run: its {name} is "
-                    f"{identity.get(name)!r:.300}, and not {mine!r:.300}. Name another "
+                    f"{identity.get(name)!r:.300}, not {mine!r:.300}. Name another "
                     "path, or remove the folder."
                 )
         return arrays, facts
 
     def save(self, step: int, arrays: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Write a state; nested dicts of arrays, and JSON. An interrupt waits for it.
+        """Save nested dicts of arrays, and JSON data. An interrupt waits for the save.
 
         Raises:
-            CheckpointError: if nothing was written.
+            CheckpointError: If nothing was saved.
         """
         with _uninterrupted():
             if step in self.manager.all_steps():
@@ -138,18 +137,18 @@ class Checkpoint:
             )
         if not written:
             raise CheckpointError(
-                f"checkpoint {self.path} took no save of step {step}: it holds a later "
-                "one. Name another path, or remove the folder."
+                f"checkpoint {self.path} did not save step {step}, because it has a "
+                "later step. Name another path, or remove the folder."
             )
 
     def close(self) -> None:
-        """Release what Orbax holds."""
+        """Close the manager of Orbax."""
         self.manager.close()
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Holds an interrupt by the user back; only the main thread gets any."""
+    """Delay an interrupt by the user; only the main thread receives interrupts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -168,7 +167,7 @@ def _entries(path: Path) -> Iterable[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether Orbax made this entry: a step's number, whole or still being written."""
+    """Whether Orbax made this entry: a step, complete or still being written."""
     return bool(re.match(r"\d+($|\.orbax-checkpoint-tmp)", path.name))
 
 
@@ -180,16 +179,16 @@ def _here() -> jax.sharding.Sharding:
 
 
 def pack(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a tree as plain arrays by number; random keys as their data.
+    """The leaves of a tree as arrays by number; PRNG keys as their data.
 
-    Orbax keeps no empty arrays, so these are left out.
+    Orbax cannot save empty arrays, so these are left out.
     """
     leaves = enumerate(map(_plain, jax.tree.leaves(tree)))
     return {str(i): leaf for i, leaf in leaves if leaf.size}
 
 
 def unpack(arrays: dict[str, Any], like: Any) -> Any:
-    """The tree that `pack` took apart, in the structure of another."""
+    """The tree of packed arrays, in the structure of `like`."""
     leaves, structure = jax.tree.flatten(like)
 
     def one(index: str, leaf: Any) -> Any:
@@ -204,9 +203,9 @@ def unpack(arrays: dict[str, Any], like: Any) -> Any:
 
 
 def digest(tree: Any) -> str:
-    """A fingerprint of a tree of programs and arrays, equal across processes.
+    """A hash of a tree of programs and arrays, equal in all processes.
 
-    It holds what is computed, not how it was written.
+    It depends on the computation of a program, not on its source.
     """
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Program)):

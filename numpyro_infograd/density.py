@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log density of a set of sites, given the noise of all others.
+"""The log density of a set of sites, given the noise of all other sites.
 
-The sites' values are put in by hand and the noise of all other sites is held: what a
-score is the gradient of. `simulate` makes values to put in.
+It is a function of the sites' values, at fixed noise of all other sites; a score is its
+gradient. `simulate` makes values.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Values = dict[str, jax.Array]
 )
 @dataclass(frozen=True)
 class Density:
-    """The density of a set of sites given the noise that the set does not hold.
+    """The density of a set of sites given the noise of all other sites.
 
     Attributes:
         program: The log density of each site, from parameters, noise and values.
@@ -56,10 +56,10 @@ class Density:
         hidden_deterministic: The deterministic sites computed from hidden noise.
         sizes: Number of scalars in each of `all_sites`.
         supports: Support of each of `all_sites`, as in `Site`.
-        spec: The laws of all noise of the model.
+        spec: The distributions of all noise of the model.
         walk: What a Markov chain over the hidden noise needs (`hidden.Hidden`), or
             None.
-        why_no_walk: Why no chain can walk over the hidden noise; "" if one can.
+        why_no_walk: Why chains cannot sample the hidden noise; "" if they can.
     """
 
     program: Program
@@ -79,12 +79,12 @@ class Density:
 
     @property
     def all_sites(self) -> tuple[str, ...]:
-        """The sites whose values the density is a function of."""
+        """The sites on whose values the density depends."""
         return self.sites + self.given
 
     @property
     def unbounded(self) -> bool:
-        """Whether no density of the set has a boundary at all."""
+        """Whether no site of the set has a boundary."""
         supports = dict(zip(self.all_sites, self.supports, strict=True))
         return not self.hard_boundaries and all(
             supports[s] == "real" for s in self.log_prob_sites
@@ -92,23 +92,23 @@ class Density:
 
     @property
     def label(self) -> str:
-        """What the set is called in reports, such as "y" or "y|x"."""
+        """Name of the set in results, such as "y" or "y|x"."""
         return ",".join(self.sites) + ("|" + ",".join(self.given)).rstrip("|")
 
     @property
     def without_density(self) -> tuple[str, ...]:
-        """Sites of the set that a parameter moves and that have no density."""
+        """Sites of the set that depend on a parameter and have no density."""
         moved = set(self.moved_sites) - set(self.log_prob_sites)
         return tuple(s for s in self.sites if s in moved)
 
     @property
     def is_known(self) -> bool:
-        """Whether the score of the density can be computed as it stands."""
+        """Whether the score of the density can be computed directly."""
         return not self.hidden and not self.without_density
 
     @property
     def hidden_spec(self) -> NoiseSpec:
-        """The laws of the hidden noise."""
+        """The distributions of the hidden noise."""
         return tuple(item for item in self.spec if item[0] in self.hidden)
 
     def log_prob(self, params: Any, noise: Values, values: Values) -> jax.Array:
@@ -121,7 +121,7 @@ class Density:
 
 @jax.jit
 def simulate(forward: Program, params: Any, noise: Values) -> Values:
-    """Run the traced map over a batch of noise."""
+    """Values of all sites for a batch of noise."""
     return jax.vmap(forward, in_axes=(None, 0))(params, noise)
 
 
@@ -133,7 +133,7 @@ def flatten(values: Values, sites: tuple[str, ...]) -> jax.Array:
 
 
 def unflatten(columns: jax.Array, like: Values, sites: tuple[str, ...]) -> Values:
-    """Inverse of `flatten` for the last axis, with shapes and types from `like`."""
+    """Inverse of `flatten` for the last axis, with the shapes of `like`."""
     parts: Values = {}
     start = 0
     for site in sites:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graph edits: from one structural model another, with the same sites.
+"""Graph edits: functions from a structural model to another with the same sites.
 
-Three of them carry the estimators of values: noise appended to a site (identity III),
-a copy of the system whose inputs are drawn afresh (the null hypothesis), and a way
-through the parameters with one parameter, the position on it.
+There are three: noise appended to sites (identity III), shuffled inputs (the null
+hypothesis), and a path of parameters whose only parameter is the position on it.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ POSITION = "position"
 def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> StructuralModel:
     """The same model with Gaussian noise appended to the named sites.
 
-    The noise is added where the site is read off, not inside the model: sites
-    downstream keep the clean value. One knob for denoising score matching with
-    added noise and for noise annealing (identity III).
+    The noise is added to the reported value of a site, not inside the model: later
+    sites use the value without noise. Denoising score matching and noise annealing use
+    this (identity III).
 
     Args:
         sm: The model.
@@ -43,7 +42,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
     for name in variances:
         if name not in sm.site_info:
             raise SiteError(
-                f"append_noise names {name!r}, which is no site of the model "
+                f"append_noise names {name!r}, which is not a site of the model "
                 f"(it has: {', '.join(sm.sites)})."
             )
     for name, variance in variances.items():
@@ -67,7 +66,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
     inner = sm.run
 
     def run(params, noise, given, log_prob_sites=(), cut=False):
-        # A cut site hands on the value it is given, and reports the one it made.
+        # With cut, later sites use the given value, and the computed one is reported.
         clean_given = {k: v for k, v in given.items() if cut or k not in scales}
         own = tuple(s for s in log_prob_sites if s not in scales)
         clean_noise = {k: v for k, v in noise.items() if k not in extra}
@@ -109,11 +108,11 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
 def restrict_to_path(
     sm: StructuralModel, way: Callable[[jax.Array], dict[str, Any]]
 ) -> StructuralModel:
-    """The same model with one parameter, "position": its parameters are on a way.
+    """The same model with one parameter, "position", on a path of parameters.
 
     Args:
         sm: The model.
-        way: From a scalar to the parameters of the model.
+        way: Function from the position to the parameters of the model.
     """
 
     def run(params, noise, given, log_prob_sites=(), cut=False):
@@ -134,21 +133,22 @@ def restrict_to_path(
 def shuffle_inputs(
     sm: StructuralModel, inputs: tuple[str, ...], given: tuple[str, ...] = ()
 ) -> StructuralModel:
-    """The same model, in which all sites but the inputs are made from other inputs.
+    """The same model, in which all other sites are made from a second draw of inputs.
 
-    The noise that makes the inputs is drawn twice, once for them and once for all
-    other sites. So I(inputs; outputs | given) is zero, while the inputs and the rest
-    keep their laws: what an estimator finds here is its own error.
+    The noise of the inputs is drawn twice: once for the inputs, and once for all other
+    sites. So I(inputs; outputs | given) is zero, but the inputs and the other sites
+    keep their distributions. An estimate of this information is the estimator's error.
 
     Raises:
-        ArgumentError: if the inputs share noise with the sites given.
+        ArgumentError: If the inputs share noise with the given sites.
     """
     twice = sm.noise_of(inputs)
     shared = sorted(twice & sm.noise_of(given))
     if shared:
         raise ArgumentError(
-            f"the noise of site {shared[0]!r} makes both inputs and given, so pairs "
-            "can not be shuffled and keep the law of what is given."
+            f"inputs and given both depend on the noise of site {shared[0]!r}, so "
+            "shuffled inputs would change the distribution of the given sites. Leave "
+            "out given, or use other inputs."
         )
     copies = {name: f"{name}+copy" for name in sm.noise if name in twice}
     laws = {copy: sm.noise[name] for name, copy in copies.items()}
@@ -173,7 +173,7 @@ def shuffle_inputs(
 
 
 def _retrace(sm: StructuralModel) -> StructuralModel:
-    """The model with `forward` traced anew from `run`."""
+    """The model with `forward` traced again from `run`."""
     forward = Program.trace(
         lambda params, noise: sm.run(params, noise, {})[0],
         sm.params,

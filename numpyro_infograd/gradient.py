@@ -172,7 +172,7 @@ def gradient(
         unbiased except for what `.diagnostics` and `.warnings` report.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault.
+        InfogradError: A subclass that names the site or argument at fault.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist

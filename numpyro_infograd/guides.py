@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A NumPyro model of some sites given others, as a log density with parameters."""
+"""NumPyro models as conditional log densities q(sites | given) with parameters."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from numpyro_infograd.density import Values
 from numpyro_infograd.errors import ScoreError
 
 Model = Callable[..., Any]
-_OUTSIDE = 0.01  # share of draws that rounding may put outside a support
+_OUTSIDE = 0.01  # share of draws that may be outside a support by rounding
 
 
 def check(model: Model, own: Values, given: Values, discrete: frozenset[str]) -> None:
-    """Raise unless a model is a law of some sites given others, to be trained.
+    """Raise unless a model is a distribution of sites given others, with parameters.
 
     Args:
-        model: Called with the values of the given sites by name.
-        own: Draws of the sites that it must sample, and no others.
-        given: The same draws of the given sites.
+        model: The model; its arguments are the values of the given sites, by name.
+        own: Draws of exactly the sites that it must sample.
+        given: Draws of the given sites.
         discrete: The sites that are discrete.
 
     Raises:
-        ScoreError: if it samples other sites, or has no parameters.
+        ScoreError: If it samples other sites, or has no parameters.
     """
     try:
         inspect.signature(model).bind(**given)
@@ -42,33 +42,33 @@ def check(model: Model, own: Values, given: Values, discrete: frozenset[str]) ->
         ) from None
 
     def inside(own: Values, given: Values) -> Values:
-        """Whether one draw of each site is in the support of the model's law."""
+        """Whether one draw of each site is in the support of the model."""
         trace = _trace(model, given, jax.random.key(0))
         drawn = {n: s for n, s in trace.items() if s["type"] == "sample"}
         if set(drawn) != set(own):
             raise ScoreError(
                 f"the posterior model samples {sorted(drawn)}, expected {sorted(own)}: "
-                "the inputs of the mutual information, by the names that the system "
-                "has."
+                "the inputs of the mutual information. Use the site names of your "
+                "model."
             )
         if not any(site["type"] == "param" for site in trace.values()):
             raise ScoreError(
-                "the posterior model has no parameters to train: mark them with "
+                "the posterior model has no parameters to train. Declare them with "
                 "numpyro.param."
             )
         for name, site in drawn.items():
             shape = jnp.shape(site["value"])
             if shape != own[name].shape:
                 raise ScoreError(
-                    f"the posterior model samples {name!r} in shape {shape}, but the "
-                    f"system has it in {own[name].shape}. Give it that shape."
+                    f"the posterior model samples {name!r} in shape {shape}, but in "
+                    f"your model it has shape {own[name].shape}. Give it that shape."
                 )
             if site["fn"].support.is_discrete != (name in discrete):
                 kinds = ("discrete", "continuous")
                 theirs, ours = kinds if name not in discrete else kinds[::-1]
                 raise ScoreError(
-                    f"the posterior model makes {name!r} {theirs}, but the system has "
-                    f"it {ours}. Give it a {ours} distribution."
+                    f"the posterior model makes {name!r} {theirs}, but in your model "
+                    f"it is {ours}. Give it a {ours} distribution."
                 )
         return {n: jnp.all(s["fn"].support(own[n])) for n, s in drawn.items()}
 
@@ -78,8 +78,8 @@ def check(model: Model, own: Values, given: Values, discrete: frozenset[str]) ->
         if part < 1.0 - _OUTSIDE:
             raise ScoreError(
                 f"the posterior model gives {name!r} a distribution whose support "
-                f"holds only {float(part):.0%} of the system's draws. Give it one "
-                "whose support holds all of them."
+                f"contains only {float(part):.0%} of your model's draws. Give it a "
+                "distribution whose support contains all of them."
             )
 
 
@@ -89,9 +89,9 @@ def initial_params(
     """A model's `numpyro.param` values in unconstrained space.
 
     Args:
-        model: Called with the values of the given sites by name.
-        given: Values of the given sites at one sample.
-        rng_key: For initial values that are drawn.
+        model: The model; its arguments are the values of the given sites, by name.
+        given: Values of the given sites for one sample.
+        rng_key: A JAX PRNG key for random initial values.
     """
     return {
         name: jax.tree.map(_transform(site).inv, site["value"])
@@ -103,7 +103,7 @@ def initial_params(
 def log_density(
     model: Model, params: Any, values: Values, given: Mapping[str, Any]
 ) -> jax.Array:
-    """log q(values | given) of one sample, in nats, at unconstrained parameters."""
+    """log q(values | given) of one sample in nats, for unconstrained parameters."""
 
     def constrained(site: Any) -> Any:
         if site["type"] != "param":

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a set of sites hides, as a position that a Markov chain can walk in.
+"""The hidden noise of a set of sites, as the position of a Markov chain.
 
-Explicit noise is a vector already, in units where its law is standard normal. A site
-that is drawn behind a key is walked as its value, in unconstrained coordinates. A
-discrete site is summed over where the joint states are few, else walked as its value.
+Explicit noise is already a vector, in coordinates where it is standard normal. For a
+site that is drawn from a key, the position has its value, in unconstrained coordinates.
+A discrete site is summed over if it has few joint states; else the position has its
+value.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from numpyro_infograd.noise import NoiseSpec, noise_like
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import Site, StructuralModel
 
-MOST_STATES = 64  # joint states of discrete sites that are summed over
-_EDGE = 2.0**-24  # how close a uniform comes to 0 and to 1
+MOST_STATES = 64  # joint states of discrete sites that are summed over, at most
+_EDGE = 2.0**-24  # smallest distance of a uniform from 0 and 1
 
 
 class Position(NamedTuple):
-    """Where a chain is.
+    """The position of a chain.
 
     Attributes:
-        free: Continuous hidden noise, (num_dimensions,).
-        states: Numbers of the choices of the discrete sites that are walked, or their
-            values where there are endlessly many, (num_discrete,).
+        free: Continuous hidden noise in unbounded coordinates, (num_dimensions,).
+        states: For discrete sites of the position, the indices of their choices, or
+            their values if the choices are unlimited; (num_discrete,).
     """
 
     free: jax.Array
@@ -43,7 +44,7 @@ class Position(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """A discrete site that is walked; no choices stands for all whole numbers."""
+    """A discrete site of the position; without choices it takes whole numbers."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,14 +52,14 @@ class Walked(NamedTuple):
     choices: tuple[float, ...]
 
     def numbers(self, values: jax.Array) -> jax.Array:
-        """Which choice each value is, flat."""
+        """The index of the choice of each value, flat."""
         if not self.choices:
             return values.ravel().astype(int)
         table = jnp.asarray(self.choices)
         return jnp.searchsorted(table, values.ravel().astype(table.dtype))
 
     def values(self, numbers: jax.Array) -> jax.Array:
-        """The site's value, from the numbers of its choices."""
+        """The site's value, from the indices of its choices."""
         found = jnp.asarray(self.choices)[numbers] if self.choices else numbers
         return found.reshape(self.shape).astype(self.dtype)
 
@@ -78,21 +79,22 @@ class Walked(NamedTuple):
 )
 @dataclass(frozen=True)
 class Hidden:
-    """The hidden noise of a `Density` as a position to walk in.
+    """The hidden noise of a `Density` as the position of a chain.
 
     Attributes:
-        joint: The density of the set together with the hidden sites walked as values.
-        unpacked: From the free vector to (noise, values, log prior density).
-        packed: From (noise, values) to the free vector.
-        sums: Each discrete site that is summed over, (num_joint_states, *shape).
+        joint: The density of the set together with the hidden sites in `valued`.
+        unpacked: From the vector `free` to (noise, values, log prior density).
+        packed: From (noise, values) to the vector `free`.
+        sums: Values of each discrete site that is summed over, (num_joint_states,
+            *shape).
         sites: The sites of the set, with those that it is conditioned on.
         moved_sites: The sites of the set that need a score.
-        valued: The hidden sites that are walked or summed over as values.
-        walked: Name, shape and choices of each discrete site that is walked.
+        valued: The hidden sites whose values are in the position or summed over.
+        walked: Name, shape and choices of each discrete site of the position.
         sizes: Number of scalars in each of `sites`.
-        supports: Of each of `sites`, as in `Site`.
-        smooth: For each coordinate of the free vector, whether no site of the set may
-            jump with it.
+        supports: Support of each of `sites`, as in `Site`.
+        smooth: For each coordinate of `free`, whether all sites of the set are
+            continuous in it.
     """
 
     joint: Density
@@ -149,12 +151,12 @@ class Hidden:
 
     @property
     def size(self) -> int:
-        """Dimensions of the free vector."""
+        """Number of coordinates of `free`."""
         return len(self.smooth)
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Choices of each discrete value that is walked; 0 for endlessly many."""
+        """Number of choices of each discrete value of the position; 0 if unlimited."""
         return tuple(
             len(site.choices)
             for site in self.walked
@@ -200,7 +202,7 @@ class Hidden:
 
 
 def walkable(sm: StructuralModel, density: Density) -> Density:
-    """The density with what chains need to walk over what it hides, or why not."""
+    """The density with `walk`, what chains need, or `why_no_walk`."""
     if density.is_known:
         return density
     if why := why_not_walked(sm, density):
@@ -209,7 +211,7 @@ def walkable(sm: StructuralModel, density: Density) -> Density:
 
 
 def why_not_walked(sm: StructuralModel, density: Density) -> str:
-    """Why no chain can walk over what a density hides; "" if one can."""
+    """Why chains cannot sample the noise that a density hides; "" if they can."""
     if density.without_density:
         return f"site {density.without_density[0]!r} has no density of its own"
     if density.hidden_deterministic:
@@ -217,14 +219,16 @@ def why_not_walked(sm: StructuralModel, density: Density) -> str:
         return f"site {name!r} is computed from noise that the set hides"
     for name, law in density.hidden_spec:
         if name in sm.copies and (law.kind == "key" or _copied(sm, name).discrete):
-            return f"the noise {name!r} is a copy that belongs to no site"
+            return f"the noise {name!r} is a copy without a site"
         if not _is_valued(sm, name, law):
             continue
         site = sm.site_info[name]
         if name in sm.appended or name in density.all_sites:
-            return f"site {name!r} is seen through appended noise"
+            return f"site {name!r} has appended noise"
         if site.choices is None:
-            return f"the entries of site {name!r} ({site.distribution}) move together"
+            return (
+                f"entries of site {name!r} ({site.distribution}) depend on each other"
+            )
         if not site.discrete and site.unconstrain is None:
             return f"the support of site {name!r} ({site.distribution}) is not known"
     return ""
@@ -233,7 +237,7 @@ def why_not_walked(sm: StructuralModel, density: Density) -> str:
 def _smooth(
     sm: StructuralModel, density: Density, parts: NoiseSpec, sites: dict[str, Site]
 ) -> tuple[bool, ...]:
-    """For each free coordinate, whether the sites of a set are continuous in it."""
+    """For each coordinate, whether the sites of a set are continuous in it."""
     valued = tuple(name for name, _ in parts if name in sites)
     program = sm.forward_given(valued) if valued else sm.forward
     seen = {i for s in density.all_sites for i in program.output_indices(s)}
@@ -253,14 +257,14 @@ def _copied(sm: StructuralModel, name: str) -> Site:
 
 
 def _is_valued(sm: StructuralModel, name: str, law: Any) -> bool:
-    """Whether hidden noise is walked as the value of its site."""
+    """Whether the position has the value of the site, not its noise."""
     if name not in sm.site_info:
         return False
     return law.kind == "key" or sm.site_info[name].discrete
 
 
 def _sums(sm: StructuralModel, discrete: tuple[str, ...]) -> Values:
-    """Joint states of discrete sites if these are few; else nothing."""
+    """Joint states of discrete sites if there are few; else an empty dict."""
     sizes = [(sm.site_info[n].choices or (), sm.site_info[n].size) for n in discrete]
     total = math.prod(float(len(choices)) ** size for choices, size in sizes)
     if not discrete or not 1 <= total <= MOST_STATES:

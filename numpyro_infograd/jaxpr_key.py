@@ -31,7 +31,7 @@ _closed_keys: "weakref.WeakKeyDictionary[ClosedJaxpr, tuple[Hashable, list[Any]]
 
 
 class _Same:
-    """Compares an object by identity, and keeps it alive, so its id stays unique."""
+    """Compares an object by identity; keeps it alive, so its id stays unique."""
 
     def __init__(self, value: Any):
         self.value = value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model near some of its draws: linear in the noise, with Gaussian law."""
+"""Linear approximations of a model in its noise, at some draws."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _DRAWS = 3
 def information(
     sm: StructuralModel, densities: Sequence[Density], params: Any
 ) -> float:
-    """What the sets of densities say of the noise that they hide, in nats, about.
+    """Approximate information of sets of sites about their hidden noise, in nats.
 
-    Of sets that hide more than two dimensions alone: few are averaged over well however
-    much is said of them.
+    The largest of all sets that hide more than two dimensions. With fewer dimensions,
+    averages over the noise are accurate even for high information.
     """
     hiding = [
         d
@@ -42,13 +42,13 @@ def information(
 class Linear(NamedTuple):
     """Jacobians of sites in the noise, at three draws.
 
-    A site that is drawn behind a key has no noise to differentiate in; its value takes
-    the noise's place. What a scan draws behind a key has neither.
+    A PRNG key has no derivative. For a site that is drawn from a key, the derivative is
+    in its value instead. For a draw from a key inside a scan there is no derivative.
 
     Attributes:
         jacobians: For each site and noise, (3, site size, noise size).
         sizes: Number of scalars in each site.
-        complete: Whether all noise is there.
+        complete: Whether the Jacobians include all noise.
     """
 
     jacobians: dict[str, dict[str, np.ndarray]]
@@ -71,7 +71,7 @@ class Linear(NamedTuple):
             n for n, law in sm.noise.items() if law.kind != "key" and n in names
         )
         sizes = {name: sm.site_info[name].size for name in sites}
-        if not sites or not columns and not opaque:  # made from discrete sites alone
+        if not sites or not columns and not opaque:  # only discrete noise
             return Linear({s: {} for s in sites}, sizes, True)
         forward = sm.forward_given(opaque) if opaque else None
         with explain_grad_errors():
@@ -88,12 +88,12 @@ class Linear(NamedTuple):
         )
 
     def rank(self, sites: Sequence[str]) -> int:
-        """The rank of some sites' Jacobian in all noise, at the best of the draws.
+        """The rank of some sites' Jacobian in all noise: the largest over the draws.
 
         Raises:
-            DegenerateError: for a derivative that is not finite.
+            DegenerateError: If a derivative is not finite.
         """
-        if not self.complete:  # noise that no Jacobian shows
+        if not self.complete:  # some noise has no Jacobian
             return sum(self.sizes[s] for s in sites)
         ranks = [0]
         for jacobian in self._rows(sites):
@@ -101,8 +101,9 @@ class Linear(NamedTuple):
                 names = ", ".join(map(repr, sorted(sites)))
                 raise DegenerateError(
                     f"the derivative of {names} in the noise is not finite at these "
-                    "parameter values. Use the double-where trick around the square "
-                    "root, division or logarithm."
+                    "parameter values, perhaps at a square root, division or "
+                    "logarithm. Use jnp.where on its argument too, so that it stays in "
+                    "the domain."
                 )
             scale = np.linalg.norm(jacobian, axis=1, keepdims=True)
             scaled = jacobian / np.where(scale > 0, scale, 1.0)
@@ -111,9 +112,10 @@ class Linear(NamedTuple):
         return max(ranks)
 
     def information(self, density: Density) -> float:
-        """What the sites of a density say of its hidden noise, in nats, about.
+        """Approximate information of a density's sites about its hidden noise, in nats.
 
-        Exact for a linear-Gaussian model; the least of the draws, 0 where unknown.
+        It is exact for a linear-Gaussian model. It is the smallest over the draws, and
+        0 if it is not known.
         """
         sites = [s for s in density.sites if s in self.jacobians]
         hidden = set(density.hidden)

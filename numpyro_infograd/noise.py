@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws of exogenous noise: pseudo-random, quasi-random, or inert."""
+"""Draws of exogenous noise: pseudo-random, quasi-random, or constant."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from numpyro_infograd.exogenous import Noise
 
 NoiseSpec = tuple[tuple[str, Noise], ...]
 
-# A Sobol point set of more dimensions than this is slower to make than it is worth.
+# In more dimensions than this, making a Sobol set is too slow.
 MAX_SOBOL_DIMENSIONS = 4096
 _EXPLICIT = ("normal", "uniform")
 
@@ -35,7 +35,7 @@ def sobol_points(num_points: int, dimensions: int) -> np.ndarray:
 
 
 def _uniform_from_bits(bits: jax.Array) -> jax.Array:
-    """The middle of each cell: never 0 or 1, symmetric about one half."""
+    """Uniforms at the middle of cells: never 0 or 1, symmetric about one half."""
     dtype = jnp.zeros(()).dtype
     if dtype == jnp.float64:
         return (bits.astype(dtype) + 0.5) * 2.0**-32
@@ -43,7 +43,7 @@ def _uniform_from_bits(bits: jax.Array) -> jax.Array:
 
 
 def base_points(spec: NoiseSpec, num_samples: int) -> np.ndarray | None:
-    """The host's share of quasi-random noise for `draw_noise`; None where unfit."""
+    """Sobol points for `draw_noise`; None if quasi-random noise is not possible."""
     dimensions = sum(math.prod(n.shape) for _, n in spec if n.kind in _EXPLICIT)
     if not 0 < dimensions <= MAX_SOBOL_DIMENSIONS:
         return None
@@ -57,9 +57,9 @@ def draw_noise(
 ) -> dict[str, jax.Array]:
     """Draw exogenous noise, each array of shape (num_samples, *shape).
 
-    With `points` (see `base_points`) explicit noise is quasi-random: the point set is
-    moved by a random digital shift, so each key gives an unbiased replicate. Pure and
-    traceable; `spec` and `num_samples` are static.
+    With `points` (see `base_points`) explicit noise is quasi-random: a random digital
+    shift moves the point set, so each key gives an unbiased replicate. The function is
+    pure and traceable; `spec` and `num_samples` are static.
     """
     noise: dict[str, jax.Array] = {}
     shift_key, *keys = jax.random.split(rng_key, len(spec) + 1)
@@ -69,7 +69,7 @@ def draw_noise(
     column = 0
     for (name, law), key in zip(spec, keys, strict=True):
         if law.kind == "key":
-            # One key for a site, or one for each step of a scan.
+            # One key for each site, or for each step of a scan.
             count = math.prod(law.shape)
             flat = jax.random.split(key, num_samples * count)
             noise[name] = flat.reshape((num_samples, *law.shape))
@@ -89,10 +89,9 @@ def draw_noise(
 def shard_samples(samples: jax.Array) -> jax.Array:
     """Samples, split along their first axis over the devices in use.
 
-    What follows from them stays with them: the compiler brings together what is
-    summed. What is drawn outside of compiled functions, for the host to look at, is
-    whole everywhere; so it is on a mesh with explicit axes, which is a user's own. See
-    `arguments.use_mesh`.
+    The compiler keeps values that are computed from samples on the same device, and
+    adds up sums over devices. Samples are not split outside of compiled functions, nor
+    on a mesh with explicit axes, which only a user sets. See `arguments.use_mesh`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     traced = isinstance(samples, jax.core.Tracer)
@@ -106,8 +105,8 @@ def shard_samples(samples: jax.Array) -> jax.Array:
 def squares(spec: NoiseSpec, noise: dict[str, jax.Array], limit: int) -> jax.Array:
     """z^2 - 1 of the normal noise, whose means are 0, (num_samples, columns).
 
-    One column for each number drawn; if these are more than `limit`, the average of
-    each site, of `limit` sites at most.
+    There is one column for each number drawn. If these are more than `limit`, there is
+    one column for the average of each site, for at most `limit` sites.
     """
     found = [
         noise[name].reshape(noise[name].shape[0], -1) ** 2 - 1
@@ -121,7 +120,7 @@ def squares(spec: NoiseSpec, noise: dict[str, jax.Array], limit: int) -> jax.Arr
 
 
 def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
-    """One draw's worth of inert noise, to stand where nothing reads it."""
+    """Constant noise in the shape of one draw, for functions that do not use it."""
     middle = {"normal": 0.0, "uniform": 0.5}
     inert: dict[str, jax.Array] = {}
     for name, law in spec:
@@ -134,16 +133,16 @@ def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
 
 
 def check_noise(spec: NoiseSpec, noise: Any) -> None:
-    """Raise unless noise is a batch of draws, as `draw_noise` makes them.
+    """Raise unless noise is a batch of draws, as from `draw_noise`.
 
     Raises:
-        ArgumentError: naming the site whose noise is missing, or has another shape.
+        ArgumentError: Names the site whose noise is missing or has another shape.
     """
     names = ", ".join(name for name, _ in spec)
     if not isinstance(noise, Mapping) or set(noise) != set(dict(spec)):
         raise ArgumentError(
-            f"noise must be a dict with entries for just these sites: {names or 'none'}"
-            f"; got {noise!r:.80}. Draw it with sample_noise."
+            "noise must be a dict with entries for exactly these sites: "
+            f"{names or 'none'}; got {noise!r:.80}. Draw it with sample_noise."
         )
     counts = {np.shape(draws)[:1] for draws in noise.values()}
     for name, law in spec:
@@ -152,15 +151,15 @@ def check_noise(spec: NoiseSpec, noise: Any) -> None:
         if shape[1:] != law.shape or () in counts or len(counts) > 1 or not fits:
             wanted = ", ".join(("num_samples", *map(str, law.shape)))
             raise ArgumentError(
-                f"the noise of {name!r} must be a {law.kind} array of shape ({wanted}),"
-                f" the same number for every site, got one of shape {shape}. Draw it "
-                "with sample_noise."
+                f"the noise of {name!r} must be a {law.kind} array of shape "
+                f"({wanted}), with the same num_samples for every site, got one of "
+                f"shape {shape}. Draw it with sample_noise."
             )
 
 
 def student(count: int) -> float:
-    """What a standard error from so many replicates is multiplied by.
+    """Factor for a standard error from `count` replicates.
 
-    Two of them then cover 95 %: Student's t at 97.5 %, over 2.
+    With it, two standard errors cover 95 %: it is Student's t at 97.5 %, divided by 2.
     """
     return float(stdtrit(count - 1, 0.975)) / 2

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to maximise: mutual informations, entropies, expectations, and their sums.
+"""Objectives: mutual informations, entropies, expectations, and their sums.
 
 Every objective reduces to a signed sum of joint entropies plus expectations,
 
     I(A;B|C) = h(A,C) + h(B,C) - h(A,B,C) - h(C),
 
-in which like terms cancel. What becomes of them in a model is said by `terms`.
+in which equal terms cancel. `terms` combines them on a model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Objective:
     Attributes:
         entropies: Coefficient of the joint entropy of each set of sites.
         expectations: Pairs (coefficient, function of one sample's values).
-        terms: Pairs (coefficient, text) of what was written, for the repr.
+        terms: Pairs (coefficient, text) for the repr.
 
     Example:
         >>> from numpyro_infograd import MI
@@ -55,7 +55,7 @@ class Objective:
 
     def __add__(self, other: Any) -> Objective:
         if isinstance(other, numbers.Number) and other == 0:
-            return self  # so that the built-in sum works
+            return self  # for the built-in sum
         if not isinstance(other, Objective):
             return NotImplemented
         entropies = dict(self.entropies)
@@ -107,15 +107,14 @@ class Objective:
 
     def __lt__(self, bound: Any) -> NoReturn:
         raise TypeError(
-            f"{self!r} cannot be held strictly below or above {bound!r:.80}: write <= "
-            "or >=."
+            f"{self!r} cannot be constrained by < or > ({bound!r:.80}): write <= or >=."
         )
 
     __gt__ = __lt__
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """All sites that an entropy of the objective names, sorted."""
+        """All sites of the entropies, sorted."""
         return tuple(sorted(frozenset().union(*self.entropies)))
 
     def __repr__(self) -> str:
@@ -133,13 +132,13 @@ class Constraint:
     """A bound on expectations, for `subject_to`; write it as a comparison.
 
     Attributes:
-        expectations: An objective of nothing but expectations.
+        expectations: An objective with only expectations.
         sense: "<=" or ">=".
-        bound: A number, in the unit of the expectations.
+        bound: A finite number, in the unit of the expectations.
 
     Raises:
-        ArgumentError: for an entropy on the left, or no finite number on the right;
-            for another sense.
+        ArgumentError: For an entropy on the left, a right side that is not a finite
+            number, or another sense.
 
     Example:
         >>> from numpyro_infograd import Expectation
@@ -166,8 +165,8 @@ class Constraint:
             )
         if self.expectations.entropies or not self.expectations.expectations:
             raise ArgumentError(
-                f"{self!r}: only expectations can be constrained. Make an information "
-                "a term of the objective, with a weight."
+                f"{self!r}: only expectations can be constrained. Add an information "
+                "to the objective with a weight instead."
             )
 
     def __repr__(self) -> str:
@@ -181,10 +180,10 @@ class Constraint:
 
 
 def check_is_objective(value: Any, name: str = "objective", advice: str = "") -> None:
-    """Raise for what is no objective.
+    """Raise unless `value` is an objective.
 
     Raises:
-        ArgumentError: naming the argument.
+        ArgumentError: Names the argument.
     """
     if not isinstance(value, Objective):
         raise ArgumentError(
@@ -202,10 +201,10 @@ def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
         given: Sites to condition on.
 
     Returns:
-        An objective, to be added to others and multiplied by numbers.
+        An objective; it can be added to others and multiplied by numbers.
 
     Raises:
-        ArgumentError: if inputs or outputs are empty, or two sets share a site.
+        ArgumentError: If inputs or outputs are empty, or two sets share a site.
 
     Example:
         >>> from numpyro_infograd import MI
@@ -248,10 +247,10 @@ def Entropy(sites: Sites, given: Sites = ()) -> Objective:
         given: Sites to condition on.
 
     Returns:
-        An objective. Unlike an information it depends on the units of the sites.
+        An objective. Unlike information it depends on the units of the sites.
 
     Raises:
-        ArgumentError: if `sites` is empty or shares a site with `given`.
+        ArgumentError: If `sites` is empty or shares a site with `given`.
 
     Example:
         >>> from numpyro_infograd import MI, Entropy
@@ -277,15 +276,16 @@ def Expectation(fn: Callable[[dict[str, Any]], Any]) -> Objective:
     """E[fn(values)], where `fn` maps the values of one sample to a scalar.
 
     Args:
-        fn: Function of a dict from site to the value of one draw, of the site's shape,
-            without an axis of samples. In JAX, so that it can be differentiated.
+        fn: Function of a dict from site to the value of one draw, in the site's shape
+            without an axis of samples. Written in JAX, so that it can be
+            differentiated.
 
     Returns:
-        An objective in the unit of `fn`; weigh it into a sum with others in nats, or
+        An objective in the unit of `fn`. Add it with a weight to objectives in nats, or
         compare it with a number for a `Constraint`.
 
     Raises:
-        ArgumentError: if `fn` is not callable.
+        ArgumentError: If `fn` is not callable.
 
     Example:
         >>> from numpyro_infograd import MI, Expectation
@@ -300,15 +300,15 @@ def Expectation(fn: Callable[[dict[str, Any]], Any]) -> Objective:
 
 
 def expectation_label(fn: Callable[..., Any]) -> str:
-    """What an expectation is called in messages."""
+    """Name of an expectation in messages."""
     return f"Expectation({getattr(fn, '__name__', repr(fn))})"
 
 
 def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ...]:
-    """A name or an iterable of them as a tuple without repetition.
+    """A name or several names as a tuple without repetition.
 
     Raises:
-        ArgumentError: if anything in it is not a string.
+        ArgumentError: If something in it is not a string.
     """
     listed: tuple[Any, ...] = (value,)
     if isinstance(value, Iterable) and not isinstance(value, str):
@@ -322,7 +322,7 @@ def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ..
 
 
 def _scale(factor: Any) -> float | None:
-    """What an objective is multiplied by; None for what is no number."""
+    """A factor as a float; None if it is not a number."""
     if isinstance(factor, (str, bytes)):
         return None
     try:
@@ -332,7 +332,7 @@ def _scale(factor: Any) -> float | None:
 
 
 def plus(a: float, b: float) -> float:
-    """The sum, or zero where only rounding is left: 0.1 + 0.2 - 0.3 must cancel."""
+    """The sum; zero if only rounding is left, so that 0.1 + 0.2 - 0.3 cancels."""
     total = a + b
     return 0.0 if abs(total) <= 1e-12 * (abs(a) + abs(b)) else total
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values for a model's parameters: complete, of the right shapes, finite, inside."""
+"""Checks of parameter values: names, shapes, finite numbers, constraints."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from numpyro_infograd.errors import ParameterError
 def complete(
     initial: Mapping[str, Any], params: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Fill in what is missing with initial values; check names, shapes, numbers.
+    """Add initial values of missing parameters; check names, shapes and numbers.
 
     Raises:
-        ParameterError: for an unknown name, another shape, or a non-finite value.
+        ParameterError: For an unknown name, another shape, or a non-finite value.
     """
     if params is not None and not isinstance(params, Mapping):
         raise ParameterError(
-            f"params (init_params of an ascent) must be a dict from names of "
+            "params (init_params of an ascent) must be a dict from names of "
             f"parameters to values, got {params!r:.80}. Write {{'a': 1.0}}."
         )
     given = dict(params or {})
@@ -34,7 +34,7 @@ def complete(
             known = ", ".join(initial) or "none"
             raise ParameterError(
                 f"params has {name!r}, but the model has no such parameter "
-                f"(it has: {known}). Give names as in numpyro.param."
+                f"(it has: {known}). Use the names in numpyro.param."
             )
     return {
         name: _like(name, given.get(name, old), old) for name, old in initial.items()
@@ -45,7 +45,7 @@ def check_inside(constraints: Mapping[str, Any], params: Mapping[str, Any]) -> N
     """Raise for a parameter outside its NumPyro constraint.
 
     Raises:
-        ParameterError: naming the parameter and the constraint.
+        ParameterError: Names the parameter and the constraint.
     """
     for name, constraint in constraints.items():
         for leaf in jax.tree.leaves(params[name]):
@@ -59,7 +59,7 @@ def check_inside(constraints: Mapping[str, Any], params: Mapping[str, Any]) -> N
 
 
 def _like(name: str, value: Any, initial: Any) -> Any:
-    """`value` as arrays of the initial value's structure, shape and type."""
+    """`value` as arrays with the structure, shapes and types of the initial value."""
     expected: Any = jax.tree.structure(initial)
     got: Any = jax.tree.structure(value)
     if got != expected:
@@ -74,14 +74,14 @@ def _like(name: str, value: Any, initial: Any) -> Any:
         if array.shape != old.shape:
             raise ParameterError(
                 f"parameter {name!r} has shape {old.shape} in the model, "
-                f"got {array.shape}. Give a value of the model's shape, or change the "
-                "initial value in numpyro.param."
+                f"got {array.shape}. Give a value of this shape, or change the initial "
+                "value in numpyro.param."
             )
         tracer = isinstance(array, jax.core.Tracer)
         if not tracer and not np.all(np.isfinite(np.asarray(array))):
             raise ParameterError(
                 f"parameter {name!r} is not finite: {np.asarray(array)}. "
-                "Give finite starting values."
+                "Give finite values."
             )
         return array
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pilot batch: what chains need to know before they are run.
+"""The pilot batch: tuning of Markov chains before they run.
 
-Samples of a model come with exact draws of what they hide, so metric, step size and
-length are found on a batch of its own, and are constants of the chains proper.
+Samples of a model come with exact draws of their hidden noise. So metric, step size and
+length of chains can be tuned on a separate batch, and are constants afterwards.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from numpyro_infograd.hidden import Hidden, Position
 
 FEWEST_STEPS = 16
 _ROUNDS, _WARM_ROUNDS = 12, 2  # steps of the pilot that tune the step size
-_ACCEPTED = 0.8  # by a trajectory whose step is nine tenths of the step size
-_GAIN = 1.5  # of the logarithm of the step size, for what the acceptance is off
-_REMEMBERED = 0.005  # share of a score's mean square that chains may still remember
-_RIDGE = 8.0  # roundings of each column's mean square, in a least squares fit
-_WIDEST = 1024  # values and dimensions together that a control variate is fitted for
-_LARGEST = 4096  # samples of a pilot batch
+_ACCEPTED = 0.8  # target acceptance
+_GAIN = 1.5  # change of the log step size for each unit of acceptance error
+_REMEMBERED = 0.005  # tolerated dependence on the start, as a share of mean square
+_RIDGE = 8.0  # ridge of least squares, in units of rounding errors
+_WIDEST = 1024  # values plus dimensions, at most, with a control variate
+_LARGEST = 4096  # samples of a pilot batch, at most
 
 
 def pilot_size(least: int, columns: int) -> int:
-    """Samples of a pilot batch: several for each column that is regressed on."""
+    """Number of samples of a pilot batch: several for each column of a regression."""
     return max(least, min(1 << (8 * columns).bit_length(), _LARGEST))
 
 
@@ -50,22 +50,23 @@ def tune(
     most_steps: int,
     last: Tuning | None = None,
 ) -> Tuning:
-    """What chains need to know, from a pilot batch of samples.
+    """The tuning of chains, from a pilot batch of samples.
 
-    The metric is the mean Fisher information that the values carry about the position,
-    plus the precision of the prior. The mean acceptance of a whole batch is close to a
-    function of the step size, so its root is found by plain steps. Chains then grow
-    until the mean product of their score with that of their start no longer falls, by
-    half a percent or by what the pilot can see.
+    The metric is the mean Fisher information of the values about the position, plus the
+    precision of the prior. The mean acceptance of a whole batch is almost a function of
+    the step size, so the step size for the target acceptance is found by fixed-point
+    steps. The number of steps grows until the mean product of a chain's score and the
+    score at its start stops falling: by less than half a percent, or less than its
+    noise.
 
     Args:
-        hidden: What a set of sites hides.
+        hidden: The hidden noise of a set of sites.
         params: Parameters, in constrained space.
         noise: A batch of noise, (num_samples, *shape).
-        values: The values that it makes, of all sites.
+        values: Values of all sites for this noise.
         rng_key: A JAX PRNG key.
-        most_steps: Steps that a chain may take.
-        last: The tuning at parameters close by, whose step size is taken up.
+        most_steps: Maximum number of steps of a chain.
+        last: The tuning at nearby parameters, whose step size is the start.
     """
     start = jax.vmap(hidden.start)(noise, values)
     values = {name: values[name] for name in hidden.sites}
@@ -75,7 +76,7 @@ def tune(
         tuning, rounds = tuning._replace(step_size=last.step_size), _WARM_ROUNDS
 
     def step(tuning: Tuning, index: jax.Array, at: Position) -> tuple[Any, ...]:
-        """Where all chains go, their scores before that, and their acceptance."""
+        """The next positions, the scores at the present ones, and acceptances."""
 
         def one(key: jax.Array, at: Position, values: Values) -> tuple[Any, ...]:
             walk = Walk.of(hidden, params, values, tuning)
@@ -92,7 +93,7 @@ def tune(
 
     def body(carry: _Pilot) -> _Pilot:
         tuned, length = carry.number >= 0, carry.number + 1
-        # The second step of a round is a usual one.
+        # The step size is tuned on the second step of a round, a normal trajectory.
         index = jnp.where(tuned, carry.number, 1)
         now = tuning._replace(step_size=carry.step_size)
         moved, scores, accepted = step(now, index, carry.at)
@@ -108,7 +109,7 @@ def tune(
         return _Pilot(
             length,
             carry.step_size * jnp.exp(change),
-            # Chains start anew once the step size is tuned.
+            # Chains start again when the step size is tuned.
             where(length == 0, start, moved),
             jnp.where(tuned & ~ends, total, 0.0),
             jnp.where(ends, product, carry.product),
@@ -128,20 +129,20 @@ def tune(
 
 
 class _Pilot(NamedTuple):
-    """The state of a pilot run, on a batch of chains."""
+    """The state of a pilot run of a batch of chains."""
 
-    number: jax.Array  # of the step; negative while the step size is tuned
+    number: jax.Array  # number of the step; negative while the step size is tuned
     step_size: jax.Array
     at: Position
-    total: jax.Array  # of the scores in the present window, (num_samples, num_scores)
-    product: jax.Array  # of the start's score and the last window's mean
+    total: jax.Array  # sum of scores in the window, (num_samples, num_scores)
+    product: jax.Array  # score at the start times mean of the last window
     done: jax.Array
 
 
 def _statistics(
     hidden: Hidden, params: Any, start: Position, values: Values
 ) -> tuple[Tuning, Chain]:
-    """Metric, reference and control variate; and chains at their starts."""
+    """Metric, reference and control variate, and the chains at their starts."""
     num_samples, size = start.free.shape
     chains = jax.vmap(lambda v, at: evaluate(hidden, params, v, at))(values, start)
     scale = jnp.std(start.free, axis=0)
@@ -153,7 +154,7 @@ def _statistics(
     if narrow:
         free = chains.score * jax.vmap(hidden.stretch)(values)
         slope = _slope(flat, chains.gradient * scale, free) * scale
-        # Stein's identity needs a density that is continuous in the coordinate.
+        # Stein's identity needs a continuous density in the coordinate.
         slope = slope * jnp.asarray(hidden.smooth)
     return Tuning(
         scale,
@@ -169,7 +170,7 @@ def _statistics(
 def _reference(
     hidden: Hidden, start: Position, values: jax.Array, narrow: bool
 ) -> Reference:
-    """The normal law of the free coordinates given the values, by their moments."""
+    """The normal distribution of the coordinates given the values, by moments."""
     low, middle, high = jnp.quantile(values, jnp.asarray([0.16, 0.5, 0.84]), axis=0)
     width = jnp.where(high > low, 0.5 * (high - low), jnp.std(values, axis=0))
     width = jnp.where(width > 0, width, 1.0)
@@ -191,12 +192,12 @@ def _reference(
 
 
 def _frequencies(hidden: Hidden, start: Position) -> tuple[jax.Array, jax.Array]:
-    """Log frequencies of choices, and moments of what has endlessly many."""
+    """Log frequencies of choices, and moments of values with unlimited choices."""
     states, most = start.states, max(hidden.counts, default=0) or 1
     every = jnp.arange(most)
     counts = jnp.sum(states[:, :, None] == every, axis=0)
     allowed = every < jnp.asarray(hidden.counts, int)[:, None]
-    share = jnp.where(allowed, counts + 1.0, 0.0)  # so that none is impossible
+    share = jnp.where(allowed, counts + 1.0, 0.0)  # so that all are possible
     share = share / jnp.maximum(jnp.sum(share, axis=1, keepdims=True), 1.0)
     numbers = states.astype(share.dtype)
     moments = jnp.mean(numbers, axis=0), jnp.std(numbers, axis=0) + 0.5
@@ -204,7 +205,7 @@ def _frequencies(hidden: Hidden, start: Position) -> tuple[jax.Array, jax.Array]
 
 
 def _slope(values: jax.Array, gradient: jax.Array, score: jax.Array) -> jax.Array:
-    """Minus the regression of scores on gradients, beside that on the values."""
+    """Minus the coefficients of gradients in a regression of scores on both."""
     centred = values - jnp.mean(values, axis=0)
     ones = jnp.ones((len(values), 1))
     found = _regression(jnp.concatenate([ones, centred, gradient], axis=1), score)

@@ -28,8 +28,8 @@ from numpyro_infograd.scores.pool import with_noise
 from numpyro_infograd.scores.pretrained import Pretrained, Range
 from numpyro_infograd.structure import StructuralModel
 
-_LONGER = 5  # times the training steps of a fit at one value of the parameters
-_LARGER = 8  # times its pool
+_LONGER = 5  # training steps, in units of a fit at one value of the parameters
+_LARGER = 8  # samples, in units of the pool of such a fit
 
 
 def pretrain_scores(
@@ -44,30 +44,31 @@ def pretrain_scores(
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> Pretrained:
-    """Train scores s(y; params) over a range of parameters, to use again and again.
+    """Train scores s(y; params) once for a range of parameters.
 
-    One network for the whole range sees the parameters beside the values. The result
-    goes wherever `scores=` does: a sweep or an ascent then trains nothing, and takes
-    only the moments anew at each point.
+    The inputs of the networks are the values and the parameters. Pass the result as
+    `scores=`: then a sweep or an ascent trains no network, and fits only the moments at
+    each point.
 
     Args:
         model: A NumPyro model, or the result of `structural_model`.
-        objective: What the scores are for: any objective with the same entropies.
+        objective: An objective with the entropies whose scores are needed.
         over: For every parameter that reaches the objective, bounds `(low, high)`,
-            numbers or arrays of its shape, or a NumPyro distribution of its shape;
-            the range is then that of its `num_points` draws.
-        scores: "denoising", "sliced", "flow", or such a method.
-        num_points: Parameter values to train at, a power of two.
+            which are numbers or arrays of its shape, or a NumPyro distribution of its
+            shape. Then the range is that of `num_points` draws.
+        scores: "denoising", "sliced", "flow", or an object of these methods.
+        num_points: Number of parameter values for the training, a power of two.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         allow_jumps: As in `gradient`.
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
 
     Returns:
-        A score method. Outside the range it raises, or stops an ascent, and says so.
+        A score method. For parameters outside the range it raises an error; an ascent
+        stops there, and its status says so.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault.
+        InfogradError: A subclass that names the site or argument at fault.
 
     Example:
         >>> import jax.numpy as jnp, numpyro, numpyro.distributions as dist
@@ -87,7 +88,7 @@ def pretrain_scores(
     method = resolve_method(scores)
     if not isinstance(method, Learned):
         raise ArgumentError(
-            f"pretrain_scores needs scores that are learned, got {scores!r}. Use "
+            f"pretrain_scores needs a method that learns scores, got {scores!r}. Use "
             "'denoising', 'sliced' or 'flow'."
         )
     as_power_of_two("num_points", num_points, 16)
@@ -124,8 +125,9 @@ def pretrain_scores(
         )
         if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(networks)):
             raise ScoreError(
-                f"the training for {density.all_sites} was not finite: somewhere in "
-                "the range a draw or a density is not. Give a smaller range."
+                f"the training for {density.all_sites} was not finite, because a draw "
+                "or a density is not finite somewhere in the range. Use a smaller "
+                "range."
             )
         trained[density.sites, density.given] = networks
     return Pretrained(method, names, ranges, trained, problem.sm.forward)
@@ -144,7 +146,7 @@ def _train(
     names: tuple[str, ...],
     size: int,
 ) -> Any:
-    """Networks fitted to pools at many parameter values."""
+    """Networks trained on pools at many parameter values."""
     pool_key, init_key, train_key = jax.random.split(rng_key, 3)
     num_points = len(jax.tree.leaves(drawn)[0])
 
@@ -175,17 +177,17 @@ def _check_names(over: Any, needed: frozenset[str], sm: StructuralModel) -> None
             known = ", ".join(sm.params) or "none"
             raise ArgumentError(
                 f"over names {name!r}, but the model has no such parameter (it has: "
-                f"{known})."
+                f"{known}). Name one of these."
             )
     for name in sorted(needed - set(over)):
         raise ArgumentError(
-            f"over lacks parameter {name!r}, which reaches the objective. Give bounds "
+            f"over lacks parameter {name!r}, which reaches the objective. Add bounds "
             "(low, high) for it."
         )
     if not over:
         raise ArgumentError(
-            "over is empty, and no parameter reaches the objective: nothing is to be "
-            "trained. Name sites that a parameter moves."
+            "over is empty, and no parameter reaches the objective, so there is "
+            "nothing to train. Use sites in the objective that depend on a parameter."
         )
 
 
@@ -197,7 +199,7 @@ def _check_constraints(drawn: Mapping[str, Any], sm: StructuralModel) -> None:
                 worst = np.asarray(leaf)[np.argmin(inside.all(axis=1))]
                 raise ArgumentError(
                     f"over[{name!r}] leaves the parameter's constraint "
-                    f"{sm.constraints[name]}: it holds {worst}. Give a range inside."
+                    f"{sm.constraints[name]}: it contains {worst}. Give a range inside."
                 )
 
 
@@ -208,7 +210,7 @@ def _draw(
     num_points: int,
     rng_key: jax.Array,
 ) -> tuple[dict[str, Any], Range]:
-    """Parameter values, with a leading axis, in random order; and their bounds."""
+    """Parameter values with a leading axis, in random order, and their bounds."""
     sizes = [sum(x.size for x in jax.tree.leaves(initial[name])) for name in names]
     uniforms = sobol_points(num_points, sum(sizes)).astype(np.float64) / 2.0**32
     uniforms = np.random.default_rng(0).permutation(uniforms)
@@ -222,7 +224,7 @@ def _draw(
             if each.size != num_points * size:
                 raise ArgumentError(
                     f"over[{name!r}] draws values of shape {each.shape[1:]}, but the "
-                    f"parameter has {size} numbers. Give a distribution of its shape."
+                    f"parameter has {size} numbers. Use a distribution of its shape."
                 )
             flat = each.reshape(num_points, size)
             low, high = flat.min(0), flat.max(0)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A traced function as a pytree: arrays are leaves, the computation is static.
 
-Retracing a Python function is cheap and sees every changed closure; compiling is
-not. A `Program` passed to a jitted function splits the two: its arrays are ordinary
-arguments, and its code is static data that compares equal if and only if the
-computation is the same, so that JAX's own cache decides when to compile.
+Tracing a Python function is fast and includes changed closures; compiling is slow. A
+`Program` is an argument of jitted functions: its arrays are ordinary arguments, and its
+code is static data that is equal if and only if the computation is the same. So JAX
+compiles only for new computations.
 """
 
 from collections.abc import Callable, Collection, Hashable, Sequence
@@ -29,7 +29,7 @@ from numpyro_infograd.jaxpr_walk import open_jaxpr, sub_jaxprs
 
 
 def _holds_arrays(eqn: JaxprEqn) -> bool:
-    """Whether an inner jaxpr that can be opened safely has arrays of its own."""
+    """Whether an inner jaxpr that can be opened safely has arrays as constants."""
     if eqn.primitive.name not in ("jit", "closed_call", "scan", "cond", "while"):
         return False
     return any(
@@ -40,7 +40,7 @@ def _holds_arrays(eqn: JaxprEqn) -> bool:
 
 
 def _lift(closed: ClosedJaxpr, held: Sequence[Any]) -> ClosedJaxpr:
-    """Moves the arrays of inner jaxprs out to the constants of the whole."""
+    """Move the arrays of inner jaxprs to the constants of the outer jaxpr."""
     arrays = list({id(array): array for array in held}.values())
     count = len(closed.consts)
 
@@ -61,7 +61,7 @@ def _lift(closed: ClosedJaxpr, held: Sequence[Any]) -> ClosedJaxpr:
 def _close_over(
     fn: Callable[..., Any], consts: Sequence[Any], like: Jaxpr
 ) -> ClosedJaxpr:
-    """Traces `fn(consts, *args)` with `consts` as constants and `args` as in `like`."""
+    """Trace `fn(consts, *args)` with `consts` as constants and `args` as in `like`."""
     shapes = [jax.typeof(const) for const in consts]
     traced = jax.make_jaxpr(fn)(shapes, *[var.aval for var in like.invars])
     jaxpr, split = traced.jaxpr, len(consts)
@@ -74,7 +74,7 @@ def _close_over(
 
 
 class Code:
-    """The static half of a `Program`; equal to another iff both compute the same.
+    """The static part of a `Program`; equal if both compute the same.
 
     Attributes:
         jaxpr: The computation, with the captured arrays as its constants.
@@ -92,7 +92,7 @@ class Code:
 
     @staticmethod
     def of(jaxpr: Jaxpr, in_tree: Any, out_tree: Any, key: Hashable) -> "Code":
-        """The one living code with this computation and these structures."""
+        """The one code with this computation and these structures."""
         value = KeyMaker().value
         key = (key, value(in_tree), value(out_tree))
         code = _codes.get(key)
@@ -108,18 +108,18 @@ class Code:
 
     @property
     def text(self) -> str:
-        """The computation in words that are equal across processes."""
+        """The computation as text that is equal in all processes."""
         return re.sub(r" at 0x[0-9a-f]+", "", repr(self._key))
 
     def fact(self, name: Hashable, compute: Callable[[], list[Any]]) -> list[Any]:
-        """`compute()`, remembered under `name`."""
+        """`compute()`, cached under `name`."""
         if name not in self.facts:
             self.facts[name] = tuple(compute())
         return list(self.facts[name])
 
 
-# Equal codes are one object as long as it lives: comparison is then immediate, and
-# what is known about a computation outlives the trace.
+# Equal codes are one object while it exists: comparison is fast, and cached facts can
+# be used for later traces.
 _codes: "weakref.WeakValueDictionary[Hashable, Code]" = weakref.WeakValueDictionary()
 
 
@@ -148,7 +148,7 @@ class Program:
 
     Attributes:
         consts: The arrays that the function captured.
-        code: What it does with them and with its arguments.
+        code: The computation on these arrays and the arguments.
     """
 
     consts: list[Any]
@@ -156,7 +156,7 @@ class Program:
 
     @classmethod
     def trace(cls, fn: Callable[..., Any], *example_args: Any) -> "Program":
-        """Traces `fn` on the shapes and dtypes of some arguments.
+        """Trace `fn` for the shapes and dtypes of some arguments.
 
         Args:
             fn: A pure function of pytrees of arrays.
@@ -176,7 +176,7 @@ class Program:
         return cls([jnp.asarray(const) for const in closed.consts], code)
 
     def __call__(self, *args: Any) -> Any:
-        """Evaluates the function; every argument must look like its example."""
+        """Evaluate the function; arguments must have the shapes of the examples."""
         leaves, tree = tree_flatten(args)
         if tree != self.code.in_tree:
             raise TypeError(
@@ -189,7 +189,7 @@ class Program:
         ]
         outs = jax.core.eval_jaxpr(self.code.jaxpr, self.consts, *values)
         arrays = [
-            # A constant output comes as the number that stands in the code.
+            # A constant output is a literal in the jaxpr.
             out if isinstance(out, Array) else jnp.asarray(out, shape.dtype)
             for out, shape in zip(outs, self.code.jaxpr.out_avals, strict=True)
         ]
@@ -204,15 +204,15 @@ class Program:
         return _indices(self.code.out_tree, path)
 
     def dependencies(self) -> list[frozenset[int]]:
-        """For each flat output, the flat inputs that it is computed from."""
+        """For each flat output, the flat inputs on which it depends."""
         code = self.code
         return code.fact("deps", lambda: jaxpr_facts.dependencies(code.jaxpr))
 
     def affine_outputs(self, wrt: Collection[int]) -> list[bool]:
-        """For each flat output, whether it is surely affine in `wrt` jointly.
+        """For each flat output, whether it is certainly affine in `wrt` jointly.
 
         Args:
-            wrt: Flat inputs; all others are held fixed.
+            wrt: Flat inputs; all others are constant.
         """
         code, chosen = self.code, frozenset(wrt)
         return code.fact(
@@ -222,13 +222,13 @@ class Program:
     def jumps(
         self, wrt: Collection[int], noise: Collection[int] | None = None
     ) -> list[Jump]:
-        """The jumps and switches driven by `wrt` whose result reaches an output.
+        """The jumps and switches that depend on `wrt` and reach an output.
 
-        Equations under `jax.named_scope("exogenous")` are trusted.
+        Equations under `jax.named_scope("exogenous")` are skipped.
 
         Args:
-            wrt: Flat inputs; all others are held fixed.
-            noise: If given, only what these inputs drive as well.
+            wrt: Flat inputs; all others are constant.
+            noise: If given, only jumps that depend on these inputs too.
         """
         code, chosen = self.code, frozenset(wrt)
         found = code.fact(
@@ -242,19 +242,19 @@ class Program:
     def predicates(
         self, wrt: Collection[int], noise: Collection[int] | None = None
     ) -> "Program | None":
-        """A program of the same inputs that computes the predicate of each switch.
+        """A program of the same inputs that returns the predicate of each switch.
 
         Its output is a list with one array for each switch of `jumps(wrt, noise)`, in
-        that order: the booleans of a `select_n`, the branch index of a `cond`, whether
-        a `sign` or an `atan2` is on one side of its cut, the multiple that a `rem`
-        takes away; with a leading time axis for each `scan` around it.
+        that order: the bools of a `select_n`, the branch index of a `cond`, the side of
+        the cut of a `sign` or an `atan2`, the multiple that a `rem` subtracts. Each has
+        a leading time axis for each enclosing `scan`.
 
         Args:
-            wrt: Flat inputs; all others are held fixed.
+            wrt: Flat inputs; all others are constant.
             noise: As in `jumps`.
 
         Returns:
-            The program, or None if a predicate sits in a branch or a `while`.
+            The program, or None if a predicate is in a branch or a `while`.
         """
         taps = frozenset(jump.path for jump in self.jumps(wrt, noise) if jump.switch)
         around = {path[:end] for path in taps for end in range(1, len(path))}
@@ -277,7 +277,7 @@ class Program:
             key = KeyMaker().jaxpr(closed.jaxpr)
             out_tree = tree_structure([0] * len(taps))
             found = Code.of(closed.jaxpr, code.in_tree, out_tree, key)
-            # Remembered without this program's arrays, which come last.
+            # Cached without this program's arrays, which come last.
             return [found, closed.consts[: len(closed.consts) - len(self.consts)]]
 
         found, own = code.fact(("predicates", taps), compute)
@@ -285,7 +285,7 @@ class Program:
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype only: a weak type would make floats and arrays differ."""
+    """Shape and dtype without weak type, so that floats and arrays are equal."""
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
         leaf = jax.typeof(leaf)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stochastic system as a deterministic function of parameters and outside noise.
+"""A model as a deterministic function of parameters and exogenous noise.
 
-`StructuralModel` says `values = g(params, noise)`: the law of the noise does not
-depend on the parameters, so derivatives pass through `g`. Its `density` is the same
-system seen from a set of sites. Everything here is pure JAX; effect handlers live in
-`messenger`.
+A `StructuralModel` is `values = g(params, noise)`. The distribution of the noise does
+not depend on the parameters, so `g` has all derivatives. `density` gives the log
+density of a set of sites. This file is pure JAX; effect handlers are in `messenger`.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from numpyro_infograd.text import html_table
 
 try:
     import graphviz
-except ImportError:  # an extra; `render` says how to install it
+except ImportError:  # an extra; the error in `render` says how to install it
     graphviz = None
 
-# Of the colours of Okabe and Ito, as figures have them (`plots`).
+# Colours of Okabe and Ito, as in `plots`.
 _TUNED, _FIXED = "#D55E00", "#56B4E9"
 
 
 class Site(NamedTuple):
-    """What is known of one site without running the model."""
+    """Static information about one site."""
 
     name: str
     kind: str  # "sample" or "deterministic"
@@ -54,10 +53,10 @@ class Site(NamedTuple):
     discrete: bool = False
     support: str = "real"  # "real" (no boundary), "positive", "unit", "bounded", "thin"
     state: str = "free"  # "free", "observed", "substituted" or "intervened"
-    masked: bool = False  # a mask weighs its likelihood, not its draws
-    control_flow: bool = False  # lives inside a scan or a cond
+    masked: bool = False  # whether it has a mask, which does not change draws
+    control_flow: bool = False  # whether it is inside a scan or a cond
     unconstrain: Any = None  # NumPyro transform from real numbers to the support
-    choices: tuple[float, ...] | None = ()  # of a discrete site, where they are few
+    choices: tuple[float, ...] | None = ()  # values of a discrete site, if few
 
     @property
     def size(self) -> int:
@@ -73,11 +72,11 @@ class StructuralModel:
         params: Initial value of every parameter, in constrained space.
         constraints: NumPyro constraint of every parameter.
         site_info: `Site` record of every site, in the model's order.
-        run: The model itself, with values put in or cut loose; for this package.
+        run: The model with given values of sites; for internal use.
         forward: The traced map from (params, noise) of one sample to its values.
-        appended: Variance of Gaussian noise appended to a site, where there is any.
+        appended: Variance of the Gaussian noise appended to sites.
         clean: The model before noise was appended.
-        copies: Laws of noise that an edit draws a second time.
+        copies: Distributions of noise that an edit draws a second time.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -115,7 +114,7 @@ class StructuralModel:
 
     @property
     def noise(self) -> dict[str, Noise]:
-        """The law of each site's exogenous noise: kind and shape of one draw."""
+        """Kind and shape of one draw of each site's exogenous noise."""
         laws = {
             name: site.noise
             for name, site in self.site_info.items()
@@ -133,10 +132,10 @@ class StructuralModel:
     # -- sampling ---------------------------------------------------------------
 
     def complete_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Fill in what is missing with initial values; check names, shapes, numbers.
+        """Add initial values of missing parameters; check names, shapes and numbers.
 
         Raises:
-            ParameterError: for an unknown name, another shape, or a non-finite value.
+            ParameterError: For an unknown name, another shape, or a non-finite value.
         """
         return complete(self.params, params)
 
@@ -144,7 +143,7 @@ class StructuralModel:
         """Raise for a parameter outside its NumPyro constraint.
 
         Raises:
-            ParameterError: naming the parameter and the constraint.
+            ParameterError: Names the parameter and the constraint.
         """
         check_inside(self.constraints, params)
 
@@ -156,41 +155,41 @@ class StructuralModel:
         Args:
             rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
             num_samples: Number of draws; a power of two if `qmc`.
-            qmc: Quasi-random (scrambled Sobol) explicit noise.
+            qmc: Whether explicit noise is quasi-random (scrambled Sobol points).
 
         Returns:
             Dict of arrays of shape (num_samples, *shape), without units; PRNG keys for
             key noise.
 
         Raises:
-            ArgumentError: if `num_samples` is not positive, or no power of two; if
-                `rng_key` is no key.
+            ArgumentError: If `num_samples` is not positive, or not a power of two with
+                `qmc`; if `rng_key` is not a key.
         """
         rng_key = as_key(rng_key)
         num_samples = as_count("num_samples", num_samples)
         if qmc and num_samples & (num_samples - 1):
             raise ArgumentError(
-                f"qmc=True needs num_samples to be a power of two, got {num_samples}: "
-                f"take {1 << num_samples.bit_length()}."
+                f"qmc=True needs num_samples to be a power of two, got {num_samples}. "
+                f"Use {1 << num_samples.bit_length()}."
             )
         points = base_points(self.spec, num_samples) if qmc else None
         return draw_noise(self.spec, rng_key, num_samples, points)
 
     def evaluate(self, params: Mapping[str, Any], noise: Values) -> Values:
-        """Values of all sites; deterministic.
+        """Values of all sites: a deterministic function.
 
         Args:
-            params: Parameters in constrained space, each in its shape; what is missing
+            params: Parameters in constrained space, each in its shape; a missing one
                 takes its initial value.
-            noise: Of every site, (num_samples, *shape), as `sample_noise` draws it.
+            noise: Noise of every site, (num_samples, *shape), from `sample_noise`.
 
         Returns:
             Dict of arrays of shape (num_samples, *shape), in the sites' units.
 
         Raises:
-            ParameterError: for an unknown name, another shape, or a value outside its
+            ParameterError: For an unknown name, another shape, or a value outside its
                 constraint.
-            ArgumentError: for noise that is not as `sample_noise` draws it.
+            ArgumentError: For noise that is not of the form of `sample_noise`.
         """
         complete = self.complete_params(params)
         self.check_constraints(complete)
@@ -208,13 +207,13 @@ class StructuralModel:
         Args:
             rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
             num_samples: Number of draws.
-            params: As in `evaluate`; None takes all initial values.
+            params: As in `evaluate`; None uses all initial values.
 
         Returns:
             Dict of arrays of shape (num_samples, *shape), in the sites' units.
 
         Raises:
-            InfogradError: as `sample_noise` and `evaluate`.
+            InfogradError: As in `sample_noise` and `evaluate`.
         """
         return self.evaluate(
             {} if params is None else params, self.sample_noise(rng_key, num_samples)
@@ -224,14 +223,14 @@ class StructuralModel:
 
     @functools.cached_property
     def _reach(self) -> dict[str, tuple[frozenset[str], ...]]:
-        """site -> (parameters, noise) that its value depends on, at any distance."""
+        """site -> (parameters, noise) on which its value depends, also indirectly."""
         return dependencies_by_name(self.forward, self.params, noise_like(self.spec))
 
     def _named(self, sites: Iterable[str]) -> tuple[str, ...]:
-        """Names of sites, or one of them, as a tuple.
+        """One name or several as a tuple, after a check.
 
         Raises:
-            SiteError: for a name that no site has.
+            SiteError: For a name that no site has.
         """
         single = isinstance(sites, str) or not isinstance(sites, Iterable)
         listed: tuple[Any, ...] = (sites,) if single else tuple(sites)
@@ -250,7 +249,7 @@ class StructuralModel:
             sites: A site name or several.
 
         Raises:
-            SiteError: for a name that no site has.
+            SiteError: For a name that no site has.
         """
         return frozenset().union(*(self._reach[s][0] for s in self._named(sites)))
 
@@ -261,12 +260,12 @@ class StructuralModel:
             sites: A site name or several.
 
         Raises:
-            SiteError: for a name that no site has.
+            SiteError: For a name that no site has.
         """
         return frozenset().union(*(self._reach[s][1] for s in self._named(sites)))
 
     def noise_given(self, held: Sequence[str], sites: Iterable[str]) -> frozenset[str]:
-        """Names of the noise that reaches the sites when other sites' values stand."""
+        """Names of the noise that reaches the sites if `held` have fixed values."""
         held, sites = self._named(held), self._named(sites)
         if not held:
             return self.noise_of(sites)
@@ -282,9 +281,9 @@ class StructuralModel:
     def parents(self) -> dict[str, tuple[str, ...]]:
         """Direct parents of every site: sites first, then parameters.
 
-        Found by running the model with every site's value cut loose from how it is
-        made, and reading off the dependencies; within a scan a site's parents are
-        those sites of the scan whose noise reaches it at any step.
+        They are the dependencies of each site if all sites have given values. Inside a
+        scan, a site's parents are the sites of the scan whose noise reaches it at any
+        step.
         """
         cut = [n for n, s in self.site_info.items() if not s.control_flow]
         example = {n: self.example(n) for n in cut}
@@ -311,10 +310,10 @@ class StructuralModel:
     ) -> Density:
         """The density of `sites` given the values of `given` and the other noise.
 
-        A site whose own density neither reads hidden noise nor the value of a site
-        that depends on a parameter is constant in everything that a score needs, and
-        is left out: so discrete sites and root inputs may be in the set. With `whole`
-        nothing is left out, as the value of an entropy needs.
+        A score does not need the density of a site if that density uses neither hidden
+        noise nor the value of a site that depends on a parameter. Such a density is
+        left out, so discrete sites and root inputs may be in the set. With `whole` no
+        density is left out, as needed for the value of an entropy.
         """
         key = (self._named(sites), self._named(given), whole)
         shared = sorted({*key[0]} & {*key[1]})
@@ -359,7 +358,7 @@ class StructuralModel:
         moving_boundary = (
             s for s in log_prob_sites if any(reach.get(("boundary", s), ()))
         )
-        # NumPyro calls the support of a shifted Exponential real: its row says more.
+        # NumPyro calls the support of a shifted Exponential real; its row knows more.
         kinds = {s: self.site_info[s].support for s in log_prob_sites}
         hard_boundaries = (
             s
@@ -399,16 +398,17 @@ class StructuralModel:
         site = self.site_info[self._named(name)[0]]
         return jax.ShapeDtypeStruct(site.shape, site.dtype)
 
-    # -- looking at it ----------------------------------------------------------
+    # -- display ----------------------------------------------------------------
 
     def render(self) -> Any:
         """The graph of sites and parameters as a `graphviz.Digraph`.
 
-        Sampled sites are ellipses, deterministic ones boxes, and what is observed,
-        substituted or intervened on is filled; parameters are bare names.
+        Sampled sites are ellipses and deterministic sites are boxes. Observed,
+        substituted and intervened sites are filled. Parameters are names without a
+        frame.
 
         Raises:
-            ImportError: if the `graphviz` extra is not installed.
+            ImportError: If the `graphviz` extra is not installed.
         """
         if graphviz is None:
             raise ImportError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An objective put to a model: conditional entropies, and expectations as programs.
+"""An objective on a model: conditional entropies, and expectations as programs.
 
-`resolve` pairs the joint entropies of an objective into conditional ones where that
-spares learning a density.
+`resolve` combines joint entropies of an objective to conditional entropies, if that
+avoids the estimate of a density.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpyro_infograd.structure import StructuralModel, appended_name
 
 
 class Term(NamedTuple):
-    """coefficient * h(sites | given), where `given` is cut loose from hidden noise."""
+    """coefficient * h(sites | given)."""
 
     coefficient: float
     sites: tuple[str, ...]
@@ -31,12 +31,12 @@ class Term(NamedTuple):
 
 
 def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
-    """Write an objective as few conditional entropies as the model's graph allows.
+    """Write an objective as few conditional entropies, as far as the graph allows.
 
-    h(A,B) and h(A) with opposite coefficients combine to h(B|A) when A separates B
-    from the noise that made A: then p(b|a) is an average over noise that A does not
-    touch, and the density of A (which may not exist: A may be discrete, or a codeword
-    computed from noise) is never needed.
+    h(A,B) and h(A) with opposite coefficients combine to h(B|A) if A separates B from
+    the noise of A. Then p(b|a) is an average over noise that A does not depend on, and
+    the density of A is not needed. A may have none, if it is discrete or a codeword
+    computed from noise.
     """
     order = {name: i for i, name in enumerate(sm.sites)}
     left = dict(objective.entropies)
@@ -52,10 +52,10 @@ def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
 def without_moving_conditions(
     terms: tuple[Term, ...], sm: StructuralModel
 ) -> tuple[Term, ...]:
-    """h(A | B) as h(A, B) - h(B) where a parameter moves B.
+    """h(A | B) as h(A, B) - h(B), if B depends on a parameter.
 
-    Samples of A and B do not show how the density of A depends on B: that is the
-    difference of two scores.
+    The score of p(A | B) in B cannot be learned from samples of A and B. It is the
+    difference of two scores that can.
     """
     order = {name: i for i, name in enumerate(sm.sites)}
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
@@ -70,10 +70,10 @@ def without_moving_conditions(
 
 
 def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
-    """The objective as entropies h(A | B) of sites that no parameter reaches.
+    """The objective as entropies h(A | B) of sites A that no parameter reaches.
 
     Raises:
-        ScoreError: if something else is left that a parameter moves.
+        ScoreError: If another entropy is left that depends on a parameter.
     """
     order = {name: i for i, name in enumerate(sm.sites)}
     left = dict(objective.entropies)
@@ -82,9 +82,9 @@ def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, .
     for sites, coefficient in left.items():
         if coefficient and sm.params_of(sites):
             raise ScoreError(
-                "scores='posterior' needs an objective made of MI(inputs, outputs) "
-                "whose inputs no parameter reaches, but it leaves the entropy of "
-                f"{sorted(sites)}. Use scores='denoising'."
+                "scores='posterior' needs an objective of MI(inputs, outputs) whose "
+                "inputs no parameter reaches, but this objective also needs the "
+                f"entropy of {sorted(sites)}. Use scores='denoising'."
             )
     return tuple(terms)
 
@@ -92,12 +92,12 @@ def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, .
 def _pair_off(
     left: dict[Joint, float], sign: int, fits: Callable[[Joint, Joint], bool]
 ) -> list[tuple[float, Joint, Joint]]:
-    """Pairs of h(joint) and -h(inner), largest joint first; takes them from `left`.
+    """Pairs of h(joint) and -h(inner), largest joint first; removed from `left`.
 
     Args:
         left: Coefficient of each joint entropy.
-        sign: 1 for the smallest inner sets first, -1 for the largest.
-        fits: Whether two sets may be paired.
+        sign: 1 to try the smallest inner sets first, -1 for the largest.
+        fits: Function that says whether two sets may be paired.
     """
     pairs = []
     for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
@@ -116,7 +116,7 @@ def _pair_off(
 def _conditional(
     order: dict[str, int], coefficient: float, joint: Joint, inner: Joint
 ) -> Term:
-    """h(joint | inner), its sites in the order of the model."""
+    """h(joint | inner), with its sites in the order of the model."""
     parts = (sorted(part, key=order.__getitem__) for part in (joint - inner, inner))
     return Term(coefficient, *map(tuple, parts))
 
@@ -134,7 +134,7 @@ class Means(NamedTuple):
 
 @jax.jit
 def at_each(means: Means, values: Any) -> jax.Array:
-    """Every program at every sample of a batch, (num_programs, num_samples)."""
+    """The value of each program for each sample, (num_programs, num_samples)."""
     found = [jax.vmap(fn)(values) for fn in means.programs]
     return jnp.stack(found) if found else jnp.zeros((0, 1))
 
@@ -143,12 +143,12 @@ def trace_expectations(objective: Objective, sm: StructuralModel) -> Means:
     """The objective's expectations as programs of one sample's values.
 
     Raises:
-        ArgumentError: if one cannot be traced, or does not return a scalar.
+        ArgumentError: If one cannot be traced, or does not return a scalar.
     """
     example = {name: sm.example(name) for name in sm.sites}
     holds = (
-        f"the values of the sites {', '.join(sm.sites)}. Use these; make a parameter "
-        "a site with numpyro.deterministic"
+        f"the values of the sites {', '.join(sm.sites)}. Use these; record a parameter "
+        "as a site with numpyro.deterministic"
     )
     return Means(
         jnp.asarray([coefficient for coefficient, _ in objective.expectations]),
@@ -175,7 +175,7 @@ def _trace_scalar(fn: Callable[[Any], Any], example: Any, holds: str) -> Program
 
 
 def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
-    """Whether no noise reaches both `inner` and the rest of `joint` given `inner`."""
+    """Whether `inner` and the rest of `joint` share no noise, given `inner`."""
     if any(sm.site_info[s].control_flow for s in inner):
         settable = all(sm.site_info[s].kind == "sample" for s in inner)
         if not settable:
@@ -184,12 +184,12 @@ def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
     if not all(has_density(sm, s) for s in rest):
         return False
     density: Density = sm.density(tuple(rest), tuple(sorted(inner)))
-    # The noise that makes `rest` must not reach `inner` either: p(cause | effect) is
-    # not the density of the cause.
+    # The noise of `rest` must not reach `inner` either: the density of a cause given
+    # its effect is not its density in the model.
     own = {appended_name(s) if s in sm.appended else s for s in rest}
     return not (set(density.hidden) | own) & sm.noise_of(inner)
 
 
 def has_density(sm: StructuralModel, site: str) -> bool:
-    """Whether a site has a density of its own, by its law or by appended noise."""
+    """Whether a site has a density given the rest: sampled, or with appended noise."""
     return sm.site_info[site].kind == "sample" or site in sm.appended

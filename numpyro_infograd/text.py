@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How results are shown: numbers with their errors, tables in notebooks."""
+"""Text of results: numbers with their errors, and tables in notebooks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax
 
 
 def with_error(value: Any, error: Any = None) -> str:
-    """A parameter, and its standard error if it has one, in a few words."""
+    """A parameter as short text, with its standard error if there is one."""
     leaves = [np.asarray(x, float) for x in jax.tree.leaves(value)]
     errors = [np.asarray(x, float) for x in jax.tree.leaves(error)]
     if len(leaves) == 1 and leaves[0].size <= 8:

@@ -25,9 +25,9 @@ from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 
-# What NumPyro says of a distribution with bad parameters, and of what is none.
+# NumPyro's errors for invalid distributions, and what to do.
 _NO_LAW = {
-    "distribution got invalid": "Give other values, or a constraint in numpyro.param.",
+    "distribution got invalid": "Use other values, or a constraint in numpyro.param.",
     "Invalid type for 'fn'": "Call the class of a distribution: dist.Normal(0.0, 1.0).",
 }
 
@@ -36,7 +36,7 @@ def _strong(name: str, value: Any) -> jax.Array:
     """A floating array without the weak type of a Python number.
 
     Raises:
-        ParameterError: for a complex value, or what is no number.
+        ParameterError: If the value is complex, or not a number.
     """
     array = as_real(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -49,12 +49,13 @@ def structural_model(
 ) -> StructuralModel:
     """Trace a NumPyro model into `values = g(params, noise)`.
 
-    Every sample site becomes a deterministic function of parameters and of exogenous
-    noise whose law does not depend on them (section II of Wadayama's paper).
+    Every sample site becomes a deterministic function of parameters and exogenous
+    noise. The distribution of the noise does not depend on the parameters (section II
+    of Wadayama's paper).
 
     Args:
-        model: A NumPyro model of `sample`, `param`, `deterministic`, `plate`, `scan`
-            and the handlers that leave it generative.
+        model: A NumPyro model with `sample`, `param`, `deterministic`, `plate`, `scan`
+            and handlers, from which values can be drawn.
         *args: Arguments of the model.
         **kwargs: Keyword arguments of the model.
 
@@ -62,8 +63,8 @@ def structural_model(
         The traced model; its `params`, `sites`, `parents` and `noise` describe it.
 
     Raises:
-        ModelError: for a construct without meaning in a generative system.
-        ArgumentError: if `model` is not callable or an argument is not finite.
+        ModelError: For a construct that a generative model cannot have.
+        ArgumentError: If `model` is not callable or an argument is not finite.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -82,17 +83,18 @@ def trace_model(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> StructuralModel:
-    """`structural_model`, for arguments of any name."""
+    """`structural_model` with the arguments of the model as a tuple and a dict."""
     if isinstance(model, StructuralModel):
         if args or kwargs:
             raise ArgumentError(
-                "a StructuralModel is traced already: pass no arguments."
+                "a StructuralModel is traced already, so it takes no arguments. Pass "
+                "the NumPyro model to trace it with other arguments."
             )
         return model
     if not callable(model):
         raise ArgumentError(
-            f"model must be a NumPyro model (callable), got "
-            f"{model!r}. Pass the function itself, not what a call of it returns."
+            f"model must be a NumPyro model (callable), got {model!r}. Pass the "
+            "function itself, not the result of a call."
         )
     _check_finite(args, kwargs)
 
@@ -138,12 +140,12 @@ def trace_model(
     shared = [name for name in seen.param_values if name in seen.sites]
     if shared:
         raise ModelError(
-            f"{shared[0]!r} is the name of a parameter and of a site. Give each a name "
-            "of its own."
+            f"{shared[0]!r} is the name of a parameter and of a site. Give them "
+            "different names."
         )
     leaves = jax.tree.leaves(seen.param_values)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        seen = explore(concrete=True)  # an initial value is computed by the model
+        seen = explore(concrete=True)  # the model computes an initial value
     params = {
         name: jax.tree.map(functools.partial(_strong, name), value)
         for name, value in seen.param_values.items()
@@ -166,20 +168,20 @@ def trace_model(
 def _check_call(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> None:
-    """Raise where a model that failed does not take such arguments.
+    """Raise if a model that failed cannot be called with these arguments.
 
     Raises:
-        ArgumentError: naming the argument.
+        ArgumentError: Names the argument.
     """
     try:
         signature = inspect.signature(model)
     except (TypeError, ValueError):
-        return  # it does not say what it takes
+        return  # no signature
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ArgumentError(
-            f"the model cannot be called with these arguments: {error}. Give them as "
+            f"the model cannot be called with these arguments: {error}. Pass them as "
             "model_args=(...) and model_kwargs={...}; structural_model and the methods "
             "of InfoMax take them directly."
         ) from None

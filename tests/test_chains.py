@@ -375,7 +375,7 @@ def counted() -> None:
     ("sm", "words"),
     [
         (append_noise(ig.structural_model(noisy_gamma), {"x": 0.1}), "appended noise"),
-        (ig.structural_model(counted), "'n'.*move together"),
+        (ig.structural_model(counted), "'n'.*depend on each other"),
     ],
 )
 def test_noise_that_is_no_position_is_refused_by_name(sm, words) -> None:

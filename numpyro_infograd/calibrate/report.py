@@ -95,7 +95,7 @@ def _replicates(fit: Fit, draws: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ...]]:
-    """Draws of the parameters, their errors, and what is undetermined."""
+    """Draws of the parameters, their errors, and the undetermined directions."""
     assert fit.end is not None
     local, weights, directions, noise, _ = fit.end
     flat, unravel = ravel_pytree(fit.unconstrained_params)

@@ -154,7 +154,7 @@ def minimize(
         A `Result`; its estimate in nats is that of `objective`, not of its negative.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault.
+        InfogradError: A subclass that names the site or argument at fault.
 
     Example:
         >>> import numpyro, optax, numpyro.distributions as dist
@@ -221,7 +221,7 @@ def maximize_mi(
         status.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault.
+        InfogradError: A subclass that names the site or argument at fault.
 
     Example:
         >>> import numpyro, optax, numpyro.distributions as dist

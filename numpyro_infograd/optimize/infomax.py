@@ -143,7 +143,7 @@ class InfoMax:
             The state for `update` and `get_params`, a pytree of arrays.
 
         Raises:
-            InfogradError: a subclass that names the site or argument at fault.
+            InfogradError: A subclass that names the site or argument at fault.
         """
         rng_key = as_key(rng_key)
         params = self._pose(rng_key, args, kwargs, init_params)

@@ -125,7 +125,7 @@ class Learned(ScoreMethod):
 
     @abstractmethod
     def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
-        """The quadratic problem for a pool with one axis of samples."""
+        """The quadratic loss for a pool with one axis of samples."""
 
     def see(
         self, frame: Frame, centred: jax.Array, level: jax.Array | float

@@ -103,7 +103,7 @@ def estimate(
         An `Estimate` in that unit. Its `.warnings` name each bound that it violates.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault.
+        InfogradError: A subclass that names the site or argument at fault.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -154,7 +154,7 @@ def mutual_information(
         An `Estimate`.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault.
+        InfogradError: A subclass that names the site or argument at fault.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -254,7 +254,7 @@ def value_of(
         An `Estimate` in nats.
 
     Raises:
-        InfogradError: a subclass that names the site or argument at fault.
+        InfogradError: A subclass that names the site or argument at fault.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -354,7 +354,7 @@ def _is_fine(found: Estimate) -> bool:
 
 
 def _resolve(method: Any) -> str | Estimator:
-    """ "auto", or the estimator object for a method."""
+    """The estimator object for a method; "auto" stays "auto"."""
     chosen: str | Estimator
     if isinstance(method, str):
         if method == "auto" or method in REGISTRY:

@@ -2,8 +2,8 @@
 """Values by de Bruijn's identity: an integral of Fisher information over noise.
 
 Let w be the values in coordinates of mean 0 and covariance I, w_t = w + sqrt(t) z with
-z standard normal, s_t the score of w_t, and -w_t / (1 + t) that of a normal law of the
-same covariance. De Bruijn's identity (eqs. 54-55) then reads
+z standard normal, s_t the score of w_t, and -w_t / (1 + t) that of a normal
+distribution of the same covariance. De Bruijn's identity (eqs. 54-55) then reads
 
     h(w) = -E log N(w; 0, I) - 1/2 int_0^inf E |s_t(w_t) + w_t / (1 + t)|^2 dt,
 
