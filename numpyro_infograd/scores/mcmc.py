@@ -115,7 +115,7 @@ class MCMC(ScoreMethod):
                 "compare with scores='denoising' in check_scores."
             )
         steps = evidence["num_steps"]
-        if evidence.get("fit_error_ratio", 0.0) > 1.0 and steps >= self.max_steps:
+        if evidence.get("fit_error_ratio", 0.0) > _MOST and steps >= self.max_steps:
             found.append(
                 f"the chains for {density.label!r} still depend on their start after "
                 f"{steps:.0f} steps, which adds most of the standard error. Raise "
