@@ -141,7 +141,7 @@ CHANNELS = {
 def score_error(channel: Channel, method: Any) -> float:
     """Mean-square error of the fitted score over the mean square of the truth."""
     sm = ig.structural_model(channel.model)
-    problem = pose(sm, XY, method, sm.params)
+    problem = pose(sm, XY, method, sm.params).problem
     reverse = method.scores_inputs_given_outputs
     density = next(d for d in problem.densities if reverse or d.all_sites == ("y",))
     noise = sm.sample_noise(jax.random.key(1), 16384)

@@ -14,19 +14,22 @@ mixed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
+
+import numpy as np
 
 import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import InfogradError
-from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, student
-from numpyro_infograd.problem import REPLICATES, Problem, is_learned, pose
+from numpyro_infograd.noise import base_points, draw_noise, student
+from numpyro_infograd.problem import REPLICATES, Posed, Problem, is_learned, pose
 from numpyro_infograd.program import Program
 from numpyro_infograd.pullback import cotangents, score_of
 from numpyro_infograd.scores import MCMC
-from numpyro_infograd.scores.base import ScoreMethod, Scores
+from numpyro_infograd.scores.base import Scores
 
 CHAINS = MCMC(both_ends=False)
 
@@ -52,20 +55,20 @@ class Certificate(NamedTuple):
 
 
 def certify(
-    problem: Problem, states: tuple[Any, ...], params: Any, rng_key: jax.Array
+    posed: Posed, states: tuple[Any, ...], params: Any, rng_key: jax.Array
 ) -> Certificate | None:
     """The certificate of a problem's scores; None if chains cannot sample its noise.
 
     Args:
-        problem: The posed problem.
+        posed: The posed problem.
         states: The fitted scores.
         params: The parameters of the fit, in constrained space.
         rng_key: A JAX PRNG key.
     """
-    method = problem.method
+    method = posed.problem.method
     if method is None or not method.needs_certificate:
         return None
-    chains = _chained(problem, params)
+    chains = _chained(posed, params)
     if chains is None:
         return None
     fit_key, key = jax.random.split(rng_key)
@@ -75,23 +78,17 @@ def certify(
         if density.hidden:
             own = jax.random.fold_in(fit_key, i)
             state = CHAINS.init(density, own)
-            state = _tune(state, density, chains.sm.forward, params, own)
+            state = _tune(state, density, chains.forward, params, own)
         tunings.append(state)
-    spec = problem.sm.spec
     size = CHAINS.num_samples // REPLICATES
     found = _compare(
-        problem.sm.forward,
-        problem.densities,
-        problem.coefficients,
+        posed.problem,
         states,
-        chains.densities,
-        chains.coefficients,
+        chains,
         tuple(tunings),
         params,
-        base_points(spec, size),
+        base_points(posed.problem.spec, size),
         key,
-        method=method,
-        spec=spec,
         num_samples=size,
     )
     error, *rest = found
@@ -99,27 +96,32 @@ def certify(
     return Certificate(sure, *rest) if sure else None
 
 
-def _chained(problem: Problem, params: Any) -> Problem | None:
+def _chained(posed: Posed, params: Any) -> Problem | None:
     """The problem for chains, with only the sets whose score is learned and whose noise
     chains can sample; None if there is no such set.
 
     Scores of inputs given outputs are compared with the sum of all sets' scores.
     """
+    problem = posed.problem
     assert problem.method is not None
     if problem.method.scores_inputs_given_outputs:
         try:
-            return pose(problem.sm, problem.objective, CHAINS, params)
+            return pose(posed.sm, posed.objective, CHAINS, params).problem
         except InfogradError:
             return None
     kept = [
-        (term, density)
-        for term, density in zip(problem.terms, problem.densities, strict=True)
+        i
+        for i, density in enumerate(problem.densities)
         if is_learned(problem.method, density) and density.walk is not None
     ]
     if not kept:
         return None
-    terms, densities = zip(*kept, strict=True)
-    return problem._replace(terms=terms, densities=densities, method=CHAINS)
+    return replace(
+        problem,
+        densities=tuple(problem.densities[i] for i in kept),
+        coefficients=problem.coefficients[np.asarray(kept)],
+        method=CHAINS,
+    )
 
 
 @jax.jit
@@ -129,30 +131,28 @@ def _tune(
     return CHAINS.fit(state, density, forward, params, rng_key)
 
 
-@jax.jit(static_argnames=("method", "spec", "num_samples"))
+@jax.jit(static_argnames=("num_samples",))
 def _compare(
-    forward: Program,
-    densities: tuple[Density, ...],
-    coefficients: jax.Array,
+    problem: Problem,
     states: tuple[Any, ...],
-    walked: tuple[Density, ...],
-    walked_coefficients: jax.Array,
+    chained: Problem,
     tunings: tuple[Any, ...],
     params: Any,
     points: Any,
     rng_key: jax.Array,
-    method: ScoreMethod,
-    spec: NoiseSpec,
     num_samples: int,
 ) -> tuple[Any, ...]:
     """The fields of a `Certificate`, from replicates of `num_samples` samples each."""
 
+    densities, method = problem.densities, problem.method
+    assert method is not None
+
     def replicate(key: jax.Array) -> Any:
         noise_key, score_key, pair_key = jax.random.split(key, 3)
-        noise = draw_noise(spec, noise_key, num_samples, points)
+        noise = draw_noise(problem.spec, noise_key, num_samples, points)
 
         def run(params: Any) -> tuple[Values, Values]:
-            values = simulate(forward, params, noise)
+            values = simulate(problem.forward, params, noise)
             return {n: values[n] for d in densities for n in d.moved_sites}, values
 
         moved, pullback, values = jax.vjp(run, params, has_aux=True)
@@ -168,22 +168,23 @@ def _compare(
         def chains(key: jax.Array) -> list[Scores]:
             return [
                 scores(d, s, CHAINS if d.hidden else None, jax.random.fold_in(key, i))
-                for i, (d, s) in enumerate(zip(walked, tunings, strict=True))
+                for i, (d, s) in enumerate(zip(chained.densities, tunings, strict=True))
             ]
 
         both = jax.vmap(chains)(jax.random.split(pair_key))
         pairs = [jax.tree.map(lambda x, i=i: x[i], both) for i in range(2)]
         if method.scores_inputs_given_outputs:
-            ours, _ = cotangents(densities, coefficients, learned)
+            ours, _ = cotangents(densities, problem.coefficients, learned)
             first, second = (
-                cotangents(walked, walked_coefficients, pair)[0] for pair in pairs
+                cotangents(chained.densities, chained.coefficients, pair)[0]
+                for pair in pairs
             )
             entries = {densities[0].label: (ours, first, second)}
         else:
             by_label = dict(zip((d.label for d in densities), learned, strict=True))
             entries = {}
             for density, c, *pair in zip(
-                walked, walked_coefficients, *pairs, strict=True
+                chained.densities, chained.coefficients, *pairs, strict=True
             ):
                 parts = (by_label[density.label], *pair)
                 ours, first, second = (

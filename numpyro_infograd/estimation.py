@@ -15,9 +15,10 @@ import optax
 
 from numpyro_infograd.certificate import certify
 from numpyro_infograd.density import Density
-from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, student
+from numpyro_infograd.noise import base_points, draw_noise, student
 from numpyro_infograd.problem import (
     REPLICATES,
+    Posed,
     Problem,
     check_num_samples,
     initial_states,
@@ -28,7 +29,6 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.pullback import Pulled, pull_back
 from numpyro_infograd.scores.base import ScoreMethod, sequence_after
 from numpyro_infograd.scores.exact import GaussianEntropies
-from numpyro_infograd.terms import Means, trace_expectations
 from numpyro_infograd.text import html_table, with_error
 
 
@@ -83,37 +83,21 @@ class Gradient:
 _BALANCE = 0.7  # a fit is improved if its error exceeds this share of sampling error
 
 
-@jax.jit(static_argnames=("method", "spec", "num_samples"))
+@jax.jit(static_argnames=("num_samples",))
 def _replicated(
-    forward: Program,
-    densities: tuple[Density, ...],
-    coefficients: jax.Array,
-    expectations: Means,
+    problem: Problem,
     states: tuple[Any, ...],
     params: Any,
     points: Any,
     rng_key: jax.Array,
-    method: ScoreMethod | None,
-    spec: NoiseSpec,
     num_samples: int,
 ) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
     """Gradient, sampling error, fit error and evidence, from independent replicates."""
 
     def replicate(key: jax.Array, deviation_index: jax.Array) -> Pulled:
         noise_key, score_key = jax.random.split(key)
-        noise = draw_noise(spec, noise_key, num_samples // REPLICATES, points)
-        return pull_back(
-            forward,
-            densities,
-            coefficients,
-            expectations,
-            method,
-            states,
-            params,
-            noise,
-            score_key,
-            deviation_index,
-        )
+        noise = draw_noise(problem.spec, noise_key, num_samples // REPLICATES, points)
+        return pull_back(problem, states, params, noise, score_key, deviation_index)
 
     keys = jax.random.split(rng_key, REPLICATES)
     pulled = jax.vmap(replicate)(keys, jnp.arange(REPLICATES))
@@ -121,8 +105,8 @@ def _replicated(
     error = jax.tree.map(_standard_error, pulled.gradient)
     fit = jax.tree.map(jnp.zeros_like, error)
     if pulled.deviation is not None:
-        assert method is not None  # exact scores have no deviations
-        count = method.num_deviations
+        assert problem.method is not None  # exact scores have no deviations
+        count = problem.method.num_deviations
 
         def fit_error(each: jax.Array) -> jax.Array:
             # Squares of means, minus their expected share of sampling noise.
@@ -157,23 +141,21 @@ def _standard_error(replicates: jax.Array) -> jax.Array:
     return student(REPLICATES) * deviation / math.sqrt(REPLICATES)
 
 
-def fit_scores(
-    method: ScoreMethod,
+def fit(
+    problem: Problem,
     states: tuple[Any, ...],
-    densities: tuple[Density, ...],
-    forward: Program,
     params: Any,
     rng_key: jax.Array,
     warm: bool = False,
 ) -> tuple[Any, ...]:
     """Fit the score of every density that hides noise, in sequence."""
-    fitted: list[Any] = []
-    for i, (density, state) in enumerate(zip(densities, states, strict=True)):
-        if is_learned(method, density):
+    method, fitted = problem.method, list(states)
+    for i, density in enumerate(problem.densities):
+        if method is not None and is_learned(method, density):
             key = jax.random.fold_in(rng_key, i)
-            state = _fit(method, state, density, forward, params, key, warm)
-            params = sequence_after(params, state)
-        fitted.append(state)
+            state = fitted[i], density, problem.forward, params, key
+            fitted[i] = _fit(method, *state, warm)
+            params = sequence_after(params, fitted[i])
     return tuple(fitted)
 
 
@@ -191,49 +173,29 @@ def _fit(
 
 
 def estimate_gradient(
-    problem: Problem, params: Any, num_samples: int | None, rng_key: jax.Array
+    posed: Posed, params: Any, num_samples: int | None, rng_key: jax.Array
 ) -> Gradient:
     """The gradient of a posed problem; see `gradient`."""
+    problem = posed.problem
     fit_key, key = jax.random.split(rng_key)
     diagnostics: dict[str, Any] = {
-        "method": problem.method_name,
-        "reason": problem.reason,
-        "terms": tuple(problem.terms),
+        "method": posed.method_name,
+        "reason": posed.reason,
+        "terms": posed.terms,
     }
-    expectations = trace_expectations(problem.objective, problem.sm)
     value = jax.tree.map(jnp.zeros_like, params)
     error = value
     if problem.exact is not None:
         value = _exact_gradient(problem.exact, params)
-    if problem.method is not None or expectations.programs:
+    if problem.is_sampled:
         size = check_num_samples(num_samples, problem.method)
-        states: tuple[Any, ...] = ()
-        if problem.method is not None:
-            states = initial_states(problem, fit_key)
-            states = fit_scores(
-                problem.method,
-                states,
-                problem.densities,
-                problem.sm.forward,
-                params,
-                fit_key,
-            )
-        spec = problem.sm.spec
+        states = fit(problem, initial_states(problem, fit_key), params, fit_key)
+        points = base_points(problem.spec, size // REPLICATES)
         while True:
-            sampled, error, fit, evidence = _replicated(
-                problem.sm.forward,
-                problem.densities,
-                problem.coefficients,
-                expectations,
-                states,
-                params,
-                base_points(spec, size // REPLICATES),
-                key,
-                method=problem.method,
-                spec=spec,
-                num_samples=size,
+            sampled, error, missed, evidence = _replicated(
+                problem, states, params, points, key, num_samples=size
             )
-            excess = float(optax.tree.norm(fit) / optax.tree.norm(error))
+            excess = float(optax.tree.norm(missed) / optax.tree.norm(error))
             better = [problem.method and problem.method.improve(s) for s in states]
             if not excess > _BALANCE or all(b is None for b in better):
                 break
@@ -241,8 +203,8 @@ def estimate_gradient(
                 s if b is None else b for s, b in zip(states, better, strict=True)
             )
         value = jax.tree.map(jnp.add, value, sampled)
-        error = jax.tree.map(jnp.hypot, error, fit)
-        checked = certify(problem, states, params, jax.random.fold_in(key, 1))
+        error = jax.tree.map(jnp.hypot, error, missed)
+        checked = certify(posed, states, params, jax.random.fold_in(key, 1))
         if checked is not None:
             error = jax.tree.map(_with_shift, error, checked.shift, checked.shift_error)
             for label, number in checked.error.items():
@@ -252,7 +214,7 @@ def estimate_gradient(
         diagnostics["num_samples"] = size
         diagnostics["fit_error_ratio"] = excess
         diagnostics |= {name: float(v) for name, v in evidence.items()}
-    sentences = _warnings_for(problem, diagnostics)
+    sentences = noise_warnings(posed.sm) + _warnings_for(problem, diagnostics)
     both = {name: (value[name], error[name]) for name in value}
     bad = [n for n in both if not all(map(_is_finite, jax.tree.leaves(both[n])))]
     if bad:
@@ -267,7 +229,7 @@ def estimate_gradient(
 
 def _warnings_for(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
     """Sentences that say why the standard error may be too small."""
-    sentences = noise_warnings(problem.sm)
+    sentences: tuple[str, ...] = ()
     if problem.method is None:
         return sentences
     ratio = {"fit_error_ratio": evidence.get("fit_error_ratio", 0.0)}

@@ -20,7 +20,7 @@ from numpyro_infograd.errors import DensityError
 from numpyro_infograd.estimation import Gradient, estimate_gradient
 from numpyro_infograd.linear import information
 from numpyro_infograd.objectives import Objective
-from numpyro_infograd.problem import Problem, admit, check_num_samples, pose
+from numpyro_infograd.problem import Posed, admit, check_num_samples, pose
 from numpyro_infograd.scores import MCMC, Denoising, Exact, Mixture, resolve_method
 from numpyro_infograd.scores.exact import why_not_exact
 from numpyro_infograd.scores.mixture import FEW_UNEXPLAINED, SOUND_SAMPLE_SIZE
@@ -55,7 +55,7 @@ def choose(
     params: Any,
     rng_key: jax.Array,
     num_samples: int | None = None,
-) -> tuple[Problem, Gradient | None]:
+) -> tuple[Posed, Gradient | None]:
     """`scores="auto"`: the first possible of exact, sound mixture, chains, learned.
 
     Returns the posed problem, and the gradient if the choice computed it.
@@ -65,24 +65,24 @@ def choose(
         reason = "the model is linear-Gaussian" if objective.entropies else ""
         return pose(sm, objective, Exact(), params, reason), None
     try:
-        problem = pose(sm, objective, Mixture(), params)
+        posed = pose(sm, objective, Mixture(), params)
     except DensityError as error:
         return pose(sm, objective, Denoising(), params, _first(error)), None
-    far = information(problem.sm, problem.densities, params)
+    far = information(posed.sm, posed.problem.densities, params)
     if not far > _HOPELESS:
-        found = estimate_gradient(problem, params, num_samples, rng_key)
+        found = estimate_gradient(posed, params, num_samples, rng_key)
         unsound = why_not_mixture(found.diagnostics)
         if not unsound:
             reason = f"{why}; {_why_mixture(found.diagnostics)}"
             named = found.diagnostics | {"reason": reason}
-            return problem._replace(reason=reason), replace(found, diagnostics=named)
+            return posed._replace(reason=reason), replace(found, diagnostics=named)
     else:
         unsound = f"about {far:.0f} nats are too many for a mixture"
     return pose_beyond_mixtures(sm, objective, params, f"{why}; {unsound}"), None
 
 
 def _finer(
-    problem: Problem,
+    posed: Posed,
     found: Gradient,
     params: Any,
     num_samples: int | None,
@@ -99,9 +99,9 @@ def _finer(
     fine = error <= 0.05 * float(optax.tree.norm(found.value))
     if fine or float(optax.tree.norm(moved)) <= 0.002:
         return found
-    reason = f"{problem.reason}; but its error is larger"
-    other = pose_beyond_mixtures(problem.sm, problem.objective, params, reason)
-    if not isinstance(other.method, MCMC):
+    reason = f"{posed.reason}; but its error is larger"
+    other = pose_beyond_mixtures(posed.sm, posed.objective, params, reason)
+    if not isinstance(other.problem.method, MCMC):
         return found
     tried = estimate_gradient(other, params, num_samples, rng_key)
     better = float(optax.tree.norm(tried.standard_error)) < error
@@ -110,7 +110,7 @@ def _finer(
 
 def pose_beyond_mixtures(
     sm: StructuralModel, objective: Objective, params: Any, reason: str
-) -> Problem:
+) -> Posed:
     """The problem for chains, or for networks if chains cannot sample the noise."""
     try:
         return pose(sm, objective, MCMC(), params, reason)
@@ -196,9 +196,9 @@ def gradient(
     if num_samples is not None:
         check_num_samples(num_samples, method)
     if isinstance(method, str):
-        problem, found = choose(sm, objective, complete, key, num_samples)
+        posed, found = choose(sm, objective, complete, key, num_samples)
         if found is not None:
-            return _finer(problem, found, complete, num_samples, key)
+            return _finer(posed, found, complete, num_samples, key)
     else:
-        problem = pose(sm, objective, method, complete, "requested")
-    return estimate_gradient(problem, complete, num_samples, key)
+        posed = pose(sm, objective, method, complete, "requested")
+    return estimate_gradient(posed, complete, num_samples, key)

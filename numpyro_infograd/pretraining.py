@@ -104,7 +104,7 @@ def pretrain_scores(
     _check_constraints(drawn, sm)
     checks.check_finite(objective, sm, params)
     checks.check_gradient(objective, sm, params, allow_jumps)
-    problem = pose(sm, objective, method, params)
+    problem = pose(sm, objective, method, params).problem
     trained: dict[Any, Any] = {}
     size = max(_LARGER * method.pool_size // num_points, 16 * method.num_networks)
     for i, density in enumerate(problem.densities):
@@ -114,7 +114,7 @@ def pretrain_scores(
         networks = _train(
             method,
             density,
-            problem.sm.forward,
+            problem.forward,
             initial,
             drawn,
             ranges,
@@ -130,7 +130,7 @@ def pretrain_scores(
                 "range."
             )
         trained[density.sites, density.given] = networks
-    return Pretrained(method, names, ranges, trained, problem.sm.forward)
+    return Pretrained(method, names, ranges, trained, problem.forward)
 
 
 @jax.jit(static_argnames=("method", "names", "size"))

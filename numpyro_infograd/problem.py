@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 import warnings
 
@@ -18,15 +19,19 @@ from numpyro_infograd.density import Density
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.hidden import walkable
+from numpyro_infograd.noise import NoiseSpec
 from numpyro_infograd.objectives import Objective
+from numpyro_infograd.program import Program
 from numpyro_infograd.scores import Exact
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import (
+    Means,
     Term,
     resolve,
     resolve_reversed,
+    trace_expectations,
     without_moving_conditions,
 )
 from numpyro_infograd.tracing import trace_model
@@ -34,32 +39,50 @@ from numpyro_infograd.tracing import trace_model
 REPLICATES = 16
 
 
-class Problem(NamedTuple):
-    """An objective on a traced model, prepared for a score method.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Problem:
+    """An objective on a traced model, as compiled functions take it: a pytree.
 
-    If `exact` has the entropies in closed form, `method` is None.
+    Attributes:
+        forward: The map from the parameters and noise of one sample to its values.
+        densities: Of every set of sites whose entropy needs a score.
+        coefficients: Of these entropies in the objective, (num_densities,).
+        expectations: Of the objective.
+        exact: The entropies in closed form; then `method` is None.
+        method: Estimates the scores; static.
+        spec: Distributions of the noise; static.
     """
+
+    forward: Program
+    densities: tuple[Density, ...]
+    coefficients: jax.Array
+    expectations: Means
+    exact: GaussianEntropies | None
+    method: ScoreMethod | None = field(metadata={"static": True})
+    spec: NoiseSpec = field(metadata={"static": True})
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a gradient needs samples."""
+        return self.method is not None or bool(self.expectations.programs)
+
+
+class Posed(NamedTuple):
+    """A problem, what it was made from, and why it uses its method."""
 
     sm: StructuralModel
     objective: Objective
     terms: tuple[Term, ...]
-    densities: tuple[Density, ...]
-    method: ScoreMethod | None
-    exact: GaussianEntropies | None
     reason: str
+    problem: Problem
 
     @property
     def method_name(self) -> str:
         """Name of the method in results."""
         if not self.objective.entropies:
             return "sampled"
-        return type(self.method or Exact()).__name__.lower()
-
-    @property
-    def coefficients(self) -> jax.Array:
-        """Coefficient of each density's entropy."""
-        terms = self.terms if self.densities else ()
-        return jnp.asarray([term.coefficient for term in terms])
+        return type(self.problem.method or Exact()).__name__.lower()
 
 
 def admit(
@@ -103,7 +126,7 @@ def pose(
     method: ScoreMethod | Exact,
     params: Any,
     reason: str = "",
-) -> Problem:
+) -> Posed:
     """Resolve an objective for a score method, and append the noise of the method.
 
     Raises:
@@ -116,8 +139,7 @@ def pose(
                 f"scores='exact' needs a linear-Gaussian model, but {why}. Use "
                 "scores='auto', 'mixture' or 'denoising'."
             )
-        exact = GaussianEntropies.of(objective, sm)
-        return Problem(sm, objective, resolve(objective, sm), (), None, exact, reason)
+        return _assemble(sm, objective, resolve(objective, sm), None, reason)
     if method.noise_variance is not None:
         wanted = {s for t in moving_terms(objective, sm) for s in t.sites}
         noisy = sorted(s for s in wanted if sm.params_of((s,)))
@@ -127,17 +149,45 @@ def pose(
         terms = without_moving_conditions(terms, sm)
     if method.scores_inputs_given_outputs:
         terms = resolve_reversed(objective, sm)
-    densities = densities_of(sm, terms)
+    densities = _densities(sm, terms)
     method = method.prepare(sm, params, densities)
     checks.check_supports(sm, densities)
     without = {s for density in densities for s in density.without_density}
     checks.check_atoms(sm, sorted(without), params)
     for density in densities:
         method.check(density)
-    return Problem(sm, objective, terms, densities, method, None, reason)
+    return _assemble(sm, objective, terms, method, reason)
 
 
-def densities_of(sm: StructuralModel, terms: tuple[Term, ...]) -> tuple[Density, ...]:
+def pose_again(posed: Posed, sm: StructuralModel) -> Posed:
+    """The same problem on the same model with other values of its arguments."""
+    if posed.sm.appended:
+        sm = append_noise(sm, posed.sm.appended)
+    method = posed.problem.method
+    return _assemble(sm, posed.objective, posed.terms, method, posed.reason)
+
+
+def _assemble(
+    sm: StructuralModel,
+    objective: Objective,
+    terms: tuple[Term, ...],
+    method: ScoreMethod | None,
+    reason: str,
+) -> Posed:
+    scored = () if method is None else terms
+    problem = Problem(
+        sm.forward,
+        _densities(sm, scored),
+        jnp.asarray([term.coefficient for term in scored]),
+        trace_expectations(objective, sm),
+        GaussianEntropies.of(objective, sm) if method is None else None,
+        method,
+        sm.spec,
+    )
+    return Posed(sm, objective, terms, reason, problem)
+
+
+def _densities(sm: StructuralModel, terms: tuple[Term, ...]) -> tuple[Density, ...]:
     """The density of each term, with what chains need to sample its hidden noise."""
     return tuple(walkable(sm, sm.density(term.sites, term.given)) for term in terms)
 
@@ -181,11 +231,11 @@ def check_num_samples(num_samples: int | None, method: Any) -> int:
 
 
 def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:
-    """An initial score state for each density that needs one, None for the others."""
-    assert problem.method is not None
+    """A new score state for every density with hidden noise, None for the others."""
+    method = problem.method
     return tuple(
-        problem.method.init(density, rng_key)
-        if is_learned(problem.method, density)
+        method.init(density, rng_key)
+        if method is not None and is_learned(method, density)
         else None
         for density in problem.densities
     )

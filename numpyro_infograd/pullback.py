@@ -22,8 +22,7 @@ import jax.numpy as jnp
 from numpyro_infograd.arguments import explain_grad_errors
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ScoreError
-from numpyro_infograd.problem import REPLICATES, is_learned
-from numpyro_infograd.program import Program
+from numpyro_infograd.problem import REPLICATES, Problem, is_learned
 from numpyro_infograd.scores.base import (
     ScoreMethod,
     Scores,
@@ -31,7 +30,6 @@ from numpyro_infograd.scores.base import (
     sequence_after,
 )
 from numpyro_infograd.scores.stein import stein_correct
-from numpyro_infograd.terms import Means
 
 
 def cotangents(
@@ -163,11 +161,7 @@ class Pulled(NamedTuple):
 
 
 def pull_back(
-    forward: Program,
-    densities: tuple[Density, ...],
-    coefficients: jax.Array,
-    expectations: Means,
-    method: ScoreMethod | None,
+    problem: Problem,
     states: tuple[Any, ...],
     params: Any,
     noise: Values,
@@ -183,10 +177,12 @@ def pull_back(
         expectation_coefficients: Coefficients of the expectations as a function of
             their values; None takes the objective's own.
     """
+    densities, coefficients = problem.densities, problem.coefficients
+    method, expectations = problem.method, problem.expectations
     moved_sites = tuple(dict.fromkeys(s for d in densities for s in d.moved_sites))
 
     def run(params: Any) -> tuple[tuple[Values, jax.Array, jax.Array], Values]:
-        values = simulate(forward, params, noise)
+        values = simulate(problem.forward, params, noise)
         moved = {name: values[name] for name in moved_sites}
         neg_log_probs = [
             neg_log_prob(d, params, values)

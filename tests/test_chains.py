@@ -25,7 +25,7 @@ from numpyro_infograd.certificate import certify
 from numpyro_infograd.chains import Walk, average
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.estimation import fit_scores
+from numpyro_infograd.estimation import fit
 from numpyro_infograd.hidden import Hidden, Position, walkable, why_not_walked
 from numpyro_infograd.pilot import tune
 from numpyro_infograd.problem import initial_states, pose
@@ -427,16 +427,9 @@ def test_settings_out_of_range(settings, words) -> None:
 def certificate_of(model: Callable[[], None], method: Any, **params: Any) -> Any:
     sm = ig.structural_model(model)
     complete = sm.complete_params(params)
-    problem = pose(sm, XY, method, complete)
-    states = fit_scores(
-        method,
-        initial_states(problem, KEY),
-        problem.densities,
-        sm.forward,
-        complete,
-        KEY,
-    )
-    return certify(problem, states, complete, jax.random.key(1))
+    posed = pose(sm, XY, method, complete)
+    states = fit(posed.problem, initial_states(posed.problem, KEY), complete, KEY)
+    return certify(posed, states, complete, jax.random.key(1))
 
 
 @pytest.mark.parametrize("right", [True, False])

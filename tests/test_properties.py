@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 
 import numpyro_infograd as ig
 from numpyro_infograd.objectives import Objective
-from numpyro_infograd.optimize.step import gradient_mapping
+from numpyro_infograd.optimize.move import gradient_mapping
 
 SITES = ("a", "b", "c", "d")
 coefficients = st.integers(-4, 4).map(lambda k: k / 2)

@@ -30,7 +30,7 @@ from numpyro_infograd.calibrate.settings import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.objectives import Entropy
-from numpyro_infograd.optimize.step import (
+from numpyro_infograd.optimize.move import (
     Projection,
     check_interior,
     check_projection,

@@ -45,8 +45,9 @@ from numpyro_infograd.calibrate.result import Calibration, TwoSample
 from numpyro_infograd.calibrate.settings import Settings, shares_of
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.noise import base_points, draw_noise
-from numpyro_infograd.optimize.step import (
+from numpyro_infograd.optimize.move import (
     RATE,
+    Move,
     as_optax,
     constrained,
     is_mapped,
@@ -54,7 +55,6 @@ from numpyro_infograd.optimize.step import (
     scales,
     unconstrained,
 )
-from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate
 
@@ -172,13 +172,12 @@ class Fit:
         """Steps of the optimizer, with a rate that falls to zero."""
         settings, start = self.settings, self.unconstrained_params
         scaled, optimizer = settings.optimizer is None, as_optax(settings.optimizer)
-        opt_state = optimizer.init(start)
-        scale = self._scales() if scaled else jax.tree.map(jnp.ones_like, start)
+        scale = self._scales() if scaled else None
+        projection = settings.projection
+        move = Move.trace(start, optimizer, projection, self.constraints, scale)
         size = settings.num_samples
         each = size if settings.divergence == "kl" else size // 2
-        state = Descent(start, opt_state, jnp.zeros((), jnp.int32))
-        update = Program.trace(optimizer.update, start, opt_state, start)
-        projection = settings.projection and Program.trace(settings.projection, start)
+        state = Descent(start, optimizer.init(start), jnp.zeros((), jnp.int32))
         rates = 0.5 * (1 + np.cos(np.pi * np.arange(num_steps) / num_steps))
         if not scaled:
             rates = np.ones(num_steps)
@@ -187,12 +186,10 @@ class Fit:
             for start in range(0, num_steps, _CHUNK):
                 state, info = descend(
                     self.match,
+                    move,
                     state,
                     jnp.asarray(rates[start : start + _CHUNK], jnp.zeros(()).dtype),
                     key,
-                    update,
-                    projection,
-                    scale,
                     base_points(self.spec, each),
                     divergence=settings.divergence,
                     spec=self.spec,

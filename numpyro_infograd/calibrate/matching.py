@@ -26,7 +26,7 @@ from numpyro_infograd.calibrate.features import Features, Moments
 from numpyro_infograd.density import simulate
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import NoiseSpec, draw_noise
-from numpyro_infograd.optimize.step import constrained, gradient_mapping, onto
+from numpyro_infograd.optimize.move import Move, all_finite, constrained
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import sequence_after
 
@@ -166,18 +166,17 @@ class Descent(NamedTuple):
 @jax.jit(static_argnames=("divergence", "spec", "size"))
 def descend(
     match: Match,
+    move: Move,
     state: Descent,
     rates: jax.Array,
     rng_key: jax.Array,
-    update: Program,
-    projection: Program | None,
-    scale: Any,
     points: Any,
+    *,
     divergence: str,
     spec: NoiseSpec,
     size: int,
 ) -> tuple[Descent, dict[str, Any]]:
-    """A chunk of steps, and for each the parameters, divergence and gradient norm."""
+    """A chunk of steps; parameters, divergence and gradient norm of each."""
 
     def step(state: Descent, rate: jax.Array) -> tuple[Descent, dict[str, Any]]:
         key = jax.random.fold_in(rng_key, state.step)
@@ -188,25 +187,18 @@ def descend(
             value, gradient = descent(
                 match, state.unconstrained_params, key, spec, size, points
             )
-        if projection is not None:
-            ascent = jax.tree.map(jnp.negative, gradient)
-            ascent = gradient_mapping(projection, state.unconstrained_params, ascent)
-            gradient = jax.tree.map(jnp.negative, ascent)
-        updates, opt_state = update(
-            gradient, state.opt_state, state.unconstrained_params
+        ascent = jax.tree.map(jnp.negative, gradient)
+        moved, opt_state, ascent = move(
+            state.unconstrained_params, state.opt_state, ascent, rate
         )
-        updates = jax.tree.map(lambda u, s: rate * s * u, updates, scale)
-        unconstrained_params = optax.apply_updates(state.unconstrained_params, updates)
-        unconstrained_params = onto(projection, unconstrained_params)
-        new = Descent(unconstrained_params, opt_state, state.step + 1)
-        leaves = jax.tree.leaves((gradient, unconstrained_params))
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+        new = Descent(moved, opt_state, state.step + 1)
+        finite = all_finite(ascent, moved)
         stay = state._replace(step=state.step + 1)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, stay)
         info = {
             "params": constrained(state.unconstrained_params, match.constraints),
             "divergence": value,
-            "gradient_norm": optax.tree.norm(gradient),
+            "gradient_norm": optax.tree.norm(ascent),
             "finite": finite,
         }
         return new, info

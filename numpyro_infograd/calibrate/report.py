@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
-from numpyro_infograd.optimize.step import constrained, onto, unconstrained
+from numpyro_infograd.optimize.move import constrained, onto, unconstrained
 from numpyro_infograd.scores.coordinates import CLIP
 from numpyro_infograd.values import Estimate
 

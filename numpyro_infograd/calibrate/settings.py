@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_infograd.optimize.step import Projection
+from numpyro_infograd.optimize.move import Projection
 from numpyro_infograd.scores.network import Network, perceptron
 
 # Default variances of the appended noise, in units of the recordings.

@@ -18,11 +18,18 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
 from numpyro_infograd.certificate import Certificate, certify
 from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.estimation import fit_scores, unchecked
+from numpyro_infograd.estimation import fit, unchecked
 from numpyro_infograd.gradient import choose
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.objectives import Objective
-from numpyro_infograd.problem import Problem, admit, initial_states, is_learned, pose
+from numpyro_infograd.problem import (
+    Posed,
+    Problem,
+    admit,
+    initial_states,
+    is_learned,
+    pose,
+)
 from numpyro_infograd.scores import MCMC, Denoising, resolve_method
 from numpyro_infograd.scores.base import TOLERATED, Layout, Scores
 from numpyro_infograd.scores.stein import standard
@@ -223,19 +230,20 @@ def check_scores(
     checks.check_gradient(objective, sm, complete, allow_jumps)
     fit_key, sample_key, other_key = jax.random.split(key, 3)
     if isinstance(method, str):
-        problem, _ = choose(sm, objective, complete, fit_key)
+        posed, _ = choose(sm, objective, complete, fit_key)
     else:
-        problem = pose(sm, objective, method, complete)
+        posed = pose(sm, objective, method, complete)
+    problem = posed.problem
     report = ScoreCheck("exact", ())
     if problem.method is not None:
         states = _fitted(problem, complete, fit_key)
-        found = _certified(problem, states, complete, other_key)
-        noise = draw_noise(problem.sm.spec, sample_key, num_samples)
-        values = simulate(problem.sm.forward, complete, noise)
+        found = _certified(posed, states, complete, other_key)
+        noise = draw_noise(problem.spec, sample_key, num_samples)
+        values = simulate(problem.forward, complete, noise)
         sets = _look(problem, states, complete, noise, values, sample_key, found)
         both = {} if found is None else found.cotangents
         shown = {name: np.asarray(each) for name, each in both.items()}
-        report = ScoreCheck(problem.method_name, sets, shown)
+        report = ScoreCheck(posed.method_name, sets, shown)
     if verbose:
         print(report)
     return report
@@ -243,25 +251,17 @@ def check_scores(
 
 def _fitted(problem: Problem, params: Any, rng_key: jax.Array) -> tuple[Any, ...]:
     """The fitted scores of a problem."""
-    assert problem.method is not None
-    return fit_scores(
-        problem.method,
-        initial_states(problem, rng_key),
-        problem.densities,
-        problem.sm.forward,
-        params,
-        rng_key,
-    )
+    return fit(problem, initial_states(problem, rng_key), params, rng_key)
 
 
 def _certified(
-    problem: Problem, states: tuple[Any, ...], params: Any, rng_key: jax.Array
+    posed: Posed, states: tuple[Any, ...], params: Any, rng_key: jax.Array
 ) -> Certificate | None:
     """The certificate of the scores; for chains, of networks to compare with."""
-    if isinstance(problem.method, MCMC):
-        problem = pose(problem.sm, problem.objective, Denoising(), params)
-        states = _fitted(problem, params, rng_key)
-    return certify(problem, states, params, rng_key)
+    if isinstance(posed.problem.method, MCMC):
+        posed = pose(posed.sm, posed.objective, Denoising(), params)
+        states = _fitted(posed.problem, params, rng_key)
+    return certify(posed, states, params, rng_key)
 
 
 def _look(

@@ -16,8 +16,9 @@ from numpyro_infograd.errors import ConstraintError
 from numpyro_infograd.objectives import MI, Constraint, Objective, Sites
 from numpyro_infograd.optimize.annealing import Annealing
 from numpyro_infograd.optimize.infomax import InfoMax
+from numpyro_infograd.optimize.move import Projection
 from numpyro_infograd.optimize.result import Result
-from numpyro_infograd.optimize.step import InfoMaxState, Projection, StepInfo
+from numpyro_infograd.optimize.step import InfoMaxState, StepInfo
 from numpyro_infograd.structure import StructuralModel
 
 __all__ = [

@@ -19,7 +19,7 @@ from numpyro_infograd.density import simulate
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.noise import draw_noise
-from numpyro_infograd.problem import Problem, pose
+from numpyro_infograd.problem import Posed, pose
 from numpyro_infograd.scores import Exact
 
 COLDEST = 1e-4  # last variance before the noise is removed, relative to the first
@@ -28,12 +28,12 @@ Annealing = float | Mapping[str, float] | None
 
 
 def initial_variances(
-    problem: Problem, params: Any, annealing: Annealing
+    posed: Posed, params: Any, annealing: Annealing
 ) -> dict[str, float]:
     """Initial variance of the noise appended to each site; empty without annealing.
 
     Args:
-        problem: The problem without appended noise.
+        posed: The problem without appended noise.
         params: Parameters at the start of the ascent.
         annealing: Variances by site, or one number relative to the sites' variances.
 
@@ -43,8 +43,8 @@ def initial_variances(
     """
     if annealing is None:
         return {}
-    sm = problem.sm
-    moved = [s for s in problem.objective.sites if sm.params_of((s,))]
+    sm = posed.sm
+    moved = [s for s in posed.objective.sites if sm.params_of((s,))]
     asked: dict[str, Any] = (
         dict(annealing)
         if isinstance(annealing, Mapping)
@@ -71,11 +71,11 @@ def initial_variances(
 
 
 def cooled(
-    problem: Problem, start: Mapping[str, float], share: float, params: Any
-) -> Problem:
+    posed: Posed, start: Mapping[str, float], share: float, params: Any
+) -> Posed:
     """The problem with the appended noise after this share of the cooling."""
     variances = {site: v * COLDEST**share for site, v in start.items()}
     # `pose` appends the method's own noise again.
-    noisy = append_noise(problem.sm.clean or problem.sm, variances)
-    method = problem.method or Exact()
-    return pose(noisy, problem.objective, method, params, problem.reason)
+    noisy = append_noise(posed.sm.clean or posed.sm, variances)
+    method = posed.problem.method or Exact()
+    return pose(noisy, posed.objective, method, params, posed.reason)

@@ -13,9 +13,10 @@ import jax
 from numpyro_infograd.errors import ConstraintError, InfogradError
 from numpyro_infograd.optimize.budgets import SLACK, ConstraintReport
 from numpyro_infograd.optimize.log import join
+from numpyro_infograd.optimize.move import constrained
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.run import CYCLE, MAX_CYCLES, Run
-from numpyro_infograd.optimize.step import StepInfo, constrained
+from numpyro_infograd.optimize.step import StepInfo
 from numpyro_infograd.values import Estimate, value_of
 
 # Parameters, the value there or None, and why there is no value.
@@ -71,7 +72,7 @@ def _status(
     norms = history.get("gradient_norm", np.ones(0))
     status = run.status
     fall = _fall(run, estimate)
-    if fall and run.ascent.scaled:
+    if fall and run.plan.is_default:
         status += (
             f"; but it ended below its start, {fall}: the gradient is wrong, or "
             "smaller than its noise. Raise num_samples, use other scores, or keep the "
@@ -110,11 +111,11 @@ def _report(run: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
     """The report of each constraint."""
     key = jax.random.fold_in(run.rng_key, 8)
     reports = []
-    for i, constraint in enumerate(run.ascent.subject_to):
+    for i, constraint in enumerate(run.plan.subject_to):
         found = value_of(run.clean.sm, constraint.expectations, params, key)
         bound = float(constraint.bound)
         over = found.value - bound
-        scale = float(run.system.budgets.scales[i])
+        scale = float(run.ascent.budgets.scales[i])
         reports.append(
             ConstraintReport(
                 constraint,
@@ -135,7 +136,7 @@ def _why_at_rest(run: Run) -> str:
     sites = objective.sites
     if not objective.expectations and not run.clean.sm.params_of(sites):
         return f"; no parameter reaches {', '.join(map(repr, sites))}"
-    if run.ascent.projection is not None:
+    if run.plan.projection is not None:
         return "; the projection allows no move from the start"
     return (
         "; the gradient was zero at the start, which may be a saddle point: use other "
@@ -149,7 +150,7 @@ def _fall(run: Run, end: Estimate | None) -> str:
     Both values use the same key. With constraints there is no check, because the
     objective may have to fall to meet them.
     """
-    if run.ascent.subject_to or not run.chunks:
+    if run.plan.subject_to or not run.chunks:
         return ""
     start, _ = _value(run, run.starts[0])
     if start is None:
@@ -170,7 +171,7 @@ def _end(run: Run, index: int) -> End:
     trouble = ""
     for tree in (run.states.unconstrained_params, run.states.previous):
         tree = jax.tree.map(lambda x: x[index], tree)
-        params = constrained(tree, run.ascent.constraints())
+        params = constrained(tree, run.plan.constraints(run.clean))
         value, why = _value(run, params)
         if value is not None:
             return params, value, ""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,50 +12,29 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_count, as_key, as_power_of_two
-from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.estimation import fit_scores
-from numpyro_infograd.gradient import choose
-from numpyro_infograd.noise import base_points
 from numpyro_infograd.objectives import Constraint, Objective
 from numpyro_infograd.optimize.annealing import Annealing
-from numpyro_infograd.optimize.budgets import (
-    check_constraints,
-    trace_budgets,
-    with_constraints,
-)
+from numpyro_infograd.optimize.budgets import check_constraints
 from numpyro_infograd.optimize.finish import finish
+from numpyro_infograd.optimize.move import (
+    Projection,
+    as_optax,
+    check_projection,
+    constrained,
+)
+from numpyro_infograd.optimize.plan import Plan
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.run import Run
 from numpyro_infograd.optimize.step import (
-    RATE,
+    Ascent,
     InfoMaxState,
-    Projection,
-    Setting,
     StepInfo,
-    System,
-    as_optax,
     ascend_many,
-    check_interior,
-    check_projection,
-    constrained,
-    project,
-    scales,
-    trace_update,
-    unconstrained,
 )
-from numpyro_infograd.problem import (
-    Problem,
-    admit,
-    densities_of,
-    initial_states,
-    pose,
-)
-from numpyro_infograd.program import Program
-from numpyro_infograd.scores import Exact, resolve_method
-from numpyro_infograd.scores.exact import GaussianEntropies
+from numpyro_infograd.problem import Posed
+from numpyro_infograd.scores import resolve_method
 from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.tracing import trace_model
 
 
 class InfoMax:
@@ -109,17 +89,19 @@ class InfoMax:
         check_projection(projection)
         if num_samples is not None:
             num_samples = as_power_of_two("num_samples", num_samples, 2)
-        self.model = model
-        self.objective = objective
-        self.scores = resolve_method(scores)
-        self.num_samples = num_samples
-        self.projection = projection
-        self.subject_to = check_constraints(subject_to)
-        self.allow_jumps = allow_jumps
-        self.scaled = optimizer is None
-        self.optimizer = as_optax(optimizer)
-        self.problem: Problem | None = None
-        self._parts: tuple[Setting, System] | None = None
+        self.plan = Plan(
+            model,
+            objective,
+            as_optax(optimizer),
+            optimizer is None,
+            resolve_method(scores),
+            num_samples,
+            projection,
+            check_constraints(subject_to),
+            allow_jumps,
+        )
+        self.posed: Posed | None = None
+        self._ascent: Ascent | None = None
 
     # -- SVI's four methods ------------------------------------------------------
 
@@ -146,9 +128,9 @@ class InfoMax:
             InfogradError: A subclass that names the site or argument at fault.
         """
         rng_key = as_key(rng_key)
-        params = self._pose(rng_key, args, kwargs, init_params)
-        self._parts = self.make_parts(params)
-        return self.start(rng_key, params)
+        self.posed, params = self.plan.pose(rng_key, args, kwargs, init_params)
+        self._ascent = self.plan.make_ascent(self.posed, params)
+        return self.plan.start(self.posed, rng_key, params)
 
     def update(
         self, state: InfoMaxState, *args: Any, **kwargs: Any
@@ -171,18 +153,17 @@ class InfoMax:
                 arguments that change the structure of the model.
         """
         self._check_state(state)
-        assert self._parts is not None
+        assert self.posed is not None
+        assert self._ascent is not None
         if args or kwargs:
-            began = self._parts[1]
-            self._repose(args, kwargs, self.get_params(state))
-            setting, system = self.make_parts(self.get_params(state))
+            params = self.get_params(state)
+            self.posed = self.plan.pose_again(self.posed, args, kwargs, params)
+            began, new = self._ascent, self.plan.make_ascent(self.posed, params)
             # Rates and multipliers keep the units of the start of the ascent.
-            budgets = system.budgets._replace(scales=began.budgets.scales)
-            system = system._replace(scale=began.scale, budgets=budgets)
-            self._parts = setting, system
-        setting, system = self._parts
+            budgets = new.budgets._replace(scales=began.budgets.scales)
+            self._ascent = replace(new.rescaled(began.move.scale), budgets=budgets)
         batch = jax.tree.map(lambda x: x[None], state)
-        batch, infos = ascend_many(setting, system, batch, jnp.ones(1))
+        batch, infos = ascend_many(self._ascent, batch, jnp.ones(1))
         state = jax.tree.map(lambda x: x[0], batch)
         return state, jax.tree.map(lambda x: x[0, 0], infos)
 
@@ -193,7 +174,10 @@ class InfoMax:
             ArgumentError: Before `init`, or for the state of another model.
         """
         self._check_state(state)
-        return constrained(state.unconstrained_params, self.constraints())
+        assert self.posed is not None
+        return constrained(
+            state.unconstrained_params, self.plan.constraints(self.posed)
+        )
 
     def run(
         self,
@@ -257,13 +241,13 @@ class InfoMax:
             num_steps = as_count("num_steps", num_steps)
         num_restarts = as_count("num_restarts", num_restarts)
         rng_key = as_key(rng_key)
-        params = self._pose(rng_key, args, kwargs, init_params)
+        posed, params = self.plan.pose(rng_key, args, kwargs, init_params)
         starts = [params]
         for index in range(1, num_restarts):
             key = jax.random.fold_in(rng_key, index)
-            starts.append(self._random_start(key, params))
-        run = Run(self, rng_key, starts, num_steps, progress_bar, annealing, checkpoint)
-        run.ascend()
+            starts.append(self.plan.random_start(posed, key, params))
+        run = Run(self.plan, posed, rng_key, starts, num_steps, annealing, checkpoint)
+        run.run(progress_bar)
         return finish(run)
 
     def _check_state(self, state: Any) -> None:
@@ -272,136 +256,12 @@ class InfoMax:
         Raises:
             ArgumentError: Before `init`, or for the state of another model.
         """
-        if self._parts is None:
+        if self.posed is None:
             raise ArgumentError("this InfoMax has no state yet: call init first.")
-        assert self.problem is not None
-        ours: Any = jax.tree.structure(self.problem.sm.params)
+        ours: Any = jax.tree.structure(self.posed.sm.params)
         known = isinstance(state, InfoMaxState)
         if not known or jax.tree.structure(state.unconstrained_params) != ours:
             raise ArgumentError(
                 f"state must be an InfoMaxState of this model, got {state!r:.80}. Take "
                 "the state from init, or the first output of update."
             )
-
-    # -- posing -------------------------------------------------------------------
-
-    def _pose(
-        self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
-    ) -> dict[str, Any]:
-        sm, params = admit(self.model, self.objective, args, kwargs, init_params)
-        checks.check_tunable(sm)
-        if self.projection is not None:
-            params = project(self.projection, params)
-        else:
-            sm.check_constraints(params)
-            check_interior(params, sm.constraints)
-        seen = with_constraints(self.objective, self.subject_to)
-        checks.check_finite(seen, sm, params)
-        checks.check_gradient(seen, sm, params, self.allow_jumps)
-        if isinstance(self.scores, str):
-            self.problem, _ = choose(sm, self.objective, params, rng_key)
-        else:
-            self.problem = pose(sm, self.objective, self.scores, params, "requested")
-        return params
-
-    def _repose(self, args: Any, kwargs: Any, params: Any) -> None:
-        """Use new model arguments; check again if they change the computation."""
-        assert self.problem is not None
-        old = self.problem
-        sm = trace_model(self.model, args, kwargs)
-        if sm.forward.code == (old.sm.clean or old.sm).forward.code:
-            if old.sm.appended:
-                sm = append_noise(sm, old.sm.appended)
-            if old.exact is not None:
-                exact = GaussianEntropies.of(old.objective, sm)
-                self.problem = old._replace(sm=sm, exact=exact)
-            else:
-                densities = densities_of(sm, old.terms)
-                self.problem = old._replace(sm=sm, densities=densities)
-            return
-        admit(self.model, self.objective, args, kwargs, params)
-        seen = with_constraints(self.objective, self.subject_to)
-        checks.check_finite(seen, sm, params)
-        checks.check_gradient(seen, sm, params, self.allow_jumps)
-        new = pose(sm, self.objective, old.method or Exact(), params, old.reason)
-        if [t[1:] for t in new.terms] != [t[1:] for t in old.terms]:
-            raise ArgumentError(
-                "these arguments change the structure of the model, so the scores of "
-                "this state do not fit it. Call init with these arguments."
-            )
-        self.problem = new
-
-    def constraints(self) -> dict[str, Any] | None:
-        assert self.problem is not None
-        if self.projection is not None:
-            return None
-        return self.problem.sm.constraints
-
-    def start(self, rng_key: jax.Array, params: Any) -> InfoMaxState:
-        problem = self.problem
-        assert problem is not None
-        unconstrained_params = unconstrained(params, self.constraints())
-        states: tuple[Any, ...] = ()
-        if problem.method is not None:
-            key = jax.random.fold_in(rng_key, 2**31 - 1)
-            states = fit_scores(
-                problem.method,
-                initial_states(problem, key),
-                problem.densities,
-                problem.sm.forward,
-                params,
-                key,
-            )
-        return InfoMaxState(
-            unconstrained_params,
-            unconstrained_params,
-            self.optimizer.init(unconstrained_params),
-            states,
-            jnp.zeros(len(self.subject_to)),
-            rng_key,
-            jnp.zeros((), jnp.int32),
-        )
-
-    def make_parts(self, params: Any) -> tuple[Setting, System]:
-        problem = self.problem
-        assert problem is not None
-        method = problem.method
-        size = self.num_samples or (4096 if method is None else method.step_samples)
-        spec = problem.sm.spec
-        unconstrained_params = unconstrained(params, self.constraints())
-        scale = (
-            scales(unconstrained_params, self.constraints())
-            if self.scaled
-            else jax.tree.map(jnp.ones_like, unconstrained_params)
-        )
-        opt_state = self.optimizer.init(unconstrained_params)
-        means, budgets = trace_budgets(
-            self.objective, self.subject_to, problem.sm, params
-        )
-        system = System(
-            problem.sm.forward,
-            problem.exact,
-            problem.densities,
-            problem.coefficients,
-            means,
-            budgets,
-            base_points(spec, size),
-            self.projection and Program.trace(self.projection, unconstrained_params),
-            trace_update(self.optimizer, opt_state, unconstrained_params),
-            scale,
-            self.constraints(),
-        )
-        return Setting(method, spec, size), system
-
-    def _random_start(self, key: jax.Array, params: Any) -> dict[str, Any]:
-        """A random start of the same size as `params`."""
-        unconstrained_params = unconstrained(params, self.constraints())
-        scale = scales(unconstrained_params, self.constraints())
-        leaves, tree = jax.tree.flatten(unconstrained_params)
-        keys = jax.random.split(key, len(leaves))
-        drawn = [
-            s / RATE * jax.random.normal(k, leaf.shape, leaf.dtype)
-            for leaf, s, k in zip(leaves, jax.tree.leaves(scale), keys, strict=True)
-        ]
-        start = constrained(jax.tree.unflatten(tree, drawn), self.constraints())
-        return project(self.projection, start) if self.projection else start

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,11 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.checkpoint import Checkpoint, digest, pack, unpack
-from numpyro_infograd.optimize.step import StepInfo, ascend_many
+from numpyro_infograd.optimize.step import (
+    Ascent,
+    InfoMaxState,
+    StepInfo,
+    ascend_many,
+)
+from numpyro_infograd.problem import Posed
 from numpyro_infograd.program import Program
-
-if TYPE_CHECKING:
-    from numpyro_infograd.optimize.run import Run
 
 _PAUSE = 1.0  # seconds between saves, at least
 _SHARE = 0.05  # share of the run time that saves take, at most
@@ -129,35 +132,36 @@ def take_apart(
     return chunks
 
 
-def identify(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+def identify(
+    posed: Posed,
+    ascent: Ascent,
+    states: InfoMaxState,
+    starts: list[Any],
+    rng_key: jax.Array,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
     """Data that must be equal for a run to continue."""
-    problem = run.ascent.problem
-    assert problem is not None
+    method = posed.problem.method
     shapes = lambda x: f"{x.dtype}{list(x.shape)}"  # noqa: E731
-    params = {n: jax.tree.map(shapes, p) for n, p in run.starts[0].items()}
+    params = {n: jax.tree.map(shapes, p) for n, p in starts[0].items()}
     held = jax.tree.leaves(
-        [*getattr(problem.method, "__dict__", {}).values()],
+        [*getattr(method, "__dict__", {}).values()],
         is_leaf=lambda x: isinstance(x, Program),
     )
     arrays = [x for x in held if isinstance(x, (Program, jax.Array, np.ndarray))]
-    steps = Program.trace(
-        lambda *args: ascend_many(run.setting, *args),
-        run.system,
-        run.states,
-        jnp.zeros(1),
-    )
+    steps = Program.trace(ascend_many, ascent, states, jnp.zeros(1))
     return {
-        "objective": repr(problem.objective),
-        "sites": {n: list(site.shape) for n, site in problem.sm.site_info.items()},
+        "objective": repr(posed.objective),
+        "sites": {n: list(site.shape) for n, site in posed.sm.site_info.items()},
         "parameters": {n: str(p) for n, p in params.items()},
-        "scores": re.sub(r" at 0x[0-9a-f]+", "", repr(problem.method)),
+        "scores": re.sub(r" at 0x[0-9a-f]+", "", repr(method)),
         **{name: str(value) for name, value in settings.items()},
-        "rng_key": np.asarray(jax.random.key_data(run.rng_key)).tolist(),
+        "rng_key": np.asarray(jax.random.key_data(rng_key)).tolist(),
         "mesh": str(jax.sharding.get_abstract_mesh()),
-        "start": digest(run.starts),
-        "optimizer": digest(run.states.opt_state),
+        "start": digest(starts),
+        "optimizer": digest(states.opt_state),
         "trained scores": digest(arrays),
         "computation (the model, its arguments, functions of yours)": digest(
-            [run.system, steps]
+            [ascent, steps]
         ),
     }

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -22,18 +22,11 @@ from numpyro_infograd.optimize.annealing import (
 )
 from numpyro_infograd.optimize.budgets import FARTHEST, is_settled
 from numpyro_infograd.optimize.log import Log, Snapshot, identify, take_apart
-from numpyro_infograd.optimize.step import (
-    InfoMaxState,
-    StepInfo,
-    ascend_many,
-    constrained,
-    scales,
-)
-from numpyro_infograd.problem import Problem
+from numpyro_infograd.optimize.move import constrained, scales
+from numpyro_infograd.optimize.plan import Plan
+from numpyro_infograd.optimize.step import StepInfo, ascend_many
+from numpyro_infograd.problem import Posed
 from numpyro_infograd.scores import Mixture
-
-if TYPE_CHECKING:
-    from numpyro_infograd.optimize.infomax import InfoMax
 
 CHUNK = 20  # steps of one compiled scan; the progress bar moves between them
 CYCLE = 200  # steps of one cosine decay if num_steps is None
@@ -47,49 +40,53 @@ class Run:
 
     def __init__(
         self,
-        ascent: InfoMax,
+        plan: Plan,
+        posed: Posed,
         rng_key: jax.Array,
         starts: list[Any],
         num_steps: int | None,
-        progress_bar: bool,
         annealing: Annealing = None,
         checkpoint: Any = None,
     ) -> None:
-        self.ascent, self.rng_key, self.starts = ascent, rng_key, starts
-        self.num_steps, self.progress_bar = num_steps, progress_bar
-        assert ascent.problem is not None
-        self.clean: Problem = ascent.problem
-        self.heat = initial_variances(ascent.problem, starts[0], annealing)
+        self.plan, self.rng_key, self.starts = plan, rng_key, starts
+        self.num_steps = num_steps
+        self.posed = self.clean = posed  # with and without the noise of annealing
+        self.heat = initial_variances(posed, starts[0], annealing)
         self.chunks: list[StepInfo] = []
         self.status = ""
         self.gave_up = False
         self.reason = ""  # why the mixture was replaced
         self.middle: Any = None  # parameters in the middle of a cycle
         self.cycle, self.steps = 0, 0  # finished cycles, steps of the present one
-        self._begin([ascent.start(k, p) for k, p in self._keyed(starts)])
+        self._begin(starts)
         self.log: Log | None = None
         if checkpoint is not None:
             settings = {
                 "num_steps": num_steps,
-                "num_samples": self.setting.num_samples,
+                "num_samples": self.ascent.num_samples,
                 "num_restarts": len(starts),
                 "annealing": annealing,
             }
-            self.log = Log(checkpoint, identify(self, settings))
+            self.log = Log(
+                checkpoint,
+                identify(posed, self.ascent, self.states, starts, rng_key, settings),
+            )
 
-    def _keyed(self, starts: list[Any]) -> list[tuple[jax.Array, Any]]:
-        return [(jax.random.fold_in(self.rng_key, i), p) for i, p in enumerate(starts)]
-
-    def _begin(self, states: list[InfoMaxState]) -> None:
+    def _begin(self, starts: list[Any]) -> None:
+        """Fit scores at the starts, which are where each restart is."""
+        states = [
+            self.plan.start(self.posed, jax.random.fold_in(self.rng_key, i), params)
+            for i, params in enumerate(starts)
+        ]
         self.states = jax.tree.map(lambda *x: jnp.stack(x), *states)
-        self.setting, self.system = self.ascent.make_parts(self.starts[0])
+        self.ascent = self.plan.make_ascent(self.posed, self.starts[0])
 
-    def ascend(self) -> None:
+    def run(self, progress_bar: bool) -> None:
         """Run from the start, or from a checkpoint, to the end."""
         total = self.num_steps or CYCLE
         try:
             if not self._resume():
-                self._ascend(total)
+                self._ascend(total, progress_bar)
                 if self.log is not None:
                     self.log.note(self.snapshot(done=True))
         except KeyboardInterrupt:
@@ -97,7 +94,6 @@ class Run:
             if self.log is not None:
                 self.log.flush()
         finally:
-            self.ascent.problem = self.clean
             if self.log is not None:
                 self.log.close()
 
@@ -107,7 +103,7 @@ class Run:
         """The present state of the run, from which it can continue."""
         trees = {
             "states": self.states,
-            "scale": self.system.scale,
+            "scale": self.ascent.move.scale,
             "middle": self.middle,
             "last": [chunk.gradient for chunk in self.chunks[-2:]],
         }
@@ -117,7 +113,7 @@ class Run:
             "status": self.status,
             "gave_up": self.gave_up,
             "reason": self.reason,
-            "noisy": self.ascent.problem is not self.clean,
+            "noisy": self.posed is not self.clean,
             "done": done,
         }
         return Snapshot(list(self.chunks), trees, facts)
@@ -134,8 +130,8 @@ class Run:
             self._change(cooled(self.clean, self.heat, 0.0, self._params()[0]))
         self.states = unpack(arrays["states"], self.states)
         like = self.states.unconstrained_params
-        scale = unpack(arrays["scale"], self.system.scale)
-        self.system = self.system._replace(scale=scale)
+        scale = unpack(arrays["scale"], self.ascent.move.scale)
+        self.ascent = self.ascent.rescaled(scale)
         self.middle = unpack(arrays["middle"], like) if "middle" in arrays else None
         self.cycle, self.steps = facts["cycle"], facts["steps"]
         self.status, self.gave_up = facts["status"], facts["gave_up"]
@@ -144,13 +140,13 @@ class Run:
 
     # -- steps ------------------------------------------------------------------------
 
-    def _ascend(self, total: int) -> None:
+    def _ascend(self, total: int, progress_bar: bool) -> None:
         """Run from the present state to the end."""
         done = sum(c.finite.shape[1] for c in self.chunks)
         bar = tqdm(
             total=self.cycle * CYCLE + total,
             initial=done,
-            disable=not self.progress_bar,
+            disable=not progress_bar,
             desc="ascent",
         )
         with bar:
@@ -171,13 +167,11 @@ class Run:
                 self._cool(2 * start / total)
             steps = np.arange(start, min(start + chunk, total))
             decay = _decay(steps, total)
-            rates = jnp.asarray(decay if self.ascent.scaled else np.ones(len(steps)))
+            rates = jnp.asarray(decay if self.plan.is_default else np.ones(len(steps)))
             rates = rates.astype(jnp.zeros(()).dtype)
-            self.states, infos = ascend_many(
-                self.setting, self.system, self.states, rates
-            )
+            self.states, infos = ascend_many(self.ascent, self.states, rates)
             infos = jax.device_get(infos)
-            if self.ascent.problem is not self.clean:  # objective with appended noise
+            if self.posed is not self.clean:  # objective with appended noise
                 infos = infos._replace(objective=np.full_like(infos.objective, np.nan))
             self.chunks.append(infos)
             if len(self.chunks) > 2:  # only the last two gradients are used
@@ -204,28 +198,24 @@ class Run:
         self.status = (
             f"stopped after {done} steps while the gradient still promised a rise"
         )
-        if self.ascent.projection is None and not self.ascent.subject_to:
+        if self.plan.projection is None and not self.plan.subject_to:
             self.status += ": is a constraint or a projection missing?"
         return True
 
     def _watch(self, infos: StepInfo) -> None:
         """Under "auto", replace a mixture whose scores have become poor."""
-        ascent, problem = self.ascent, self.clean
-        automatic = isinstance(ascent.scores, str)
-        if (
-            ascent.problem is not problem
-            or not automatic
-            or not isinstance(problem.method, Mixture)
-        ):
+        automatic = isinstance(self.plan.scores, str)
+        mixture = isinstance(self.clean.problem.method, Mixture)
+        if not automatic or not mixture or self.posed is not self.clean:
             return
         if why := why_not_mixture(infos.evidence):
             self._leave_mixture(why)
 
     def _leave_mixture(self, reason: str) -> None:
         """Continue with chains, or with networks if chains cannot sample the noise."""
-        problem, params = self.clean, self._params()[0]
+        old, params = self.clean, self._params()[0]
         self.reason = reason
-        self.clean = pose_beyond_mixtures(problem.sm, problem.objective, params, reason)
+        self.clean = pose_beyond_mixtures(old.sm, old.objective, params, reason)
         self._change(self.clean)
 
     def _has_left(self, infos: StepInfo) -> bool:
@@ -241,40 +231,35 @@ class Run:
 
     def _cool(self, share: float) -> None:
         """Noise annealing: change to the problem after this share of the cooling."""
-        problem, clean = self.ascent.problem, self.clean
-        assert problem is not None
         if share >= 1.0:
-            if problem is not clean:
-                self._change(clean)
+            if self.posed is not self.clean:
+                self._change(self.clean)
             return
-        noisy = cooled(clean, self.heat, share, self._params()[0])
-        if problem is clean:
+        noisy = cooled(self.clean, self.heat, share, self._params()[0])
+        if self.posed is self.clean:
             self._change(noisy)
         else:  # the same computation with other numbers
-            self.ascent.problem = noisy
-            scale = self.system.scale
-            self.setting, self.system = self.ascent.make_parts(self.starts[0])
-            self.system = self.system._replace(scale=scale)
+            self.posed, scale = noisy, self.ascent.move.scale
+            ascent = self.plan.make_ascent(noisy, self.starts[0])
+            self.ascent = ascent.rescaled(scale)
 
-    def _change(self, problem: Problem) -> None:
-        """Continue from the present parameters with scores for another problem."""
-        ascent = self.ascent
-        params = self._params()
-        ascent.problem = problem
-        old, scale = self.states, self.system.scale
-        self._begin([ascent.start(k, p) for k, p in self._keyed(params)])
+    def _change(self, posed: Posed) -> None:
+        """Continue from here with scores for another problem."""
+        params, old, scale = self._params(), self.states, self.ascent.move.scale
+        self.posed = posed
+        self._begin(params)
         self.states = self.states._replace(
             opt_state=old.opt_state,
             multipliers=old.multipliers,
             rng_key=old.rng_key,
             step=old.step,
         )
-        self.system = self.system._replace(scale=scale)
+        self.ascent = self.ascent.rescaled(scale)
 
     def _params(self) -> list[Any]:
         """The present parameters of each restart."""
         return [
-            constrained(f, self.ascent.constraints())
+            constrained(f, self.plan.constraints(self.posed))
             for f in self._each_unconstrained()
         ]
 
@@ -289,14 +274,14 @@ class Run:
 
     def _rescale(self) -> None:
         """At the start of a cycle, scale the rates to the present parameters."""
-        if not self.ascent.scaled:
+        if not self.plan.is_default:
             return
-        scale = scales(self.states.unconstrained_params, self.ascent.constraints())
-        self.system = self.system._replace(scale=scale)
+        scale = scales(
+            self.states.unconstrained_params, self.plan.constraints(self.posed)
+        )
+        self.ascent = self.ascent.rescaled(scale)
         if self._came_from_far():
-            fresh = jax.vmap(self.ascent.optimizer.init)(
-                self.states.unconstrained_params
-            )
+            fresh = jax.vmap(self.plan.optimizer.init)(self.states.unconstrained_params)
             self.states = self.states._replace(opt_state=fresh)
 
     def _came_from_far(self) -> bool:
@@ -324,7 +309,7 @@ class Run:
         moved at that speed to the end of the cycle, the falling rate stopped it, not
         the gradient. Then the gradient may be small and the optimum still far.
         """
-        if not self.ascent.scaled:
+        if not self.plan.is_default:
             return 0.0
         share = float(np.sum(_decay(np.arange(CYCLE // 2, CYCLE), CYCLE)))
         ratio = float(np.sum(_decay(np.arange(CYCLE), CYCLE))) / share
@@ -336,7 +321,7 @@ class Run:
                     self.chunks[-1].gradient,
                     self.states.unconstrained_params,
                     self.middle,
-                    self.system.scale,
+                    self.ascent.move.scale,
                 ),
             ),
             strict=True,
@@ -368,7 +353,7 @@ class Run:
 
         With constraints it is one nat, because the gain may come from meeting them.
         """
-        if self.ascent.subject_to:
+        if self.plan.subject_to:
             return 1.0
         return max(1.0, float(sum(np.nansum(c.gain[index]) for c in self.chunks)))
 

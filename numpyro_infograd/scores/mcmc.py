@@ -21,6 +21,7 @@ from numpyro_infograd.scores.base import ScoreMethod, Scores
 
 _HARDLY = 0.05  # acceptance below which a chain counts as stuck
 _STUCK = 0.01  # share of stuck chains that gives a warning
+_MOST = 2.0  # fit error over sampling error that gives a warning
 
 
 class Pilot(NamedTuple):

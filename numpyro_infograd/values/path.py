@@ -105,9 +105,9 @@ class Path:
         checks.check_gradient(objective, line, position, False)
         method = resolve_method(self.scores)
         if isinstance(method, str):
-            problem, _ = choose(line, objective, position, key)
+            posed, _ = choose(line, objective, position, key)
         else:
-            problem = pose(line, objective, method, position, "requested")
+            posed = pose(line, objective, method, position, "requested")
 
         roots, weights = np.polynomial.legendre.leggauss(self.num_nodes)
         nodes = 0.5 * (roots + 1.0)
@@ -115,7 +115,7 @@ class Path:
         for node, own in zip(nodes, jax.random.split(key, len(nodes)), strict=True):
             at = {POSITION: jnp.asarray(node**2, jnp.result_type(float))}
             sm.check_constraints(way(at[POSITION]))
-            slope = estimate_gradient(problem, at, self.num_samples, own)
+            slope = estimate_gradient(posed, at, self.num_samples, own)
             if not math.isfinite(float(slope.value[POSITION])):
                 raise ArgumentError(
                     f"the gradient is not finite at s = {node**2:.3g} of the path: a "
@@ -138,7 +138,7 @@ class Path:
         value = first.value + 0.5 * float(weights @ slopes)
         diagnostics = {
             "reference_value": first.value,
-            "scores": problem.method_name,
+            "scores": posed.method_name,
             "quadrature_error": quadrature,
         }
         return report(value, error, "path", first.warnings, diagnostics)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user asks of an ascent, and what follows from it for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd import checks
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.estimation import fit
+from numpyro_infograd.gradient import choose
+from numpyro_infograd.noise import base_points
+from numpyro_infograd.objectives import Constraint, Objective
+from numpyro_infograd.optimize.budgets import trace_budgets, with_constraints
+from numpyro_infograd.optimize.move import (
+    RATE,
+    Move,
+    Projection,
+    check_interior,
+    constrained,
+    project,
+    scales,
+    unconstrained,
+)
+from numpyro_infograd.optimize.step import Ascent, InfoMaxState
+from numpyro_infograd.problem import Posed, admit, initial_states, pose, pose_again
+from numpyro_infograd.scores import Exact
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.tracing import trace_model
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of an ascent, after checks.
+
+    Attributes:
+        model: As for `maximize`; what follows too.
+        objective: To be maximised.
+        optimizer: An optax transformation.
+        is_default: Whether it is the default one, with rates scaled to the parameters.
+        scores: "auto" or a method.
+        num_samples: Of a step, or None.
+        projection: Of the parameters, or None.
+        subject_to: Constraints on expectations.
+        allow_jumps: As for `gradient`.
+    """
+
+    model: Callable[..., Any] | StructuralModel
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    is_default: bool
+    scores: Any
+    num_samples: int | None
+    projection: Projection | None
+    subject_to: tuple[Constraint, ...]
+    allow_jumps: bool
+
+    def pose(
+        self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
+    ) -> tuple[Posed, dict[str, Any]]:
+        """The posed problem and where the ascent starts."""
+        sm, params = admit(self.model, self.objective, args, kwargs, init_params)
+        checks.check_tunable(sm)
+        if self.projection is not None:
+            params = project(self.projection, params)
+        else:
+            sm.check_constraints(params)
+            check_interior(params, sm.constraints)
+        self._check(sm, params)
+        if isinstance(self.scores, str):
+            posed, _ = choose(sm, self.objective, params, rng_key)
+        else:
+            posed = pose(sm, self.objective, self.scores, params, "requested")
+        return posed, params
+
+    def pose_again(self, old: Posed, args: Any, kwargs: Any, params: Any) -> Posed:
+        """Use new model arguments; check again if they change the computation."""
+        sm = trace_model(self.model, args, kwargs)
+        if sm.forward.code == (old.sm.clean or old.sm).forward.code:
+            return pose_again(old, sm)
+        admit(self.model, self.objective, args, kwargs, params)
+        self._check(sm, params)
+        method = old.problem.method or Exact()
+        new = pose(sm, self.objective, method, params, old.reason)
+        if [t[1:] for t in new.terms] != [t[1:] for t in old.terms]:
+            raise ArgumentError(
+                "these arguments change the structure of the model, so the scores of "
+                "this state do not fit it. Call init with these arguments."
+            )
+        return new
+
+    def _check(self, sm: StructuralModel, params: Any) -> None:
+        """Raise for an objective or constraint without a right gradient."""
+        seen = with_constraints(self.objective, self.subject_to)
+        checks.check_finite(seen, sm, params)
+        checks.check_gradient(seen, sm, params, self.allow_jumps)
+
+    def constraints(self, posed: Posed) -> dict[str, Any] | None:
+        """Constraints of the parameters; None with a projection."""
+        return None if self.projection is not None else posed.sm.constraints
+
+    def start(self, posed: Posed, rng_key: jax.Array, params: Any) -> InfoMaxState:
+        """The state before the first step."""
+        key = jax.random.fold_in(rng_key, 2**31 - 1)
+        start = unconstrained(params, self.constraints(posed))
+        problem = posed.problem
+        return InfoMaxState(
+            start,
+            start,
+            self.optimizer.init(start),
+            fit(problem, initial_states(problem, key), params, key),
+            jnp.zeros(len(self.subject_to)),
+            rng_key,
+            jnp.zeros((), jnp.int32),
+        )
+
+    def make_ascent(self, posed: Posed, params: Any) -> Ascent:
+        """What all steps of an ascent from these parameters have in common."""
+        constraints, method = self.constraints(posed), posed.problem.method
+        size = self.num_samples or (4096 if method is None else method.step_samples)
+        start = unconstrained(params, constraints)
+        scale = scales(start, constraints) if self.is_default else None
+        means, budgets = trace_budgets(
+            self.objective, self.subject_to, posed.sm, params
+        )
+        return Ascent(
+            replace(posed.problem, expectations=means),
+            budgets,
+            base_points(posed.sm.spec, size),
+            Move.trace(start, self.optimizer, self.projection, constraints, scale),
+            size,
+        )
+
+    def random_start(self, posed: Posed, key: jax.Array, params: Any) -> Any:
+        """A random start of the same size as `params`."""
+        constraints = self.constraints(posed)
+        given = unconstrained(params, constraints)
+        leaves, tree = jax.tree.flatten(given)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [
+            s / RATE * jax.random.normal(k, leaf.shape, leaf.dtype)
+            for leaf, s, k in zip(
+                leaves, jax.tree.leaves(scales(given, constraints)), keys, strict=True
+            )
+        ]
+        start = constrained(jax.tree.unflatten(tree, drawn), constraints)
+        return project(self.projection, start) if self.projection else start
