@@ -315,7 +315,7 @@ def test_too_short_chains_say_that_they_remember() -> None:
     off = abs(float(found.value["eta"]) - truth)
     assert off < 3 * float(found.standard_error["eta"])
     assert float(found.standard_error["eta"]) > 0.05 * abs(truth)
-    assert any("still remember" in warning for warning in found.warnings)
+    assert any("still depend on" in warning for warning in found.warnings)
 
 
 def comparator() -> None:

@@ -254,7 +254,7 @@ def test_damaged_checkpoints_are_refused(how, tmp_path) -> None:
             file.unlink()
         elif file.parent.name == "facts":
             file.write_text('{"a": 1}')
-    with pytest.raises(CheckpointError, match="damaged, or is none of this package"):
+    with pytest.raises(CheckpointError, match="damaged, or not of this package"):
         ascend(links.link, path, num_steps=20, **SPHERE)
 
 

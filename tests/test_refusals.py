@@ -928,7 +928,7 @@ def test_bad_num_samples_of_noise():
     sm = ig.structural_model(affine)
     key = jax.random.key(0)
     refuses(ArgumentError, "num_samples", "0", call=lambda: sm.sample_noise(key, 0))
-    refuses(ArgumentError, "1000", "take 1024",
+    refuses(ArgumentError, "1000", "Use 1024",
             call=lambda: sm.sample_noise(key, 1000, qmc=True))  # fmt: skip
 
 
