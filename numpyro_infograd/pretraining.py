@@ -143,6 +143,7 @@ def _train(
     ranges: Range,
     points: Any,
     rng_key: jax.Array,
+    *,
     names: tuple[str, ...],
     size: int,
 ) -> Any:

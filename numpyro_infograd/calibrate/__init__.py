@@ -25,6 +25,7 @@ from numpyro_infograd.arguments import (
 )
 from numpyro_infograd.calibrate.fit import Fit
 from numpyro_infograd.calibrate.recordings import as_recordings, check_observed
+from numpyro_infograd.calibrate.report import make_report
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
 from numpyro_infograd.calibrate.settings import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd.density import Density
@@ -186,7 +187,7 @@ def calibrate(
     recorded = {name: recorded[name] for name in density.sites}
     with use_mesh(mesh):
         fit = Fit(sm, density, params, recorded, settings, key, warnings)
-        found = fit.run(progress_bar)
+        found = make_report(fit, fit.run(progress_bar))
     if used[0] == 0.0:
         still, why = _is_smooth(sm, density, found.params)
         if not still:

@@ -40,8 +40,7 @@ from numpyro_infograd.calibrate.matching import (
     look_around,
     with_blur,
 )
-from numpyro_infograd.calibrate.report import make_report
-from numpyro_infograd.calibrate.result import Calibration, TwoSample
+from numpyro_infograd.calibrate.result import Outcome, TwoSample
 from numpyro_infograd.calibrate.settings import Settings, shares_of
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.noise import base_points, draw_noise
@@ -374,7 +373,7 @@ class Fit:
         a, b = (self.whole.features.coordinates(v) for v in (recorded, drawn))
         return two_sample(np.asarray(a), np.asarray(b))
 
-    def run(self, progress_bar: bool) -> Calibration:
+    def run(self, progress_bar: bool) -> Outcome:
         """Run descent, corrections, bootstrap and tests."""
         total = self.settings.num_steps
         cycles = [total - total // 2, total // 2] if total > 1 else [1]
@@ -399,11 +398,8 @@ class Fit:
             weights = self.draw_weights()
             targets, pulls = self.resample(weights, self.settings.num_draws)
             after = self.distance(weights, targets)
-            found = make_report(
-                self, status, before, after, test_before, targets, pulls
-            )
             bar.set_description("calibration")
-        return found
+        return Outcome(status, before, after, test_before, targets, pulls)
 
     def _settle(self, total: int) -> str:
         """Newton steps until they are short; returns the status in words."""

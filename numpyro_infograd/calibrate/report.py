@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,39 +11,20 @@ import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
-from numpyro_infograd.calibrate.result import Calibration, TwoSample
+from numpyro_infograd.calibrate.fit import Fit
+from numpyro_infograd.calibrate.result import Calibration, Outcome, TwoSample
 from numpyro_infograd.optimize.move import constrained, onto, unconstrained
 from numpyro_infograd.scores.coordinates import CLIP
 from numpyro_infograd.values import Estimate
-
-if TYPE_CHECKING:
-    from numpyro_infograd.calibrate.fit import Fit
 
 _REPLICATES = 20  # replicates of the recordings by the twin, at most
 _LARGEST = 2**25  # numbers in all replicates, at most
 _LOST = 0.05  # largest undetermined part of a parameter with a finite error
 
 
-def make_report(
-    fit: Fit,
-    status: str,
-    before: Estimate,
-    after: Estimate,
-    test_before: TwoSample,
-    targets: Any,
-    pulls: Any,
-) -> Calibration:
-    """The result of a calibration.
-
-    Args:
-        fit: The calibration at its end.
-        status: How it ended.
-        before: Divergence from the held-out recordings at the start.
-        after: The same at the end.
-        test_before: Two-sample test at the start.
-        targets: W_p of resampled recordings.
-        pulls: G_p (W_q - W_p) of resampled recordings.
-    """
+def make_report(fit: Fit, outcome: Outcome) -> Calibration:
+    """The result of a calibration, from where it ended."""
+    status, before, after, test_before, targets, pulls = outcome
     params = constrained(fit.unconstrained_params, fit.constraints)
     draws: dict[str, Any] = {}
     errors = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), params)

@@ -26,6 +26,26 @@ class TwoSample(NamedTuple):
     pvalue: float
 
 
+class Outcome(NamedTuple):
+    """How a calibration ended.
+
+    Attributes:
+        status: In words.
+        before: Divergence from the held-out recordings at the start.
+        after: The same at the end.
+        test_before: Two-sample test at the start.
+        targets: W_p of resampled recordings.
+        pulls: G_p (W_q - W_p) of resampled recordings.
+    """
+
+    status: str
+    before: Estimate
+    after: Estimate
+    test_before: TwoSample
+    targets: Any
+    pulls: Any
+
+
 @dataclass(frozen=True, repr=False)  # the repr of any Result
 class Calibration(Result):
     """The twin that `calibrate` found.

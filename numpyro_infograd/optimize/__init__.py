@@ -133,11 +133,11 @@ def maximize(
             num_steps,
             args,
             kwargs,
-            progress_bar,
-            init_params,
-            num_restarts,
-            annealing,
-            checkpoint,
+            progress_bar=progress_bar,
+            init_params=init_params,
+            num_restarts=num_restarts,
+            annealing=annealing,
+            checkpoint=checkpoint,
         )
 
 

@@ -217,11 +217,11 @@ class InfoMax:
             num_steps,
             args,
             kwargs,
-            progress_bar,
-            init_params,
-            num_restarts,
-            annealing,
-            checkpoint,
+            progress_bar=progress_bar,
+            init_params=init_params,
+            num_restarts=num_restarts,
+            annealing=annealing,
+            checkpoint=checkpoint,
         )
 
     def ascend(
@@ -230,6 +230,7 @@ class InfoMax:
         num_steps: int | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        *,
         progress_bar: bool,
         init_params: Mapping[str, Any] | None,
         num_restarts: int,

@@ -212,6 +212,7 @@ def _average(
     params: Any,
     outer_points: Any,
     rng_key: jax.Array,
+    *,
     method: Mixture,
     spec: NoiseSpec,
     num_samples: int,
