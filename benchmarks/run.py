@@ -116,7 +116,7 @@ def fig4(num_points: int) -> list[Sweep]:
                 points,
                 truth,
                 multipath,
-                ("exact", "mixture", "denoising"),
+                ("exact", "mixture", "mcmc", "denoising"),
                 simulate_multipath,
                 draw_three,
             )
@@ -133,7 +133,7 @@ def fig6(num_points: int) -> list[Sweep]:
             [{"eta": float(eta)} for eta in line],
             [np.array([truths.tanh_derivative(eta)]) for eta in line],
             tanh_channel,
-            ("mixture", "denoising"),
+            ("mixture", "mcmc", "denoising"),
             simulate_tanh,
             draw_one,
         )
@@ -308,35 +308,37 @@ def run_ascents() -> None:
         ("linear, 8 x 8", identity, 8, linear_information),
         ("tanh, 12 x 12", jnp.tanh, 12, saturated_information),
     ):
-
-        def ascend(num_steps, nonlinearity=nonlinearity, size=size):
-            return ig.maximize_mi(
-                matrix_channel,
-                "x",
-                "y",
-                num_steps=num_steps,
-                projection=inside,
-                scores="denoising",
-                init_params={"A": jax.random.normal(jax.random.key(1), (size, size))},
-                progress_bar=False,
-                model_args=(nonlinearity, size),
-            )
-
-        _, first = timed(lambda ascend=ascend: ascend(20))
-        result, spent = timed(lambda ascend=ascend: ascend(None))
-        value, error = information(np.asarray(result.params["A"], float))
         best, _ = information(np.eye(size) * RADIUS / size**0.5)
-        row(
-            title,
-            "`denoising`",
-            len(result.history["gain"]),
-            f"{value:.4f}" + (f" +- {error:.4f}" if error else ""),
-            f"{best:.6f}",
-            f"{value / best:.2%}",
-            f"{spent:.1f}",
-            f"{first:.1f}",
-            result.status,
-        )
+        for scores in ("mcmc", "denoising"):
+
+            def ascend(num_steps, nonlinearity=nonlinearity, size=size, scores=scores):
+                start = jax.random.normal(jax.random.key(1), (size, size))
+                return ig.maximize_mi(
+                    matrix_channel,
+                    "x",
+                    "y",
+                    num_steps=num_steps,
+                    projection=inside,
+                    scores=scores,
+                    init_params={"A": start},
+                    progress_bar=False,
+                    model_args=(nonlinearity, size),
+                )
+
+            _, first = timed(lambda ascend=ascend: ascend(20))
+            result, spent = timed(lambda ascend=ascend: ascend(None))
+            value, error = information(np.asarray(result.params["A"], float))
+            row(
+                title,
+                f"`{scores}`",
+                len(result.history["gain"]),
+                f"{value:.4f}" + (f" +- {error:.4f}" if error else ""),
+                f"{best:.6f}",
+                f"{value / best:.2%}",
+                f"{spent:.1f}",
+                f"{first:.1f}",
+                result.status,
+            )
 
 
 def identity(v):
