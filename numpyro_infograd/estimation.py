@@ -254,7 +254,8 @@ def unchecked(
     return (
         f"no chain can check the score of {density.label!r}{why}. Its standard error "
         "is only the method's own estimate, and may be too small. Compare with another "
-        "method, or observe the set through a sample site.",
+        "method, or add the noise of the set as a sample site: numpyro.sample(name, "
+        "Normal(mean, scale)).",
     )
 
 

@@ -145,6 +145,7 @@ def test_nested_in_bits_scales_its_standard_error() -> None:
     bits = ig.mutual_information(links.amplifier, "x", "y", unit="bits", **settings)
     assert bits.value == pytest.approx(nats.value / math.log(2))
     assert bits.standard_error == pytest.approx(nats.standard_error / math.log(2))
+    assert bits.in_bits() == bits
 
 
 def test_four_levels() -> None:

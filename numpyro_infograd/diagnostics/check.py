@@ -118,7 +118,8 @@ class ScoreCheck:
         if not self.sets:
             rows.append("  all are known in closed form")
         else:
-            names = f"{'certificate':>18} {'E[s]':>10} {'Stein residual':>20}"
+            first = "networks' error" if beside else "certificate"
+            names = f"{first:>18} {'E[s]':>10} {'Stein residual':>20}"
             rows.append(f"  {'set':<12} {names} {'held-out gain':>14}")
         for each in self.sets:
             wrong = _with(each.certificate, each.certificate_error, ".4f")
@@ -128,15 +129,20 @@ class ScoreCheck:
             rows.append(
                 f"  {each.label:<12} {wrong:>18} {mean:>10} {residual:>20} {gain:>14}"
             )
-        if beside:
-            for each in self.sets:
-                if each.certificate - 2 * each.certificate_error > TOLERATED:
-                    rows.append(
-                        f"Networks and chains differ at {each.label!r}. Chains are "
-                        "more reliable, but compare with differences of values."
-                    )
-        if self.trusted:
+        apart = [
+            each.label
+            for each in self.sets
+            if beside and each.certificate - 2 * each.certificate_error > TOLERATED
+        ]
+        for label in apart:
+            rows.append(
+                f"The networks differ from the chains at {label!r}, so they confirm "
+                "nothing. Chains are more reliable; compare with differences of values."
+            )
+        if self.trusted and not apart:
             rows.append("No check found a problem with these scores.")
+        elif self.trusted:
+            rows.append("No other check found a problem with these scores.")
         else:
             rows.append("Do not trust these scores yet:")
             rows += [f"  - {doubt}" for doubt in self.doubts]

@@ -21,7 +21,7 @@ from numpyro_infograd.scores.base import ScoreMethod, Scores
 
 _HARDLY = 0.05  # acceptance below which a chain counts as stuck
 _STUCK = 0.01  # share of stuck chains that gives a warning
-_MOST = 2.0  # fit error over sampling error that gives a warning
+_MOST = 1.0  # fit error over sampling error that gives a warning
 
 
 class Pilot(NamedTuple):
@@ -100,7 +100,8 @@ class MCMC(ScoreMethod):
             raise DensityError(
                 f"no Markov chain can sample the noise that the set {density.label!r} "
                 f"hides, because {density.why_no_walk}. Use scores='denoising', or "
-                "observe the set through a sample site."
+                "add its noise as a sample site: numpyro.sample(name, Normal(mean, "
+                "scale))."
             )
 
     def warnings_for(

@@ -139,7 +139,7 @@ class Mixture(ScoreMethod):
             found.append(
                 f"the mixture's effective sample size for {density.label!r} is only "
                 f"{size:.0f}: the bias may exceed the standard error. Raise "
-                "num_components, or use scores='denoising'."
+                "num_components, or use scores='mcmc'."
             )
         return found
 

@@ -63,7 +63,9 @@ class Estimate:
         return f"{self.value:.6g}{error} {self.unit} ({self.method}){notes}"
 
     def in_bits(self) -> Estimate:
-        """The same estimate in bits: all numbers divided by ln 2."""
+        """The same estimate in bits: numbers in nats are divided by ln 2."""
+        if self.unit == "bits":
+            return self
         scale = 1.0 / math.log(2.0)
         return replace(
             self,
