@@ -91,8 +91,9 @@ def _replicated(
     points: Any,
     rng_key: jax.Array,
     num_samples: int,
-) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
-    """Gradient, sampling error, fit error and evidence, from independent replicates."""
+) -> tuple[Any, Any, Any, jax.Array, dict[str, jax.Array]]:
+    """Gradient, errors of sampling and of the fit, the second over the first without
+    its noise, and evidence; from independent replicates."""
 
     def replicate(key: jax.Array, deviation_index: jax.Array) -> Pulled:
         noise_key, score_key = jax.random.split(key)
@@ -103,19 +104,29 @@ def _replicated(
     pulled = jax.vmap(replicate)(keys, jnp.arange(REPLICATES))
     value = jax.tree.map(lambda g: jnp.mean(g, axis=0), pulled.gradient)
     error = jax.tree.map(_standard_error, pulled.gradient)
-    fit = jax.tree.map(jnp.zeros_like, error)
+    missed = jax.tree.map(jnp.zeros_like, error)
+    excess = jnp.zeros(())
     if pulled.deviation is not None:
         assert problem.method is not None  # exact scores have no deviations
         count = problem.method.num_deviations
 
-        def fit_error(each: jax.Array) -> jax.Array:
-            # Squares of means, minus their expected share of sampling noise.
-            grouped = each.reshape(REPLICATES // count, count, *each.shape[1:])
-            squares = jnp.mean(grouped, axis=0) ** 2
-            squares -= jnp.var(grouped, axis=0, ddof=1) / (REPLICATES // count)
-            return jnp.sqrt(jnp.maximum(jnp.sum(squares, axis=0), 0.0))
+        def grouped(each: jax.Array) -> jax.Array:
+            return each.reshape(REPLICATES // count, count, *each.shape[1:])
 
-        fit = jax.tree.map(fit_error, pulled.deviation)
+        def fit_error(each: jax.Array) -> jax.Array:
+            # With its noise: a deviation below its noise is not known to be zero.
+            return jnp.sqrt(jnp.sum(jnp.mean(grouped(each), axis=0) ** 2, axis=0))
+
+        def noise(each: jax.Array) -> jax.Array:
+            variance = jnp.var(grouped(each), axis=0, ddof=1)
+            return jnp.sqrt(jnp.sum(variance, axis=0) / (REPLICATES // count))
+
+        missed = jax.tree.map(fit_error, pulled.deviation)
+        noises = jax.tree.map(noise, pulled.deviation)
+        clear = jax.tree.map(
+            lambda a, b: jnp.sqrt(jnp.maximum(a**2 - b**2, 0.0)), missed, noises
+        )
+        excess = optax.tree.norm(clear) / optax.tree.norm(error)
     # Effective sample sizes are averaged by their reciprocals, as variances.
     evidence = {
         name: 1 / jnp.mean(1 / v) if name.startswith("effective") else jnp.mean(v)
@@ -126,7 +137,7 @@ def _replicated(
         for name, v in pulled.evidence.items()
         if name.startswith("stein_residual")
     }
-    return value, error, fit, evidence
+    return value, error, missed, excess, evidence
 
 
 def _with_shift(
@@ -192,12 +203,11 @@ def estimate_gradient(
         states = fit(problem, initial_states(problem, fit_key), params, fit_key)
         points = base_points(problem.spec, size // REPLICATES)
         while True:
-            sampled, error, missed, evidence = _replicated(
+            sampled, error, missed, excess, evidence = _replicated(
                 problem, states, params, points, key, num_samples=size
             )
-            excess = float(optax.tree.norm(missed) / optax.tree.norm(error))
             better = [problem.method and problem.method.improve(s) for s in states]
-            if not excess > _BALANCE or all(b is None for b in better):
+            if not float(excess) > _BALANCE or all(b is None for b in better):
                 break
             states = tuple(
                 s if b is None else b for s, b in zip(states, better, strict=True)
@@ -212,7 +222,7 @@ def estimate_gradient(
                 spread = float(checked.standard_error[label])
                 diagnostics[f"certificate_error({label})"] = spread
         diagnostics["num_samples"] = size
-        diagnostics["fit_error_ratio"] = excess
+        diagnostics["fit_error_ratio"] = float(excess)
         diagnostics |= {name: float(v) for name, v in evidence.items()}
     sentences = noise_warnings(posed.sm) + _warnings_for(problem, diagnostics)
     both = {name: (value[name], error[name]) for name in value}

@@ -31,7 +31,6 @@ _ROUNDS, _WARM_ROUNDS = 12, 2  # steps of the pilot that tune the step size
 _ACCEPTED = 0.8  # target acceptance
 _GAIN = 1.5  # change of the log step size for each unit of acceptance error
 _REMEMBERED = 0.005  # tolerated dependence on the start, as a share of mean square
-_CLEAR = 0.1  # largest noise of that share with which a pilot may say that it fell
 _RIDGE = 8.0  # ridge of least squares, in units of rounding errors
 _WIDEST = 1024  # values plus dimensions, at most, with a control variate
 _LARGEST = 4096  # samples of a pilot batch, at most
@@ -105,11 +104,7 @@ def tune(
         product = jnp.sum(own * total, axis=1) / jnp.maximum(length // 2, 1)
         fallen = carry.product - product
         noise = jnp.std(fallen) / math.sqrt(num_samples)
-        left = jnp.abs(jnp.mean(product))
-        # A pilot that is too noisy to tell is no evidence for short chains.
-        forgot = (jnp.mean(fallen) <= _REMEMBERED * left + noise) & (
-            noise <= _CLEAR * left
-        )
+        forgot = jnp.mean(fallen) <= _REMEMBERED * jnp.abs(jnp.mean(product)) + noise
         forgot = (forgot & (length >= FEWEST_STEPS)) | (length >= most_steps)
         return _Pilot(
             length,

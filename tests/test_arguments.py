@@ -100,7 +100,7 @@ def test_parameter_that_is_no_number(bad):
         (1j, "complex"),
         (None, "got None"),
         ([1.0], "shapes: ()"),
-        (jnp.ones(2), "the model's shape"),
+        (jnp.ones(2), "Give a value of this shape"),
     ],
 )
 def test_parameter_of_another_kind(bad, words):

@@ -358,12 +358,6 @@ def test_modes_are_crossed_between() -> None:
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.15)
 
 
-def test_a_pilot_that_cannot_tell_lets_chains_grow() -> None:
-    """The score of an input folded twenty times is nearly all noise to a pilot."""
-    found = ig.gradient(folded, XY, scores=MCMC(num_samples=256), params={"gain": 6.0})
-    assert found.diagnostics["num_steps(y)"] == MCMC().max_steps
-
-
 # -- what no chain can walk over ------------------------------------------------------
 
 

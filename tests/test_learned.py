@@ -378,7 +378,7 @@ def noisy_sum() -> None:
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        (("bit", "x"), r"one set of discrete ones, got \['bit', 'x'\]"),
+        (("bit", "x"), r"one set of discrete inputs, got \['bit', 'x'\]"),
         ("many", "more than 256 values"),
     ],
 )
@@ -458,7 +458,7 @@ def test_a_law_of_parameters() -> None:
 
 
 def test_only_learned_scores_are_pretrained() -> None:
-    with pytest.raises(ArgumentError, match="learned"):
+    with pytest.raises(ArgumentError, match="learns scores"):
         ig.pretrain_scores(links.amplifier, XY, {"eta": (0, 1)}, scores="mixture")
 
 

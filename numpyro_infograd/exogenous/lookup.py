@@ -186,6 +186,9 @@ def has_edge(fn: Distribution) -> bool:
     Args:
         fn: Any distribution.
 
+    Returns:
+        True if it may jump.
+
     Example:
         >>> import numpyro.distributions as dist
         >>> from numpyro_infograd.exogenous import has_edge
