@@ -54,6 +54,22 @@ def pytest_configure(config: pytest.Config) -> None:
         values._LEARNED = values.DeBruijn(2**15, (32, 32), 2, 100)
 
 
+# Doctests of default size, which compile much.
+_SLOW_DOCTESTS = ("calibrate.calibrate", "pretraining.pretrain_scores", "check_scores")
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Leave the largest doctests to the slow tests."""
+    if config.option.markexpr != "not slow":
+        return
+    large = [x for x in items if isinstance(x, pytest.DoctestItem)]
+    large = [x for x in large if x.name.endswith(_SLOW_DOCTESTS)]
+    items[:] = [x for x in items if x not in large]
+    config.hook.pytest_deselected(items=large)
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Run one test in double precision, and restore the setting after it."""

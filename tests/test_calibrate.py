@@ -323,6 +323,7 @@ def test_order_of_recordings_does_not_matter() -> None:
         assert float(features.whiten[0, 0]) == pytest.approx(1 / rows.std(), rel=0.05)
 
 
+@pytest.mark.slow
 def test_held_out_divergence_is_that_of_the_features() -> None:
     """Against 1/2 E_p (s_p - s_q)^2 of two normal laws, and zero for equal ones."""
 

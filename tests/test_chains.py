@@ -161,7 +161,9 @@ def statistics_of(at: Position, values: Any) -> np.ndarray:
     return np.concatenate([columns, np.tanh(products.reshape(len(columns), -1))], 1)
 
 
-@pytest.mark.parametrize("model", [menagerie, symbols])
+@pytest.mark.parametrize(
+    "model", [pytest.param(menagerie, marks=pytest.mark.slow), symbols]
+)
 def test_chains_leave_their_law_unchanged(cases, model) -> None:
     """Sixteen steps: trajectories, flips of discrete values, draws of the reference."""
     one = case(cases, model)
@@ -326,6 +328,7 @@ def comparator() -> None:
     numpyro.sample("y", dist.Normal(gain * sign, 0.7).to_event(1))
 
 
+@pytest.mark.slow
 def test_what_jumps_takes_no_control_variate() -> None:
     """With one the result is 2.08 +- 0.005."""
     sm = ig.structural_model(comparator)
@@ -348,6 +351,7 @@ def folded() -> None:
     numpyro.sample("y", dist.Normal(jnp.sin(gain * x), 0.1).to_event(1))
 
 
+@pytest.mark.slow
 def test_modes_are_crossed_between() -> None:
     """By whole trajectories alone the result is 0.83 +- 0.08."""
     sine = channels.additive(
@@ -529,6 +533,7 @@ def test_annealing_is_unbiased_from_both_ends(cases, model, density) -> None:
     assert np.mean(up) < np.mean(truth) < np.mean(down)
 
 
+@pytest.mark.slow
 def test_the_value_of_what_a_rotation_hides() -> None:
     found = ig.mutual_information(rotated(16, 0.5), "x", "y")
     assert found.method == "mcmc"

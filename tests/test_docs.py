@@ -35,7 +35,7 @@ RUN = [
     *sorted(DOCS.glob("howto/*.md")),
 ]
 # run by `make test-all`
-SLOW = {"divergence.md", "experimental_design.md", "values.md"}
+SLOW = {"divergence.md", "experimental_design.md", "trust.md", "values.md"}
 
 
 # -- code --------------------------------------------------------------------------

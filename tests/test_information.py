@@ -93,7 +93,11 @@ USERS = Analytic(
 
 @pytest.mark.parametrize(
     "scores",
-    ["exact", AVERAGE, pytest.param(LEARN, marks=pytest.mark.slow), USERS],
+    [
+        "exact",
+        AVERAGE,
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (LEARN, USERS)),
+    ],
     ids=["exact", "mixture", "denoising", "analytic"],
 )
 def test_weighted_rates_of_two_users(scores) -> None:

@@ -570,6 +570,7 @@ def test_sound_scores_are_trusted(capsys) -> None:
     assert found.plot().get_xlabel() == "cotangent by denoising"
 
 
+@pytest.mark.slow
 def test_scores_through_appended_noise_are_checked_through_it() -> None:
     found = ig.diagnostics.check_scores(
         links.link,
