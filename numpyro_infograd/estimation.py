@@ -92,8 +92,10 @@ def _replicated(
     rng_key: jax.Array,
     num_samples: int,
 ) -> tuple[Any, Any, Any, jax.Array, dict[str, jax.Array]]:
-    """Gradient, errors of sampling and of the fit, the second over the first without
-    its noise, and evidence; from independent replicates."""
+    """Gradient, sampling error, fit error, ratio and evidence, from replicates.
+
+    The ratio is that of the fit error, less its noise, to the sampling error.
+    """
 
     def replicate(key: jax.Array, deviation_index: jax.Array) -> Pulled:
         noise_key, score_key = jax.random.split(key)
@@ -118,6 +120,8 @@ def _replicated(
             return jnp.sqrt(jnp.sum(jnp.mean(grouped(each), axis=0) ** 2, axis=0))
 
         def noise(each: jax.Array) -> jax.Array:
+            if count == REPLICATES:  # one replicate of each shows no noise
+                return jnp.zeros(each.shape[1:])
             variance = jnp.var(grouped(each), axis=0, ddof=1)
             return jnp.sqrt(jnp.sum(variance, axis=0) / (REPLICATES // count))
 

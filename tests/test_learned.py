@@ -262,6 +262,44 @@ def test_a_method_of_the_users() -> None:
     check(found, {"a": 3 / 12, "b": 7 / 12}, 0.01)
 
 
+@pytest.mark.parametrize("count", [2, 16])
+def test_the_noise_of_deviations_is_in_the_standard_error(count) -> None:
+    """Deviations of pure noise, 100 times the score: nothing shows that it is zero."""
+    scale, size = 100.0, 4096
+
+    class Noisy(NormalLaw):
+        num_deviations = count
+        needs_certificate = False
+
+        def score(self, state, density, params, noise, values, rng_key):
+            mean = super().score(state, density, params, noise, values, rng_key).mean
+            off = {
+                s: scale * jax.random.normal(rng_key, (count, *y.shape))
+                for s, y in mean.items()
+            }
+            return Scores(mean, off, {})
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+
+    noisy, squares = Noisy(), []
+    for seed in range(64):
+        g = ig.gradient(
+            model,
+            ig.Entropy("y"),
+            scores=noisy,
+            num_samples=size,
+            rng_key=jax.random.key(seed),
+        )
+        squares.append(float(g.standard_error["a"]) ** 2)
+        assert np.isfinite(g.diagnostics["fit_error_ratio"])
+    # Each deviation is a mean over size / count samples of scale * x * noise, less its
+    # part along y (Stein's identity), which is half of the variance of x. Squares of
+    # `count` such numbers and 64 keys scatter by an eighth for two.
+    assert np.mean(squares) == pytest.approx(0.5 * (count * scale) ** 2 / size, rel=0.3)
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [
