@@ -49,8 +49,7 @@ class Reference(NamedTuple):
         slope: Their regression on the values, (num_dimensions, num_values).
         root: Root of the residual covariance: a matrix, or its diagonal.
         unroot: Inverse of the root.
-        tables: Log frequency of the choices of each discrete coordinate, (num_discrete,
-            most choices).
+        tables: Log frequencies of discrete choices, (num_discrete, most choices).
         spread: Mean and deviation of each discrete coordinate, (num_discrete, 2).
     """
 

@@ -86,7 +86,7 @@ class Checkpoint:
             ) from error
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Arrays and facts of the last save; None if there is none.
+        """Arrays and facts of the last save; None before the first save.
 
         Raises:
             CheckpointError: If the files are damaged, or belong to another run.

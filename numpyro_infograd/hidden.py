@@ -213,7 +213,7 @@ def walkable(sm: StructuralModel, density: Density) -> Density:
 def why_not_walked(sm: StructuralModel, density: Density) -> str:
     """Why chains cannot sample the noise that a density hides; "" if they can."""
     if density.without_density:
-        return f"site {density.without_density[0]!r} has no density of its own"
+        return f"site {density.without_density[0]!r} has no density"
     if density.hidden_deterministic:
         name = density.hidden_deterministic[0]
         return f"site {name!r} is computed from noise that the set hides"

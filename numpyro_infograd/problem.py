@@ -139,7 +139,7 @@ def pose(
                 f"scores='exact' needs a linear-Gaussian model, but {why}. Use "
                 "scores='auto', 'mixture' or 'denoising'."
             )
-        return _assemble(sm, objective, resolve(objective, sm), None, reason)
+        return _assemble(sm, objective, resolve(objective, sm), (), None, reason)
     if method.noise_variance is not None:
         wanted = {s for t in moving_terms(objective, sm) for s in t.sites}
         noisy = sorted(s for s in wanted if sm.params_of((s,)))
@@ -156,28 +156,30 @@ def pose(
     checks.check_atoms(sm, sorted(without), params)
     for density in densities:
         method.check(density)
-    return _assemble(sm, objective, terms, method, reason)
+    return _assemble(sm, objective, terms, densities, method, reason)
 
 
 def pose_again(posed: Posed, sm: StructuralModel) -> Posed:
     """The same problem on the same model with other values of its arguments."""
     if posed.sm.appended:
         sm = append_noise(sm, posed.sm.appended)
-    method = posed.problem.method
-    return _assemble(sm, posed.objective, posed.terms, method, posed.reason)
+    method, terms = posed.problem.method, posed.terms
+    densities = () if method is None else _densities(sm, terms)
+    return _assemble(sm, posed.objective, terms, densities, method, posed.reason)
 
 
 def _assemble(
     sm: StructuralModel,
     objective: Objective,
     terms: tuple[Term, ...],
+    densities: tuple[Density, ...],
     method: ScoreMethod | None,
     reason: str,
 ) -> Posed:
-    scored = () if method is None else terms
+    scored = terms if densities else ()
     problem = Problem(
         sm.forward,
-        _densities(sm, scored),
+        densities,
         jnp.asarray([term.coefficient for term in scored]),
         trace_expectations(objective, sm),
         GaussianEntropies.of(objective, sm) if method is None else None,

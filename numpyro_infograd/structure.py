@@ -403,9 +403,8 @@ class StructuralModel:
     def render(self) -> Any:
         """The graph of sites and parameters as a `graphviz.Digraph`.
 
-        Sampled sites are ellipses and deterministic sites are boxes. Observed,
-        substituted and intervened sites are filled. Parameters are names without a
-        frame.
+        Sampled sites are ellipses, deterministic sites boxes, and parameters names.
+        Observed, substituted and intervened sites are filled.
 
         Raises:
             ImportError: If the `graphviz` extra is not installed.
@@ -419,8 +418,8 @@ class StructuralModel:
             graph.node(name, shape="plaintext", fontcolor=_TUNED)
         for name, site in self.site_info.items():
             label = f"{name}\n{site.distribution}" if site.distribution else name
-            fixed = {"style": "filled", "fillcolor": _FIXED}
-            style = fixed if site.state != "free" else {}
+            filled = {"style": "filled", "fillcolor": _FIXED}
+            style = {} if site.state == "free" else filled
             shape = "ellipse" if site.kind == "sample" else "box"
             graph.node(name, label=label, shape=shape, **style)
         for name, parents in self.parents.items():
@@ -429,22 +428,19 @@ class StructuralModel:
         return graph
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        return [
-            (
-                name,
-                f"{site.distribution or site.kind} {site.shape}",
-                ", ".join(self.parents[name]) or "-",
-            )
-            for name, site in self.site_info.items()
-        ]
+        rows = []
+        for name, site in self.site_info.items():
+            what = f"{site.distribution or site.kind} {site.shape}"
+            rows.append((name, what, ", ".join(self.parents[name]) or "-"))
+        return rows
 
     def __repr__(self) -> str:
         rows = [f"  {name}: {what} <- {why}" for name, what, why in self._rows()]
         return "StructuralModel(\n" + "\n".join(rows) + "\n)"
 
     def _repr_html_(self) -> str:
-        rows = [("site", "law", "made from"), *self._rows()]
-        return html_table("StructuralModel", rows)
+        head = ("site", "distribution", "made from")
+        return html_table("StructuralModel", [head, *self._rows()])
 
 
 def appended_name(site: str) -> str:

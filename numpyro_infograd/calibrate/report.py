@@ -156,7 +156,7 @@ def _warnings_for(
         found.append(
             "the projection holds the parameters at an edge of its set, along "
             f"{_count(fit.end.edges)}: standard errors are only of moves along the "
-            "edge (NaN if there are none)."
+            "edge (NaN if no other exists)."
         )
     converged = status.startswith("converged")
     if fit.end is not None and not converged:

@@ -84,6 +84,8 @@ def trusted(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def normal(formula, *tags, event=lambda d: d.event_shape) -> Row:
+    """A row whose transform takes standard normal noise."""
+
     def noise(d, s):
         return Noise("normal", s + d.batch_shape + tuple(event(d)))
 
@@ -91,6 +93,8 @@ def normal(formula, *tags, event=lambda d: d.event_shape) -> Row:
 
 
 def uniform(formula, *tags) -> Row:
+    """A row whose transform takes uniform noise."""
+
     # Every formula must increase in u: truncation and copulas use it as a quantile.
     def noise(d, s):
         return Noise("uniform", s + d.batch_shape)
@@ -104,6 +108,7 @@ def _sample(d, key, s):
 
 
 def keyed(*tags) -> Row:
+    """A row whose noise is a PRNG key, for NumPyro's own sampler."""
     return Row(lambda d, s: Noise("key", ()), trusted(_sample), *tags)
 
 
@@ -111,6 +116,7 @@ def keyed(*tags) -> Row:
 
 
 def at(*names: str) -> Callable[[Any], tuple[Any, ...]]:
+    """Boundaries at the arguments of these names."""
     return lambda d: tuple(getattr(d, name) for name in names)
 
 
@@ -118,6 +124,8 @@ FIXED = at()
 
 
 def unless_above_one(power: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A fixed boundary where the density jumps, unless the power is above one."""
+
     # x**(power - 1) is zero at the end of the support only for power > 1. A traced
     # power is not known, so the density may jump.
     def ends(d):
@@ -129,6 +137,7 @@ def unless_above_one(power: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def on_the_line(support) -> bool:
+    """Whether a support is the real line, in each coordinate."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support is constraints.real

@@ -62,6 +62,7 @@ def _quantile(d, p):
 
 
 def truncated(d, u):
+    """The quantile function of a truncated distribution at uniform noise."""
     # The base is symmetric about loc. Both tail probabilities are interpolated and the
     # smaller one is inverted, which is accurate far out on both sides.
     base = d.base_dist
@@ -85,6 +86,7 @@ _SYMMETRIC = (dist.Cauchy, dist.Laplace, dist.Logistic, dist.Normal, dist.SoftLa
 
 
 def truncated_reason(d) -> str:
+    """Why a truncated distribution has no transform; "" if it has one."""
     known = type(d.base_dist) in _SYMMETRIC
     return "" if known else _no_quantile(d, d.base_dist)
 
@@ -95,6 +97,7 @@ def _no_quantile(d, base) -> str:
 
 
 def copula(d, z):
+    """Marginal quantiles of correlated normal noise."""
     g = samplers.times(d.base_dist.scale_tril, z)
     row = TABLE[type(d.marginal_dist)]
     if row.noise(d.marginal_dist, ()).kind == "uniform":
@@ -104,6 +107,7 @@ def copula(d, z):
 
 
 def copula_reason(d) -> str:
+    """Why a copula has no transform; "" if it has one."""
     m = d.marginal_dist
     row = TABLE.get(type(m))
     ours = row is not None and not row.registered and type(m) not in WRAPPERS
@@ -116,6 +120,7 @@ def copula_reason(d) -> str:
 
 
 def euler_maruyama(d, key, s):
+    """A path of the stochastic differential equation, by NumPyro's steps."""
     # This table makes the initial value, NumPyro the steps. The steps call the user's
     # drift, so they are outside the trusted scope.
     key_init, key_steps = jax.random.split(key)

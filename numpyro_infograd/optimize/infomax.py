@@ -157,11 +157,12 @@ class InfoMax:
         assert self._ascent is not None
         if args or kwargs:
             params = self.get_params(state)
-            self.posed = self.plan.pose_again(self.posed, args, kwargs, params)
-            began, new = self._ascent, self.plan.make_ascent(self.posed, params)
+            posed = self.plan.pose_again(self.posed, args, kwargs, params)
+            began, new = self._ascent, self.plan.make_ascent(posed, params)
             # Rates and multipliers keep the units of the start of the ascent.
             budgets = new.budgets._replace(scales=began.budgets.scales)
             self._ascent = replace(new.rescaled(began.move.scale), budgets=budgets)
+            self.posed = posed
         batch = jax.tree.map(lambda x: x[None], state)
         batch, infos = ascend_many(self._ascent, batch, jnp.ones(1))
         state = jax.tree.map(lambda x: x[0], batch)

@@ -54,7 +54,7 @@ class Log:
         self.pending: Snapshot | None = None  # not yet written
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Packed arrays and facts of the last save; None if there is none."""
+        """Packed arrays and facts of the last save; None before the first save."""
         return self.checkpoint.load()
 
     def note(self, snapshot: Snapshot) -> None:

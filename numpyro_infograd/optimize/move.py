@@ -60,14 +60,14 @@ class Move(NamedTuple):
         )
 
     def __call__(
-        self, params: Any, opt_state: Any, ascent: Any, rate: jax.Array
+        self, params: Any, opt_state: Any, gradient: Any, rate: jax.Array
     ) -> tuple[Any, Any, Any]:
-        """One step up.
+        """One step that raises the objective.
 
         Args:
             params: Unconstrained parameters.
             opt_state: The state of the optimizer.
-            ascent: The gradient in these parameters.
+            gradient: Of the objective, in these parameters.
             rate: Factor of all updates.
 
         Returns:
@@ -75,12 +75,12 @@ class Move(NamedTuple):
             which the projection lets the parameters move.
         """
         if self.projection is not None:
-            ascent = gradient_mapping(self.projection, params, ascent)
-        descent = jax.tree.map(jnp.negative, ascent)
+            gradient = gradient_mapping(self.projection, params, gradient)
+        descent = jax.tree.map(jnp.negative, gradient)
         updates, opt_state = self.update(descent, opt_state, params)
         updates = jax.tree.map(lambda u, s: rate * s * u, updates, self.scale)
         moved = onto(self.projection, optax.apply_updates(params, updates))
-        return moved, opt_state, ascent
+        return moved, opt_state, gradient
 
 
 def all_finite(*trees: Any) -> jax.Array:

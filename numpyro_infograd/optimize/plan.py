@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user asks of an ascent, and what follows from it for a model."""
+"""The arguments of an ascent, and the ascent that they make of a model."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Plan:
     """The arguments of an ascent, after checks.
 
     Attributes:
-        model: As for `maximize`; what follows too.
-        objective: To be maximised.
+        model: A NumPyro model, or the result of `structural_model`.
+        objective: The objective to maximise.
         optimizer: An optax transformation.
         is_default: Whether it is the default one, with rates scaled to the parameters.
         scores: "auto" or a method.

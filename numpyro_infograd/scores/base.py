@@ -166,7 +166,7 @@ class ScoreMethod(ABC):
         return state
 
     def improve(self, state: Any) -> Any | None:
-        """A state with a smaller fit error, at more cost; None if there is none.
+        """A state with a smaller fit error, at more cost; None if no better one exists.
 
         A gradient calls it while the fit adds more to its error than sampling does.
 

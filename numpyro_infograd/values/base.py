@@ -23,7 +23,7 @@ class Estimate:
         standard_error: Includes sampling, and possible errors of fits, of quadrature
             and of the bias of nested averages.
         lower: For "nested" and "mcmc", a lower bound that holds in expectation, minus
-            two of its own standard errors. For other methods, the value minus two
+            two standard errors of that bound. For other methods, the value minus two
             standard errors, which is not a bound.
         upper: The same from above.
         method: "exact" (expectations in it are still sampled), "nested", "mcmc",

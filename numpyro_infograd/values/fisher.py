@@ -72,7 +72,7 @@ _HEAVY = 9.0  # variance, in units of the one that the middle 68 % suggests
 class DeBruijn:
     """De Bruijn's identity (eqs. 54-55), with one score network for all variances.
 
-    For outputs without a density of their own, and for information that is too high for
+    For deterministic outputs, and for information that is too high for
     nested averages. Entropies that hide no noise are averaged directly. The standard
     error includes sampling and fit (a jackknife over 16 replicates), the correction for
     features that the networks lack, and the part below the lowest variance.
@@ -257,7 +257,7 @@ def why_not_fisher(objective: Objective, sm: StructuralModel) -> str:
 
 
 def _seen_through_noise(objective: Objective, sm: StructuralModel) -> StructuralModel:
-    """The model with noise appended to the sites that have no density of their own.
+    """The model with noise appended to its deterministic sites.
 
     Then all sites have a density, and `resolve` depends on the graph only.
     """

@@ -146,7 +146,7 @@ class Average(NamedTuple):
 
 
 def refuse_without_density(sm: StructuralModel, terms: tuple[Term, ...]) -> None:
-    """Raise for a site without a density of its own.
+    """Raise for a deterministic site, which has no density.
 
     Raises:
         DensityError: If a site has no density; names the site.
