@@ -22,6 +22,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import InfogradError
 from numpyro_infograd.noise import base_points, draw_noise, student
@@ -124,14 +125,14 @@ def _chained(posed: Posed, params: Any) -> Problem | None:
     )
 
 
-@jax.jit
+@quick_jit
 def _tune(
     state: Any, density: Density, forward: Program, params: Any, rng_key: jax.Array
 ) -> Any:
     return CHAINS.fit(state, density, forward, params, rng_key)
 
 
-@jax.jit(static_argnames=("num_samples",))
+@quick_jit(static_argnames=("num_samples",))
 def _compare(
     problem: Problem,
     states: tuple[Any, ...],

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd.certificate import certify
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density
 from numpyro_infograd.noise import base_points, draw_noise, student
 from numpyro_infograd.problem import (
@@ -81,9 +82,10 @@ class Gradient:
 
 
 _BALANCE = 0.7  # a fit is improved if its error exceeds this share of sampling error
+_SIGNIFICANT = math.sqrt(3.0)  # a deviation of pure noise is larger in 5 % of cases
 
 
-@jax.jit(static_argnames=("num_samples",))
+@quick_jit(static_argnames=("num_samples",))
 def _replicated(
     problem: Problem,
     states: tuple[Any, ...],
@@ -94,7 +96,8 @@ def _replicated(
 ) -> tuple[Any, Any, Any, jax.Array, dict[str, jax.Array]]:
     """Gradient, sampling error, fit error, ratio and evidence, from replicates.
 
-    The ratio is that of the fit error, less its noise, to the sampling error.
+    The ratio is that of the fit error, less its noise, to the sampling error; zero if
+    the fit error may be noise alone.
     """
 
     def replicate(key: jax.Array, deviation_index: jax.Array) -> Pulled:
@@ -127,10 +130,10 @@ def _replicated(
 
         missed = jax.tree.map(fit_error, pulled.deviation)
         noises = jax.tree.map(noise, pulled.deviation)
-        clear = jax.tree.map(
-            lambda a, b: jnp.sqrt(jnp.maximum(a**2 - b**2, 0.0)), missed, noises
-        )
-        excess = optax.tree.norm(clear) / optax.tree.norm(error)
+        size, noise_size = optax.tree.norm(missed), optax.tree.norm(noises)
+        clear = jnp.sqrt(jnp.maximum(size**2 - noise_size**2, 0.0))
+        clear = jnp.where(size > _SIGNIFICANT * noise_size, clear, 0.0)
+        excess = clear / optax.tree.norm(error)
     # Effective sample sizes are averaged by their reciprocals, as variances.
     evidence = {
         name: 1 / jnp.mean(1 / v) if name.startswith("effective") else jnp.mean(v)
@@ -174,7 +177,7 @@ def fit(
     return tuple(fitted)
 
 
-@jax.jit(static_argnames=("method", "warm"))
+@quick_jit(static_argnames=("method", "warm"))
 def _fit(
     method: ScoreMethod,
     state: Any,
@@ -273,7 +276,7 @@ def unchecked(
     )
 
 
-@jax.jit
+@quick_jit
 def _exact_gradient(exact: GaussianEntropies, params: Any) -> Any:
     return jax.grad(exact)(params)
 

@@ -12,7 +12,6 @@ if no parameter moves the place of the jump.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-import functools
 import math
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import JumpError
 from numpyro_infograd.jaxpr_facts import Jump
@@ -245,7 +245,7 @@ def _probe_around(
     return {switches[number].path for number, flip in seen if flip}
 
 
-@jax.jit(static_argnames=("numbers",))
+@quick_jit(static_argnames=("numbers",))
 def _unseen(
     predicates: Program, params: Any, few: Any, pool: Any, numbers: tuple[int, ...]
 ) -> jax.Array:
@@ -289,7 +289,7 @@ def _paired(few: Any, pool: Any, unseen: np.ndarray) -> Any:
     return jax.tree.map(pair, few, pool)
 
 
-@functools.partial(jax.jit, static_argnames=("names", "numbers", "moved"))
+@quick_jit(static_argnames=("names", "numbers", "moved"))
 def _flips(
     program: Program,
     predicates: Program,

@@ -12,6 +12,7 @@ import numpy as np
 import jax
 
 from numpyro_infograd.arguments import explain_grad_errors
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import DegenerateError
 from numpyro_infograd.noise import draw_noise
@@ -145,7 +146,7 @@ def _volume(jacobian: np.ndarray) -> float:
         return float(np.sum(np.log(np.linalg.svd(jacobian, compute_uv=False))))
 
 
-@jax.jit(static_argnames=("spec", "sites", "columns", "opaque"))
+@quick_jit(static_argnames=("spec", "sites", "columns", "opaque"))
 def _jacobians(
     whole: Program,
     forward: Program | None,

@@ -15,6 +15,7 @@ from numpyro.distributions import Distribution
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two, is_real
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, sobol_points
@@ -133,7 +134,7 @@ def pretrain_scores(
     return Pretrained(method, names, ranges, trained, problem.forward)
 
 
-@jax.jit(static_argnames=("method", "names", "size"))
+@quick_jit(static_argnames=("method", "names", "size"))
 def _train(
     method: Learned,
     density: Density,

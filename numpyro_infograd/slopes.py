@@ -8,7 +8,6 @@ its values at the same noise, along random lines through the parameters.
 from __future__ import annotations
 
 from collections.abc import Collection
-import functools
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import explain_grad_errors
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import ReparametrizationError
 from numpyro_infograd.noise import draw_noise
@@ -78,7 +78,7 @@ def check_slopes(view: View, params: Any) -> None:
             )
 
 
-@functools.partial(jax.jit, static_argnames=("names", "drawn"))
+@quick_jit(static_argnames=("names", "drawn"))
 def _wrong(
     program: Program,
     lines: tuple[Any, Any],

@@ -24,6 +24,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import CLIP, Frame, Free
@@ -216,7 +217,7 @@ def make_features(
     return _trained(blank, pools.reshape(2, 1, _POOL, size), key)
 
 
-@jax.jit
+@quick_jit
 def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features:
     """The features with networks trained on (2, 1, num_samples, dimensions)."""
     keys = jax.random.split(rng_key, 5)
@@ -259,7 +260,7 @@ def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features
     return replace(features, power=jnp.stack([*map(power, blank.levels)]))
 
 
-@jax.jit
+@quick_jit
 def block_moments(features: Features, values: Values, rng_key: jax.Array) -> Moments:
     """Moments of each block, with two noise draws and their negatives."""
 

@@ -23,6 +23,7 @@ import optax
 
 from numpyro_infograd.arguments import explain_grad_errors
 from numpyro_infograd.calibrate.features import Features, Moments
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import simulate
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import NoiseSpec, draw_noise
@@ -163,7 +164,7 @@ class Descent(NamedTuple):
     step: jax.Array
 
 
-@jax.jit(static_argnames=("divergence", "spec", "size"))
+@quick_jit(static_argnames=("divergence", "spec", "size"))
 def descend(
     match: Match,
     move: Move,
@@ -209,7 +210,7 @@ def descend(
 # -- near the end --------------------------------------------------------------------
 
 
-@jax.jit(static_argnames=("spec", "size", "draws"))
+@quick_jit(static_argnames=("spec", "size", "draws"))
 def draw_weights(
     match: Match,
     unconstrained_params: Any,
@@ -240,7 +241,7 @@ class Local(NamedTuple):
     flow: jax.Array
 
 
-@jax.jit(static_argnames=("spec", "size", "few"))
+@quick_jit(static_argnames=("spec", "size", "few"))
 def look_around(
     match: Match,
     unconstrained_params: Any,

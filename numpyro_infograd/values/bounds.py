@@ -11,6 +11,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, flatten, simulate
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.objectives import MI, Objective
@@ -151,7 +152,7 @@ def _gaussian(
     return total if math.isfinite(total) else math.inf
 
 
-@jax.jit
+@quick_jit
 def _mean_log_prob(density: Density, params: Any, values: Values) -> jax.Array:
     each = jax.vmap(density.log_prob, in_axes=(None, None, 0))(params, {}, values)
     return jnp.mean(each)

@@ -34,6 +34,7 @@ from numpyro_infograd.arguments import (
     check_numbers,
     check_widths,
 )
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, flatten, simulate
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ArgumentError
@@ -275,7 +276,7 @@ def _whole(sm: StructuralModel, site: str) -> bool:
 # -- samples -----------------------------------------------------------------------
 
 
-@jax.jit(static_argnames=("spec", "size"))
+@quick_jit(static_argnames=("spec", "size"))
 def _draw(
     forward: Program,
     density: Density,
@@ -332,7 +333,7 @@ def _ensemble(method: DeBruijn, pool: Draws) -> Ensemble:
     return Ensemble(perceptron(method.hidden), dimensions + given + 2, dimensions)
 
 
-@jax.jit(static_argnames="method")
+@quick_jit(static_argnames="method")
 def _train(
     method: DeBruijn,
     frame: Frame,
@@ -374,7 +375,7 @@ def _train(
     ]
 
 
-@jax.jit(static_argnames="method")
+@quick_jit(static_argnames="method")
 def _sums(
     method: DeBruijn, frame: Frame, networks: Any, fresh: Draws, turn: jax.Array
 ) -> tuple[jax.Array, ...]:

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.chains import Chain, Tuning, Walk
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.hidden import Position, walkable
@@ -254,7 +255,7 @@ class _Way(NamedTuple):
     points: Any
 
 
-@jax.jit(static_argnames=("num_samples",))
+@quick_jit(static_argnames=("num_samples",))
 def _tune(
     forward: Program,
     density: Density,
@@ -269,7 +270,7 @@ def _tune(
     return tune(density.walk, params, noise, values, key, FEWEST_STEPS)
 
 
-@jax.jit(static_argnames=("spec", "num_samples"))
+@quick_jit(static_argnames=("spec", "num_samples"))
 def _anneal(
     way: _Way,
     rng_key: jax.Array,

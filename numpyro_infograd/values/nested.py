@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, squares, student
@@ -202,7 +203,7 @@ def average(
     return Average(*(float(number) for number in found))
 
 
-@jax.jit(static_argnames=("method", "spec", "num_samples"))
+@quick_jit(static_argnames=("method", "spec", "num_samples"))
 def _average(
     forward: Program,
     densities: tuple[Density | GaussianEntropy, ...],
