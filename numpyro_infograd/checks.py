@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_flag
@@ -28,7 +27,7 @@ from numpyro_infograd.errors import (
 )
 from numpyro_infograd.jumps import check_jumps
 from numpyro_infograd.linear import Linear
-from numpyro_infograd.noise import draw_noise, noise_like
+from numpyro_infograd.noise import noise_like, probe_noise
 from numpyro_infograd.objectives import Objective, check_is_objective, expectation_label
 from numpyro_infograd.program import Program
 from numpyro_infograd.slopes import check_slopes
@@ -130,7 +129,7 @@ def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None
     means = trace_expectations(objective, sm)
     if not means.programs:
         return
-    noise = draw_noise(sm.spec, jax.random.key(5), 64)
+    noise = probe_noise(sm.spec, 5, 64)
     draws = np.asarray(at_each(means, simulate(sm.forward, params, noise)))
     for (_, fn), row in zip(objective.expectations, draws, strict=True):
         if not np.all(np.isfinite(row)):
@@ -162,7 +161,7 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
         sm.params,
         noise_like(sm.spec),
     )
-    noise = draw_noise(sm.spec, jax.random.key(5), 64)
+    noise = probe_noise(sm.spec, 5, 64)
     values, log_prob = simulate(program, params, noise)
     finite = {s: np.isfinite(np.asarray(v)).all() for s, v in values.items()}
     # A draw that is rounded to a boundary may have an infinite log density, not NaN.
@@ -317,7 +316,7 @@ def _repeats(
     """For each component of each site, the counts of its values in 256 draws."""
     if not (chosen := tuple(sites)):
         return
-    values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(1), 256))
+    values = simulate(sm.forward, params, probe_noise(sm.spec, 1, 256))
     for name in chosen:
         for column in np.asarray(values[name]).reshape(256, -1).T:
             yield name, np.unique(column, return_counts=True)[1]

@@ -125,6 +125,15 @@ def simulate(forward: Program, params: Any, noise: Values) -> Values:
     return jax.vmap(forward, in_axes=(None, 0))(params, noise)
 
 
+def quantiles(samples: jax.Array, *shares: float) -> tuple[jax.Array, ...]:
+    """Samples at the quantiles of the first axis, without interpolation.
+
+    `jnp.quantile` takes five times as long to compile.
+    """
+    ordered, last = jnp.sort(samples, axis=0), len(samples) - 1
+    return tuple(ordered[round(share * last)] for share in shares)
+
+
 def flatten(values: Values, sites: tuple[str, ...]) -> jax.Array:
     """Site values side by side as (num_samples, dimensions)."""
     dtype = jnp.zeros(()).dtype

@@ -9,6 +9,8 @@ import math
 from typing import Any
 import warnings
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -147,11 +149,9 @@ def _replicated(
     return value, error, missed, excess, evidence
 
 
-def _with_shift(
-    error: jax.Array, shift: jax.Array, shift_error: jax.Array
-) -> jax.Array:
+def _with_shift(error: Any, shift: Any, shift_error: Any) -> Any:
     """A standard error that includes a shift, minus the shift that noise explains."""
-    return jnp.sqrt(error**2 + jnp.maximum(shift**2 - shift_error**2, 0.0))
+    return np.sqrt(error**2 + np.maximum(shift**2 - shift_error**2, 0.0))
 
 
 def _standard_error(replicates: jax.Array) -> jax.Array:
@@ -195,35 +195,35 @@ def estimate_gradient(
 ) -> Gradient:
     """The gradient of a posed problem; see `gradient`."""
     problem = posed.problem
-    fit_key, key = jax.random.split(rng_key)
+    fit_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
     diagnostics: dict[str, Any] = {
         "method": posed.method_name,
         "reason": posed.reason,
         "terms": posed.terms,
     }
-    value = jax.tree.map(jnp.zeros_like, params)
-    error = value
+    # The host uses NumPy, which has nothing to compile.
+    value = error = jax.tree.map(np.zeros_like, params)
     if problem.exact is not None:
-        value = _exact_gradient(problem.exact, params)
+        value = jax.device_get(_exact_gradient(problem.exact, params))
     if problem.is_sampled:
         size = check_num_samples(num_samples, problem.method)
         states = fit(problem, initial_states(problem, fit_key), params, fit_key)
         points = base_points(problem.spec, size // REPLICATES)
         while True:
-            sampled, error, missed, excess, evidence = _replicated(
-                problem, states, params, points, key, num_samples=size
-            )
+            found = _replicated(problem, states, params, points, key, num_samples=size)
+            sampled, error, missed, excess, evidence = jax.device_get(found)
             better = [problem.method and problem.method.improve(s) for s in states]
-            if not float(excess) > _BALANCE or all(b is None for b in better):
+            if not excess > _BALANCE or all(b is None for b in better):
                 break
             states = tuple(
                 s if b is None else b for s, b in zip(states, better, strict=True)
             )
-        value = jax.tree.map(jnp.add, value, sampled)
-        error = jax.tree.map(jnp.hypot, error, missed)
+        value = jax.tree.map(np.add, value, sampled)
+        error = jax.tree.map(np.hypot, error, missed)
         checked = certify(posed, states, params, jax.random.fold_in(key, 1))
         if checked is not None:
-            error = jax.tree.map(_with_shift, error, checked.shift, checked.shift_error)
+            shift, noise = jax.device_get((checked.shift, checked.shift_error))
+            error = jax.tree.map(_with_shift, error, shift, noise)
             for label, number in checked.error.items():
                 diagnostics[f"certificate({label})"] = float(number)
                 spread = float(checked.standard_error[label])
@@ -241,6 +241,7 @@ def estimate_gradient(
             "other values, or enable x64.",
         )
         warnings.warn(sentences[-1], stacklevel=3)
+    value, error = jax.tree.map(jnp.asarray, (value, error))
     return Gradient(value, error, diagnostics, sentences)
 
 
@@ -281,5 +282,5 @@ def _exact_gradient(exact: GaussianEntropies, params: Any) -> Any:
     return jax.grad(exact)(params)
 
 
-def _is_finite(x: jax.Array) -> bool:
-    return bool(jnp.all(jnp.isfinite(x)))
+def _is_finite(x: Any) -> bool:
+    return bool(np.all(np.isfinite(x)))

@@ -51,7 +51,7 @@ def check_inside(constraints: Mapping[str, Any], params: Mapping[str, Any]) -> N
         for leaf in jax.tree.leaves(params[name]):
             if isinstance(leaf, jax.core.Tracer):
                 continue
-            if not np.all(np.asarray(constraint(leaf))):
+            if not np.all(np.asarray(constraint(np.asarray(leaf)))):
                 raise ParameterError(
                     f"parameter {name!r} is outside its constraint {constraint}: "
                     f"{np.asarray(leaf)}. Give a value inside."

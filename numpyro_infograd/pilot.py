@@ -23,7 +23,7 @@ from numpyro_infograd.chains import (
     evaluate,
     where,
 )
-from numpyro_infograd.density import Values, flatten
+from numpyro_infograd.density import Values, flatten, quantiles
 from numpyro_infograd.hidden import Hidden, Position
 
 FEWEST_STEPS = 16
@@ -171,7 +171,7 @@ def _reference(
     hidden: Hidden, start: Position, values: jax.Array, narrow: bool
 ) -> Reference:
     """The normal distribution of the coordinates given the values, by moments."""
-    low, middle, high = jnp.quantile(values, jnp.asarray([0.16, 0.5, 0.84]), axis=0)
+    low, middle, high = quantiles(values, 0.16, 0.5, 0.84)
     width = jnp.where(high > low, 0.5 * (high - low), jnp.std(values, axis=0))
     width = jnp.where(width > 0, width, 1.0)
     offset, root = jnp.mean(start.free, axis=0), jnp.std(start.free, axis=0)

@@ -137,11 +137,12 @@ def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
         for start, leaf in zip(
             jax.tree.leaves(params[name]), jax.tree.leaves(tree), strict=True
         ):
-            inside = bool(jnp.all(jnp.isfinite(leaf)))
+            start = np.asarray(start)
+            inside = bool(np.all(np.isfinite(leaf)))
             if _elementwise(constraint):  # NumPyro clips values at the boundary
-                nudge = jnp.finfo(start.dtype).eps * jnp.abs(start) + 1e-30
+                nudge = np.finfo(start.dtype).eps * np.abs(start) + 1e-30
                 sides = (constraint(start - nudge), constraint(start + nudge))
-                inside = inside and all(bool(jnp.all(side)) for side in sides)
+                inside = inside and all(bool(np.all(side)) for side in sides)
             if not inside:
                 raise ParameterError(
                     f"parameter {name!r} starts on the boundary of its constraint "
@@ -217,11 +218,11 @@ def scales(unconstrained_params: Any, constraints: dict[str, Any] | None) -> Any
     typical size of all leaves for others.
     """
     leaves = jax.tree.leaves(unconstrained_params)
-    total = sum(float(jnp.sum(x**2)) for x in leaves)
+    total = sum(float(np.sum(np.square(x))) for x in leaves)
     typical = math.sqrt(total / max(sum(x.size for x in leaves), 1)) or 1.0 / 0.3
 
     def one(leaf: jax.Array, floor: float) -> jax.Array:
-        size = float(jnp.sqrt(jnp.mean(leaf**2))) if leaf.size else 0.0
+        size = math.sqrt(np.mean(np.square(leaf))) if leaf.size else 0.0
         return jnp.asarray(RATE * max(size, floor), leaf.dtype)
 
     rates = {}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Density, Values, flatten
+from numpyro_infograd.density import Density, Values, flatten, quantiles
 from numpyro_infograd.scores.base import Layout, sequence_after, symmetric_powers
 
 CLIP = 8.0  # standard deviations at which the inputs of a network are clipped
@@ -72,10 +72,8 @@ class Frame(NamedTuple):
         quantiles and gets no Gaussian part.
         """
         values = values.reshape(-1, values.shape[-1])
-        levels = jnp.asarray([0.16, 0.5, 0.84])
-        low, middle, high = jnp.quantile(
-            values[:512], levels, axis=0
-        )  # sorting is slow
+        some = values[:512]  # sorting is slow
+        low, middle, high = quantiles(some, 0.16, 0.5, 0.84)
         robust = 0.5 * (high - low)
         deviation = jnp.std(values, axis=0)
         heavy = (deviation > 3.0 * robust) & (robust > 0)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, flatten, simulate
-from numpyro_infograd.noise import base_points, draw_noise
+from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
 from numpyro_infograd.objectives import MI, Objective
+from numpyro_infograd.program import Program
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import has_density, resolve, trace_expectations
@@ -49,10 +50,8 @@ def warnings_for(
             f"the information is {found.value:.4g}, but information is never negative: "
             "the standard error is too small. Use another method or more samples."
         )
-    noise = draw_noise(
-        sm.spec, jax.random.key(7), _SAMPLES, base_points(sm.spec, _SAMPLES)
-    )
-    values = simulate(sm.forward, params, noise)
+    points = base_points(sm.spec, _SAMPLES)
+    values = _simulate(sm.forward, params, points, spec=sm.spec)
     for name, bound in (
         ("the Gaussian upper bound", _gaussian(objective, sm, params, values)),
         ("the entropy of the discrete sites", _discrete(information, values)),
@@ -66,6 +65,13 @@ def warnings_for(
     if found.method in ("fisher", "path"):
         broken += _contrastive(found, objective, sm, params)
     return tuple(broken)
+
+
+@quick_jit(static_argnames="spec")
+def _simulate(forward: Program, params: Any, points: Any, spec: NoiseSpec) -> Values:
+    """Values of all sites for quasi-random noise."""
+    noise = draw_noise(spec, jax.random.key(7), _SAMPLES, points)
+    return simulate(forward, params, noise)
 
 
 def _contrastive(
