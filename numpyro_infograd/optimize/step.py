@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.estimation import fit
 from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.optimize.budgets import Budgets
@@ -172,7 +173,7 @@ def _ascend(
     )
 
 
-@jax.jit
+@quick_jit
 def ascend_many(
     ascent: Ascent, states: InfoMaxState, rates: jax.Array
 ) -> tuple[InfoMaxState, StepInfo]:

@@ -27,7 +27,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.arguments import as_number, as_power_of_two
 from numpyro_infograd.chains import Chain, Tuning, Walk
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, simulate
@@ -51,7 +51,6 @@ _HOPELESS = 1e3  # nats at which an even larger gap is clipped
 _FAR = 1e10  # log weights are clipped at minus this
 _GROWTH = 3  # doublings of the levels at once, at most
 _SHARE = 0.1  # possible error of the middle, as a share of the gap
-_SMALL = 0.0025  # goal of the relative error
 _FINE = 0.002  # goal of the error in nats, if that is larger
 
 
@@ -69,6 +68,8 @@ class MCMC:
         max_levels: Maximum number of levels, a power of two.
         budget: Maximum of samples times levels, a power of two.
         pilot_size: Samples for the tuning of the chains, a power of two.
+        tolerance: Relative error at which to stop, between 0 and 1; an error of 0.002
+            nats is always small enough.
 
     Example:
         >>> import numpyro_infograd as ig
@@ -81,8 +82,10 @@ class MCMC:
     max_levels: int = 1024
     budget: int = 2**21
     pilot_size: int = 1024
+    tolerance: float = 0.0025
 
     def __post_init__(self) -> None:
+        as_number("tolerance", self.tolerance)
         as_power_of_two("num_samples", self.num_samples, _BATCH)
         as_power_of_two("max_levels", self.max_levels, _FIRST)
         as_power_of_two("budget", self.budget, _BATCH * _FIRST)
@@ -149,7 +152,7 @@ class MCMC:
         for index in itertools.count(len(_BENDS) + 1):
             ends = Ends.joined(kept)
             found = ends.estimate(levels, _BATCH * len(kept))
-            goal = max(_SMALL * abs(found.value), _FINE)
+            goal = max(self.tolerance * abs(found.value), _FINE)
             most = min(self.max_levels, self.budget // _BATCH)
             if found.standard_error <= goal:
                 break
