@@ -67,7 +67,7 @@ def certify(
         rng_key: A JAX PRNG key.
     """
     method = posed.problem.method
-    if method is None or not method.needs_certificate:
+    if method is None or not method.needs_certificate or posed.problem.chance:
         return None
     chains = _chained(posed, params)
     if chains is None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_flag
 from numpyro_infograd.density import Density, simulate
+from numpyro_infograd.edits import hold
 from numpyro_infograd.errors import (
     ArgumentError,
     DegenerateError,
@@ -200,18 +201,16 @@ def check_gradient(
         while label in expectations:
             label += "'"
         expectations[label] = program
-    view = View(sm, objective.sites, expectations)
-    for name in _upstream(sm, view.read):
-        site = sm.site_info[name]
-        reached = sm.params_of((name,))
-        if site.reason and reached and site.state == "free":
+    view = View(hold(sm), objective.sites, expectations)
+    for name in sm.drawn:
+        # The derivative of a probability misses a boundary that moves.
+        if name in sm.density((name,), whole=True).moving_boundary:
             raise ReparametrizationError(
-                f"site {name!r} depends on {_list(reached)}, but {site.reason}. So the "
-                "derivative of its draws in the parameter is missing or wrong, and the "
-                "gradient would be wrong. Use a distribution whose draws have a "
-                "derivative (dist.RelaxedBernoulli for dist.Bernoulli makes the site "
-                f"continuous, which changes the model), make {name!r} "
-                "independent of parameters, or register your own class "
+                f"site {name!r} depends on {_list(sm.params_of((name,)))}, but "
+                f"{sm.site_info[name].reason}, and the end of its support may move "
+                "with the parameter. So neither its draws nor its density have a right "
+                "derivative. Use a distribution whose draws have a derivative, make "
+                f"{name!r} independent of parameters, or register your own class "
                 "(numpyro_infograd.exogenous.register)."
             )
     if not allow_jumps:
@@ -320,12 +319,6 @@ def _repeats(
     for name in chosen:
         for column in np.asarray(values[name]).reshape(256, -1).T:
             yield name, np.unique(column, return_counts=True)[1]
-
-
-def _upstream(sm: StructuralModel, sites: Iterable[str]) -> tuple[str, ...]:
-    """The sites, and all sites whose noise reaches them."""
-    sources = sm.noise_of(sites)
-    return tuple(s for s in sm.sites if s in sources or s in set(sites))
 
 
 def _list(names: Iterable[str]) -> str:

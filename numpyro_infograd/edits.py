@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graph edits: functions from a structural model to another with the same sites.
 
-There are three: noise appended to sites (identity III), shuffled inputs (the null
-hypothesis), and a path of parameters whose only parameter is the position on it.
+There are four: noise appended to sites (identity III), shuffled inputs (the null
+hypothesis), a path of parameters whose only parameter is the position on it, and drawn
+sites that are held.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import jax.numpy as jnp
 
 from numpyro.distributions import constraints
 
+from numpyro_infograd.density import simulate
 from numpyro_infograd.errors import ArgumentError, SiteError
-from numpyro_infograd.noise import noise_like
+from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.noise import noise_like, probe_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel, appended_name
 
@@ -180,3 +183,40 @@ def _retrace(sm: StructuralModel) -> StructuralModel:
         noise_like(sm.spec),
     )
     return replace(sm, forward=forward)
+
+
+def hold(sm: StructuralModel) -> StructuralModel:
+    """The same model with the values of the drawn sites in place of their noise.
+
+    All that a parameter does in this model, it does along a path.
+    """
+    sites, inner = sm.drawn, sm.run
+    if not sites:
+        return sm
+    inert = noise_like(tuple((n, law) for n, law in sm.spec if n in sites))
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        put = {n: noise[n].astype(sm.site_info[n].dtype) for n in sites}
+        values, *rest = inner(
+            params, noise | inert, put | given, log_prob_sites=log_prob_sites, cut=cut
+        )
+        return values | put, *rest
+
+    held = {
+        n: sm.site_info[n]._replace(noise=Noise("held", sm.site_info[n].shape))
+        for n in sites
+    }
+    return _retrace(replace(sm, run=run, site_info=sm.site_info | held, held_from=sm))
+
+
+def probes(
+    sm: StructuralModel, params: Any, seed: int, num_samples: int
+) -> dict[str, Any]:
+    """Noise for checks; that of held sites is drawn at these parameters."""
+    if sm.held_from is None:
+        return probe_noise(sm.spec, seed, num_samples)
+    noise = probe_noise(sm.held_from.spec, seed, num_samples)
+    values = simulate(sm.held_from.forward, params, noise)
+    float_type = jnp.zeros(()).dtype
+    held = [n for n, law in sm.spec if law.kind == "held"]
+    return noise | {n: np.asarray(values[n], float_type) for n in held}

@@ -24,7 +24,8 @@ from jax.scipy.special import ndtr, ndtri
 from numpyro_infograd.density import Density, Values
 from numpyro_infograd.noise import NoiseSpec, noise_like
 from numpyro_infograd.program import Program
-from numpyro_infograd.structure import Site, StructuralModel
+from numpyro_infograd.sites import Site
+from numpyro_infograd.structure import StructuralModel
 
 MOST_STATES = 64  # joint states of discrete sites that are summed over, at most
 _EDGE = 2.0**-24  # smallest distance of a uniform from 0 and 1
@@ -114,7 +115,7 @@ class Hidden:
         """The hidden noise of a density of a model."""
         valued = tuple(n for n, law in density.hidden_spec if _is_valued(sm, n, law))
         discrete = tuple(n for n in valued if sm.site_info[n].discrete)
-        summed = _sums(sm, discrete)
+        summed = joint_states(sm, discrete, MOST_STATES)
         joint = density
         if valued:
             joint = sm.density(density.sites + valued, density.given, whole=True)
@@ -263,11 +264,15 @@ def _is_valued(sm: StructuralModel, name: str, law: Any) -> bool:
     return law.kind == "key" or sm.site_info[name].discrete
 
 
-def _sums(sm: StructuralModel, discrete: tuple[str, ...]) -> Values:
-    """Joint states of discrete sites if there are few; else an empty dict."""
+def joint_states(sm: StructuralModel, discrete: tuple[str, ...], most: int) -> Values:
+    """Joint states of discrete sites if there are at most so many, else an empty dict.
+
+    Returns:
+        Arrays by site, (num_states, *shape).
+    """
     sizes = [(sm.site_info[n].choices or (), sm.site_info[n].size) for n in discrete]
     total = math.prod(float(len(choices)) ** size for choices, size in sizes)
-    if not discrete or not 1 <= total <= MOST_STATES:
+    if not discrete or not 1 <= total <= most:
         return {}
     cells = [choices for choices, size in sizes for _ in range(size)]
     table = np.array(list(itertools.product(*cells)))

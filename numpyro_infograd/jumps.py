@@ -24,7 +24,6 @@ from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import JumpError
 from numpyro_infograd.jaxpr_facts import Jump
-from numpyro_infograd.noise import probe_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.views import FAR, NUM_PROBES, View, lines_through, perturb
@@ -222,7 +221,7 @@ def _probe_around(
 
     every = np.ones(len(numbers), bool)
     near = perturb(sm, params, _NEAR)
-    few = probe_noise(sm.spec, 2, 2 * NUM_PROBES)
+    few = view.noise(params, 2, 2 * NUM_PROBES)
     moving = moving_at(params, few)
     flipped = probe(params, moving, every)
     if flipped.any():
@@ -230,7 +229,7 @@ def _probe_around(
     size = sum(site.size for site in sm.site_info.values())
     size += sum(math.prod(law.shape) for _, law in sm.spec)
     count = max(min(_POOL, _POOL_NUMBERS // size), 2 * NUM_PROBES)
-    pool = moving_at(params, probe_noise(sm.spec, 3, count))
+    pool = moving_at(params, view.noise(params, 3, count))
     unseen = np.asarray(_unseen(predicates, params, moving, pool, numbers))
     if unseen.any():
         pairs = _paired(moving, pool, unseen)

@@ -26,7 +26,7 @@ from numpyro_infograd.density import Values
 from numpyro_infograd.errors import ModelError, ParameterError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like
-from numpyro_infograd.structure import Site
+from numpyro_infograd.sites import Site
 
 _FEW = 1024  # listed values of a discrete distribution, at most
 # Supports with fewer dimensions than values, so without a density on R^d.

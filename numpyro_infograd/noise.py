@@ -148,6 +148,8 @@ def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
         if law.kind == "key":
             flat = jax.random.split(jax.random.key(0), math.prod(law.shape))
             inert[name] = flat.reshape(law.shape)
+        elif law.kind == "held":
+            inert[name] = jnp.zeros(law.shape)
         elif law.kind in _EXPLICIT:
             inert[name] = jnp.full(law.shape, middle[law.kind], float)
     return inert

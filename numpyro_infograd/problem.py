@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.chance import Chance
 from numpyro_infograd.density import Density
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ScoreError
@@ -22,7 +23,7 @@ from numpyro_infograd.hidden import walkable
 from numpyro_infograd.noise import NoiseSpec
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores import Exact
+from numpyro_infograd.scores import Exact, Mixture
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import StructuralModel
@@ -50,6 +51,7 @@ class Problem:
         coefficients: Of these entropies in the objective, (num_densities,).
         expectations: Of the objective.
         exact: The entropies in closed form; then `method` is None.
+        chance: The part of drawn sites, or None.
         method: Estimates the scores; static.
         spec: Distributions of the noise; static.
     """
@@ -59,6 +61,7 @@ class Problem:
     coefficients: jax.Array
     expectations: Means
     exact: GaussianEntropies | None
+    chance: Chance | None
     method: ScoreMethod | None = field(metadata={"static": True})
     spec: NoiseSpec = field(metadata={"static": True})
 
@@ -142,7 +145,7 @@ def pose(
         return _assemble(sm, objective, resolve(objective, sm), (), None, reason)
     if method.noise_variance is not None:
         wanted = {s for t in moving_terms(objective, sm) for s in t.sites}
-        noisy = sorted(s for s in wanted if sm.params_of((s,)))
+        noisy = sorted(s for s in wanted if sm.moves(s))
         sm = append_noise(sm, dict.fromkeys(noisy, float(method.noise_variance)))
     terms = moving_terms(objective, sm)
     if method.samples_only:
@@ -177,12 +180,16 @@ def _assemble(
     reason: str,
 ) -> Posed:
     scored = terms if densities else ()
+    mixture = method if isinstance(method, Mixture) else Mixture()
+    read = sm.sites if objective.expectations else objective.sites
+    chance = Chance.of(sm, _changing_terms(objective, sm), read, mixture)
     problem = Problem(
         sm.forward,
         densities,
         jnp.asarray([term.coefficient for term in scored]),
         trace_expectations(objective, sm),
         GaussianEntropies.of(objective, sm) if method is None else None,
+        chance,
         method,
         sm.spec,
     )
@@ -200,7 +207,13 @@ def is_learned(method: ScoreMethod, density: Density) -> bool:
 
 
 def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
-    """The entropies that depend on a parameter; the others have no gradient."""
+    """The entropies whose values a parameter moves; the others need no score."""
+    terms = resolve(objective, sm)
+    return tuple(t for t in terms if any(map(sm.moves, t.sites + t.given)))
+
+
+def _changing_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
+    """The entropies that a parameter changes; the others have no gradient."""
     terms = resolve(objective, sm)
     return tuple(t for t in terms if sm.params_of(t.sites + t.given))
 

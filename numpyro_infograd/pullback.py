@@ -180,9 +180,16 @@ def pull_back(
     densities, coefficients = problem.densities, problem.coefficients
     method, expectations = problem.method, problem.expectations
     moved_sites = tuple(dict.fromkeys(s for d in densities for s in d.moved_sites))
+    chance = problem.chance
+    held = chance.held(problem.forward, params, noise) if chance else {}
 
-    def run(params: Any) -> tuple[tuple[Values, jax.Array, jax.Array], Values]:
-        values = simulate(problem.forward, params, noise)
+    def run(params: Any) -> tuple[tuple[Values, jax.Array, jax.Array, Any], Values]:
+        if chance:
+            values = chance.values(params, noise, held)
+            likelihood = chance.likelihood(params, noise, held)
+        else:
+            values = simulate(problem.forward, params, noise)
+            likelihood = None
         moved = {name: values[name] for name in moved_sites}
         neg_log_probs = [
             neg_log_prob(d, params, values)
@@ -190,9 +197,12 @@ def pull_back(
             else jnp.zeros(())
             for d in densities
         ]
-        return (moved, expectations(values), jnp.asarray(neg_log_probs)), values
+        found = moved, expectations(values), jnp.asarray(neg_log_probs), likelihood
+        return found, values
 
-    (moved, means, neg_log_probs), pullback, values = jax.vjp(run, params, has_aux=True)
+    (moved, means, neg_log_probs, _), pullback, values = jax.vjp(
+        run, params, has_aux=True
+    )
     num_samples = next(iter(values.values())).shape[0]
     scores: list[Scores] = []
     seen = values
@@ -208,10 +218,18 @@ def pull_back(
         on_means = expectation_coefficients(means)
     rest = coefficients * (1.0 - by_score)
     rest = rest.astype(neg_log_probs.dtype)
+    evidence, by_chance, missed = {}, None, None
+    if chance:
+        weighted = expectations._replace(coefficients=on_means)
+        own = jax.random.fold_in(rng_key, len(densities))
+        by_chance, missed, evidence = chance.cotangent(
+            params, noise, values, weighted, own
+        )
     with explain_grad_errors():
-        gradient = pullback((scaled, on_means.astype(means.dtype), rest))[0]
+        on_means = on_means.astype(means.dtype)
+        gradient = pullback((scaled, on_means, rest, by_chance))[0]
     deviation = None
-    if deviation_index is not None and spread:
+    if deviation_index is not None and (spread or chance):
         picked = {
             name: spread[name][deviation_index % spread[name].shape[0]] / num_samples
             if name in spread
@@ -219,8 +237,7 @@ def pull_back(
             for name in moved_sites
         }
         nothing = jnp.zeros_like(means), jnp.zeros_like(neg_log_probs)
-        deviation = pullback((picked, *nothing))[0]
-    evidence = {}
+        deviation = pullback((picked, *nothing, missed))[0]
     for density, score in zip(densities, scores, strict=True):
         for key, number in score.evidence.items():
             evidence[f"{key}({density.label})"] = number

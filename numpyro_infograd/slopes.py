@@ -19,7 +19,6 @@ from numpyro_infograd.arguments import explain_grad_errors
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import ReparametrizationError
-from numpyro_infograd.noise import probe_noise
 from numpyro_infograd.program import Program
 from numpyro_infograd.views import FAR, NUM_PROBES, View, lines_through, perturb
 
@@ -46,8 +45,8 @@ def check_slopes(view: View, params: Any) -> None:
     if not names:
         return
     program = view.program(drawn)
-    noise = probe_noise(sm.spec, 2, NUM_PROBES)
     for point in (params, perturb(sm, params, FAR)):
+        noise = view.noise(point, 2, NUM_PROBES)
         values = simulate(sm.forward, point, noise) if drawn else {}
         put = {name: values[name] for name in drawn}
 

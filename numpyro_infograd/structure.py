@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 import functools
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -29,6 +28,7 @@ from numpyro_infograd.noise import (
 )
 from numpyro_infograd.parameters import check_inside, complete
 from numpyro_infograd.program import Program, dependencies_by_name
+from numpyro_infograd.sites import Site
 from numpyro_infograd.text import html_table
 
 try:
@@ -38,30 +38,6 @@ except ImportError:  # an extra; the error in `render` says how to install it
 
 # Colours of Okabe and Ito, as in `plots`.
 _TUNED, _FIXED = "#D55E00", "#56B4E9"
-
-
-class Site(NamedTuple):
-    """Static information about one site."""
-
-    name: str
-    kind: str  # "sample" or "deterministic"
-    shape: tuple[int, ...]
-    dtype: Any
-    noise: Noise | None = None
-    distribution: str = ""
-    reason: str = ""  # why a parameter may not flow into it; "" if it may
-    discrete: bool = False
-    support: str = "real"  # "real" (no boundary), "positive", "unit", "bounded", "thin"
-    state: str = "free"  # "free", "observed", "substituted" or "intervened"
-    masked: bool = False  # whether it has a mask, which does not change draws
-    control_flow: bool = False  # whether it is inside a scan or a cond
-    unconstrain: Any = None  # NumPyro transform from real numbers to the support
-    choices: tuple[float, ...] | None = ()  # values of a discrete site, if few
-
-    @property
-    def size(self) -> int:
-        """Number of scalars in one draw of the site."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +53,7 @@ class StructuralModel:
         appended: Variance of the Gaussian noise appended to sites.
         clean: The model before noise was appended.
         copies: Distributions of noise that an edit draws a second time.
+        held_from: The model before its drawn sites were held.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -104,6 +81,7 @@ class StructuralModel:
     appended: dict[str, Any] = field(default_factory=dict)
     clean: StructuralModel | None = None
     copies: dict[str, Noise] = field(default_factory=dict)
+    held_from: StructuralModel | None = None
     _densities: dict[Any, Density] = field(default_factory=dict, init=False)
     _programs: dict[Any, Program] = field(default_factory=dict, init=False)
 
@@ -226,6 +204,27 @@ class StructuralModel:
         """site -> (parameters, noise) on which its value depends, also indirectly."""
         return dependencies_by_name(self.forward, self.params, noise_like(self.spec))
 
+    @functools.cached_property
+    def drawn(self) -> tuple[str, ...]:
+        """Sites that a parameter reaches and whose draws have no right derivative.
+
+        A parameter acts on them by their probability (`chance`).
+        """
+        return tuple(
+            name
+            for name, site in self.site_info.items()
+            if site.reason and site.state == "free" and self._reach[name][0]
+        )
+
+    @functools.cached_property
+    def _paths(self) -> dict[str, frozenset[str]]:
+        """site -> parameters that move its value while the drawn sites are held."""
+        if not self.drawn:
+            return {name: params for name, (params, _) in self._reach.items()}
+        inputs = self.params, noise_like(self.spec), self.examples(self.drawn)
+        reach = dependencies_by_name(self.forward_given(self.drawn), *inputs)
+        return {name: params for name, (params, _, _) in reach.items()}
+
     def _named(self, sites: Iterable[str]) -> tuple[str, ...]:
         """One name or several as a tuple, after a check.
 
@@ -253,6 +252,10 @@ class StructuralModel:
         """
         return frozenset().union(*(self._reach[s][0] for s in self._named(sites)))
 
+    def moves(self, site: str) -> bool:
+        """Whether a parameter moves the value of a site along a path."""
+        return bool(self._paths[site])
+
     def noise_of(self, sites: Iterable[str]) -> frozenset[str]:
         """Names of the noise that reaches any of the sites.
 
@@ -273,7 +276,7 @@ class StructuralModel:
             self.forward_given(held),
             self.params,
             noise_like(self.spec),
-            {name: self.example(name) for name in held},
+            self.examples(held),
         )
         return frozenset().union(*(reach[s][1] for s in sites))
 
@@ -286,7 +289,7 @@ class StructuralModel:
         step.
         """
         cut = [n for n, s in self.site_info.items() if not s.control_flow]
-        example = {n: self.example(n) for n in cut}
+        example = self.examples(cut)
         noise = noise_like(self.spec)
         program = Program.trace(
             lambda params, noise, given: self.run(params, noise, given, cut=True)[0],
@@ -332,7 +335,7 @@ class StructuralModel:
         members = sites + given
         wanted = tuple(s for s in sites if self.site_info[s].kind == "sample")
         wanted += tuple(s for s in sites if s in self.appended and s not in wanted)
-        moved_sites = tuple(s for s in members if self.params_of((s,)))
+        moved_sites = tuple(s for s in members if self.moves(s))
 
         def run(params: Any, noise: Values, values: Values) -> dict[str, Any]:
             _, log_prob, boundary = self.run(
@@ -341,7 +344,7 @@ class StructuralModel:
             return {"log_prob": log_prob, "boundary": boundary}
 
         noise = noise_like(self.spec)
-        example = {name: self.example(name) for name in members}
+        example = self.examples(members)
         program = Program.trace(run, self.params, noise, example)
         reach = dependencies_by_name(
             program,
@@ -389,7 +392,7 @@ class StructuralModel:
                 lambda params, noise, given: self.run(params, noise, given)[0],
                 self.params,
                 noise_like(self.spec),
-                {name: self.example(name) for name in sites},
+                self.examples(sites),
             )
         return self._programs[key]
 
@@ -397,6 +400,10 @@ class StructuralModel:
         """Shape and type of one draw of a site."""
         site = self.site_info[self._named(name)[0]]
         return jax.ShapeDtypeStruct(site.shape, site.dtype)
+
+    def examples(self, names: Iterable[str]) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and type of one draw of each site."""
+        return {name: self.example(name) for name in names}
 
     # -- display ----------------------------------------------------------------
 

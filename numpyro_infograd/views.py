@@ -17,6 +17,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd.density import Values
+from numpyro_infograd.edits import probes
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
@@ -100,6 +101,10 @@ class View:
 
         example = {name: sm.example(name) for name in given}
         return Program.trace(run, sm.params, noise_like(sm.spec), example)
+
+    def noise(self, params: Any, seed: int, num_samples: int) -> Values:
+        """Noise for probes at some parameters."""
+        return probes(self.sm, params, seed, num_samples)
 
     def call(self, name: str) -> str:
         """Name of an output in messages."""

@@ -22,7 +22,8 @@ class Noise(NamedTuple):
 
     Attributes:
         kind: "normal" (independent N(0, 1)), "uniform" (independent on the open unit
-            interval), "key" (one PRNG key) or "none" (`Delta`).
+            interval), "key" (one PRNG key), "held" (the value of a site
+            itself) or "none" (`Delta`).
         shape: Shape of the noise array; () for "key" and "none".
 
     Example:
