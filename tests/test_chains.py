@@ -316,7 +316,7 @@ def test_too_short_chains_say_that_they_remember() -> None:
     truth = 16 * truths.tanh_derivative(1.5, 0.01)
     off = abs(float(found.value["eta"]) - truth)
     assert off < 3 * float(found.standard_error["eta"])
-    assert float(found.standard_error["eta"]) > 0.05 * abs(truth)
+    assert 0.05 < float(found.standard_error["eta"]) / abs(truth) < 1
     assert any("still depend on" in warning for warning in found.warnings)
 
 
@@ -338,6 +338,43 @@ def test_what_jumps_takes_no_control_variate() -> None:
     truth = {"gain": 4 * channels.derivative(scalar, 1.0)}
     found = ig.gradient(comparator, XY, scores="mcmc")
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.02)
+
+
+def gated() -> None:
+    """The distribution of the hidden g jumps with x."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    g = numpyro.sample("g", dist.Gamma(jnp.where(x > 0, 30.0, 2.0), 1.0))
+    gain = numpyro.param("gain", 1.0)
+    numpyro.sample("y", dist.Normal(gain * jnp.log(g) + x, 0.5))
+
+
+def test_a_jump_of_a_hidden_distribution_takes_no_control_variate() -> None:
+    """With one the result is 0.5205 +- 0.0048."""
+    sm = ig.structural_model(gated)
+    assert Hidden.of(sm, sm.density(("y",))).smooth == (False, True)
+    found = ig.gradient(
+        sm,
+        ig.Entropy("y"),
+        scores=MCMC(max_steps=64, pilot_size=512, num_samples=4096),
+        allow_jumps=True,
+    )
+    assert_within(
+        found.value, found.standard_error, {"gain": 0.3052}, max_standard_error=0.03
+    )
+
+
+def tally() -> None:
+    k = numpyro.sample("k", dist.Poisson(3.0))
+    numpyro.sample("y", dist.Normal(numpyro.param("gain", 1.0) * k, 1.0))
+
+
+def test_an_ascent_moves_over_unlimited_choices() -> None:
+    scores = MCMC(max_steps=16, pilot_size=256, num_samples=256)
+    found = ig.maximize_mi(
+        tally, "k", "y", num_steps=3, scores=scores, progress_bar=False
+    )
+    assert found.history["finite"].all()
+    assert float(found.params["gain"]) > 1.05
 
 
 def test_smooth_noise_takes_one(cases) -> None:
@@ -560,7 +597,7 @@ def test_few_levels_leave_a_gap_and_a_warning() -> None:
     truth = 16 * truths.tanh_information(1.5, 0.01)
     assert found.diagnostics["gap"] > 2
     assert found.lower < truth < found.upper
-    assert abs(found.value - truth) < 3 * found.standard_error
+    assert abs(found.value - truth) < 3 * found.standard_error < 3 * truth
     assert any("apart" in warning for warning in found.warnings)
 
 

@@ -115,8 +115,7 @@ def test_without_the_input_block_it_would_be_wrong(e, wrong) -> None:
     assert gradient(True) == pytest.approx(wrong, abs=0.01)
     assert gradient(False) == pytest.approx(links.common_cause_gradient(e), abs=0.01)
     found = ig.gradient(links.common_cause, XY, params=params, scores="exact")
-    with pytest.raises(AssertionError):
-        check(found, {"e": wrong}, 0.01)
+    assert abs(float(found.value["e"]) - wrong) > 0.2
 
 
 # -- nonlinear, discrete, conditional ----------------------------------------------
@@ -155,8 +154,8 @@ def test_wrong_sign_is_caught() -> None:
     wrong = amplifier_scores(2.0, -1.0)
     found = ig.gradient(links.amplifier, XY, params={"eta": 2.0}, scores=wrong)
     assert abs(found.diagnostics["stein_residual(y)"]) > 0.5
-    with pytest.raises(AssertionError):
-        check(found, truth, 0.01)
+    assert abs(float(found.value["eta"]) - truth["eta"]) > 0.03
+    assert found.warnings
 
 
 @pytest.mark.slow
@@ -499,7 +498,7 @@ CHEAP = {
 def test_standard_errors_cover(scores) -> None:
     inside, ratio = coverage(scores, 16)
     assert inside >= 0.75
-    assert ratio <= 3
+    assert 0.6 <= ratio <= 3
 
 
 @pytest.mark.slow

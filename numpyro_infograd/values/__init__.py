@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -53,6 +53,7 @@ _AFFORDED = Nested(max_components=16384)
 # sets that hide more than two dimensions.
 _HOPELESS = 5.0
 _CHAINS = MCMC()
+_LEAST = {MCMC: 2048, DeBruijn: 1024}  # samples that "auto" takes at least
 _LEARNED = DeBruijn()
 
 
@@ -274,8 +275,9 @@ def value_of(
     def by(estimator: Any) -> Estimate:
         name = type(estimator).__name__
         if num_samples is not None:
+            least = _LEAST.get(type(estimator), 0) if method == "auto" else 0
             try:
-                estimator = replace(estimator, num_samples=num_samples)
+                estimator = replace(estimator, num_samples=max(num_samples, least))
             except TypeError:
                 raise ArgumentError(
                     f"method={name}(...) is not a dataclass with a field num_samples: "
@@ -355,18 +357,17 @@ def _is_fine(found: Estimate) -> bool:
 
 def _resolve(method: Any) -> str | Estimator:
     """The estimator object for a method; "auto" stays "auto"."""
-    chosen: str | Estimator
     if isinstance(method, str):
-        if method == "auto" or method in REGISTRY:
-            chosen = REGISTRY[method]() if method in REGISTRY else method
-            return chosen
+        if method == "auto":
+            return method
+        if method in REGISTRY:
+            return REGISTRY[method]()
     elif isinstance(method, type):
         raise ArgumentError(
             f"method={method.__name__} is a class: call it, {method.__name__}()."
         )
     elif callable(getattr(method, "value", None)):
-        chosen = method
-        return chosen
+        return cast("Estimator", method)
     known = ", ".join(map(repr, ("auto", *REGISTRY)))
     raise ArgumentError(
         f"method must be one of {known} or an object of "
