@@ -272,7 +272,7 @@ def unchecked(
     )
 
 
-@quick_jit
+@jax.jit
 def _exact_gradient(exact: GaussianEntropies, params: Any) -> Any:
     return jax.grad(exact)(params)
 
