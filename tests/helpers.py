@@ -2,7 +2,9 @@
 """How the tests compare a random estimate with a truth, and expect a refusal."""
 
 from collections.abc import Callable
+import functools
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,22 @@ import jax
 import numpyro_infograd as ig
 from numpyro_infograd.errors import InfogradError
 
-__all__ = ["REMEDY", "assert_within", "refuses", "refuses_gradient"]
+__all__ = [
+    "REMEDY", "ascend", "assert_found", "assert_within", "information", "quiet",
+    "refuses", "refuses_gradient",
+]  # fmt: skip
+
+# What draws a progress bar, without it.
+quiet = SimpleNamespace(
+    **{
+        name: functools.partial(getattr(ig, name), progress_bar=False)
+        for name in ("calibrate", "maximize", "maximize_mi", "minimize", "rate_region")
+    }
+)
+
+# Of a model from x to y.
+ascend = functools.partial(quiet.maximize_mi, inputs="x", outputs="y")
+information = functools.partial(ig.mutual_information, inputs="x", outputs="y")
 
 _X_TO_Y = ig.MI("x", "y")
 # Every message ends with what to do.
@@ -115,3 +132,9 @@ def assert_within(
             failures.append(line)
     if failures:
         raise AssertionError("\n".join(failures))
+
+
+def assert_found(found: Any, truth: Any, sharp: float, **settings: Any) -> None:
+    """Assert that a gradient or a value is at the truth, and sharp enough to tell."""
+    value, error = found.value, found.standard_error
+    assert_within(value, error, truth, max_standard_error=sharp, **settings)
