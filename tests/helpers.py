@@ -13,11 +13,12 @@ import pytest
 import jax
 
 import numpyro_infograd as ig
+from numpyro_infograd import checks
 from numpyro_infograd.errors import InfogradError
 
 __all__ = [
-    "REMEDY", "ascend", "assert_found", "assert_within", "information", "quiet",
-    "refuses", "refuses_gradient",
+    "REMEDY", "ascend", "assert_found", "assert_within", "check_only", "information",
+    "quiet", "refuses", "refuses_gradient",
 ]  # fmt: skip
 
 # What draws a progress bar, without it.
@@ -67,6 +68,13 @@ def refuses_gradient(
         settings["init_params"] = settings.pop("params")
     quick = {"num_steps": 1, "progress_bar": False, **settings}
     refuses(error, *words, call=lambda: ig.maximize(model, objective, **quick))
+
+
+def check_only(model: Any, objective: Any = _X_TO_Y) -> None:
+    """The checks of `gradient`, without its numbers."""
+    sm = ig.structural_model(model)
+    checks.check_objective(objective, sm)
+    checks.check_gradient(objective, sm, sm.params, False)
 
 
 def assert_within(

@@ -48,6 +48,21 @@ def amplifier() -> None:
     numpyro.sample("y", dist.Normal(jnp.tanh(numpyro.param("eta", 1.0) * x), 0.5))
 
 
+def black_box() -> None:
+    """The amplifier, its output computed: no density is to be had."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    n = numpyro.sample("n", dist.Normal(0, 1))
+    numpyro.deterministic("y", jnp.tanh(numpyro.param("eta", 1.0) * x) + 0.5 * n)
+
+
+def two_users(b: float = 1.0) -> None:
+    """y = a x1 + b x2 + n."""
+    a, b = numpyro.param("a", 1.0), numpyro.param("b", b)
+    x1 = numpyro.sample("x1", dist.Normal(0, 1))
+    x2 = numpyro.sample("x2", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(a * x1 + b * x2, 1))
+
+
 def quiet_amplifier() -> None:
     """The same with noise so small that few draws of x explain a given y."""
     x = numpyro.sample("x", dist.Normal(0, 1))
