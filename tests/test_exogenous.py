@@ -434,7 +434,6 @@ def test_multivariate_law_and_gradient(name):
 
 
 # --- what is refused would have been wrong -----------------------------------------
-
 MIXED = {
     "VonMises": (dist.VonMises, dict(loc=0.3, concentration=1.5), "concentration"),
     "Mixture": (
@@ -559,8 +558,6 @@ def test_what_has_no_draws_is_a_model_error(fn):
 
 
 # --- wrappers and shapes -----------------------------------------------------------
-
-
 ROWS = np.array([[0.0], [10.0], [20.0]])
 WRAPPED = {
     "normal": lambda: dist.Normal(ROWS, 0.5).expand((2, 3, 4)),
@@ -636,8 +633,6 @@ def test_truncation_far_out_stays_inside():
 
 
 # --- density and boundary ----------------------------------------------------------
-
-
 def test_density_takes_masks_off_and_keeps_the_rest():
     base = dist.Normal(jnp.zeros((3, 2)), 1.0)
     plain = base.to_event(1)
@@ -742,8 +737,6 @@ def test_most_laws_have_no_boundary():
 
 
 # --- registering ----------------------------------------------------------------------
-
-
 def test_registering_a_class_with_a_key():
     @exogenous.register(boundary=("low",))
     class Shifted(dist.Distribution):
@@ -797,7 +790,6 @@ def test_registering_a_class_with_explicit_noise():
 
 
 # --- completeness ------------------------------------------------------------------
-
 NOT_A_LAW = {"Distribution", "ImproperUniform", "Unit"}
 WRAPPERS = set(
     """Delta ExpandedDistribution Independent MaskedDistribution
