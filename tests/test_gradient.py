@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The information gradient against closed forms and dense grids."""
 
+import functools
+
 import links
 from methods import (
     AVERAGE,
@@ -242,14 +244,7 @@ def test_constrained_parameter_keeps_its_own_space() -> None:
 def test_noise_asked_for_is_that_of_the_noisier_model() -> None:
     """Denoising(noise_variance=0.05) is exact for y seen through that noise."""
 
-    def noisier():
-        a = numpyro.param("a", 1.0)
-        b = numpyro.param("b", 0.0)
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        v1 = numpyro.sample("v1", dist.Normal(a * x, 1))
-        v2 = numpyro.sample("v2", dist.Normal(x, 1))
-        numpyro.sample("y", dist.Normal(b * v1 + v2, jnp.sqrt(1.05)))
-
+    noisier = functools.partial(links.link, noise=jnp.sqrt(1.05))
     point = {"a": 2.0, "b": 1.0}
     truth = ig.gradient(noisier, XY, params=point, scores="exact").value
     assert abs(float(truth["a"]) - 0.25) > 5e-4
