@@ -18,7 +18,7 @@ from numpyro import handlers
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from helpers import refuses, refuses_gradient
+from helpers import quiet, refuses, refuses_gradient
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Expectation
 from numpyro_infograd.edits import append_noise
@@ -44,8 +44,6 @@ def doors(model=affine, objective=XY, **settings):
 
 
 # Keys.
-
-
 def test_old_keys_and_none_are_keys():
     sm = ig.structural_model(affine)
     old, new = jax.random.PRNGKey(3), jax.random.key(3)
@@ -65,8 +63,6 @@ def test_old_keys_and_none_are_keys():
 
 
 # Parameters.
-
-
 @pytest.mark.parametrize("good", [2, True, np.float64(2.0), np.array(2), jnp.ones(())])
 def test_numbers_of_many_kinds_are_fine(good):
     found = ig.gradient(affine, XY, params={"a": good}).value["a"]
@@ -102,8 +98,6 @@ def test_start_on_the_boundary(name):
 
 
 # Functions.
-
-
 def branching(x):
     return x if x > 0 else 0.1 * x
 
@@ -134,8 +128,6 @@ def test_an_error_of_the_model_itself_is_left_alone():
 
 
 # Models and their arguments.
-
-
 @pytest.mark.parametrize("factor", ["2", b"2", 1j, None, np.ones(2)])
 def test_what_does_not_multiply_an_objective(factor):
     with pytest.raises(TypeError):
@@ -156,8 +148,6 @@ def test_the_first_site_is_named_and_others_do_not_matter():
 
 
 # What is accepted with a warning.
-
-
 def test_a_mask_is_warned_about():
     def model(mask):
         x = numpyro.sample("x", dist.Normal())
@@ -188,8 +178,6 @@ def test_an_observed_site_does_not_condition():
 
 
 # What is shown.
-
-
 def test_small_gradients_are_shown_with_their_errors():
     def model():
         x = numpyro.sample("x", dist.Normal())
@@ -224,19 +212,13 @@ def test_parents_outlive_appended_noise():
 
 
 # Where an ascent ends.
-
-
 @pytest.mark.parametrize("rate", [1e6, 1e3, 30.0])
 def test_an_ascent_that_diverges_says_so(rate):
     objective = XY - 0.05 * Expectation(power)
-    result = ig.maximize(
-        affine, objective, optimizer=optax.sgd(rate), num_steps=60, **QUIET
-    )
+    result = quiet.maximize(affine, objective, optimizer=optax.sgd(rate), num_steps=60)
     assert result.status.startswith("diverged: after 60 steps")
     assert "Lower the learning rate" in result.status
-    sound = ig.maximize(
-        affine, objective, optimizer=optax.sgd(0.3), num_steps=60, **QUIET
-    )
+    sound = quiet.maximize(affine, objective, optimizer=optax.sgd(0.3), num_steps=60)
     assert "diverged" not in sound.status
 
 
@@ -253,7 +235,7 @@ def test_an_ascent_goes_on_while_its_rate_holds_it_back():
 
     # log(1 + (ab + 1)^2 / (b^2 + 2)) / 2 - a^2 / 20 has its maximum at b = 2a, where
     # it is log(a^2 + 3/2) / 2 - a^2 / 20: so a^2 = 17/2.
-    result = ig.maximize(model, XY - 0.05 * Expectation(lambda v: v["power"]), **QUIET)
+    result = quiet.maximize(model, XY - 0.05 * Expectation(lambda v: v["power"]))
     assert "converged" in result.status
     a, b = (float(result.params[name]) for name in "ab")
     assert a == pytest.approx(math.sqrt(8.5), rel=5e-3)

@@ -2,6 +2,7 @@
 """Conditional, joint and weighted information, and entropies, against closed forms."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import links
@@ -56,13 +57,6 @@ def slopes(
 
 
 # -- weighted sums of conditional informations (Corollary 3) ---------------------------
-def two_users() -> None:
-    a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.6)
-    x1 = numpyro.sample("x1", dist.Normal(0, 1))
-    x2 = numpyro.sample("x2", dist.Normal(0, 1))
-    numpyro.sample("y", dist.Normal(a * x1 + b * x2, 1))
-
-
 def user_score(*sites: str) -> Callable[[Any, Any], Any]:
     """Score of y given the senders named, for `Analytic`."""
 
@@ -75,6 +69,7 @@ def user_score(*sites: str) -> Callable[[Any, Any], Any]:
     return score
 
 
+two_users = functools.partial(links.two_users, b=0.6)
 USERS = Analytic(
     {"y": user_score(), ("x1", "y"): user_score("x1"), ("x2", "y"): user_score("x2")}
 )

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from methods import slow
 from models import affine, channel, multipath, qam, tanh_channel, with_gain
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ from numpyro.contrib.module import nnx_module
 import numpyro.distributions as dist
 from numpyro.distributions import transforms
 
-from helpers import assert_within, refuses, refuses_gradient
+from helpers import assert_found, assert_within, check_only, refuses, refuses_gradient
 import numpyro_infograd as ig
-from numpyro_infograd import MI, Entropy, Expectation, checks, errors, exogenous, scores
+from numpyro_infograd import MI, Entropy, Expectation, errors, exogenous, scores
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import (
     ArgumentError,
@@ -62,8 +63,6 @@ def through(fn: Callable[[Any], Any]) -> Callable[[], None]:
 
 
 # References on dense grids, independent of the package.
-
-
 def entropy_of_shifted(density: Callable[[Any], Any], gain: float) -> float:
     """h(gain X + N) for X standard normal and noise of that density."""
     x = np.linspace(-8.5, 8.5, 1701)
@@ -112,8 +111,6 @@ def value_of(model: Any, objective: Any = X_TO_Y, **settings) -> dict[str, float
 
 
 # The classes.
-
-
 def test_every_class_is_an_infograd_error_and_a_value_error():
     every = vars(errors).values()
     classes = [c for c in every if getattr(c, "__module__", "") == errors.__name__]
@@ -125,8 +122,6 @@ def test_every_class_is_an_infograd_error_and_a_value_error():
 
 
 # Models without meaning as a generative system.
-
-
 def test_factor():
     def model(weigh=True):
         x = numpyro.sample("x", dist.Normal())
@@ -204,8 +199,6 @@ def test_scale_is_warned_about():
 
 
 # Sites.
-
-
 HELD = {
     "observed": lambda site: handlers.condition(affine, data={site: 0.5}),
     "substituted": lambda site: handlers.substitute(affine, data={site: 0.5}),
@@ -271,8 +264,6 @@ def test_an_intervention_leaves_an_unrelated_site():
 
 
 # Samplers without a gradient.
-
-
 def mixture_of(weight: Any) -> dist.Distribution:
     """Two Gaussians, the second of that weight."""
     return dist.MixtureSameFamily(
@@ -348,12 +339,10 @@ def test_unknown_class_and_registering():
     assert exogenous.register(Shifted) is Shifted
     found = ig.gradient(model, X_TO_Y, scores=MIXTURE, num_samples=8192)
     truth = {"a": 1.0 / (1.0 + 0.25)}
-    assert_within(found.value, found.standard_error, truth, max_standard_error=0.05)
+    assert_found(found, truth, 0.05)
 
 
 # Sets without noise of their own.
-
-
 def test_output_without_noise():
     def model():
         x = numpyro.sample("x", dist.Normal())
@@ -410,7 +399,7 @@ def test_a_function_of_a_noisy_site_is_fine():
         return inner.sum() * (y[1] - y[0])
 
     truth = {"a": derivative(information)}  # 0.5 but for the noise appended
-    assert_within(found.value, found.standard_error, truth, max_standard_error=0.05)
+    assert_found(found, truth, 0.05)
     settings = {"model": model, "scores": "mixture"}
     refuses_gradient(DensityError, "'y'", "deterministic", **settings)
     nested = functools.partial(ig.estimate, model, X_TO_Y, method="nested")
@@ -426,8 +415,6 @@ def test_thin_support():
 
 
 # Jumps.
-
-
 def one_hot(v):
     return jax.nn.one_hot(jnp.argmax(jnp.stack([v, 0.0 * v + 0.2])), 2)[0]
 
@@ -507,13 +494,6 @@ def in_scan(fn: Callable[[Any], Any]) -> Callable[[], None]:
     return model
 
 
-def check_only(model: Callable[[], None], objective: Any = X_TO_Y) -> None:
-    """The checks of `gradient`, without its numbers."""
-    sm = ig.structural_model(model)
-    checks.check_objective(objective, sm)
-    checks.check_gradient(objective, sm, sm.params, False)
-
-
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_continuous_switches_are_accepted(name):
     check_only(through(CONTINUOUS[name]))
@@ -567,12 +547,10 @@ def test_leaky_relu_has_the_right_gradient():
         return special.entr(density * (x[1] - x[0])).sum() * (y[1] - y[0])
 
     truth = {"a": derivative(information)}
-    assert_within(found.value, found.standard_error, truth, max_standard_error=0.03)
+    assert_found(found, truth, 0.03)
 
 
 # Densities that jump at a place that moves.
-
-
 def located(base: dist.Distribution) -> Callable[[Any], dist.Distribution]:
     """The law of a location plus noise from `base`."""
     shift = transforms.AffineTransform
@@ -618,17 +596,14 @@ def test_moving_boundary_is_missed_by_the_score_inside(name):
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [
-        *((name, MIXTURE) for name in SMOOTH),
-        pytest.param("Laplace", SMALL, marks=pytest.mark.slow),
-    ],
+    [*((name, MIXTURE) for name in SMOOTH), slow("Laplace", SMALL)],
     ids=[*SMOOTH, "Laplace by denoising"],
 )
 def test_smooth_or_vanishing_boundary_is_served(name, method):
     law, density = SMOOTH[name]
     found = ig.gradient(with_gain(law), X_TO_Y, scores=method, num_samples=4096)
     truth = {"a": truth_of(density)}
-    assert_within(found.value, found.standard_error, truth, max_standard_error=0.03)
+    assert_found(found, truth, 0.03)
 
 
 def test_a_boundary_beyond_all_components_is_served():
@@ -661,7 +636,7 @@ def test_appended_noise_has_no_boundary():
         return special.ndtr((n + 0.5) / spread) - special.ndtr((n - 0.5) / spread)
 
     truth = {"a": truth_of(density)}
-    assert_within(found.value, found.standard_error, truth, max_standard_error=0.03)
+    assert_found(found, truth, 0.03)
 
 
 def test_fixed_boundary_is_fine():
@@ -669,7 +644,7 @@ def test_fixed_boundary_is_fine():
     found = ig.gradient(model, X_TO_Y, scores=MIXTURE, num_samples=1024)
     # log Y = -a X + log E: Gumbel-like noise of location -a X.
     truth = {"a": truth_of(stats.gumbel_r.pdf)}
-    assert_within(found.value, found.standard_error, truth, max_standard_error=0.05)
+    assert_found(found, truth, 0.05)
 
 
 def test_model_without_parameters_has_a_value():
