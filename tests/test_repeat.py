@@ -163,7 +163,7 @@ def test_a_gradient_costs_a_few_simulations(num_params, num_samples) -> None:
 
 
 def test_models_do_not_pile_up_in_the_cache() -> None:
-    """A hundred closures of one model leave one compiled program."""
+    """The closures of one model share one compiled program."""
     from numpyro_infograd.estimation import _exact_gradient
 
     for weight in range(5):
