@@ -960,6 +960,8 @@ CASES: list[tuple] = [
     ("num_samples must be a power of two", lambda: scores.MCMC(num_samples=1000)),
     ("max_steps", lambda: scores.MCMC(max_steps=8)),
     ("pilot_size", lambda: scores.MCMC(pilot_size=100)),
+    ("tolerance.*0, 1.*-0.1", lambda: ig.values.MCMC(tolerance=-0.1)),
+    ("tolerance.*0, 1.*nan", lambda: ig.values.MCMC(tolerance=float("nan"))),
     ("network=.*nnx.Module",
         grad(amplifier, scores=Denoising(network=lambda inputs: None))),
     ("network=.*shape",

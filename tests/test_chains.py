@@ -544,6 +544,26 @@ def test_a_linear_gaussian_value_has_hardly_a_gap() -> None:
     assert abs(found.diagnostics["gap"]) < 0.02
 
 
+def test_a_loose_tolerance_stops_sooner() -> None:
+    found = [
+        information(rotated(4, 0.5), method=ig.values.MCMC(tolerance=goal))
+        for goal in (0.05, 0.005)
+    ]
+    loose, sharp = (each.diagnostics for each in found)
+    work = [d["levels"] * d["num_samples"] for d in (loose, sharp)]
+    assert 2 * work[0] <= work[1]
+    for each in found:
+        truth = 4 * truths.tanh_information(1.5, 0.25)
+        assert_within(each.value, each.standard_error, truth, max_standard_error=0.1)
+
+
+def test_auto_raises_a_number_of_samples_that_chains_cannot_take() -> None:
+    found = information(rotated(16, 0.1), num_samples=1024)
+    assert found.method == "mcmc"
+    truth = 16 * truths.tanh_information(1.5, 0.01)
+    assert_within(found.value, found.standard_error, truth, max_standard_error=1.0)
+
+
 def test_few_levels_leave_a_gap_and_a_warning() -> None:
     method = ig.values.MCMC(max_levels=32, num_samples=2048)
     found = information(rotated(16, 0.1), method=method)

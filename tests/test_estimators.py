@@ -212,7 +212,7 @@ def test_output_without_a_density(monkeypatch) -> None:
 
 
 def three_inputs():
-    """One output, without noise of its own: that is inside."""
+    """The output is computed: the noise is added before it, at v."""
     x = numpyro.sample("x", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
     v = numpyro.sample("v", dist.Normal(x @ jnp.array([1.0, -2.0, 0.5]), 1.0))
     numpyro.deterministic("y", v / 3)
@@ -224,7 +224,7 @@ def identity():
 
 
 def noiseless_link():
-    """Two paths, of which the condition is one; y is read off without own noise."""
+    """Two paths; the condition is one of them, and y is computed."""
     x = numpyro.sample("x", dist.Normal(0, 1))
     v = numpyro.sample("v", dist.Normal(x, 1))
     n = numpyro.sample("n", dist.Normal(0, 1))

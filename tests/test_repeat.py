@@ -8,6 +8,7 @@ import time
 
 import links
 from models import with_gain
+import numpy as np
 import pytest
 
 import jax
@@ -18,6 +19,8 @@ import numpyro.distributions as dist
 
 from helpers import information, quiet
 import numpyro_infograd as ig
+from numpyro_infograd import compiling
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.scores import Analytic, Denoising, Mixture
 
 XY = ig.MI("x", "y")
@@ -177,3 +180,30 @@ def test_models_do_not_pile_up_in_the_cache() -> None:
 def test_the_link_is_traced_in_milliseconds() -> None:
     ig.structural_model(links.link)
     assert fastest(lambda: ig.structural_model(links.link).params) < 0.5
+
+
+# -- quick compilation ---------------------------------------------------------------
+def test_quick_programs_give_the_same_numbers_everywhere() -> None:
+    """Alone with compiler options; inside other transformations, which allow none."""
+
+    def curve(x, power=1):
+        return jnp.sin(x) ** power
+
+    quick, x = quick_jit(curve, static_argnames="power"), jnp.linspace(0.0, 1.0, 5)
+    ways = {
+        "alone": (quick(x, power=3), curve(x, 3)),
+        "jit": (jax.jit(lambda: quick(x, power=3))(), curve(x, 3)),
+        "vmap": (jax.vmap(quick)(x), curve(x)),
+        "grad": (jax.grad(quick)(0.5), jnp.cos(0.5)),
+        "scan": (jax.lax.scan(lambda c, _: (quick(c), c), 1.0, x)[1][1], jnp.sin(1.0)),
+    }
+    for way, (got, truth) in ways.items():
+        np.testing.assert_allclose(got, truth, rtol=1e-6, err_msg=way)
+
+
+def test_compiler_options_that_xla_does_not_know_are_left_out(monkeypatch) -> None:
+    """A later XLA may have removed one."""
+    monkeypatch.setitem(compiling._OPTIONS, "xla_no_such_option", 1)
+    known = compiling._options.__wrapped__("cpu")
+    assert known and "xla_no_such_option" not in known
+    assert compiling._options.__wrapped__("gpu") is None

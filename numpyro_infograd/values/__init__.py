@@ -53,7 +53,6 @@ _AFFORDED = Nested(max_components=16384)
 # sets that hide more than two dimensions.
 _HOPELESS = 5.0
 _CHAINS = MCMC()
-_LEAST = {MCMC: 2048, DeBruijn: 1024}  # samples that "auto" takes at least
 _LEARNED = DeBruijn()
 
 
@@ -93,7 +92,7 @@ def estimate(
             - "auto": exact if the model allows it; else nested, or mcmc if its error is
               smaller; else fisher. `.reason` says which one and why.
         num_samples: Samples, a power of two of at least 256; None for the method's
-            default.
+            default. "auto" raises it for a method that needs more.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         unit: "nats" or "bits".
         model_args: Positional arguments of the model.
@@ -101,7 +100,7 @@ def estimate(
         mesh: Devices to split the samples over; their number is a power of two.
 
     Returns:
-        An `Estimate` in that unit. Its `.warnings` name each bound that it violates.
+        An `Estimate` in that unit. Its `.warnings` say why its error may be too small.
 
     Raises:
         InfogradError: A subclass that names the site or argument at fault.
@@ -275,7 +274,8 @@ def value_of(
     def by(estimator: Any) -> Estimate:
         name = type(estimator).__name__
         if num_samples is not None:
-            least = _LEAST.get(type(estimator), 0) if method == "auto" else 0
+            # "auto" raises the number for a method that needs more.
+            least = getattr(estimator, "least_samples", 0) if method == "auto" else 0
             try:
                 estimator = replace(estimator, num_samples=max(num_samples, least))
             except TypeError:

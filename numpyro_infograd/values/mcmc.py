@@ -85,9 +85,11 @@ class MCMC:
     pilot_size: int = 1024
     tolerance: float = 0.0025
 
+    least_samples = _BATCH
+
     def __post_init__(self) -> None:
-        as_number("tolerance", self.tolerance)
-        as_power_of_two("num_samples", self.num_samples, _BATCH)
+        as_number("tolerance", self.tolerance, 0, 1)
+        as_power_of_two("num_samples", self.num_samples, self.least_samples)
         as_power_of_two("max_levels", self.max_levels, _FIRST)
         as_power_of_two("budget", self.budget, _BATCH * _FIRST)
         as_power_of_two("pilot_size", self.pilot_size, 256)
