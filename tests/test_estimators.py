@@ -244,16 +244,17 @@ def with_symbols():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "given", "truth", "sharp", "share"),
+    ("model", "given", "size", "truth", "sharp", "share"),
     [
-        (three_inputs, (), 0.5 * math.log(1 + 5.25), 0.01, None),
-        (identity, (), 10.60661, 0.02, 0.003),
-        (noiseless_link, "v", 0.5 * math.log(1.5), 0.01, None),
-        (with_symbols, "k", 0.5 * math.log(2), 0.02, None),
+        (three_inputs, (), 2**18, 0.5 * math.log(1 + 5.25), 0.002, None),
+        (identity, (), 2**16, 10.60661, 0.02, 0.003),
+        (noiseless_link, "v", 2**16, 0.5 * math.log(1.5), 0.01, None),
+        (with_symbols, "k", 2**16, 0.5 * math.log(2), 0.02, None),
     ],
 )
-def test_fisher_in_closed_form(model, given, truth, sharp, share) -> None:
-    check(by_fisher(model, given=given), truth, sharp, share)
+def test_fisher_in_closed_form(model, given, size, truth, sharp, share) -> None:
+    found = by_fisher(model, given=given, num_samples=size)
+    check(found, truth, sharp, share)
 
 
 @pytest.mark.slow

@@ -73,9 +73,10 @@ _HEAVY = 9.0  # variance, in units of the one that the middle 68 % suggests
 class DeBruijn:
     """De Bruijn's identity (eqs. 54-55), with one score network for all variances.
 
-    For deterministic outputs, and for information that is too high for nested averages. Entropies that hide no noise are averaged directly. The standard
-    error includes sampling and fit (a jackknife over 16 replicates), the correction for
-    features that the networks lack, and the part below the lowest variance.
+    For deterministic outputs, and for information that is too high for nested averages.
+    Entropies that hide no noise are averaged directly. The standard error includes
+    sampling and fit (a jackknife over 16 replicates), the correction for features that
+    the networks lack, and the part below the lowest variance.
 
     Args:
         num_samples: Samples of the least squares problem, a power of two.
