@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import InfogradError
-from numpyro_infograd.noise import base_points, draw_noise, student
+from numpyro_infograd.noise import base_points, draw_noise, standard_error
 from numpyro_infograd.problem import REPLICATES, Posed, Problem, is_learned, pose
 from numpyro_infograd.program import Program
 from numpyro_infograd.pullback import cotangents, score_of
@@ -208,22 +208,16 @@ def _compare(
 
     keys = jax.random.split(rng_key, REPLICATES)
     shifts, sums, shown = jax.vmap(replicate)(keys)
-    error, standard_error = {}, {}
+    error, spread = {}, {}
     for label, each in sums.items():
         wrong, power = jnp.mean(each, axis=0)
         error[label] = wrong / power
-        standard_error[label] = (
-            _error_of(each[:, 0] - error[label] * each[:, 1]) / power
-        )
+        left = each[:, 0] - error[label] * each[:, 1]
+        spread[label] = standard_error(left) / power
     return (
         error,
-        standard_error,
+        spread,
         jax.tree.map(lambda x: jnp.mean(x, axis=0), shifts),
-        jax.tree.map(_error_of, shifts),
+        jax.tree.map(standard_error, shifts),
         {n: jnp.concatenate(jnp.unstack(x), axis=1) for n, x in shown.items()},
     )
-
-
-def _error_of(replicates: jax.Array) -> jax.Array:
-    deviation = jnp.std(replicates, axis=0, ddof=1)
-    return student(REPLICATES) * deviation / REPLICATES**0.5

@@ -108,7 +108,7 @@ class Reference(NamedTuple):
         centre, spread = self.spread.T
         far = jnp.abs(at.states - centre)  # the lower tail keeps all digits
         near, beyond = (ndtr((half - far) / spread) for half in (0.5, -0.5))
-        many = jnp.log(near - beyond)
+        many = jnp.log(jnp.maximum(near - beyond, jnp.finfo(far.dtype).tiny))
         return found + jnp.sum(jnp.where(counts > 0, few, many))
 
 

@@ -19,10 +19,10 @@ def quick_jit(
     *,
     static_argnames: str | tuple[str, ...] = (),
 ) -> Callable[..., Any]:
-    """`jax.jit` that compiles in less than half of the time on a CPU.
+    """`jax.jit` that compiles in about 40 % of the time on a CPU.
 
-    Measured with chains and the training of networks: the programs run up to 15 %
-    slower, and compile in 40 % of the time. On other devices, and inside another traced
+    Measured with chains and the training of networks, whose programs run up to 15 %
+    slower. On other devices, and inside another traced
     function, where JAX allows no compiler options, this is `jax.jit`.
 
     Example:

@@ -128,6 +128,8 @@ def _first(error: Exception) -> str:
 def _why_mixture(evidence: Mapping[str, Any]) -> str:
     """Why a mixture is sound."""
     low = lowest_size(evidence)
+    if not any(key.startswith("effective_sample_size_low") for key in evidence):
+        return "no set of sites hides noise, so all densities are known"
     if not math.isfinite(low):
         return "the hidden noise has few states, so the mixture enumerates all of them"
     size = f"{low:.0f}" if low < 10000 else "over 10000"

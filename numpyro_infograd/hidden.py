@@ -238,10 +238,19 @@ def why_not_walked(sm: StructuralModel, density: Density) -> str:
 def _smooth(
     sm: StructuralModel, density: Density, parts: NoiseSpec, sites: dict[str, Site]
 ) -> tuple[bool, ...]:
-    """For each coordinate, whether the sites of a set are continuous in it."""
+    """For each coordinate, whether the sites of a set are continuous in it.
+
+    The distributions of the other hidden sites must be continuous in it too.
+    """
     valued = tuple(name for name, _ in parts if name in sites)
-    program = sm.forward_given(valued) if valued else sm.forward
-    seen = {i for s in density.all_sites for i in program.output_indices(s)}
+    program = Program.trace(
+        lambda params, noise, put: sm.run(params, noise, put, cut=True)[0],
+        sm.params,
+        noise_like(sm.spec),
+        {name: sm.example(name) for name in valued},
+    )
+    watched = density.all_sites + tuple(sites)
+    seen = {i for s in watched for i in program.output_indices(s)}
     found: list[bool] = []
     for name, law in parts:
         inputs = program.input_indices(*((2,) if name in sites else (1,)), name)

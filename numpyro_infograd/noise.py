@@ -180,6 +180,12 @@ def check_noise(spec: NoiseSpec, noise: Any) -> None:
             )
 
 
+def standard_error(replicates: jax.Array) -> jax.Array:
+    """Standard error of the mean over the first axis, with Student's factor."""
+    count = len(replicates)
+    return student(count) * jnp.std(replicates, axis=0, ddof=1) / math.sqrt(count)
+
+
 def student(count: int) -> float:
     """Factor for a standard error from `count` replicates.
 

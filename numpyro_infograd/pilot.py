@@ -75,7 +75,9 @@ def tune(
     if last is not None:
         tuning, rounds = tuning._replace(step_size=last.step_size), _WARM_ROUNDS
 
-    def step(tuning: Tuning, index: jax.Array, at: Position) -> tuple[Any, ...]:
+    def step(
+        tuning: Tuning, index: jax.Array, at: Position, number: jax.Array
+    ) -> tuple[Any, ...]:
         """The next positions, the scores at the present ones, and acceptances."""
 
         def one(key: jax.Array, at: Position, values: Values) -> tuple[Any, ...]:
@@ -84,7 +86,7 @@ def tune(
             moved, accepted = walk.step(key, index, chain)
             return moved, walk.score(chain), accepted
 
-        keys = jax.random.split(jax.random.fold_in(rng_key, index), num_samples)
+        keys = jax.random.split(jax.random.fold_in(rng_key, number), num_samples)
         return jax.vmap(one)(keys, at, values)
 
     stretch = jax.vmap(hidden.stretch)(values)
@@ -96,7 +98,7 @@ def tune(
         # The step size is tuned on the second step of a round, a normal trajectory.
         index = jnp.where(tuned, carry.number, 1)
         now = tuning._replace(step_size=carry.step_size)
-        moved, scores, accepted = step(now, index, carry.at)
+        moved, scores, accepted = step(now, index, carry.at, carry.number + rounds)
         change = jnp.where(tuned, 0.0, _GAIN * (jnp.mean(accepted[:, 0]) - _ACCEPTED))
         total = carry.total + scores
         # A window ends at each power of two.
@@ -199,6 +201,7 @@ def _frequencies(hidden: Hidden, start: Position) -> tuple[jax.Array, jax.Array]
     allowed = every < jnp.asarray(hidden.counts, int)[:, None]
     share = jnp.where(allowed, counts + 1.0, 0.0)  # so that all are possible
     share = share / jnp.maximum(jnp.sum(share, axis=1, keepdims=True), 1.0)
+    share = jnp.maximum(share, jnp.finfo(share.dtype).tiny)  # a finite logarithm
     numbers = states.astype(share.dtype)
     moments = jnp.mean(numbers, axis=0), jnp.std(numbers, axis=0) + 0.5
     return jnp.log(share), jnp.stack(moments, axis=1)

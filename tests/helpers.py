@@ -1,13 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way the tests compare a random estimate with a truth."""
+"""How the tests compare a random estimate with a truth, and expect a refusal."""
 
+from collections.abc import Callable
+import functools
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 import jax
 
-__all__ = ["assert_within"]
+import numpyro_infograd as ig
+from numpyro_infograd import checks
+from numpyro_infograd.errors import InfogradError
+
+__all__ = [
+    "REMEDY", "ascend", "assert_found", "assert_within", "check_only", "information",
+    "quiet", "refuses", "refuses_gradient",
+]  # fmt: skip
+
+# What draws a progress bar, without it.
+quiet = SimpleNamespace(
+    **{
+        name: functools.partial(getattr(ig, name), progress_bar=False)
+        for name in ("calibrate", "maximize", "maximize_mi", "minimize", "rate_region")
+    }
+)
+
+# Of a model from x to y.
+ascend = functools.partial(quiet.maximize_mi, inputs="x", outputs="y")
+information = functools.partial(ig.mutual_information, inputs="x", outputs="y")
+
+_X_TO_Y = ig.MI("x", "y")
+# Every message ends with what to do.
+REMEDY = re.compile(
+    r"\b([Uu]se|Make|Add|[Ll]eave|Give|Pass|pass|Soften|Express|Write|Clean|Name|"
+    r"freeze|Raise|take|Observe|mark|one of|must|derive|needs|it has|[Cc]all|Declare)\b"
+)
+
+
+def refuses(
+    error: type[Exception], *words: str, call: Callable[[], Any]
+) -> pytest.ExceptionInfo:
+    """The call raises exactly this class, with these words and a remedy."""
+    with pytest.raises(InfogradError) as caught:
+        call()
+    message = str(caught.value)
+    assert caught.type is error, f"{caught.type.__name__}: {message}"
+    for word in words:
+        assert word in message, f"{word!r} is not in: {message}"
+    assert REMEDY.search(message), f"no remedy in: {message}"
+    return caught
+
+
+def refuses_gradient(
+    error: type[Exception],
+    *words: str,
+    model: Any,
+    objective: Any = _X_TO_Y,
+    **settings: Any,
+) -> None:
+    """`gradient` refuses, and `maximize` does for the same reason."""
+    refuses(error, *words, call=lambda: ig.gradient(model, objective, **settings))
+    if "params" in settings:
+        settings["init_params"] = settings.pop("params")
+    quick = {"num_steps": 1, "progress_bar": False, **settings}
+    refuses(error, *words, call=lambda: ig.maximize(model, objective, **quick))
+
+
+def check_only(model: Any, objective: Any = _X_TO_Y) -> None:
+    """The checks of `gradient`, without its numbers."""
+    sm = ig.structural_model(model)
+    checks.check_objective(objective, sm)
+    checks.check_gradient(objective, sm, sm.params, False)
 
 
 def assert_within(
@@ -73,3 +140,9 @@ def assert_within(
             failures.append(line)
     if failures:
         raise AssertionError("\n".join(failures))
+
+
+def assert_found(found: Any, truth: Any, sharp: float, **settings: Any) -> None:
+    """Assert that a gradient or a value is at the truth, and sharp enough to tell."""
+    value, error = found.value, found.standard_error
+    assert_within(value, error, truth, max_standard_error=sharp, **settings)

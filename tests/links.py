@@ -23,14 +23,14 @@ from numpyro.distributions.transforms import AffineTransform
 Model = Callable[..., None]
 
 
-def link() -> None:
+def link(bend: Callable[[Any], Any] = lambda m: m, noise: Any = 1) -> None:
     """Two paths from x to y: y = b (a x + n1) + x + n2 + n3, unit normals."""
     a = numpyro.param("a", 1.0)
     b = numpyro.param("b", 0.0)
     x = numpyro.sample("x", dist.Normal(0, 1))
-    v1 = numpyro.sample("v1", dist.Normal(a * x, 1))
+    v1 = numpyro.sample("v1", dist.Normal(bend(a * x), 1))
     v2 = numpyro.sample("v2", dist.Normal(x, 1))
-    numpyro.sample("y", dist.Normal(b * v1 + v2, 1))
+    numpyro.sample("y", dist.Normal(b * v1 + v2, noise))
 
 
 def link_scores(a: float, b: float, factor: float = 1.0) -> dict[Any, Any]:
@@ -46,6 +46,21 @@ def amplifier() -> None:
     """y = tanh(eta x) + N(0, 1/4)."""
     x = numpyro.sample("x", dist.Normal(0, 1))
     numpyro.sample("y", dist.Normal(jnp.tanh(numpyro.param("eta", 1.0) * x), 0.5))
+
+
+def black_box() -> None:
+    """The amplifier, its output computed: no density is to be had."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    n = numpyro.sample("n", dist.Normal(0, 1))
+    numpyro.deterministic("y", jnp.tanh(numpyro.param("eta", 1.0) * x) + 0.5 * n)
+
+
+def two_users(b: float = 1.0) -> None:
+    """y = a x1 + b x2 + n."""
+    a, b = numpyro.param("a", 1.0), numpyro.param("b", b)
+    x1 = numpyro.sample("x1", dist.Normal(0, 1))
+    x2 = numpyro.sample("x2", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(a * x1 + b * x2, 1))
 
 
 def quiet_amplifier() -> None:

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score methods that are small enough for a test, and all of them as parameters."""
+"""Score methods that are small enough for a test, and which tests are slow ones."""
+
+from collections.abc import Iterable
+import functools
+from typing import Any
 
 import pytest
 
 from numpyro_infograd.scores import Denoising, Mixture
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 LEARN = Denoising(hidden=(32, 32), num_steps=150, pool_size=16384, num_samples=4096)
 AVERAGE = Mixture(num_components=1024, num_samples=4096)
 METHODS = {"exact": "exact", "mixture": AVERAGE, "denoising": LEARN}
 named = pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
 # Networks learn much the same in most tests, so there they are slow tests.
-_SLOW = pytest.param(LEARN, marks=pytest.mark.slow)
+_SLOW = slow(LEARN)
 named_and_slow = pytest.mark.parametrize(
-    "scores",
-    ["exact", AVERAGE, _SLOW],
-    ids=METHODS,
+    "scores", ["exact", AVERAGE, _SLOW], ids=METHODS
 )
 sampled = pytest.mark.parametrize(
     "scores", [AVERAGE, LEARN], ids=["mixture", "denoising"]
@@ -22,3 +25,10 @@ sampled = pytest.mark.parametrize(
 sampled_and_slow = pytest.mark.parametrize(
     "scores", [AVERAGE, _SLOW], ids=["mixture", "denoising"]
 )
+
+
+def rest_slow(names: Any, values: Iterable[Any], **settings: Any) -> Any:
+    """Parameters of a test that is slow for all values but the first."""
+    first, *rest = values
+    rest = [slow(*(v if isinstance(v, tuple) else (v,))) for v in rest]
+    return pytest.mark.parametrize(names, [first, *rest], **settings)

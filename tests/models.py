@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small zoo of models of different shape, shared by the tests.
 
-Every entry of `ZOO` is a plain NumPyro model without arguments: traced by the
-package or run by NumPyro itself, it must have the same law. Several are written in
-the spirit of NumPyro's own examples.
+`channel` and `with_gain` make a channel of the law of its output. Every entry of `ZOO`
+is a plain NumPyro model without arguments: traced by the package or run by NumPyro
+itself, it must have the same law. Several are in the spirit of NumPyro's own examples.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from flax import linen, nnx
 import jax
@@ -20,9 +21,21 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints, transforms
 from numpyro.infer.reparam import LocScaleReparam
 
-__all__ = ["ZOO", "affine", "multipath", "scan_model", "tanh_channel"]
-
 Model = Callable[[], None]
+
+
+def channel(law: Callable[[Any], dist.Distribution]) -> Model:
+    """X standard normal, Y from `law(x)`."""
+
+    def model() -> None:
+        numpyro.sample("y", law(numpyro.sample("x", dist.Normal())))
+
+    return model
+
+
+def with_gain(law: Callable[[Any], dist.Distribution]) -> Model:
+    """X standard normal, Y from `law(a x)` with a parameter a of 1."""
+    return channel(lambda x: law(numpyro.param("a", 1.0) * x))
 
 
 def affine() -> None:

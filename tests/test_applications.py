@@ -13,6 +13,7 @@ import numpyro
 from numpyro.contrib.module import nnx_module
 import numpyro.distributions as dist
 
+from helpers import ascend, quiet
 import numpyro_infograd as ig
 from numpyro_infograd import MI
 from numpyro_infograd.scores import Mixture
@@ -25,8 +26,6 @@ def capacity(snr):
 
 
 # -- information bottleneck ------------------------------------------------------------
-
-
 def bottleneck(rho):
     size = len(rho)
     start = np.eye(size) + 0.2 * np.random.default_rng(0).normal(size=(size, size))
@@ -46,11 +45,8 @@ def test_gaussian_information_bottleneck(rho) -> None:
         kept = np.array([r for r in np.asarray(rho, float) if beta * r**2 > 1])
         price = 0.5 * np.log((beta - 1) * kept**2 / (1 - kept**2))
         truth = price.sum(), (price - 0.5 * np.log(beta * kept**2)).sum()
-        result = ig.maximize(
-            bottleneck,
-            beta * MI("t", "y") - MI("x", "t"),
-            progress_bar=False,
-            **settings,
+        result = quiet.maximize(
+            bottleneck, beta * MI("t", "y") - MI("x", "t"), **settings
         )
         found = [
             ig.estimate(bottleneck, MI("t", other), params=result.params, **settings)
@@ -60,7 +56,6 @@ def test_gaussian_information_bottleneck(rho) -> None:
 
 
 # -- powers ----------------------------------------------------------------------------
-
 ANTENNAS = np.random.default_rng(5).normal(size=(4, 4))
 
 
@@ -85,13 +80,10 @@ def fill_water(gains, power):
 @pytest.mark.parametrize("power", [1.0, 10.0])
 def test_precoder_fills_water(power) -> None:
     """E|x|^2 is |F|^2: the radius of the ball is the root of the power."""
-    result = ig.maximize_mi(
+    result = ascend(
         precoder,
-        "x",
-        "y",
         projection=lambda p: optax.projections.projection_l2_ball(p, power**0.5),
         init_params={"f": jnp.eye(4) * power**0.5 / 2},
-        progress_bar=False,
     )
     gains = np.linalg.svd(ANTENNAS, compute_uv=False) ** 2
     assert result.estimate.value == pytest.approx(fill_water(gains, power), rel=0.002)
@@ -129,12 +121,9 @@ def test_sensors_under_one_power() -> None:
     best = powers(price)
     assert np.sum(best == 0) > 10  # poor sensors are off
     truth = capacity(np.sum(best * CLEAR**2 / (seen + best * BLUR)))
-    result = ig.maximize_mi(
+    result = ascend(
         sensors,
-        "x",
-        "y",
         projection=lambda p: optax.projections.projection_l2_ball(p, total**0.5),
-        progress_bar=False,
     )
     assert result.estimate.value == pytest.approx(truth, rel=0.005)
     found = np.asarray(result.params["u"], float) ** 2
@@ -143,8 +132,6 @@ def test_sensors_under_one_power() -> None:
 
 
 # -- several users ---------------------------------------------------------------------
-
-
 def broadcast():
     a, b = numpyro.param("a", 1.0), numpyro.param("b", 1.0)
     u = numpyro.sample("u", dist.Normal(0, 1))
@@ -156,12 +143,11 @@ def broadcast():
 
 def test_broadcast_with_superposition() -> None:
     power, num_weights = 10.0, 9
-    region = ig.rate_region(
+    region = quiet.rate_region(
         broadcast,
         {"r1": MI("v", "y1", given="u"), "r2": MI("u", "y2")},
         num_weights=num_weights,
         projection=lambda p: optax.projections.projection_l2_ball(p, power**0.5),
-        progress_bar=False,
     )
     share = np.linspace(0, 1, 20001)
     strong = capacity(share * power)
@@ -182,21 +168,18 @@ def interference():
 
 
 def test_strong_interference_silences_one_user() -> None:
-    result = ig.maximize(
+    result = quiet.maximize(
         interference,
         MI("x1", "y1") + MI("x2", "y2"),
         projection=lambda p: {
             n: optax.projections.projection_box(v, -2.0, 2.0) for n, v in p.items()
         },
         num_restarts=4,
-        progress_bar=False,
     )
     assert result.estimate.value == pytest.approx(capacity(4.0), rel=0.002)
 
 
 # -- the law of the input --------------------------------------------------------------
-
-
 class Flow(nnx.Module):
     def __init__(self, rngs):
         self.first = nnx.Linear(1, 16, rngs=rngs)
@@ -232,14 +215,8 @@ def blahut_arimoto(peak):
 @pytest.mark.parametrize("peak", [1.0, 2.0])
 def test_input_law_under_a_peak(peak) -> None:
     """A flow learns the few points that are best under a peak (Smith 1971)."""
-    result = ig.maximize_mi(
-        peaked,
-        "x",
-        "y",
-        model_args=(peak,),
-        scores=Mixture(num_components=256),
-        num_steps=400,
-        progress_bar=False,
+    result = ascend(
+        peaked, model_args=(peak,), scores=Mixture(num_components=256), num_steps=400
     )
     truth = blahut_arimoto(peak)
     assert result.estimate.value == pytest.approx(truth, rel=0.01)

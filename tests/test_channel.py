@@ -58,15 +58,6 @@ def test_its_methods_are_the_functions() -> None:
     assert repr(line) == "<channel line: I(x; y)>"
 
 
-def test_ends_that_will_not_do() -> None:
-    with pytest.raises(ArgumentError, match="share 'x'"):
-        ig.channel(inputs="x", outputs=("x", "y"))
-    with pytest.raises(ArgumentError, match="inputs"):
-        ig.channel(inputs=3, outputs="y")
-    with pytest.raises(ArgumentError, match="decorates a NumPyro model"):
-        ig.channel(inputs="x", outputs="y")(3)
-
-
 def test_tables_in_notebooks() -> None:
     """Every row is there, and markup in names is text."""
     found = ig.gradient(links.link, ig.MI("x", "y"))

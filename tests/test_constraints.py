@@ -11,9 +11,10 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Expectation
-from numpyro_infograd.errors import ArgumentError, ConstraintError, ModelError
+from numpyro_infograd.errors import ConstraintError, ModelError
 from numpyro_infograd.scores import Mixture
 
 XY = MI("x", "y")
@@ -36,6 +37,12 @@ def sender():
     x = numpyro.sample("x", dist.Normal(0, 1))
     s = numpyro.deterministic("s", a * x)
     numpyro.sample("y", dist.Normal(s, 1))
+
+
+def ascend(bound, **settings):
+    """The most information of the sender for a power."""
+    budget = [Expectation(power) <= bound]
+    return quiet.maximize(sender, XY, subject_to=budget, **settings)
 
 
 def forward_channel(variances):
@@ -67,13 +74,7 @@ def reverse_water_filling(variances, distortion):
 )
 def test_average_power(scores) -> None:
     """log(1 + P) / 2, and its derivative as the multiplier."""
-    result = ig.maximize(
-        sender,
-        XY,
-        subject_to=[Expectation(power) <= 4.0],
-        scores=scores,
-        progress_bar=False,
-    )
+    result = ascend(4.0, scores=scores)
     (report,) = result.constraints
     assert report.value == pytest.approx(4.0, rel=0.01)
     assert report.is_met
@@ -91,9 +92,7 @@ def test_average_power(scores) -> None:
 @pytest.mark.parametrize("budget", [0.1, 0.7])
 def test_rate_distortion(budget) -> None:
     model = forward_channel(np.ones(1))
-    result = ig.minimize(
-        model, XY, subject_to=Expectation(distortion) <= budget, progress_bar=False
-    )
+    result = quiet.minimize(model, XY, subject_to=Expectation(distortion) <= budget)
     reached = result.constraints[0].value
     assert reached == pytest.approx(budget, rel=0.01)
     truth = 0.5 * np.log(1 / reached)
@@ -102,11 +101,8 @@ def test_rate_distortion(budget) -> None:
 
 def test_reverse_water_filling_drops_a_component() -> None:
     variances = np.array([3.0, 1.0, 0.2])
-    result = ig.minimize(
-        forward_channel(variances),
-        XY,
-        subject_to=[Expectation(distortion) <= 1.5],
-        progress_bar=False,
+    result = quiet.minimize(
+        forward_channel(variances), XY, subject_to=[Expectation(distortion) <= 1.5]
     )
     reached = result.constraints[0].value
     assert reached == pytest.approx(1.5, rel=0.01)
@@ -117,11 +113,8 @@ def test_reverse_water_filling_drops_a_component() -> None:
 
 def test_a_lower_bound_and_one_that_does_not_bind() -> None:
     """Least power for E[s^2] >= 2; an upper bound of 9 costs nothing."""
-    result = ig.minimize(
-        sender,
-        XY,
-        subject_to=[Expectation(power) >= 2.0, 9.0 >= Expectation(power)],
-        progress_bar=False,
+    result = quiet.minimize(
+        sender, XY, subject_to=[Expectation(power) >= 2.0, 9.0 >= Expectation(power)]
     )
     low, high = result.constraints
     assert low.value == pytest.approx(2.0, rel=0.01)
@@ -132,28 +125,19 @@ def test_a_lower_bound_and_one_that_does_not_bind() -> None:
 
 def test_a_constraint_out_of_reach_is_named_and_nothing_is_lost() -> None:
     with pytest.raises(ConstraintError, match=r"power\) <= -1") as caught:
-        ig.maximize(
-            sender, XY, subject_to=[Expectation(power) <= -1.0], progress_bar=False
-        )
+        ascend(-1.0)
     assert set(caught.value.result.params) == {"a"}
-    short = ig.maximize(
-        sender,
-        XY,
-        subject_to=[Expectation(power) <= -1.0],
-        num_steps=20,
-        progress_bar=False,
-    )
+    short = ascend(-1.0, num_steps=20)
     assert "not met" in short.status
 
 
 def test_what_a_minimum_out_of_reach_keeps_has_its_own_sign() -> None:
     with pytest.raises(ConstraintError) as caught:
-        ig.minimize(
+        quiet.minimize(
             sender,
             XY,
             subject_to=[Expectation(always_one) >= 2.0],
             projection=lambda p: {"a": jnp.clip(p["a"], 1.0, 2.0)},
-            progress_bar=False,
         )
     result = caught.value.result
     assert result.estimate.value == pytest.approx(0.5 * np.log(2), abs=1e-4)
@@ -161,13 +145,7 @@ def test_what_a_minimum_out_of_reach_keeps_has_its_own_sign() -> None:
 
 @pytest.mark.parametrize(("bound", "start"), [(1.0, 5.0), (0.1, 0.5), (4.0, 0.01)])
 def test_a_start_far_from_the_edge_ends_on_it(bound, start) -> None:
-    result = ig.maximize(
-        sender,
-        XY,
-        subject_to=[Expectation(power) <= bound],
-        init_params={"a": start},
-        progress_bar=False,
-    )
+    result = ascend(bound, init_params={"a": start})
     assert result.constraints[0].is_met
     assert result.estimate.value == pytest.approx(0.5 * np.log1p(bound), rel=0.01)
     assert "converged" in result.status
@@ -179,44 +157,24 @@ def test_a_constant_on_both_sides_changes_nothing() -> None:
     def shifted(v):
         return v["s"] ** 2 + 1000.0
 
-    result = ig.maximize(
-        sender, XY, subject_to=[Expectation(shifted) <= 1004.0], progress_bar=False
-    )
+    result = quiet.maximize(sender, XY, subject_to=[Expectation(shifted) <= 1004.0])
     assert abs(result.params["a"]) == pytest.approx(2.0, abs=0.02)
     assert result.constraints[0].tolerance < 0.1
 
 
 def test_a_return_into_the_constraint_is_no_divergence() -> None:
     """From a power of 9 the information must fall, whoever's optimizer it is."""
-    result = ig.maximize(
-        sender,
-        XY,
-        subject_to=[Expectation(power) <= 1.0],
+    result = ascend(
+        1.0,
         init_params={"a": 3.0},
         optimizer=optax.adam(optax.cosine_decay_schedule(0.05, 800)),
         num_steps=800,
-        progress_bar=False,
     )
     assert result.constraints[0].is_met
     # An Adam that is not started anew remembers the steep way back for a while.
     share = result.estimate.value / (0.5 * np.log(2))
     assert 0.9 < share < 1.01
     assert "diverged" not in result.status
-
-
-def test_what_cannot_be_a_constraint() -> None:
-    with pytest.raises(ArgumentError, match="only expectations"):
-        XY <= 1.0  # noqa: B015
-    with pytest.raises(ArgumentError, match="finite number"):
-        Expectation(power) <= np.inf  # noqa: B015
-    with pytest.raises(ArgumentError, match="finite number"):
-        Expectation(power) <= "a"  # noqa: B015
-    with pytest.raises(TypeError, match="two constraints"):
-        0.0 <= Expectation(power) <= 1.0  # noqa: B015
-    with pytest.raises(ArgumentError, match="subject_to must hold"):
-        ig.maximize(sender, XY, subject_to=[Expectation(power)])
-    with pytest.raises(ArgumentError, match="got 'power < 1'"):
-        ig.maximize(sender, XY, subject_to="power < 1")
 
 
 def test_an_expectation_that_is_no_number_is_refused() -> None:
@@ -230,19 +188,3 @@ def test_an_expectation_that_is_no_number_is_refused() -> None:
     ):
         with pytest.raises(ModelError, match=r"Expectation\(gain\) is not finite"):
             call()
-
-
-def test_a_projection_that_fails_on_a_dict_is_named() -> None:
-    def box(p):
-        return optax.projections.projection_box(p, -1.0, 1.0)
-
-    with pytest.raises(ArgumentError, match="apply a function f"):
-        ig.maximize(sender, XY, projection=box)
-
-
-def test_a_jump_in_a_constraint_is_refused() -> None:
-    def loud(v):
-        return jnp.where(v["s"] > 1.0, 1.0, 0.0)
-
-    with pytest.raises(ig.errors.JumpError, match="loud"):
-        ig.maximize(sender, XY, subject_to=[Expectation(loud) <= 0.1])

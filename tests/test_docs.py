@@ -39,7 +39,6 @@ SLOW = {"divergence.md", "experimental_design.md", "trust.md", "values.md"}
 
 
 # -- code --------------------------------------------------------------------------
-
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NUMBER = r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?"
 
@@ -142,8 +141,6 @@ def test_outputs_are_compared() -> None:
 
 
 # -- names -------------------------------------------------------------------------
-
-
 def public_names() -> dict[str, Any]:
     """Every public object by name: of the package, then of the modules in it."""
     modules = [n for n in ig.__all__ if isinstance(getattr(ig, n), ModuleType)]
@@ -202,8 +199,6 @@ def test_reference_has_every_public_name() -> None:
 
 
 # -- links -------------------------------------------------------------------------
-
-
 def headings(page: Path) -> set[str]:
     """The anchors of a page, by the names that a heading gets."""
     text = _FENCE.sub("", page.read_text())

@@ -1,8 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The information gradient against closed forms and dense grids."""
 
+import functools
+
 import links
-from methods import AVERAGE, LEARN, named, named_and_slow, sampled, sampled_and_slow
+from methods import (
+    AVERAGE,
+    LEARN,
+    named,
+    named_and_slow,
+    rest_slow,
+    sampled,
+    sampled_and_slow,
+)
+from models import channel
 import numpy as np
 import pytest
 
@@ -12,7 +23,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from helpers import assert_within
+from helpers import assert_found as check
 import numpyro_infograd as ig
 from numpyro_infograd import pullback
 from numpyro_infograd.scores import Analytic, Denoising, Mixture
@@ -21,24 +32,7 @@ import truths
 XY = ig.MI("x", "y")
 
 
-def numbers(tree):
-    return jax.tree.map(lambda leaf: np.asarray(leaf, float), tree)
-
-
-def check(found, truth, sharp, **settings) -> None:
-    """A gradient is at the truth, and sharp enough to tell."""
-    assert_within(
-        found.value,
-        found.standard_error,
-        numbers(truth),
-        max_standard_error=sharp,
-        **settings,
-    )
-
-
 # -- linear links ----------------------------------------------------------------
-
-
 @named_and_slow
 @pytest.mark.parametrize("point", [(1.0, 1.0), (2.0, 1.0)], ids=str)
 def test_multipath(scores, point) -> None:
@@ -105,23 +99,17 @@ def test_without_the_input_block_it_would_be_wrong(e, wrong) -> None:
         score = joint(drop_x)(params, values)
         zero = jax.tree.map(jnp.zeros_like, values)
         own_x = jnp.zeros(()) if drop_x else values["x"] / xx
-        cotangent = {
-            "x": own_x + score["x"],
-            "y": values["y"] / yy + score["y"],
-        }
+        cotangent = {"x": own_x + score["x"], "y": values["y"] / yy + score["y"]}
         (g,) = pullback({**zero, **cotangent})
         return float(g["e"]) / len(values["x"])
 
     assert gradient(True) == pytest.approx(wrong, abs=0.01)
     assert gradient(False) == pytest.approx(links.common_cause_gradient(e), abs=0.01)
     found = ig.gradient(links.common_cause, XY, params=params, scores="exact")
-    with pytest.raises(AssertionError):
-        check(found, {"e": wrong}, 0.01)
+    assert abs(float(found.value["e"]) - wrong) > 0.2
 
 
 # -- nonlinear, discrete, conditional ----------------------------------------------
-
-
 @sampled
 @pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
 def test_saturated_amplifier(scores, eta) -> None:
@@ -155,8 +143,8 @@ def test_wrong_sign_is_caught() -> None:
     wrong = amplifier_scores(2.0, -1.0)
     found = ig.gradient(links.amplifier, XY, params={"eta": 2.0}, scores=wrong)
     assert abs(found.diagnostics["stein_residual(y)"]) > 0.5
-    with pytest.raises(AssertionError):
-        check(found, truth, 0.01)
+    assert abs(float(found.value["eta"]) - truth["eta"]) > 0.03
+    assert found.warnings
 
 
 @pytest.mark.slow
@@ -178,48 +166,35 @@ def test_gamma_noise_has_the_right_gradient(scores) -> None:
 
 
 @sampled_and_slow
-def test_discrete_condition(scores) -> None:
-    """I(x;y|on) = 0.7 log(1 + a^2) / 2."""
-    truth = {"a": 0.7 * 1.5 / (1 + 1.5**2)}
-    objective = ig.MI("x", "y", given="on")
-    found = ig.gradient(links.switched, objective, params={"a": 1.5}, scores=scores)
-    check(found, truth, 0.01)
-
-
-@sampled_and_slow
-def test_discrete_input(scores) -> None:
-    truth = {"a": links.pam_derivative(1.0)}
-    objective = ig.MI("symbol", "y")
-    found = ig.gradient(
-        links.pam, objective, params={"a": 1.0}, scores=scores, num_samples=16384
-    )
-    check(found, truth, 0.02)
+@pytest.mark.parametrize(
+    ("model", "objective", "a", "truth", "sharp"),
+    [  # of the first I(x;y|on) = 0.7 log(1 + a^2) / 2
+        (links.switched, ig.MI("x", "y", given="on"), 1.5, 1.05 / (1 + 1.5**2), 0.01),
+        (links.pam, ig.MI("symbol", "y"), 1.0, links.pam_derivative(1.0), 0.02),
+    ],
+    ids=["condition", "input"],
+)
+def test_discrete_sites(model, objective, a, truth, sharp, scores) -> None:
+    settings = {"params": {"a": a}, "scores": scores}
+    if model is links.pam:
+        settings["num_samples"] = 16384
+    check(ig.gradient(model, objective, **settings), {"a": truth}, sharp)
 
 
 # -- expectations --------------------------------------------------------------------
-
-
 def power(v):
     return v["v1"] ** 2
 
 
 @pytest.mark.parametrize("scores", ["exact", AVERAGE], ids=["exact", "mixture"])
-def test_expectation_alone(scores) -> None:
-    """E[v1^2] = a^2 + 1."""
-    found = ig.gradient(
-        links.link, ig.Expectation(power), params={"a": 1.5}, scores=scores
-    )
+def test_expectations(scores) -> None:
+    """E[v1^2] = a^2 + 1, alone and as the price of an information."""
+    price = ig.Expectation(power)
+    found = ig.gradient(links.link, price, params={"a": 1.5}, scores=scores)
     check(found, {"a": 3.0, "b": 0.0}, 0.02, rounding=1e-4)
-
-
-@pytest.mark.parametrize("scores", ["exact", AVERAGE], ids=["exact", "mixture"])
-def test_information_less_a_price(scores) -> None:
-    truth = {"a": 0.25 - 0.1 * 4.0, "b": 0.25}
-    objective = XY - 0.1 * ig.Expectation(power)
-    found = ig.gradient(
-        links.link, objective, params={"a": 2.0, "b": 1.0}, scores=scores
-    )
-    check(found, truth, 0.01)
+    settings = {"params": {"a": 2.0, "b": 1.0}, "scores": scores}
+    found = ig.gradient(links.link, XY - 0.1 * price, **settings)
+    check(found, {"a": 0.25 - 0.1 * 4.0, "b": 0.25}, 0.01)
 
 
 def test_scalar_multiples_multiply_the_gradient() -> None:
@@ -230,8 +205,6 @@ def test_scalar_multiples_multiply_the_gradient() -> None:
 
 
 # -- shapes of parameters ------------------------------------------------------------
-
-
 @named
 def test_vector_parameter(scores) -> None:
     w = np.array([0.5, -1.0, 0.8])
@@ -250,13 +223,7 @@ def test_module_parameters() -> None:
     tree = jax.tree.structure(sm.params[name])
     assert jax.tree.structure(found.value[name]) == tree
     truth = {"kernel": kernel @ inverse, "bias": np.zeros(2)}
-    for leaf in ("kernel", "bias"):
-        assert_within(
-            np.asarray(found.value[name][leaf]),
-            np.asarray(found.standard_error[name][leaf]),
-            truth[leaf],
-            max_standard_error=0.02,
-        )
+    check(found, {name: jax.tree.unflatten(tree, jax.tree.leaves(truth))}, 0.02)
 
 
 def test_constrained_parameter_keeps_its_own_space() -> None:
@@ -272,20 +239,11 @@ def test_constrained_parameter_keeps_its_own_space() -> None:
 
 
 # -- appended noise ------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_noise_asked_for_is_that_of_the_noisier_model() -> None:
     """Denoising(noise_variance=0.05) is exact for y seen through that noise."""
 
-    def noisier():
-        a = numpyro.param("a", 1.0)
-        b = numpyro.param("b", 0.0)
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        v1 = numpyro.sample("v1", dist.Normal(a * x, 1))
-        v2 = numpyro.sample("v2", dist.Normal(x, 1))
-        numpyro.sample("y", dist.Normal(b * v1 + v2, jnp.sqrt(1.05)))
-
+    noisier = functools.partial(links.link, noise=jnp.sqrt(1.05))
     point = {"a": 2.0, "b": 1.0}
     truth = ig.gradient(noisier, XY, params=point, scores="exact").value
     assert abs(float(truth["a"]) - 0.25) > 5e-4
@@ -321,8 +279,6 @@ def test_appended_noise_keeps_the_scales_of_components() -> None:
 
 
 # -- what is chosen, and what is said -----------------------------------------------
-
-
 def test_auto_is_exact_for_a_linear_model() -> None:
     found = ig.gradient(links.link, XY, params={"a": 2.0, "b": 1.0})
     assert found.diagnostics["method"] == "exact"
@@ -362,36 +318,22 @@ def test_auto_learns_a_deterministic_output_and_says_why() -> None:
 @pytest.mark.slow
 def test_more_samples_shrink_the_standard_error() -> None:
     def error(num_samples):
-        errors = [
-            ig.gradient(
-                links.amplifier,
-                XY,
-                params={"eta": 1.0},
-                scores=AVERAGE,
-                num_samples=num_samples,
-                rng_key=jax.random.key(seed),
-            ).standard_error["eta"]
-            for seed in range(3)
-        ]
-        return float(np.mean(errors))
+        settings = {"scores": AVERAGE, "num_samples": num_samples}
+        keys = map(jax.random.key, range(3))
+        found = [ig.gradient(links.amplifier, XY, rng_key=k, **settings) for k in keys]
+        return float(np.mean([g.standard_error["eta"] for g in found]))
 
     assert error(8192) < 0.6 * error(512)
 
 
 def test_same_key_same_gradient_other_key_another() -> None:
-    def value(seed):
-        key = jax.random.key(seed)
-        settings = {"scores": AVERAGE, "rng_key": key, "params": {"eta": 1.0}}
-        return float(ig.gradient(links.amplifier, XY, **settings).value["eta"])
+    def value(**settings):
+        found = ig.gradient(links.amplifier, XY, scores=AVERAGE, **settings)
+        return float(found.value["eta"])
 
-    assert value(3) == value(3) != value(4)
-
-
-def test_default_key_is_zero() -> None:
-    settings = {"scores": AVERAGE, "params": {"eta": 1.0}}
-    first = ig.gradient(links.amplifier, XY, **settings)
-    second = ig.gradient(links.amplifier, XY, rng_key=jax.random.key(0), **settings)
-    assert first.value["eta"] == second.value["eta"]
+    three = {"rng_key": jax.random.key(3)}
+    assert value(**three) == value(**three) != value()
+    assert value() == value(rng_key=jax.random.key(0))
 
 
 def test_repr_has_the_numbers() -> None:
@@ -424,17 +366,14 @@ def test_single_precision_numbers_in_double_precision(x64) -> None:
 
 
 # -- entropies of known densities ----------------------------------------------------
-
-
-def scaled() -> None:
-    x = numpyro.sample("x", dist.Normal(0, 1))
+def scaled(x):
     mean = jnp.tanh(numpyro.param("a", 1.5) * x)
-    numpyro.sample("y", dist.Normal(mean, numpyro.param("s", 0.3)))
+    return dist.Normal(mean, numpyro.param("s", 0.3))
 
 
 def test_entropy_of_a_known_density_is_exact() -> None:
     """h(x, y) = h(noise) + log s: by the log density, without any variance."""
-    found = ig.gradient(scaled, ig.Entropy(("x", "y")))
+    found = ig.gradient(channel(scaled), ig.Entropy(("x", "y")))
     check(found, {"a": 0.0, "s": 1 / 0.3}, 1e-6, rounding=1e-5)
 
 
@@ -443,7 +382,7 @@ def test_score_and_log_density_agree(share, monkeypatch) -> None:
     """Whichever share of a known density's entropy goes by which."""
     monkeypatch.setattr(pullback, "score_weights", lambda *args: jnp.full(1, share))
     jax.clear_caches()
-    found = ig.gradient(scaled, ig.Entropy(("x", "y")))
+    found = ig.gradient(channel(scaled), ig.Entropy(("x", "y")))
     jax.clear_caches()
     check(found, {"a": 0.0, "s": 1 / 0.3}, 0.2, rounding=1e-5)
 
@@ -466,23 +405,6 @@ def test_heavy_tailed_noise_has_the_right_gradient() -> None:
 
 
 # -- do the standard errors say the truth? -------------------------------------------
-
-
-def coverage(scores, num_keys: int) -> tuple[float, float]:
-    """Share of cases within two standard errors; median error over the scatter."""
-    truth = np.array([0.25, 0.25])
-    point = {"a": 2.0, "b": 1.0}
-    values, errors = [], []
-    for seed in range(num_keys):
-        key = jax.random.key(100 + seed)
-        found = ig.gradient(links.link, XY, params=point, scores=scores, rng_key=key)
-        values.append([float(found.value[n]) for n in "ab"])
-        errors.append([float(found.standard_error[n]) for n in "ab"])
-    inside = np.abs(np.array(values) - truth) <= 2 * np.array(errors)
-    scatter = np.sqrt(np.mean((np.array(values) - truth) ** 2, axis=0))
-    return float(inside.mean()), float(np.max(np.median(errors, axis=0) / scatter))
-
-
 CHEAP = {
     "mixture": Mixture(num_components=512, num_samples=1024),
     "denoising": Denoising(
@@ -491,21 +413,23 @@ CHEAP = {
 }
 
 
-@pytest.mark.parametrize(
-    "scores",
-    [CHEAP["mixture"], pytest.param(CHEAP["denoising"], marks=pytest.mark.slow)],
-    ids=["mixture", "denoising"],
+@rest_slow(
+    ("scores", "num_keys", "least"),
+    [*((s, 16, 0.75) for s in CHEAP.values()), *((s, 200, 0.88) for s in CHEAP)],
+    ids=["mixture", "denoising", "mixture by default", "denoising by default"],
 )
-def test_standard_errors_cover(scores) -> None:
-    inside, ratio = coverage(scores, 16)
-    assert inside >= 0.75
-    assert ratio <= 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("num_keys", [200])
-@pytest.mark.parametrize("scores", ["mixture", "denoising"])
-def test_standard_errors_cover_in_the_long_run(scores, num_keys) -> None:
-    inside, ratio = coverage(scores, num_keys)
-    assert 0.88 <= inside <= 1.0
-    assert ratio <= 3
+def test_standard_errors_cover(scores, num_keys, least) -> None:
+    """Two of them hold the truth mostly, and they are not far above the scatter."""
+    truth = np.array([0.25, 0.25])
+    settings = {"params": {"a": 2.0, "b": 1.0}, "scores": scores}
+    values, errors = [], []
+    for seed in range(num_keys):
+        key = jax.random.key(100 + seed)
+        found = ig.gradient(links.link, XY, rng_key=key, **settings)
+        values.append([float(found.value[n]) for n in "ab"])
+        errors.append([float(found.standard_error[n]) for n in "ab"])
+    off = np.array(values) - truth
+    assert np.mean(np.abs(off) <= 2 * np.array(errors)) >= least
+    scatter = np.sqrt(np.mean(off**2, axis=0))
+    ratio = np.median(errors, axis=0) / scatter
+    assert 0.6 <= np.min(ratio) <= np.max(ratio) <= 3

@@ -2,21 +2,22 @@
 """Conditional, joint and weighted information, and entropies, against closed forms."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import links
-from methods import AVERAGE, LEARN, named_and_slow, sampled_and_slow
+from methods import AVERAGE, LEARN, named_and_slow, sampled_and_slow, slow
+from models import channel
 import numpy as np
 import pytest
 from scipy.special import polygamma
 
-import jax
 import jax.numpy as jnp
 
 import numpyro
 import numpyro.distributions as dist
 
-from helpers import assert_within
+from helpers import assert_found
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Entropy
 from numpyro_infograd.errors import BoundaryError
@@ -27,13 +28,8 @@ import truths
 def check(objective, model, truth: dict[str, float], scores, params=None, **settings):
     """Within three standard errors, each at most 1 % of the largest component."""
     found = ig.gradient(model, objective, params=params, scores=scores, **settings)
-    assert_within(
-        jax.tree.map(np.asarray, found.value),
-        jax.tree.map(np.asarray, found.standard_error),
-        {name: np.asarray(number) for name, number in truth.items()},
-        max_standard_error=0.01 * max(map(abs, truth.values())),
-        num_sigmas=3.0,
-    )
+    sharp = 0.01 * max(map(abs, truth.values()))
+    assert_found(found, truth, sharp, num_sigmas=3.0)
 
 
 def slopes(
@@ -61,15 +57,6 @@ def slopes(
 
 
 # -- weighted sums of conditional informations (Corollary 3) ---------------------------
-
-
-def two_users() -> None:
-    a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.6)
-    x1 = numpyro.sample("x1", dist.Normal(0, 1))
-    x2 = numpyro.sample("x2", dist.Normal(0, 1))
-    numpyro.sample("y", dist.Normal(a * x1 + b * x2, 1))
-
-
 def user_score(*sites: str) -> Callable[[Any, Any], Any]:
     """Score of y given the senders named, for `Analytic`."""
 
@@ -82,22 +69,15 @@ def user_score(*sites: str) -> Callable[[Any, Any], Any]:
     return score
 
 
+two_users = functools.partial(links.two_users, b=0.6)
 USERS = Analytic(
-    {
-        "y": user_score(),
-        ("x1", "y"): user_score("x1"),
-        ("x2", "y"): user_score("x2"),
-    }
+    {"y": user_score(), ("x1", "y"): user_score("x1"), ("x2", "y"): user_score("x2")}
 )
 
 
 @pytest.mark.parametrize(
     "scores",
-    [
-        "exact",
-        AVERAGE,
-        *(pytest.param(s, marks=pytest.mark.slow) for s in (LEARN, USERS)),
-    ],
+    ["exact", AVERAGE, slow(LEARN), slow(USERS)],
     ids=["exact", "mixture", "denoising", "analytic"],
 )
 def test_weighted_rates_of_two_users(scores) -> None:
@@ -108,10 +88,7 @@ def test_weighted_rates_of_two_users(scores) -> None:
     )
     a, b = 1.0, 0.6
     both = 0.5 / (1 + a**2 + b**2)
-    truth = {
-        "a": 0.7 * a / (1 + a**2) + both * a,
-        "b": 0.3 * b / (1 + b**2) + both * b,
-    }
+    truth = {"a": 0.7 * a / (1 + a**2) + both * a, "b": 0.3 * b / (1 + b**2) + both * b}
     check(objective, two_users, truth, scores)
 
 
@@ -119,16 +96,11 @@ def test_weighted_rates_of_two_users(scores) -> None:
 def test_interference_treated_as_noise(scores) -> None:
     """I(X1;Y) without the condition: the other user is noise."""
     a, b = 1.0, 0.6
-    truth = {
-        "a": a / (1 + a**2 + b**2),
-        "b": b / (1 + a**2 + b**2) - b / (1 + b**2),
-    }
+    truth = {"a": a / (1 + a**2 + b**2), "b": b / (1 + a**2 + b**2) - b / (1 + b**2)}
     check(MI("x1", "y"), two_users, truth, scores)
 
 
 # -- a parameter in the input, in the condition, on both ends --------------------------
-
-
 def side_information() -> None:
     """The condition c = e u + noise tells of u, which disturbs the channel."""
     e = numpyro.param("e", 1.0)
@@ -195,12 +167,9 @@ def test_the_same_through_a_saturating_stage(scores) -> None:
 
 
 # -- entropies of one set alone --------------------------------------------------------
-
-
-def log_normal() -> None:
-    x = numpyro.sample("x", dist.Normal(0, 1))
-    mean = numpyro.param("a", 0.8) * x + numpyro.param("m", 0.2)
-    numpyro.sample("y", dist.LogNormal(mean, 0.6))
+log_normal = channel(
+    lambda x: dist.LogNormal(numpyro.param("a", 0.8) * x + numpyro.param("m", 0.2), 0.6)
+)
 
 
 @sampled_and_slow
@@ -213,7 +182,7 @@ def test_entropy_of_a_positive_site(scores) -> None:
 def test_value_of_the_entropy_of_a_positive_site() -> None:
     found = ig.estimate(log_normal, Entropy("y"))
     truth = 0.2 + 0.5 * np.log(2 * np.pi * np.e)
-    assert_within(found.value, found.standard_error, truth, max_standard_error=0.005)
+    assert_found(found, truth, 0.005)
 
 
 def root(law: Callable[[Any], Any], start: float) -> links.Model:
@@ -228,15 +197,11 @@ def root(law: Callable[[Any], Any], start: float) -> links.Model:
     [
         (lambda k: dist.Gamma(k, 1.0), 3.0, 1 - 2 * polygamma(1, 3.0)),
         (dist.Exponential, 2.0, -0.5),
-        pytest.param(
-            lambda k: dist.Beta(k, 2.0),
-            3.0,
-            -2 * polygamma(1, 3.0) + 3 * polygamma(1, 5.0),
-            marks=pytest.mark.slow,
-        ),
+        slow(lambda k: dist.Beta(k, 2.0), 3.0,
+             -2 * polygamma(1, 3.0) + 3 * polygamma(1, 5.0)),
     ],
     ids=["Gamma", "Exponential", "Beta"],
-)
+)  # fmt: skip
 def test_entropy_of_a_law_on_a_fixed_support(law, start, truth) -> None:
     wanted = {"k": float(truth)}
     check(Entropy("y"), root(law, start), wanted, "auto", num_samples=1 << 18)

@@ -6,7 +6,8 @@ Each refusal stands next to a continuous control that is accepted.
 
 from typing import Any
 
-from models import affine
+from methods import rest_slow
+from models import affine, channel, with_gain
 import pytest
 from scipy import stats
 
@@ -19,34 +20,36 @@ from numpyro.contrib.control_flow import scan
 import numpyro.distributions as dist
 from numpyro.distributions import constraints, transforms
 
+from helpers import check_only as check
 import numpyro_infograd as ig
-from numpyro_infograd import MI, Entropy, Expectation, checks
+from numpyro_infograd import MI, Entropy, Expectation
 from numpyro_infograd.errors import JumpError, ReparametrizationError
 from numpyro_infograd.exogenous import wrappers
 
 X_TO_Y = MI("x", "y")
 
 
-def check(model: Any, objective: Any = X_TO_Y) -> None:
-    """The checks of `gradient`, without its numbers."""
-    sm = ig.structural_model(model)
-    checks.check_gradient(objective, sm, sm.params, False)
+def check_pair(bad: Any, good: Any, objective: Any = X_TO_Y, words="'y' jumps") -> None:
+    """The first is refused, and the second, a control, is not."""
+    with pytest.raises(JumpError, match=words):
+        check(bad, objective)
+    check(good, objective)
 
 
 @pytest.mark.parametrize("place", [2.5, 2.9, 3.2])
 def test_a_rare_jump_is_found(place):
     """dI/d place is not zero however far out the step is: -0.037 at 2.9."""
 
-    def model(gap):
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        over = jnp.maximum(x - numpyro.param("place", place), 0.0)
-        numpyro.sample("y", dist.Normal(jnp.where(over > 0, over + gap, 0.0), 1))
+    def select(x, place, gap):
+        over = jnp.maximum(x - place, 0.0)
+        return jnp.where(over > 0, over + gap, 0.0)
 
-    check(lambda: model(0.0))
-    with pytest.raises(JumpError, match="site 'y' jumps"):
-        check(lambda: model(20.0))
-    with pytest.raises(JumpError, match="site 'y' jumps"):  # here by chance none yet
-        check(lambda: model(numpyro.param("gap", 0.0)))
+    check(driven(lambda x, place: select(x, place, 0.0), place=place))
+    jumping = driven(lambda x, place: select(x, place, 20.0), place=place)
+    by_chance_none_yet = driven(select, place=place, gap=0.0)
+    for model in (jumping, by_chance_none_yet):
+        with pytest.raises(JumpError, match="site 'y' jumps"):
+            check(model)
 
 
 @pytest.mark.parametrize("rare", [0, 1])
@@ -54,30 +57,27 @@ def test_a_rare_jump_beside_a_common_switch_is_found(rare):
     """One select over two components: one of them continuous, or both rare."""
 
     def select(gap, common):
-        x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
-        shift = numpyro.param("shift", 0.0)
-        over = x - shift - jnp.full(2, common).at[rare].set(2.9)
-        jump = jnp.zeros(2).at[rare].set(gap)
-        y = jnp.where(over > 0, over + jump, 0.0)
-        numpyro.sample("y", dist.Normal(y, 1).to_event(1))
+        def fn(x, shift):
+            over = x - shift - jnp.full(2, common).at[rare].set(2.9)
+            return jnp.where(over > 0, over + jnp.zeros(2).at[rare].set(gap), 0.0)
+
+        return driven(fn, size=2, shift=0.0)
 
     for common in (0.0, 2.9):
-        check(lambda common=common: select(0.0, common))
-        with pytest.raises(JumpError, match="site 'y' jumps"):
-            check(lambda common=common: select(20.0, common))
+        check_pair(select(20.0, common), select(0.0, common))
 
 
 def test_a_rare_branch_is_found():
-    def model(gap):
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        over = x - numpyro.param("shift", 0.0)
-        index = (over > 0).astype(int) + (over > 2.9)
-        branches = [lambda v: 0.0 * v, lambda v: v, lambda v: v + gap]
-        numpyro.sample("y", dist.Normal(jax.lax.switch(index, branches, over), 1))
+    def switch(gap):
+        def fn(x, shift):
+            over = x - shift
+            index = (over > 0).astype(int) + (over > 2.9)
+            branches = [lambda v: 0.0 * v, lambda v: v, lambda v: v + gap]
+            return jax.lax.switch(index, branches, over)
 
-    check(lambda: model(0.0))
-    with pytest.raises(JumpError, match="site 'y' jumps"):
-        check(lambda: model(20.0))
+        return driven(fn, shift=0.0)
+
+    check_pair(switch(20.0), switch(0.0))
 
 
 def broken(v):
@@ -89,8 +89,6 @@ def leaky(v):
 
 
 # Expectations.
-
-
 def located():
     numpyro.sample("y", dist.Normal(numpyro.param("p", 0.5), 1.0))
 
@@ -125,8 +123,6 @@ def test_expectation_is_asked_only_for_what_it_reads():
 
 
 # Draws from a key.
-
-
 def scaled_gamma(fn):
     def model():
         g = numpyro.sample("g", dist.Gamma(3.0, 1.0))
@@ -157,18 +153,9 @@ def stepped(fn):
     return model
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        scaled_gamma,
-        pytest.param(shaped_gamma, marks=pytest.mark.slow),
-        pytest.param(stepped, marks=pytest.mark.slow),
-    ],
-)
+@rest_slow("make", [scaled_gamma, shaped_gamma, stepped])
 def test_a_switch_on_a_draw_from_a_key(make):
-    with pytest.raises(JumpError, match="'y' jumps"):
-        check(make(broken), Entropy("y"))
-    check(make(leaky), Entropy("y"))
+    check_pair(make(broken), make(leaky), Entropy("y"))
 
 
 def test_a_jump_on_a_draw_from_a_key_has_no_pathwise_gradient():
@@ -182,22 +169,16 @@ def test_a_jump_on_a_draw_from_a_key_has_no_pathwise_gradient():
 
 
 # Vectors.
-
-
 @pytest.mark.slow
 def test_one_element_of_a_vector_jumps():
     size = 200
 
-    def model(gap):
-        x = numpyro.sample("x", dist.Normal().expand((size,)).to_event(1))
-        v = numpyro.param("a", 1.0) + x
+    def last(gap):
         gaps = jnp.zeros(size).at[-1].set(gap)
-        mean = jnp.where(v > 0, v + gaps, 0.5 * v)
-        numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1))
+        return driven(lambda x, a: jnp.where(a + x > 0, a + x + gaps, 0.5 * (a + x)),
+                      size=size, a=1.0)  # fmt: skip
 
-    with pytest.raises(JumpError, match="'y'"):
-        check(lambda: model(1.0))
-    check(lambda: model(0.0))
+    check_pair(last(1.0), last(0.0))
 
 
 def test_one_output_of_a_cond_jumps():
@@ -208,19 +189,19 @@ def test_one_output_of_a_cond_jumps():
         numpyro.sample("y", dist.Normal(first, 0.5))
         numpyro.sample("z", dist.Normal(second, 0.5))
 
-    with pytest.raises(JumpError, match="'z'"):
-        check(lambda: model(1.0), MI("x", ("y", "z")))
-    check(lambda: model(0.0), MI("x", ("y", "z")))
+    both = MI("x", ("y", "z"))
+    check_pair(lambda: model(1.0), lambda: model(0.0), both, words="'z'")
 
 
 # Places and sizes.
-
-
-def driven(fn, **params):
+def driven(fn, size=None, **params):
     """Y is a function of X and of parameters, in noise of variance 1/4."""
 
     def model():
-        x = numpyro.sample("x", dist.Normal())
+        law = (
+            dist.Normal() if size is None else dist.Normal(jnp.zeros(size)).to_event(1)
+        )
+        x = numpyro.sample("x", law)
         values = {name: numpyro.param(name, value) for name, value in params.items()}
         mean = fn(x, **values)
         event = jnp.ndim(mean)
@@ -247,43 +228,31 @@ JUMPING = {
     "remainder": (lambda x, a: jnp.mod(x + a, 2.0), {"a": 1.0}),
     "levels": (
         lambda x, a: jnp.arange(4.0)[jnp.searchsorted(jnp.arange(-1.0, 2.0), a * x)],
-        {"a": 1.0},
-    ),
+        {"a": 1.0}),
     "pieces": (lambda x, a: jnp.select([x < a, x < a + 1], [a, x], 0.0), {"a": 0.2}),
     "moving place": (
-        lambda x, a: jnp.where(x > 0, 1, -1) + jnp.where(x > a, 1, -1),
-        {"a": 0.1},
-    ),
-}
+        lambda x, a: jnp.where(x > 0, 1, -1) + jnp.where(x > a, 1, -1), {"a": 0.1}),
+}  # fmt: skip
 STEADY = {
     "limits": (limited, {"lo": 0.4, "hi": 0.6}),
     "limits at zero": (limited, {"lo": 0.0, "hi": 0.5}),
     "limits both ways": (limited, {"lo": -0.2, "hi": 0.2}),
     "bearing": (
-        lambda x, s: jnp.arctan2(5 + 0.3 * x - s[1], 3 - s[0]),
-        {"s": jnp.zeros(2)},
-    ),
+        lambda x, s: jnp.arctan2(5 + 0.3 * x - s[1], 3 - s[0]), {"s": jnp.zeros(2)}),
     "signed root": (
-        lambda x, a: jnp.sign(x + a) * jnp.sqrt(jnp.abs(x + a)),
-        {"a": 0.2},
-    ),
+        lambda x, a: jnp.sign(x + a) * jnp.sqrt(jnp.abs(x + a)), {"a": 0.2}),
     "pieces": (lambda x, a: jnp.select([x < a, x < 1], [a, x], 1.0), {"a": 0.2}),
     "pulse": (lambda x, a: jnp.sinc(x - a), {"a": 0.3}),
     "quantile": (
-        lambda x, a: jax.scipy.special.ndtri(jax.nn.sigmoid(a * x)),
-        {"a": 1.0},
-    ),
+        lambda x, a: jax.scipy.special.ndtri(jax.nn.sigmoid(a * x)), {"a": 1.0}),
     "phase": (lambda x, a: jnp.cos(jnp.mod(3 * x + a, 2 * jnp.pi)), {"a": 1.0}),
     "no noise": (rotated, {"a": 1.0}),
     "fixed place": (
-        lambda x, a: jnp.where(x > 0, 1, -1) + jax.nn.leaky_relu(a * x),
-        {"a": 1.0},
-    ),
+        lambda x, a: jnp.where(x > 0, 1, -1) + jax.nn.leaky_relu(a * x), {"a": 1.0}),
     "spline": (
         lambda x, a, b: jnp.interp(a * x + b, jnp.linspace(-2, 2, 7), jnp.arange(7.0)),
-        {"a": 1.0, "b": 0.1},
-    ),
-}
+        {"a": 1.0, "b": 0.1}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", JUMPING)
@@ -317,14 +286,10 @@ def test_a_draw_from_a_key_moves_the_place():
         v = {"moving": g, "fixed": u}[place] * jnp.exp(shift)
         numpyro.sample("y", dist.Normal(jnp.where(v > 0, v + 1.0, v), 1.0))
 
-    with pytest.raises(JumpError, match="'y' jumps"):
-        check(lambda: model("moving"), Entropy("y"))
-    check(lambda: model("fixed"), Entropy("y"))
+    check_pair(lambda: model("moving"), lambda: model("fixed"), Entropy("y"))
 
 
 # Code of a user inside a distribution.
-
-
 class Map(transforms.ParameterFreeTransform):
     """A transform of somebody else."""
 
@@ -343,30 +308,19 @@ class Map(transforms.ParameterFreeTransform):
         return jnp.zeros_like(x)
 
 
-@pytest.mark.parametrize(
+@rest_slow(
     ("base", "nested"),
-    [
-        (dist.Normal, True),
-        pytest.param(lambda m: dist.StudentT(5.0, m), False, marks=pytest.mark.slow),
-    ],
+    [(dist.Normal, True), (lambda m: dist.StudentT(5.0, m), False)],
     ids=["normal", "key"],
 )
 def test_a_transform_of_a_user_is_not_trusted(base, nested):
-    def channel(fn):
+    def mapped(fn):
         step = transforms.ComposeTransform([Map(fn)]) if nested else Map(fn)
-
-        def model():
-            x = numpyro.sample("x", dist.Normal())
-            mean = numpyro.param("a", 1.0) * x
-            numpyro.sample("y", dist.TransformedDistribution(base(mean), [step]))
-
-        return model
+        return with_gain(lambda m: dist.TransformedDistribution(base(m), [step]))
 
     with pytest.raises(JumpError, match="'y'.*'sign'"):
-        check(channel(lambda v: v + jnp.sign(v)))
-    with pytest.raises(JumpError, match="'y' jumps"):
-        check(channel(broken))
-    check(channel(leaky))
+        check(mapped(lambda v: v + jnp.sign(v)))
+    check_pair(mapped(broken), mapped(leaky))
 
 
 def test_transforms_of_numpyro_are_trusted():
@@ -379,20 +333,16 @@ def test_transforms_of_numpyro_are_trusted():
 
 def test_a_drift_is_not_trusted():
     def walk(drift):
-        def model():
-            x = numpyro.sample("x", dist.Normal())
+        def law(x):
             a = numpyro.param("a", 3.0)
             sde = lambda v, t: (drift(a * v + x), 1.0)  # noqa: E731
-            times, start = jnp.arange(4.0) / 4, dist.Normal(x, 1.0)
-            numpyro.sample("y", dist.EulerMaruyama(times, sde, start))
+            return dist.EulerMaruyama(jnp.arange(4.0) / 4, sde, dist.Normal(x, 1.0))
 
-        return model
+        return channel(law)
 
     with pytest.raises(JumpError, match="'y'.*'sign'"):
         check(walk(jnp.sign))
-    with pytest.raises(JumpError, match="'y' jumps"):
-        check(walk(broken))
-    check(walk(leaky))
+    check_pair(walk(broken), walk(leaky))
 
 
 def test_a_switch_that_no_probe_can_move():
@@ -407,14 +357,8 @@ def test_a_switch_that_no_probe_can_move():
 
 
 # Stopped derivatives.
-
-
 def mean_of(fn, start=1.0):
-    def model():
-        x = numpyro.sample("x", dist.Normal())
-        numpyro.sample("y", dist.Normal(fn(numpyro.param("a", start), x), 0.5))
-
-    return model
+    return driven(lambda x, a: fn(a, x), a=start)
 
 
 @jax.custom_jvp
@@ -461,14 +405,11 @@ WRONG = {
     "out of nothing": (lambda x, a: x + a - stop_gradient(a), {"a": 1.0}),
     "at zero": (lambda x, a: x + stop_gradient(a) ** 2, {"a": 0.0}),
     "of some draws": (
-        lambda x, a: x * jnp.where(x > 0, stop_gradient(a), a),
-        {"a": 1.0},
-    ),
+        lambda x, a: x * jnp.where(x > 0, stop_gradient(a), a), {"a": 1.0}),
     "near a bound": (
         lambda x, a, b, p: b * jnp.log(p) * stop_gradient(a) * x,
-        {"a": 1.0, "b": 1.0, "p": 0.1},
-    ),
-}
+        {"a": 1.0, "b": 1.0, "p": 0.1}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)

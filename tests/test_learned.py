@@ -4,7 +4,8 @@
 from dataclasses import replace
 
 import links
-from methods import LEARN
+from methods import LEARN, rest_slow
+from models import with_gain
 import numpy as np
 import pytest
 from scipy import stats
@@ -16,9 +17,9 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from helpers import assert_within
+from helpers import ascend, assert_found
 import numpyro_infograd as ig
-from numpyro_infograd.errors import ArgumentError, DensityError, ScoreError
+from numpyro_infograd.errors import DensityError, ScoreError
 from numpyro_infograd.scores import (
     Analytic,
     Denoising,
@@ -33,36 +34,17 @@ import truths
 
 XY = ig.MI("x", "y")
 SMALL = {"hidden": (32, 32), "num_steps": 150, "pool_size": 16384, "num_samples": 4096}
-METHODS = {
-    "denoising": LEARN,
-    "sliced": Sliced(**SMALL),
-    "flow": FlowMatching(**SMALL),
-}
-
-
-def black_box() -> None:
-    """The amplifier, its output computed: no density is to be had."""
-    x = numpyro.sample("x", dist.Normal(0, 1))
-    n = numpyro.sample("n", dist.Normal(0, 1))
-    numpyro.deterministic("y", jnp.tanh(numpyro.param("eta", 1.0) * x) + 0.5 * n)
+METHODS = {"denoising": LEARN, "sliced": Sliced(**SMALL), "flow": FlowMatching(**SMALL)}
 
 
 def check(found, truth, max_standard_error, rel=0.05, **settings) -> None:
     """Within standard errors that are small, and within a share of the truth."""
-    assert_within(
-        found.value,
-        found.standard_error,
-        jax.tree.map(np.float64, truth),
-        max_standard_error=max_standard_error,
-        **settings,
-    )
+    assert_found(found, jax.tree.map(np.float64, truth), max_standard_error, **settings)
     for name, true in truth.items():
         assert float(found.value[name]) == pytest.approx(float(true), rel=rel)
 
 
 # -- the methods -------------------------------------------------------------------
-
-
 def test_extrapolation_leaves_constants_and_removes_powers() -> None:
     levels = (0.002, 0.01, 0.05)
     weights = np.array(extrapolation(levels))
@@ -72,15 +54,9 @@ def test_extrapolation_leaves_constants_and_removes_powers() -> None:
     assert extrapolation((0.0,)) == (1.0,)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "denoising",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in METHODS if n != "denoising"),
-    ],
-)
+@rest_slow("name", METHODS)
 def test_a_black_box_by_its_samples(name) -> None:
-    found = ig.gradient(black_box, XY, scores=METHODS[name])
+    found = ig.gradient(links.black_box, XY, scores=METHODS[name])
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.02)
     assert any("no chain can check the score of 'y'" in w for w in found.warnings)
 
@@ -118,18 +94,8 @@ def slope_by_grid(noise) -> float:
     return (entropy(1.001) - entropy(0.999)) / 0.002
 
 
-@pytest.mark.parametrize(
-    "inside",
-    [False, pytest.param(True, marks=pytest.mark.slow)],
-    ids=["output", "inside"],
-)
-@pytest.mark.parametrize(
-    "law",
-    [
-        "laplace",
-        *(pytest.param(law, marks=pytest.mark.slow) for law in list(NOISE_LAWS)[1:]),
-    ],
-)
+@rest_slow("inside", [False, True], ids=["output", "inside"])
+@rest_slow("law", NOISE_LAWS)
 def test_laws_of_noise(law, inside) -> None:
     """At the output, or only inside the graph so that the output has no density."""
     make, truth = NOISE_LAWS[law]
@@ -149,14 +115,7 @@ def test_laws_of_noise(law, inside) -> None:
     assert not found.warnings
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "denoising",
-        pytest.param("sliced", marks=pytest.mark.slow),
-        pytest.param("flow", marks=pytest.mark.slow),
-    ],
-)
+@rest_slow("method", METHODS)
 def test_low_noise(method) -> None:
     """Four amplifiers in noise of variance 1e-3: a score that bends within 0.03."""
 
@@ -172,38 +131,10 @@ def test_low_noise(method) -> None:
 
 def test_a_mixture_has_no_use_for_a_black_box() -> None:
     with pytest.raises(DensityError, match="deterministic"):
-        ig.gradient(black_box, XY, scores="mixture")
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: Denoising(noise_levels=()), "noise_levels"),
-        (lambda: Denoising(noise_levels=(0.2, 0.1)), "noise_levels"),
-        (lambda: Denoising(noise_levels=(0.1,)), "two or more"),
-        (lambda: Denoising(noise_levels=0.1), "tuple of numbers"),
-        (lambda: Denoising(learning_rate=-0.1), "learning_rate"),
-        (lambda: Posterior(learning_rate=float("nan")), "learning_rate"),
-        (lambda: Denoising(network=nnx.Linear(1, 2, rngs=nnx.Rngs(0))), "made anew"),
-        (lambda: Analytic(lambda params, v: -v["y"]), "dict from sets"),
-        (lambda: Denoising(refit=0), "refit"),
-        (lambda: Sliced(refit="often"), "refit"),
-        (lambda: FlowMatching(times=(0.8, 0.9)), "times"),
-        (lambda: FlowMatching(times=(1.0, 0.9)), "times"),
-        (lambda: FlowMatching(times=(0.9, 0.1)), "times"),
-        (lambda: Denoising(hidden=[32, 32]), "hidden must be a tuple"),
-        (lambda: Sliced(batch_size=2), "batch_size"),
-        (lambda: Posterior(num_components=0), "num_components"),
-    ],
-)
-def test_settings_out_of_range(make, words) -> None:
-    with pytest.raises(ArgumentError, match=words):
-        make()
+        ig.gradient(links.black_box, XY, scores="mixture")
 
 
 # -- networks of the user's -----------------------------------------------------------
-
-
 class Body(nnx.Module):
     """A network as a user would write one."""
 
@@ -227,24 +158,6 @@ def test_a_network_of_the_users(network) -> None:
     method = replace(LEARN, hidden=None, network=network)
     found = ig.gradient(links.amplifier, XY, scores=method)
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.01)
-
-
-def with_batch_norm(inputs, rngs):
-    return nnx.BatchNorm(inputs, rngs=rngs)
-
-
-@pytest.mark.parametrize(
-    ("network", "words"),
-    [
-        (lambda inputs: None, "nnx.Module"),
-        ((start, lambda weights, x: jnp.sum(x)), "shape"),
-        (with_batch_norm, "state"),
-    ],
-)
-def test_networks_that_will_not_do(network, words) -> None:
-    with pytest.raises(ArgumentError, match=words):
-        method = replace(LEARN, hidden=None, network=network)
-        ig.gradient(links.amplifier, XY, scores=method)
 
 
 class NormalLaw(ScoreMethod):
@@ -279,19 +192,10 @@ def test_the_noise_of_deviations_is_in_the_standard_error(count) -> None:
             }
             return Scores(mean, off, {})
 
-    def model():
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
-
-    noisy, squares = Noisy(), []
-    for seed in range(64):
-        g = ig.gradient(
-            model,
-            ig.Entropy("y"),
-            scores=noisy,
-            num_samples=size,
-            rng_key=jax.random.key(seed),
-        )
+    model = with_gain(lambda m: dist.Normal(m, 1))
+    settings, squares = {"scores": Noisy(), "num_samples": size}, []
+    for key in map(jax.random.key, range(64)):
+        g = ig.gradient(model, ig.Entropy("y"), rng_key=key, **settings)
         squares.append(float(g.standard_error["a"]) ** 2)
         assert np.isfinite(g.diagnostics["fit_error_ratio"])
     # Each deviation is a mean over size / count samples of scale * x * noise, less its
@@ -343,8 +247,6 @@ def test_samples_learned_by_heart_are_not_trusted() -> None:
 
 
 # -- posterior -----------------------------------------------------------------------
-
-
 def regression(y) -> None:
     """The true posterior of `links.link` is of this form."""
     scale = numpyro.param("scale", 1.0, constraint=dist.constraints.positive)
@@ -365,7 +267,7 @@ def test_discrete_inputs_by_a_classifier() -> None:
 
 def test_continuous_inputs_by_a_mixture_of_normal_laws() -> None:
     method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
-    found = ig.gradient(black_box, XY, scores=method)
+    found = ig.gradient(links.black_box, XY, scores=method)
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.02)
     (unchecked,) = found.warnings
     assert "no chain can check the score of 'x|y'" in unchecked
@@ -384,25 +286,6 @@ def test_coarse_posteriors_are_not_trusted() -> None:
     assert "the score of 'x|y' is wrong" in wrong
     assert "worse on held-out samples" in few
     assert "of 5 numbers" in many
-
-
-def test_posteriors_that_can_not_be() -> None:
-    def other(y):
-        numpyro.sample("z", dist.Normal(y, 1))
-
-    def untrained(y):
-        numpyro.sample("x", dist.Normal(y, 1))
-
-    with pytest.raises(ScoreError, match=r"samples \['z'\], expected \['x'\]"):
-        ig.gradient(links.link, XY, scores=Posterior(model=other))
-    with pytest.raises(ScoreError, match="Name its arguments after these sites"):
-        ig.gradient(links.link, XY, scores=Posterior(model=lambda obs: None))
-    with pytest.raises(ScoreError, match="no parameters to train"):
-        ig.gradient(links.link, XY, scores=Posterior(model=untrained))
-    with pytest.raises(ScoreError, match="no parameter reaches"):
-        ig.gradient(links.common_cause, XY, scores="posterior")
-    with pytest.raises(ScoreError, match="entropy of"):
-        ig.gradient(links.link, ig.Entropy("y"), scores="posterior")
 
 
 def noisy_sum() -> None:
@@ -426,8 +309,6 @@ def test_inputs_that_no_classifier_takes(inputs, words) -> None:
 
 
 # -- one training for a range of parameters -------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def trained():
     method = replace(LEARN, num_steps=60)
@@ -443,46 +324,9 @@ def test_a_sweep_trains_nothing(trained) -> None:
 
 
 def test_an_ascent_stops_where_the_training_ended(trained) -> None:
-    result = ig.maximize_mi(
-        links.amplifier, "x", "y", scores=trained, num_steps=200, progress_bar=False
-    )
+    result = ascend(links.amplifier, scores=trained, num_steps=200)
     assert "left the range" in result.status
     assert 2.5 < float(result.params["eta"]) < 5.0
-
-
-def test_what_pretrained_scores_refuse(trained) -> None:
-    with pytest.raises(ArgumentError, match="'eta' is 4.0, outside"):
-        ig.gradient(links.amplifier, XY, params={"eta": 4.0}, scores=trained)
-    with pytest.raises(ScoreError, match="another model"):
-        ig.gradient(links.quiet_amplifier, XY, scores=trained)
-
-
-@pytest.mark.parametrize(
-    ("over", "words"),
-    [
-        ({}, "lacks parameter 'eta'"),
-        ({"eta": (0, 1), "gain": (0, 1)}, "no such parameter"),
-        ({"eta": (1.0, 0.0)}, "low < high"),
-        ({"eta": (0.0, np.inf)}, "finite"),
-        ({"eta": 3.0}, "must be"),
-        ({"eta": dist.Normal(jnp.zeros(3), 1)}, "shape"),
-        ((0.0, 1.0), "dict"),
-    ],
-)
-def test_ranges_that_are_none(over, words) -> None:
-    with pytest.raises(ArgumentError, match=words):
-        ig.pretrain_scores(links.amplifier, XY, over)
-
-
-@pytest.mark.parametrize("over", [(-1.0, 3.0), dist.Normal(0, 1)], ids=["box", "law"])
-def test_ranges_outside_of_a_constraint(over) -> None:
-    def model() -> None:
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        gain = numpyro.param("gain", 1.0, constraint=dist.constraints.positive)
-        numpyro.sample("y", dist.Normal(jnp.tanh(gain * x), 0.5))
-
-    with pytest.raises(ArgumentError, match="leaves the parameter's constraint"):
-        ig.pretrain_scores(model, XY, {"gain": over})
 
 
 @pytest.mark.slow
@@ -495,24 +339,14 @@ def test_a_law_of_parameters() -> None:
     check(found, {"eta": truths.tanh_derivative(1.5)}, 0.02)
 
 
-def test_only_learned_scores_are_pretrained() -> None:
-    with pytest.raises(ArgumentError, match="learns scores"):
-        ig.pretrain_scores(links.amplifier, XY, {"eta": (0, 1)}, scores="mixture")
-
-
 # -- drift ---------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_scores_are_trained_again_when_they_are_stale_and_not_before() -> None:
     def trained_steps(refit):
-        result = ig.maximize_mi(
+        result = ascend(
             links.amplifier,
-            "x",
-            "y",
             scores=replace(LEARN, refit=refit, num_samples=1024),
             num_steps=20,
-            progress_bar=False,
         )
         return result.history["trained(y)"], float(result.params["eta"])
 
@@ -525,8 +359,6 @@ def test_scores_are_trained_again_when_they_are_stale_and_not_before() -> None:
 
 
 # -- annealing -------------------------------------------------------------------------
-
-
 def vernier() -> None:
     """A coarse reading, unimodal in the place, and a fine one with many optima."""
     place = numpyro.param("place", 0.0)
@@ -539,20 +371,12 @@ def vernier() -> None:
 
 def places(**settings):
     """Where ascents from twenty random places end."""
-    starts = np.random.default_rng(0).uniform(-6, 6, 20)
-    results = [
-        ig.maximize_mi(
-            vernier,
-            "x",
-            "y",
-            init_params={"place": float(place)},
-            rng_key=jax.random.key(index),
-            progress_bar=False,
-            **settings,
-        )
-        for index, place in enumerate(starts)
-    ]
-    return np.array([float(r.params["place"]) for r in results])
+    starts = np.random.default_rng(0).uniform(-6, 6, 20).tolist()
+    ends = []
+    for index, place in enumerate(starts):
+        start = {"init_params": {"place": place}, "rng_key": jax.random.key(index)}
+        ends.append(float(ascend(vernier, **start, **settings).params["place"]))
+    return np.array(ends)
 
 
 @pytest.mark.slow
@@ -562,9 +386,7 @@ def test_annealing_leads_past_poor_optima() -> None:
 
 
 def test_short_annealing_ends_without_noise() -> None:
-    result = ig.maximize_mi(
-        vernier, "x", "y", annealing=1.0, num_steps=20, progress_bar=False
-    )
+    result = ascend(vernier, annealing=1.0, num_steps=20)
     assert not result.estimate.warnings
     assert len(result.history["gain"]) == 20
 
@@ -576,26 +398,19 @@ def test_restarts_find_the_best_of_many_optima() -> None:
 
 @pytest.mark.slow
 def test_annealing_of_learned_scores_ends_without_noise() -> None:
-    result = ig.maximize_mi(
-        black_box,
-        "x",
-        "y",
+    result = ascend(
+        links.black_box,
         scores=replace(LEARN, num_steps=20, pool_size=2048, num_samples=1024),
         num_steps=40,
         annealing={"y": 0.5},
-        progress_bar=False,
     )
     assert not any("appended" in warning for warning in result.estimate.warnings)
     assert float(result.params["eta"]) > 1.3
 
 
-@pytest.mark.parametrize("annealing", [0.0, -1.0, np.nan, "warm", {"x": 1.0}])
-def test_annealing_that_is_none(annealing) -> None:
-    with pytest.raises(ArgumentError, match="annealing"):
-        ig.maximize_mi(links.link, "x", "y", annealing=annealing, progress_bar=False)
-
-
 # -- checks ----------------------------------------------------------------------------
+def checked(model, **settings):
+    return ig.diagnostics.check_scores(model, XY, verbose=False, **settings)
 
 
 def test_sound_scores_are_trusted(capsys) -> None:
@@ -610,40 +425,19 @@ def test_sound_scores_are_trusted(capsys) -> None:
 
 @pytest.mark.slow
 def test_scores_through_appended_noise_are_checked_through_it() -> None:
-    found = ig.diagnostics.check_scores(
-        links.link,
-        XY,
-        params={"a": 2.0, "b": 1.0},
-        scores=replace(LEARN, noise_variance=1.0),
-        verbose=False,
-    )
-    assert not found.doubts
+    through = replace(LEARN, noise_variance=1.0)
+    assert not checked(links.link, params={"a": 2.0, "b": 1.0}, scores=through).doubts
 
 
 def test_wrong_scores_are_not() -> None:
-    wrong = ig.scores.Analytic(links.link_scores(2.0, 1.0, 1.3))
-    found = ig.diagnostics.check_scores(
-        links.link,
-        XY,
-        params={"a": 2.0, "b": 1.0},
-        scores=wrong,
-        verbose=False,
-    )
+    wrong = Analytic(links.link_scores(2.0, 1.0, 1.3))
+    found = checked(links.link, params={"a": 2.0, "b": 1.0}, scores=wrong)
     assert not found.trusted
     assert any("Stein" in doubt for doubt in found.doubts)
     assert "Do not trust" in repr(found)
-
-
-def test_scores_that_are_not_finite_are_not_trusted() -> None:
-    method = Analytic({"y": lambda params, v: jnp.nan * v["y"]})
-    found = ig.diagnostics.check_scores(
-        links.amplifier, XY, scores=method, verbose=False
-    )
-    assert not found.trusted
+    wrong = Analytic({"y": lambda params, v: jnp.nan * v["y"]})
+    assert not checked(links.amplifier, scores=wrong).trusted
 
 
 def test_closed_forms_need_no_check() -> None:
-    found = ig.diagnostics.check_scores(links.link, XY, verbose=False)
-    assert found.trusted
-    with pytest.raises(ArgumentError, match="no chain checked"):
-        found.plot()
+    assert checked(links.link).trusted

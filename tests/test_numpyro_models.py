@@ -10,10 +10,18 @@ same in a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 import functools
 from typing import Any, NamedTuple
 
+from methods import slow
+from models import (
+    ar2,
+    bayesian_network_layer,
+    gaussian_process,
+    horseshoe,
+    stochastic_volatility,
+)
 import numpy as np
 import pytest
 
@@ -32,15 +40,10 @@ from numpyro.distributions import constraints, transforms
 from numpyro.infer import Predictive
 from numpyro.infer.reparam import CircularReparam, LocScaleReparam, TransformReparam
 
-from helpers import assert_within
+from helpers import assert_within, refuses
 import numpyro_infograd as ig
 from numpyro_infograd import checks
-from numpyro_infograd.errors import (
-    InfogradError,
-    JumpError,
-    ModelError,
-    ReparametrizationError,
-)
+from numpyro_infograd.errors import JumpError, ModelError, ReparametrizationError
 
 DRAWS = 4000
 
@@ -53,31 +56,8 @@ ARM = jnp.array([1.0, 0.0, 0.5])
 TOPICS = jnp.array([[1.0, 0.0, -1.0], [-0.5, 0.5, 0.0]])
 DECODER = [X[:2, :], jnp.asarray(np.linspace(-1.0, 1.0, 9, dtype="f").reshape(3, 3))]
 
+
 # --- time series ------------------------------------------------------------------
-
-
-def ar2():
-    alpha = param("alpha", 0.5)
-    beta = sample("beta", dist.Normal(0, 0.3))
-    const = sample("const", dist.Normal(0, 1))
-    sigma = sample("sigma", dist.HalfNormal(1))
-
-    def step(carry, _):
-        last, before = carry
-        mean = numpyro.deterministic("mean", const + alpha * last + beta * before)
-        now = sample("y", dist.Normal(mean, sigma))
-        return (now, last), None
-
-    scan(step, (0.2, 0.5), None, length=5)
-
-
-def stochastic_volatility():
-    sigma = sample("sigma", dist.Exponential(param("rate", 3.0)))
-    nu = sample("nu", dist.Exponential(0.1))
-    s = sample("s", dist.GaussianRandomWalk(scale=sigma, num_steps=6))
-    sample("r", dist.StudentT(df=nu, loc=0.0, scale=jnp.exp(s)))
-
-
 def holt_winters(seasons=3, steps=5):
     alpha = sample("alpha", dist.Uniform(0, 1))
     gamma = sample("gamma", dist.Uniform(0, 1))
@@ -202,27 +182,6 @@ def hmm(steps=4):
 
 
 # --- regression -------------------------------------------------------------------
-
-
-def bayesian_network(hidden=3):
-    x = param("x", X)
-    w1 = sample("w1", dist.Normal(jnp.zeros((3, hidden)), 1.0))
-    w2 = sample("w2", dist.Normal(jnp.zeros((hidden, 1)), 1.0))
-    precision = sample("precision", dist.LogNormal(1.0, 0.5))
-    z = jnp.tanh(x @ w1) @ w2
-    with plate("data", len(X)):
-        sample("y", dist.Normal(z, 1 / jnp.sqrt(precision)).to_event(1))
-
-
-def horseshoe_regression():
-    local = sample("local", dist.HalfCauchy(jnp.ones(3)))
-    shared = sample("shared", dist.HalfCauchy(param("width", 0.7)))
-    raw = sample("raw", dist.Normal(jnp.zeros(3), 1.0))
-    beta = numpyro.deterministic("beta", shared * local * raw)
-    sigma = sample("sigma", dist.HalfNormal(1.0))
-    sample("y", dist.Normal(X @ beta, sigma))
-
-
 def sparse_regression():
     """Pairwise interactions through a kernel, half-Cauchy scales."""
     width = param("width", 0.5)
@@ -314,18 +273,6 @@ def survival():
 
 
 # --- fields -----------------------------------------------------------------------
-
-
-def gaussian_process():
-    x = jnp.linspace(-1.0, 1.0, 4)
-    length = sample("length", dist.LogNormal(0.0, 0.5))
-    variance = sample("variance", dist.LogNormal(0.0, 0.5))
-    noise = sample("noise", dist.LogNormal(-1.0, 0.5))
-    squares = ((x[:, None] - x) / (param("stretch", 1.0) * length)) ** 2
-    kernel = variance * jnp.exp(-0.5 * squares) + (noise + 1e-4) * jnp.eye(len(x))
-    sample("y", dist.MultivariateNormal(jnp.zeros(len(x)), covariance_matrix=kernel))
-
-
 def hsgp():
     x = jnp.linspace(-1.0, 1.0, 5)
     alpha = sample("alpha", dist.LogNormal(0.0, 0.3))
@@ -345,8 +292,6 @@ def mortality():
 
 
 # --- latent variables -------------------------------------------------------------
-
-
 def gaussian_mixture(components=2, points=4):
     weights = sample("weights", dist.Dirichlet(jnp.ones(components)))
     with plate("components", components):
@@ -395,8 +340,6 @@ def cvae():
 
 
 # --- discrete at the end ----------------------------------------------------------
-
-
 def vae_binary():
     decoder(lambda out: dist.Bernoulli(logits=out))
 
@@ -512,8 +455,6 @@ def proportion_test():
 
 
 # --- the table --------------------------------------------------------------------
-
-
 class Family(NamedTuple):
     """A model and what is looked at.
 
@@ -533,7 +474,7 @@ class Family(NamedTuple):
 
 
 _FAMILIES = [
-    Family(ar2, "y", ("mean", "y")),
+    Family(ar2, "x", ("sigma", "x")),
     Family(holt_winters, "means", ("level", "y")),
     Family(random_walk_regression, "y", ("walk", "y")),
     Family(sde, "y", ("theta", "x")),
@@ -557,10 +498,10 @@ _FAMILIES = [
     Family(proportion_test, "lift", ("effect", "bought"), "bought"),
 ]
 _SLOW = [  # to compile, or of a kind that test_tracing.py has as well
-    Family(stochastic_volatility, "s", ("sigma", "s")),
-    Family(bayesian_network, "y", ("w2", "y")),
-    Family(horseshoe_regression, "y", ("beta", "y")),
-    Family(gaussian_process, "y", ("variance", "y")),
+    Family(stochastic_volatility, "volatility", ("volatility", "returns")),
+    Family(bayesian_network_layer, "y", ("w2", "y")),
+    Family(horseshoe, "y", ("beta", "y")),
+    Family(gaussian_process, "y", ("f", "y")),
     Family(linear_bandit, "reward", ("weights", "reward")),
     Family(vae_binary, "", ("z", "image"), "image"),
     Family(ordinal, "eta", ("cuts", "grade"), "grade"),
@@ -579,17 +520,16 @@ _SLOW = [  # to compile, or of a kind that test_tracing.py has as well
 FAMILIES = {family.model: family for family in _FAMILIES + _SLOW}
 
 
-def marked(model: Callable[..., None], slow: bool) -> Any:
-    """A model as a parameter of a test."""
-    marks = [pytest.mark.slow] if slow else []
-    return pytest.param(model, id=model.__name__, marks=marks)
+def models(chosen: Iterable[Callable[..., None]], dear: Container[Any] = ()) -> Any:
+    """A test's parameters; the dear ones are slow tests."""
+    each = [slow(m) if m in dear else m for m in chosen]
+    return pytest.mark.parametrize("model", each, ids=lambda m: m.__name__)
 
 
 def families(which: Callable[[Family], Any]) -> Any:
-    """A test's parameters: the models of some families."""
-    chosen = (f for f in FAMILIES.values() if which(f))
-    models = [marked(f.model, f in _SLOW) for f in chosen]
-    return pytest.mark.parametrize("model", models)
+    """The models of some families."""
+    chosen = [f.model for f in FAMILIES.values() if which(f)]
+    return models(chosen, dear=[f.model for f in _SLOW])
 
 
 class Look(NamedTuple):
@@ -642,8 +582,6 @@ def _compile_quickly():
 
 
 # --- the law ----------------------------------------------------------------------
-
-
 def scalars(values: dict[str, Any], sites: tuple[str, ...]) -> np.ndarray:
     """First, middle and last scalar of each site, (DRAWS, columns)."""
     columns = []
@@ -708,8 +646,6 @@ def test_another_law_is_told(model):
 
 
 # --- the derivative ---------------------------------------------------------------
-
-
 @families(lambda family: family.target)
 def test_the_derivative_is_that_of_a_central_difference(model):
     seen, step = look(model), 0.02
@@ -722,9 +658,7 @@ def test_the_derivative_is_that_of_a_central_difference(model):
     assert derivative == pytest.approx(difference, rel=3e-3)
 
 
-@pytest.mark.parametrize(
-    "model", [marked(ar2, slow=True), marked(survival, slow=False)]
-)
+@models([ar2, survival], dear=[ar2])
 def test_gradient_takes_the_model_as_it_is(model):
     family, seen = FAMILIES[model], look(model)
     price = ig.Expectation(lambda values: functional(values[family.target]))
@@ -741,17 +675,6 @@ def test_gradient_takes_the_model_as_it_is(model):
 
 
 # --- what is refused --------------------------------------------------------------
-
-
-def refuses(error: type[Exception], *words: str, call: Callable[[], Any]) -> None:
-    """The call raises exactly this class, with these words."""
-    with pytest.raises(InfogradError) as caught:
-        call()
-    assert caught.type is error, f"{caught.type.__name__}: {caught.value}"
-    for word in words:
-        assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
-
-
 @families(lambda family: family.refused)
 def test_no_gradient_through_a_discrete_site(model):
     family, sm = FAMILIES[model], look(model).sm
@@ -763,11 +686,9 @@ def test_no_gradient_through_a_discrete_site(model):
         ig.Entropy(family.refused),
         ig.Expectation(lambda values: jnp.sum(1.0 * values[family.refused])),
     ):
-        refuses(
-            ReparametrizationError,
-            *words,
-            call=lambda o=objective: checks.check_gradient(o, sm, sm.params, False),
-        )
+        check = functools.partial(checks.check_gradient, objective, sm, sm.params)
+        call = functools.partial(check, allow_jumps=False)
+        refuses(ReparametrizationError, *words, call=call)
     if family.target:  # what lies before it is differentiated
         price = ig.Expectation(lambda values: functional(values[family.target]))
         checks.check_gradient(price, sm, sm.params, allow_jumps=True)
@@ -856,7 +777,7 @@ NOT_TRACED = {
 }
 
 
-@pytest.mark.parametrize("model", [marked(m, slow=False) for m in NOT_TRACED])
+@models(NOT_TRACED)
 def test_what_is_no_generative_system_is_not_traced(model):
     refuses(ModelError, *NOT_TRACED[model], call=lambda: ig.structural_model(model))
 
@@ -905,10 +826,7 @@ NOT_DIFFERENTIATED = {
 }
 
 
-@pytest.mark.parametrize(
-    "model",
-    [marked(m, m in (mixture_of_kinds, torsion_angles)) for m in NOT_DIFFERENTIATED],
-)
+@models(NOT_DIFFERENTIATED, dear=[mixture_of_kinds, torsion_angles])
 def test_what_has_no_pathwise_gradient_is_refused(model):
     site, error, words = NOT_DIFFERENTIATED[model]
     sm = ig.structural_model(model)  # it has draws all the same
@@ -929,11 +847,7 @@ def test_how_much_changes_at_a_changepoint_is_differentiated():
 def test_an_adaptive_solver_is_refused_unless_jumps_are_allowed():
     sm = ig.structural_model(lotka_volterra_adaptive)
     price = ig.Expectation(lambda values: functional(values["y"]))
-    refuses(
-        JumpError,
-        "'y'",
-        "while",
-        "allow_jumps=True",
-        call=lambda: checks.check_gradient(ig.Entropy("y"), sm, sm.params, False),
-    )
+    check = functools.partial(checks.check_gradient, ig.Entropy("y"), sm, sm.params)
+    words = "'y'", "while", "allow_jumps=True"
+    refuses(JumpError, *words, call=lambda: check(False))
     checks.check_gradient(price, sm, sm.params, allow_jumps=True)

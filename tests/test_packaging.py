@@ -78,8 +78,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 # -- what is in them ---------------------------------------------------------------
-
-
 def test_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> None:
     modules = {
         str(path.relative_to(ROOT)) for path in ROOT.glob("numpyro_infograd/**/*.py")
@@ -180,7 +178,6 @@ def test_what_the_package_imports_is_declared() -> None:
 
 
 # -- installed ---------------------------------------------------------------------
-
 TINY = """
 import numpyro, numpyro.distributions as dist
 import numpyro_infograd as ig
@@ -229,8 +226,6 @@ def test_wheel_brings_all_that_the_readme_needs(
 
 
 # -- citation ----------------------------------------------------------------------
-
-
 def test_citation_is_valid_and_of_this_version() -> None:
     """The keys that version 1.2.0 of the Citation File Format requires."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

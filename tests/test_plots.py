@@ -62,8 +62,6 @@ def test_looks_differ_in_more_than_colour() -> None:
 
 
 # -- ascents -------------------------------------------------------------------------
-
-
 def history(gain: Any, **more: Any) -> dict[str, Any]:
     gain = np.asarray(gain)
     norm = 1.0 + np.arange(len(gain))
@@ -136,7 +134,6 @@ def test_ascent_of_a_calibration_is_its_divergence() -> None:
 
 
 # -- sweeps --------------------------------------------------------------------------
-
 LINE = np.array([0.0, 1.0, 2.0])
 NAMES = ("a", "w[0]", "w[1]")
 
@@ -199,8 +196,6 @@ def test_sweep_without_a_name() -> None:
 
 
 # -- points --------------------------------------------------------------------------
-
-
 def region(size: int) -> ig.RateRegion:
     """Sums of rates up to one, and each rate alone up to 0.8."""
     rates = tuple(f"r{i}" for i in range(size))
@@ -265,8 +260,6 @@ def test_constellation() -> None:
 
 
 # -- one against the other -----------------------------------------------------------
-
-
 def test_score_check_has_a_marker_for_each_site() -> None:
     both = {"y": RNG.normal(size=(2, 50, 2)), "z": RNG.normal(size=(2, 50, 1))}
     ax = ig.diagnostics.ScoreCheck("denoising", (), both).plot()
@@ -322,8 +315,6 @@ def test_twin_of_many_outputs_shows_the_first() -> None:
 
 
 # -- refusals ------------------------------------------------------------------------
-
-
 def drawn(axes: Any) -> Any:
     return ascent(history([1.0])).plot(axes)
 

@@ -4,6 +4,8 @@
 from dataclasses import replace
 import itertools
 
+from links import two_users
+from models import with_gain
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ import optax
 import numpyro
 import numpyro.distributions as dist
 
+from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd import MI, regions
 from numpyro_infograd.errors import ArgumentError, DegenerateError
@@ -20,13 +23,6 @@ from numpyro_infograd.errors import ArgumentError, DegenerateError
 POWER = 10.0
 SINGLE = {"r1": MI("x1", "y", given="x2"), "r2": MI("x2", "y", given="x1")}
 TRUE = SINGLE | {("r1", "r2"): MI(("x1", "x2"), "y")}
-
-
-def multiple_access():
-    a, b = numpyro.param("a", 1.0), numpyro.param("b", 1.0)
-    x1 = numpyro.sample("x1", dist.Normal(0, 1))
-    x2 = numpyro.sample("x2", dist.Normal(0, 1))
-    numpyro.sample("y", dist.Normal(a * x1 + b * x2, 1))
 
 
 def sum_power(params):
@@ -43,9 +39,7 @@ def capacity(snr):
 
 def test_sum_power() -> None:
     """The triangle r1 + r2 <= log(1 + P) / 2."""
-    region = ig.rate_region(
-        multiple_access, TRUE, num_weights=5, projection=sum_power, progress_bar=False
-    )
+    region = quiet.rate_region(two_users, TRUE, num_weights=5, projection=sum_power)
     assert region.points.shape == (5, 2)
     total = region.points.sum(axis=1)
     np.testing.assert_allclose(total, capacity(POWER), rtol=1e-3)
@@ -60,13 +54,12 @@ def test_sum_power() -> None:
 def test_facets_that_keep_changing_are_told(monkeypatch) -> None:
     multipliers = itertools.cycle([{("r1",): 1.0}, {("r2",): 1.0}])
     monkeypatch.setattr(regions, "multipliers_of", lambda *_: next(multipliers))
-    region = ig.rate_region(
-        multiple_access,
+    region = quiet.rate_region(
+        two_users,
         {"r1": MI("x1", "y", given="x2"), "r2": MI("x2", "y", given="x1")},
         projection=sum_power,
         num_weights=2,
         num_steps=2,
-        progress_bar=False,
     )
     assert all("has not settled" in status for status in region.statuses)
     assert any("has not settled" in warning for warning in region.warnings)
@@ -74,9 +67,7 @@ def test_facets_that_keep_changing_are_told(monkeypatch) -> None:
 
 def test_individual_powers() -> None:
     """The pentagon."""
-    region = ig.rate_region(
-        multiple_access, TRUE, num_weights=3, projection=own_power, progress_bar=False
-    )
+    region = quiet.rate_region(two_users, TRUE, num_weights=3, projection=own_power)
     one, both = capacity(5.0), capacity(10.0)
     wanted = {(0, 0), (one, 0), (one, both - one), (both - one, one), (0, one)}
     found = region.vertices
@@ -87,9 +78,7 @@ def test_individual_powers() -> None:
 
 def test_facets_of_single_rates_alone() -> None:
     """Eqs. 73-74: w1 / (1 + p1) = w2 / (1 + p2), clipped. No region of this channel."""
-    region = ig.rate_region(
-        multiple_access, SINGLE, num_weights=5, projection=sum_power, progress_bar=False
-    )
+    region = quiet.rate_region(two_users, SINGLE, num_weights=5, projection=sum_power)
     for weight, point in zip(region.weights, region.points, strict=True):
         p1 = np.clip(weight[0] * (POWER + 2) - 1, 0, POWER)
         np.testing.assert_allclose(
@@ -111,9 +100,7 @@ def test_three_rates() -> None:
         rest = tuple(f"x{i}" for i in range(3) if i not in chosen)
         inputs = tuple(f"x{i}" for i in chosen)
         bounds[tuple(f"r{i}" for i in chosen)] = MI(inputs, "y", given=rest)
-    region = ig.rate_region(
-        model, bounds, num_weights=2, projection=sum_power, progress_bar=False
-    )
+    region = quiet.rate_region(model, bounds, num_weights=2, projection=sum_power)
     assert region.points.shape == (3, 3)
     third = capacity(POWER) / 3
     assert region.contains([0.99 * third] * 3)
@@ -137,13 +124,8 @@ def test_a_direction_without_an_end_is_left_out(monkeypatch) -> None:
 
     monkeypatch.setattr(regions, "_values", values)
     with pytest.warns(UserWarning, match=r"direction \[0.5, 0.5\] is left out.*noise"):
-        region = ig.rate_region(
-            multiple_access,
-            TRUE,
-            num_weights=3,
-            num_steps=20,
-            projection=sum_power,
-            progress_bar=False,
+        region = quiet.rate_region(
+            two_users, TRUE, num_weights=3, num_steps=20, projection=sum_power
         )
     np.testing.assert_array_equal(region.weights, [[1, 0], [0, 1]])
     assert len(region.params) == len(region.points) == 2
@@ -151,7 +133,7 @@ def test_a_direction_without_an_end_is_left_out(monkeypatch) -> None:
 
 def test_facets_that_are_no_polymatroid_are_priced_by_their_minimum() -> None:
     """I1 = 2, I2 = 1, I12 = 1.5: the sum alone prices (0.6, 0.4) at 0.9, not at 1."""
-    one = ig.estimate(multiple_access, SINGLE["r1"])
+    one = ig.estimate(two_users, SINGLE["r1"])
     values = {
         ("a",): replace(one, value=2.0),
         ("b",): replace(one, value=1.0),
@@ -177,32 +159,15 @@ def test_an_end_outside_a_constraint_is_no_point() -> None:
         pytest.warns(UserWarning, match="a constraint is not met"),
         pytest.raises(ArgumentError, match="no direction gave a point"),
     ):
-        ig.rate_region(multiple_access, {"r": MI("x1", "y")}, **settings)
+        ig.rate_region(two_users, {"r": MI("x1", "y")}, **settings)
 
 
 def test_a_region_without_a_limit_says_so() -> None:
-    def model():
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
-
-    region = ig.rate_region(
-        model, {"r": MI("x", "y")}, num_weights=2, progress_bar=False
-    )
+    model = with_gain(lambda m: dist.Normal(m, 1))
+    region = quiet.rate_region(model, {"r": MI("x", "y")}, num_weights=2)
     assert "is a constraint or a projection missing" in repr(region)
     assert region.statuses[0].startswith("stopped")
     assert region.vertices.shape == (2, 1)
     assert region.contains({"r": 0.1})
     with pytest.raises(ArgumentError, match="must name each of r,"):
         region.contains({"r": 0.1, "s": 9.0})
-
-
-def test_bad_bounds() -> None:
-    call = ig.rate_region
-    with pytest.raises(ArgumentError, match="bounds must be a dict"):
-        call(multiple_access, {})
-    with pytest.raises(ArgumentError, match="twice"):
-        call(multiple_access, TRUE | {("r2", "r1"): MI("x1", "y")})
-    with pytest.raises(ArgumentError, match="built from MI"):
-        call(multiple_access, {"r1": 1.0})
-    with pytest.raises(ArgumentError, match="num_weights"):
-        call(multiple_access, TRUE, num_weights=1)

@@ -7,6 +7,8 @@ import sys
 import time
 
 import links
+from models import with_gain
+import numpy as np
 import pytest
 
 import jax
@@ -15,7 +17,10 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
+from helpers import information, quiet
 import numpyro_infograd as ig
+from numpyro_infograd import compiling
+from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.scores import Analytic, Denoising, Mixture
 
 XY = ig.MI("x", "y")
@@ -53,23 +58,15 @@ def closure(weight: float):
     """A model that captures a constant."""
     captured = jnp.asarray(weight)
 
-    def model():
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        numpyro.sample("y", dist.Normal(captured * numpyro.param("a", 1.0) * x, 1))
-
+    model = with_gain(lambda m: dist.Normal(captured * m, 1))
     return model
 
 
 @pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
 def test_a_second_gradient_compiles_nothing(compilations, scores) -> None:
     def call(weight, a, seed):
-        return ig.gradient(
-            closure(weight),
-            XY,
-            params={"a": a},
-            scores=scores,
-            rng_key=jax.random.key(seed),
-        )
+        settings = {"params": {"a": a}, "rng_key": jax.random.key(seed)}
+        return ig.gradient(closure(weight), XY, scores=scores, **settings)
 
     first = call(1.0, 1.0, 0)
     assert count(compilations, lambda: call(1.0, 2.0, 1)) == 0  # other values
@@ -79,30 +76,19 @@ def test_a_second_gradient_compiles_nothing(compilations, scores) -> None:
     assert float(call(3.0, 1.0, 0).value["a"]) == pytest.approx(0.9, abs=0.1)
 
 
-def test_a_second_value_compiles_nothing(compilations) -> None:
-    def call(weight, a):
-        return ig.mutual_information(
-            closure(weight),
-            "x",
-            "y",
-            params={"a": a},
-            method=ig.values.Nested(256, 256, 256),
-        )
-
-    call(1.0, 1.0)
-    assert count(compilations, lambda: call(2.0, 0.5)) == 0
+def value(weight, a):
+    nested = ig.values.Nested(256, 256, 256)
+    return information(closure(weight), params={"a": a}, method=nested)
 
 
-def test_a_second_ascent_compiles_nothing(compilations) -> None:
-    def call(weight, a):
-        return ig.maximize(
-            closure(weight),
-            XY - 0.1 * ig.Expectation(power),
-            init_params={"a": a},
-            num_steps=20,
-            progress_bar=False,
-        )
+def ascent(weight, a):
+    objective = XY - 0.1 * ig.Expectation(power)
+    start = {"a": a}
+    return quiet.maximize(closure(weight), objective, init_params=start, num_steps=20)
 
+
+@pytest.mark.parametrize("call", [value, ascent])
+def test_a_second_one_compiles_nothing(compilations, call) -> None:
     call(1.0, 1.0)
     assert count(compilations, lambda: call(2.0, 0.5)) == 0
 
@@ -112,8 +98,6 @@ def power(v):
 
 
 # -- time ------------------------------------------------------------------------
-
-
 def fastest(call: Callable[[], object], repeats: int = 5) -> float:
     times = []
     for _ in range(repeats):
@@ -129,13 +113,8 @@ def import_time(statement: str) -> float:
         f"import time; t = time.perf_counter(); {statement}; "
         "print(time.perf_counter() - t)"
     )
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        for _ in range(3)
-    ]
-    return min(float(run.stdout) for run in runs)
+    command = [sys.executable, "-c", code]
+    return min(float(subprocess.check_output(command)) for _ in range(3))
 
 
 def test_import_adds_little_to_numpyro() -> None:
@@ -187,7 +166,7 @@ def test_a_gradient_costs_a_few_simulations(num_params, num_samples) -> None:
 
 
 def test_models_do_not_pile_up_in_the_cache() -> None:
-    """A hundred closures of one model leave one compiled program."""
+    """The closures of one model share one compiled program."""
     from numpyro_infograd.estimation import _exact_gradient
 
     for weight in range(5):
@@ -201,3 +180,30 @@ def test_models_do_not_pile_up_in_the_cache() -> None:
 def test_the_link_is_traced_in_milliseconds() -> None:
     ig.structural_model(links.link)
     assert fastest(lambda: ig.structural_model(links.link).params) < 0.5
+
+
+# -- quick compilation ---------------------------------------------------------------
+def test_quick_programs_give_the_same_numbers_everywhere() -> None:
+    """Alone with compiler options; inside other transformations, which allow none."""
+
+    def curve(x, power=1):
+        return jnp.sin(x) ** power
+
+    quick, x = quick_jit(curve, static_argnames="power"), jnp.linspace(0.0, 1.0, 5)
+    ways = {
+        "alone": (quick(x, power=3), curve(x, 3)),
+        "jit": (jax.jit(lambda: quick(x, power=3))(), curve(x, 3)),
+        "vmap": (jax.vmap(quick)(x), curve(x)),
+        "grad": (jax.grad(quick)(0.5), jnp.cos(0.5)),
+        "scan": (jax.lax.scan(lambda c, _: (quick(c), c), 1.0, x)[1][1], jnp.sin(1.0)),
+    }
+    for way, (got, truth) in ways.items():
+        np.testing.assert_allclose(got, truth, rtol=1e-6, err_msg=way)
+
+
+def test_compiler_options_that_xla_does_not_know_are_left_out(monkeypatch) -> None:
+    """A later XLA may have removed one."""
+    monkeypatch.setitem(compiling._OPTIONS, "xla_no_such_option", 1)
+    known = compiling._options.__wrapped__("cpu")
+    assert known and "xla_no_such_option" not in known
+    assert compiling._options.__wrapped__("gpu") is None

@@ -4,6 +4,8 @@
 from dataclasses import replace
 
 import links
+from methods import rest_slow
+from models import with_gain
 import numpy as np
 import pytest
 
@@ -14,12 +16,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_infograd as ig
-from numpyro_infograd.scores import (
-    Analytic,
-    Denoising,
-    Mixture,
-    complete_data_score,
-)
+from numpyro_infograd.scores import Analytic, Denoising, Mixture, complete_data_score
 from numpyro_infograd.scores.base import Scores, complete_data_scores
 from numpyro_infograd.scores.coordinates import Free
 from numpyro_infograd.scores.network import Ensemble, perceptron
@@ -52,6 +49,23 @@ def relative_error(estimate, truth) -> float:
     return float(np.mean((estimate - truth) ** 2) / np.mean(truth**2))
 
 
+def chain():
+    u = numpyro.sample("u", dist.Normal(0, 1))
+    x = numpyro.sample("x", dist.Normal(numpyro.param("e", 1.0) * u, 1))
+    numpyro.sample("y", dist.Normal(2.0 * x, 1))
+
+
+def whole(law):
+    """A model of one site alone, and its density as if a parameter moved it."""
+
+    def model():
+        numpyro.param("unused", 1.0)
+        numpyro.sample("y", law)
+
+    sm = ig.structural_model(model)
+    return sm, replace(sm.density(("y",), whole=True), moved_sites=("y",))
+
+
 @pytest.fixture(scope="module")
 def multipath():
     """The link with its sites at 512 draws."""
@@ -60,8 +74,6 @@ def multipath():
 
 
 # -- the integrand of Fisher's identity ------------------------------------------
-
-
 def test_with_nothing_hidden_it_is_the_score(multipath) -> None:
     """The joint of all sites: the score of a Gaussian of known precision."""
     sm, values = multipath
@@ -83,11 +95,6 @@ def test_only_sites_that_a_parameter_moves_have_a_block(multipath) -> None:
 def test_the_block_of_the_condition_gets_its_share() -> None:
     """grad of log p(y|x) in x too, where x depends on a parameter."""
 
-    def chain():
-        u = numpyro.sample("u", dist.Normal(0, 1))
-        x = numpyro.sample("x", dist.Normal(numpyro.param("e", 1.0) * u, 1))
-        numpyro.sample("y", dist.Normal(2.0 * x, 1))
-
     density = ig.structural_model(chain).density(("y",), ("x",))
     at = {"x": jnp.asarray(0.3), "y": jnp.asarray(1.0)}
     found = complete_data_score(density, {"e": jnp.asarray(1.0)}, {}, at)
@@ -96,8 +103,6 @@ def test_the_block_of_the_condition_gets_its_share() -> None:
 
 
 # -- mixture -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("given", [(), ("x",)], ids=["y", "y|x"])
 def test_mixture_is_the_gaussian_score(multipath, given) -> None:
     sm, values = multipath
@@ -165,8 +170,6 @@ def test_block_size_does_not_change_the_answer(multipath) -> None:
 
 
 # -- denoising -----------------------------------------------------------------------
-
-
 def test_denoising_learns_a_nonlinear_score() -> None:
     """s(y) of the saturated amplifier, against a dense grid: below 2 %."""
     sm = ig.structural_model(links.amplifier)
@@ -245,30 +248,7 @@ def test_heavy_tails_stay_finite() -> None:
     assert relative_error(found.mean["y"][middle], truth) < 0.1
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"noise_variance": 0.0}, "noise_variance"),
-        ({"noise_variance": -1.0}, "noise_variance"),
-        ({"num_networks": 1}, "num_networks"),
-        ({"num_networks": 9}, "num_networks"),
-        ({"pool_size": 1000}, "pool_size"),
-        ({"warm_pool_size": 128}, "warm_pool_size"),
-    ],
-)
-def test_denoising_settings_out_of_range(settings, words) -> None:
-    with pytest.raises(ig.errors.ArgumentError, match=words):
-        Denoising(**settings)
-
-
 # -- Stein calibration --------------------------------------------------------------
-
-
-def wrongly_scaled(density, values, factor):
-    raw = complete_data_scores(density, {}, {}, values)
-    return Scores({n: factor * s for n, s in raw.items()}, None, {})
-
-
 @pytest.mark.parametrize("num_samples", [4096, 4], ids=["linear", "scale alone"])
 def test_calibration_puts_a_scale_right(num_samples) -> None:
     sm = ig.structural_model(links.link)
@@ -289,12 +269,7 @@ def test_calibration_puts_a_scale_right(num_samples) -> None:
 def test_calibration_in_log_and_logit_coordinates(law) -> None:
     """There the boundary is infinitely far, even where the density jumps at it."""
 
-    def model():
-        numpyro.param("unused", 1.0)
-        numpyro.sample("y", law)
-
-    sm = ig.structural_model(model)
-    density = replace(sm.density(("y",), whole=True), moved_sites=("y",))
+    sm, density = whole(law)
     assert not density.unbounded
     values = sm.sample(KEY, 8192)
     truth = jax.vmap(jax.grad(law.log_prob))(values["y"])
@@ -310,12 +285,7 @@ def test_calibration_in_log_and_logit_coordinates(law) -> None:
 def test_a_density_with_an_edge_is_left_alone() -> None:
     """Uniform noise: E[s] is 0 and E[y s] is 0 as well, not -1."""
 
-    def model():
-        numpyro.param("unused", 1.0)
-        numpyro.sample("y", dist.Uniform(1.0, 2.0))
-
-    sm = ig.structural_model(model)
-    density = replace(sm.density(("y",), whole=True), moved_sites=("y",))
+    sm, density = whole(dist.Uniform(1.0, 2.0))
     values = sm.sample(KEY, 1024)
     given = Scores({"y": jnp.full(1024, -1.3)}, None, {})
     assert stein_correct(density, given, values) is given
@@ -323,11 +293,6 @@ def test_a_density_with_an_edge_is_left_alone() -> None:
 
 def test_calibration_leaves_the_condition_alone() -> None:
     """E[u s(u)^T] = -I holds for y given x, not for the block of x."""
-
-    def chain():
-        u = numpyro.sample("u", dist.Normal(0, 1))
-        x = numpyro.sample("x", dist.Normal(numpyro.param("e", 1.0) * u, 1))
-        numpyro.sample("y", dist.Normal(2.0 * x, 1))
 
     sm = ig.structural_model(chain)
     values = sm.sample(KEY, 4096)
@@ -340,8 +305,6 @@ def test_calibration_leaves_the_condition_alone() -> None:
 
 
 # -- analytic ---------------------------------------------------------------------
-
-
 def test_analytic_sets_are_unordered_and_a_bare_array_will_do(multipath) -> None:
     sm, values = multipath
     scores = links.link_scores(A, B)
@@ -352,52 +315,8 @@ def test_analytic_sets_are_unordered_and_a_bare_array_will_do(multipath) -> None
     np.testing.assert_allclose(found.mean["y"], scores["x", "y"](None, values))
 
 
-@pytest.mark.parametrize(
-    ("functions", "words"),
-    [
-        ({"x": lambda p, v: v["x"]}, "no score for"),
-        ({"y": lambda p, v: -v["y"]}, "no score for.*'x'"),
-        (
-            {"y": lambda p, v: jnp.zeros(2), ("x", "y"): lambda p, v: -v["y"]},
-            "shape",
-        ),
-        (
-            {"y": lambda p, v: {"x": v["y"]}, ("x", "y"): lambda p, v: -v["y"]},
-            "lacks",
-        ),
-    ],
-)
-def test_analytic_errors_name_the_set(functions, words) -> None:
-    with pytest.raises(ig.errors.ScoreError, match=words):
-        ig.gradient(
-            links.link, ig.MI("x", "y"), params=POINT, scores=Analytic(functions)
-        )
-
-
-def test_analytic_joint_score_must_be_a_dict() -> None:
-    method = Analytic(
-        {
-            "x": lambda p, v: -v["x"],
-            "y": lambda p, v: -v["y"],
-            ("x", "y"): lambda p, v: -v["y"],
-        }
-    )
-    with pytest.raises(ig.errors.ScoreError, match="dict"):
-        ig.gradient(links.common_cause, ig.MI("x", "y"), scores=method)
-
-
-@pytest.mark.parametrize("scores", ["nonsense", 3, None])
-def test_unknown_methods_are_named(scores) -> None:
-    with pytest.raises(ig.errors.ArgumentError, match="denoising"):
-        ig.gradient(links.link, ig.MI("x", "y"), scores=scores)
-
-
 # -- coordinates without bounds ------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "bend", ["positive", pytest.param("unit", marks=pytest.mark.slow)]
-)
+@rest_slow("bend", ["positive", "unit"])
 def test_denoising_of_a_bounded_site(bend) -> None:
     """I(x; f(y)) = I(x; y): learning in y itself was 30 to 56 % off for f = exp."""
     shape = {
@@ -405,11 +324,7 @@ def test_denoising_of_a_bounded_site(bend) -> None:
         "unit": dist.transforms.SigmoidTransform(),
     }[bend]
 
-    def model():
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        law = dist.Normal(numpyro.param("a", 1.0) * x, 1)
-        numpyro.sample("y", dist.TransformedDistribution(law, shape))
-
+    model = with_gain(lambda m: dist.TransformedDistribution(dist.Normal(m, 1), shape))
     density = ig.structural_model(model).density(("y",))
     assert density.supports == (bend,)
     method = Denoising(num_steps=50, pool_size=8192, num_samples=8192)

@@ -54,7 +54,8 @@ class MCMC(ScoreMethod):
     posterior. The first chain may depend on u_0 too much, and the second may not have
     converged, so the score is the mean of both. The standard error includes sampling,
     half of their difference, and how much the means still change with more steps. For a
-    gradient the chains get longer, up to max_steps, until sampling is the larger part.
+    gradient the chains double in length, up to max_steps, while that part is clearly
+    more than its own noise and most of the error.
 
     Args:
         num_samples: Default number of samples of a gradient, a power of two.

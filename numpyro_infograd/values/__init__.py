@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -92,7 +92,7 @@ def estimate(
             - "auto": exact if the model allows it; else nested, or mcmc if its error is
               smaller; else fisher. `.reason` says which one and why.
         num_samples: Samples, a power of two of at least 256; None for the method's
-            default.
+            default. "auto" raises it for a method that needs more.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         unit: "nats" or "bits".
         model_args: Positional arguments of the model.
@@ -100,7 +100,7 @@ def estimate(
         mesh: Devices to split the samples over; their number is a power of two.
 
     Returns:
-        An `Estimate` in that unit. Its `.warnings` name each bound that it violates.
+        An `Estimate` in that unit. Its `.warnings` say why its error may be too small.
 
     Raises:
         InfogradError: A subclass that names the site or argument at fault.
@@ -274,8 +274,10 @@ def value_of(
     def by(estimator: Any) -> Estimate:
         name = type(estimator).__name__
         if num_samples is not None:
+            # "auto" raises the number for a method that needs more.
+            least = getattr(estimator, "least_samples", 0) if method == "auto" else 0
             try:
-                estimator = replace(estimator, num_samples=num_samples)
+                estimator = replace(estimator, num_samples=max(num_samples, least))
             except TypeError:
                 raise ArgumentError(
                     f"method={name}(...) is not a dataclass with a field num_samples: "
@@ -355,18 +357,17 @@ def _is_fine(found: Estimate) -> bool:
 
 def _resolve(method: Any) -> str | Estimator:
     """The estimator object for a method; "auto" stays "auto"."""
-    chosen: str | Estimator
     if isinstance(method, str):
-        if method == "auto" or method in REGISTRY:
-            chosen = REGISTRY[method]() if method in REGISTRY else method
-            return chosen
+        if method == "auto":
+            return method
+        if method in REGISTRY:
+            return REGISTRY[method]()
     elif isinstance(method, type):
         raise ArgumentError(
             f"method={method.__name__} is a class: call it, {method.__name__}()."
         )
     elif callable(getattr(method, "value", None)):
-        chosen = method
-        return chosen
+        return cast("Estimator", method)
     known = ", ".join(map(repr, ("auto", *REGISTRY)))
     raise ArgumentError(
         f"method must be one of {known} or an object of "

@@ -73,10 +73,10 @@ _HEAVY = 9.0  # variance, in units of the one that the middle 68 % suggests
 class DeBruijn:
     """De Bruijn's identity (eqs. 54-55), with one score network for all variances.
 
-    For deterministic outputs, and for information that is too high for
-    nested averages. Entropies that hide no noise are averaged directly. The standard
-    error includes sampling and fit (a jackknife over 16 replicates), the correction for
-    features that the networks lack, and the part below the lowest variance.
+    For deterministic outputs, and for information that is too high for nested averages.
+    Entropies that hide no noise are averaged directly. The standard error includes
+    sampling and fit (a jackknife over 16 replicates), the correction for features that
+    the networks lack, and the part below the lowest variance.
 
     Args:
         num_samples: Samples of the least squares problem, a power of two.
@@ -100,8 +100,10 @@ class DeBruijn:
     batch_size: int = 2048
     learning_rate: float = 4e-3
 
+    least_samples = 64 * REPLICATES
+
     def __post_init__(self) -> None:
-        as_power_of_two("num_samples", self.num_samples, 64 * REPLICATES)
+        as_power_of_two("num_samples", self.num_samples, self.least_samples)
         check_counts(self, "num_networks", "num_steps", "batch_size")
         check_numbers(self, "learning_rate")
         if self.num_networks % 2:

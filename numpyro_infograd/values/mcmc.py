@@ -58,10 +58,11 @@ _FINE = 0.002  # goal of the error in nats, if that is larger
 class MCMC:
     """Annealing from a reference to the posterior, and back from an exact draw.
 
-    For information of any size, if no site is deterministic. `lower` and
-    `upper` are bounds in expectation. The value is the middle between them (Bennett's
-    acceptance ratio). Its standard error includes sampling and a share of the gap
-    between the bounds. Levels are added until the gap is small, then samples.
+    For information of any size, if no site is deterministic and chains can sample the
+    hidden noise. `lower` and `upper` are bounds in expectation. The value is the middle
+    between them (Bennett's acceptance ratio). Its standard error includes sampling and
+    a share of the gap between the bounds. Levels are added until the gap is small, then
+    samples.
 
     Args:
         num_samples: Maximum number of samples, a power of two.
@@ -84,9 +85,11 @@ class MCMC:
     pilot_size: int = 1024
     tolerance: float = 0.0025
 
+    least_samples = _BATCH
+
     def __post_init__(self) -> None:
-        as_number("tolerance", self.tolerance)
-        as_power_of_two("num_samples", self.num_samples, _BATCH)
+        as_number("tolerance", self.tolerance, 0, 1)
+        as_power_of_two("num_samples", self.num_samples, self.least_samples)
         as_power_of_two("max_levels", self.max_levels, _FIRST)
         as_power_of_two("budget", self.budget, _BATCH * _FIRST)
         as_power_of_two("pilot_size", self.pilot_size, 256)

@@ -16,7 +16,13 @@ from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, squares, student
+from numpyro_infograd.noise import (
+    NoiseSpec,
+    base_points,
+    draw_noise,
+    squares,
+    standard_error,
+)
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import REPLICATES, check_num_samples
 from numpyro_infograd.program import Program
@@ -279,9 +285,7 @@ def _average(
         slope = jnp.linalg.solve(jnp.sum(gram, axis=0), jnp.sum(cross, axis=0))
         totals -= known @ slope
     value, low, high = jnp.mean(totals, axis=0)
-    errors = (
-        student(REPLICATES) * jnp.std(totals, axis=0, ddof=1) / math.sqrt(REPLICATES)
-    )
+    errors = standard_error(totals)
     correction = jnp.mean(removed)
     bias = jnp.hypot(0.5 * correction, _ALONE * jnp.mean(unexplained))
     without = jnp.any(lost, axis=0)  # bounds that are infinite for some sample
