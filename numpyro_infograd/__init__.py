@@ -10,7 +10,13 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from numpyro_infograd import diagnostics, exogenous, plots, scores
+    from numpyro_infograd import (
+        diagnostics,
+        distributions,
+        exogenous,
+        plots,
+        scores,
+    )
     from numpyro_infograd.calibrate import Calibration, calibrate
     from numpyro_infograd.channel import channel
     from numpyro_infograd.estimation import Gradient
@@ -56,7 +62,15 @@ _ROOMS = {
     "rate_region": "regions",
     "structural_model": "tracing",
 }
-_MODULES = ("diagnostics", "errors", "exogenous", "plots", "scores", "values")
+_MODULES = (
+    "diagnostics",
+    "distributions",
+    "errors",
+    "exogenous",
+    "plots",
+    "scores",
+    "values",
+)
 
 __all__ = [  # noqa: PLE0604
     "MI",
@@ -73,6 +87,7 @@ __all__ = [  # noqa: PLE0604
     "calibrate",
     "channel",
     "diagnostics",
+    "distributions",
     "errors",
     "estimate",
     "exogenous",

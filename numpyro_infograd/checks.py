@@ -33,7 +33,7 @@ from numpyro_infograd.objectives import Objective, check_is_objective, expectati
 from numpyro_infograd.program import Program
 from numpyro_infograd.slopes import check_slopes
 from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import at_each, resolve, trace_expectations
+from numpyro_infograd.terms import at_each, has_atoms, resolve, trace_expectations
 from numpyro_infograd.views import View
 
 _ATOM = 8  # equal values among 256 draws from which a site has no density
@@ -250,7 +250,7 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
         floating = (
             s for s in sites if jnp.issubdtype(sm.site_info[s].dtype, jnp.floating)
         )
-        return tuple(s for s in floating if not sm.site_info[s].discrete)
+        return tuple(s for s in floating if not has_atoms(sm, s))
 
     terms = resolve(objective, sm)
     named = [s for t in terms for s in continuous(t.sites + t.given)]

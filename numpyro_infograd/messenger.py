@@ -172,7 +172,7 @@ class Generate(Messenger):
             distribution=_class_name(fn),
             reason=exogenous.reason_not_reparametrized(fn),
             discrete=bool(fn.support.is_discrete),
-            support=_support(fn.support),
+            support="mixed" if exogenous.has_atoms(fn) else _support(fn.support),
             state=state,
             masked=_is_masked(fn),
             control_flow=bool(msg.get("_control_flow_done")),
@@ -326,10 +326,13 @@ def _support(support: Any) -> str:
 def _unconstrain(fn: Any) -> Any:
     """NumPyro's transform from real numbers to the support, or None.
 
-    None for a support that depends on a traced value, and for a support that NumPyro
-    calls real although the density has an edge, such as that of a shifted Beta.
+    None for a support that depends on a traced value or has atoms, and for a support
+    that NumPyro calls real although the density has an edge, such as that of a shifted
+    Beta.
     """
     support = fn.support
+    if exogenous.has_atoms(fn):
+        return None
     moves = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(support))
     if support.is_discrete or moves:
         return None

@@ -20,7 +20,7 @@ class Site(NamedTuple):
     distribution: str = ""
     reason: str = ""  # why a parameter may not flow into it; "" if it may
     discrete: bool = False
-    support: str = "real"  # "real" (no boundary), "positive", "unit", "bounded", "thin"
+    support: str = "real"  # also "positive", "unit", "bounded", "thin", "mixed" (atoms)
     state: str = "free"  # "free", "observed", "substituted" or "intervened"
     masked: bool = False  # whether it has a mask, which does not change draws
     control_flow: bool = False  # whether it is inside a scan or a cond

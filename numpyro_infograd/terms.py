@@ -193,3 +193,9 @@ def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
 def has_density(sm: StructuralModel, site: str) -> bool:
     """Whether a site has a density given the rest: sampled, or with appended noise."""
     return sm.site_info[site].kind == "sample" or site in sm.appended
+
+
+def has_atoms(sm: StructuralModel, site: str) -> bool:
+    """Whether single values of a site have positive probability, so it has no score."""
+    info = sm.site_info[site]
+    return info.discrete or info.support == "mixed"

@@ -98,6 +98,11 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
             f"site {name!r} is complex. Stack real and imaginary parts, also in the "
             "recordings."
         )
+    if site.support == "mixed":
+        raise ArgumentError(
+            f"site {name!r} ({site.distribution}) has atoms, so it has no score. Use a "
+            "continuous site that depends on it, or add the noise of the measurement."
+        )
     if site.discrete or not jnp.issubdtype(site.dtype, jnp.floating):
         raise ArgumentError(
             f"site {name!r} is discrete, so it has no score. Use a continuous site "

@@ -33,6 +33,7 @@ from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous.lookup import (
     boundary,
     density,
+    has_atoms,
     has_edge,
     noise_of,
     reason_not_reparametrized,
@@ -52,6 +53,7 @@ __all__ = [
     "Noise",
     "boundary",
     "density",
+    "has_atoms",
     "has_edge",
     "noise_of",
     "reason_not_reparametrized",

@@ -198,6 +198,29 @@ def has_edge(fn: Distribution) -> bool:
     return ends_of(fn) is not None
 
 
+def has_atoms(fn: Distribution) -> bool:
+    """Whether `fn` has a density and also values of positive probability.
+
+    Args:
+        fn: Any distribution.
+
+    Returns:
+        True if it has both. False for a discrete distribution.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> from numpyro_infograd.distributions import Clipped
+        >>> from numpyro_infograd.exogenous import has_atoms
+        >>> has_atoms(Clipped(dist.Normal(0.0, 1.0), low=0.0).expand((3,)))
+        True
+    """
+    leaf: Any = fn
+    while type(leaf) in WRAPPERS:
+        leaf = leaf.base_dist
+    row = TABLE.get(type(leaf))
+    return row is not None and row.atoms
+
+
 def boundary(fn: Distribution) -> tuple[Array, ...]:
     """The arrays that locate the jumps of the density of `fn`.
 

@@ -47,8 +47,9 @@ class Row(NamedTuple):
             parameter can move it, None if it is continuous. The two differ if a
             transform moves the value.
         reason: Why the pathwise gradient would be wrong; "" if it is right.
-        few: Whether a discrete distribution of few values is drawn from explicit noise,
-            although it has no gradient.
+        few: Whether draws are made from explicit noise although they have no gradient,
+            for instance those of a discrete distribution of few values.
+        atoms: Whether the distribution has a density and also atoms.
         registered: Whether a user registered it.
     """
 
@@ -57,6 +58,7 @@ class Row(NamedTuple):
     ends: Callable[[Any], tuple[Any, ...] | None] = lambda d: None
     reason: Callable[[Any], str] = lambda d: ""
     few: bool = False
+    atoms: bool = False
     registered: bool = False
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table: one row for each of NumPyro's distributions."""
+"""The table: one row for each distribution of NumPyro and of this package."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from jax.scipy.special import logit, ndtri
 
 import numpyro.distributions as dist
 
+from numpyro_infograd.distributions import (
+    Clipped,
+    ComplexNormal,
+    MultivariateComplexNormal,
+    Quantized,
+)
 from numpyro_infograd.exogenous import samplers
 from numpyro_infograd.exogenous.lookup import ends_of, reason_of
 from numpyro_infograd.exogenous.rows import (
@@ -24,6 +30,7 @@ from numpyro_infograd.exogenous.wrappers import (
     EXPANDED,
     TRANSFORMED,
     WRAPPED,
+    computed,
     copula,
     copula_reason,
     euler_maruyama,
@@ -38,10 +45,22 @@ _MIXTURE = refused("the gradient of the mixing weights would be silently zero")
 _ANGLE = refused("the gradient does not pass its rejection sampler")
 
 
+def _discrete(d) -> str:
+    return f"{type(d).__name__} is discrete"
+
+
 def _few(formula) -> Row:
     """A discrete distribution of few values: no gradient, but quasi-random draws."""
-    reason = lambda d: f"{type(d).__name__} is discrete"  # noqa: E731
-    return uniform(formula, lambda d: None, reason)._replace(few=True)
+    return uniform(formula, lambda d: None, _discrete)._replace(few=True)
+
+
+def _clipped_ends(d):
+    bounds = tuple(bound for bound in (d.low, d.high) if bound is not None)
+    return (*bounds, *(ends_of(d.base_dist) or ()))
+
+
+def _clipped_reason(d) -> str:
+    return "Clipped has atoms at its bounds, and draws do not carry their gradient"
 
 
 _LOW, _HIGH, _LOW_HIGH = at("low"), at("high"), at("low", "high")
@@ -64,6 +83,12 @@ ROWS: dict[type, Row] = {
         lambda d, z: jnp.expand_dims(d.scale, -1) * jnp.cumsum(z, axis=-1)
     ),
     dist.ProjectedNormal: normal(samplers.projected_normal),
+    ComplexNormal: normal(
+        lambda d, z: d.from_normal(z), event=lambda d: (*d.event_shape, 2)
+    ),
+    MultivariateComplexNormal: normal(
+        lambda d, z: d.from_normal(z), event=lambda d: (*d.event_shape, 2)
+    ),
     dist.GaussianCopula: normal(
         copula, lambda d: ends_of(d.marginal_dist), copula_reason
     ),
@@ -132,6 +157,11 @@ ROWS: dict[type, Row] = {
     dist.Independent: WRAPPED,
     dist.MaskedDistribution: WRAPPED,
     dist.TransformedDistribution: TRANSFORMED,
+    # a function of a draw of another distribution, without a correct gradient
+    Clipped: computed(
+        lambda d, x: d.clip(x), _clipped_ends, _clipped_reason
+    )._replace(atoms=True),
+    Quantized: computed(lambda d, x: d.encode(x), lambda d: None, _discrete),
     # no noise
     dist.Delta: Row(
         lambda d, s: Noise("none", ()),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 import weakref
 
@@ -187,6 +188,15 @@ WRAPPED = Row(
 )
 EXPANDED = WRAPPED._replace(noise=_expanded_noise, transform=_expanded)
 TRANSFORMED = WRAPPED._replace(transform=_transformed, ends=_transformed_ends)
+
+
+def computed(formula: Callable[..., Any], *tags) -> Row:
+    """The row of a function of a draw of the base, without a correct gradient."""
+
+    def transform(d, noise, s):
+        return formula(d, row_of(d.base_dist).transform(d.base_dist, noise, s))
+
+    return Row(WRAPPED.noise, trusted(transform), *tags)._replace(few=True)
 
 
 def refused(clause: str) -> Row:

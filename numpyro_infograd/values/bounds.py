@@ -18,7 +18,7 @@ from numpyro_infograd.objectives import MI, Objective
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import has_density, resolve, trace_expectations
+from numpyro_infograd.terms import has_atoms, has_density, resolve, trace_expectations
 from numpyro_infograd.values.base import Estimate
 from numpyro_infograd.values.exact import evaluate
 from numpyro_infograd.values.nested import average
@@ -140,7 +140,7 @@ def _gaussian(
         if own and not density.hidden:
             inside = {s: values[s] for s in density.all_sites}
             total -= term.coefficient * float(_mean_log_prob(density, params, inside))
-        elif term.coefficient < 0 or any(sm.site_info[s].discrete for s in term.sites):
+        elif term.coefficient < 0 or any(has_atoms(sm, s) for s in term.sites):
             return math.inf
         else:
             columns = np.asarray(flatten(values, term.sites), np.float64)

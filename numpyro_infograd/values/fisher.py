@@ -46,7 +46,13 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import complete_data_scores
 from numpyro_infograd.scores.network import Ensemble, perceptron
 from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import Term, has_density, resolve, trace_expectations
+from numpyro_infograd.terms import (
+    Term,
+    has_atoms,
+    has_density,
+    resolve,
+    trace_expectations,
+)
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import average
 from numpyro_infograd.values.regression import (
@@ -254,8 +260,9 @@ def why_not_fisher(objective: Objective, sm: StructuralModel) -> str:
         hidden = noisy.density(term.sites, term.given, whole=True).hidden
         for site in term.sites:
             learned = hidden or not has_density(sm, site)
-            if learned and (sm.site_info[site].discrete or _whole(sm, site)):
-                return f"site {site!r} is discrete"
+            if learned and (has_atoms(sm, site) or _whole(sm, site)):
+                mixed = sm.site_info[site].support == "mixed"
+                return f"site {site!r} {'has atoms' if mixed else 'is discrete'}"
     return ""
 
 

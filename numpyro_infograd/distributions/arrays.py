@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of distributions as arrays, with checks of the numbers that are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.arguments import is_real
+from numpyro_infograd.errors import ArgumentError
+
+
+def is_known(value: Any) -> bool:
+    """Whether no part of a value is traced."""
+    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value))
+
+
+def as_floats(name: str, value: Any) -> Any:
+    """Real numbers as a floating-point array: of NumPy, or traced.
+
+    Raises:
+        ArgumentError: If they are something else, or not finite; names the argument.
+    """
+    dtype = jnp.result_type(float)
+    wrong = f"{name} must be finite real numbers, got {value!r:.80}. Pass an array."
+    try:
+        array = np.asarray(value) if is_known(value) else jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(wrong) from None
+    if not is_real(array):
+        raise ArgumentError(wrong)
+    array = array.astype(dtype)
+    if isinstance(array, np.ndarray) and not np.all(np.isfinite(array)):
+        raise ArgumentError(wrong)
+    return array
+
+
+def as_shape(*shapes: tuple[int, ...], names: str) -> tuple[int, ...]:
+    """The batch shape of several.
+
+    Args:
+        *shapes: The batch shape of each argument.
+        names: The names of the arguments, for the message.
+
+    Raises:
+        ArgumentError: If they do not broadcast.
+    """
+    try:
+        return tuple(np.broadcast_shapes(*shapes))
+    except ValueError:
+        raise ArgumentError(
+            f"the batch shapes of {names}, {', '.join(map(str, shapes))}, do not "
+            "broadcast. Give each axis the same size, or size 1."
+        ) from None
