@@ -68,7 +68,7 @@ def check_jumps(view: View, params: Any) -> None:
             )
     if not found:
         return
-    drawn = view.drawn
+    drawn = view.keyed
     keyed = _keyed(program, driven, drawn)
     if keyed is None:
         raise JumpError(

@@ -18,7 +18,8 @@ class Site(NamedTuple):
     dtype: Any
     noise: Noise | None = None
     distribution: str = ""
-    reason: str = ""  # why a parameter may not flow into it; "" if it may
+    reason: str = ""  # why its draws have no derivative in a parameter; "" if they have
+    has_law: bool = True  # whether its density or probability is right
     discrete: bool = False
     support: str = "real"  # also "positive", "unit", "bounded", "thin", "mixed" (atoms)
     state: str = "free"  # "free", "observed", "substituted" or "intervened"

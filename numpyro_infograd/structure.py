@@ -213,7 +213,8 @@ class StructuralModel:
         return tuple(
             name
             for name, site in self.site_info.items()
-            if site.reason and site.state == "free" and self._reach[name][0]
+            if site.reason and site.has_law
+            if site.state == "free" and self._reach[name][0]
         )
 
     @functools.cached_property
