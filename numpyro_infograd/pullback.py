@@ -229,7 +229,7 @@ def pull_back(
         on_means = on_means.astype(means.dtype)
         gradient = pullback((scaled, on_means, rest, by_chance))[0]
     deviation = None
-    if deviation_index is not None and (spread or chance):
+    if deviation_index is not None and (spread or (chance and chance.densities)):
         picked = {
             name: spread[name][deviation_index % spread[name].shape[0]] / num_samples
             if name in spread
