@@ -23,7 +23,6 @@ import jax.numpy as jnp
 
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import DensityError
-from numpyro_infograd.hidden import joint_states
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.mixture import (
@@ -31,6 +30,7 @@ from numpyro_infograd.scores.mixture import (
     SOUND_SAMPLE_SIZE,
     Mixture,
 )
+from numpyro_infograd.sites import joint_states
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import Means, Term, at_each, has_density
 
@@ -121,10 +121,15 @@ class Chance:
             densities,
             jnp.asarray([term.coefficient for term in terms]),
             _points(mixture, densities),
-            joint_states(sm, sites, _MOST_STATES),
+            joint_states(sm.site_info, sites, _MOST_STATES),
             sites,
             mixture,
         )
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether mixtures estimate some of the log densities."""
+        return any(density.hidden for density in self.densities)
 
     def warnings_for(self, evidence: Mapping[str, Any]) -> list[str]:
         """Sentences that say why the log densities may be wrong."""
@@ -210,7 +215,8 @@ class Chance:
     def _pointwise(
         self, params: Any, values: Values, means: Means, rng_key: jax.Array
     ) -> Pointwise:
-        found = means.coefficients @ at_each(means, values)
+        num_samples = next(iter(values.values())).shape[0]
+        found = jnp.zeros(num_samples) + means.coefficients @ at_each(means, values)
         deviation, evidence = jnp.zeros_like(found), {}
         for i, density in enumerate(self.densities):
             inside = {name: values[name] for name in density.all_sites}

@@ -84,8 +84,8 @@ class Gradient:
         return html_table(self._title(), self._rows(), notes)
 
 
-# Draws of sites without a derivative are noisy, so a gradient takes up to so many batches
-# of samples until its error is this share of it.
+# Draws of sites without a derivative are noisy, so a gradient takes up to so many
+# batches of samples until its error is this share of it.
 _MOST_BATCHES, _SHARP = 32, 0.015
 _BALANCE = 0.7  # a fit is improved if its error exceeds this share of sampling error
 _SIGNIFICANT = math.sqrt(3.0)  # noise alone is larger in 8 to 10 % of cases
