@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
+import inspect
 import math
 import numbers
 import operator
 import os
+import sys
 import sysconfig
+import threading
 import traceback
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+import warnings
 
 import numpy as np
 
 import jax
+from jax.extend.core import get_opaque_trace_state
 import jax.numpy as jnp
 
 import numpyro
@@ -25,7 +31,11 @@ from numpyro_infograd.errors import (
     InfogradError,
     ModelError,
     ParameterError,
+    TransformationError,
 )
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Errors of JAX if Python or NumPy needs the number of a traced value.
 _CONCRETE = (
@@ -35,17 +45,105 @@ _CONCRETE = (
     jax.errors.TracerIntegerConversionError,
 )
 
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
 # Folders of library code.
 _LIBRARIES = tuple(
     folder + os.sep
     for folder in (
-        os.path.dirname(__file__),
+        os.path.dirname(_PACKAGE),
         *(os.path.dirname(os.path.dirname(str(m.__file__))) for m in (jax, numpyro)),
         sysconfig.get_path("stdlib"),
     )
 )
 
 _MOST = 2**30  # points or samples, at most
+
+
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """A public function that checks how it is called, before anything else.
+
+    Raises:
+        TransformationError: If it is called inside a JAX transformation.
+        ArgumentError: For more positional arguments than it takes.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    takes = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    name = function.__qualname__
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_outside(name)
+        if len(args) > len(takes) and not open_ended:
+            raise ArgumentError(
+                f"{name} takes {', '.join(takes)} and named settings, got {len(args)} "
+                f"arguments. {_advice(name, takes, args)}"
+            )
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _advice(name: str, takes: list[str], args: tuple[Any, ...]) -> str:
+    """What to write in place of too many positional arguments."""
+    sites = args[1:]
+    if takes[1:2] == ["objective"] and all(isinstance(s, (str, tuple)) for s in sites):
+        shown = ", ".join(map(repr, sites))
+        return f"Write ig.{name}(model, ig.MI({shown})): the objective is one argument."
+    return "Give all others by name."
+
+
+def check_outside(name: str) -> None:
+    """Raise inside a JAX transformation.
+
+    Args:
+        name: What was called.
+
+    Raises:
+        TransformationError: Names the call and what works inside a transformation.
+    """
+    if get_opaque_trace_state() != _outside():
+        raise TransformationError(
+            f"{name} was called inside a JAX transformation (jax.jit, jax.vmap, "
+            "jax.grad, jax.lax.scan), but it inspects the model and returns plain "
+            "numbers. Call it outside. Inside, use structural_model(...).evaluate for "
+            "samples, or InfoMax.update(state) for steps along the information "
+            "gradient. The derivative of an information is ig.gradient."
+        )
+
+
+@functools.cache
+def _outside() -> Any:
+    """JAX's state outside of all transformations, as it is in a new thread."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(get_opaque_trace_state()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@jax.custom_jvp
+def without_derivative(tree: Any) -> Any:
+    """The same values; their derivative raises a `TransformationError`."""
+    return tree
+
+
+@without_derivative.defjvp
+def _raise(primals: Any, tangents: Any) -> Any:
+    raise TransformationError(
+        "InfoMax.update was differentiated, but a step has no derivative that is of "
+        "use: the gradient of the objective is info.gradient. Pass parameters through "
+        "jax.lax.stop_gradient before they enter the state."
+    )
+
+
+def warn(message: str) -> None:
+    """Warn of the line that called a public function."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)
 
 
 def as_key(rng_key: Any) -> jax.Array:
@@ -330,12 +428,20 @@ def explain_grad_errors() -> Iterator[None]:
     """A context that explains why a model cannot be differentiated.
 
     Raises:
-        ModelError: For a `jax.custom_vjp`, which has only reverse-mode derivatives, or
-            a loop of unknown length, which has only forward-mode derivatives.
+        ModelError: For a `jax.custom_vjp`, which has only reverse-mode derivatives, a
+            loop of unknown length, which has only forward-mode derivatives, or a call
+            of Python, which has none.
     """
     try:
         yield
     except ValueError as cause:
+        if "callbacks do not support JVP" in str(cause):
+            raise ModelError(
+                "the model or an Expectation calls Python by jax.pure_callback or "
+                "io_callback, which has no derivative. Write the function in "
+                "jax.numpy; or call pure_callback, with vmap_method='sequential', "
+                "inside a jax.custom_jvp function that gives its derivative."
+            ) from cause
         if "Reverse-mode differentiation" not in str(cause):
             raise
         raise ModelError(

@@ -120,6 +120,15 @@ class ArgumentError(InfogradError, ValueError):
     """
 
 
+class TransformationError(InfogradError, ValueError):
+    """A public function was called inside a JAX transformation.
+
+    Raised inside `jax.jit`, `jax.vmap`, `jax.grad` or a loop of `jax.lax`, also by the
+    derivative of `InfoMax.update`. Call the function outside. What works inside:
+    `structural_model` and the methods of its result, and `InfoMax.update(state)`.
+    """
+
+
 class CheckpointError(InfogradError, ValueError):
     """A checkpoint is damaged, or belongs to another run.
 

@@ -20,7 +20,7 @@ from numpyro_infograd.errors import (
     ModelError,
     ParameterError,
 )
-from numpyro_infograd.messenger import Generate
+from numpyro_infograd.messenger import Generate, isolated, warn_of_handlers
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
@@ -97,6 +97,7 @@ def trace_model(
             "function itself, not the result of a call."
         )
     _check_finite(args, kwargs)
+    warn_of_handlers()
 
     def call(messenger: Generate) -> None:
         try:
@@ -117,35 +118,39 @@ def trace_model(
 
     def play(messenger: Generate) -> None:
         try:
-            with explain_trace_errors(messenger, error=ModelError), messenger:
+            with (
+                explain_trace_errors(messenger, error=ModelError),
+                isolated(),
+                messenger,
+            ):
                 call(messenger)
         except Exception as error:
             if not isinstance(error, InfogradError):
                 error.add_note(f"This happened in {messenger} while it was traced.")
             raise
 
-    def explore(concrete: bool) -> Generate:
+    def explore() -> Generate:
         messenger = Generate(rng_key=jax.random.key(0))
-
-        def trace_only() -> None:
-            play(messenger)
-
-        if concrete:
-            trace_only()
-        else:
-            jax.eval_shape(trace_only)
+        play(messenger)
+        messenger.forget()
         return messenger
 
-    seen = explore(concrete=False)
+    def trace_only() -> None:
+        found = explore()
+        facts = jax.tree.leaves((found.param_values, found.constraints))
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in facts):
+            explored.append(found)
+
+    explored: list[Generate] = []
+    jax.eval_shape(trace_only)
+    # Without tracing, if the model computes an initial value or a bound.
+    seen = explored[0] if explored else explore()
     shared = [name for name in seen.param_values if name in seen.sites]
     if shared:
         raise ModelError(
             f"{shared[0]!r} is the name of a parameter and of a site. Give them "
             "different names."
         )
-    leaves = jax.tree.leaves(seen.param_values)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        seen = explore(concrete=True)  # the model computes an initial value
     params = {
         name: jax.tree.map(functools.partial(_strong, name), value)
         for name, value in seen.param_values.items()
@@ -162,6 +167,7 @@ def trace_model(
         if site.noise is not None and site.noise.kind != "none"
     )
     forward = Program.trace(lambda p, n: run(p, n, {})[0], params, noise_like(laws))
+    forward.check_batches("the model")
     return StructuralModel(params, seen.constraints, seen.sites, run, forward)
 
 

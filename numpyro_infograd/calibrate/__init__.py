@@ -21,6 +21,7 @@ from numpyro_infograd.arguments import (
     as_floats,
     as_key,
     as_power_of_two,
+    public,
     use_mesh,
 )
 from numpyro_infograd.calibrate.fit import Fit
@@ -45,6 +46,7 @@ from numpyro_infograd.tracing import trace_model
 __all__ = ["Calibration", "TwoSample", "calibrate"]
 
 
+@public
 def calibrate(
     model: Callable[..., Any] | StructuralModel,
     observed: Mapping[str, Any],

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_count, as_key, as_power_of_two
+from numpyro_infograd.arguments import (
+    as_count,
+    as_key,
+    as_power_of_two,
+    check_outside,
+    public,
+    without_derivative,
+)
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.objectives import Constraint, Objective
 from numpyro_infograd.optimize.annealing import Annealing
@@ -105,6 +112,7 @@ class InfoMax:
 
     # -- SVI's four methods ------------------------------------------------------
 
+    @public
     def init(
         self,
         rng_key: jax.Array | None,
@@ -156,6 +164,7 @@ class InfoMax:
         assert self.posed is not None
         assert self._ascent is not None
         if args or kwargs:
+            check_outside("InfoMax.update with arguments of the model")
             params = self.get_params(state)
             posed = self.plan.pose_again(self.posed, args, kwargs, params)
             began, new = self._ascent, self.plan.make_ascent(posed, params)
@@ -163,6 +172,8 @@ class InfoMax:
             budgets = new.budgets._replace(scales=began.budgets.scales)
             self._ascent = replace(new.rescaled(began.move.scale), budgets=budgets)
             self.posed = posed
+        params = without_derivative(state.unconstrained_params)
+        state = state._replace(unconstrained_params=params)
         batch = jax.tree.map(lambda x: x[None], state)
         batch, infos = ascend_many(self._ascent, batch, jnp.ones(1))
         state = jax.tree.map(lambda x: x[0], batch)
@@ -180,6 +191,7 @@ class InfoMax:
             state.unconstrained_params, self.plan.constraints(self.posed)
         )
 
+    @public
     def run(
         self,
         rng_key: jax.Array | None,
