@@ -3,25 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
-import functools
-import inspect
 import math
 import numbers
 import operator
 import os
-import sys
 import sysconfig
-import threading
 import traceback
-from typing import Any, ParamSpec, TypeVar
-import warnings
+from typing import Any
 
 import numpy as np
 
 import jax
-from jax.extend.core import get_opaque_trace_state
 import jax.numpy as jnp
 
 import numpyro
@@ -31,11 +25,7 @@ from numpyro_infograd.errors import (
     InfogradError,
     ModelError,
     ParameterError,
-    TransformationError,
 )
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Errors of JAX if Python or NumPy needs the number of a traced value.
 _CONCRETE = (
@@ -45,105 +35,17 @@ _CONCRETE = (
     jax.errors.TracerIntegerConversionError,
 )
 
-_PACKAGE = os.path.dirname(__file__) + os.sep
-
 # Folders of library code.
 _LIBRARIES = tuple(
     folder + os.sep
     for folder in (
-        os.path.dirname(_PACKAGE),
+        os.path.dirname(__file__),
         *(os.path.dirname(os.path.dirname(str(m.__file__))) for m in (jax, numpyro)),
         sysconfig.get_path("stdlib"),
     )
 )
 
 _MOST = 2**30  # points or samples, at most
-
-
-def public(function: Callable[P, R]) -> Callable[P, R]:
-    """A public function that checks how it is called, before anything else.
-
-    Raises:
-        TransformationError: If it is called inside a JAX transformation.
-        ArgumentError: For more positional arguments than it takes.
-    """
-    parameters = inspect.signature(function).parameters.values()
-    open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    takes = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    name = function.__qualname__
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_outside(name)
-        if len(args) > len(takes) and not open_ended:
-            raise ArgumentError(
-                f"{name} takes {', '.join(takes)} and named settings, got {len(args)} "
-                f"arguments. {_advice(name, takes, args)}"
-            )
-        return function(*args, **kwargs)
-
-    return call
-
-
-def _advice(name: str, takes: list[str], args: tuple[Any, ...]) -> str:
-    """What to write in place of too many positional arguments."""
-    sites = args[1:]
-    if takes[1:2] == ["objective"] and all(isinstance(s, (str, tuple)) for s in sites):
-        shown = ", ".join(map(repr, sites))
-        return f"Write ig.{name}(model, ig.MI({shown})): the objective is one argument."
-    return "Give all others by name."
-
-
-def check_outside(name: str) -> None:
-    """Raise inside a JAX transformation.
-
-    Args:
-        name: What was called.
-
-    Raises:
-        TransformationError: Names the call and what works inside a transformation.
-    """
-    if get_opaque_trace_state() != _outside():
-        raise TransformationError(
-            f"{name} was called inside a JAX transformation (jax.jit, jax.vmap, "
-            "jax.grad, jax.lax.scan), but it inspects the model and returns plain "
-            "numbers. Call it outside. Inside, use structural_model(...).evaluate for "
-            "samples, or InfoMax.update(state) for steps along the information "
-            "gradient. The derivative of an information is ig.gradient."
-        )
-
-
-@functools.cache
-def _outside() -> Any:
-    """JAX's state outside of all transformations, as it is in a new thread."""
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(get_opaque_trace_state()))
-    thread.start()
-    thread.join()
-    return found[0]
-
-
-@jax.custom_jvp
-def without_derivative(tree: Any) -> Any:
-    """The same values; their derivative raises a `TransformationError`."""
-    return tree
-
-
-@without_derivative.defjvp
-def _raise(primals: Any, tangents: Any) -> Any:
-    raise TransformationError(
-        "InfoMax.update was differentiated, but a step has no derivative that is of "
-        "use: the gradient of the objective is info.gradient. Pass parameters through "
-        "jax.lax.stop_gradient before they enter the state."
-    )
-
-
-def warn(message: str) -> None:
-    """Warn of the line that called a public function."""
-    frame, depth = sys._getframe(1), 2
-    while frame.f_back and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, stacklevel=depth)
 
 
 def as_key(rng_key: Any) -> jax.Array:
@@ -397,7 +299,7 @@ def explain_trace_errors(
         yield
     except _CONCRETE as cause:
         raise error(
-            f"{what} asks for the number of a traced value{_line_of(cause)} by an if, "
+            f"{what} asks for the number of a traced value{line_of(cause)} by an if, "
             "a while, float() or a NumPy function. Use jnp.where or jax.lax.cond, and "
             "functions of jax.numpy: jnp.tanh for np.tanh."
         ) from cause
@@ -412,7 +314,7 @@ def explain_trace_errors(
         raise error(f"{what} failed: {why}. It is given only {holds}.") from cause
 
 
-def _line_of(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """The line of the caller's code that raised an error, as text."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.line and not f.filename.startswith(_LIBRARIES)]

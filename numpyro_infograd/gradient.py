@@ -13,7 +13,8 @@ import numpy as np
 import jax
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_args, as_key, public
+from numpyro_infograd.arguments import as_args, as_key
+from numpyro_infograd.doors import public
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.estimation import Gradient, estimate_gradient
 from numpyro_infograd.linear import information

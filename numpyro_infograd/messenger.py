@@ -24,8 +24,8 @@ from numpyro.distributions import MaskedDistribution, Unit, biject_to, constrain
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from numpyro_infograd import exogenous
-from numpyro_infograd.arguments import warn
 from numpyro_infograd.density import Values
+from numpyro_infograd.doors import warn
 from numpyro_infograd.errors import ModelError, ParameterError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like

@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 import jax
 
-from numpyro_infograd.arguments import check_outside, is_number
+from numpyro_infograd.arguments import is_number
+from numpyro_infograd.doors import check_outside
 from numpyro_infograd.errors import ArgumentError
 
 Sites = str | Iterable[str]

@@ -14,15 +14,10 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import (
-    as_args,
-    as_key,
-    as_power_of_two,
-    is_real,
-    public,
-)
+from numpyro_infograd.arguments import as_args, as_key, as_power_of_two, is_real
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density
+from numpyro_infograd.doors import public
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, sobol_points
 from numpyro_infograd.objectives import Objective

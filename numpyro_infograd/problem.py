@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_power_of_two, warn
+from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.density import Density
+from numpyro_infograd.doors import warn
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.hidden import walkable

@@ -21,7 +21,6 @@ from numpyro_infograd.arguments import (
     as_floats,
     as_key,
     as_power_of_two,
-    public,
     use_mesh,
 )
 from numpyro_infograd.calibrate.fit import Fit
@@ -30,6 +29,7 @@ from numpyro_infograd.calibrate.report import make_report
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
 from numpyro_infograd.calibrate.settings import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd.density import Density
+from numpyro_infograd.doors import public
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.objectives import Entropy
 from numpyro_infograd.optimize.move import (

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_args, as_key, as_power_of_two, public
+from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
 from numpyro_infograd.certificate import Certificate, certify
 from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.doors import public
 from numpyro_infograd.estimation import fit, unchecked
 from numpyro_infograd.gradient import choose
 from numpyro_infograd.noise import draw_noise

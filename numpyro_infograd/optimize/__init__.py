@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_args, public, use_mesh
+from numpyro_infograd.arguments import as_args, use_mesh
+from numpyro_infograd.doors import public
 from numpyro_infograd.errors import ConstraintError
 from numpyro_infograd.objectives import MI, Constraint, Objective, Sites
 from numpyro_infograd.optimize.annealing import Annealing

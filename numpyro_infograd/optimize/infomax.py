@@ -11,14 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import (
-    as_count,
-    as_key,
-    as_power_of_two,
-    check_outside,
-    public,
-    without_derivative,
-)
+from numpyro_infograd.arguments import as_count, as_key, as_power_of_two
+from numpyro_infograd.doors import check_outside, public, without_derivative
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.objectives import Constraint, Objective
 from numpyro_infograd.optimize.annealing import Annealing

@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 
 import jax
 
-from numpyro_infograd.arguments import as_args, as_count, as_key, public
+from numpyro_infograd.arguments import as_args, as_count, as_key
+from numpyro_infograd.doors import public
 from numpyro_infograd.errors import (
     ArgumentError,
     ConstraintError,

@@ -10,7 +10,8 @@ from typing import Any, cast
 import jax
 
 from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_args, as_key, public, use_mesh
+from numpyro_infograd.arguments import as_args, as_key, use_mesh
+from numpyro_infograd.doors import public
 from numpyro_infograd.edits import shuffle_inputs
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.linear import information
