@@ -13,7 +13,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_real, explain_trace_errors
+from numpyro_infograd.arguments import as_real, explain_trace_errors, line_of
 from numpyro_infograd.errors import (
     ArgumentError,
     InfogradError,
@@ -27,6 +27,8 @@ from numpyro_infograd.structure import StructuralModel
 
 # NumPyro's errors for invalid distributions, and what to do.
 _NO_LAW = {
+    "_matrix parameter": "The matrix must be symmetric and positive definite. If it is "
+    "symmetric except for rounding, use (c + c.T) / 2.",
     "distribution got invalid": "Use other values, or a constraint in numpyro.param.",
     "Invalid type for 'fn'": "Call the class of a distribution: dist.Normal(0.0, 1.0).",
 }
@@ -42,6 +44,42 @@ def _strong(name: str, value: Any) -> jax.Array:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.zeros(()).dtype)
     return jax.lax.convert_element_type(array, array.dtype)
+
+
+class _Float(float):
+    """A Python float that JAX takes as an array, so its value is not compiled.
+
+    It is a float for Python: for `if`, `math` and `isinstance`. Sums, products and
+    powers of it are of this class too.
+    """
+
+    def __jax_array__(self) -> jax.Array:
+        with jax.ensure_compile_time_eval():
+            return jnp.asarray(float(self))
+
+    def __reduce__(self) -> Any:
+        return float, (float(self),)
+
+
+def _keep_class(name: str) -> None:
+    method = getattr(float, name)
+
+    def call(self: float, *others: Any) -> Any:
+        found = method(self, *others)
+        return _Float(found) if type(found) is float else found
+
+    setattr(_Float, name, call)
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    _keep_class(f"__{_name}__")
+    _keep_class(f"__r{_name}__")
+for _name in ("neg", "pos", "abs"):
+    _keep_class(f"__{_name}__")
+
+
+def _as_float(argument: Any) -> Any:
+    return _Float(argument) if type(argument) is float else argument
 
 
 def structural_model(
@@ -97,6 +135,8 @@ def trace_model(
             "function itself, not the result of a call."
         )
     _check_finite(args, kwargs)
+    args = tuple(map(_as_float, args))
+    kwargs = {name: _as_float(value) for name, value in kwargs.items()}
     warn_of_handlers()
 
     def call(messenger: Generate) -> None:
@@ -113,7 +153,8 @@ def trace_model(
             if not advice:
                 raise
             raise ModelError(
-                f"{messenger} has a distribution that is not valid: {error} {advice[0]}"
+                f"{messenger} has a distribution that is not valid{line_of(error)}: "
+                f"{error} {advice[0]}"
             ) from error
 
     def play(messenger: Generate) -> None:
@@ -168,7 +209,10 @@ def trace_model(
     )
     forward = Program.trace(lambda p, n: run(p, n, {})[0], params, noise_like(laws))
     forward.check_batches("the model")
-    return StructuralModel(params, seen.constraints, seen.sites, run, forward)
+    source = trace_model, (model, args, kwargs)
+    return StructuralModel(
+        params, seen.constraints, seen.sites, run, forward, source=source
+    )
 
 
 def _check_call(
