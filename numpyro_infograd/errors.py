@@ -25,9 +25,10 @@ class ModelError(InfogradError, ValueError):
     """The model has a construct that a generative model cannot have.
 
     Raised when a model is traced: for `factor` statements, subsampled plates, mutable
-    module state, improper priors, randomness outside of sites, or a Python branch on a
-    traced value. Also raised for draws, log densities or expectations that are not
-    finite. Write the construct as the message says, or use other parameter values.
+    module state, improper priors, randomness outside of sites, a Python branch on a
+    traced value, or a call of Python without a derivative (`jax.pure_callback`). Also
+    raised for draws, log densities or expectations that are not finite. Write
+    the construct as the message says, or use other parameter values.
     """
 
 

@@ -77,8 +77,7 @@ class StructuralModel:
         appended: Variance of the Gaussian noise appended to sites.
         clean: The model before noise was appended.
         copies: Distributions of noise that an edit draws a second time.
-        source: A function and its arguments that trace the same model again, for
-            pickle; None after an edit.
+        source: The NumPyro model and its arguments, for pickle; None after an edit.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -106,7 +105,7 @@ class StructuralModel:
     appended: dict[str, Any] = field(default_factory=dict)
     clean: StructuralModel | None = None
     copies: dict[str, Noise] = field(default_factory=dict)
-    source: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
+    source: tuple[Any, ...] | None = None
     _densities: dict[Any, Density] = field(default_factory=dict, init=False)
     _programs: dict[Any, Program] = field(default_factory=dict, init=False)
 
@@ -131,20 +130,6 @@ class StructuralModel:
     def spec(self) -> NoiseSpec:
         """`noise` as a static, hashable value."""
         return tuple(self.noise.items())
-
-    def __reduce__(self) -> Any:
-        """For pickle: the NumPyro model and its arguments, traced again when loaded.
-
-        Raises:
-            ArgumentError: For a model that an edit has changed.
-        """
-        if self.source is None:
-            raise ArgumentError(
-                "a StructuralModel with appended noise, shuffled inputs or a path has "
-                "no NumPyro model to pickle. Use pickle on the result of "
-                "structural_model, and change it after loading."
-            )
-        return self.source
 
     # -- sampling ---------------------------------------------------------------
 

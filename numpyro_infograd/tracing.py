@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import copyreg
 import functools
 import inspect
 from typing import Any
@@ -98,7 +99,8 @@ def structural_model(
         **kwargs: Keyword arguments of the model.
 
     Returns:
-        The traced model; its `params`, `sites`, `parents` and `noise` describe it.
+        The traced model; its `params`, `sites`, `parents` and `noise` describe it. It
+        can be pickled if the NumPyro model and the arguments can.
 
     Raises:
         ModelError: For a construct that a generative model cannot have.
@@ -209,10 +211,28 @@ def trace_model(
     )
     forward = Program.trace(lambda p, n: run(p, n, {})[0], params, noise_like(laws))
     forward.check_batches("the model")
-    source = trace_model, (model, args, kwargs)
+    source = (model, args, kwargs)
     return StructuralModel(
         params, seen.constraints, seen.sites, run, forward, source=source
     )
+
+
+def _reduce(sm: StructuralModel) -> tuple[Any, ...]:
+    """For pickle: the NumPyro model is traced again when it is loaded.
+
+    Raises:
+        ArgumentError: For a model that an edit has changed.
+    """
+    if sm.source is None:
+        raise ArgumentError(
+            "a StructuralModel with appended noise, shuffled inputs or a path has no "
+            "NumPyro model to pickle. Use pickle on the result of structural_model, "
+            "and change it after loading."
+        )
+    return trace_model, sm.source
+
+
+copyreg.pickle(StructuralModel, _reduce)  # type: ignore[arg-type]
 
 
 def _check_call(

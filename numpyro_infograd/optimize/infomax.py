@@ -139,7 +139,8 @@ class InfoMax:
     ) -> tuple[InfoMaxState, StepInfo]:
         """One step of the ascent. Arguments of the model replace those of `init`.
 
-        Without arguments, it can be called inside `jax.jit` and `jax.lax.scan`.
+        Without arguments, it can be called inside `jax.jit`, `jax.vmap` and
+        `jax.lax.scan`. It has no derivative of its own.
 
         Args:
             state: What `init` or `update` returned.
@@ -153,6 +154,8 @@ class InfoMax:
         Raises:
             ArgumentError: Before `init`, for the state of another model, or for
                 arguments that change the structure of the model.
+            TransformationError: Inside a JAX transformation with arguments, and if a
+                step is differentiated.
         """
         self._check_state(state)
         assert self.posed is not None
