@@ -299,7 +299,7 @@ def explain_trace_errors(
         yield
     except _CONCRETE as cause:
         raise error(
-            f"{what} asks for the number of a traced value{_line_of(cause)} by an if, "
+            f"{what} asks for the number of a traced value{line_of(cause)} by an if, "
             "a while, float() or a NumPy function. Use jnp.where or jax.lax.cond, and "
             "functions of jax.numpy: jnp.tanh for np.tanh."
         ) from cause
@@ -314,7 +314,7 @@ def explain_trace_errors(
         raise error(f"{what} failed: {why}. It is given only {holds}.") from cause
 
 
-def _line_of(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """The line of the caller's code that raised an error, as text."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.line and not f.filename.startswith(_LIBRARIES)]
@@ -330,12 +330,20 @@ def explain_grad_errors() -> Iterator[None]:
     """A context that explains why a model cannot be differentiated.
 
     Raises:
-        ModelError: For a `jax.custom_vjp`, which has only reverse-mode derivatives, or
-            a loop of unknown length, which has only forward-mode derivatives.
+        ModelError: For a `jax.custom_vjp`, which has only reverse-mode derivatives, a
+            loop of unknown length, which has only forward-mode derivatives, or a call
+            of Python, which has none.
     """
     try:
         yield
     except ValueError as cause:
+        if "callbacks do not support JVP" in str(cause):
+            raise ModelError(
+                "the model or an Expectation calls Python by jax.pure_callback or "
+                "io_callback, which has no derivative. Write the function in "
+                "jax.numpy; or call pure_callback, with vmap_method='sequential', "
+                "inside a jax.custom_jvp function that gives its derivative."
+            ) from cause
         if "Reverse-mode differentiation" not in str(cause):
             raise
         raise ModelError(

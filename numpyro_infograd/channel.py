@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import functools
+import sys
 from typing import Any
 
 from numpyro_infograd.calibrate import Calibration, calibrate
@@ -39,6 +40,14 @@ class Channel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
 
+    def __reduce__(self) -> Any:
+        """For pickle: by name, as a function, where the name is that of this object."""
+        found: Any = sys.modules.get(self.__module__)
+        name: str = vars(self).get("__qualname__", "")
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        return name if found is self else super().__reduce_ex__(2)
+
     def __repr__(self) -> str:
         name = getattr(self.model, "__name__", repr(self.model))
         ends = (self.inputs, self.outputs, self.given)
@@ -72,7 +81,7 @@ class Channel:
 
     def structural_model(self, *args: Any, **kwargs: Any) -> StructuralModel:
         """The traced model for these arguments."""
-        return structural_model(self.model, *args, **kwargs)
+        return structural_model(self, *args, **kwargs)
 
 
 def channel(

@@ -182,7 +182,7 @@ def _retrace(sm: StructuralModel) -> StructuralModel:
         sm.params,
         noise_like(sm.spec),
     )
-    return replace(sm, forward=forward)
+    return replace(sm, forward=forward, source=None)
 
 
 def hold(sm: StructuralModel) -> StructuralModel:

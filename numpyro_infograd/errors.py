@@ -25,9 +25,10 @@ class ModelError(InfogradError, ValueError):
     """The model has a construct that a generative model cannot have.
 
     Raised when a model is traced: for `factor` statements, subsampled plates, mutable
-    module state, improper priors, randomness outside of sites, or a Python branch on a
-    traced value. Also raised for draws, log densities or expectations that are not
-    finite. Write the construct as the message says, or use other parameter values.
+    module state, improper priors, randomness outside of sites, a Python branch on a
+    traced value, or a call of Python without a derivative (`jax.pure_callback`). Also
+    raised for draws, log densities or expectations that are not finite. Write
+    the construct as the message says, or use other parameter values.
     """
 
 
@@ -117,6 +118,15 @@ class ArgumentError(InfogradError, ValueError):
 
     Raised as early as possible, mostly before anything is computed. Pass what the
     message says was expected.
+    """
+
+
+class TransformationError(InfogradError, ValueError):
+    """A public function was called inside a JAX transformation.
+
+    Raised inside `jax.jit`, `jax.vmap`, `jax.grad` or a loop of `jax.lax`, also by the
+    derivative of `InfoMax.update`. Call the function outside. What works inside:
+    `structural_model` and the methods of its result, and `InfoMax.update(state)`.
     """
 
 

@@ -14,6 +14,7 @@ import jax
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key
+from numpyro_infograd.doors import public
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.estimation import Gradient, estimate_gradient
 from numpyro_infograd.linear import information
@@ -141,6 +142,7 @@ def _why_mixture(evidence: Mapping[str, Any]) -> str:
 # -- the public function -------------------------------------------------------
 
 
+@public
 def gradient(
     model: Callable[..., Any] | StructuralModel,
     objective: Objective,

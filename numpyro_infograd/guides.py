@@ -16,6 +16,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro_infograd.arguments import explain_trace_errors
 from numpyro_infograd.density import Values
 from numpyro_infograd.errors import ScoreError
+from numpyro_infograd.messenger import isolated
 
 Model = Callable[..., Any]
 _OUTSIDE = 0.01  # share of draws that may be outside a support by rounding
@@ -112,7 +113,8 @@ def log_density(
 
     conditioned = handlers.condition(model, dict(values))
     filled = handlers.substitute(conditioned, substitute_fn=constrained)
-    trace = handlers.trace(filled).get_trace(**given)
+    with isolated():
+        trace = handlers.trace(filled).get_trace(**given)
     parts = [
         jnp.sum(site["fn"].log_prob(site["value"]))
         for site in trace.values()
@@ -122,7 +124,8 @@ def log_density(
 
 
 def _trace(model: Model, given: Mapping[str, Any], rng_key: jax.Array) -> Any:
-    return handlers.trace(handlers.seed(model, rng_key)).get_trace(**given)
+    with isolated():
+        return handlers.trace(handlers.seed(model, rng_key)).get_trace(**given)
 
 
 def _transform(site: Any) -> Any:

@@ -6,7 +6,7 @@ facts are conservative: they may report a dependence or a jump that does not exi
 may miss an affine output, but never the reverse.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 import os
 from typing import Any, NamedTuple
@@ -39,6 +39,18 @@ def dependencies(jaxpr: Jaxpr) -> list[frozenset[int]]:
         return propagate(Domain(), jaxpr, inputs)
     except MutableError:
         return [frozenset(range(len(inputs)))] * len(jaxpr.outvars)
+
+
+def callbacks_that_cannot_batch(jaxpr: Jaxpr) -> Iterator[tuple[str, str]]:
+    """Calls of Python that `jax.vmap` refuses: operation and name of the function."""
+    for eqn in jaxpr.eqns:
+        kind, params = eqn.primitive.name, eqn.params
+        single = kind == "pure_callback" and params.get("vmap_method") is None
+        if single or (kind == "io_callback" and params.get("ordered")):
+            function = getattr(params["callback"], "callback_func", None)
+            yield kind, getattr(function, "__name__", "a function")
+        for body in sub_jaxprs(list(params.values())):
+            yield from callbacks_that_cannot_batch(open_jaxpr(body))
 
 
 # Affinity: 0 is constant, 1 affine, 2 anything else, in the chosen inputs jointly.

@@ -8,7 +8,9 @@ cannot use randomness outside of sample sites without an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+import threading
 from typing import Any
 import warnings
 
@@ -19,10 +21,11 @@ from jax.extend.core import get_opaque_trace_state
 import jax.numpy as jnp
 
 from numpyro.distributions import MaskedDistribution, Unit, biject_to, constraints
-from numpyro.primitives import Messenger
+from numpyro.primitives import _PYRO_STACK, Messenger
 
 from numpyro_infograd import exogenous
 from numpyro_infograd.density import Values
+from numpyro_infograd.doors import warn
 from numpyro_infograd.errors import ModelError, ParameterError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like
@@ -31,6 +34,37 @@ from numpyro_infograd.sites import Site
 _FEW = 1024  # listed values of a discrete distribution, at most
 # Supports with fewer dimensions than values, so without a density on R^d.
 _THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")
+# NumPyro's stack of handlers is global, so only one thread may run a model.
+_stack = threading.RLock()
+# Handlers around a call from which nobody expects other numbers.
+_HARMLESS = ("trace", "seed", "block", "Generate", "_Isolate")
+
+
+class _Isolate(Messenger):
+    """Hides a model's messages from the handlers around it."""
+
+    def process_message(self, msg: Any) -> None:
+        msg["stop"] = True
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """A context for running a model: without other handlers, and without threads."""
+    with _stack, _Isolate():
+        yield
+
+
+def warn_of_handlers() -> None:
+    """Warn of handlers around a call that would change a model, but do not reach it."""
+    with _stack:
+        active = [type(handler).__name__ for handler in _PYRO_STACK]
+    for name in dict.fromkeys(active):
+        if name not in _HARMLESS:
+            warn(
+                f"the NumPyro handler {name!r} is active around this call, but does "
+                "not reach the model. Apply it to the model, as in "
+                "handlers.substitute(model, data), and pass the result."
+            )
 
 
 class Generate(Messenger):
@@ -70,6 +104,11 @@ class Generate(Messenger):
     def __enter__(self) -> Any:
         self._level = get_opaque_trace_state()
         return super().__enter__()
+
+    def forget(self) -> None:
+        """Drop traced values, which must not outlive their trace."""
+        self.values.clear()
+        self.rng_key = None
 
     # -- messages of the model -----------------------------------------------------
 

@@ -16,7 +16,10 @@ import math
 import numbers
 from typing import Any, NoReturn
 
+import jax
+
 from numpyro_infograd.arguments import is_number
+from numpyro_infograd.doors import check_outside
 from numpyro_infograd.errors import ArgumentError
 
 Sites = str | Iterable[str]
@@ -186,6 +189,8 @@ def check_is_objective(value: Any, name: str = "objective", advice: str = "") ->
         ArgumentError: Names the argument.
     """
     if not isinstance(value, Objective):
+        if isinstance(value, str) and not advice:
+            advice = " Write ig.MI('x', 'y') for the information between two sites."
         raise ArgumentError(
             f"{name} must be built from MI, Entropy and Expectation, got {value!r}."
             f"{advice}"
@@ -322,9 +327,15 @@ def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ..
 
 
 def _scale(factor: Any) -> float | None:
-    """A factor as a float; None if it is not a number."""
+    """A factor as a float; None if it is not a number.
+
+    Raises:
+        TransformationError: For a traced number.
+    """
     if isinstance(factor, (str, bytes)):
         return None
+    if isinstance(factor, jax.core.Tracer):
+        check_outside("the product of an objective and a traced number")
     try:
         return float(factor)
     except (TypeError, ValueError):

@@ -17,6 +17,7 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two, is_real
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density
+from numpyro_infograd.doors import public
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, sobol_points
 from numpyro_infograd.objectives import Objective
@@ -33,6 +34,7 @@ _LONGER = 5  # training steps, in units of a fit at one value of the parameters
 _LARGER = 8  # samples, in units of the pool of such a fit
 
 
+@public
 def pretrain_scores(
     model: Callable[..., Any] | StructuralModel,
     objective: Objective,

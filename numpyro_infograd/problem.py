@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-import warnings
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.chance import Chance
 from numpyro_infograd.density import Density
+from numpyro_infograd.doors import warn
 from numpyro_infograd.edits import append_noise
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.hidden import walkable
@@ -105,20 +105,18 @@ def admit(
     checks.check_objective(objective, sm)
     for name in objective.sites:
         if sm.site_info[name].masked:
-            warnings.warn(
+            warn(
                 f"site {name!r} carries a mask (handlers.mask), which has no effect on "
                 "information. Leave masked entries out of the site.",
-                stacklevel=3,
             )
     for name, site in sm.site_info.items():
         if site.state != "observed":
             continue
         if site.control_flow or sm.density((name,), whole=True).hidden:
-            warnings.warn(
+            warn(
                 f"site {name!r} is observed: its value is fixed, but the sites that "
                 "it depends on are not conditioned on it. If the site is a part of the "
                 "system, leave out obs= (or handlers.condition).",
-                stacklevel=3,
             )
     return sm, complete
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.tree_util import tree_flatten, tree_structure, tree_unflatten
 
 from numpyro_infograd import jaxpr_facts
+from numpyro_infograd.errors import ModelError
 from numpyro_infograd.jaxpr_facts import Jump
 from numpyro_infograd.jaxpr_key import KeyMaker
 from numpyro_infograd.jaxpr_replay import HiddenError, replay
@@ -194,6 +195,20 @@ class Program:
             for out, shape in zip(outs, self.code.jaxpr.out_avals, strict=True)
         ]
         return tree_unflatten(self.code.out_tree, arrays)
+
+    def check_batches(self, what: str) -> None:
+        """Raise for a callback that cannot run on a batch of samples.
+
+        Raises:
+            ModelError: Names the callback.
+        """
+        for kind, name in jaxpr_facts.callbacks_that_cannot_batch(self.code.jaxpr):
+            raise ModelError(
+                f"{what} calls {name} by jax.{kind}, which does not run on a batch of "
+                "samples. Write the function in jax.numpy; or use jax.pure_callback "
+                "with vmap_method='sequential', inside a jax.custom_jvp function that "
+                "gives its derivative."
+            )
 
     def input_indices(self, *path: Any) -> list[int]:
         """Flat inputs under a path of indices, keys and attribute names."""

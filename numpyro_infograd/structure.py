@@ -46,6 +46,7 @@ class StructuralModel:
         clean: The model before noise was appended.
         copies: Distributions of noise that an edit draws a second time.
         held_from: The model before its drawn sites were held.
+        source: The NumPyro model and its arguments, for pickle; None after an edit.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -74,6 +75,7 @@ class StructuralModel:
     clean: StructuralModel | None = None
     copies: dict[str, Noise] = field(default_factory=dict)
     held_from: StructuralModel | None = None
+    source: tuple[Any, ...] | None = None
     _densities: dict[Any, Density] = field(default_factory=dict, init=False)
     _programs: dict[Any, Program] = field(default_factory=dict, init=False)
 

@@ -171,7 +171,9 @@ def _trace_scalar(fn: Callable[[Any], Any], example: Any, holds: str) -> Program
         return found
 
     with explain_trace_errors(label, holds):
-        return Program.trace(scalar, example)
+        program = Program.trace(scalar, example)
+    program.check_batches(label)
+    return program
 
 
 def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import copyreg
 import functools
 import inspect
 from typing import Any
@@ -13,20 +14,22 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_real, explain_trace_errors
+from numpyro_infograd.arguments import as_real, explain_trace_errors, line_of
 from numpyro_infograd.errors import (
     ArgumentError,
     InfogradError,
     ModelError,
     ParameterError,
 )
-from numpyro_infograd.messenger import Generate
+from numpyro_infograd.messenger import Generate, isolated, warn_of_handlers
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel
 
 # NumPyro's errors for invalid distributions, and what to do.
 _NO_LAW = {
+    "_matrix parameter": "The matrix must be symmetric and positive definite. If it is "
+    "symmetric except for rounding, use (c + c.T) / 2.",
     "distribution got invalid": "Use other values, or a constraint in numpyro.param.",
     "Invalid type for 'fn'": "Call the class of a distribution: dist.Normal(0.0, 1.0).",
 }
@@ -42,6 +45,42 @@ def _strong(name: str, value: Any) -> jax.Array:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.zeros(()).dtype)
     return jax.lax.convert_element_type(array, array.dtype)
+
+
+class _Float(float):
+    """A Python float that JAX takes as an array, so its value is not compiled.
+
+    It is a float for Python: for `if`, `math` and `isinstance`. Sums, products and
+    powers of it are of this class too.
+    """
+
+    def __jax_array__(self) -> jax.Array:
+        with jax.ensure_compile_time_eval():
+            return jnp.asarray(float(self))
+
+    def __reduce__(self) -> Any:
+        return float, (float(self),)
+
+
+def _keep_class(name: str) -> None:
+    method = getattr(float, name)
+
+    def call(self: float, *others: Any) -> Any:
+        found = method(self, *others)
+        return _Float(found) if type(found) is float else found
+
+    setattr(_Float, name, call)
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    _keep_class(f"__{_name}__")
+    _keep_class(f"__r{_name}__")
+for _name in ("neg", "pos", "abs"):
+    _keep_class(f"__{_name}__")
+
+
+def _as_float(argument: Any) -> Any:
+    return _Float(argument) if type(argument) is float else argument
 
 
 def structural_model(
@@ -60,7 +99,8 @@ def structural_model(
         **kwargs: Keyword arguments of the model.
 
     Returns:
-        The traced model; its `params`, `sites`, `parents` and `noise` describe it.
+        The traced model; its `params`, `sites`, `parents` and `noise` describe it. It
+        can be pickled if the NumPyro model and the arguments can.
 
     Raises:
         ModelError: For a construct that a generative model cannot have.
@@ -97,6 +137,9 @@ def trace_model(
             "function itself, not the result of a call."
         )
     _check_finite(args, kwargs)
+    args = tuple(map(_as_float, args))
+    kwargs = {name: _as_float(value) for name, value in kwargs.items()}
+    warn_of_handlers()
 
     def call(messenger: Generate) -> None:
         try:
@@ -112,40 +155,45 @@ def trace_model(
             if not advice:
                 raise
             raise ModelError(
-                f"{messenger} has a distribution that is not valid: {error} {advice[0]}"
+                f"{messenger} has a distribution that is not valid{line_of(error)}: "
+                f"{error} {advice[0]}"
             ) from error
 
     def play(messenger: Generate) -> None:
         try:
-            with explain_trace_errors(messenger, error=ModelError), messenger:
+            with (
+                explain_trace_errors(messenger, error=ModelError),
+                isolated(),
+                messenger,
+            ):
                 call(messenger)
         except Exception as error:
             if not isinstance(error, InfogradError):
                 error.add_note(f"This happened in {messenger} while it was traced.")
             raise
 
-    def explore(concrete: bool) -> Generate:
+    def explore() -> Generate:
         messenger = Generate(rng_key=jax.random.key(0))
-
-        def trace_only() -> None:
-            play(messenger)
-
-        if concrete:
-            trace_only()
-        else:
-            jax.eval_shape(trace_only)
+        play(messenger)
+        messenger.forget()
         return messenger
 
-    seen = explore(concrete=False)
+    def trace_only() -> None:
+        found = explore()
+        facts = jax.tree.leaves((found.param_values, found.constraints))
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in facts):
+            explored.append(found)
+
+    explored: list[Generate] = []
+    jax.eval_shape(trace_only)
+    # Without tracing, if the model computes an initial value or a bound.
+    seen = explored[0] if explored else explore()
     shared = [name for name in seen.param_values if name in seen.sites]
     if shared:
         raise ModelError(
             f"{shared[0]!r} is the name of a parameter and of a site. Give them "
             "different names."
         )
-    leaves = jax.tree.leaves(seen.param_values)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        seen = explore(concrete=True)  # the model computes an initial value
     params = {
         name: jax.tree.map(functools.partial(_strong, name), value)
         for name, value in seen.param_values.items()
@@ -162,7 +210,29 @@ def trace_model(
         if site.noise is not None and site.noise.kind != "none"
     )
     forward = Program.trace(lambda p, n: run(p, n, {})[0], params, noise_like(laws))
-    return StructuralModel(params, seen.constraints, seen.sites, run, forward)
+    forward.check_batches("the model")
+    source = (model, args, kwargs)
+    return StructuralModel(
+        params, seen.constraints, seen.sites, run, forward, source=source
+    )
+
+
+def _reduce(sm: StructuralModel) -> tuple[Any, ...]:
+    """For pickle: the NumPyro model is traced again when it is loaded.
+
+    Raises:
+        ArgumentError: For a model that an edit has changed.
+    """
+    if sm.source is None:
+        raise ArgumentError(
+            "a StructuralModel with appended noise, shuffled inputs or a path has no "
+            "NumPyro model to pickle. Use pickle on the result of structural_model, "
+            "and change it after loading."
+        )
+    return trace_model, sm.source
+
+
+copyreg.pickle(StructuralModel, _reduce)  # type: ignore[arg-type]
 
 
 def _check_call(

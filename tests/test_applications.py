@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the paper puts the gradient to, against optima found independently."""
 
+from pathlib import Path
+import runpy
+
 import numpy as np
 import pytest
 from scipy.optimize import brentq
@@ -18,6 +21,7 @@ import numpyro_infograd as ig
 from numpyro_infograd import MI
 from numpyro_infograd.scores import Mixture
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 BETAS = (1.6, 2.5, 4.0, 8.0, 20.0)
 
 
@@ -53,6 +57,13 @@ def test_gaussian_information_bottleneck(rho) -> None:
             for other in ("x", "y")
         ]
         np.testing.assert_allclose([e.value for e in found], truth, rtol=0.005)
+
+
+@pytest.mark.slow
+def test_an_information_in_the_loss_of_svi(capsys) -> None:
+    """The script compares itself with the closed form."""
+    runpy.run_path(str(EXAMPLES / "bottleneck_elbo.py"))
+    assert "within 0.01 nats" in capsys.readouterr().out
 
 
 # -- powers ----------------------------------------------------------------------------

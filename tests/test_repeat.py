@@ -93,6 +93,49 @@ def test_a_second_one_compiles_nothing(compilations, call) -> None:
     assert count(compilations, lambda: call(2.0, 0.5)) == 0
 
 
+def scaled(s, slope=1.0):
+    x = numpyro.sample("x", dist.Normal())
+    mean = slope * jnp.tanh(numpyro.param("a", 1.0) * x) + 2 * s
+    numpyro.sample("y", dist.Normal(mean, 1 / (1 + s**2)))
+
+
+def test_another_float_as_an_argument_compiles_nothing(compilations) -> None:
+    def call(*args, **kwargs):
+        settings = {"model_args": args, "model_kwargs": kwargs, "num_samples": 256}
+        return ig.gradient(scaled, XY, scores=METHODS["mixture"], **settings).value["a"]
+
+    call(0.5, slope=1.0)
+    found = []
+    assert count(compilations, lambda: found.append(call(0.7, slope=2.0))) == 0
+    right = call(jnp.asarray(0.7), slope=jnp.asarray(2.0))
+    assert float(found[0]) == pytest.approx(float(right), rel=1e-5)
+
+
+def test_a_float_as_an_argument_is_a_float() -> None:
+    """Python decides by it, and the facts of a model are those of a constant."""
+    seen = []
+
+    def model(s):
+        seen.append((isinstance(s, float), s > 0.4, f"{s}", {0.5: 1}[s]))
+        numpyro.sample("u", dist.Uniform(-s, s + 1.0))
+        numpyro.sample("g", dist.Gamma(s, 1.0))
+        numpyro.sample("t", dist.TruncatedNormal(0.0, 1.0, low=s))
+        numpyro.sample("b", dist.Beta(3 * s, 1 + s**2))
+        numpyro.sample("n", dist.Normal(abs(-s), 2 / s).expand([2]).to_event(1))
+
+    found = ig.structural_model(model, 0.5).site_info
+    constant = ig.structural_model(lambda: model(0.5)).site_info
+    assert set(seen) == {(True, True, "0.5", 1)}
+    for name, site in found.items():
+        same = site._replace(unconstrain=None) == constant[name]._replace(
+            unconstrain=None
+        )
+        assert same and (site.unconstrain is None) == (
+            constant[name].unconstrain is None
+        )
+    assert found["u"].unconstrain is not None
+
+
 def power(v):
     return v["y"] ** 2
 

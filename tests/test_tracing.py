@@ -5,7 +5,9 @@ The reference is NumPyro itself: `Predictive` for the law of every site and of a
 them jointly, `log_density` for densities.
 """
 
+import copy
 import functools
+import pickle
 import re
 from typing import Any
 
@@ -24,11 +26,12 @@ import numpyro.distributions as dist
 from numpyro.infer import Predictive
 from numpyro.infer.util import log_density
 
-from helpers import assert_within
+from helpers import assert_within, refuses
 import numpyro_infograd as ig
 from numpyro_infograd import StructuralModel, structural_model
 from numpyro_infograd.density import simulate
 from numpyro_infograd.edits import append_noise
+from numpyro_infograd.errors import ArgumentError, ModelError
 
 DRAWS = 4096
 # Variances say nothing there: moments are of arcsinh(x).
@@ -494,3 +497,66 @@ def test_an_error_of_the_model_itself_says_how_far_the_trace_got() -> None:
     with pytest.raises(TypeError, match="contracting") as caught:
         ig.structural_model(model)
     assert any("after site 'x'" in note for note in caught.value.__notes__)
+
+
+# -- pickle ------------------------------------------------------------------------
+def gained(gain, width=1.0):
+    x = numpyro.sample("x", dist.Normal())
+    mean = gain * jnp.tanh(numpyro.param("a", 1.0) * x)
+    numpyro.sample("y", dist.Normal(mean, width))
+
+
+@ig.channel(inputs="x", outputs="y")
+def decorated(gain):
+    gained(gain)
+
+
+def through_pickle(value):
+    return pickle.loads(pickle.dumps(value))
+
+
+@pytest.mark.parametrize("model", [gained, decorated])
+@pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle])
+def test_a_structural_model_can_be_pickled(model, copied) -> None:
+    sm = ig.structural_model(model, np.float32(2.0))
+    found, noise = copied(sm), sm.sample_noise(jax.random.key(0), 8)
+    assert found is not sm and found.forward.code == sm.forward.code
+    for params in ({}, {"a": 3.0}):
+        here, there = sm.evaluate(params, noise), found.evaluate(params, noise)
+        np.testing.assert_array_equal(here["y"], there["y"])
+    assert not np.array_equal(here["y"], sm.evaluate({}, noise)["y"])
+
+
+def test_what_cannot_be_pickled_says_so() -> None:
+    def local():
+        gained(1.0)
+
+    with pytest.raises((AttributeError, pickle.PicklingError), match="local"):
+        pickle.dumps(ig.structural_model(local))
+    noisy = append_noise(ig.structural_model(gained, 1.0), {"y": 0.1})
+    refuses(ArgumentError, "Use pickle on the result", call=lambda: pickle.dumps(noisy))
+
+
+# -- matrices ------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["covariance_matrix", "precision_matrix"])
+def test_a_matrix_that_is_not_quite_symmetric(kind) -> None:
+    """Rounding makes no difference; more is refused with the line of the site."""
+
+    def model(matrix):
+        x = numpyro.sample("x", dist.Normal())
+        mean = numpyro.param("a", 1.0) * x * jnp.ones(2)
+        numpyro.sample("heard", dist.MultivariateNormal(mean, **{kind: matrix}))
+
+    def gradient(excess):
+        matrix = jnp.array([[2.0, 0.5 * (1 + excess)], [0.5, 1.0]])
+        found = ig.gradient(model, ig.MI("x", "heard"), model_args=(matrix,))
+        return float(found.value["a"])
+
+    assert gradient(1e-6) == pytest.approx(gradient(0.0), rel=1e-5)
+    refuses(
+        ModelError,
+        f"invalid {kind}",
+        'numpyro.sample("heard"',
+        "(c + c.T) / 2",
+        call=lambda: gradient(1e-2),
+    )

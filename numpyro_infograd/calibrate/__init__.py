@@ -29,6 +29,7 @@ from numpyro_infograd.calibrate.report import make_report
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
 from numpyro_infograd.calibrate.settings import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd.density import Density
+from numpyro_infograd.doors import public
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.objectives import Entropy
 from numpyro_infograd.optimize.move import (
@@ -45,6 +46,7 @@ from numpyro_infograd.tracing import trace_model
 __all__ = ["Calibration", "TwoSample", "calibrate"]
 
 
+@public
 def calibrate(
     model: Callable[..., Any] | StructuralModel,
     observed: Mapping[str, Any],

@@ -18,6 +18,7 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
 from numpyro_infograd.certificate import Certificate, certify
 from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.doors import public
 from numpyro_infograd.estimation import fit, unchecked
 from numpyro_infograd.gradient import choose
 from numpyro_infograd.noise import draw_noise
@@ -170,6 +171,7 @@ def _with(value: float, error: float, form: str) -> str:
     return f"{value:{form}} +- {error:.4f}" if np.isfinite(value) else "-"
 
 
+@public
 def check_scores(
     model: Callable[..., Any] | StructuralModel,
     objective: Objective,

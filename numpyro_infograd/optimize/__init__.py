@@ -12,6 +12,7 @@ import jax
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, use_mesh
+from numpyro_infograd.doors import public
 from numpyro_infograd.errors import ConstraintError
 from numpyro_infograd.objectives import MI, Constraint, Objective, Sites
 from numpyro_infograd.optimize.annealing import Annealing
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 
+@public
 def maximize(
     model: Callable[..., Any] | StructuralModel,
     objective: Objective,
@@ -141,6 +143,7 @@ def maximize(
         )
 
 
+@public
 def minimize(
     model: Callable[..., Any] | StructuralModel, objective: Objective, **settings: Any
 ) -> Result:
@@ -200,6 +203,7 @@ def _negated(result: Result) -> Result:
     )
 
 
+@public
 def maximize_mi(
     model: Callable[..., Any] | StructuralModel,
     inputs: Sites,

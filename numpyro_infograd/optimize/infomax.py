@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_count, as_key, as_power_of_two
+from numpyro_infograd.doors import check_outside, public, without_derivative
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.objectives import Constraint, Objective
 from numpyro_infograd.optimize.annealing import Annealing
@@ -105,6 +106,7 @@ class InfoMax:
 
     # -- SVI's four methods ------------------------------------------------------
 
+    @public
     def init(
         self,
         rng_key: jax.Array | None,
@@ -137,7 +139,8 @@ class InfoMax:
     ) -> tuple[InfoMaxState, StepInfo]:
         """One step of the ascent. Arguments of the model replace those of `init`.
 
-        Without arguments, it can be called inside `jax.jit` and `jax.lax.scan`.
+        Without arguments, it can be called inside `jax.jit`, `jax.vmap` and
+        `jax.lax.scan`. It has no derivative of its own.
 
         Args:
             state: What `init` or `update` returned.
@@ -151,11 +154,14 @@ class InfoMax:
         Raises:
             ArgumentError: Before `init`, for the state of another model, or for
                 arguments that change the structure of the model.
+            TransformationError: Inside a JAX transformation with arguments, and if a
+                step is differentiated.
         """
         self._check_state(state)
         assert self.posed is not None
         assert self._ascent is not None
         if args or kwargs:
+            check_outside("InfoMax.update with arguments of the model")
             params = self.get_params(state)
             posed = self.plan.pose_again(self.posed, args, kwargs, params)
             began, new = self._ascent, self.plan.make_ascent(posed, params)
@@ -163,6 +169,8 @@ class InfoMax:
             budgets = new.budgets._replace(scales=began.budgets.scales)
             self._ascent = replace(new.rescaled(began.move.scale), budgets=budgets)
             self.posed = posed
+        params = without_derivative(state.unconstrained_params)
+        state = state._replace(unconstrained_params=params)
         batch = jax.tree.map(lambda x: x[None], state)
         batch, infos = ascend_many(self._ascent, batch, jnp.ones(1))
         state = jax.tree.map(lambda x: x[0], batch)
@@ -180,6 +188,7 @@ class InfoMax:
             state.unconstrained_params, self.plan.constraints(self.posed)
         )
 
+    @public
     def run(
         self,
         rng_key: jax.Array | None,

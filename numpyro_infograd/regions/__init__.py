@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 import jax
 
 from numpyro_infograd.arguments import as_args, as_count, as_key
+from numpyro_infograd.doors import public
 from numpyro_infograd.errors import (
     ArgumentError,
     ConstraintError,
@@ -45,6 +46,7 @@ Bounds = dict[tuple[str, ...], Objective]
 _ROUNDS = 3  # ascents in a direction with updated multipliers, at most
 
 
+@public
 def rate_region(
     model: Callable[..., Any] | StructuralModel,
     bounds: Mapping[Any, Objective],

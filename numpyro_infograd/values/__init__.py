@@ -11,6 +11,7 @@ import jax
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, use_mesh
+from numpyro_infograd.doors import public
 from numpyro_infograd.edits import shuffle_inputs
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.linear import information
@@ -56,6 +57,7 @@ _CHAINS = MCMC()
 _LEARNED = DeBruijn()
 
 
+@public
 def estimate(
     model: Callable[..., Any] | StructuralModel,
     objective: Objective,
@@ -134,6 +136,7 @@ def estimate(
     return found.in_bits() if unit == "bits" else found
 
 
+@public
 def mutual_information(
     model: Callable[..., Any] | StructuralModel,
     inputs: Sites,
@@ -168,6 +171,7 @@ def mutual_information(
     return estimate(model, MI(inputs, outputs, given), **settings)
 
 
+@public
 def null_check(
     model: Callable[..., Any] | StructuralModel,
     inputs: Sites,

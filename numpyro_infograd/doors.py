@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a public function is called: outside of JAX, with an objective, from a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+import inspect
+import os
+import sys
+import threading
+from typing import Any, ParamSpec, TypeVar
+import warnings
+
+import jax
+from jax.extend.core import get_opaque_trace_state
+
+from numpyro_infograd.errors import ArgumentError, TransformationError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
+
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """A public function that checks how it is called, before anything else.
+
+    Raises:
+        TransformationError: If it is called inside a JAX transformation.
+        ArgumentError: For more positional arguments than it takes.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    takes = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    name = function.__qualname__
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_outside(name)
+        if len(args) > len(takes) and not open_ended:
+            raise ArgumentError(
+                f"{name} takes {', '.join(takes)} and named settings, got {len(args)} "
+                f"arguments. {_advice(name, takes, args)}"
+            )
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _advice(name: str, takes: list[str], args: tuple[Any, ...]) -> str:
+    """What to write in place of too many positional arguments."""
+    sites = args[1:]
+    if takes[1:2] == ["objective"] and all(isinstance(s, (str, tuple)) for s in sites):
+        shown = ", ".join(map(repr, sites))
+        return f"Write ig.{name}(model, ig.MI({shown})): the objective is one argument."
+    return "Give all others by name."
+
+
+def check_outside(name: str) -> None:
+    """Raise inside a JAX transformation.
+
+    Args:
+        name: What was called.
+
+    Raises:
+        TransformationError: Names the call and what works inside a transformation.
+    """
+    if get_opaque_trace_state() != _outside():
+        raise TransformationError(
+            f"{name} was called inside a JAX transformation (jax.jit, jax.vmap, "
+            "jax.grad, jax.lax.scan), but it inspects the model and returns plain "
+            "numbers. Call it outside. Inside, use structural_model(...).evaluate for "
+            "samples, or InfoMax.update(state) for steps along the information "
+            "gradient. The derivative of an information is ig.gradient."
+        )
+
+
+@functools.cache
+def _outside() -> Any:
+    """JAX's state outside of all transformations, as it is in a new thread."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(get_opaque_trace_state()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@jax.custom_jvp
+def without_derivative(tree: Any) -> Any:
+    """The same values; their derivative raises a `TransformationError`."""
+    return tree
+
+
+@without_derivative.defjvp
+def _raise(primals: Any, tangents: Any) -> Any:
+    raise TransformationError(
+        "InfoMax.update was differentiated, but a step has no derivative that is of "
+        "use: the gradient of the objective is info.gradient. Pass parameters through "
+        "jax.lax.stop_gradient before they enter the state."
+    )
+
+
+def warn(message: str) -> None:
+    """Warn of the line that called a public function."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)
