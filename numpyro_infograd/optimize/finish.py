@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 import math
 from typing import Any
 
 import numpy as np
 
 import jax
+import jax.numpy as jnp
 
 from numpyro_infograd.errors import ConstraintError, InfogradError
 from numpyro_infograd.optimize.budgets import SLACK, ConstraintReport
 from numpyro_infograd.optimize.log import join
 from numpyro_infograd.optimize.move import constrained
+from numpyro_infograd.optimize.remaining import flat
 from numpyro_infograd.optimize.result import Result
-from numpyro_infograd.optimize.run import CYCLE, MAX_CYCLES, Run
-from numpyro_infograd.optimize.step import StepInfo
+from numpyro_infograd.optimize.run import CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
+from numpyro_infograd.optimize.status import Ending, Status
+from numpyro_infograd.optimize.step import StepInfo, ascend_many
 from numpyro_infograd.values import MCMC, Estimate, value_of
 
 _ROUGH = 0.02  # relative error of a first value of the start
@@ -36,11 +40,13 @@ def finish(run: Run) -> Result:
     best = max(range(len(ends)), key=lambda i: _rank(ends[i][1], reports[i]))
     params, estimate, _ = ends[best]
     histories = _histories(run, bool(reports[best]))
+    status = _status(run, best, params, estimate, histories[best])
+    missed = _missed(reports[best])
     result = Result(
         params,
         estimate,
         histories[best],
-        _status(run, best, ends[best], reports[best], histories[best]),
+        status,
         {
             "method": run.clean.method_name,
             "reason": run.clean.reason,
@@ -48,10 +54,10 @@ def finish(run: Run) -> Result:
             "restarts": [e.value if e is not None else None for _, e, _ in ends],
         },
         reports[best],
+        _warnings_for(run, best, status, ends[best], missed, histories[best]),
         histories,
     )
-    missed = _missed(reports[best])
-    if missed and run.gave_up:
+    if missed and run.status.ending is Ending.UNFINISHED:
         error = ConstraintError(
             f"the ascent found no parameters that meet {missed[0]!r} in "
             f"{MAX_CYCLES * CYCLE} steps. Use a bound that can be met, or other "
@@ -65,38 +71,129 @@ def finish(run: Run) -> Result:
 def _status(
     run: Run,
     index: int,
-    end: End,
-    reports: tuple[ConstraintReport, ...],
+    params: Any,
+    estimate: Estimate | None,
     history: dict[str, Any],
-) -> str:
-    """How the run ended, and the problems that were found."""
-    _, estimate, trouble = end
+) -> Status:
+    """How the run ended, after a look at its start and its end."""
     norms = history.get("gradient_norm", np.ones(0))
-    status = run.status
+    if len(norms) and norms[0] == 0:
+        return _at_rest(run, index, params)
     fall = _fall(run, estimate)
     if fall and run.plan.is_default:
-        status += (
-            f"; but it ended below its start, {fall}: the gradient is wrong, or "
-            "smaller than its noise. Raise num_samples, use other scores, or keep the "
-            "start"
+        return Status(
+            f"{run.status}, but it ended below its start, {fall}", Ending.BELOW_START
         )
-    elif fall:
-        status = (
+    if fall:
+        return Status(
             f"diverged: after {len(norms)} steps the objective is worse than at the "
-            f"start, {fall}. Lower the learning rate of the optimizer"
+            f"start, {fall}. Lower the learning rate of the optimizer",
+            Ending.DIVERGED,
         )
-    if len(norms) and norms[0] == 0:
-        status += _why_at_rest(run)
+    if run.status.ending is Ending.UNFINISHED:
+        gain = run.outlooks[index].gain
+        status = run.status + (f" of about {gain:.2g} nats" if gain > 0 else "")
+        if run.plan.projection is None and not run.plan.subject_to:
+            status += ": is a constraint or a projection missing?"
+        return Status(status, Ending.UNFINISHED)
+    return run.status
+
+
+def _warnings_for(
+    run: Run,
+    index: int,
+    status: Status,
+    end: End,
+    missed: list[ConstraintReport],
+    history: dict[str, Any],
+) -> tuple[str, ...]:
+    """Sentences that say why the end may not be what was asked for."""
+    _, estimate, trouble = end
+    sound = Ending.CONVERGED, Ending.ALL_STEPS, Ending.INTERRUPTED, Ending.BELOW_START
+    found = [] if status.ending in sound else [str(status)]
+    if status.ending is Ending.BELOW_START:
+        found.append(
+            f"{status}: the gradient is wrong, or smaller than its noise. Raise "
+            "num_samples, use other scores, or keep the start."
+        )
+    found += _prospects(run, index, status, estimate)
     if skipped := _skipped(history):
-        status += (
-            f"; {skipped} steps were not finite and were skipped (for instance at "
-            "p = 0 of an amplitude sqrt(p): make the amplitude the parameter)"
+        found.append(
+            f"{skipped} steps were not finite and were skipped (for instance at p = 0 "
+            "of an amplitude sqrt(p): make the amplitude the parameter)."
         )
     if estimate is None:
-        status += f"; no value: {trouble}"
-    if missed := _missed(reports):
-        status += f"; constraints are not met: {', '.join(map(repr, missed))}"
-    return status
+        found.append(f"no value: {trouble}")
+    if missed:
+        found.append(f"constraints are not met: {', '.join(map(repr, missed))}.")
+    if estimate is not None:
+        found += estimate.warnings
+    return tuple(found)
+
+
+def _prospects(
+    run: Run, index: int, status: Status, estimate: Estimate | None
+) -> list[str]:
+    """What more steps would gain, and what noise hides."""
+    if not run.outlooks or status.ending not in (Ending.CONVERGED, Ending.ALL_STEPS):
+        return []
+    ahead, found = run.outlooks[index], []
+    clear_first = run.is_clear_first[index] if run.is_clear_first else True
+    unit = 1.0 if estimate is None else abs(estimate.value)
+    error = 0.0 if estimate is None else estimate.standard_error
+    least = max(NEGLIGIBLE * unit, error)
+    noisy = not ahead.is_clear and run.clean.problem.is_sampled
+    if ahead.is_rising and ahead.gain > least:
+        found.append(
+            f"the ascent is not finished: more steps would gain about {ahead.gain:.2g} "
+            "nats. Raise num_steps, or start again from these parameters."
+        )
+    elif noisy and ahead.most > least:
+        found.append(
+            "the gradient at the end is smaller than its error, which may hide a gain "
+            f"of up to {ahead.most:.2g} nats. Raise num_samples to find it."
+        )
+    if not clear_first:
+        found.append(
+            "the gradient at the start could not be told from its noise, so the first "
+            "steps were random. Raise num_samples, or use other init_params."
+        )
+    return found
+
+
+def _at_rest(run: Run, index: int, params: Any) -> Status:
+    """How a run ended whose gradient was zero at the start."""
+    said, ending, start = run.status, run.status.ending, run.starts[index]
+    objective, sites = run.clean.objective, run.clean.objective.sites
+    if not objective.expectations and not run.clean.sm.params_of(sites):
+        named = ", ".join(map(repr, sites))
+        return Status(f"{said}; no parameter reaches {named}", Ending.AT_REST)
+    if _free_gradient_norm(run, start) > 0:
+        held = f"{said}; the projection allows no move from the start"
+        return Status(held, Ending.AT_REST)
+    if np.any(flat(params) != flat(start)):
+        left = "from a start at a saddle point, which it left in a random direction"
+        return Status(f"{said}, {left}", ending)
+    higher = run.is_below_others(index)
+    if higher is False:
+        best = f"{said}; the gradient was zero at the start, and no small move gains"
+        return Status(best, ending)
+    may_be = "is" if higher else "may be"
+    return Status(
+        f"{said}; the gradient was zero at the start, which {may_be} a saddle point: "
+        "use other init_params or num_restarts",
+        Ending.SADDLE,
+    )
+
+
+def _free_gradient_norm(run: Run, start: Any) -> float:
+    """Norm of the gradient at a start, in all directions."""
+    ascent = run.ascent
+    ascent = replace(ascent, move=ascent.move._replace(projection=None))
+    state = run.plan.start(run.clean, run.rng_key, start)
+    batch = jax.tree.map(lambda x: x[None], state)
+    _, info = ascend_many(ascent, batch, jnp.ones(1))
+    return float(info.gradient_norm[0, 0])
 
 
 def _skipped(history: dict[str, Any]) -> int:
@@ -130,20 +227,6 @@ def _report(run: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
             )
         )
     return tuple(reports)
-
-
-def _why_at_rest(run: Run) -> str:
-    """A possible reason why the gradient was zero at the start."""
-    objective = run.clean.objective
-    sites = objective.sites
-    if not objective.expectations and not run.clean.sm.params_of(sites):
-        return f"; no parameter reaches {', '.join(map(repr, sites))}"
-    if run.plan.projection is not None:
-        return "; the projection allows no move from the start"
-    return (
-        "; the gradient was zero at the start, which may be a saddle point: use other "
-        "init_params or num_restarts"
-    )
 
 
 def _fall(run: Run, end: Estimate | None) -> str:
