@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.errors import ConstraintError, InfogradError
-from numpyro_infograd.optimize.budgets import SLACK, ConstraintReport
+from numpyro_infograd.optimize.budgets import ConstraintReport
+from numpyro_infograd.optimize.landing import land
 from numpyro_infograd.optimize.log import join
 from numpyro_infograd.optimize.move import constrained
 from numpyro_infograd.optimize.remaining import flat
@@ -21,8 +22,10 @@ from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.run import CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
 from numpyro_infograd.optimize.status import Ending, Status
 from numpyro_infograd.optimize.step import StepInfo, ascend_many
+from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.values import MCMC, Estimate, value_of
 
+HIDDEN = 0.01  # gain that noise may hide without a warning, relative to the value
 _ROUGH = 0.02  # relative error of a first value of the start
 
 # Parameters, the value there or None, and why there is no value.
@@ -139,16 +142,18 @@ def _prospects(
         return []
     ahead, found = run.outlooks[index], []
     clear_first = run.is_clear_first[index] if run.is_clear_first else True
-    unit = 1.0 if estimate is None else abs(estimate.value)
-    error = 0.0 if estimate is None else estimate.standard_error
-    least = max(NEGLIGIBLE * unit, error)
-    noisy = not ahead.is_clear and run.clean.problem.is_sampled
-    if ahead.is_rising and ahead.gain > least:
+    unit = error = 0.0
+    if estimate is not None:
+        unit, error = abs(estimate.value), estimate.standard_error
+    if estimate is None or run.plan.subject_to:
+        unit = max(unit, 1.0)
+    noisy = not ahead.is_clear and run.ascent.problem.is_sampled
+    if ahead.is_rising and ahead.gain > max(NEGLIGIBLE * unit, error):
         found.append(
             f"the ascent is not finished: more steps would gain about {ahead.gain:.2g} "
             "nats. Raise num_steps, or start again from these parameters."
         )
-    elif noisy and ahead.most > least:
+    elif noisy and ahead.most > max(HIDDEN * unit, 2 * error):
         found.append(
             "the gradient at the end is smaller than its error, which may hide a gain "
             f"of up to {ahead.most:.2g} nats. Raise num_samples to find it."
@@ -208,25 +213,56 @@ def _missed(reports: tuple[ConstraintReport, ...]) -> list[ConstraintReport]:
 
 def _report(run: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
     """The report of each constraint."""
-    key = jax.random.fold_in(run.rng_key, 8)
-    reports = []
+    budgets, reports = run.ascent.budgets, []
+    over, error = _excess(run, params, jax.random.fold_in(run.rng_key, 8))
     for i, constraint in enumerate(run.plan.subject_to):
-        found = value_of(run.clean.sm, constraint.expectations, params, key)
-        bound = float(constraint.bound)
-        over = found.value - bound
-        scale = float(run.ascent.budgets.scales[i])
+        sign = 1.0 if constraint.sense == "<=" else -1.0
+        bound, scale = float(constraint.bound), float(budgets.scales[i])
         reports.append(
             ConstraintReport(
                 constraint,
-                found.value,
-                found.standard_error,
+                bound + sign * over[i],
+                error[i],
                 bound,
-                max(over if constraint.sense == "<=" else -over, 0.0),
-                SLACK * scale + 2 * found.standard_error,
+                max(over[i], 0.0),
+                scale * float(budgets.rounding[i]) + 2 * error[i],
                 float(run.states.multipliers[index, i]) / scale,
             )
         )
     return tuple(reports)
+
+
+def _excess(
+    run: Run, params: Any, rng_key: jax.Array
+) -> tuple[list[float], list[float]]:
+    """By how much each constraint is exceeded, and the standard error."""
+    over, error = [], []
+    size = REPLICATES * run.ascent.num_samples
+    for constraint in run.plan.subject_to:
+        found = value_of(
+            run.clean.sm, constraint.expectations, params, rng_key, num_samples=size
+        )
+        excess = found.value - float(constraint.bound)
+        over.append(excess if constraint.sense == "<=" else -excess)
+        error.append(found.standard_error)
+    return over, error
+
+
+def _landed(run: Run, index: int, unconstrained_params: Any) -> Any:
+    """The parameters after a correction onto the bounds that hold them."""
+    budgets, constraints = run.ascent.budgets, run.plan.constraints(run.clean)
+    scales, rounding = np.asarray(budgets.scales), np.asarray(budgets.rounding)
+    key = jax.random.fold_in(run.rng_key, 9)
+
+    def measure(here: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        try:
+            over, error = _excess(run, constrained(here, constraints), key)
+        except InfogradError:  # such as an expectation that is not finite here
+            over = error = [math.nan] * len(scales)
+        return np.array(over) / scales, np.array(error) / scales, rounding
+
+    multipliers = run.states.multipliers[index]
+    return land(run.ascent, unconstrained_params, multipliers, measure, key)
 
 
 def _fall(run: Run, end: Estimate | None) -> str:
@@ -262,6 +298,8 @@ def _end(run: Run, index: int) -> End:
     trouble = ""
     for tree in (run.states.unconstrained_params, run.states.previous):
         tree = jax.tree.map(lambda x: x[index], tree)
+        if run.plan.subject_to:
+            tree = _landed(run, index, tree)
         params = constrained(tree, run.plan.constraints(run.clean))
         value, why = _value(run, params)
         if value is not None:

@@ -186,7 +186,7 @@ class Run:
             if start == middle:
                 means = jax.tree.map(lambda x: np.mean(x, axis=1), infos.gradient)
                 self.middle = here, means
-            if len(self.chunks) == 1 and self.posed.problem.is_sampled:
+            if len(self.chunks) == 1 and self.ascent.problem.is_sampled:
                 first = range(len(self.starts))
                 self.is_clear_first = [self._is_clear(infos, i) for i in first]
             if len(self.chunks) > 2:  # only the last two gradients are used
@@ -387,7 +387,7 @@ class Run:
 
     def _is_exact(self) -> bool:
         """Whether the objective is known in closed form."""
-        problem = self.posed.problem
+        problem = self.ascent.problem  # with the expectations of constraints
         return problem.exact is not None and not problem.is_sampled
 
     def _nudge(self, index: int) -> float:
