@@ -426,14 +426,14 @@ def test_sound_scores_are_trusted(capsys) -> None:
 @pytest.mark.slow
 def test_scores_through_appended_noise_are_checked_through_it() -> None:
     through = replace(LEARN, noise_variance=1.0)
-    assert not checked(links.link, params={"a": 2.0, "b": 1.0}, scores=through).doubts
+    assert not checked(links.link, params={"a": 2.0, "b": 1.0}, scores=through).warnings
 
 
 def test_wrong_scores_are_not() -> None:
     wrong = Analytic(links.link_scores(2.0, 1.0, 1.3))
     found = checked(links.link, params={"a": 2.0, "b": 1.0}, scores=wrong)
     assert not found.trusted
-    assert any("Stein" in doubt for doubt in found.doubts)
+    assert any("Stein" in warning for warning in found.warnings)
     assert "Do not trust" in repr(found)
     wrong = Analytic({"y": lambda params, v: jnp.nan * v["y"]})
     assert not checked(links.amplifier, scores=wrong).trusted

@@ -44,6 +44,7 @@ from numpyro_infograd.calibrate.result import Outcome, TwoSample
 from numpyro_infograd.calibrate.settings import Settings, shares_of
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.noise import base_points, draw_noise
+from numpyro_infograd.optimize import Ending, Status
 from numpyro_infograd.optimize.move import (
     RATE,
     Move,
@@ -392,7 +393,9 @@ class Fit:
                 status = self._settle(total)
             except KeyboardInterrupt:
                 self._step_back()
-                status = "interrupted by the user: no standard errors"
+                status = Status(
+                    "interrupted by the user: no standard errors", Ending.INTERRUPTED
+                )
                 self.end = None
             bar.set_description("bootstrap")
             weights = self.draw_weights()
@@ -401,24 +404,25 @@ class Fit:
             bar.set_description("calibration")
         return Outcome(status, before, after, test_before, targets, pulls)
 
-    def _settle(self, total: int) -> str:
-        """Newton steps until they are short; returns the status in words."""
+    def _settle(self, total: int) -> Status:
+        """Newton steps until they are short; returns the status."""
         if self.numbers > _MOST:
             self.warnings += (
                 f"the parameters have {self.numbers} numbers, more than {_MOST}, so "
                 "there are no corrections and no standard errors.",
             )
-            return f"took {total} steps"
+            return Status(f"took {total} steps", Ending.ALL_STEPS)
         for _ in range(_CORRECTIONS):
             length = self.correct()
             if length is None:
                 continue
             if math.isnan(length):
                 self.end = None
-                return (
+                return Status(
                     "stopped where draws of the twin or their derivatives are not "
                     "finite: no standard errors. Constrain the parameters "
-                    "(numpyro.param(..., constraint=...)), or use other init_params"
+                    "(numpyro.param(..., constraint=...)), or use other init_params",
+                    Ending.NOT_FINITE,
                 )
             assert self.end is not None
             directions = self.end.directions
@@ -428,18 +432,19 @@ class Fit:
                     why = "derivatives of the twin are too noisy"
                 elif not directions.unknown.size:
                     why = "the projection lets no parameter move"
-                return f"took {total} steps, with no corrections: {why}"
+                return Status(
+                    f"took {total} steps, with no corrections: {why}", Ending.ALL_STEPS
+                )
             if length < _SETTLED:
-                return (
-                    f"converged: the last correction was {length:.2g} standard errors"
+                return Status(
+                    f"converged: the last correction was {length:.2g} standard errors",
+                    Ending.CONVERGED,
                 )
         self._step_back()
         if length is None:
-            return (
-                "not converged: corrections raised the divergence. Raise num_samples, "
-                "or use other init_params"
-            )
-        return (
-            f"not converged: the last correction was still {length:.2g} standard "
-            "errors. Raise num_steps or num_samples, or use other init_params"
-        )
+            text = "corrections raised the divergence. Raise num_samples"
+        else:
+            last = f"the last correction was still {length:.2g} standard errors"
+            text = f"{last}. Raise num_steps or num_samples"
+        text = f"not converged: {text}, or use other init_params"
+        return Status(text, Ending.UNFINISHED)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd.calibrate.fit import Fit
 from numpyro_infograd.calibrate.result import Calibration, Outcome, TwoSample
+from numpyro_infograd.optimize import Ending, Status
 from numpyro_infograd.optimize.move import constrained, onto, unconstrained
 from numpyro_infograd.scores.coordinates import CLIP
 from numpyro_infograd.values import Estimate
@@ -39,7 +40,8 @@ def make_report(fit: Fit, outcome: Outcome) -> Calibration:
         history = jax.tree.map(lambda *x: np.concatenate(x), *fit.history)
         skipped = int(np.sum(~history["finite"]))
         if skipped:
-            status += f"; {skipped} steps were not finite and were skipped"
+            also = f"; {skipped} steps were not finite and were skipped"
+            status = Status(status + also, status.ending)
     return Calibration(
         params,
         after,
@@ -115,7 +117,7 @@ def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ..
 
 def _warnings_for(
     fit: Fit,
-    status: str,
+    status: Status,
     after: Estimate,
     test: TwoSample,
     undetermined: tuple[Any, ...],
@@ -158,7 +160,7 @@ def _warnings_for(
             f"{_count(fit.end.edges)}: standard errors are only of moves along the "
             "edge (NaN if no other exists)."
         )
-    converged = status.startswith("converged")
+    converged = status.ending is Ending.CONVERGED
     if fit.end is not None and not converged:
         found.append(
             "the corrections did not converge (see .status): standard errors may be "

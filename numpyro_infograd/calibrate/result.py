@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_infograd.optimize import Result
+from numpyro_infograd.optimize import Result, Status
 from numpyro_infograd.text import with_error
 from numpyro_infograd.values import Estimate
 
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
         pulls: G_p (W_q - W_p) of resampled recordings.
     """
 
-    status: str
+    status: Status
     before: Estimate
     after: Estimate
     test_before: TwoSample
@@ -82,11 +82,12 @@ class Calibration(Result):
     Example:
         >>> import numpy as np
         >>> from numpyro_infograd import Calibration, Estimate
+        >>> from numpyro_infograd.optimize import Ending, Status
         >>> twin = Calibration(  # by hand; `calibrate` makes them
         ...     {"a": 2.0, "b": 0.5},
         ...     estimate=None,
         ...     history={},
-        ...     status="converged",
+        ...     status=Status("converged", Ending.CONVERGED),
         ...     standard_error={"a": np.inf, "b": np.inf},
         ...     draws={"a": np.array([1.9, 2.1]), "b": np.array([0.53, 0.47])},
         ...     before=Estimate(0.41, 0.01, 0.39, 0.43, "features"),
@@ -112,7 +113,6 @@ class Calibration(Result):
     undetermined: tuple[dict[str, Any], ...] = ()
     recorded: dict[str, np.ndarray] = field(default_factory=dict)
     simulated: dict[str, np.ndarray] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
 
     def _rows(self) -> list[tuple[str, str]]:
         errors = self.standard_error

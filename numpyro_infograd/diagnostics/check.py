@@ -58,7 +58,7 @@ class SetCheck(NamedTuple):
         residual_error: Standard error of `residual`.
         gain: Share of the Fisher information that the score gains over a normal
             distribution, on held-out samples; NaN for methods that do not measure it.
-        doubts: Sentences that say what is wrong.
+        warnings: Sentences that say what is wrong.
 
     Example:
         >>> from numpyro_infograd.diagnostics import SetCheck
@@ -74,7 +74,7 @@ class SetCheck(NamedTuple):
     residual: float
     residual_error: float
     gain: float
-    doubts: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class ScoreCheck:
 
     Example:
         >>> from numpyro_infograd.diagnostics import ScoreCheck, SetCheck
-        >>> doubt = "the score of 'y' is wrong."
-        >>> seen = SetCheck("y", 0.4, 0.01, 0.8, -0.0012, 0.0168, 0.35, (doubt,))
+        >>> warning = "the score of 'y' is wrong."
+        >>> seen = SetCheck("y", 0.4, 0.01, 0.8, -0.0012, 0.0168, 0.35, (warning,))
         >>> found = ScoreCheck("denoising", (seen,))  # `check_scores` makes them
-        >>> found.trusted, found.doubts
+        >>> found.trusted, found.warnings
         (False, ("the score of 'y' is wrong.",))
     """
 
@@ -102,14 +102,14 @@ class ScoreCheck:
     cotangents: dict[str, np.ndarray] = field(repr=False, default_factory=dict)
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """Sentences that say what is wrong with the scores; empty if nothing is."""
-        return tuple(doubt for each in self.sets for doubt in each.doubts)
+        return tuple(warning for each in self.sets for warning in each.warnings)
 
     @property
     def trusted(self) -> bool:
         """Whether no check found a problem."""
-        return not self.doubts
+        return not self.warnings
 
     def __repr__(self) -> str:
         beside = (
@@ -146,7 +146,7 @@ class ScoreCheck:
             rows.append("No other check found a problem with these scores.")
         else:
             rows.append("Do not trust these scores yet:")
-            rows += [f"  - {doubt}" for doubt in self.doubts]
+            rows += [f"  - {warning}" for warning in self.warnings]
         return "\n".join(rows)
 
     def plot(self, ax: Any = None) -> Any:
@@ -207,7 +207,7 @@ def check_scores(
         model_kwargs: Keyword arguments of the model.
 
     Returns:
-        A `ScoreCheck`: `.trusted`, `.doubts`, `.sets`, `.plot()`.
+        A `ScoreCheck`: `.trusted`, `.warnings`, `.sets`, `.plot()`.
 
     Raises:
         InfogradError: A subclass that names the site or argument at fault.
@@ -298,17 +298,17 @@ def _look(
             seen = float(found[0][density.label]), float(found[1][density.label])
             if not isinstance(method, MCMC):  # there it is the error of the networks
                 evidence |= {"certificate": seen[0], "certificate_error": seen[1]}
-        doubts = [
+        warnings = [
             *method.warnings_for(density, evidence),
             *unchecked(method, density, evidence),
         ]
         if mean > _FAR:
-            doubts.append(
+            warnings.append(
                 f"E[s({density.label})] is {mean:.1f} standard errors from zero."
             )
         gain = evidence.get("held_out_gain", math.nan)
         sets.append(
-            SetCheck(density.label, *seen, mean, residual, error, gain, tuple(doubts))
+            SetCheck(density.label, *seen, mean, residual, error, gain, tuple(warnings))
         )
     return tuple(sets)
 

@@ -19,13 +19,16 @@ from numpyro_infograd.optimize.annealing import Annealing
 from numpyro_infograd.optimize.infomax import InfoMax
 from numpyro_infograd.optimize.move import Projection
 from numpyro_infograd.optimize.result import Result
+from numpyro_infograd.optimize.status import Ending, Status
 from numpyro_infograd.optimize.step import InfoMaxState, StepInfo
 from numpyro_infograd.structure import StructuralModel
 
 __all__ = [
+    "Ending",
     "InfoMax",
     "InfoMaxState",
     "Result",
+    "Status",
     "StepInfo",
     "maximize",
     "maximize_mi",

@@ -32,7 +32,8 @@ from numpyro_infograd.terms import Means, at_each, trace_expectations
 PENALTY = 10.0  # w above, in nats
 FOLLOW = 0.1  # share of w g_i that is added to a multiplier at each step
 FARTHEST = 0.3  # relative excess at which g_i is clipped
-SLACK = 0.005  # relative excess up to which a constraint counts as met
+SLACK = 0.005  # relative excess up to which an ascent may stop
+ROUNDING = 1e-5  # relative excess that may be rounding, at least
 
 
 class Budgets(NamedTuple):
@@ -49,6 +50,12 @@ class Budgets(NamedTuple):
     weights: jax.Array
     bounds: jax.Array
     scales: jax.Array
+
+    @property
+    def rounding(self) -> jax.Array:
+        """Relative excess of each constraint that may be rounding."""
+        last = 4 * jnp.finfo(self.scales.dtype).eps * jnp.abs(self.bounds)
+        return ROUNDING + last / self.scales
 
     def excess(self, means: jax.Array) -> jax.Array:
         """How far each constraint is exceeded, relative to its scale."""
@@ -91,9 +98,8 @@ class ConstraintReport(NamedTuple):
         bound: The bound.
         violation: Distance of the value from the bound on the wrong side; 0 on the
             right side.
-        tolerance: Largest violation that counts as met: half a percent of the bound
-            (or of its distance from the start, if that is less), plus two standard
-            errors.
+        tolerance: Largest violation that counts as met: two standard errors, and
+            rounding.
         multiplier: Nats gained for each unit by which the bound is relaxed.
     """
 

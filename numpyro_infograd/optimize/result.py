@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import importlib
 from typing import Any
 
 from numpyro_infograd.optimize.budgets import ConstraintReport
+from numpyro_infograd.optimize.status import Status
 from numpyro_infograd.text import html_table, with_error
 from numpyro_infograd.values import Estimate
 
@@ -19,7 +20,7 @@ class Result:
     Attributes:
         params: The parameters at the end, in constrained space.
         estimate: The objective there in nats, with a standard error; None if no
-            estimator applies, with the reason in `status`.
+            estimator applies, with the reason in `warnings`.
         history: Arrays over steps, (num_steps,): "gradient_norm"; "gain" (first-order
             gain in nats, including appended noise while it anneals); "finite" (whether
             the step was finite and taken); "objective" (nats; NaN if it is not known
@@ -27,9 +28,13 @@ class Result:
             "stein_residual(y)", "held_out_gain(y)" and "trained(y)" (whether the
             networks were trained at the step). "params" is a dict of arrays (num_steps,
             *shape); "excess", with `subject_to`, is (num_steps, num_constraints).
-        status: How the ascent ended, in words.
+        status: How the ascent ended, in words; `status.ending` is the same as an
+            `Ending`.
         diagnostics: Score method and why it was chosen; skipped steps; restarts.
         constraints: A report for each constraint of `subject_to`.
+        warnings: Sentences that say what is wrong: the ascent is not finished, rests at
+            a saddle or ended below its start; noise hides the gradient; steps were
+            skipped; constraints are not met; and the warnings of `estimate`.
         histories: A `history` for each restart; `history` is that of the best.
 
     Example:
@@ -43,8 +48,8 @@ class Result:
         ...     model, "x", "y", num_steps=100, progress_bar=False,
         ...     projection=optax.projections.projection_l2_sphere,
         ... )
-        >>> result.status
-        'took all of num_steps=100 steps'
+        >>> result.status, result.warnings
+        ('took all of num_steps=100 steps', ())
         >>> round(result.estimate.value, 3), result.history["params"]["a"].shape
         (0.549, (100,))
     """
@@ -52,9 +57,10 @@ class Result:
     params: dict[str, Any]
     estimate: Estimate | None
     history: dict[str, Any]
-    status: str
+    status: Status
     diagnostics: dict[str, Any] = field(default_factory=dict)
     constraints: tuple[ConstraintReport, ...] = ()
+    warnings: tuple[str, ...] = ()
     histories: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -63,12 +69,14 @@ class Result:
 
     def _notes(self) -> list[str]:
         """Objective, constraints, scores and status as text."""
-        scores = self.diagnostics.get("method", "?")
+        scores, value = self.diagnostics.get("method", "?"), self.estimate
+        shown = value and replace(value, warnings=())  # they are below
         return [
-            f"objective: {self.estimate}",
+            f"objective: {shown}",
             *map(repr, self.constraints),
             f"scores: {scores} ({self.diagnostics.get('reason', '')})",
             self.status,
+            *(f"warning: {w}" for w in self.warnings if w != self.status),
         ]
 
     def __repr__(self) -> str:

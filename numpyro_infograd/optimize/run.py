@@ -24,6 +24,9 @@ from numpyro_infograd.optimize.budgets import FARTHEST, is_settled
 from numpyro_infograd.optimize.log import Log, Snapshot, identify, take_apart
 from numpyro_infograd.optimize.move import constrained, scales
 from numpyro_infograd.optimize.plan import Plan
+from numpyro_infograd.optimize.polish import FLAT, Peak, climb, nudged
+from numpyro_infograd.optimize.remaining import Outlook, Steepness, flat, outlook
+from numpyro_infograd.optimize.status import Ending, Status
 from numpyro_infograd.optimize.step import StepInfo, ascend_many
 from numpyro_infograd.problem import Posed
 from numpyro_infograd.scores import Mixture
@@ -31,8 +34,8 @@ from numpyro_infograd.scores import Mixture
 CHUNK = 20  # steps of one compiled scan; the progress bar moves between them
 CYCLE = 200  # steps of one cosine decay if num_steps is None
 MAX_CYCLES = 5
-DRIFT = 0.5  # share of the maximum speed above which a parameter still drifts
-NEGLIGIBLE = 3e-4  # expected gain of a one percent move, in nats, to stop
+NEGLIGIBLE = 2e-4  # expected gain of more steps, relative to its unit, to stop
+FIRST = 8  # steps whose gradients are compared with their noise
 
 
 class Run:
@@ -53,10 +56,11 @@ class Run:
         self.posed = self.clean = posed  # with and without the noise of annealing
         self.heat = initial_variances(posed, starts[0], annealing)
         self.chunks: list[StepInfo] = []
-        self.status = ""
-        self.gave_up = False
+        self.status = Status("", Ending.ALL_STEPS)
         self.reason = ""  # why the mixture was replaced
-        self.middle: Any = None  # parameters in the middle of a cycle
+        self.middle: Any = None  # parameters and gradient in the middle of a cycle
+        self.outlooks: list[Outlook] = []  # of each restart, at the end
+        self.is_clear_first: list[bool] = []  # gradients of the first steps
         self.cycle, self.steps = 0, 0  # finished cycles, steps of the present one
         self._begin(starts)
         self.log: Log | None = None
@@ -90,7 +94,7 @@ class Run:
                 if self.log is not None:
                     self.log.note(self.snapshot(done=True))
         except KeyboardInterrupt:
-            self.status = "interrupted by the user"
+            self.status = Status("interrupted by the user", Ending.INTERRUPTED)
             if self.log is not None:
                 self.log.flush()
         finally:
@@ -110,10 +114,11 @@ class Run:
         facts = {
             "cycle": self.cycle,
             "steps": self.steps,
-            "status": self.status,
-            "gave_up": self.gave_up,
+            "status": [self.status, self.status.ending.value],
             "reason": self.reason,
             "noisy": self.posed is not self.clean,
+            "outlooks": self.outlooks,
+            "is_clear_first": self.is_clear_first,
             "done": done,
         }
         return Snapshot(list(self.chunks), trees, facts)
@@ -132,9 +137,13 @@ class Run:
         like = self.states.unconstrained_params
         scale = unpack(arrays["scale"], self.ascent.move.scale)
         self.ascent = self.ascent.rescaled(scale)
-        self.middle = unpack(arrays["middle"], like) if "middle" in arrays else None
+        if "middle" in arrays:
+            self.middle = unpack(arrays["middle"], (like, like))
+        self.outlooks = [Outlook(*each) for each in facts["outlooks"]]
+        self.is_clear_first = facts["is_clear_first"]
         self.cycle, self.steps = facts["cycle"], facts["steps"]
-        self.status, self.gave_up = facts["status"], facts["gave_up"]
+        message, ending = facts["status"]
+        self.status = Status(message, Ending(ending))
         self.chunks = take_apart(arrays, facts, self.starts, like)
         return bool(facts["done"])
 
@@ -160,9 +169,9 @@ class Run:
         """Run the rest of a cycle; return whether the run has ended."""
         # Noise falls from chunk to chunk, at least five times before it is removed.
         chunk = min(CHUNK, max(total // 10, 1)) if self.heat else CHUNK
+        middle = -(-total // (2 * chunk)) * chunk
         for start in range(self.steps, total, chunk):
-            if start == total // 2:
-                self.middle = self.states.unconstrained_params
+            here = self.states.unconstrained_params
             if self.heat and not self.cycle:
                 self._cool(2 * start / total)
             steps = np.arange(start, min(start + chunk, total))
@@ -174,6 +183,12 @@ class Run:
             if self.posed is not self.clean:  # objective with appended noise
                 infos = infos._replace(objective=np.full_like(infos.objective, np.nan))
             self.chunks.append(infos)
+            if start == middle:
+                means = jax.tree.map(lambda x: np.mean(x, axis=1), infos.gradient)
+                self.middle = here, means
+            if len(self.chunks) == 1 and self.ascent.problem.is_sampled:
+                first = range(len(self.starts))
+                self.is_clear_first = [self._is_clear(infos, i) for i in first]
             if len(self.chunks) > 2:  # only the last two gradients are used
                 self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
             bar.update(len(steps))
@@ -186,20 +201,19 @@ class Run:
             if self.log is not None:
                 self.log.note(self.snapshot())
         done = sum(c.finite.shape[1] for c in self.chunks)
+        self.outlooks = self._look_ahead(total)
         if self.num_steps:
-            self.status = f"took all of num_steps={total} steps"
+            self.status = Status(
+                f"took all of num_steps={total} steps", Ending.ALL_STEPS
+            )
             return True
-        if self._is_stationary():
-            self.status = f"converged after {done} steps"
+        if self._is_stationary() and self._polish():
+            self.status = Status(f"converged after {done} steps", Ending.CONVERGED)
             return True
         if self.cycle + 1 < MAX_CYCLES:
             return False
-        self.gave_up = True
-        self.status = (
-            f"stopped after {done} steps while the gradient still promised a rise"
-        )
-        if self.plan.projection is None and not self.plan.subject_to:
-            self.status += ": is a constraint or a projection missing?"
+        text = f"stopped after {done} steps while the gradient still promised a rise"
+        self.status = Status(text, Ending.UNFINISHED)
         return True
 
     def _watch(self, infos: StepInfo) -> None:
@@ -223,9 +237,10 @@ class Run:
         said = [v for name, v in infos.evidence.items() if name.startswith("outside")]
         if not any(np.any(v > 0) for v in said):
             return False
-        self.status = (
+        self.status = Status(
             "stopped where the parameters left the range that the scores were trained "
-            "for: call pretrain_scores with a wider range"
+            "for: call pretrain_scores with a wider range",
+            Ending.OUT_OF_RANGE,
         )
         return True
 
@@ -293,45 +308,87 @@ class Run:
         return any(np.any(chunk.excess > FARTHEST) for chunk in cycle)
 
     def _is_stationary(self) -> bool:
-        """Whether no restart would gain by a one percent move, or by drifting on."""
+        """Whether no restart would gain by more steps, or by a one percent move."""
         return not self._came_from_far() and all(
-            max(self._nudge(i), self._drift(i)) <= NEGLIGIBLE * self._size(i)
+            max(self._nudge(i), ahead.gain if ahead.is_rising else 0.0)
+            <= NEGLIGIBLE * self._size(i)
             and is_settled(
                 np.mean(self.chunks[-1].excess[i], axis=0), self.states.multipliers[i]
             )
-            for i in range(len(self.starts))
+            for i, ahead in enumerate(self.outlooks)
         )
 
-    def _drift(self, index: int) -> float:
-        """Expected gain in nats of another cycle, for parameters that still drift.
-
-        The default optimizer moves a parameter by at most its rate. If a parameter
-        moved at that speed to the end of the cycle, the falling rate stopped it, not
-        the gradient. Then the gradient may be small and the optimum still far.
-        """
-        if not self.plan.is_default:
-            return 0.0
-        share = float(np.sum(_decay(np.arange(CYCLE // 2, CYCLE), CYCLE)))
-        ratio = float(np.sum(_decay(np.arange(CYCLE), CYCLE))) / share
-        promised = 0.0
-        for gradient, now, middle, scale in zip(
-            *map(
-                jax.tree.leaves,
-                (
-                    self.chunks[-1].gradient,
-                    self.states.unconstrained_params,
-                    self.middle,
-                    self.ascent.move.scale,
-                ),
-            ),
-            strict=True,
-        ):
-            moved = np.asarray(now[index] - middle[index])
-            drifts = np.abs(moved) > DRIFT * share * np.asarray(scale)
-            promised += float(
-                np.vdot(np.mean(gradient[index], axis=0), ratio * drifts * moved)
+    def _look_ahead(self, total: int) -> list[Outlook]:
+        """The outlook of each restart after a cycle; empty for less than two chunks."""
+        if self.middle is None or len(self.chunks) < 2:
+            return []
+        decay = _decay(np.arange(total), total)
+        rates = decay if self.plan.is_default else np.ones(total)
+        ratio = float(np.sum(rates) / np.sum(rates[total // 2 :]))
+        found = []
+        for i in range(len(self.starts)):
+            there, before = (flat(each, 1)[i] for each in self.middle)
+            gradients = [flat(c.gradient, 2)[i] for c in self.chunks[-2:]]
+            moved = flat(self.states.unconstrained_params, 1)[i] - there
+            scale = self._flat_scale()
+            found.append(
+                outlook(np.concatenate(gradients), before, moved, scale, ratio)
             )
-        return promised
+        return found
+
+    def _is_clear(self, infos: StepInfo, index: int) -> bool:
+        """Whether the first gradients can be told from their noise."""
+        gradients = flat(infos.gradient, 2)[index, :FIRST]
+        few = len(gradients) < FIRST
+        return few or Steepness.of(gradients * self._flat_scale()).is_clear
+
+    def _flat_scale(self) -> np.ndarray:
+        """The peak rate of each number."""
+        scale, start = self.ascent.move.scale, self._each_unconstrained()[0]
+        return flat(
+            jax.tree.map(lambda s, x: np.broadcast_to(s, x.shape), scale, start)
+        )
+
+    def _polish(self) -> bool:
+        """Climb to the maximum, if the objective is known exactly.
+
+        Returns:
+            Whether nothing is left to gain.
+        """
+        if not self._is_exact() or not self.plan.is_default:
+            return True
+        exact, move = self.clean.problem.exact, self.ascent.move
+        ends = []
+        for index, here in enumerate(self._each_unconstrained()):
+            peak = climb(exact, move, here)
+            beside = climb(exact, move, self._beside(peak.params, index))
+            if _is_higher(beside, peak):
+                peak = beside  # the other was a saddle, or almost flat
+            ends.append(peak)
+        found = jax.tree.map(lambda *x: jnp.stack(x), *(end.params for end in ends))
+        self.states = self.states._replace(
+            previous=self.states.unconstrained_params, unconstrained_params=found
+        )
+        self.outlooks = [Outlook(float(end.remaining), 0.0, True) for end in ends]
+        return all(end.remaining <= NEGLIGIBLE * abs(end.value) for end in ends)
+
+    def is_below_others(self, index: int) -> bool | None:
+        """Whether a random small move leads higher; None if there is no exact value."""
+        if not self._is_exact():
+            return None
+        exact, move = self.clean.problem.exact, self.ascent.move
+        here = self._each_unconstrained()[index]
+        beside = climb(exact, move, self._beside(here, index))
+        return _is_higher(beside, climb(exact, move, here))
+
+    def _beside(self, params: Any, index: int) -> Any:
+        key = jax.random.fold_in(self.rng_key, index)
+        return nudged(self.ascent.move, params, key)
+
+    def _is_exact(self) -> bool:
+        """Whether the objective is known in closed form."""
+        problem = self.ascent.problem  # with the expectations of constraints
+        return problem.exact is not None and not problem.is_sampled
 
     def _nudge(self, index: int) -> float:
         """Expected gain in nats of a move by one percent of the parameters' size.
@@ -356,6 +413,11 @@ class Run:
         if self.plan.subject_to:
             return 1.0
         return max(1.0, float(sum(np.nansum(c.gain[index]) for c in self.chunks)))
+
+
+def _is_higher(one: Peak, other: Peak) -> bool:
+    least = FLAT * max(abs(float(other.value)), 1.0)
+    return bool(one.value > other.value + least)
 
 
 def _decay(steps: np.ndarray, total: int) -> np.ndarray:

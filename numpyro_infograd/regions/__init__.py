@@ -35,7 +35,7 @@ from numpyro_infograd.errors import (
     ModelError,
 )
 from numpyro_infograd.objectives import Objective, names
-from numpyro_infograd.optimize import Result, maximize
+from numpyro_infograd.optimize import Ending, Result, Status, maximize
 from numpyro_infograd.problem import admit
 from numpyro_infograd.regions.geometry import corners_of, multipliers_of, simplex_grid
 from numpyro_infograd.regions.region import RateRegion
@@ -134,20 +134,21 @@ def rate_region(
                 _check_end(result)
                 values = _values(named, model, result.params, own_key, args, kwargs)
                 before, multipliers = multipliers, multipliers_of(weight, rates, values)
-                if multipliers == before or result.status.startswith("interrupted"):
+                if multipliers == before or result.status.ending is Ending.INTERRUPTED:
                     break
             else:
                 unsettled = (
                     "has not settled: the active bounds changed in each of "
                     f"{_ROUNDS} ascents, so its point may not be the best; the last "
                 )
-                result = replace(result, status=unsettled + result.status)
+                status = Status(unsettled + result.status, Ending.UNFINISHED)
+                result = replace(result, status=status)
         except (ConstraintError, DegenerateError, DensityError, ModelError) as error:
             trouble = f"the direction {weight.tolist()} is left out: {error}"
             warnings.warn(trouble, stacklevel=2)
             continue
         ends.append((weight, values, result))
-        if result.status.startswith("interrupted"):
+        if result.status.ending is Ending.INTERRUPTED:
             break
     if not ends:
         raise ArgumentError(
@@ -261,7 +262,7 @@ def _warnings_for(
     ends = [
         f"the direction {weight.tolist()} {result.status}"
         for weight, result in zip(weights, results, strict=True)
-        if not result.status.startswith(("converged", "took all"))
+        if result.status.ending not in (Ending.CONVERGED, Ending.ALL_STEPS)
     ]
     values = (w for bounds in facets for e in bounds.values() for w in e.warnings)
     return tuple(dict.fromkeys([*ends, *values]))

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a continued ascent would gain, and what noise may hide, from its gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+
+
+class Steepness(NamedTuple):
+    """The squared norm of a mean gradient, from independent noisy gradients.
+
+    It is the mean product of two different ones (Chen and Qin, 2010), so noise adds
+    nothing on average, and one gradient far from all others hardly moves it.
+
+    Attributes:
+        square: The squared norm; may be negative.
+        error: Its standard error if the mean is zero.
+    """
+
+    square: float
+    error: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the gradient can be told from its noise."""
+        return self.square > 2.0 * self.error
+
+    @staticmethod
+    def of(gradients: np.ndarray) -> Steepness:
+        """From gradients of shape (num_gradients, num_parameters)."""
+        count = len(gradients)
+        if count < 2:
+            return Steepness(0.0, math.inf)
+        products = gradients @ gradients.T
+        apart = products[~np.eye(count, dtype=bool)]
+        error = math.sqrt(2.0 * float(np.mean(apart**2)) / apart.size)
+        return Steepness(float(np.mean(apart)), error)
+
+
+def flat(tree: Any, leading: int = 0) -> np.ndarray:
+    """The leaves of a tree as one array, in double precision; keeps leading axes."""
+    leaves = [np.asarray(x, float) for x in jax.tree.leaves(tree)]
+    return np.concatenate([x.reshape(*x.shape[:leading], -1) for x in leaves], axis=-1)
+
+
+class Outlook(NamedTuple):
+    """What the gradients at the end of an ascent say about a longer one.
+
+    Attributes:
+        gain: Estimated gain of a longer ascent, in nats.
+        error: Its standard error.
+        is_clear: Whether the gradient can be told from its noise.
+    """
+
+    gain: float
+    error: float
+    is_clear: bool
+
+    @property
+    def is_rising(self) -> bool:
+        """Whether the gain can be told from its noise."""
+        return self.gain > 2.0 * self.error
+
+    @property
+    def most(self) -> float:
+        """The gain that noise may hide, in nats."""
+        return self.gain + 2.0 * self.error
+
+
+def outlook(
+    gradients: np.ndarray,
+    before: np.ndarray,
+    moved: np.ndarray,
+    scale: np.ndarray,
+    ratio: float,
+) -> Outlook:
+    """The outlook along the line of the last moves, by a quadratic model.
+
+    The fall of the slope over the move gives the curvature, and thus the maximum of the
+    model on the line. If the slope has not fallen, or the maximum is farther than a
+    longer ascent would come, the gain is that of the longest continuation.
+
+    Args:
+        gradients: Of the last steps, (num_steps, num_parameters).
+        before: The gradient before the move, (num_parameters,).
+        moved: The move, (num_parameters,).
+        scale: Unit of each parameter, (num_parameters,).
+        ratio: The longest continuation, relative to the move.
+    """
+    slopes = gradients @ moved
+    slope = float(np.mean(slopes))
+    error = float(np.std(slopes)) / math.sqrt(max(len(slopes) - 1, 1))
+    bend = float(before @ moved) - slope
+    clear = Steepness.of(gradients * scale).is_clear
+    share = min(max(slope, 0.0) / bend, ratio) if bend > 0 else ratio
+    gain = max(slope * share - 0.5 * bend * share**2, 0.0)
+    return Outlook(gain, error * (share or min(error / bend, ratio)), clear)
