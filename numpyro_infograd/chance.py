@@ -13,7 +13,7 @@ has no noise from the draw. grad L includes the paths through the parents of a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 import functools
 from typing import Any, NamedTuple
@@ -85,19 +85,19 @@ class Chance:
     def of(
         sm: StructuralModel,
         terms: tuple[Term, ...],
-        read: tuple[str, ...],
+        read: Iterable[str],
         mixture: Mixture,
     ) -> Chance | None:
         """The part of the drawn sites that reach the sites in `read`; None without any.
 
         Raises:
-            DensityError: If a set has a deterministic site, so that its log density is
-                not known.
+            DensityError: If a set that they reach has a deterministic site, so that its
+                log density is not known.
         """
-        reaching = sm.noise_of(read)
-        sites = tuple(s for s in sm.drawn if s in reaching)
+        sites = tuple(s for s in sm.drawn if s in sm.noise_of(read))
         if not sites:
             return None
+        terms = tuple(t for t in terms if sm.noise_of(t.sites + t.given) & {*sites})
         for term in terms:
             without = [s for s in term.sites if not has_density(sm, s)]
             if without:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ from numpyro_infograd.terms import (
     without_moving_conditions,
 )
 from numpyro_infograd.tracing import trace_model
+from numpyro_infograd.views import sites_read
 
 REPLICATES = 16
 
@@ -178,20 +179,29 @@ def _assemble(
     reason: str,
 ) -> Posed:
     scored = terms if densities else ()
-    mixture = method if isinstance(method, Mixture) else Mixture()
-    read = sm.sites if objective.expectations else objective.sites
-    chance = Chance.of(sm, _changing_terms(objective, sm), read, mixture)
     problem = Problem(
         sm.forward,
         densities,
         jnp.asarray([term.coefficient for term in scored]),
         trace_expectations(objective, sm),
         GaussianEntropies.of(objective, sm) if method is None else None,
-        chance,
+        None,
         method,
         sm.spec,
     )
-    return Posed(sm, objective, terms, reason, problem)
+    posed = Posed(sm, objective, terms, reason, problem)
+    return posed._replace(problem=with_expectations(posed, problem.expectations))
+
+
+def with_expectations(posed: Posed, means: Means) -> Problem:
+    """The problem with other expectations, and the part of drawn sites for these."""
+    sm, method = posed.sm, posed.problem.method
+    mixture = method if isinstance(method, Mixture) else Mixture()
+    terms = _changing_terms(posed.objective, sm)
+    read = {s for t in terms for s in t.sites + t.given}
+    read |= {*sites_read(means.programs, sm.sites)}
+    chance = Chance.of(sm, terms, read, mixture)
+    return replace(posed.problem, expectations=means, chance=chance)
 
 
 def _densities(sm: StructuralModel, terms: tuple[Term, ...]) -> tuple[Density, ...]:

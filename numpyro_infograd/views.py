@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 import functools
 from typing import Any
@@ -53,10 +53,7 @@ class View:
     @property
     def read(self) -> tuple[str, ...]:
         """The sites of the entropies, and the sites that an expectation reads."""
-        found = set(self.sites)
-        for program in self.expectations.values():
-            used = frozenset().union(*program.dependencies())
-            found |= {s for s in self.sm.sites if used & {*program.input_indices(0, s)}}
+        found = {*self.sites, *sites_read(self.expectations.values(), self.sm.sites)}
         return tuple(s for s in self.sm.sites if s in found)
 
     @property
@@ -178,3 +175,12 @@ def _from_the_line(sm: StructuralModel, name: str) -> Any:
         return biject_to(sm.constraints[name])
     except NotImplementedError:
         return None
+
+
+def sites_read(programs: Iterable[Program], sites: Iterable[str]) -> tuple[str, ...]:
+    """The sites whose values some programs of one sample's values use."""
+    found: set[str] = set()
+    for program in programs:
+        used = frozenset().union(*program.dependencies())
+        found |= {s for s in sites if used & {*program.input_indices(0, s)}}
+    return tuple(s for s in sites if s in found)

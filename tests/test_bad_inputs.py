@@ -356,7 +356,7 @@ CASES: list[tuple] = [
     ("functions of jax.numpy", mean(lambda v: np.sin(v["x"]))),
     (r"Expectation\(<lambda>\) is not finite.*Use other values",
         mean(lambda v: jnp.log(v["y"])), ModelError),
-    (r"Expectation\(<lambda>\).*Use a smooth step",
+    (r"Expectation\(<lambda>\).*use a smooth step",
         grad(objective=XY + Expectation(lambda v: v["y"] > 0)), JumpError),
     (r"Expectation\(<lambda>\) failed.*'w'.*sites x, y", mean(lambda v, w: 0.0)),
     (r"Expectation\(<lambda>\) failed.*'x'.*sites x, y", mean(lambda v: v.x)),
@@ -698,7 +698,7 @@ CASES: list[tuple] = [
     ("subject_to.*got None", ascend(subject_to=None)),
     ("'q'.*sites x, y. Use these",
         ascend(subject_to=Expectation(lambda v: v["q"]) <= 1.0)),
-    (r"Expectation\(loud\).*Use a smooth step",
+    (r"Expectation\(loud\).*use a smooth step",
         ascend(subject_to=Expectation(loud) <= 0.1), JumpError),
     # maximize: annealing, starts and checkpoints
     ("optimizer's update.*optax.lbfgs.*optax.adam", ascend(optimizer=optax.lbfgs())),

@@ -152,6 +152,23 @@ def test_ascent_finds_the_best_design():
     )
 
 
+def test_constraint_on_a_discrete_site():
+    """Send bits as strong as their mean energy allows."""
+
+    def model():
+        q = numpyro.param("q", 0.5, constraint=dist.constraints.unit_interval)
+        numpyro.deterministic("mean", q)
+        numpyro.sample("k", dist.Bernoulli(q))
+
+    found = ig.maximize(
+        model,
+        ig.Expectation(lambda v: v["mean"]),
+        subject_to=[ig.Expectation(lambda v: v["k"] * 1.0) <= 0.3],
+        progress_bar=False,
+    )
+    assert abs(float(found.params["q"]) - 0.3) < 0.003
+
+
 # --- many states: they are drawn ----------------------------------------------------
 
 

@@ -294,11 +294,10 @@ def test_auto_is_a_mixture_at_moderate_information() -> None:
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.005)
 
 
-def test_auto_trusts_quasi_random_components_of_few_values() -> None:
-    """Kish's size of 1024 draws of 16 values is below 100, but each has its share."""
+def test_auto_sums_over_few_values() -> None:
     found = ig.gradient(links.qam, ig.MI("symbol", "y"), params={"a": 2.0})
     assert found.diagnostics["method"] == "mixture"
-    assert found.diagnostics["effective_sample_size(y)"] < 100
+    assert "all densities are known" in found.diagnostics["reason"]
     check(found, {"a": 2 * links.pam_derivative(2.0)}, 0.005)
 
 

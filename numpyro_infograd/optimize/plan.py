@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -29,7 +29,14 @@ from numpyro_infograd.optimize.move import (
     unconstrained,
 )
 from numpyro_infograd.optimize.step import Ascent, InfoMaxState
-from numpyro_infograd.problem import Posed, admit, initial_states, pose, pose_again
+from numpyro_infograd.problem import (
+    Posed,
+    admit,
+    initial_states,
+    pose,
+    pose_again,
+    with_expectations,
+)
 from numpyro_infograd.scores import Exact
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.tracing import trace_model
@@ -130,7 +137,7 @@ class Plan:
             self.objective, self.subject_to, posed.sm, params
         )
         return Ascent(
-            replace(posed.problem, expectations=means),
+            with_expectations(posed, means),
             budgets,
             base_points(posed.sm.spec, size),
             Move.trace(start, self.optimizer, self.projection, constraints, scale),
