@@ -2,6 +2,7 @@
 """Ascents that must end where the closed forms have their maximum."""
 
 import math
+import pickle
 
 import links
 from methods import slow
@@ -19,8 +20,9 @@ from numpyro.distributions import constraints
 
 from helpers import ascend, quiet
 import numpyro_infograd as ig
-from numpyro_infograd.optimize import run
+from numpyro_infograd.optimize import Ending, Status, run
 from numpyro_infograd.optimize.annealing import cooled
+from numpyro_infograd.optimize.remaining import Steepness, outlook
 from numpyro_infograd.scores import Denoising, Mixture
 import truths
 
@@ -250,6 +252,114 @@ def test_a_problem_without_a_maximum_says_so() -> None:
     result = ascend(gain)
     assert "still promised a rise" in result.status
     assert "projection" in result.status
+
+
+# -- guards ------------------------------------------------------------------------
+def reflector(seed: int):
+    """A link by 32 phases, its maximum in nats, and a random start."""
+    rng = np.random.default_rng(7)
+    direct, *legs = ((rng.normal(size=(n, 2)) / 2**0.5) @ [1, 1j] for n in (1, 32, 32))
+    paths = legs[0] * legs[1]
+    start = np.random.default_rng(seed).uniform(-np.pi, np.pi, 32)
+
+    def model():
+        theta = numpyro.param("theta", jnp.asarray(start))
+        x = numpyro.sample("x", dist.Normal(0, 0.5**0.5).expand([2]).to_event(1))
+        gain = direct[0] + jnp.sum(paths * jnp.exp(1j * theta))
+        received = gain * (x[0] + 1j * x[1])
+        mean = jnp.stack([received.real, received.imag])
+        numpyro.sample("y", dist.Normal(mean, 3 * 0.5**0.5).to_event(1))
+
+    return model, np.log1p((abs(direct[0]) + abs(paths).sum()) ** 2 / 9)
+
+
+@pytest.mark.parametrize("seed", [0, 1, *map(slow, range(2, 8))])
+def test_convergence_means_that_nothing_is_left_to_gain(seed) -> None:
+    model, most = reflector(seed)
+    result = ascend(model)
+    assert result.status.ending is Ending.CONVERGED and not result.warnings
+    assert result.estimate.value == pytest.approx(most, rel=2e-4)
+
+
+@pytest.mark.parametrize("scores", ["exact", slow(AVERAGE)])
+def test_an_ascent_that_still_rises_says_by_how_much(scores) -> None:
+    """After 60 steps; the estimate is from gradients alone."""
+    model, most = reflector(3)
+    result = ascend(model, num_steps=60, scores=scores)
+    (sentence,) = result.warnings
+    assert "the ascent is not finished" in sentence
+    gain = float(sentence.split("gain about ")[1].split()[0])
+    missing = most - result.estimate.value
+    assert missing > 2e-3 * most
+    assert 0.3 < gain / missing < 4.0
+    assert f"warning: {sentence}" in repr(result)
+    assert "warning: the ascent is not finished" in result._repr_html_()
+
+
+def test_the_outlook_is_exact_for_a_quadratic_objective() -> None:
+    """-sum h (x - top)^2 / 2 with equal h: the line of the move leads to the top."""
+    top, before, here = np.array([3.0, -1.0]), np.zeros(2), np.array([1.5, -0.5])
+    rng = np.random.default_rng(0)
+    seen = 2.0 * (top - here) + 0.1 * rng.normal(size=(40, 2))
+    ahead = outlook(seen, 2.0 * (top - before), here - before, np.ones(2), 9.0)
+    assert abs(ahead.gain - np.sum((top - here) ** 2)) < 4 * ahead.error < 0.5
+    assert ahead.is_rising and ahead.is_clear
+    near = outlook(seen, 2.0 * (top - before), here - before, np.ones(2), 0.1)
+    assert near.gain == pytest.approx(2.0 * 2.5 * (0.1 - 0.005), rel=0.05)
+
+
+def test_steepness_tells_gradients_from_noise() -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.standard_t(2.0, size=(400, 20, 8))
+    clear = np.mean([Steepness.of(each).is_clear for each in noise])
+    assert clear < 0.1
+    found = [Steepness.of(each + 2.0).square for each in rng.normal(size=(400, 20, 8))]
+    error = np.std(found) / 20
+    assert np.mean(found) == pytest.approx(32.0, abs=4 * error)
+    assert Steepness.of(noise[0] + 5.0).is_clear
+
+
+def clipped(p):
+    return {n: jnp.clip(v, -1, 1) for n, v in p.items()}
+
+
+@pytest.mark.parametrize("projection", [None, clipped], ids=["free", "clipped"])
+def test_a_saddle_is_called_a_saddle(projection) -> None:
+    """No information at a gain of zero, and none to first order near it."""
+    settings = {"init_params": {"a": 0.0}, "projection": projection}
+    stays = ascend(gain, num_steps=1, **settings)
+    assert stays.status.ending is Ending.SADDLE and stays.params["a"] == 0.0
+    assert "is a saddle point" in stays.status and stays.warnings == (stays.status,)
+    lowest = quiet.minimize(gain, XY, num_steps=1, **settings)
+    assert lowest.status.ending is Ending.ALL_STEPS and not lowest.warnings
+    if projection is not None:
+        leaves = ascend(gain, **settings)
+        assert abs(leaves.params["a"]) == 1.0
+        assert "saddle" in leaves.status and "saddle" in leaves.warnings[0]
+
+
+def test_a_gradient_that_is_lost_in_its_noise_is_reported() -> None:
+    def model(scale):
+        a = numpyro.param("a", 0.5)
+        t = numpyro.sample("t", dist.StudentT(2.5))
+        numpyro.deterministic("cost", scale * a * t)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(a * x, 1))
+
+    def warnings_at(scale):
+        objective = XY + ig.Expectation(cost)
+        args = {"num_steps": 40, "projection": clipped, "model_args": (scale,)}
+        return " ".join(quiet.maximize(model, objective, **args).warnings)
+
+    assert "at the start could not be told from its noise" in warnings_at(100.0)
+    assert "noise" not in warnings_at(0.1)
+
+
+def test_a_status_is_a_text_and_an_ending() -> None:
+    status = Status("converged after 200 steps", Ending.CONVERGED)
+    assert status.startswith("converged") and f"{status}" == "converged after 200 steps"
+    copy = pickle.loads(pickle.dumps(status))
+    assert copy == status and copy.ending is Ending.CONVERGED
 
 
 def test_progress_bar(capsys) -> None:

@@ -112,13 +112,15 @@ def _warnings_for(
 ) -> tuple[str, ...]:
     """Sentences that say why the end may not be what was asked for."""
     _, estimate, trouble = end
-    sound = Ending.CONVERGED, Ending.ALL_STEPS, Ending.INTERRUPTED, Ending.BELOW_START
-    found = [] if status.ending in sound else [str(status)]
+    sound = Ending.CONVERGED, Ending.ALL_STEPS, Ending.INTERRUPTED
+    found = []
     if status.ending is Ending.BELOW_START:
         found.append(
             f"{status}: the gradient is wrong, or smaller than its noise. Raise "
             "num_samples, use other scores, or keep the start."
         )
+    elif status.ending not in sound or status != run.status:
+        found.append(str(status))
     found += _prospects(run, index, status, estimate)
     if skipped := _skipped(history):
         found.append(
@@ -138,9 +140,10 @@ def _prospects(
     run: Run, index: int, status: Status, estimate: Estimate | None
 ) -> list[str]:
     """What more steps would gain, and what noise hides."""
-    if not run.outlooks or status.ending not in (Ending.CONVERGED, Ending.ALL_STEPS):
+    if not run.outlooks or status.ending in (Ending.SADDLE, Ending.AT_REST):
         return []
     ahead, found = run.outlooks[index], []
+    may_rise = status.ending in (Ending.CONVERGED, Ending.ALL_STEPS)
     clear_first = run.is_clear_first[index] if run.is_clear_first else True
     unit = error = 0.0
     if estimate is not None:
@@ -148,7 +151,7 @@ def _prospects(
     if estimate is None or run.plan.subject_to:
         unit = max(unit, 1.0)
     noisy = not ahead.is_clear and run.ascent.problem.is_sampled
-    if ahead.is_rising and ahead.gain > max(NEGLIGIBLE * unit, error):
+    if may_rise and ahead.is_rising and ahead.gain > max(NEGLIGIBLE * unit, error):
         found.append(
             f"the ascent is not finished: more steps would gain about {ahead.gain:.2g} "
             "nats. Raise num_steps, or start again from these parameters."
@@ -181,8 +184,7 @@ def _at_rest(run: Run, index: int, params: Any) -> Status:
         return Status(f"{said}, {left}", ending)
     higher = run.is_below_others(index)
     if higher is False:
-        best = f"{said}; the gradient was zero at the start, and no small move gains"
-        return Status(best, ending)
+        return said  # it is a maximum
     may_be = "is" if higher else "may be"
     return Status(
         f"{said}; the gradient was zero at the start, which {may_be} a saddle point: "

@@ -79,11 +79,13 @@ def outlook(
     scale: np.ndarray,
     ratio: float,
 ) -> Outlook:
-    """The outlook along the line of the last moves, by a quadratic model.
+    """The outlook along the last moves, by a quadratic model of each line.
 
-    The fall of the slope over the move gives the curvature, and thus the maximum of the
+    The fall of the slope over a move gives the curvature, and thus the maximum of the
     model on the line. If the slope has not fallen, or the maximum is farther than a
-    longer ascent would come, the gain is that of the longest continuation.
+    longer ascent would come, the gain is that of the longest continuation. Each
+    parameter whose slope can be told from noise has its own line: one that swings about
+    its optimum must not hide another that still climbs. All others share one.
 
     Args:
         gradients: Of the last steps, (num_steps, num_parameters).
@@ -92,11 +94,30 @@ def outlook(
         scale: Unit of each parameter, (num_parameters,).
         ratio: The longest continuation, relative to the move.
     """
-    slopes = gradients @ moved
-    slope = float(np.mean(slopes))
-    error = float(np.std(slopes)) / math.sqrt(max(len(slopes) - 1, 1))
-    bend = float(before @ moved) - slope
+    each = gradients * moved  # slopes, in nats for a move of the same length
+    alone = np.mean(each, axis=0) > (2.0 + _least(moved.size)) * _error(each)
+    rest = ~alone
+    slopes = np.column_stack([each[:, alone], np.sum(each[:, rest], axis=1)])
+    start = np.append((before * moved)[alone], np.sum((before * moved)[rest]))
+    slope, error = np.mean(slopes, axis=0), _error(slopes)
+    bend = np.maximum(start - slope, 1e-30)
+    share = np.minimum(np.maximum(slope, 0.0) / bend, ratio)
+    falls = start > slope
+    gain = slope * share - 0.5 * np.where(falls, start - slope, 0.0) * share**2
+    reach = np.maximum(share, np.minimum(error / bend, ratio))
     clear = Steepness.of(gradients * scale).is_clear
-    share = min(max(slope, 0.0) / bend, ratio) if bend > 0 else ratio
-    gain = max(slope * share - 0.5 * bend * share**2, 0.0)
-    return Outlook(gain, error * (share or min(error / bend, ratio)), clear)
+    return Outlook(
+        float(np.sum(np.maximum(gain, 0.0))),
+        float(np.linalg.norm(error * reach)),
+        clear,
+    )
+
+
+def _error(draws: np.ndarray) -> np.ndarray:
+    """Standard error of the mean of each column."""
+    return np.std(draws, axis=0) / math.sqrt(max(len(draws) - 1, 1))
+
+
+def _least(count: int) -> float:
+    """Standard errors that noise rarely exceeds in any of `count` numbers."""
+    return math.sqrt(2.0 * math.log(max(count, 1)))

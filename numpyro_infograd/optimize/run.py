@@ -184,8 +184,11 @@ class Run:
                 infos = infos._replace(objective=np.full_like(infos.objective, np.nan))
             self.chunks.append(infos)
             if start == middle:
-                means = jax.tree.map(lambda x: np.mean(x, axis=1), infos.gradient)
-                self.middle = here, means
+                few = slice(
+                    max(total // 10, 1) if self.ascent.problem.is_sampled else 1
+                )
+                seen = [x[:, few].mean(axis=1) for x in jax.tree.leaves(infos.gradient)]
+                self.middle = here, jax.tree.unflatten(jax.tree.structure(here), seen)
             if len(self.chunks) == 1 and self.ascent.problem.is_sampled:
                 first = range(len(self.starts))
                 self.is_clear_first = [self._is_clear(infos, i) for i in first]
@@ -325,15 +328,16 @@ class Run:
         decay = _decay(np.arange(total), total)
         rates = decay if self.plan.is_default else np.ones(total)
         ratio = float(np.sum(rates) / np.sum(rates[total // 2 :]))
+        # A gradient without noise needs no mean.
+        steps = max(total // 5, 2) if self.ascent.problem.is_sampled else 1
         found = []
         for i in range(len(self.starts)):
             there, before = (flat(each, 1)[i] for each in self.middle)
-            gradients = [flat(c.gradient, 2)[i] for c in self.chunks[-2:]]
+            last = [flat(c.gradient, 2)[i] for c in self.chunks[-2:]]
+            gradients = np.concatenate(last)[-steps:]
             moved = flat(self.states.unconstrained_params, 1)[i] - there
             scale = self._flat_scale()
-            found.append(
-                outlook(np.concatenate(gradients), before, moved, scale, ratio)
-            )
+            found.append(outlook(gradients, before, moved, scale, ratio))
         return found
 
     def _is_clear(self, infos: StepInfo, index: int) -> bool:
