@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graph edits: functions from a structural model to another with the same sites.
 
-There are four: noise appended to sites (identity III), shuffled inputs (the null
-hypothesis), a path of parameters whose only parameter is the position on it, and drawn
-sites that are held.
+There are five: noise appended to sites (identity III), shuffled inputs (the null
+hypothesis), a path of parameters whose only parameter is the position on it, drawn
+sites that are held, and a site that is computed from all others.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import jax.numpy as jnp
 
 from numpyro.distributions import constraints
 
-from numpyro_infograd.density import simulate
+from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import ArgumentError, SiteError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like, probe_noise
 from numpyro_infograd.program import Program
+from numpyro_infograd.sites import Site
 from numpyro_infograd.structure import StructuralModel, appended_name
 
 POSITION = "position"
@@ -183,6 +184,31 @@ def _retrace(sm: StructuralModel) -> StructuralModel:
         noise_like(sm.spec),
     )
     return replace(sm, forward=forward)
+
+
+def add_site(
+    sm: StructuralModel, name: str, fn: Callable[[Any, Values, Values], jax.Array]
+) -> StructuralModel:
+    """The same model with one more deterministic site.
+
+    Args:
+        sm: The model.
+        name: Name of the site.
+        fn: The scalar value of the site from parameters, noise and values of all sites.
+    """
+    inner = sm.run
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        values, *rest = inner(
+            params, noise, given, log_prob_sites=log_prob_sites, cut=cut
+        )
+        made = fn(params, noise, {**values, **given})
+        return {**values, name: given.get(name, made)}, *rest
+
+    site = Site(name, "deterministic", (), jnp.result_type(float))
+    clean = sm.clean and add_site(sm.clean, name, fn)
+    site_info = sm.site_info | {name: site}
+    return _retrace(replace(sm, run=run, site_info=site_info, clean=clean))
 
 
 def hold(sm: StructuralModel) -> StructuralModel:

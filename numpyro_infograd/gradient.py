@@ -18,7 +18,7 @@ from numpyro_infograd.errors import DensityError
 from numpyro_infograd.estimation import Gradient, estimate_gradient
 from numpyro_infograd.linear import information
 from numpyro_infograd.objectives import Objective
-from numpyro_infograd.problem import Posed, admit, check_num_samples, pose
+from numpyro_infograd.problem import Posed, check_num_samples, enter, pose
 from numpyro_infograd.scores import MCMC, Denoising, Exact, Mixture, resolve_method
 from numpyro_infograd.scores.exact import why_not_exact
 from numpyro_infograd.scores.mixture import FEW_UNEXPLAINED, SOUND_SAMPLE_SIZE
@@ -192,7 +192,7 @@ def gradient(
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
-    sm, complete = admit(model, objective, args, kwargs, params)
+    sm, objective, complete = enter(model, objective, args, kwargs, params)
     sm.check_constraints(complete)
     checks.check_tunable(sm)
     checks.check_finite(objective, sm, complete)

@@ -23,6 +23,7 @@ from numpyro_infograd.hidden import walkable
 from numpyro_infograd.noise import NoiseSpec
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.program import Program
+from numpyro_infograd.readouts import see_through
 from numpyro_infograd.scores import Exact, Mixture
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
@@ -121,6 +122,22 @@ def admit(
                 stacklevel=3,
             )
     return sm, complete
+
+
+def enter(
+    model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any] | None,
+) -> tuple[StructuralModel, Objective, dict[str, Any]]:
+    """`admit`, then see through readouts that lose nothing (identity VI).
+
+    Returns:
+        The model, the objective without these readouts, and all parameters.
+    """
+    sm, complete = admit(model, objective, args, kwargs, params)
+    return *see_through(sm, objective, complete), complete
 
 
 def pose(
