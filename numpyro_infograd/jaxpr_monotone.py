@@ -21,13 +21,15 @@ _ONE_TO_ONE = frozenset(
     """exp exp2 log log1p expm1 tanh atanh sinh asinh acosh atan asin acos logistic erf
     erfc erf_inv sqrt rsqrt cbrt""".split()
 )
-# Without jumps where they are defined, except for a `select_n`, which is tested.
+# Without jumps where they are defined, except for `select_n` and `sign`, whose switches
+# are counted.
 _TESTED = _ONE_TO_ONE | frozenset(
-    """abs max min clamp add sub mul div neg square integer_pow pow sin cos cosh lgamma
-    select_n ge gt le lt eq ne and or not copy convert_element_type is_finite""".split()
+    """abs sign max min clamp add sub mul div neg square integer_pow pow sin cos cosh
+    lgamma select_n ge gt le lt eq ne and or not copy convert_element_type
+    is_finite""".split()
 )
 _MOST_SWITCHES = 4  # along the grid, in each component
-_ROUNDING = 1e-6
+_ROUNDING = 1e-9
 
 
 def is_elementwise(eqn: JaxprEqn) -> bool:
@@ -72,41 +74,65 @@ def is_monotone(
 ) -> bool:
     """Whether an elementwise function is strictly monotone in each component.
 
-    Tested on a grid that covers three times the range of the draws, as far as the
-    support allows.
+    Tested in 64 bits, on a grid that covers three times the range of the draws as far
+    as the support allows. Further out it may also be constant, because of rounding.
 
     Args:
         fn: From an array to the function's value and the predicates of its switches.
         draws: Draws of its argument, (num_draws, *shape).
         support: Of the argument, as in `Site`.
     """
-    grid = _grid(draws, support)
-    over = jax.vmap(fn)
-    found = jax.jit(
-        lambda x: jax.jvp(lambda y: over(y)[0], (x,), (jnp.ones_like(x),))
-    )(grid)
-    value, slope = (np.asarray(x, np.float64) for x in found)
-    if not (np.all(np.isfinite(value)) and np.all(np.isfinite(slope))):
+    with jax.enable_x64(True):
+        run = jax.jit(lambda grid: _derivative(fn, grid))
+        near = _grid(draws, support, 1.0)
+        if not _rises(near, *run(near), strictly=True):
+            return False
+        far = _grid(draws, support, 1000.0)
+        return _rises(far, *run(far), strictly=False)
+
+
+def _derivative(fn: Callable[..., Any], grid: jax.Array) -> Any:
+    value, slope, switches = jax.jvp(
+        jax.vmap(fn), (grid,), (jnp.ones_like(grid),), has_aux=True
+    )
+    return value, slope, switches
+
+
+def _rises(
+    grid: jax.Array, value: Any, slope: Any, switches: Any, strictly: bool
+) -> bool:
+    """Whether a function rises, or falls, along all of a grid.
+
+    If not strictly, it may be constant or not finite at points of the grid.
+    """
+    x, value, slope = (np.asarray(a) for a in (grid, value, slope))
+    finite = np.isfinite(value) & np.isfinite(slope)
+    if strictly and not np.all(finite):
         return False
-    for predicate in jax.jit(lambda x: over(x)[1])(grid):
-        side = np.asarray(predicate)
+    for side in map(np.asarray, switches):
         if np.any(np.sum(side[1:] != side[:-1], axis=0) > _MOST_SWITCHES):
             return False
-    sign = np.sign(value[-1] - value[0])
-    value, slope = sign * value, sign * slope
+    sign = np.sign(np.sum(np.where(finite, np.sign(slope), 0.0), axis=0))
+    slope = np.where(finite, sign * slope, 0.0)
     flat = slope == 0
-    if np.any(slope < 0) or np.any(flat[1:] & flat[:-1]) or np.any(sign == 0):
+    if np.any(slope < 0) or strictly and np.any(flat[1:] & flat[:-1]):
         return False
     # A jump down is a rise of less than half of what the derivative says.
-    rise, step = np.diff(value, axis=0), np.diff(np.asarray(grid, np.float64), axis=0)
-    least = 0.5 * step * np.minimum(slope[1:], slope[:-1])
-    return bool(np.all(rise >= least - _ROUNDING * np.max(np.abs(value), axis=0)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        rise, step = sign * np.diff(value, axis=0), np.diff(x, axis=0)
+        least = 0.5 * step * np.minimum(slope[1:], slope[:-1])
+        size = np.max(np.where(finite, np.abs(value), 0.0), axis=0)
+        fine = rise >= least - _ROUNDING * size
+    return bool(np.all(fine | ~finite[1:] | ~finite[:-1]))
 
 
-def _grid(draws: np.ndarray, support: str) -> jax.Array:
-    """Sorted points for each component, (num_points, *shape), at uneven distances."""
-    low, high = np.min(draws, axis=0), np.max(draws, axis=0)
-    wide = high - low
+def _grid(draws: np.ndarray, support: str, share: float) -> jax.Array:
+    """Sorted points for each component, (num_points, *shape), at uneven distances.
+
+    They extend the range of the draws by a share of it, where the support allows that.
+    """
+    low, high = (f(draws, axis=0).astype(np.float64) for f in (np.min, np.max))
+    wide = share * (high - low)
     if support == "real":
         low, high = low - wide, high + wide
     elif support == "positive":
@@ -115,5 +141,4 @@ def _grid(draws: np.ndarray, support: str) -> jax.Array:
         low, high = 1e-3 * low, 1 - 1e-3 * (1 - high)
     size = 4096 if low.size <= 64 else 1024
     ticks = (np.arange(size) + np.random.default_rng(2).uniform(size=size)) / size
-    points = low + (high - low) * ticks.reshape(-1, *[1] * low.ndim)
-    return jnp.asarray(points, draws.dtype)
+    return jnp.asarray(low + (high - low) * ticks.reshape(-1, *[1] * low.ndim))

@@ -5,8 +5,9 @@ Every value of a program is described by rows: each of its real components is an
 function of atoms, with known coefficients. Atoms are the components of chosen inputs
 (the sources), and one-to-one functions of such affine functions. From known components
 a linear solve gives atoms, and an atom gives the value that it is a function of, until
-it is known which sources can be computed back. What is not recognised has no rows, so a
-source may be reported as lost although it is not, but never the reverse.
+it is known which sources can be computed back. A value that is not recognised is a new
+atom that gives nothing. So a source may be reported as lost although it is not, but
+never the reverse.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _LINEAR = frozenset(
     """dot_general conv_general_dilated fft cumsum reduce_sum reduce_window_sum
     triangular_solve""".split()
 )
+_SHIFTS = frozenset({"add", "sub", "neg", "copy"})
 _POSITIVE = frozenset({"exp", "exp2", "logistic"})
 _KEEPS_SIGN = frozenset(
     """mul div add sqrt rsqrt integer_pow broadcast_in_dim reshape squeeze expand_dims
@@ -109,6 +111,7 @@ class Recovery:
         self._links: list[_Link] = []
         self._num_atoms = 0
         self._visited: set[int] = set()
+        self._pending: set[Any] = set()
         self.sources: dict[int, Source] = {}
         self._support: dict[Any, str] = {}
         for index, support in sources.items():
@@ -166,36 +169,81 @@ class Recovery:
         for var in eqn.outvars:
             self._base[var] = var
         if is_marked(eqn):
-            self._rows[eqn.outvars[0]] = self._marked(eqn, moving)
+            made = self._marked(eqn, moving)
+            self._set(eqn, [made, *[None] * (len(eqn.outvars) - 1)])
             return
-        try:
-            found = self._linear(eqn, moving)
-        except (TypeError, ValueError, NotImplementedError):
-            found = None  # a primitive that does not accept rows of numbers
-        if found is not None:
-            self._rows.update(zip(eqn.outvars, found, strict=True))
-        if not is_elementwise(eqn):
-            return
-        var = eqn.outvars[0]
+        if is_elementwise(eqn) and not _rounds(eqn):
+            var, base = eqn.outvars[0], self._common_base(eqn, moving)
+            waits = any(eqn.invars[i] in self._pending for i in moving)
+            if base is not None and (waits or not self._is_direct(eqn, moving)):
+                self._base[var] = base
+                self._pending.add(var)
+                return
+            if base is not None:
+                self._base[var] = base
+        self._set(eqn, self._linear(eqn, moving) or self._direct(eqn, moving))
+
+    def _set(self, eqn: JaxprEqn, found: list[Any] | None) -> None:
+        """Keep the rows of results; those that are not known are new atoms."""
+        lost = [None] * len(eqn.outvars)
+        for var, rows in zip(eqn.outvars, found or lost, strict=True):
+            if jnp.issubdtype(dtype_of(var), jnp.inexact):
+                if rows is None:
+                    rows = self._unit(self._new(_size(var)))
+                self._rows[var] = rows
+
+    def _common_base(self, eqn: JaxprEqn, moving: list[int]) -> Any:
+        """The value of which each component of a result is a known function."""
         fixed = [a for i, a in enumerate(eqn.invars) if i not in moving]
         bases = {self._base.get(eqn.invars[i], eqn.invars[i]) for i in moving}
-        if len(bases) == 1 and all(self._value(a) is not None for a in fixed):
-            base = bases.pop()
-            if base.aval.shape == var.aval.shape:
-                self._base[var] = base
-        if found is None and len(moving) == 1:
-            source = eqn.invars[moving[0]]
-            if _is_real(source) and _is_real(var) and self._one_to_one(eqn, moving[0]):
-                rows = self._rows_of(source)
-                if rows is not None and rows.shape[0] == _size(var):
-                    self._rows[var] = self._linked(rows)
+        shapes = {base.aval.shape for base in bases} | {eqn.outvars[0].aval.shape}
+        known = all(self._value(a) is not None for a in fixed)
+        return bases.pop() if len(bases) == len(shapes) == 1 and known else None
+
+    def _is_direct(self, eqn: JaxprEqn, moving: list[int]) -> bool:
+        """Whether the rows of an elementwise result follow from those of its operand."""
+        name = eqn.primitive.name
+        if len(moving) > 1 or name == "convert_element_type":
+            return len(moving) == 1 and _is_real(eqn.invars[0])
+        scales = name == "mul" or name == "div" and moving == [0]
+        return scales or name in _SHIFTS or self._one_to_one(eqn, moving[0])
+
+    def _direct(self, eqn: JaxprEqn, moving: list[int]) -> list[Any] | None:
+        """The row of a new atom for each component, if it is one-to-one."""
+        source, var = eqn.invars[moving[0]], eqn.outvars[0]
+        if not is_elementwise(eqn) or len(moving) > 1:
+            return None
+        same = source.aval.shape == var.aval.shape
+        real = _is_real(var) and _is_real(source)
+        scaled = eqn.primitive.name in ("mul", "div") and _is_complex(source)
+        if not same or not (real or scaled) or not self._one_to_one(eqn, moving[0]):
+            return None
+        return [self._linked(self._rows_of(source))]
 
     def _one_to_one(self, eqn: JaxprEqn, moving: int) -> bool:
-        if eqn.primitive.name in ("mul", "div") and len(eqn.invars) == 2:
+        name, others = eqn.primitive.name, self._values(eqn)
+        if name in ("mul", "div"):
             other = eqn.invars[1 - moving]
             if self._value(other) is None and self._is_positive(other):
-                return True
-        return is_one_to_one(eqn, moving, self._values(eqn))
+                return _is_real(eqn.invars[moving]) or moving == 0 or name == "mul"
+        return is_one_to_one(eqn, moving, others)
+
+    def _resolved(self, eqn: JaxprEqn) -> None:
+        """Set the rows of an elementwise result, by a test if need be."""
+        var = eqn.outvars[0]
+        self._pending.discard(var)
+        moving = [i for i, a in enumerate(eqn.invars) if self._is_moving(a)]
+        if self._is_direct(eqn, moving):
+            self._set(eqn, self._linear(eqn, moving) or self._direct(eqn, moving))
+            return
+        found = None
+        if eqn.primitive.name in ("add", "sub"):
+            found = self._linear(eqn, moving)
+        mixed = found is None or np.all(np.diff(found[0].indptr) > 1)
+        base = self._base[var]
+        if mixed and _is_real(var) and _is_real(base) and self._is_monotone(base, var):
+            found = [self._linked(self._rows_of(base))]
+        self._set(eqn, found)
 
     def _marked(self, eqn: JaxprEqn, moving: list[int]) -> Any:
         """Rows of the result of a marked function, after a test of its inverse."""
@@ -218,7 +266,7 @@ class Recovery:
             raise NotInverseError
         rows = self._rows_of(var)
         if rows is None:
-            return None
+            return None  # an argument that is not a float
         made = self._new(_size(eqn.outvars[0]))
         self._links.append(_Link(made, rows, True))
         return self._unit(made)
@@ -230,7 +278,10 @@ class Recovery:
         if any(r is None for r in rows.values()):
             return None
         if name in _REARRANGES:
-            return self._rearranged(eqn, rows)
+            try:
+                return self._rearranged(eqn, rows)
+            except (TypeError, ValueError, NotImplementedError):
+                return None  # it does not accept whole numbers
         if not all(jnp.issubdtype(dtype_of(v), jnp.inexact) for v in eqn.outvars):
             return None
         size = _size(eqn.outvars[0])
@@ -245,7 +296,7 @@ class Recovery:
         if name == "neg":
             return [-first]
         if name == "convert_element_type":
-            if not _keeps_digits(eqn):
+            if _rounds(eqn) or _is_complex(eqn.invars[0]) > _is_complex(eqn.outvars[0]):
                 return None
             return [self._stack([first, zero[first.shape[0] :]])]
         if name in ("real", "imag"):
@@ -269,7 +320,8 @@ class Recovery:
 
     def _rearranged(self, eqn: JaxprEqn, rows: Mapping[int, Any]) -> list[Any] | None:
         """Rows of the results of an equation that moves components."""
-        kinds = {_is_complex(v) for v in (*map(eqn.invars.__getitem__, rows), *eqn.outvars)}
+        operands = [eqn.invars[i] for i in rows]
+        kinds = {_is_complex(v) for v in (*operands, *eqn.outvars)}
         if len(kinds) > 1:
             return None
         table, start = [sparse.csr_matrix((1, self._num_atoms))], 1
@@ -286,18 +338,18 @@ class Recovery:
         whole = self._stack(table)
         results: list[list[np.ndarray]] = [[] for _ in eqn.outvars]
         for part in range(2 if _is_complex(eqn.outvars[0]) else 1):
-            operands = []
+            labelled: list[Any] = []
             for i, atom in enumerate(eqn.invars):
                 value = self._value(atom)
                 if i in parts:
-                    operands.append(jnp.asarray(parts[i][part]))
+                    labelled.append(jnp.asarray(parts[i][part]))
                 elif jnp.issubdtype(dtype_of(atom), jnp.inexact):
-                    operands.append(jnp.zeros(atom.aval.shape, jnp.int32))
+                    labelled.append(jnp.zeros(atom.aval.shape, jnp.int32))
                 elif value is None:
                     return None  # an unknown index
                 else:
-                    operands.append(value)
-            for found, labels in zip(results, _bind(eqn, operands), strict=True):
+                    labelled.append(value)
+            for found, labels in zip(results, _bind(eqn, labelled), strict=True):
                 found.append(np.maximum(np.asarray(labels), 0).ravel())
         return [whole[np.concatenate(found)] for found in results]
 
@@ -349,20 +401,14 @@ class Recovery:
         return sparse.vstack([empty, *map(self._widen, tables)], format="csr")
 
     def _rows_of(self, atom: Any) -> Any:
-        """The rows of a moving value; None if they are not known."""
+        """The rows of a moving value; None if it is not a float or complex."""
         if isinstance(atom, Literal):
             return None
-        if atom in self._rows:
-            return self._rows[atom]
-        self._rows[atom] = None
-        base = self._base.get(atom, atom)
-        real = _is_real(atom) and _is_real(base)
-        if base is atom or not real or not self._is_monotone(base, atom):
-            return None
-        rows = self._rows_of(base)
-        if rows is not None:
-            self._rows[atom] = self._linked(rows)
-        return self._rows[atom]
+        if atom in self._pending:
+            self._resolved(self._made_by[atom])
+        if atom in self._inputs and atom not in self._rows and self._is_moving(atom):
+            self._rows[atom] = self._unit(self._new(_size(atom)))
+        return self._rows.get(atom)
 
     def _is_monotone(self, base: Any, var: Any) -> bool:
         """Whether a value is a monotone function of its base, by a test."""
@@ -372,12 +418,15 @@ class Recovery:
             env, switches = {base: x}, []
             for eqn in eqns:
                 values = [
-                    env[a] if not isinstance(a, Literal) and a in env else self._value(a)
+                    env[a] if self._is_moving(a) else _doubled(self._value(a))
                     for a in eqn.invars
                 ]
-                if eqn.primitive.name == "select_n":
-                    switches.append(values[0])
-                env.update(zip(eqn.outvars, _bind(eqn, values), strict=True))
+                name = eqn.primitive.name
+                if name in ("select_n", "sign"):
+                    switches.append(jnp.sign(values[0]) if name == "sign" else values[0])
+                keeps = name == "convert_element_type" and _is_real(eqn.outvars[0])
+                outs = [_doubled(values[0])] if keeps else _bind(eqn, values)
+                env.update(zip(eqn.outvars, outs, strict=True))
             return env[var], switches
 
         return is_monotone(run, self._draws(base), self._support.get(base, "real"))
@@ -410,6 +459,8 @@ class Recovery:
 
     def _draws(self, var: Any) -> Any:
         """Draws of a value, with a leading axis if it moves."""
+        if var in self._inputs:
+            return self._inputs[var]
         eqns = self._cone([var])
         known = [v for v in self._known if not isinstance(self._known[v], Literal)]
         names = [*self._inputs, *known]
@@ -519,6 +570,13 @@ def _bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
     return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
+def _doubled(value: Any) -> Any:
+    """A float as a float of 64 bits; other values are not changed."""
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        return value
+    return jnp.asarray(value, jnp.float64)
+
+
 def _is_complex(var: Any) -> bool:
     return bool(jnp.issubdtype(dtype_of(var), jnp.complexfloating))
 
@@ -532,13 +590,11 @@ def _size(var: Any) -> int:
     return int(np.prod(var.aval.shape, dtype=int)) * (2 if _is_complex(var) else 1)
 
 
-def _keeps_digits(eqn: JaxprEqn) -> bool:
-    """Whether a conversion between floats or complex numbers loses no digits."""
+def _rounds(eqn: JaxprEqn) -> bool:
+    """Whether it converts a float or complex number to one of fewer digits."""
+    if eqn.primitive.name != "convert_element_type":
+        return False
     old, new = dtype_of(eqn.invars[0]), eqn.params["new_dtype"]
     if not jnp.issubdtype(old, jnp.inexact) or not jnp.issubdtype(new, jnp.inexact):
-        return False
-    if jnp.issubdtype(old, jnp.complexfloating) > jnp.issubdtype(
-        new, jnp.complexfloating
-    ):
-        return False
-    return jnp.finfo(new).bits >= min(jnp.finfo(old).bits, 32)
+        return jnp.issubdtype(old, jnp.inexact)  # to whole numbers
+    return jnp.finfo(new).bits < min(jnp.finfo(old).bits, 32)
