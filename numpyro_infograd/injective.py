@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that lose nothing, by a user's word: a function with its inverse."""
+"""Functions that lose nothing, because a user says so and gives the inverse."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import JaxprEqn
 import jax.numpy as jnp
 
@@ -14,7 +15,8 @@ from numpyro.distributions.transforms import Transform
 
 from numpyro_infograd.errors import ArgumentError
 
-_MARK = "injective_readout"
+# Names of identity equations around the two functions, which a trace keeps in order.
+_ARGUMENT, _RESULT, _RETURNED = (f"injective {s}" for s in ("in", "out", "back"))
 
 
 def injective(
@@ -64,23 +66,18 @@ def injective(
         )
     forth, back = fn, inverse
 
-    def both(value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # The inverse is part of the trace, where `recovery` finds it. Its result is not
-        # used, so it is not compiled.
-        made = _as_array(forth(value), "fn")
-        return made, _as_array(back(jax.lax.stop_gradient(made)), "inverse")
-
-    both.__name__ = both.__qualname__ = _MARK
-    marked = jax.jit(both)
-
     def readout(value: Any) -> jax.Array:
-        array = jnp.asarray(value)
-        made, returned = marked(array)
+        array = checkpoint_name(jnp.asarray(value), _ARGUMENT)
+        made = checkpoint_name(_as_array(forth(array), "fn"), _RESULT)
+        # The inverse is a part of the trace, where `recovery` finds it. Its result is
+        # not used, so it is not compiled.
+        returned = _as_array(back(jax.lax.stop_gradient(made)), "inverse")
         if returned.shape != array.shape:
             raise ArgumentError(
                 f"the inverse of an injective function returned shape {returned.shape} "
                 f"for a value of shape {array.shape}. It must return that value."
             )
+        checkpoint_name(returned, _RETURNED)
         return made
 
     return readout
@@ -94,9 +91,28 @@ def _as_array(value: Any, name: str) -> jax.Array:
     return jnp.asarray(value)
 
 
-def is_marked(eqn: JaxprEqn) -> bool:
-    """Whether an equation is the call of a function that `injective` returned."""
-    if eqn.params.get("name") != _MARK or "jaxpr" not in eqn.params:
-        return False
-    about = eqn.params["jaxpr"].jaxpr.debug_info
-    return about is not None and about.func_filename == __file__
+class Marked(NamedTuple):
+    """The variables of one call: the argument, and what the inverse made of it."""
+
+    argument: Any
+    returned: Any
+
+
+def marked_calls(eqns: Iterable[JaxprEqn]) -> dict[Any, Marked]:
+    """The calls of marked functions in a trace without calls, by their results."""
+    found: dict[Any, Marked] = {}
+    calls: list[list[Any]] = []  # calls inside of others are complete before these
+    for eqn in eqns:
+        name = eqn.params.get("name") if eqn.primitive.name == "name" else ""
+        if name == _ARGUMENT:
+            calls.append([eqn.outvars[0]])
+        elif name in (_RESULT, _RETURNED) and not calls:
+            return {}  # something removed equations
+        elif name == _RESULT:
+            calls[-1].append(eqn.outvars[0])
+        elif name == _RETURNED:
+            argument, *result = calls.pop()
+            if len(result) != 1:
+                return {}
+            found[result[0]] = Marked(argument, eqn.invars[0])
+    return {} if calls else found

@@ -23,7 +23,7 @@ import jax
 from jax.extend.core import JaxprEqn, Literal
 import jax.numpy as jnp
 
-from numpyro_infograd.injective import is_marked
+from numpyro_infograd.injective import Marked, marked_calls
 from numpyro_infograd.jaxpr_monotone import is_elementwise, is_monotone, is_one_to_one
 from numpyro_infograd.jaxpr_replay import replay
 from numpyro_infograd.jaxpr_walk import body_of, dtype_of
@@ -45,6 +45,7 @@ _KEEPS_SIGN = frozenset(
     convert_element_type copy slice concatenate stack""".split()
 )
 _LARGEST = 1 << 22  # entries of a dense matrix, at most
+_INVERTS = 0.01  # largest error of an inverse, of the spread of its draws
 _CANCELS = 1e-5  # a sum that is smaller than this share of its parts is zero
 
 
@@ -93,7 +94,7 @@ class Recovery:
                 code.jaxpr,
                 consts,
                 args,
-                enter=lambda eqn, _: body_of(eqn) is not None and not is_marked(eqn),
+                enter=lambda eqn, _: body_of(eqn) is not None,
             )[0]
         )(shapes, *[var.aval for var in code.jaxpr.invars])
         self.jaxpr = closed.jaxpr
@@ -105,7 +106,11 @@ class Recovery:
         self._inputs = dict(zip(args, inputs, strict=True))
         self._axes = {v: None if i in shared else 0 for i, v in enumerate(args)}
         self._made_by = {v: e for e in self.jaxpr.eqns for v in e.outvars}
+        self._marked = marked_calls(self.jaxpr.eqns)
         self._moves = {v for v in args if self._axes[v] == 0}
+        for eqn in self.jaxpr.eqns:
+            if any(map(self._is_moving, eqn.invars)):
+                self._moves.update(eqn.outvars)
         self._rows: dict[Any, Any] = {}
         self._base: dict[Any, Any] = {}
         self._links: list[_Link] = []
@@ -165,12 +170,11 @@ class Recovery:
             if all(self._value(a) is not None for a in eqn.invars) and not eqn.effects:
                 self._known.update(zip(eqn.outvars, _bind(eqn, self._values(eqn))))
             return
-        self._moves.update(eqn.outvars)
         for var in eqn.outvars:
             self._base[var] = var
-        if is_marked(eqn):
-            made = self._marked(eqn, moving)
-            self._set(eqn, [made, *[None] * (len(eqn.outvars) - 1)])
+        marked = self._marked.get(eqn.outvars[0])
+        if marked is not None and self._is_moving(marked.argument):
+            self._set(eqn, self._by_word(marked, eqn.outvars[0]))
             return
         if is_elementwise(eqn) and not _rounds(eqn):
             var, base = eqn.outvars[0], self._common_base(eqn, moving)
@@ -245,31 +249,18 @@ class Recovery:
             found = [self._linked(self._rows_of(base))]
         self._set(eqn, found)
 
-    def _marked(self, eqn: JaxprEqn, moving: list[int]) -> Any:
+    def _by_word(self, marked: Marked, result: Any) -> list[Any] | None:
         """Rows of the result of a marked function, after a test of its inverse."""
-        if len(moving) != 1:
-            return None
-        var = eqn.invars[moving[0]]
-        others = [a for a in eqn.invars if a is not var]
-        names = [v for v in (*others, var) if not isinstance(v, Literal)]
-
-        def run(*values: Any) -> Any:
-            given = dict(zip(names, values, strict=True))
-            return _bind(eqn, [given[a] if a in given else a.val for a in eqn.invars])
-
-        draws = [self._draws(v) for v in names]
-        axes = [0 if v in self._moves else None for v in names]
-        back = np.asarray(jax.vmap(run, in_axes=axes)(*draws)[1])
-        true = np.asarray(draws[-1])
-        spread = np.max(true.real) - np.min(true.real) if true.size else 0.0
-        if not np.all(np.abs(back - true) <= 0.01 * spread + 1e-5):
+        true, back = (np.asarray(self._draws(v)) for v in marked)
+        spread = np.max(np.abs(true - np.mean(true, axis=0)), initial=0.0)
+        if not np.all(np.abs(back - true) <= _INVERTS * spread):
             raise NotInverseError
-        rows = self._rows_of(var)
+        rows = self._rows_of(marked.argument)
         if rows is None:
             return None  # an argument that is not a float
-        made = self._new(_size(eqn.outvars[0]))
+        made = self._new(_size(result))
         self._links.append(_Link(made, rows, True))
-        return self._unit(made)
+        return [self._unit(made)]
 
     def _linear(self, eqn: JaxprEqn, moving: list[int]) -> list[Any] | None:
         """Rows of the results of an equation that is linear, or None."""
@@ -293,8 +284,8 @@ class Recovery:
             right = -1.0 if name == "sub" else 1.0
             parts = [rows.get(0, zero), right * rows.get(1, zero)]
             return [_sum(*map(self._widen, parts))]
-        if name == "neg":
-            return [-first]
+        if name in ("neg", "name"):
+            return [first if name == "name" else -first]
         if name == "convert_element_type":
             if _rounds(eqn) or _is_complex(eqn.invars[0]) > _is_complex(eqn.outvars[0]):
                 return None
