@@ -65,7 +65,7 @@ def check_objective(objective: Objective, sm: StructuralModel) -> None:
 
     Raises:
         ArgumentError: If the objective is empty.
-        SiteError: For a missing, empty, complex, observed, substituted or intervened
+        SiteError: For a missing, empty, observed, substituted or intervened
             site.
     """
     if not objective.entropies and not objective.expectations:
@@ -84,11 +84,6 @@ def check_objective(objective: Objective, sm: StructuralModel) -> None:
             raise SiteError(
                 f"the objective names site {name!r}, but the model has no such site "
                 f"(it has: {', '.join(sm.sites) or 'none'}). Name one of these."
-            )
-        if jnp.issubdtype(sm.site_info[name].dtype, jnp.complexfloating):
-            raise SiteError(
-                f"site {name!r} of the objective is complex. Name real sites: "
-                "stack its real and imaginary parts in a deterministic site."
             )
         if not sm.site_info[name].size:
             raise SiteError(

@@ -35,7 +35,7 @@ class SiteError(InfogradError, ValueError):
     """A site of the objective is missing, or has no information.
 
     Raised for a site that the model does not have, or that is observed, substituted,
-    intervened on, complex or empty. Name another site, or pass the model without `obs=`
+    intervened on or empty. Name another site, or pass the model without `obs=`
     and handlers.
     """
 
