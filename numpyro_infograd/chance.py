@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.errors import DensityError
+from numpyro_infograd.errors import VOUCH, DensityError
 from numpyro_infograd.hidden import joint_states
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
@@ -99,8 +99,8 @@ class Chance:
                     f"site {without[0]!r} is deterministic, so it has no density. But "
                     f"a parameter reaches the draws of {sites[0]!r}, which have no "
                     "derivative, and then the log densities of all sets are needed. "
-                    "Observe the site through noise: numpyro.sample(name, "
-                    "Normal(value, scale))."
+                    f"{VOUCH} Otherwise observe the site through noise: "
+                    "numpyro.sample(name, Normal(value, scale))."
                 )
         densities = tuple(sm.density(t.sites, t.given, whole=True) for t in terms)
         key = jax.random.key(0)

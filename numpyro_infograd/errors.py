@@ -16,6 +16,12 @@ Example:
 
 from typing import Any
 
+VOUCH = (
+    "If the function that makes it loses nothing, mark the function: "
+    "ig.injective(fn, inverse=...)."
+)
+"""What to do about a computed site without a density of its own."""
+
 
 class InfogradError(Exception):
     """Base class of all errors that this package raises on purpose."""

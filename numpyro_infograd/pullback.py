@@ -218,7 +218,8 @@ def pull_back(
         on_means = expectation_coefficients(means)
     rest = coefficients * (1.0 - by_score)
     rest = rest.astype(neg_log_probs.dtype)
-    evidence, by_chance, missed = {}, None, None
+    evidence: dict[str, jax.Array] = {}
+    by_chance, missed = None, None
     if chance:
         weighted = expectations._replace(coefficients=on_means)
         own = jax.random.fold_in(rng_key, len(densities))

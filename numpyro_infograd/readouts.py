@@ -14,15 +14,16 @@ already in the set, h(D, R) is infinite, but an information in which D cancels i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+import operator
 from typing import Any, NamedTuple
+
+import numpy as np
 
 import jax
 import jax.numpy as jnp
 
-from numpyro.distributions import constraints
-
 from numpyro_infograd.edits import add_site
-from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.errors import VOUCH, ArgumentError, DensityError
 from numpyro_infograd.noise import probe_noise
 from numpyro_infograd.objectives import Expectation, Joint, Objective, plus
 from numpyro_infograd.recovery import NotInverseError, Recovery
@@ -43,6 +44,9 @@ def see_through(
 ) -> tuple[StructuralModel, Objective]:
     """The same objective with sampled sites in place of readouts that lose nothing.
 
+    A readout may lose nothing only at these parameters. An ascent looks again at its
+    end.
+
     Returns:
         The model and the objective. The model has a new site for each log determinant
         that does not cancel, and the objective its expectation.
@@ -57,8 +61,12 @@ def see_through(
     blocked: set[str] = set()
     while True:
         free = [s for s in readouts.sources if s not in blocked]
-        swaps = {s: readouts.swaps(s, s.intersection(free)) for s in objective.entropies}
-        swapped = {d for each in swaps.values() for w in each if w.sources for d in w[0]}
+        swaps = {
+            s: readouts.swaps(s, s.intersection(free)) for s in objective.entropies
+        }
+        swapped = {
+            d for each in swaps.values() for w in each if w.sources for d in w[0]
+        }
         kept = {
             d
             for joint, each in swaps.items()
@@ -75,6 +83,51 @@ def _is_readout(sm: StructuralModel, name: str) -> bool:
     real = jnp.issubdtype(site.dtype, jnp.floating)
     computed = site.kind == "deterministic" and site.state == "free"
     return computed and real and name not in sm.appended and not site.control_flow
+
+
+def check_readouts(
+    sm: StructuralModel, objective: Objective, params: Mapping[str, Any]
+) -> None:
+    """Raise for readouts that may lose nothing, before their scores are learned.
+
+    They have as many values as the sites that they are made from, and a Jacobian of
+    full rank that mixes components. Then a network may miss most of their structure
+    without a sign. A function of each component that is not monotone is allowed.
+
+    Raises:
+        DensityError: Names a readout, and the mark that it may need.
+    """
+    named = [s for s in objective.sites if _is_readout(sm, s)]
+    if not named:
+        return
+    readouts = _Readouts(sm, named, params)
+    for joint in objective.entropies:
+        for swap in readouts.groups(joint, joint.intersection(readouts.sources)):
+            new = _size(sm, swap.sources)
+            if not new or new != _size(sm, swap.readouts):
+                continue
+            if _mixes(sm, swap, params):
+                names = ", ".join(map(repr, sorted(swap.readouts)))
+                raise DensityError(
+                    f"{names} may lose nothing of "
+                    f"{', '.join(map(repr, sorted(swap.sources)))}, but this cannot be "
+                    f"read off the model, and a learned score may miss it. {VOUCH} "
+                    "Otherwise choose a method: method='fisher' for a value, "
+                    "scores='denoising' for a gradient."
+                )
+
+
+def _mixes(sm: StructuralModel, swap: Swap, params: Mapping[str, Any]) -> bool:
+    """Whether the Jacobian of readouts is regular, but not that of each component."""
+    noise = probe_noise(sm.spec, 9, 4)
+    values = jax.vmap(sm.forward, in_axes=(None, 0))(params, noise)
+    over = jax.vmap(_jacobian(sm, swap), in_axes=(None, 0, 0))
+    matrices = np.asarray(over(params, noise, values), np.float64)
+    if not np.all(np.isfinite(matrices)):
+        return False
+    regular = np.all(np.linalg.matrix_rank(matrices, rtol=1e-5) == matrices.shape[-1])
+    mixed = np.any(np.sum(matrices != 0, axis=-1) > 1)
+    return bool(regular and mixed)
 
 
 class _Readouts:
@@ -97,16 +150,9 @@ class _Readouts:
         given = {name: values[name] for name in settable}
         self._index = {program.input_indices(2, n)[0]: n for n in settable}
         self._number = {name: index for index, name in self._index.items()}
-        positive = [
-            index
-            for name, constraint in sm.constraints.items()
-            if constraint is constraints.positive
-            for index in program.input_indices(0, name)
-        ]
         self._recovery = Recovery(
             program,
             {i: sm.site_info[n].support for i, n in self._index.items()},
-            positive,
             jax.tree.leaves((params, noise, given)),
             program.input_indices(0),
         )
@@ -122,11 +168,11 @@ class _Readouts:
                 continue  # made from noise that no site of the model shows
             try:
                 self._rows[name] = self._recovery.read(outputs)
-            except NotInverseError:
+            except NotInverseError as error:
                 raise ArgumentError(
                     f"site {name!r} is made by a function that is marked as injective, "
-                    "but its inverse does not return the argument at draws of the "
-                    "model. Correct the inverse, or leave out ig.injective."
+                    f"but the function or its inverse {error}. Correct the inverse, or "
+                    "leave out ig.injective."
                 ) from None
             self.sources[name] = sources
 
@@ -139,6 +185,10 @@ class _Readouts:
             if fits == free:
                 break
             free = fits
+        return self.groups(joint, free)
+
+    def groups(self, joint: Joint, free: Joint) -> list[Swap]:
+        """Readouts in a set that share sources outside of it belong together."""
         groups: list[Swap] = []
         for name in sorted(free):
             new = Swap(frozenset({name}), self.sources[name] - joint)
@@ -176,7 +226,7 @@ def _rewritten(
             return sm, objective  # infinite
         name = f"log |d {','.join(sorted(swap.readouts))}|"
         sm = add_site(sm, name, _log_volume(sm, swap))
-        volumes += coefficient * Expectation(lambda values, name=name: values[name])
+        volumes += coefficient * Expectation(operator.itemgetter(name))
     expectations = objective.expectations + volumes.expectations
     return sm, Objective(entropies, expectations, objective.terms)
 
@@ -187,17 +237,23 @@ def _size(sm: StructuralModel, sites: Joint) -> int:
 
 def _log_volume(sm: StructuralModel, swap: Swap) -> Any:
     """log |det| of the Jacobian of readouts in their sources."""
+    jacobian = _jacobian(sm, swap)
+    return lambda *args: jnp.linalg.slogdet(jacobian(*args))[1]
+
+
+def _jacobian(sm: StructuralModel, swap: Swap) -> Any:
+    """The Jacobian of readouts in their sources, from parameters, noise and values."""
     readouts, sources = sorted(swap.readouts), tuple(sorted(swap.sources))
     program = sm.forward_given(sources)
 
-    def log_volume(params: Any, noise: Any, values: Any) -> jax.Array:
+    def jacobian(params: Any, noise: Any, values: Any) -> jax.Array:
         def made(given: Any) -> jax.Array:
             found = program(params, noise, given)
             return jnp.concatenate([found[s].ravel() for s in readouts])
 
-        columns = jax.jacobian(made)({s: values[s] for s in sources})
+        columns = jax.jacfwd(made)({s: values[s] for s in sources})
         size = _size(sm, swap.readouts)
         parts = [columns[s].reshape(size, -1) for s in sources]
-        return jnp.linalg.slogdet(jnp.concatenate(parts, axis=1))[1]
+        return jnp.concatenate(parts, axis=1)
 
-    return log_volume
+    return jacobian

@@ -155,8 +155,7 @@ def trace_expectations(objective: Objective, sm: StructuralModel) -> Means:
     return Means(
         jnp.asarray([coefficient for coefficient, _ in objective.expectations]),
         tuple(
-            _trace_scalar(fn, example, pairs, holds)
-            for _, fn in objective.expectations
+            _trace_scalar(fn, example, pairs, holds) for _, fn in objective.expectations
         ),
     )
 

@@ -17,6 +17,7 @@ from numpyro_infograd.optimize.move import constrained
 from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.run import CYCLE, MAX_CYCLES, Run
 from numpyro_infograd.optimize.step import StepInfo
+from numpyro_infograd.readouts import see_through
 from numpyro_infograd.values import MCMC, Estimate, value_of
 
 _ROUGH = 0.02  # relative error of a first value of the start
@@ -193,7 +194,8 @@ def _value(
     """The value of the objective at `params`, or the reason why it has none."""
     key = jax.random.fold_in(run.rng_key, 7)
     try:
-        value = value_of(run.clean.sm, run.clean.objective, params, key, method)
+        sm, objective = see_through(run.clean.sm, run.plan.objective, params)
+        value = value_of(sm, objective, params, key, method)
     except InfogradError as error:
         return None, str(error)
     if math.isfinite(value.value):

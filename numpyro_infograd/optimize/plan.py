@@ -65,9 +65,7 @@ class Plan:
         self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
     ) -> tuple[Posed, dict[str, Any]]:
         """The posed problem and where the ascent starts."""
-        sm, seen, params = enter(
-            self.model, self.objective, args, kwargs, init_params
-        )
+        sm, seen, params = enter(self.model, self.objective, args, kwargs, init_params)
         checks.check_tunable(sm)
         if self.projection is not None:
             params = project(self.projection, params)

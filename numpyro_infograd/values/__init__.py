@@ -16,6 +16,7 @@ from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.linear import information
 from numpyro_infograd.objectives import MI, Objective, Sites, names
 from numpyro_infograd.problem import admit, check_num_samples, enter, noise_warnings
+from numpyro_infograd.readouts import check_readouts
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import resolve
 from numpyro_infograd.values.base import Estimate, Estimator
@@ -331,6 +332,7 @@ def _auto(
         elif why_not_fisher(objective, sm):
             raise
         else:
+            check_readouts(sm, objective, params)
             found = by(_LEARNED)
         return replace(found, reason=f"{why}; {str(error).split('. ')[0]}")
     if nested is None:

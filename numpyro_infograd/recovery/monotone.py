@@ -13,58 +13,10 @@ from typing import Any
 import numpy as np
 
 import jax
-from jax.extend.core import JaxprEqn
 import jax.numpy as jnp
 
-# Strictly monotone, or at least one-to-one, on all real numbers of their domain.
-_ONE_TO_ONE = frozenset(
-    """exp exp2 log log1p expm1 tanh atanh sinh asinh acosh atan asin acos logistic erf
-    erfc erf_inv sqrt rsqrt cbrt""".split()
-)
-# Without jumps where they are defined, except for `select_n` and `sign`, whose switches
-# are counted.
-_TESTED = _ONE_TO_ONE | frozenset(
-    """abs sign max min clamp add sub mul div neg square integer_pow pow sin cos cosh
-    lgamma select_n ge gt le lt eq ne and or not copy convert_element_type
-    is_finite""".split()
-)
 _MOST_SWITCHES = 4  # along the grid, in each component
 _ROUNDING = 1e-9
-
-
-def is_elementwise(eqn: JaxprEqn) -> bool:
-    """Whether each component of the result depends on that of each operand only."""
-    if eqn.primitive.name not in _TESTED:
-        return False
-    shapes = {atom.aval.shape for atom in eqn.invars} - {()}
-    return shapes <= {eqn.outvars[0].aval.shape}
-
-
-def is_one_to_one(eqn: JaxprEqn, moving: int, others: list[Any]) -> bool:
-    """Whether a primitive is one-to-one in one real operand, by its definition.
-
-    Args:
-        eqn: An elementwise equation.
-        moving: The position of that operand.
-        others: The values of all operands; None for those that are not known.
-    """
-    name = eqn.primitive.name
-    if name in _ONE_TO_ONE:
-        return True
-    if name == "integer_pow":
-        return eqn.params["y"] % 2 == 1
-    if name == "div":  # of a constant by the operand
-        return moving == 1 and _all(others[0], lambda c: c != 0)
-    if name == "pow" and moving == 0:
-        return _all(others[1], lambda c: (c % 2 == 1) | (c != np.floor(c)))
-    if name == "pow":
-        return _all(others[0], lambda c: (c > 0) & (c != 1))
-    return False
-
-
-def _all(value: Any, test: Callable[[np.ndarray], Any]) -> bool:
-    known = value is not None and np.all(np.isfinite(value))
-    return bool(known and np.all(test(np.asarray(value))))
 
 
 def is_monotone(
@@ -85,10 +37,10 @@ def is_monotone(
     with jax.enable_x64(True):
         run = jax.jit(lambda grid: _derivative(fn, grid))
         near = _grid(draws, support, 1.0)
-        if not _rises(near, *run(near), strictly=True):
+        if not _rises(near, run(near), strictly=True):
             return False
         far = _grid(draws, support, 1000.0)
-        return _rises(far, *run(far), strictly=False)
+        return _rises(far, run(far), strictly=False)
 
 
 def _derivative(fn: Callable[..., Any], grid: jax.Array) -> Any:
@@ -98,18 +50,16 @@ def _derivative(fn: Callable[..., Any], grid: jax.Array) -> Any:
     return value, slope, switches
 
 
-def _rises(
-    grid: jax.Array, value: Any, slope: Any, switches: Any, strictly: bool
-) -> bool:
+def _rises(grid: jax.Array, found: tuple[Any, Any, list[Any]], strictly: bool) -> bool:
     """Whether a function rises, or falls, along all of a grid.
 
     If not strictly, it may be constant or not finite at points of the grid.
     """
-    x, value, slope = (np.asarray(a) for a in (grid, value, slope))
+    (value, slope, switches), x = jax.device_get(found), np.asarray(grid)
     finite = np.isfinite(value) & np.isfinite(slope)
     if strictly and not np.all(finite):
         return False
-    for side in map(np.asarray, switches):
+    for side in switches:
         if np.any(np.sum(side[1:] != side[:-1], axis=0) > _MOST_SWITCHES):
             return False
     sign = np.sign(np.sum(np.where(finite, np.sign(slope), 0.0), axis=0))
