@@ -99,8 +99,8 @@ class Chance:
                     f"site {without[0]!r} is deterministic, so it has no density. But "
                     f"a parameter reaches the draws of {sites[0]!r}, which have no "
                     "derivative, and then the log densities of all sets are needed. "
-                    f"{VOUCH} Otherwise observe the site through noise: "
-                    "numpyro.sample(name, Normal(value, scale))."
+                    "Observe the site through noise: numpyro.sample(name, "
+                    f"Normal(value, scale)). {VOUCH}"
                 )
         densities = tuple(sm.density(t.sites, t.given, whole=True) for t in terms)
         key = jax.random.key(0)

@@ -195,7 +195,7 @@ def gradient(
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
-    sm, objective, complete = enter(model, objective, args, kwargs, params)
+    sm, objective, complete = enter(model, objective, args, kwargs, params, method)
     sm.check_constraints(complete)
     checks.check_tunable(sm)
     checks.check_finite(objective, sm, complete)

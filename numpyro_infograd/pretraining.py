@@ -93,7 +93,7 @@ def pretrain_scores(
             "'denoising', 'sliced' or 'flow'."
         )
     as_power_of_two("num_points", num_points, 16)
-    sm, objective, initial = enter(model, objective, args, kwargs, None)
+    sm, objective, initial = enter(model, objective, args, kwargs, None, method)
     checks.check_tunable(sm)
     needed = sm.params_of(objective.sites)
     _check_names(over, needed, sm)

@@ -133,14 +133,19 @@ def enter(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     params: Mapping[str, Any] | None,
+    method: Any = None,
 ) -> tuple[StructuralModel, Objective, dict[str, Any]]:
     """`admit`, then see through readouts that lose nothing (identity VI).
+
+    A score method that appends noise to readouts needs the readouts themselves.
 
     Returns:
         The model, the objective without these readouts, and all parameters.
     """
     sm, complete = admit(model, objective, args, kwargs, params)
-    return *see_through(sm, objective, complete), complete
+    if getattr(method, "noise_variance", None) is None:
+        sm, objective = see_through(sm, objective, complete)
+    return sm, objective, complete
 
 
 def pose(

@@ -85,7 +85,7 @@ class Plan:
         same = sm.forward.code == (old.sm.clean or old.sm).forward.code
         if same and old.objective is self.objective:
             return pose_again(old, sm)
-        sm, seen, _ = enter(sm, self.objective, (), {}, params)
+        sm, seen, _ = enter(sm, self.objective, (), {}, params, self.scores)
         self._check(sm, seen, params)
         method = old.problem.method or Exact()
         new = pose(sm, seen, method, params, old.reason)

@@ -400,7 +400,7 @@ class Recovery:
                         jnp.sign(values[0]) if name == "sign" else values[0]
                     )
                 keeps = name == "convert_element_type" and is_real(eqn.outvars[0])
-                outs = [doubled(values[0])] if keeps else bind(eqn, values)
+                outs = [jnp.float64(values[0])] if keeps else bind(eqn, values)
                 env.update(zip(eqn.outvars, outs, strict=True))
             return env[var], switches
 

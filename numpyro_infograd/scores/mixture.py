@@ -112,14 +112,14 @@ class Mixture(ScoreMethod):
         if density.without_density:
             raise DensityError(
                 f"site {density.without_density[0]!r} is deterministic: it has no "
-                f"density given the other noise. {VOUCH} Otherwise use "
-                "scores='denoising', or observe it through a sample site."
+                "density given the other noise. Use scores='denoising', "
+                f"or observe it through a sample site. {VOUCH}"
             )
         if density.hidden_deterministic:
             raise DensityError(
                 f"site {density.hidden_deterministic[0]!r} is deterministic and shares "
                 "hidden noise with the rest of its set, so a mixture cannot condition "
-                f"on it. {VOUCH} Otherwise use scores='denoising'."
+                f"on it. Use scores='denoising'. {VOUCH}"
             )
 
     def warnings_for(

@@ -163,8 +163,8 @@ def refuse_without_density(sm: StructuralModel, terms: tuple[Term, ...]) -> None
             if not has_density(sm, site):
                 raise DensityError(
                     f"site {site!r} is deterministic, so it has no density to average. "
-                    f"{VOUCH} Otherwise use method='fisher' if its values are "
-                    "continuous, or observe the site through a sample site."
+                    "Use method='fisher' if its values are continuous, or observe the "
+                    f"site through a sample site. {VOUCH}"
                 )
 
 
