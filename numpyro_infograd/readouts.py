@@ -218,17 +218,17 @@ def _rewritten(
             made = (made - swap.readouts) | swap.sources
             left[swap] = plus(left.get(swap, 0.0), coefficient)
         entropies[made] = plus(entropies.get(made, 0.0), coefficient)
-    volumes = Objective({})
+    volumes, edited = Objective({}), sm
     for swap, coefficient in left.items():
         if not coefficient:
             continue
         if _size(sm, swap.readouts) != _size(sm, swap.sources):
             return sm, objective  # infinite
         name = f"log |d {','.join(sorted(swap.readouts))}|"
-        sm = add_site(sm, name, _log_volume(sm, swap))
+        edited = add_site(edited, name, _log_volume(sm, swap))
         volumes += coefficient * Expectation(operator.itemgetter(name))
     expectations = objective.expectations + volumes.expectations
-    return sm, Objective(entropies, expectations, objective.terms)
+    return edited, Objective(entropies, expectations, objective.terms)
 
 
 def _size(sm: StructuralModel, sites: Joint) -> int:

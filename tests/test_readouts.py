@@ -62,7 +62,6 @@ LOSSLESS = {
     "fft": lambda v: stacked(jnp.fft.fft(pair(v[:2], v[2:]))),
     "real fft": lambda v: stacked(jnp.fft.rfft(v)),
     "complex gain": lambda v: stacked(pair(v[:2], v[2:]) * (1 + 2j) / (3 - 1j)),
-    "complex": lambda v: pair(v[:2], v[2:]),
     "layers": lambda v: jnp.tanh(H @ jnp.arcsinh(H @ v) / 20.0),
     "exp": jnp.exp,
     "sinh": jnp.sinh,
