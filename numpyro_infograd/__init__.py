@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpyro_infograd.channel import channel
     from numpyro_infograd.estimation import Gradient
     from numpyro_infograd.gradient import gradient
+    from numpyro_infograd.injective import injective
     from numpyro_infograd.objectives import MI, Constraint, Entropy, Expectation
     from numpyro_infograd.optimize import (
         InfoMax,
@@ -53,6 +54,7 @@ _ROOMS = {
     "channel": "channel",
     "estimate": "values",
     "gradient": "gradient",
+    "injective": "injective",
     "maximize": "optimize",
     "maximize_mi": "optimize",
     "minimize": "optimize",
@@ -92,6 +94,7 @@ __all__ = [  # noqa: PLE0604
     "estimate",
     "exogenous",
     "gradient",
+    "injective",
     "maximize",
     "maximize_mi",
     "minimize",

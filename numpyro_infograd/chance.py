@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.errors import DensityError
+from numpyro_infograd.errors import VOUCH, DensityError
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores.mixture import (
@@ -106,7 +106,7 @@ class Chance:
                     f"a parameter reaches the draws of {sites[0]!r}, which have no "
                     "derivative, and then the log densities of all sets are needed. "
                     "Observe the site through noise: numpyro.sample(name, "
-                    "Normal(value, scale))."
+                    f"Normal(value, scale)). {VOUCH}"
                 )
         densities = tuple(sm.density(t.sites, t.given, whole=True) for t in terms)
 

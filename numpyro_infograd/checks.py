@@ -19,6 +19,7 @@ from numpyro_infograd.arguments import as_flag
 from numpyro_infograd.density import Density, simulate
 from numpyro_infograd.edits import hold
 from numpyro_infograd.errors import (
+    VOUCH,
     ArgumentError,
     DegenerateError,
     DensityError,
@@ -65,7 +66,7 @@ def check_objective(objective: Objective, sm: StructuralModel) -> None:
 
     Raises:
         ArgumentError: If the objective is empty.
-        SiteError: For a missing, empty, complex, observed, substituted or intervened
+        SiteError: For a missing, empty, observed, substituted or intervened
             site.
     """
     if not objective.entropies and not objective.expectations:
@@ -84,11 +85,6 @@ def check_objective(objective: Objective, sm: StructuralModel) -> None:
             raise SiteError(
                 f"the objective names site {name!r}, but the model has no such site "
                 f"(it has: {', '.join(sm.sites) or 'none'}). Name one of these."
-            )
-        if jnp.issubdtype(sm.site_info[name].dtype, jnp.complexfloating):
-            raise SiteError(
-                f"site {name!r} of the objective is complex. Name real sites: "
-                "stack its real and imaginary parts in a deterministic site."
             )
         if not sm.site_info[name].size:
             raise SiteError(
@@ -293,12 +289,29 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
                     "add noise to it (a sample site)."
                 )
             check_atoms(sm, _computed(sm, sites), params)
+            for name in _computed(sm, sites):
+                _check_thin(sm, name, linear)
             raise DegenerateError(
                 f"{names} together have {size} dimensions but only {rank} of noise at "
                 "these parameter values: some values are a function of the others, and "
                 "information between them is infinite. Add the missing noise (a sample "
                 "site), or leave out redundant sites."
             )
+
+
+def _check_thin(sm: StructuralModel, name: str, linear: Linear) -> None:
+    """Raise for a computed site that has more values than dimensions of noise.
+
+    Raises:
+        DegenerateError: Names the site and the mark that it may need.
+    """
+    size, rank = sm.site_info[name].size, linear.rank((name,))
+    if rank < size:
+        raise DegenerateError(
+            f"site {name!r} is computed and has {size} values, but only {rank} "
+            f"dimensions of noise. {VOUCH} Otherwise leave out the values that are "
+            "functions of the others, or add the missing noise (a sample site)."
+        )
 
 
 def check_atoms(sm: StructuralModel, names: Iterable[str], params: Any) -> None:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graph edits: functions from a structural model to another with the same sites.
 
-There are four: noise appended to sites (identity III), shuffled inputs (the null
-hypothesis), a path of parameters whose only parameter is the position on it, and drawn
-sites that are held.
+There are six: noise appended to sites (identity III), shuffled inputs (the null
+hypothesis), a path of parameters whose only parameter is the position on it, drawn
+sites that are held, a site that is computed from all others, and complex sites as pairs
+of real numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 import math
 from typing import Any
@@ -20,11 +21,12 @@ import jax.numpy as jnp
 
 from numpyro.distributions import constraints
 
-from numpyro_infograd.density import simulate
+from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import ArgumentError, SiteError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like, probe_noise
 from numpyro_infograd.program import Program
+from numpyro_infograd.sites import Site, from_pair, to_pair
 from numpyro_infograd.structure import StructuralModel, appended_name
 
 POSITION = "position"
@@ -183,6 +185,66 @@ def _retrace(sm: StructuralModel) -> StructuralModel:
         noise_like(sm.spec),
     )
     return replace(sm, forward=forward, source=None)
+
+
+def add_site(
+    sm: StructuralModel, name: str, fn: Callable[[Any, Values, Values], jax.Array]
+) -> StructuralModel:
+    """The same model with one more deterministic site.
+
+    Args:
+        sm: The model.
+        name: Name of the site.
+        fn: The scalar value of the site from parameters, noise and values of all sites.
+    """
+    inner = sm.run
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        values, *rest = inner(
+            params, noise, given, log_prob_sites=log_prob_sites, cut=cut
+        )
+        made = fn(params, noise, {**values, **given})
+        return {**values, name: given.get(name, made)}, *rest
+
+    site = Site(name, "deterministic", (), jnp.result_type(float))
+    clean = sm.clean and add_site(sm.clean, name, fn)
+    site_info = sm.site_info | {name: site}
+    return _retrace(replace(sm, run=run, site_info=site_info, clean=clean))
+
+
+def as_pairs(sm: StructuralModel, sites: Iterable[str]) -> StructuralModel:
+    """The same model with all complex sites as pairs, if one of some sites is complex.
+
+    The last axis of such a site has the real and the imaginary part. The density of a
+    complex site is that of these two.
+    """
+
+    def is_complex(name: str) -> bool:
+        return jnp.issubdtype(sm.site_info[name].dtype, jnp.complexfloating)
+
+    if not any(map(is_complex, sites)):
+        return sm
+    inner, pairs = sm.run, frozenset(filter(is_complex, sm.sites))
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        put = {n: from_pair(v) if n in pairs else v for n, v in given.items()}
+        values, *rest = inner(
+            params, noise, put, log_prob_sites=log_prob_sites, cut=cut
+        )
+        return {n: to_pair(v) if n in pairs else v for n, v in values.items()}, *rest
+
+    real = {
+        name: site._replace(
+            shape=(*site.shape, 2),
+            dtype=jnp.finfo(site.dtype).dtype,
+            support="real",
+            unconstrain=None,
+            pair=True,
+        )
+        for name in pairs
+        for site in [sm.site_info[name]]
+    }
+    return _retrace(replace(sm, run=run, site_info=sm.site_info | real))
 
 
 def hold(sm: StructuralModel) -> StructuralModel:

@@ -16,6 +16,12 @@ Example:
 
 from typing import Any
 
+VOUCH = (
+    "If the function that makes it loses nothing, mark the function: "
+    "ig.injective(fn, inverse=...)."
+)
+"""What to do about a computed site without a density of its own."""
+
 
 class InfogradError(Exception):
     """Base class of all errors that this package raises on purpose."""
@@ -36,7 +42,7 @@ class SiteError(InfogradError, ValueError):
     """A site of the objective is missing, or has no information.
 
     Raised for a site that the model does not have, or that is observed, substituted,
-    intervened on, complex or empty. Name another site, or pass the model without `obs=`
+    intervened on or empty. Name another site, or pass the model without `obs=`
     and handlers.
     """
 

@@ -19,6 +19,7 @@ from numpyro_infograd.certificate import certify
 from numpyro_infograd.chance import Chance
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density
+from numpyro_infograd.errors import VOUCH
 from numpyro_infograd.noise import base_points, draw_noise, standard_error
 from numpyro_infograd.problem import (
     REPLICATES,
@@ -310,11 +311,13 @@ def unchecked(
     if not method.needs_certificate or "certificate" in evidence:
         return ()
     why = f", because {density.why_no_walk}" if density.why_no_walk else ""
+    computed = density.without_density + density.hidden_deterministic
+    remedy = f"{VOUCH} Otherwise compare" if computed else "Compare"
     return (
         f"no chain can check the score of {density.label!r}{why}. Its standard error "
-        "is only the method's own estimate, and may be too small. Compare with another "
-        "method, or add the noise of the set as a sample site: numpyro.sample(name, "
-        "Normal(mean, scale)).",
+        f"is only the method's own estimate, and may be too small. {remedy} with "
+        "another method, or add the noise of the set as a sample site: "
+        "numpyro.sample(name, Normal(mean, scale)).",
     )
 
 

@@ -19,7 +19,8 @@ from numpyro_infograd.errors import DensityError
 from numpyro_infograd.estimation import Gradient, estimate_gradient
 from numpyro_infograd.linear import information
 from numpyro_infograd.objectives import Objective
-from numpyro_infograd.problem import Posed, admit, check_num_samples, pose
+from numpyro_infograd.problem import Posed, check_num_samples, enter, pose
+from numpyro_infograd.readouts import check_readouts
 from numpyro_infograd.scores import MCMC, Denoising, Exact, Mixture, resolve_method
 from numpyro_infograd.scores.exact import why_not_exact
 from numpyro_infograd.scores.mixture import FEW_UNEXPLAINED, SOUND_SAMPLE_SIZE
@@ -66,6 +67,7 @@ def choose(
     try:
         posed = pose(sm, objective, Mixture(), params)
     except DensityError as error:
+        check_readouts(sm, objective, params)
         return pose(sm, objective, Denoising(), params, _first(error)), None
     far = information(posed.sm, posed.problem.densities, params)
     if not far > _HOPELESS:
@@ -120,6 +122,7 @@ def pose_beyond_mixtures(
     try:
         return pose(sm, objective, MCMC(), params, reason)
     except DensityError as error:
+        check_readouts(sm, objective, params)
         return pose(sm, objective, Denoising(), params, f"{reason}; {_first(error)}")
 
 
@@ -196,7 +199,7 @@ def gradient(
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
-    sm, complete = admit(model, objective, args, kwargs, params)
+    sm, objective, complete = enter(model, objective, args, kwargs, params, method)
     sm.check_constraints(complete)
     checks.check_tunable(sm)
     checks.check_finite(objective, sm, complete)

@@ -21,7 +21,7 @@ from numpyro_infograd.doors import public
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.noise import base_points, sobol_points
 from numpyro_infograd.objectives import Objective
-from numpyro_infograd.problem import admit, pose
+from numpyro_infograd.problem import enter, pose
 from numpyro_infograd.program import Program
 from numpyro_infograd.scores import resolve_method
 from numpyro_infograd.scores.base import sequence_after
@@ -95,7 +95,7 @@ def pretrain_scores(
             "'denoising', 'sliced' or 'flow'."
         )
     as_power_of_two("num_points", num_points, 16)
-    sm, initial = admit(model, objective, args, kwargs, None)
+    sm, objective, initial = enter(model, objective, args, kwargs, None, method)
     checks.check_tunable(sm)
     needed = sm.params_of(objective.sites)
     _check_names(over, needed, sm)

@@ -17,12 +17,13 @@ from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.chance import Chance
 from numpyro_infograd.density import Density
 from numpyro_infograd.doors import warn
-from numpyro_infograd.edits import append_noise
+from numpyro_infograd.edits import append_noise, as_pairs
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.hidden import walkable
 from numpyro_infograd.noise import NoiseSpec
 from numpyro_infograd.objectives import Objective
 from numpyro_infograd.program import Program
+from numpyro_infograd.readouts import see_through
 from numpyro_infograd.scores import Exact, Mixture
 from numpyro_infograd.scores.base import ScoreMethod
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
@@ -98,12 +99,15 @@ def admit(
 ) -> tuple[StructuralModel, dict[str, Any]]:
     """Trace the model, complete the parameters, check the objective's sites.
 
+    If one of these is complex, all complex sites of the model become pairs.
+
     Warns of a mask, which has no effect on information, and of an observed site that
     depends on other sites, because fixing its value does not condition them.
     """
     sm = trace_model(model, args, kwargs)
     complete = sm.complete_params(params)
     checks.check_objective(objective, sm)
+    sm = as_pairs(sm, objective.sites)
     for name in objective.sites:
         if sm.site_info[name].masked:
             warn(
@@ -120,6 +124,27 @@ def admit(
                 "system, leave out obs= (or handlers.condition).",
             )
     return sm, complete
+
+
+def enter(
+    model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any] | None,
+    method: Any = None,
+) -> tuple[StructuralModel, Objective, dict[str, Any]]:
+    """`admit`, then see through readouts that lose nothing (identity VI).
+
+    A score method that appends noise to readouts needs the readouts themselves.
+
+    Returns:
+        The model, the objective without these readouts, and all parameters.
+    """
+    sm, complete = admit(model, objective, args, kwargs, params)
+    if getattr(method, "noise_variance", None) is None:
+        sm, objective = see_through(sm, objective, complete)
+    return sm, objective, complete
 
 
 def pose(

@@ -44,6 +44,8 @@ class Site(NamedTuple):
     unconstrain: Any = None  # NumPyro transform from real numbers to the support
     choices: tuple[float, ...] | None = ()  # values of a discrete site, if few
 
+    pair: bool = False  # whether a last axis has the real and the imaginary part
+
     @property
     def size(self) -> int:
         """Number of scalars in one draw of the site."""
@@ -96,3 +98,13 @@ def draw_graph(
         for parent in above:
             graph.edge(parent, name)
     return graph
+
+
+def to_pair(value: Any) -> jax.Array:
+    """A complex array as its real and imaginary parts, in a new last axis."""
+    return jnp.stack([jnp.real(value), jnp.imag(value)], axis=-1)
+
+
+def from_pair(pair: Any) -> jax.Array:
+    """Inverse of `to_pair`."""
+    return jax.lax.complex(pair[..., 0], pair[..., 1])

@@ -19,6 +19,7 @@ from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.objectives import Joint, Objective, expectation_label, plus
 from numpyro_infograd.program import Program
+from numpyro_infograd.sites import from_pair
 from numpyro_infograd.structure import StructuralModel, appended_name
 
 
@@ -146,21 +147,26 @@ def trace_expectations(objective: Objective, sm: StructuralModel) -> Means:
         ArgumentError: If one cannot be traced, or does not return a scalar.
     """
     example = {name: sm.example(name) for name in sm.sites}
+    pairs = frozenset(name for name, site in sm.site_info.items() if site.pair)
     holds = (
         f"the values of the sites {', '.join(sm.sites)}. Use these; record a parameter "
         "as a site with numpyro.deterministic"
     )
     return Means(
         jnp.asarray([coefficient for coefficient, _ in objective.expectations]),
-        tuple(_trace_scalar(fn, example, holds) for _, fn in objective.expectations),
+        tuple(
+            _trace_scalar(fn, example, pairs, holds) for _, fn in objective.expectations
+        ),
     )
 
 
-def _trace_scalar(fn: Callable[[Any], Any], example: Any, holds: str) -> Program:
+def _trace_scalar(
+    fn: Callable[[Any], Any], example: Any, pairs: frozenset[str], holds: str
+) -> Program:
     label = expectation_label(fn)
 
     def scalar(values: Any) -> Any:
-        found = fn(values)
+        found = fn({n: from_pair(v) if n in pairs else v for n, v in values.items()})
         number = isinstance(found, numbers.Real) or hasattr(found, "dtype")
         if not number or jnp.shape(found) or jnp.iscomplexobj(found):
             shape = f" of shape {jnp.shape(found)}" if number else ""

@@ -30,6 +30,7 @@ from numpyro_infograd.calibrate.result import Calibration, TwoSample
 from numpyro_infograd.calibrate.settings import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd.density import Density
 from numpyro_infograd.doors import public
+from numpyro_infograd.edits import as_pairs
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.objectives import Entropy
 from numpyro_infograd.optimize.move import (
@@ -146,6 +147,7 @@ def calibrate(
     num_draws = as_count("num_draws", num_draws, 20)
     check_observed(observed)
     sm = trace_model(model, args, kwargs)
+    sm = as_pairs(sm, [name for name in observed if name in sm.sites])
     recorded = as_recordings(observed, sm)
     sites = Entropy(tuple(recorded))
     sm, params = admit(sm, sites, (), {}, init_params)

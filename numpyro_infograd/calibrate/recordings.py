@@ -93,11 +93,6 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
             f"site {name!r} is {site.state} in the model. Leave out its obs= (or the "
             "handler): calibrate compares what the model draws with the recordings."
         )
-    if np.issubdtype(site.dtype, np.complexfloating):
-        raise ArgumentError(
-            f"site {name!r} is complex. Stack real and imaginary parts, also in the "
-            "recordings."
-        )
     if site.support == "mixed":
         raise ArgumentError(
             f"site {name!r} ({site.distribution}) has atoms, so it has no score. Use a "
@@ -115,10 +110,14 @@ def _one(name: str, value: Any, sm: StructuralModel) -> np.ndarray:
             f"the recordings of {name!r} are not an array: {error}. Pass rows of one "
             "shape."
         ) from None
+    if site.pair and array.shape[1:] == site.shape[:-1]:
+        parts = np.ma.asarray(value)
+        value = np.ma.stack([parts.real, parts.imag], axis=-1)
+        array = np.asarray(value)
     if np.iscomplexobj(array):
         raise ArgumentError(
-            f"the recordings of {name!r} are complex. Stack real and imaginary parts, "
-            "also in the model."
+            f"the recordings of {name!r} are complex, but the site is real. Make the "
+            "site complex, or pass real recordings."
         )
     if array.dtype.kind not in "fiu":
         raise ArgumentError(

@@ -26,7 +26,7 @@ from numpyro_infograd.objectives import Objective
 from numpyro_infograd.problem import (
     Posed,
     Problem,
-    admit,
+    enter,
     initial_states,
     is_learned,
     pose,
@@ -231,7 +231,7 @@ def check_scores(
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
     as_power_of_two("num_samples", num_samples, 256)
-    sm, complete = admit(model, objective, args, kwargs, params)
+    sm, objective, complete = enter(model, objective, args, kwargs, params, method)
     sm.check_constraints(complete)
     checks.check_tunable(sm)
     checks.check_finite(objective, sm, complete)

@@ -23,6 +23,7 @@ from numpyro_infograd.optimize.run import CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
 from numpyro_infograd.optimize.status import Ending, Status
 from numpyro_infograd.optimize.step import StepInfo, ascend_many
 from numpyro_infograd.problem import REPLICATES
+from numpyro_infograd.readouts import see_through
 from numpyro_infograd.values import MCMC, Estimate, value_of
 
 HIDDEN = 0.01  # gain that noise may hide without a warning, relative to the value
@@ -316,7 +317,8 @@ def _value(
     """The value of the objective at `params`, or the reason why it has none."""
     key = jax.random.fold_in(run.rng_key, 7)
     try:
-        value = value_of(run.clean.sm, run.clean.objective, params, key, method)
+        sm, objective = see_through(run.clean.sm, run.plan.objective, params)
+        value = value_of(sm, objective, params, key, method)
     except InfogradError as error:
         return None, str(error)
     if math.isfinite(value.value):

@@ -31,7 +31,7 @@ from numpyro_infograd.optimize.move import (
 from numpyro_infograd.optimize.step import Ascent, InfoMaxState
 from numpyro_infograd.problem import (
     Posed,
-    admit,
+    enter,
     initial_states,
     pose,
     pose_again,
@@ -72,29 +72,30 @@ class Plan:
         self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
     ) -> tuple[Posed, dict[str, Any]]:
         """The posed problem and where the ascent starts."""
-        sm, params = admit(self.model, self.objective, args, kwargs, init_params)
+        sm, seen, params = enter(self.model, self.objective, args, kwargs, init_params)
         checks.check_tunable(sm)
         if self.projection is not None:
             params = project(self.projection, params)
         else:
             sm.check_constraints(params)
             check_interior(params, sm.constraints)
-        self._check(sm, params)
+        self._check(sm, seen, params)
         if isinstance(self.scores, str):
-            posed, _ = choose(sm, self.objective, params, rng_key)
+            posed, _ = choose(sm, seen, params, rng_key)
         else:
-            posed = pose(sm, self.objective, self.scores, params, "requested")
+            posed = pose(sm, seen, self.scores, params, "requested")
         return posed, params
 
     def pose_again(self, old: Posed, args: Any, kwargs: Any, params: Any) -> Posed:
         """Use new model arguments; check again if they change the computation."""
         sm = trace_model(self.model, args, kwargs)
-        if sm.forward.code == (old.sm.clean or old.sm).forward.code:
+        same = sm.forward.code == (old.sm.clean or old.sm).forward.code
+        if same and old.objective is self.objective:
             return pose_again(old, sm)
-        admit(self.model, self.objective, args, kwargs, params)
-        self._check(sm, params)
+        sm, seen, _ = enter(sm, self.objective, (), {}, params, self.scores)
+        self._check(sm, seen, params)
         method = old.problem.method or Exact()
-        new = pose(sm, self.objective, method, params, old.reason)
+        new = pose(sm, seen, method, params, old.reason)
         if [t[1:] for t in new.terms] != [t[1:] for t in old.terms]:
             raise ArgumentError(
                 "these arguments change the structure of the model, so the scores of "
@@ -102,9 +103,9 @@ class Plan:
             )
         return new
 
-    def _check(self, sm: StructuralModel, params: Any) -> None:
+    def _check(self, sm: StructuralModel, objective: Objective, params: Any) -> None:
         """Raise for an objective or constraint without a right gradient."""
-        seen = with_constraints(self.objective, self.subject_to)
+        seen = with_constraints(objective, self.subject_to)
         checks.check_finite(seen, sm, params)
         checks.check_gradient(seen, sm, params, self.allow_jumps)
 
@@ -134,7 +135,7 @@ class Plan:
         start = unconstrained(params, constraints)
         scale = scales(start, constraints) if self.is_default else None
         means, budgets = trace_budgets(
-            self.objective, self.subject_to, posed.sm, params
+            posed.objective, self.subject_to, posed.sm, params
         )
         return Ascent(
             with_expectations(posed, means),

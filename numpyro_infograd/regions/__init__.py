@@ -36,7 +36,7 @@ from numpyro_infograd.errors import (
 )
 from numpyro_infograd.objectives import Objective, names
 from numpyro_infograd.optimize import Ending, Result, Status, maximize
-from numpyro_infograd.problem import admit
+from numpyro_infograd.problem import enter
 from numpyro_infograd.regions.geometry import corners_of, multipliers_of, simplex_grid
 from numpyro_infograd.regions.region import RateRegion
 from numpyro_infograd.structure import StructuralModel
@@ -222,8 +222,8 @@ def _values(
     """
     found = {}
     for subset, bound in named.items():
-        sm, complete = admit(model, bound, args, kwargs, params)
-        found[subset] = value_of(sm, bound, complete, rng_key)
+        sm, seen, complete = enter(model, bound, args, kwargs, params)
+        found[subset] = value_of(sm, seen, complete, rng_key)
     return {subset: replace(e, value=max(e.value, 0.0)) for subset, e in found.items()}
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.density import Density, Values, quantiles
-from numpyro_infograd.errors import DensityError
+from numpyro_infograd.errors import VOUCH, DensityError
 from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
@@ -112,14 +112,14 @@ class Mixture(ScoreMethod):
         if density.without_density:
             raise DensityError(
                 f"site {density.without_density[0]!r} is deterministic: it has no "
-                "density given the other noise. Use scores='denoising', or observe it "
-                "through a sample site."
+                "density given the other noise. Use scores='denoising', "
+                f"or observe it through a sample site. {VOUCH}"
             )
         if density.hidden_deterministic:
             raise DensityError(
                 f"site {density.hidden_deterministic[0]!r} is deterministic and shares "
                 "hidden noise with the rest of its set, so a mixture cannot condition "
-                "on it. Use scores='denoising'."
+                f"on it. Use scores='denoising'. {VOUCH}"
             )
 
     def warnings_for(

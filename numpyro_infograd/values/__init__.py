@@ -16,7 +16,8 @@ from numpyro_infograd.edits import shuffle_inputs
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.linear import information
 from numpyro_infograd.objectives import MI, Objective, Sites, names
-from numpyro_infograd.problem import admit, check_num_samples, noise_warnings
+from numpyro_infograd.problem import admit, check_num_samples, enter, noise_warnings
+from numpyro_infograd.readouts import check_readouts
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import resolve
 from numpyro_infograd.values.base import Estimate, Estimator
@@ -130,9 +131,9 @@ def estimate(
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     with use_mesh(mesh):
-        sm, complete = admit(model, objective, args, kwargs, params)
+        sm, seen, complete = enter(model, objective, args, kwargs, params)
         sm.check_constraints(complete)
-        found = value_of(sm, objective, complete, key, chosen, num_samples)
+        found = value_of(sm, seen, complete, key, chosen, num_samples)
     return found.in_bits() if unit == "bits" else found
 
 
@@ -335,6 +336,7 @@ def _auto(
         elif why_not_fisher(objective, sm):
             raise
         else:
+            check_readouts(sm, objective, params)
             found = by(_LEARNED)
         return replace(found, reason=f"{why}; {str(error).split('. ')[0]}")
     if nested is None:

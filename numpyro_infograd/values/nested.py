@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.errors import VOUCH, ArgumentError, DensityError
 from numpyro_infograd.noise import (
     NoiseSpec,
     base_points,
@@ -164,7 +164,7 @@ def refuse_without_density(sm: StructuralModel, terms: tuple[Term, ...]) -> None
                 raise DensityError(
                     f"site {site!r} is deterministic, so it has no density to average. "
                     "Use method='fisher' if its values are continuous, or observe the "
-                    "site through a sample site."
+                    f"site through a sample site. {VOUCH}"
                 )
 
 
