@@ -231,19 +231,19 @@ def _ranked(found: _Found, candidates: Candidates, num_components: int) -> Desig
     paired = average.replicates[:, :, 0] - average.replicates[best, :, 0]
     shift = 0.5 * (average.correction - average.correction[best])
     shift = np.maximum(np.abs(shift), np.abs(average.bias - average.bias[best]))
-    rounding = (
-        np.finfo(value.dtype).eps * np.abs(value) * (np.arange(len(value)) != best)
-    )
-    if found.method == "exact":
-        rounding = np.zeros_like(value)
+    paired_error = np.hypot(np.asarray(standard_error(paired.T)), shift)
+    # Equal designs differ by rounding.
+    paired_error += np.finfo(value.dtype).eps * np.abs(value)
+    paired_error[best] = 0.0
+    if not found.num_samples:  # a closed form
+        paired_error, errors = 0 * paired_error, 0 * errors
     means = np.mean(average.replicates, axis=1)
     return Designs(
         designs=candidates.designs,
         value=value,
         standard_error=average.error,
         difference=value - value[best],
-        difference_error=np.hypot(np.asarray(standard_error(paired.T)), shift)
-        + rounding,
+        difference_error=paired_error,
         lower=np.where(np.isneginf(average.lower), -np.inf, means[:, 1]),
         lower_error=errors[:, 1],
         upper=np.where(np.isposinf(average.upper), np.inf, means[:, 2]),

@@ -177,7 +177,7 @@ def _param(name: str, batch: Any) -> Any:
     def restore(x: Any, like: Any) -> Any:
         if np.issubdtype(like.dtype, np.floating):
             return x
-        return jnp.round(x).astype(like.dtype)
+        return jnp.round(x).astype(jax.dtypes.canonicalize_dtype(like.dtype))
 
     return jax.tree.map(restore, value, first)
 
