@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from numpyro_infograd.calibrate import Calibration, calibrate
     from numpyro_infograd.channel import channel
+    from numpyro_infograd.design import Designs, design
     from numpyro_infograd.estimation import Gradient
     from numpyro_infograd.gradient import gradient
     from numpyro_infograd.injective import injective
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "Calibration": "calibrate",
     "Constraint": "objectives",
+    "Designs": "design",
     "Entropy": "objectives",
     "Estimate": "values",
     "Expectation": "objectives",
@@ -52,6 +54,7 @@ _ROOMS = {
     "StructuralModel": "structure",
     "calibrate": "calibrate",
     "channel": "channel",
+    "design": "design",
     "estimate": "values",
     "gradient": "gradient",
     "injective": "injective",
@@ -78,6 +81,7 @@ __all__ = [  # noqa: PLE0604
     "MI",
     "Calibration",
     "Constraint",
+    "Designs",
     "Entropy",
     "Estimate",
     "Expectation",
@@ -88,6 +92,7 @@ __all__ = [  # noqa: PLE0604
     "StructuralModel",
     "calibrate",
     "channel",
+    "design",
     "diagnostics",
     "distributions",
     "errors",

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graph edits: functions from a structural model to another with the same sites.
 
-There are six: noise appended to sites (identity III), shuffled inputs (the null
+There are seven: noise appended to sites (identity III), shuffled inputs (the null
 hypothesis), a path of parameters whose only parameter is the position on it, drawn
-sites that are held, a site that is computed from all others, and complex sites as pairs
-of real numbers.
+sites that are held, a site that is computed from all others, computed sites as discrete
+ones, and complex sites as pairs of real numbers.
 """
 
 from __future__ import annotations
@@ -175,6 +175,50 @@ def shuffle_inputs(
 
     clean = sm.clean and shuffle_inputs(sm.clean, inputs, given)
     return _retrace(replace(sm, run=run, copies=laws, clean=clean))
+
+
+def tabulate(
+    sm: StructuralModel, name: str, choices: Any, edges: Any = None
+) -> StructuralModel:
+    """The same model, in which a computed site is a discrete site with a probability.
+
+    Its probability given the noise is one at the computed value and zero elsewhere, so
+    that averages over noise give its probability. Later sites use the computed value.
+
+    Args:
+        sm: The model.
+        name: A computed site.
+        choices: The values that it takes.
+        edges: Sorted inner edges of cells. With them, the value of the site becomes the
+            number of its cell.
+    """
+    inner, info = sm.run, sm.site_info[name]
+    dtype = info.dtype if edges is None else jnp.zeros((), int).dtype
+    bounds = None if edges is None else jnp.asarray(edges)
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        rest = {k: v for k, v in given.items() if k != name}
+        own = tuple(s for s in log_prob_sites if s != name)
+        values, log_prob, boundary = inner(
+            params, noise, rest, log_prob_sites=own, cut=cut
+        )
+        made = values[name]
+        if bounds is not None:
+            made = jnp.searchsorted(bounds, made).astype(dtype)
+        put = made if cut else given.get(name, made)
+        if name in log_prob_sites:
+            log_prob[name] = jnp.where(jnp.all(put == made), 0.0, -jnp.inf)
+        return values | {name: put}, log_prob, boundary
+
+    site = info._replace(
+        kind="sample",
+        dtype=dtype,
+        distribution="Delta",
+        discrete=True,
+        support="bounded",
+        choices=tuple(choices),
+    )
+    return _retrace(replace(sm, run=run, site_info=sm.site_info | {name: site}))
 
 
 def _retrace(sm: StructuralModel) -> StructuralModel:

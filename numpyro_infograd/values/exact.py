@@ -22,6 +22,8 @@ from numpyro_infograd.terms import resolve, trace_expectations
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import average
 
+_AT_ONCE = 64  # designs evaluated at once
+
 
 @dataclass(frozen=True)
 class Exact:
@@ -90,3 +92,9 @@ def why_not_closed(objective: Objective, sm: StructuralModel) -> str:
 def evaluate(exact: GaussianEntropies, params: Any) -> jax.Array:
     """The closed form at these parameters; compiled once for all values."""
     return exact(params)
+
+
+@jax.jit
+def evaluate_each(exact: GaussianEntropies, params: Any, designs: Any) -> jax.Array:
+    """The closed form at each of many values of some parameters."""
+    return jax.lax.map(lambda d: exact(params | d), designs, batch_size=_AT_ONCE)

@@ -137,14 +137,27 @@ class Nested:
 
 
 class Average(NamedTuple):
-    """A nested average; `effective` is infinite if no noise is hidden."""
+    """A nested average, as numbers or arrays.
 
-    value: float
-    error: float
-    lower: float
-    upper: float
-    correction: float
-    effective: float
+    Attributes:
+        value: In nats.
+        error: Its standard error, with half of the bias that was removed.
+        lower: A lower bound, minus two standard errors of that bound.
+        upper: An upper bound, plus two standard errors of that bound.
+        correction: The bias that was removed.
+        effective: Effective number of components, infinite if no noise is hidden.
+        bias: The part of `error` that does not come from sampling.
+        replicates: Value, lower and upper bound of each replicate, (16, 3).
+    """
+
+    value: Any
+    error: Any
+    lower: Any
+    upper: Any
+    correction: Any
+    effective: Any
+    bias: Any
+    replicates: Any
 
     @property
     def is_sound(self) -> bool:
@@ -183,6 +196,40 @@ def average(
     With `closed_form` each entropy is a closed form given its conditions, and only the
     conditions are sampled.
     """
+    found = average_each(
+        terms,
+        expectations,
+        sm,
+        params,
+        {},
+        rng_key,
+        num_samples,
+        num_components,
+        closed_form,
+    )
+    return jax.tree.map(lambda x: float(x) if jnp.ndim(x) == 0 else x, found)
+
+
+def average_each(
+    terms: tuple[Term, ...],
+    expectations: Means,
+    sm: StructuralModel,
+    params: Any,
+    designs: Any,
+    rng_key: jax.Array,
+    num_samples: int,
+    num_components: int = 2,
+    closed_form: bool = False,
+) -> Average:
+    """`average` at each of many values of some parameters, on the same random numbers.
+
+    Args:
+        designs: These parameters, each with a leading axis of designs; empty for one
+            average.
+
+    Returns:
+        An `Average` of arrays with that axis, in one compiled call.
+    """
     densities = tuple(
         GaussianEntropy.of(sm, t.sites, t.given)
         if closed_form
@@ -190,7 +237,7 @@ def average(
         for t in terms
     )
     mixture = Mixture(num_components=num_components)
-    found = _average(
+    return (_averages if designs else _average)(
         sm.forward,
         densities,
         jnp.asarray([term.coefficient for term in terms]),
@@ -199,14 +246,35 @@ def average(
             mixture.init(d, rng_key) if isinstance(d, Density) and d.hidden else None
             for d in densities
         ),
-        params,
+        *((params, designs) if designs else (params,)),
         base_points(sm.spec, num_samples // REPLICATES),
         rng_key,
         method=mixture,
         spec=sm.spec,
         num_samples=num_samples,
     )
-    return Average(*(float(number) for number in found))
+
+
+@quick_jit(static_argnames=("method", "spec", "num_samples"))
+def _averages(
+    forward: Program,
+    densities: Any,
+    coefficients: jax.Array,
+    expectations: Means,
+    points: Any,
+    params: Any,
+    designs: Any,
+    *rest: Any,
+    **static: Any,
+) -> Average:
+    """`_average` at each design, one after the other, which limits memory."""
+
+    def one(design: Any) -> Average:
+        at = params | design
+        parts = forward, densities, coefficients, expectations, points, at
+        return _average(*parts, *rest, **static)
+
+    return jax.lax.map(one, designs)
 
 
 @quick_jit(static_argnames=("method", "spec", "num_samples"))
@@ -223,8 +291,8 @@ def _average(
     method: Mixture,
     spec: NoiseSpec,
     num_samples: int,
-) -> tuple[jax.Array, ...]:
-    """The fields of an `Average`.
+) -> Average:
+    """The average at one value of the parameters.
 
     The squares of the normal noise have known means and are control variates: log
     densities are nearly quadratic in the tails, where quasi-random points are few.
@@ -289,13 +357,15 @@ def _average(
     correction = jnp.mean(removed)
     bias = jnp.hypot(0.5 * correction, _ALONE * jnp.mean(unexplained))
     without = jnp.any(lost, axis=0)  # bounds that are infinite for some sample
-    return (
+    return Average(
         value,
         jnp.hypot(errors[0], bias),
         jnp.where(without[0], -jnp.inf, low - 2 * errors[1]),
         jnp.where(without[1], jnp.inf, high + 2 * errors[2]),
         correction,
         1 / jnp.mean(1 / smallest),
+        bias,
+        totals,
     )
 
 
