@@ -114,7 +114,7 @@ def value_of(model: Any, objective: Any = X_TO_Y, **settings) -> dict[str, float
 def test_every_class_is_an_infograd_error_and_a_value_error():
     every = vars(errors).values()
     classes = [c for c in every if getattr(c, "__module__", "") == errors.__name__]
-    assert len(classes) == 13
+    assert len(classes) == 14
     for cls in classes:
         assert issubclass(cls, InfogradError)
         assert cls is InfogradError or issubclass(cls, ValueError)
