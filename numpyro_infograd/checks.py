@@ -150,6 +150,7 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
         s
         for s in sites
         if sm.site_info[s].kind == "sample" and not sm.site_info[s].control_flow
+        if sm.site_info[s].has_law
     )
     program = Program.trace(
         lambda params, noise: sm.run(params, noise, {}, log_prob_sites=log_prob_sites)[
@@ -186,7 +187,8 @@ def check_gradient(
             gradient, or something stops its derivative.
         JumpError: A parameter reaches the objective through a jump.
         DegenerateError: A set of sites has fewer noise dimensions than values.
-        ParameterError, DensityError: See the message.
+        DensityError: Draws do not follow their `log_prob`; or see the message.
+        ParameterError: See the message.
         ArgumentError: If `allow_jumps` is not a bool.
     """
     allow_jumps = as_flag("allow_jumps", allow_jumps)
@@ -214,10 +216,27 @@ def check_gradient(
             f"distribution that has one, make {name!r} independent of parameters, or "
             "register your own class (numpyro_infograd.exogenous.register)."
         )
+    check_laws(objective, sm)
     if not allow_jumps:
         check_jumps(view, params)
         check_slopes(view, params)
     check_rank(objective, sm, params)
+
+
+def check_laws(objective: Objective, sm: StructuralModel) -> None:
+    """Check that draws of the objective's sites follow their `log_prob`.
+
+    Raises:
+        DensityError: Names a site whose draws follow another distribution.
+    """
+    for name in objective.sites:
+        site = sm.site_info[name]
+        if not site.has_law:
+            raise DensityError(
+                f"site {name!r} of the objective has no density that this package can "
+                f"use, because {site.reason}. Draw it from a distribution whose "
+                "log_prob is the log density of its draws."
+            )
 
 
 def check_paths(sm: StructuralModel, sites: Iterable[str]) -> None:

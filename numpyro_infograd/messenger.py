@@ -176,13 +176,9 @@ class Generate(Messenger):
 
     def _draw(self, name: str, fn: Any, sample_shape: tuple[int, ...]) -> jax.Array:
         """A site's value from its noise."""
-        try:
-            law = exogenous.noise_of(fn, sample_shape)
-        except ModelError as error:
-            raise ModelError(f"site {name!r}: {error}") from None
-        self._laws[name] = law
+        law = self._laws[name] = _noise_of(name, fn, sample_shape)
         noise = noise_like(((name, law),)) if self.noise is None else self.noise
-        return exogenous.transform(fn, noise.get(name), sample_shape)
+        return _transform(name, fn, noise.get(name), sample_shape)
 
     def _keep(self, name: str, made: Any, settable: bool) -> Any:
         """Record a value, and return the value for the model: made, or given."""
@@ -268,7 +264,7 @@ class Generate(Messenger):
             self._states[name] = "free"
             step = site["infer"].get("_scan_current_index")
             fn, shape = site["fn"], site["kwargs"]["sample_shape"]
-            law = exogenous.noise_of(fn, shape)
+            law = _noise_of(name, fn, shape)
             if is_scan and law.kind != "none":
                 self._laws[name] = law._replace(shape=(length, *law.shape))
             else:
@@ -278,7 +274,7 @@ class Generate(Messenger):
             else:
                 noise = self.noise.get(name)
                 noise = noise if step is None or noise is None else noise[step]
-            made = exogenous.transform(fn, noise, shape)
+            made = _transform(name, fn, noise, shape)
             if name not in self.given:
                 return made
             if step is None:
@@ -320,6 +316,25 @@ class Generate(Messenger):
                 "a site that handlers.block hides, so its noise cannot be supplied. "
                 "Write it as a numpyro.sample that is not hidden."
             )
+
+
+def _noise_of(name: str, fn: Any, sample_shape: tuple[int, ...]) -> Noise:
+    try:
+        return exogenous.noise_of(fn, sample_shape)
+    except ModelError as error:
+        raise ModelError(f"site {name!r}: {error}") from None
+
+
+def _transform(name: str, fn: Any, noise: Any, sample_shape: tuple[int, ...]) -> Any:
+    try:
+        return exogenous.transform(fn, noise, sample_shape)
+    except (ImportError, NotImplementedError) as error:  # of NumPyro's own sampler
+        missing = str(error).rstrip(".") or "a part of it has no sampler or no icdf"
+        raise ModelError(
+            f"site {name!r} cannot be drawn, because NumPyro's sampler of "
+            f"{_class_name(fn)} fails: {missing}. Use a distribution for which "
+            "fn.sample(jax.random.key(0)) works."
+        ) from error
 
 
 def _check_name(name: Any) -> None:

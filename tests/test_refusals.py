@@ -340,6 +340,78 @@ def test_unknown_class_and_registering():
     assert_found(found, truth, 0.05)
 
 
+SENSORS = {
+    "Clipped(base, low=limit)": (
+        lambda base: dist.LeftCensoredDistribution(base, True),
+        lambda base: ig.distributions.Clipped(base, low=0.5)),
+    "Clipped(base, high=limit)": (
+        lambda base: dist.RightCensoredDistribution(base, True),
+        lambda base: ig.distributions.Clipped(base, high=0.5)),
+    "Quantized(base, edges)": (
+        lambda base: dist.IntervalCensoredDistribution(base, True, True),
+        lambda base: ig.distributions.Quantized(base, [0.0, 0.5])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("advice", SENSORS)
+def test_censored_and_what_to_write_in_its_place(advice):
+    censored, remedy = (
+        with_gain(lambda mean, law=law: law(dist.Normal(mean, 1.0)))
+        for law in SENSORS[advice]
+    )
+    refuses_gradient(ReparametrizationError, "'y'", f"ig.distributions.{advice}",
+                     model=censored)  # fmt: skip
+    check_only(remedy)
+
+    def fixed():  # unrefused, draws of one law would meet the density of another
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", SENSORS[advice][0](dist.Normal(x, 1.0)))
+
+    value = functools.partial(ig.mutual_information, fixed, "x", "y")
+    refuses(DensityError, "'y'", f"ig.distributions.{advice}", call=value)
+
+
+@pytest.mark.parametrize("inside_scan", [False, True])
+def test_sampler_that_numpyro_lacks(inside_scan):
+    def pair(marginal):
+        return dist.GaussianCopula(marginal, correlation_matrix=jnp.eye(2))
+
+    def model(marginal):
+        a = numpyro.param("a", 1.0)
+
+        def step(state, _):
+            x = numpyro.sample("x", dist.Normal(state, 1.0))
+            numpyro.sample("y", pair(marginal(a * x)))
+            return x, None
+
+        if inside_scan:
+            scan(step, 0.0, None, length=2)
+        else:
+            step(0.0, None)
+
+    bits, normals = (functools.partial(model, marginal) for marginal in (
+        lambda mean: dist.Bernoulli(logits=mean), lambda mean: dist.Normal(mean, 1.0)
+    ))  # fmt: skip
+    refuses_gradient(ModelError, "'y'", "GaussianCopula", "icdf", model=bits)
+    check_only(normals)
+
+
+def test_improper_site_of_a_scan():
+    def model(proper=False):
+        a = numpyro.param("a", 1.0)
+        flat = dist.ImproperUniform(dist.constraints.real, (), ())
+
+        def step(state, _):
+            x = numpyro.sample("x", dist.Normal(state, 1.0) if proper else flat)
+            numpyro.sample("y", dist.Normal(a * x, 1.0))
+            return x, None
+
+        scan(step, 0.0, None, length=2)
+
+    refuses_gradient(ModelError, "'x'", "ImproperUniform", model=model)
+    check_only(functools.partial(model, proper=True))
+
+
 # Sets without noise of their own.
 def test_output_without_noise():
     def model():

@@ -39,9 +39,15 @@ from numpyro_infograd.exogenous.wrappers import (
     truncated_reason,
 )
 
-_CENSORED = refused(
-    "its draws are not censored, so they do not follow its log_prob", law=False
-)
+
+def _censored(instead: str) -> Row:
+    return refused(
+        "its draws are not censored, so they do not follow its log_prob (the law of "
+        f"what a censored sensor shows is ig.distributions.{instead})",
+        law=False,
+    )
+
+
 _GATE = refused("the gradient of the gate would be silently zero")
 _MIXTURE = refused("the gradient of the mixing weights would be silently zero")
 _ANGLE = refused("the gradient does not pass its rejection sampler")
@@ -176,11 +182,11 @@ ROWS: dict[type, Row] = {
     dist.HurdleLogNormal: _GATE._replace(atoms=True),
     dist.HurdleProbs: _GATE,
     dist.ImproperUniform: refused("it cannot be sampled", law=False),
-    dist.IntervalCensoredDistribution: _CENSORED,
-    dist.LeftCensoredDistribution: _CENSORED,
+    dist.IntervalCensoredDistribution: _censored("Quantized(base, edges)"),
+    dist.LeftCensoredDistribution: _censored("Clipped(base, low=limit)"),
     dist.MixtureGeneral: _MIXTURE,
     dist.MixtureSameFamily: _MIXTURE,
-    dist.RightCensoredDistribution: _CENSORED,
+    dist.RightCensoredDistribution: _censored("Clipped(base, high=limit)"),
     dist.SineBivariateVonMises: _ANGLE,
     dist.SineSkewed: refused("the gradient does not pass its reflection of draws"),
     dist.TruncatedPolyaGamma: refused(

@@ -273,6 +273,7 @@ def value_of(
     """
     order = "values.value_of(sm, objective, params, rng_key)"
     checks.check_order(order, sm, objective)
+    checks.check_laws(objective, sm)
     checks.check_finite(objective, sm, params)
     checks.check_rank(objective, sm, params)
 
