@@ -13,7 +13,8 @@ has no noise from the draw. grad L includes the paths through the parents of a s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 import functools
 from typing import Any, NamedTuple
 
@@ -22,14 +23,19 @@ import jax.numpy as jnp
 
 from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import DensityError
-from numpyro_infograd.hidden import joint_states
 from numpyro_infograd.noise import noise_like
 from numpyro_infograd.program import Program
-from numpyro_infograd.scores.mixture import Mixture
+from numpyro_infograd.scores.mixture import (
+    FEW_UNEXPLAINED,
+    SOUND_SAMPLE_SIZE,
+    Mixture,
+)
+from numpyro_infograd.sites import joint_states
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import Means, Term, at_each, has_density
 
 _MOST_STATES = 16  # joint states of drawn sites that are summed over, at most
+_MOST_COMPONENTS = 2**14  # of a mixture that is refined on its own
 
 
 class Pointwise(NamedTuple):
@@ -103,7 +109,6 @@ class Chance:
                     "Normal(value, scale))."
                 )
         densities = tuple(sm.density(t.sites, t.given, whole=True) for t in terms)
-        key = jax.random.key(0)
 
         def log_prob(params: Any, noise: Values, held: Values) -> jax.Array:
             found = sm.run(params, noise, held, log_prob_sites=sites)[1]
@@ -115,11 +120,49 @@ class Chance:
             Program.trace(log_prob, *example),
             densities,
             jnp.asarray([term.coefficient for term in terms]),
-            tuple(mixture.init(d, key) if d.hidden else None for d in densities),
-            joint_states(sm, sites, _MOST_STATES),
+            _points(mixture, densities),
+            joint_states(sm.site_info, sites, _MOST_STATES),
             sites,
             mixture,
         )
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether mixtures estimate some of the log densities."""
+        return any(density.hidden for density in self.densities)
+
+    def warnings_for(self, evidence: Mapping[str, Any]) -> list[str]:
+        """Sentences that say why the log densities may be wrong."""
+        found = []
+        for density in self.densities:
+            mark = f"({_label(density)})"
+            own = {k.removesuffix(mark): v for k, v in evidence.items() if mark in k}
+            if not own:
+                continue
+            if own["unexplained"] > FEW_UNEXPLAINED:
+                found.append(
+                    f"{own['unexplained']:.2%} of the samples of {density.label!r} lie "
+                    "outside the support of half of a mixture's components, so their "
+                    "log densities are poor."
+                )
+            if not own["effective_sample_size_low"] >= SOUND_SAMPLE_SIZE:
+                found.append(
+                    f"log p({density.label}), which weighs the draws of "
+                    f"{', '.join(map(repr, self.sites))}, comes from a mixture with an "
+                    "effective sample size of only "
+                    f"{own['effective_sample_size_low']:.0f}: its bias may exceed the "
+                    "standard error. Pass scores=ig.scores.Mixture(num_components=...) "
+                    "with more components."
+                )
+        return found
+
+    def finer(self) -> Chance | None:
+        """The same with four times the components; None beyond `_MOST_COMPONENTS`."""
+        count = 4 * self.mixture.num_components
+        if count > _MOST_COMPONENTS:
+            return None
+        mixture = replace(self.mixture, num_components=count)
+        return replace(self, mixture=mixture, points=_points(mixture, self.densities))
 
     def held(self, forward: Program, params: Any, noise: Values) -> Values:
         """Draws of the drawn sites."""
@@ -172,7 +215,8 @@ class Chance:
     def _pointwise(
         self, params: Any, values: Values, means: Means, rng_key: jax.Array
     ) -> Pointwise:
-        found = means.coefficients @ at_each(means, values)
+        num_samples = next(iter(values.values())).shape[0]
+        found = jnp.zeros(num_samples) + means.coefficients @ at_each(means, values)
         deviation, evidence = jnp.zeros_like(found), {}
         for i, density in enumerate(self.densities):
             inside = {name: values[name] for name in density.all_sites}
@@ -189,7 +233,17 @@ class Chance:
             bias = jnp.where(fits, bias, 0.0)
             found -= c * (jnp.where(fits, log_p, 0.0) + bias)
             deviation -= 0.5 * c * bias
-            label = f"log p({density.label})"
+            label = _label(density)
             evidence[f"effective_sample_size_low({label})"] = low
             evidence[f"unexplained({label})"] = jnp.mean(~fits)
         return Pointwise(found, deviation, evidence)
+
+
+def _label(density: Density) -> str:
+    return f"log p({density.label})"
+
+
+def _points(mixture: Mixture, densities: tuple[Density, ...]) -> tuple[Any, ...]:
+    """Quasi-random points for the components of each density that hides noise."""
+    key = jax.random.key(0)
+    return tuple(mixture.init(d, key) if d.hidden else None for d in densities)

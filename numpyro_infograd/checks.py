@@ -202,21 +202,42 @@ def check_gradient(
             label += "'"
         expectations[label] = program
     view = View(hold(sm), objective.sites, expectations)
-    for name in sm.drawn:
-        # The derivative of a probability misses a boundary that moves.
-        if name in sm.density((name,), whole=True).moving_boundary:
-            raise ReparametrizationError(
-                f"site {name!r} depends on {_list(sm.params_of((name,)))}, but "
-                f"{sm.site_info[name].reason}, and the end of its support may move "
-                "with the parameter. So neither its draws nor its density have a right "
-                "derivative. Use a distribution whose draws have a derivative, make "
-                f"{name!r} independent of parameters, or register your own class "
-                "(numpyro_infograd.exogenous.register)."
-            )
+    for name in sorted(sm.noise_of(view.read) & set(sm.site_info)):
+        site = sm.site_info[name]
+        if not site.reason or site.state != "free" or not sm.params_of((name,)):
+            continue
+        why = site.reason
+        if site.has_law and name in sm.density((name,), whole=True).moving_boundary:
+            # The derivative of a probability misses a boundary that moves.
+            why += ", and a parameter may move the end of its support"
+        elif site.has_law:
+            continue
+        raise ReparametrizationError(
+            f"site {name!r} depends on {_list(sm.params_of((name,)))}, but {why}. So "
+            "neither its draws nor its log_prob have a right derivative. Use a "
+            f"distribution that has one, make {name!r} independent of parameters, or "
+            "register your own class (numpyro_infograd.exogenous.register)."
+        )
     if not allow_jumps:
         check_jumps(view, params)
         check_slopes(view, params)
     check_rank(objective, sm, params)
+
+
+def check_paths(sm: StructuralModel, sites: Iterable[str]) -> None:
+    """Check that parameters reach the sites along paths alone.
+
+    Raises:
+        ReparametrizationError: If a parameter acts through the probability of draws.
+    """
+    drawn = [name for name in sm.drawn if name in sm.noise_of(sites)]
+    if drawn:
+        raise ReparametrizationError(
+            f"site {drawn[0]!r} depends on {_list(sm.params_of(drawn[:1]))}, but "
+            f"{sm.site_info[drawn[0]].reason}, and calibrate needs the derivative of "
+            f"draws. Make {drawn[0]!r} independent of parameters, or fit the model by "
+            "numpyro.infer."
+        )
 
 
 def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:

@@ -7,7 +7,8 @@ gradient. `simulate` makes values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 import functools
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.noise import NoiseSpec, noise_like
-from numpyro_infograd.program import Program
+from numpyro_infograd.program import Program, dependencies_by_name
 
 Values = dict[str, jax.Array]
 
@@ -117,6 +118,35 @@ class Density:
         inside = {name: values[name] for name in self.all_sites}
         out = self.program(params, full, inside)["log_prob"]
         return sum((out[name] for name in self.log_prob_sites), jnp.zeros(()))
+
+
+def sum_over(
+    density: Density, run: Callable[..., Any], inputs: tuple[Any, ...], states: Values
+) -> Density:
+    """A density as a sum over the states of hidden discrete sites.
+
+    Args:
+        density: Of a set that hides the noise of these sites.
+        run: As in `StructuralModel`.
+        inputs: Examples of parameters, noise, and values of the set.
+        states: All joint states, (num_states, *shape) by site.
+    """
+    first, *others = density.log_prob_sites
+    wanted = (*density.log_prob_sites, *states)
+
+    def total(params: Any, noise: Values, values: Values) -> dict[str, Any]:
+        def joint(state: Values) -> jax.Array:
+            out = run(params, noise, values | state, log_prob_sites=wanted)
+            return sum(out[1].values(), jnp.zeros(()))
+
+        found = jax.nn.logsumexp(jax.vmap(joint)(states))
+        return {"log_prob": dict.fromkeys(others, jnp.zeros(())) | {first: found}}
+
+    program = Program.trace(total, *inputs)
+    reach = dependencies_by_name(program, *inputs, key=lambda path: path[1].key)
+    left = reach[first][1] - states.keys()
+    hidden = tuple(name for name in density.hidden if name in left)
+    return replace(density, program=program, hidden=hidden)
 
 
 @jax.jit

@@ -51,13 +51,12 @@ class ParameterError(InfogradError, ValueError):
 
 
 class ReparametrizationError(InfogradError, ValueError):
-    """A parameter reaches a site whose draws have no correct derivative in it.
+    """A parameter reaches a site, but no correct derivative leads there.
 
-    Raised by functions that need a gradient, for distributions such as `Bernoulli` or
-    mixtures, and if something stops a derivative. The draws do not follow the
-    parameter, so the gradient would be wrong. Use a distribution whose draws have a
-    derivative (`RelaxedBernoulli` is one, but it is continuous, so it changes the
-    model). Register a class of your own by `exogenous.register`.
+    Raised by functions that need a gradient, for distributions of which neither the
+    draws nor `log_prob` have a right derivative, such as censored ones, and if
+    something stops a derivative. Use another distribution. Register a class of your own
+    by `exogenous.register`.
     """
 
 
@@ -68,8 +67,9 @@ class JumpError(InfogradError, ValueError):
     `sign`, `argmax`, a cast, or a branch (`where`, `cond`) whose two sides differ where
     it switches. A derivative does not see the jump, but the parameter moves values
     across it and so changes their distribution. Raised by functions that need a
-    gradient. Use a smooth step in place of the jump, such as `jnp.tanh(k * v)`; or make
-    the value before the jump a noisy sample site, and name that site in the objective.
+    gradient. If noise enters before the jump, write both as one distribution, such as
+    `distributions.Quantized` or `Bernoulli`. Else use a smooth step in place of the
+    jump, such as `jnp.tanh(k * v)`.
     Pass `allow_jumps=True` only if you know that the jump does not matter.
     """
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import math
 from typing import Any
 import warnings
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd.certificate import certify
+from numpyro_infograd.chance import Chance
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density
 from numpyro_infograd.noise import base_points, draw_noise, standard_error
@@ -83,6 +84,9 @@ class Gradient:
         return html_table(self._title(), self._rows(), notes)
 
 
+# Draws of sites without a derivative are noisy, so a gradient takes up to so many
+# batches of samples until its error is this share of it.
+_MOST_BATCHES, _SHARP = 32, 0.015
 _BALANCE = 0.7  # a fit is improved if its error exceeds this share of sampling error
 _SIGNIFICANT = math.sqrt(3.0)  # noise alone is larger in 8 to 10 % of cases
 
@@ -149,6 +153,37 @@ def _replicated(
     return value, error, missed, excess, evidence
 
 
+def _pooled(batches: list[Any]) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Gradient, sampling error, fit error and evidence of independent batches."""
+    values, errors, misses, _, evidence = zip(*batches, strict=True)
+
+    def mean(*each: Any) -> Any:
+        return np.mean(each, axis=0)
+
+    def error(*each: Any) -> Any:
+        return np.sqrt(np.sum(np.square(each), axis=0)) / len(batches)
+
+    means = (jax.tree.map(mean, *trees) for trees in (misses, evidence))
+    return jax.tree.map(mean, *values), jax.tree.map(error, *errors), *means
+
+
+def _finer_chance(problem: Problem, evidence: Mapping[str, Any]) -> Chance | None:
+    """The part of drawn sites with more components, if there are too few."""
+    chance = problem.chance
+    return chance.finer() if chance and chance.warnings_for(evidence) else None
+
+
+def _needs_more(batches: list[Any]) -> bool:
+    """Whether the draws of drawn sites leave more than a share of `_SHARP`."""
+    value, error, *_ = _pooled(batches)
+    size, noise = (float(np.linalg.norm(_flat(tree))) for tree in (value, error))
+    return len(batches) < _MOST_BATCHES and noise > _SHARP * size
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 def _with_shift(error: Any, shift: Any, shift_error: Any) -> Any:
     """A standard error that includes a shift, minus the shift that noise explains."""
     return np.sqrt(error**2 + np.maximum(shift**2 - shift_error**2, 0.0))
@@ -206,13 +241,23 @@ def estimate_gradient(
         points = base_points(problem.spec, size // REPLICATES)
         while True:
             found = _replicated(problem, states, params, points, key, num_samples=size)
-            sampled, error, missed, excess, evidence = jax.device_get(found)
+            _, _, _, excess, _ = first = jax.device_get(found)
+            finer = _finer_chance(problem, first[-1]) if num_samples is None else None
+            if finer is not None:
+                problem = replace(problem, chance=finer)
+                continue
             better = [problem.method and problem.method.improve(s) for s in states]
             if not excess > _BALANCE or all(b is None for b in better):
                 break
             states = tuple(
                 s if b is None else b for s, b in zip(states, better, strict=True)
             )
+        batches = [first]
+        while num_samples is None and problem.chance and _needs_more(batches):
+            own = jax.random.fold_in(key, len(batches))
+            found = _replicated(problem, states, params, points, own, num_samples=size)
+            batches.append(jax.device_get(found))
+        sampled, error, missed, evidence = _pooled(batches)
         value = jax.tree.map(np.add, value, sampled)
         error = jax.tree.map(np.hypot, error, missed)
         checked = certify(posed, states, params, jax.random.fold_in(rng_key, 2))
@@ -223,7 +268,7 @@ def estimate_gradient(
                 diagnostics[f"certificate({label})"] = float(number)
                 spread = float(checked.standard_error[label])
                 diagnostics[f"certificate_error({label})"] = spread
-        diagnostics["num_samples"] = size
+        diagnostics["num_samples"] = size * len(batches)
         diagnostics["fit_error_ratio"] = float(excess)
         diagnostics |= {name: float(v) for name, v in evidence.items()}
     sentences = noise_warnings(posed.sm) + _warnings_for(problem, diagnostics)
@@ -242,7 +287,8 @@ def estimate_gradient(
 
 def _warnings_for(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
     """Sentences that say why the standard error may be too small."""
-    sentences: tuple[str, ...] = ()
+    chance = problem.chance
+    sentences = tuple(chance.warnings_for(evidence)) if chance else ()
     if problem.method is None:
         return sentences
     ratio = {"fit_error_ratio": evidence.get("fit_error_ratio", 0.0)}

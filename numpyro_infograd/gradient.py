@@ -90,8 +90,10 @@ def _finer(
     the chains' is smaller.
 
     An error is large if it exceeds 5 % of the gradient, and 0.002 nats for a change of
-    the parameters by their own size.
+    the parameters by their own size. Chains do not reduce the noise of drawn sites.
     """
+    if posed.problem.chance:
+        return found
     error = _norm(found.standard_error)
     moved = jax.tree.map(np.multiply, found.standard_error, params)
     if error <= 0.05 * _norm(found.value) or _norm(moved) <= 0.002:

@@ -2,20 +2,17 @@
 """The hidden noise of a set of sites, as the position of a Markov chain.
 
 Explicit noise is already a vector, in coordinates where it is standard normal. For a
-site that is drawn from a key, the position has its value, in unconstrained coordinates.
-A discrete site is summed over if it has few joint states; else the position has its
-value.
+site that is drawn from a key, the position has its value, in unconstrained coordinates;
+for a discrete site, its value. (`StructuralModel.density` sums over discrete sites with
+few joint states, so these are not hidden.)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 import functools
-import itertools
 import math
 from typing import Any, NamedTuple
-
-import numpy as np
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +24,6 @@ from numpyro_infograd.program import Program
 from numpyro_infograd.sites import Site
 from numpyro_infograd.structure import StructuralModel
 
-MOST_STATES = 64  # joint states of discrete sites that are summed over, at most
 _EDGE = 2.0**-24  # smallest distance of a uniform from 0 and 1
 
 
@@ -67,7 +63,7 @@ class Walked(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("joint", "unpacked", "packed", "sums"),
+    data_fields=("joint", "unpacked", "packed"),
     meta_fields=(
         "sites",
         "moved_sites",
@@ -86,11 +82,9 @@ class Hidden:
         joint: The density of the set together with the hidden sites in `valued`.
         unpacked: From the vector `free` to (noise, values, log prior density).
         packed: From (noise, values) to the vector `free`.
-        sums: Values of each discrete site that is summed over, (num_joint_states,
-            *shape).
         sites: The sites of the set, with those that it is conditioned on.
         moved_sites: The sites of the set that need a score.
-        valued: The hidden sites whose values are in the position or summed over.
+        valued: The hidden sites whose values are in the position.
         walked: Name, shape and choices of each discrete site of the position.
         sizes: Number of scalars in each of `sites`.
         supports: Support of each of `sites`, as in `Site`.
@@ -101,7 +95,6 @@ class Hidden:
     joint: Density
     unpacked: Program
     packed: Program
-    sums: Values
     sites: tuple[str, ...]
     moved_sites: tuple[str, ...]
     valued: tuple[str, ...]
@@ -115,7 +108,6 @@ class Hidden:
         """The hidden noise of a density of a model."""
         valued = tuple(n for n, law in density.hidden_spec if _is_valued(sm, n, law))
         discrete = tuple(n for n in valued if sm.site_info[n].discrete)
-        summed = joint_states(sm, discrete, MOST_STATES)
         joint = density
         if valued:
             joint = sm.density(density.sites + valued, density.given, whole=True)
@@ -136,14 +128,12 @@ class Hidden:
             joint,
             Program.trace(unpacked, flat),
             Program.trace(packed, noise, example),
-            summed,
             density.all_sites,
             density.moved_sites,
             valued,
             tuple(
                 Walked(n, sites[n].shape, sites[n].dtype, sites[n].choices or ())
                 for n in discrete
-                if n not in summed
             ),
             density.sizes,
             density.supports,
@@ -191,15 +181,10 @@ class Hidden:
             own = own | {site.name: site.values(at.states[start:stop])}
             start = stop
 
-        def joint(summed: Values) -> jax.Array:
-            inside = {**values, **own, **summed}
-            inside = {name: inside[name] for name in self.joint.all_sites}
-            out = self.joint.program(params, full, inside)["log_prob"]
-            return sum((out[s] for s in self.joint.log_prob_sites), log_prior)
-
-        if not self.sums:
-            return joint({})
-        return jax.nn.logsumexp(jax.vmap(joint)(self.sums))
+        inside = {**values, **own}
+        inside = {name: inside[name] for name in self.joint.all_sites}
+        out = self.joint.program(params, full, inside)["log_prob"]
+        return sum((out[s] for s in self.joint.log_prob_sites), log_prior)
 
 
 def walkable(sm: StructuralModel, density: Density) -> Density:
@@ -271,27 +256,6 @@ def _is_valued(sm: StructuralModel, name: str, law: Any) -> bool:
     if name not in sm.site_info:
         return False
     return law.kind == "key" or sm.site_info[name].discrete
-
-
-def joint_states(sm: StructuralModel, discrete: tuple[str, ...], most: int) -> Values:
-    """Joint states of discrete sites if there are at most so many, else an empty dict.
-
-    Returns:
-        Arrays by site, (num_states, *shape).
-    """
-    sizes = [(sm.site_info[n].choices or (), sm.site_info[n].size) for n in discrete]
-    total = math.prod(float(len(choices)) ** size for choices, size in sizes)
-    if not discrete or not 1 <= total <= most:
-        return {}
-    cells = [choices for choices, size in sizes for _ in range(size)]
-    table = np.array(list(itertools.product(*cells)))
-    summed, start = {}, 0
-    for name in discrete:
-        site = sm.site_info[name]
-        columns = table[:, start : start + site.size]
-        summed[name] = jnp.asarray(columns.reshape(-1, *site.shape), site.dtype)
-        start += site.size
-    return summed
 
 
 def _unpack(

@@ -43,9 +43,10 @@ _POOL, _POOL_NUMBERS = 2**14, 2**24
 _CASTS = {"convert_element_type": "a cast (astype, or a comparison in a product)"}
 _REMEDY = (
     "A derivative does not see a jump, but the parameter moves values across it and so "
-    "changes their distribution: the gradient would be wrong. Use a smooth step in "
-    "place of the jump, such as jnp.tanh(k * v), or make the value before the jump a "
-    "noisy sample site and name that site in the objective. If you know that the jump "
+    "changes their distribution: the gradient would be wrong. If noise enters before "
+    "the jump, write both as one site, such as numpyro.sample(name, "
+    "ig.distributions.Quantized(dist.Normal(mean, scale), edges)); edges=[0.0] is a "
+    "sign. Else use a smooth step, such as jnp.tanh(k * v). If you know that the jump "
     "does not matter, pass allow_jumps=True."
 )
 
@@ -68,7 +69,7 @@ def check_jumps(view: View, params: Any) -> None:
             )
     if not found:
         return
-    drawn = view.drawn
+    drawn = view.keyed
     keyed = _keyed(program, driven, drawn)
     if keyed is None:
         raise JumpError(

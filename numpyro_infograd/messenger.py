@@ -171,6 +171,7 @@ class Generate(Messenger):
             noise=self._laws.get(name) if state in ("free", "intervened") else None,
             distribution=_class_name(fn),
             reason=exogenous.reason_not_reparametrized(fn),
+            has_law=exogenous.has_law(fn),
             discrete=bool(fn.support.is_discrete),
             support="mixed" if exogenous.has_atoms(fn) else _support(fn.support),
             state=state,

@@ -218,7 +218,8 @@ def pull_back(
         on_means = expectation_coefficients(means)
     rest = coefficients * (1.0 - by_score)
     rest = rest.astype(neg_log_probs.dtype)
-    evidence, by_chance, missed = {}, None, None
+    evidence: dict[str, jax.Array] = {}
+    by_chance = missed = None
     if chance:
         weighted = expectations._replace(coefficients=on_means)
         own = jax.random.fold_in(rng_key, len(densities))
@@ -229,7 +230,7 @@ def pull_back(
         on_means = on_means.astype(means.dtype)
         gradient = pullback((scaled, on_means, rest, by_chance))[0]
     deviation = None
-    if deviation_index is not None and (spread or chance):
+    if deviation_index is not None and (spread or (chance and chance.is_estimated)):
         picked = {
             name: spread[name][deviation_index % spread[name].shape[0]] / num_samples
             if name in spread

@@ -1,12 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about one site without drawing it."""
+"""What is known about the sites of a model without drawing them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+import itertools
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
 from numpyro_infograd.exogenous import Noise
+
+try:
+    import graphviz
+except ImportError:  # an extra; the error in `draw_graph` says how to install it
+    graphviz = None
+
+MOST_STATES = 64  # joint states of discrete sites that are summed over, at most
+# Colours of Okabe and Ito, as in `plots`.
+_TUNED, _FIXED = "#D55E00", "#56B4E9"
 
 
 class Site(NamedTuple):
@@ -18,7 +34,8 @@ class Site(NamedTuple):
     dtype: Any
     noise: Noise | None = None
     distribution: str = ""
-    reason: str = ""  # why a parameter may not flow into it; "" if it may
+    reason: str = ""  # why its draws have no derivative in a parameter; "" if they have
+    has_law: bool = True  # whether its density or probability is right
     discrete: bool = False
     support: str = "real"  # also "positive", "unit", "bounded", "thin", "mixed" (atoms)
     state: str = "free"  # "free", "observed", "substituted" or "intervened"
@@ -31,3 +48,51 @@ class Site(NamedTuple):
     def size(self) -> int:
         """Number of scalars in one draw of the site."""
         return math.prod(self.shape)
+
+
+def joint_states(
+    site_info: Mapping[str, Site], discrete: Iterable[str], most: int = MOST_STATES
+) -> dict[str, jax.Array]:
+    """Joint states of discrete sites if there are at most so many, else an empty dict.
+
+    Returns:
+        Arrays by site, (num_states, *shape).
+    """
+    sites = [site_info[name] for name in discrete]
+    counts = [(len(site.choices or ()), site.size) for site in sites]
+    total = math.prod(float(count) ** size for count, size in counts)
+    if not sites or not 1 <= total <= most:
+        return {}
+    cells = [site.choices or () for site in sites for _ in range(site.size)]
+    table = np.array(list(itertools.product(*cells)))
+    summed, start = {}, 0
+    for site in sites:
+        columns = table[:, start : start + site.size]
+        summed[site.name] = jnp.asarray(columns.reshape(-1, *site.shape), site.dtype)
+        start += site.size
+    return summed
+
+
+def draw_graph(
+    params: Iterable[str],
+    site_info: Mapping[str, Site],
+    parents: Mapping[str, tuple[str, ...]],
+) -> Any:
+    """The graph of sites and parameters; see `StructuralModel.render`."""
+    if graphviz is None:
+        raise ImportError(
+            "render needs graphviz: pip install 'numpyro_infograd[plots]'."
+        )
+    graph = graphviz.Digraph()
+    for name in params:
+        graph.node(name, shape="plaintext", fontcolor=_TUNED)
+    for name, site in site_info.items():
+        label = f"{name}\n{site.distribution}" if site.distribution else name
+        filled = {"style": "filled", "fillcolor": _FIXED}
+        style = {} if site.state == "free" else filled
+        shape = "ellipse" if site.kind == "sample" else "box"
+        graph.node(name, label=label, shape=shape, **style)
+    for name, above in parents.items():
+        for parent in above:
+            graph.edge(parent, name)
+    return graph

@@ -34,7 +34,7 @@ def check_slopes(view: View, params: Any) -> None:
         ReparametrizationError: Names the parameters and the output.
     """
     sm = view.sm
-    drawn = tuple(name for name in view.drawn if sm.params_of((name,)))
+    drawn = tuple(name for name in view.keyed if sm.params_of((name,)))
     kinds = {name: sm.site_info[name].dtype for name in view.sites}
     names = tuple(
         name

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from numpyro_infograd.arguments import as_count, as_key
-from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd.density import Density, Values, simulate, sum_over
 from numpyro_infograd.errors import ArgumentError, SiteError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import (
@@ -28,16 +28,8 @@ from numpyro_infograd.noise import (
 )
 from numpyro_infograd.parameters import check_inside, complete
 from numpyro_infograd.program import Program, dependencies_by_name
-from numpyro_infograd.sites import Site
+from numpyro_infograd.sites import Site, draw_graph, joint_states
 from numpyro_infograd.text import html_table
-
-try:
-    import graphviz
-except ImportError:  # an extra; the error in `render` says how to install it
-    graphviz = None
-
-# Colours of Okabe and Ito, as in `plots`.
-_TUNED, _FIXED = "#D55E00", "#56B4E9"
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +205,8 @@ class StructuralModel:
         return tuple(
             name
             for name, site in self.site_info.items()
-            if site.reason and site.state == "free" and self._reach[name][0]
+            if site.reason and site.has_law
+            if site.state == "free" and self._reach[name][0]
         )
 
     @functools.cached_property
@@ -369,7 +362,7 @@ class StructuralModel:
             if kind not in ("positive", "unit")
             and (kind != "real" or ("boundary", s) in reach)
         )
-        return Density(
+        found = Density(
             program,
             sites,
             log_prob_sites,
@@ -383,6 +376,22 @@ class StructuralModel:
             tuple(self.site_info[s].support for s in members),
             self.spec,
         )
+        return self._summed(found)
+
+    def _summed(self, density: Density) -> Density:
+        """The density as a sum over the hidden discrete sites, if their states are few.
+
+        p(a | u) = sum_d p(a | d, u) p(d | u).
+        """
+        known = self.site_info.keys() - set(density.all_sites)
+        discrete = tuple(
+            n for n in density.hidden if n in known and self.site_info[n].discrete
+        )
+        states = joint_states(self.site_info, discrete)
+        if not states or density.without_density or density.hidden_deterministic:
+            return density
+        inputs = self.params, noise_like(self.spec), self.examples(density.all_sites)
+        return sum_over(density, self.run, inputs, states)
 
     def forward_given(self, sites: Sequence[str]) -> Program:
         """The map from (params, noise, values of `sites`) to all values."""
@@ -416,23 +425,7 @@ class StructuralModel:
         Raises:
             ImportError: If the `graphviz` extra is not installed.
         """
-        if graphviz is None:
-            raise ImportError(
-                "render needs graphviz: pip install 'numpyro_infograd[plots]'."
-            )
-        graph = graphviz.Digraph()
-        for name in self.params:
-            graph.node(name, shape="plaintext", fontcolor=_TUNED)
-        for name, site in self.site_info.items():
-            label = f"{name}\n{site.distribution}" if site.distribution else name
-            filled = {"style": "filled", "fillcolor": _FIXED}
-            style = {} if site.state == "free" else filled
-            shape = "ellipse" if site.kind == "sample" else "box"
-            graph.node(name, label=label, shape=shape, **style)
-        for name, parents in self.parents.items():
-            for parent in parents:
-                graph.edge(parent, name)
-        return graph
+        return draw_graph(self.params, self.site_info, self.parents)
 
     def _rows(self) -> list[tuple[str, str, str]]:
         rows = []

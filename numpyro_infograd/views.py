@@ -60,7 +60,7 @@ class View:
         return tuple(s for s in self.sm.sites if s in found)
 
     @property
-    def drawn(self) -> tuple[str, ...]:
+    def keyed(self) -> tuple[str, ...]:
         """The continuous sites that are drawn from a PRNG key."""
         return tuple(
             name

@@ -450,9 +450,10 @@ CASES: list[tuple] = [
     ("'x'.*substituted", every(handlers.substitute(affine, {"x": 0.5})), SiteError),
     ("'x'.*intervened", every(handlers.do(affine, {"x": 0.5})), SiteError),
     ("'y'.*complex.*stack", every(complex_output), SiteError),
-    ("'y' depends on 'a'.*discrete.*RelaxedBernoulli",
-        grad(with_gain(lambda m: dist.Bernoulli(logits=m))), ReparametrizationError),
-    ("'y'.*Use a smooth step",
+    ("'y' depends on 'a'.*censored",
+        grad(with_gain(lambda m: dist.LeftCensoredDistribution(
+            dist.Normal(m, 1.0), 0.5))), ReparametrizationError),
+    ("'y'.*Quantized.*smooth step",
         grad(with_gain(lambda m: dist.Normal(jnp.floor(m), 1.0))), JumpError),
     ("'y' through a cast",
         grad(with_gain(lambda m: dist.Normal(m.astype(int) + 0.0, 1.0))), JumpError),

@@ -159,6 +159,7 @@ def calibrate(
         check_interior(params, sm.constraints)
     checks.check_finite(sites, sm, params)
     checks.check_gradient(sites, sm, params, allow_jumps)
+    checks.check_paths(sm, recorded)
     density = sm.density(tuple(name for name in sm.sites if name in recorded))
     levels = _check_levels(noise_levels)
     warnings: tuple[str, ...] = ()

@@ -21,10 +21,10 @@ from jax.scipy.special import xlogy
 
 from numpyro_infograd.compiling import quick_jit
 from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.hidden import joint_states
 from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, standard_error
 from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.program import Program
+from numpyro_infograd.sites import joint_states
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import Term
 from numpyro_infograd.values.nested import Average
@@ -69,7 +69,7 @@ def tables(
     """The table of each entropy; empty if one has too many states."""
     found = []
     for term in terms:
-        states = joint_states(sm, term.sites, MOST_STATES)
+        states = joint_states(sm.site_info, term.sites, MOST_STATES)
         if not states:
             return ()
         density = sm.density(term.sites, term.given, whole=True)

@@ -221,6 +221,30 @@ def has_atoms(fn: Distribution) -> bool:
     return row is not None and row.atoms
 
 
+def has_law(fn: Distribution) -> bool:
+    """Whether `log_prob` is the log density of draws, for `fn` and its parts.
+
+    Args:
+        fn: Any distribution. One that this package does not know is taken at its word.
+
+    Returns:
+        False if a gradient through `log_prob` would be wrong.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> from numpyro_infograd.exogenous import has_law
+        >>> fn = dist.LeftCensoredDistribution(dist.Normal(0.0, 1.0), 0.5)
+        >>> has_law(fn), has_law(dist.Poisson(2.0))
+        (False, True)
+    """
+    inside = jax.tree.leaves(
+        fn, is_leaf=lambda x: x is not fn and isinstance(x, Distribution)
+    )
+    parts = [part for part in inside if isinstance(part, Distribution)]
+    row = TABLE.get(type(fn))
+    return (row is None or row.law) and all(map(has_law, parts))
+
+
 def boundary(fn: Distribution) -> tuple[Array, ...]:
     """The arrays that locate the jumps of the density of `fn`.
 

@@ -50,6 +50,7 @@ class Row(NamedTuple):
         few: Whether draws are made from explicit noise although they have no gradient,
             for instance those of a discrete distribution of few values.
         atoms: Whether the distribution has a density and also atoms.
+        law: Whether `log_prob` is the log density of its draws.
         registered: Whether a user registered it.
     """
 
@@ -59,6 +60,7 @@ class Row(NamedTuple):
     reason: Callable[[Any], str] = lambda d: ""
     few: bool = False
     atoms: bool = False
+    law: bool = True
     registered: bool = False
 
 

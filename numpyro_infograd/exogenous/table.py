@@ -39,7 +39,9 @@ from numpyro_infograd.exogenous.wrappers import (
     truncated_reason,
 )
 
-_CENSORED = refused("its draws are not censored, so they do not follow its log_prob")
+_CENSORED = refused(
+    "its draws are not censored, so they do not follow its log_prob", law=False
+)
 _GATE = refused("the gradient of the gate would be silently zero")
 _MIXTURE = refused("the gradient of the mixing weights would be silently zero")
 _ANGLE = refused("the gradient does not pass its rejection sampler")
@@ -169,11 +171,11 @@ ROWS: dict[type, Row] = {
     ),
     # without a correct gradient
     dist.GaussianCopulaBeta: refused("no quantile function of Beta is known"),
-    dist.HurdleGamma: _GATE,
+    dist.HurdleGamma: _GATE._replace(atoms=True),
     dist.HurdleLogits: _GATE,
-    dist.HurdleLogNormal: _GATE,
+    dist.HurdleLogNormal: _GATE._replace(atoms=True),
     dist.HurdleProbs: _GATE,
-    dist.ImproperUniform: refused("it cannot be sampled"),
+    dist.ImproperUniform: refused("it cannot be sampled", law=False),
     dist.IntervalCensoredDistribution: _CENSORED,
     dist.LeftCensoredDistribution: _CENSORED,
     dist.MixtureGeneral: _MIXTURE,
@@ -181,8 +183,10 @@ ROWS: dict[type, Row] = {
     dist.RightCensoredDistribution: _CENSORED,
     dist.SineBivariateVonMises: _ANGLE,
     dist.SineSkewed: refused("the gradient does not pass its reflection of draws"),
-    dist.TruncatedPolyaGamma: refused("its draws do not quite follow its log_prob"),
-    dist.Unit: refused("it is a factor statement, not a random variable"),
+    dist.TruncatedPolyaGamma: refused(
+        "its draws do not quite follow its log_prob", law=False
+    ),
+    dist.Unit: refused("it is a factor statement, not a random variable", law=False),
     dist.VonMises: _ANGLE,
 }
 # fmt: on

@@ -199,6 +199,7 @@ def computed(formula: Callable[..., Any], *tags) -> Row:
     return Row(WRAPPED.noise, trusted(transform), *tags)._replace(few=True)
 
 
-def refused(clause: str) -> Row:
-    """The row of a distribution without a correct gradient."""
-    return keyed(parts_ends, lambda d: f"{type(d).__name__}: {clause}")
+def refused(clause: str, law: bool = True) -> Row:
+    """The row of a distribution whose draws have no correct gradient."""
+    row = keyed(parts_ends, lambda d: f"{type(d).__name__}: {clause}")
+    return row._replace(law=law)

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identity V: parameters that act through the probabilities of draws."""
+
+from collections.abc import Callable
+from dataclasses import replace
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+from numpyro.contrib.control_flow import scan
+import numpyro.distributions as dist
+
+from helpers import assert_found, assert_within
+import numpyro_infograd as ig
+from numpyro_infograd import estimation
+from numpyro_infograd.distributions import Clipped, Quantized
+from numpyro_infograd.errors import DensityError, ReparametrizationError
+from numpyro_infograd.gradient import choose
+from numpyro_infograd.tracing import trace_model
+
+X = np.linspace(-8, 8, 4001)
+PRIOR = np.exp(-(X**2) / 2) / np.exp(-(X**2) / 2).sum()
+X_TO_Y = ig.MI("x", "y")
+
+
+def information(law: Any, prior: Any = PRIOR) -> float:
+    """Of an input with probabilities `prior` and outputs of a discrete law, in nats.
+
+    Args:
+        law: Probabilities of the outputs given each input, (num_inputs, num_outputs).
+    """
+    known = np.where(law > 0, law, 1.0)
+    p = np.maximum(prior @ law, 1e-300)
+    return float(prior @ (law * (np.log(known) - np.log(p))).sum(1))
+
+
+def slope(f: Callable[[float], float], at: float, h: float = 1e-4) -> float:
+    """A central difference."""
+    return (f(at + h) - f(at - h)) / (2 * h)
+
+
+# --- few states: they are summed over -----------------------------------------------
+
+
+def one_bit():
+    """A receiver that sees the sign of a x + 0.3 + N(0, 1)."""
+    a = numpyro.param("a", 1.0)
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", Quantized(dist.Normal(a * x + 0.3, 1.0), [0.0]))
+
+
+def bits(a: float) -> float:
+    """The information of `one_bit`."""
+    p = stats.norm.cdf(a * X + 0.3)
+    return information(np.stack([1 - p, p], 1))
+
+
+def test_output_of_one_bit():
+    found = ig.gradient(one_bit, X_TO_Y)
+    assert_found(found, {"a": slope(bits, 1.0)}, 2e-3 * 0.239)
+    assert not found.warnings
+
+
+def test_path_alone_misses_the_gradient():
+    sm = trace_model(one_bit, (), {})
+    posed, _ = choose(sm, X_TO_Y, sm.params, jax.random.key(0))
+    posed = posed._replace(problem=replace(posed.problem, chance=None))
+    found = estimation.estimate_gradient(posed, sm.params, None, jax.random.key(0))
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_found(found, {"a": slope(bits, 1.0)}, 1.0)
+
+
+LEVELS = np.array([-3.0, -1.0, 1.0, 3.0])
+
+
+def shaping():
+    """A constellation of four levels whose probabilities are tuned at fixed power."""
+    q = jax.nn.softmax(-numpyro.param("nu", 0.1) * LEVELS**2)
+    scale = jnp.sqrt(4.0 / jnp.sum(q * LEVELS**2))
+    k = numpyro.sample("k", dist.Categorical(probs=q))
+    numpyro.sample("y", dist.Normal(scale * jnp.asarray(LEVELS)[k], 1.0))
+
+
+def shaped(nu: float) -> float:
+    """The information of `shaping`: a parameter moves levels and probabilities."""
+    q = np.exp(-nu * LEVELS**2)
+    q /= q.sum()
+    levels = LEVELS * np.sqrt(4.0 / (q @ LEVELS**2))
+    y = np.linspace(-14, 14, 8001)
+    law = stats.norm.pdf(y, levels[:, None], 1.0) * (y[1] - y[0])
+    return information(law, q)
+
+
+def test_input_whose_probabilities_and_levels_move():
+    found = ig.gradient(shaping, ig.MI("k", "y"))
+    assert_found(found, {"nu": slope(shaped, 0.1)}, 0.01)
+
+
+def test_entropy_and_expectation_of_a_discrete_site():
+    def model():
+        numpyro.sample("y", dist.Bernoulli(logits=numpyro.param("a", 0.7)))
+
+    p = 1 / (1 + np.exp(-0.7))
+    objective = ig.Entropy("y") + 2 * ig.Expectation(lambda v: v["y"] * 1.0)
+    found = ig.gradient(model, objective)
+    assert_found(found, {"a": p * (1 - p) * (2 - 0.7)}, 1e-4)
+
+
+def hidden_state():
+    """A state that nobody sees switches the gain; a continuous path runs beside it."""
+    a = numpyro.param("a", 0.8)
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    s = numpyro.sample("s", dist.Bernoulli(jax.nn.sigmoid(a * x)))
+    numpyro.sample("y", dist.Normal(jnp.where(s == 1, a, -0.5) * x, 0.7))
+
+
+def switched(a: float) -> float:
+    """The information of `hidden_state`."""
+    y, x = np.linspace(-9, 9, 1501), X[::8]
+    p = 1 / (1 + np.exp(-a * x[:, None]))
+    law = p * stats.norm.pdf(y, a * x[:, None], 0.7)
+    law += (1 - p) * stats.norm.pdf(y, -0.5 * x[:, None], 0.7)
+    prior = np.exp(-(x**2) / 2)
+    return information(law * (y[1] - y[0]), prior / prior.sum())
+
+
+def test_hidden_state_beside_a_path():
+    found = ig.gradient(hidden_state, X_TO_Y)
+    assert_found(found, {"a": slope(switched, 0.8, 1e-3)}, 0.01)
+
+
+def test_ascent_finds_the_best_design():
+    def memory():
+        length = numpyro.param("l", 5.0)
+        x = numpyro.sample("x", dist.Normal(7.0, 2.0))
+        numpyro.sample("y", dist.Bernoulli(logits=x - length))
+
+    found = ig.maximize_mi(memory, "x", "y", progress_bar=False)
+    assert abs(float(found.params["l"]) - 7.0) < 0.05
+    assert_within(
+        found.estimate.value,
+        found.estimate.standard_error,
+        0.2311,
+        max_standard_error=0.0005,
+    )
+
+
+# --- many states: they are drawn ----------------------------------------------------
+
+
+def counter():
+    """A photon counter."""
+    a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.5)
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Poisson(jnp.exp(jnp.minimum(a + b * x, 3.0))))
+
+
+def counted(a: float, b: float) -> float:
+    """The information of `counter`."""
+    rate = np.exp(np.minimum(a + b * X, 3.0))
+    return information(stats.poisson.pmf(np.arange(80), rate[:, None]))
+
+
+def test_counts():
+    truth = {
+        "a": slope(lambda a: counted(a, 0.5), 1.0),
+        "b": slope(lambda b: counted(1.0, b), 0.5),
+    }
+    found = ig.gradient(counter, X_TO_Y)
+    assert_found(found, truth, 0.015)
+
+
+def test_number_of_samples_that_is_asked_for_is_used():
+    found = ig.gradient(counter, X_TO_Y, num_samples=1024)
+    assert found.diagnostics["num_samples"] == 1024
+
+
+GRID = np.linspace(-12, 12, 20001)
+
+
+def mixed(q: float) -> float:
+    """The information of a mixture of two normals in noise."""
+    s = np.sqrt(1.25)
+    p = q * stats.norm.pdf(GRID, -2, s) + (1 - q) * stats.norm.pdf(GRID, 2, s)
+    h = -(p * np.log(p)).sum() * (GRID[1] - GRID[0])
+    return float(h - 0.5 * np.log(2 * np.pi * np.e))
+
+
+def test_weight_of_a_mixture():
+    def model():
+        q = numpyro.param("q", 0.3)
+        parts = dist.Categorical(jnp.stack([q, 1 - q]))
+        law = dist.MixtureSameFamily(parts, dist.Normal(jnp.array([-2.0, 2.0]), 0.5))
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", law), 1.0))
+
+    found = ig.gradient(model, X_TO_Y)
+    assert_found(found, {"q": slope(mixed, 0.3)}, 0.02 * 0.75)
+
+
+def rated(a: float) -> float:
+    """The information of a rating clipped to [0, 1]."""
+    v = np.linspace(0, 1, 2001)[1:-1]
+    atoms = [stats.norm.cdf(0, a * X, 0.5), stats.norm.sf(1, a * X, 0.5)]
+    inside = stats.norm.pdf(v, a * X[:, None], 0.5) * (v[1] - v[0])
+    return information(np.concatenate([np.stack(atoms, 1), inside], 1))
+
+
+def test_rating_with_atoms():
+    def model():
+        a = numpyro.param("a", 1.0)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", Clipped(dist.Normal(a * x, 0.5), 0.0, 1.0))
+
+    found = ig.gradient(model, X_TO_Y)
+    assert_found(found, {"a": slope(rated, 1.0, 1e-3)}, 0.02 * 0.35)
+
+
+def gilbert_elliott(n: int = 4):
+    """Bits through a channel with a good and a bad state."""
+    a = numpyro.param("a", 0.2)
+    x = numpyro.sample("x", dist.Bernoulli(0.5 * jnp.ones(n)).to_event(1))
+
+    def step(state, x):
+        bad = numpyro.sample("bad", dist.Bernoulli(jnp.where(state == 1, 0.9, a)))
+        flip = jnp.where(bad == 1, 0.4, 0.05)
+        y = numpyro.sample("y", dist.Bernoulli(jnp.where(x == 1, 1 - flip, flip)))
+        return bad, y
+
+    scan(step, jnp.zeros((), int), x)
+
+
+def flipped(a: float, n: int = 4) -> float:
+    """The information of `gilbert_elliott`: n log 2 less the entropy of the flips."""
+    step = np.array([[1 - a, a], [0.1, 0.9]])
+    flip, h = np.array([0.05, 0.4]), 0.0
+    for errors in itertools.product((0, 1), repeat=n):
+        p = np.array([1.0, 0.0])
+        for e in errors:
+            p = (p @ step) * (flip if e else 1 - flip)
+        h -= p.sum() * np.log(p.sum())
+    return n * np.log(2) - h
+
+
+def test_hidden_states_of_a_scan():
+    found = ig.gradient(gilbert_elliott, X_TO_Y)
+    assert_found(found, {"a": slope(flipped, 0.2)}, 0.02 * 3.2)
+
+
+# --- every distribution without a derivative of its draws ---------------------------
+
+
+def _laws(a: Any) -> dict[str, Any]:
+    """Discrete laws with the parameter a, about 0.4."""
+    p = jnp.stack([a, 0.5 * (1 - a), 0.5 * (1 - a)])
+    return {
+        "Bernoulli": dist.Bernoulli(a),
+        "BernoulliLogits": dist.Bernoulli(logits=a),
+        "BetaBinomial": dist.BetaBinomial(1 + a, 2.0, total_count=6),
+        "Binomial": dist.Binomial(7, a),
+        "BinomialLogits": dist.Binomial(7, logits=a),
+        "Categorical": dist.Categorical(p),
+        "CategoricalLogits": dist.Categorical(logits=jnp.stack([a, 0.0, -a])),
+        "DiscreteUniformShift": dist.Categorical(
+            logits=jnp.zeros(3) + a * jnp.arange(3.0)
+        ),
+        "GammaPoisson": dist.GammaPoisson(2 + a, 1.0),
+        "Geometric": dist.Geometric(a),
+        "GeometricLogits": dist.Geometric(logits=a),
+        "Mixture": dist.MixtureSameFamily(
+            dist.Categorical(p), dist.Poisson(jnp.array([1.0, 3.0, 6.0]))
+        ),
+        "MixtureGeneral": dist.MixtureGeneral(
+            dist.Categorical(p),
+            [dist.Poisson(1 + a), dist.Poisson(3.0), dist.Geometric(a)],
+        ),
+        "NegativeBinomial": dist.NegativeBinomialProbs(3.0, a),
+        "NegativeBinomial2": dist.NegativeBinomial2(1 + a, 2.0),
+        "NegativeBinomialLogits": dist.NegativeBinomialLogits(3.0, a),
+        "OrderedLogistic": dist.OrderedLogistic(a, jnp.array([-1.0, 0.5])),
+        "Poisson": dist.Poisson(3 * a),
+        "Quantized": Quantized(dist.Logistic(a, 0.5), [0.0, 0.4, 1.0]),
+        "ZeroInflated": dist.ZeroInflatedDistribution(dist.Poisson(2.0), gate=a),
+        "ZeroInflatedNegativeBinomial2": dist.ZeroInflatedNegativeBinomial2(
+            2.0, 3.0, gate=a
+        ),
+        "ZeroInflatedPoisson": dist.ZeroInflatedPoisson(a, 2 * a),
+    }
+
+
+def _mean(a: Any, name: str) -> Any:
+    """E cos(draw) by a sum."""
+    law, k = _laws(a)[name], jnp.arange(120)
+    if name in (
+        "Bernoulli",
+        "BernoulliLogits",
+        "Categorical",
+        "CategoricalLogits",
+        "DiscreteUniformShift",
+        "OrderedLogistic",
+        "Quantized",
+    ):
+        k = law.enumerate_support()
+    if name in ("Binomial", "BinomialLogits", "BetaBinomial"):
+        k = jnp.arange(law.total_count + 1)
+    return jnp.sum(jnp.exp(law.log_prob(k)) * jnp.cos(k))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", np.array_split(list(_laws(0.4)), 4), ids=range(4))
+def test_every_discrete_law(names):
+    def model():
+        for name in names:
+            numpyro.sample(name, _laws(numpyro.param(f"a_{name}", 0.4))[name])
+
+    def total(v):
+        return sum(jnp.cos(v[name] * 1.0) for name in names)
+
+    truth = {f"a_{n}": float(jax.grad(_mean)(0.4, n)) for n in names}
+    found = ig.gradient(model, ig.Expectation(total), num_samples=2**14)
+    assert_found(found, truth, 0.05)
+
+
+def _continuous(a: Any) -> dict[str, Any]:
+    """Laws on the circle, the torus, and with an atom, with the parameter a."""
+    torus = dist.SineBivariateVonMises(0.0, 0.0, 1.0, 2.0, a)
+    return {
+        "VonMises": dist.VonMises(0.5 + a, 2 + a),
+        "SineBivariateVonMises": torus,
+        "SineSkewed": dist.SineSkewed(
+            dist.SineBivariateVonMises(0.0, 0.0, 1.0, 2.0, 0.1),
+            jnp.stack([a, -0.5 * a]),
+        ),
+        "HurdleGamma": dist.HurdleGamma(a, 3.0, 2.0 + a),
+        "Clipped": Clipped(dist.Normal(a, 1.0), -0.5, 1.0),
+    }
+
+
+def _integral(a: Any, name: str) -> Any:
+    """E of the sum of cos(draw + 0.3) by quadrature."""
+    law = _continuous(a)[name]
+    low, high = {"HurdleGamma": (0.0, 12.0), "Clipped": (-0.5, 1.0)}.get(
+        name, (-np.pi, np.pi)
+    )
+    cells = 400 if law.event_shape else 20000
+    t = low + (jnp.arange(cells) + 0.5) * (high - low) / cells
+    weight = (high - low) / cells
+    if law.event_shape:
+        t = jnp.stack(jnp.meshgrid(t, t), -1)
+        weight = weight**2
+    f = jnp.cos(t + 0.3)
+    total = jnp.sum(jnp.exp(law.log_prob(t)) * (f.sum(-1) if law.event_shape else f))
+    atoms = {"HurdleGamma": [0.0], "Clipped": [-0.5, 1.0]}.get(name, [])
+    return weight * total + sum(
+        jnp.exp(law.log_prob(v)) * np.cos(v + 0.3) for v in atoms
+    )
+
+
+@pytest.mark.slow
+def test_every_continuous_law():
+    names = list(_continuous(0.3))
+
+    def model():
+        for name in names:
+            numpyro.sample(name, _continuous(numpyro.param(f"a_{name}", 0.3))[name])
+
+    def total(v):
+        return sum(jnp.sum(jnp.cos(v[name] + 0.3)) for name in names)
+
+    truth = {f"a_{n}": float(jax.grad(_integral)(0.3, n)) for n in names}
+    found = ig.gradient(model, ig.Expectation(total), num_samples=2**14)
+    assert_found(found, truth, 0.05)
+
+
+# --- refusals -----------------------------------------------------------------------
+
+
+def test_law_that_draws_do_not_follow():
+    def model():
+        a = numpyro.param("a", 0.2)
+        law = dist.LeftCensoredDistribution(dist.Normal(a, 1.0), 0.3)
+        numpyro.sample("y", dist.Normal(numpyro.sample("z", law), 1.0))
+
+    with pytest.raises(ReparametrizationError, match="'z' depends on 'a'.*censored"):
+        ig.gradient(model, ig.Expectation(lambda v: v["y"]))
+
+
+def test_set_without_a_density_is_refused_by_name():
+    def model():
+        a = numpyro.param("a", 0.3)
+        z = numpyro.sample("z", dist.Bernoulli(a))
+        x = numpyro.sample("x", dist.Normal(z, 1))
+        numpyro.deterministic("y", jnp.abs(x))
+
+    with pytest.raises(DensityError, match="site 'y' is deterministic.*'z'"):
+        ig.gradient(model, ig.MI("z", "y"))
+
+
+def test_calibrate_refuses_draws():
+    def model():
+        z = numpyro.sample("z", dist.Bernoulli(numpyro.param("a", 0.3)))
+        numpyro.sample("y", dist.Normal(z, 1))
+
+    with pytest.raises(ReparametrizationError, match="'z' depends on 'a'.*calibrate"):
+        ig.calibrate(model, {"y": np.random.default_rng(0).normal(size=600)})
+
+
+def test_coarse_mixture_is_warned_about():
+    def model():
+        a = numpyro.param("a", 1.0)
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([6]).to_event(1))
+        s = numpyro.sample("s", dist.Poisson(jnp.exp(a)))
+        numpyro.sample("y", dist.Normal(x * s, 0.02).to_event(1))
+
+    found = ig.gradient(model, X_TO_Y, scores=ig.scores.Mixture(512), num_samples=512)
+    assert any("which weighs the draws of 's'" in w for w in found.warnings)
