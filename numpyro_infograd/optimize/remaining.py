@@ -94,6 +94,8 @@ def outlook(
         scale: Unit of each parameter, (num_parameters,).
         ratio: The longest continuation, relative to the move.
     """
+    if not all(np.all(np.isfinite(x)) for x in (gradients, before, moved)):
+        return Outlook(0.0, 0.0, True)  # the steps say nothing
     each = gradients * moved  # slopes, in nats for a move of the same length
     alone = np.mean(each, axis=0) > (2.0 + _least(moved.size)) * _error(each)
     rest = ~alone
