@@ -35,7 +35,13 @@ RUN = [
     *sorted(DOCS.glob("howto/*.md")),
 ]
 # run by `make test-all`
-SLOW = {"divergence.md", "experimental_design.md", "trust.md", "values.md"}
+SLOW = {
+    "baseband.md",
+    "divergence.md",
+    "experimental_design.md",
+    "trust.md",
+    "values.md",
+}
 
 
 # -- code --------------------------------------------------------------------------
