@@ -36,8 +36,7 @@ _FEW = 1024  # listed values of a discrete distribution, at most
 _THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")
 # NumPyro's stack of handlers is global, so only one thread may run a model.
 _stack = threading.RLock()
-# Handlers around a call from which nobody expects other numbers.
-_HARMLESS = ("trace", "seed", "block", "Generate", "_Isolate")
+_HARMLESS = ("trace", "seed", "block", "Generate", "_Isolate")  # change no numbers
 
 
 class _Isolate(Messenger):
