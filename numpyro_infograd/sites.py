@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about one site without drawing it."""
+"""What is known about one site without drawing it, complex numbers as pairs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 import math
 from typing import Any, NamedTuple
 
@@ -10,6 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.exogenous import Noise
+
+try:
+    import graphviz
+except ImportError:  # an extra; the error in `render` says how to install it
+    graphviz = None
+
+# Colours of Okabe and Ito, as in `plots`.
+_TUNED, _FIXED = "#D55E00", "#56B4E9"
 
 
 class Site(NamedTuple):
@@ -38,6 +47,35 @@ class Site(NamedTuple):
         return math.prod(self.shape)
 
 
+def render(
+    params: Iterable[str],
+    sites: Mapping[str, Site],
+    parents: Mapping[str, Iterable[str]],
+) -> Any:
+    """The graph of sites and parameters as a `graphviz.Digraph`.
+
+    Raises:
+        ImportError: If the `graphviz` extra is not installed.
+    """
+    if graphviz is None:
+        raise ImportError(
+            "render needs graphviz: pip install 'numpyro_infograd[plots]'."
+        )
+    graph = graphviz.Digraph()
+    for name in params:
+        graph.node(name, shape="plaintext", fontcolor=_TUNED)
+    for name, site in sites.items():
+        label = f"{name}\n{site.distribution}" if site.distribution else name
+        filled = {"style": "filled", "fillcolor": _FIXED}
+        style = {} if site.state == "free" else filled
+        shape = "ellipse" if site.kind == "sample" else "box"
+        graph.node(name, label=label, shape=shape, **style)
+    for name, above in parents.items():
+        for parent in above:
+            graph.edge(parent, name)
+    return graph
+
+
 def to_pair(value: Any) -> jax.Array:
     """A complex array as its real and imaginary parts, in a new last axis."""
     return jnp.stack([jnp.real(value), jnp.imag(value)], axis=-1)
@@ -46,3 +84,8 @@ def to_pair(value: Any) -> jax.Array:
 def from_pair(pair: Any) -> jax.Array:
     """Inverse of `to_pair`."""
     return jax.lax.complex(pair[..., 0], pair[..., 1])
+
+
+def to_pairs(tree: Any) -> Any:
+    """A pytree whose complex leaves are pairs."""
+    return jax.tree.map(lambda x: to_pair(x) if jnp.iscomplexobj(x) else x, tree)

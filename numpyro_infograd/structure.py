@@ -28,16 +28,8 @@ from numpyro_infograd.noise import (
 )
 from numpyro_infograd.parameters import check_inside, complete
 from numpyro_infograd.program import Program, dependencies_by_name
-from numpyro_infograd.sites import Site
+from numpyro_infograd.sites import Site, from_pair, render, to_pairs
 from numpyro_infograd.text import html_table
-
-try:
-    import graphviz
-except ImportError:  # an extra; the error in `render` says how to install it
-    graphviz = None
-
-# Colours of Okabe and Ito, as in `plots`.
-_TUNED, _FIXED = "#D55E00", "#56B4E9"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +46,7 @@ class StructuralModel:
         clean: The model before noise was appended.
         copies: Distributions of noise that an edit draws a second time.
         held_from: The model before its drawn sites were held.
+        pairs: Complex parameters, if they are pairs of real numbers here.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -82,6 +75,7 @@ class StructuralModel:
     clean: StructuralModel | None = None
     copies: dict[str, Noise] = field(default_factory=dict)
     held_from: StructuralModel | None = None
+    pairs: frozenset[str] = frozenset()
     _densities: dict[Any, Density] = field(default_factory=dict, init=False)
     _programs: dict[Any, Program] = field(default_factory=dict, init=False)
 
@@ -115,7 +109,23 @@ class StructuralModel:
         Raises:
             ParameterError: For an unknown name, another shape, or a non-finite value.
         """
-        return complete(self.params, params)
+        return complete(self.params, self.with_pairs(params))
+
+    def with_pairs(self, params: Any) -> Any:
+        """Parameters as the model takes them: complex ones as pairs, if they are."""
+        if not self.pairs or not isinstance(params, Mapping):
+            return params
+        return {n: to_pairs(p) if n in self.pairs else p for n, p in params.items()}
+
+    def without_pairs(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Parameters, or a gradient, as the user sees them: pairs as complex numbers.
+
+        As a gradient it is the direction of steepest ascent, d/dRe + i d/dIm.
+        """
+        return {
+            n: jax.tree.map(from_pair, p) if n in self.pairs else p
+            for n, p in params.items()
+        }
 
     def check_constraints(self, params: Mapping[str, Any]) -> None:
         """Raise for a parameter outside its NumPyro constraint.
@@ -416,23 +426,7 @@ class StructuralModel:
         Raises:
             ImportError: If the `graphviz` extra is not installed.
         """
-        if graphviz is None:
-            raise ImportError(
-                "render needs graphviz: pip install 'numpyro_infograd[plots]'."
-            )
-        graph = graphviz.Digraph()
-        for name in self.params:
-            graph.node(name, shape="plaintext", fontcolor=_TUNED)
-        for name, site in self.site_info.items():
-            label = f"{name}\n{site.distribution}" if site.distribution else name
-            filled = {"style": "filled", "fillcolor": _FIXED}
-            style = {} if site.state == "free" else filled
-            shape = "ellipse" if site.kind == "sample" else "box"
-            graph.node(name, label=label, shape=shape, **style)
-        for name, parents in self.parents.items():
-            for parent in parents:
-                graph.edge(parent, name)
-        return graph
+        return render(self.params, self.site_info, self.parents)
 
     def _rows(self) -> list[tuple[str, str, str]]:
         rows = []
