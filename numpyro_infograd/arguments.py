@@ -107,22 +107,23 @@ def use_mesh(mesh: Any) -> contextlib.AbstractContextManager[Any]:
     )
 
 
-def as_real(name: str, value: Any, dtype: Any = None) -> jax.Array:
-    """A parameter's value as a real array.
+def as_parameter(name: str, value: Any, dtype: Any = None) -> jax.Array:
+    """A parameter's value as an array; real if `dtype` is, else real or complex.
 
     Raises:
-        ParameterError: If it is complex, or not a number.
+        ParameterError: If it is complex but must be real, or is not a number.
     """
     kind = _kind(value)
-    if jnp.issubdtype(kind, np.complexfloating):
+    is_complex = jnp.issubdtype(kind, np.complexfloating)
+    if is_complex and dtype and not jnp.issubdtype(dtype, np.complexfloating):
         raise ParameterError(
-            f"parameter {name!r} is complex. Use two real parameters, its real and "
-            "imaginary parts."
+            f"parameter {name!r} is real in the model, got the complex value "
+            f"{value!r:.80}. Give numpyro.param a complex initial value."
         )
-    if not is_real(value) and not jnp.issubdtype(kind, np.bool_):
+    if not is_complex and not is_real(value) and not jnp.issubdtype(kind, np.bool_):
         raise ParameterError(
             f"parameter {name!r} must be a number or an array of numbers, got "
-            f"{value!r:.80}. Pass real numbers."
+            f"{value!r:.80}. Pass numbers."
         )
     with np.errstate(over="ignore"):  # infinite values raise an error later
         return jnp.asarray(value, dtype)

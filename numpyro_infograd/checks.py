@@ -24,6 +24,7 @@ from numpyro_infograd.errors import (
     DegenerateError,
     DensityError,
     ModelError,
+    ParameterError,
     ReparametrizationError,
     SiteError,
 )
@@ -113,6 +114,19 @@ def check_tunable(sm: StructuralModel) -> None:
     if not sm.params:
         raise ArgumentError(
             "the model has no parameters: mark what can be tuned with numpyro.param."
+        )
+
+
+def check_real_params(sm: StructuralModel) -> None:
+    """Raise for a complex parameter.
+
+    Raises:
+        ParameterError: Names the parameter.
+    """
+    for name in sorted(sm.pairs):
+        raise ParameterError(
+            f"parameter {name!r} is complex, but this function needs real parameters. "
+            "Use two, the real and the imaginary part."
         )
 
 

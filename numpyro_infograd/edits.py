@@ -4,7 +4,7 @@
 There are seven: noise appended to sites (identity III), shuffled inputs (the null
 hypothesis), a path of parameters whose only parameter is the position on it, drawn
 sites that are held, a site that is computed from all others, computed sites as discrete
-ones, and complex sites as pairs of real numbers.
+ones, and complex sites and complex parameters as pairs of real numbers.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from numpyro.distributions import constraints
 
 from numpyro_infograd.density import Values, simulate
-from numpyro_infograd.errors import ArgumentError, SiteError
+from numpyro_infograd.errors import ArgumentError, ParameterError, SiteError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like, probe_noise
 from numpyro_infograd.program import Program
-from numpyro_infograd.sites import Site, from_pair, to_pair
+from numpyro_infograd.sites import Site, from_pair, to_pair, to_pairs
 from numpyro_infograd.structure import StructuralModel, appended_name
 
 POSITION = "position"
@@ -289,6 +289,48 @@ def as_pairs(sm: StructuralModel, sites: Iterable[str]) -> StructuralModel:
         for site in [sm.site_info[name]]
     }
     return _retrace(replace(sm, run=run, site_info=sm.site_info | real))
+
+
+def with_real_params(sm: StructuralModel) -> StructuralModel:
+    """The same model with complex parameters as pairs of real numbers.
+
+    Raises:
+        ParameterError: For a complex parameter with a constraint, or one that has real
+            arrays too.
+    """
+
+    def kinds(tree: Any) -> set[bool]:
+        return {jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)}
+
+    pairs = frozenset(name for name, p in sm.params.items() if True in kinds(p))
+    if not pairs:
+        return sm
+    for name in sorted(pairs):
+        free = sm.constraints[name] in (constraints.real, constraints.complex)
+        if not free or False in kinds(sm.params[name]):
+            why = "real arrays too" if free else f"a constraint, {sm.constraints[name]}"
+            raise ParameterError(
+                f"parameter {name!r} is complex and has {why}. Use separate parameters "
+                "for the real arrays, and a projection in place of the constraint."
+            )
+    inner = sm.run
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        params = {
+            n: jax.tree.map(from_pair, p) if n in pairs else p
+            for n, p in params.items()
+        }
+        return inner(params, noise, given, log_prob_sites=log_prob_sites, cut=cut)
+
+    return _retrace(
+        replace(
+            sm,
+            run=run,
+            params={n: to_pairs(p) if n in pairs else p for n, p in sm.params.items()},
+            constraints=sm.constraints | dict.fromkeys(pairs, constraints.real),
+            pairs=pairs,
+        )
+    )
 
 
 def hold(sm: StructuralModel) -> StructuralModel:

@@ -179,7 +179,9 @@ def gradient(
 
     Returns:
         A `Gradient`. Its `.value` and `.standard_error` are dicts of arrays in the
-        shapes of the parameters, in nats per unit of the parameter. The value is
+        shapes of the parameters, in nats per unit of the parameter. For a complex
+        parameter it is the direction of steepest ascent, the conjugate of what
+        `jax.grad` returns, with the errors of both parts. The value is
         unbiased except for what `.diagnostics` and `.warnings` report.
 
     Raises:
@@ -209,7 +211,10 @@ def gradient(
     if isinstance(method, str):
         posed, found = choose(sm, objective, complete, key, num_samples)
         if found is not None:
-            return _finer(posed, found, complete, num_samples, key)
+            found = _finer(posed, found, complete, num_samples, key)
     else:
-        posed = pose(sm, objective, method, complete, "requested")
-    return estimate_gradient(posed, complete, num_samples, key)
+        posed, found = pose(sm, objective, method, complete, "requested"), None
+    if found is None:
+        found = estimate_gradient(posed, complete, num_samples, key)
+    value, error = map(sm.without_pairs, (found.value, found.standard_error))
+    return replace(found, value=value, standard_error=error)

@@ -11,7 +11,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_real
+from numpyro_infograd.arguments import as_parameter
 from numpyro_infograd.errors import ParameterError
 
 
@@ -70,7 +70,7 @@ def _like(name: str, value: Any, initial: Any) -> Any:
         )
 
     def leaf(new: Any, old: Any) -> jax.Array:
-        array = as_real(name, new, old.dtype)
+        array = as_parameter(name, new, old.dtype)
         if array.shape != old.shape:
             raise ParameterError(
                 f"parameter {name!r} has shape {old.shape} in the model, "

@@ -97,6 +97,7 @@ def pretrain_scores(
     as_power_of_two("num_points", num_points, 16)
     sm, objective, initial = enter(model, objective, args, kwargs, None, method)
     checks.check_tunable(sm)
+    checks.check_real_params(sm)
     needed = sm.params_of(objective.sites)
     _check_names(over, needed, sm)
     names = tuple(name for name in sm.params if name in over)

@@ -17,7 +17,7 @@ from numpyro_infograd.arguments import as_power_of_two
 from numpyro_infograd.chance import Chance
 from numpyro_infograd.density import Density
 from numpyro_infograd.doors import warn
-from numpyro_infograd.edits import append_noise, as_pairs
+from numpyro_infograd.edits import append_noise, as_pairs, with_real_params
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.hidden import walkable
 from numpyro_infograd.noise import NoiseSpec
@@ -99,12 +99,14 @@ def admit(
 ) -> tuple[StructuralModel, dict[str, Any]]:
     """Trace the model, complete the parameters, check the objective's sites.
 
-    If one of these is complex, all complex sites of the model become pairs.
+    If one of these is complex, all complex sites of the model become pairs; complex
+    parameters always do.
 
     Warns of a mask, which has no effect on information, and of an observed site that
     depends on other sites, because fixing its value does not condition them.
     """
     sm = trace_model(model, args, kwargs)
+    sm = with_real_params(sm)
     complete = sm.complete_params(params)
     checks.check_objective(objective, sm)
     sm = as_pairs(sm, objective.sites)

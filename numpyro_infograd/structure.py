@@ -28,7 +28,7 @@ from numpyro_infograd.noise import (
 )
 from numpyro_infograd.parameters import check_inside, complete
 from numpyro_infograd.program import Program, dependencies_by_name
-from numpyro_infograd.sites import Site, draw_graph, joint_states
+from numpyro_infograd.sites import Site, draw_graph, from_pair, joint_states, to_pairs
 from numpyro_infograd.text import html_table
 
 
@@ -47,6 +47,7 @@ class StructuralModel:
         copies: Distributions of noise that an edit draws a second time.
         held_from: The model before its drawn sites were held.
         source: The NumPyro model and its arguments, for pickle; None after an edit.
+        pairs: Complex parameters, if they are pairs of real numbers here.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -76,6 +77,7 @@ class StructuralModel:
     copies: dict[str, Noise] = field(default_factory=dict)
     held_from: StructuralModel | None = None
     source: tuple[Any, ...] | None = None
+    pairs: frozenset[str] = frozenset()
     _densities: dict[Any, Density] = field(default_factory=dict, init=False)
     _programs: dict[Any, Program] = field(default_factory=dict, init=False)
 
@@ -109,7 +111,23 @@ class StructuralModel:
         Raises:
             ParameterError: For an unknown name, another shape, or a non-finite value.
         """
-        return complete(self.params, params)
+        return complete(self.params, self.with_pairs(params))
+
+    def with_pairs(self, params: Any) -> Any:
+        """Parameters as the model takes them: complex ones as pairs, if they are."""
+        if not self.pairs or not isinstance(params, Mapping):
+            return params
+        return {n: to_pairs(p) if n in self.pairs else p for n, p in params.items()}
+
+    def without_pairs(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Parameters, or a gradient, as the user sees them: pairs as complex numbers.
+
+        As a gradient it is the direction of steepest ascent, d/dRe + i d/dIm.
+        """
+        return {
+            n: jax.tree.map(from_pair, p) if n in self.pairs else p
+            for n, p in params.items()
+        }
 
     def check_constraints(self, params: Mapping[str, Any]) -> None:
         """Raise for a parameter outside its NumPyro constraint.

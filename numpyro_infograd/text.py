@@ -15,21 +15,26 @@ import jax
 
 def with_error(value: Any, error: Any = None) -> str:
     """A parameter as short text, with its standard error if there is one."""
-    leaves = [np.asarray(x, float) for x in jax.tree.leaves(value)]
-    errors = [np.asarray(x, float) for x in jax.tree.leaves(error)]
+    leaves, errors = ([*map(_floats, jax.tree.leaves(x))] for x in (value, error))
     if len(leaves) == 1 and leaves[0].size <= 8:
         shown = [(leaves[0], "{:.6g}")] + [(x, "{:.2g}") for x in errors]
         return " +- ".join(
-            np.array2string(x, formatter={"float_kind": form.format})
+            np.array2string(
+                x, formatter={"float_kind": form.format, "complex_kind": form.format}
+            )
             for x, form in shown
         )
     size = sum(x.size for x in leaves)
-    norm = math.sqrt(sum(float(np.sum(x**2)) for x in leaves))
+    norm = math.sqrt(sum(float(np.sum(np.abs(x) ** 2)) for x in leaves))
     text = f"{size} numbers, norm {norm:.6g}"
     if errors:
-        worst = max((float(np.max(e)) for e in errors if e.size), default=0.0)
+        worst = max((float(np.max(np.abs(e))) for e in errors if e.size), default=0.0)
         text += f", errors up to {worst:.2g}"
     return text
+
+
+def _floats(value: Any) -> np.ndarray:
+    return np.asarray(value, complex if np.iscomplexobj(value) else float)
 
 
 def html_table(

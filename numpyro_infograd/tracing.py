@@ -14,7 +14,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_real, explain_trace_errors, line_of
+from numpyro_infograd.arguments import as_parameter, explain_trace_errors, line_of
 from numpyro_infograd.errors import (
     ArgumentError,
     InfogradError,
@@ -39,10 +39,10 @@ def _strong(name: str, value: Any) -> jax.Array:
     """A floating array without the weak type of a Python number.
 
     Raises:
-        ParameterError: If the value is complex, or not a number.
+        ParameterError: If the value is not a number.
     """
-    array = as_real(name, value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    array = as_parameter(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
         array = array.astype(jnp.zeros(()).dtype)
     return jax.lax.convert_element_type(array, array.dtype)
 

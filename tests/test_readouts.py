@@ -17,7 +17,12 @@ from numpyro.distributions import transforms
 from helpers import assert_within, quiet, refuses
 import numpyro_infograd as ig
 from numpyro_infograd.distributions import ComplexNormal
-from numpyro_infograd.errors import ArgumentError, DegenerateError, DensityError
+from numpyro_infograd.errors import (
+    ArgumentError,
+    DegenerateError,
+    DensityError,
+    ParameterError,
+)
 from numpyro_infograd.readouts import see_through
 
 RNG = np.random.default_rng(0)
@@ -408,3 +413,67 @@ def test_complex_recordings() -> None:
     assert_within(
         found.params["a"], found.standard_error["a"], 2.0, max_standard_error=0.1
     )
+
+
+# Complex parameters.
+
+PARTS = RNG.normal(size=(2, 2, 2))
+GAIN = jnp.asarray(PARTS[0] + 1j * PARTS[1], jnp.complex64)
+
+
+def precoded():
+    W = numpyro.param("W", 0.3 * GAIN.T)
+    x = numpyro.sample("x", ComplexNormal(0.0, 1.0).expand([2]).to_event(1))
+    numpyro.sample("y", ComplexNormal(GAIN @ (W @ x), 1.0).to_event(1))
+
+
+def capacity(W):
+    return jnp.linalg.slogdet(jnp.eye(2) + GAIN @ W @ W.conj().T @ GAIN.conj().T)[1]
+
+
+def test_complex_gradient_is_the_steepest_ascent() -> None:
+    start = jnp.asarray([[1.0, 0.5j], [0.2, -1.0 + 1.0j]])
+    found = ig.gradient(precoded, ig.MI("x", "y"), params={"W": start}).value["W"]
+    np.testing.assert_allclose(found, jax.grad(capacity)(start).conj(), rtol=1e-4)
+    assert capacity(start + 1e-3 * found) > capacity(start)
+    value = ig.mutual_information(precoded, "x", "y", params={"W": start}).value
+    np.testing.assert_allclose(value, capacity(start), rtol=1e-5)
+
+
+def test_ascent_of_a_complex_matrix_finds_water_filling() -> None:
+    def power(p):
+        return {"W": p["W"] * jnp.minimum(1.0, 2.0 / jnp.linalg.norm(p["W"]))}
+
+    found = quiet.maximize_mi(precoded, "x", "y", projection=power)
+    gains = np.linalg.svd(np.asarray(GAIN), compute_uv=False) ** 2
+    level = (4.0 + np.sum(1.0 / gains)) / 2.0
+    assert level > 1.0 / gains.min()  # both streams are in use
+    best = np.sum(np.log(gains * level))
+    np.testing.assert_allclose(found.estimate.value, best, rtol=1e-3)
+    assert found.params["W"].dtype == jnp.complex64
+    assert found.history["params"]["W"].shape[1:] == (2, 2)
+    assert "+" in repr(found)
+
+
+def test_complex_parameters_of_an_object() -> None:
+    ascent = ig.InfoMax(precoded, ig.MI("x", "y"))
+    state, info = ascent.update(ascent.init(None))
+    assert jnp.iscomplexobj(ascent.get_params(state)["W"])
+    assert jnp.iscomplexobj(info.gradient["W"])
+
+
+def test_complex_parameters_that_are_refused() -> None:
+    def with_constraint():
+        a = numpyro.param("a", 1.0 + 0.0j, constraint=dist.constraints.positive)
+        x = numpyro.sample("x", ComplexNormal(0.0, 1.0))
+        numpyro.sample("y", ComplexNormal(a * x, 1.0))
+
+    refuses(
+        ParameterError, "'a'", "constraint",
+        call=lambda: ig.gradient(with_constraint, ig.MI("x", "y")),
+    )  # fmt: skip
+    recorded = RNG.normal(size=(600, 2)) + 1j * RNG.normal(size=(600, 2))
+    refuses(
+        ParameterError, "'W'", "Use two",
+        call=lambda: quiet.calibrate(precoded, {"y": recorded}),
+    )  # fmt: skip

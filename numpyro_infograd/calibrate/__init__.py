@@ -151,6 +151,7 @@ def calibrate(
     recorded = as_recordings(observed, sm)
     sites = Entropy(tuple(recorded))
     sm, params = admit(sm, sites, (), {}, init_params)
+    checks.check_real_params(sm)
     if not sm.params_of(tuple(recorded)):
         raise ArgumentError(
             f"no parameter reaches {', '.join(map(repr, recorded))}: mark what is to "

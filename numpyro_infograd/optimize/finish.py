@@ -47,7 +47,7 @@ def finish(run: Run) -> Result:
     status = _status(run, best, params, estimate, histories[best])
     missed = _missed(reports[best])
     result = Result(
-        params,
+        run.clean.sm.without_pairs(params),
         estimate,
         histories[best],
         status,
@@ -338,17 +338,17 @@ def _histories(run: Run, budgets: bool) -> tuple[dict[str, Any], ...]:
         return ({},) * len(run.starts)
     infos = join(run.chunks)
     return tuple(
-        _history(jax.tree.map(lambda x, i=i: x[i], infos), budgets)
+        _history(run, jax.tree.map(lambda x, i=i: x[i], infos), budgets)
         for i in range(len(run.starts))
     )
 
 
-def _history(info: StepInfo, budgets: bool) -> dict[str, Any]:
+def _history(run: Run, info: StepInfo, budgets: bool) -> dict[str, Any]:
     """The history of one restart: arrays over steps."""
     history = {
         "gradient_norm": info.gradient_norm,
         "gain": info.gain,
-        "params": info.params,
+        "params": run.clean.sm.without_pairs(info.params),
         "finite": info.finite,
     }
     history |= info.evidence

@@ -162,7 +162,7 @@ class InfoMax:
         assert self._ascent is not None
         if args or kwargs:
             check_outside("InfoMax.update with arguments of the model")
-            params = self.get_params(state)
+            params = self._params(state)
             posed = self.plan.pose_again(self.posed, args, kwargs, params)
             began, new = self._ascent, self.plan.make_ascent(posed, params)
             # Rates and multipliers keep the units of the start of the ascent.
@@ -174,7 +174,9 @@ class InfoMax:
         batch = jax.tree.map(lambda x: x[None], state)
         batch, infos = ascend_many(self._ascent, batch, jnp.ones(1))
         state = jax.tree.map(lambda x: x[0], batch)
-        return state, jax.tree.map(lambda x: x[0, 0], infos)
+        info = jax.tree.map(lambda x: x[0, 0], infos)
+        params, slope = map(self.posed.sm.without_pairs, (info.params, info.gradient))
+        return state, info._replace(params=params, gradient=slope)
 
     def get_params(self, state: InfoMaxState) -> dict[str, Any]:
         """Parameters of a state by name, in their shapes and constrained space.
@@ -182,6 +184,11 @@ class InfoMax:
         Raises:
             ArgumentError: Before `init`, or for the state of another model.
         """
+        params = self._params(state)
+        assert self.posed is not None
+        return self.posed.sm.without_pairs(params)
+
+    def _params(self, state: InfoMaxState) -> dict[str, Any]:
         self._check_state(state)
         assert self.posed is not None
         return constrained(

@@ -74,8 +74,9 @@ class Plan:
         """The posed problem and where the ascent starts."""
         sm, seen, params = enter(self.model, self.objective, args, kwargs, init_params)
         checks.check_tunable(sm)
-        if self.projection is not None:
-            params = project(self.projection, params)
+        projection = self._projection(sm)
+        if projection is not None:
+            params = project(projection, params)
         else:
             sm.check_constraints(params)
             check_interior(params, sm.constraints)
@@ -109,6 +110,18 @@ class Plan:
         checks.check_finite(seen, sm, params)
         checks.check_gradient(seen, sm, params, self.allow_jumps)
 
+    def _projection(self, sm: StructuralModel) -> Projection | None:
+        """The projection of parameters as the model takes them."""
+        user = self.projection
+        if user is None or not sm.pairs:
+            return user
+        return lambda params: sm.with_pairs(
+            {
+                name: jax.tree.map(lambda x: x + 0j, p) if name in sm.pairs else p
+                for name, p in user(sm.without_pairs(params)).items()
+            }
+        )
+
     def constraints(self, posed: Posed) -> dict[str, Any] | None:
         """Constraints of the parameters; None with a projection."""
         return None if self.projection is not None else posed.sm.constraints
@@ -141,7 +154,13 @@ class Plan:
             with_expectations(posed, means),
             budgets,
             base_points(posed.sm.spec, size),
-            Move.trace(start, self.optimizer, self.projection, constraints, scale),
+            Move.trace(
+                start,
+                self.optimizer,
+                self._projection(posed.sm),
+                constraints,
+                scale,
+            ),
             size,
         )
 
@@ -158,4 +177,5 @@ class Plan:
             )
         ]
         start = constrained(jax.tree.unflatten(tree, drawn), constraints)
-        return project(self.projection, start) if self.projection else start
+        projection = self._projection(posed.sm)
+        return project(projection, start) if projection else start
