@@ -222,8 +222,9 @@ class Chance:
             inside = {name: values[name] for name in density.all_sites}
             c = self.coefficients[i]
             if not density.hidden:
-                over = jax.vmap(density.log_prob, (None, None, 0))
-                found -= c * over(params, {}, inside)
+                log_p = jax.vmap(density.log_prob, (None, None, 0))(params, {}, inside)
+                # A state whose probability stays zero adds nothing.
+                found -= c * jnp.where(jnp.isfinite(log_p), log_p, 0.0)
                 continue
             key = jax.random.fold_in(rng_key, i)
             log_p, bias, low = self.mixture.log_density(

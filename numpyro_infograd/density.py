@@ -144,7 +144,9 @@ def sum_over(
 
     program = Program.trace(total, *inputs)
     reach = dependencies_by_name(program, *inputs, key=lambda path: path[1].key)
-    left = reach[first][1] - states.keys()
+    left = reach[first][1]
+    if left & states.keys():  # a copy of the model still draws these sites
+        return density
     hidden = tuple(name for name in density.hidden if name in left)
     return replace(density, program=program, hidden=hidden)
 

@@ -238,6 +238,11 @@ def pull_back(
             for name in moved_sites
         }
         nothing = jnp.zeros_like(means), jnp.zeros_like(neg_log_probs)
+        if (
+            missed is not None
+        ):  # its deviation counts once, whatever the method's number
+            count = 1 if method is None else method.num_deviations
+            missed = jnp.where(deviation_index % count == 0, missed, 0.0)
         deviation = pullback((picked, *nothing, missed))[0]
     for density, score in zip(densities, scores, strict=True):
         for key, number in score.evidence.items():

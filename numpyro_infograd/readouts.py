@@ -136,14 +136,7 @@ class _Readouts:
     def __init__(
         self, sm: StructuralModel, named: Iterable[str], params: Mapping[str, Any]
     ) -> None:
-        settable = tuple(
-            name
-            for name, site in sm.site_info.items()
-            if site.kind == "sample"
-            and site.state == "free"
-            and not site.control_flow
-            and name not in sm.appended
-        )
+        settable = _settable(sm)
         program = sm.forward_given(settable)
         noise = probe_noise(sm.spec, 8, _NUM_DRAWS)
         values = jax.vmap(sm.forward, in_axes=(None, 0))(params, noise)
@@ -220,8 +213,12 @@ def _rewritten(
         entropies[made] = plus(entropies.get(made, 0.0), coefficient)
     volumes, edited = Objective({}), sm
     for swap, coefficient in left.items():
-        if not coefficient:
-            continue
+        discrete = {sm.site_info[s].discrete for s in swap.sources}
+        mixed = any(sm.site_info[s].support == "mixed" for s in swap.sources)
+        if not coefficient or (discrete == {True}):
+            continue  # a probability has no volume
+        if mixed or len(discrete) > 1:
+            return sm, objective
         if _size(sm, swap.readouts) != _size(sm, swap.sources):
             return sm, objective  # infinite
         name = f"log |d {','.join(sorted(swap.readouts))}|"
@@ -229,6 +226,18 @@ def _rewritten(
         volumes += coefficient * Expectation(operator.itemgetter(name))
     expectations = objective.expectations + volumes.expectations
     return edited, Objective(entropies, expectations, objective.terms)
+
+
+def _settable(sm: StructuralModel) -> tuple[str, ...]:
+    """The sampled sites whose values can be given."""
+    return tuple(
+        name
+        for name, site in sm.site_info.items()
+        if site.kind == "sample"
+        and site.state == "free"
+        and not site.control_flow
+        and name not in sm.appended
+    )
 
 
 def _size(sm: StructuralModel, sites: Joint) -> int:
@@ -244,11 +253,14 @@ def _log_volume(sm: StructuralModel, swap: Swap) -> Any:
 def _jacobian(sm: StructuralModel, swap: Swap) -> Any:
     """The Jacobian of readouts in their sources, from parameters, noise and values."""
     readouts, sources = sorted(swap.readouts), tuple(sorted(swap.sources))
-    program = sm.forward_given(sources)
+    settable = _settable(sm)
+    program = sm.forward_given(settable)
 
     def jacobian(params: Any, noise: Any, values: Any) -> jax.Array:
+        others = {s: values[s] for s in settable}
+
         def made(given: Any) -> jax.Array:
-            found = program(params, noise, given)
+            found = program(params, noise, others | given)
             return jnp.concatenate([found[s].ravel() for s in readouts])
 
         columns = jax.jacfwd(made)({s: values[s] for s in sources})

@@ -21,6 +21,7 @@ from helpers import assert_found, assert_within
 import numpyro_infograd as ig
 from numpyro_infograd import estimation
 from numpyro_infograd.distributions import Clipped, Quantized
+from numpyro_infograd.edits import shuffle_inputs
 from numpyro_infograd.errors import DensityError, ReparametrizationError
 from numpyro_infograd.gradient import choose
 from numpyro_infograd.tracing import trace_model
@@ -406,6 +407,41 @@ def test_law_that_draws_do_not_follow():
 
     with pytest.raises(ReparametrizationError, match="'z' depends on 'a'.*censored"):
         ig.gradient(model, ig.Expectation(lambda v: v["y"]))
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        lambda a: Quantized(dist.Normal(0.0, 1.0), [0.0], jnp.stack([-a, a])),
+        lambda a: dist.TransformedDistribution(
+            dist.Bernoulli(0.5), dist.transforms.AffineTransform(0.0, a)
+        ),
+    ],
+    ids=["levels", "transformed"],
+)
+def test_values_that_move_are_refused(law):
+    def model():
+        z = numpyro.sample("z", law(numpyro.param("a", 1.0)))
+        numpyro.sample("y", dist.Normal(z, 1.0))
+
+    with pytest.raises(ReparametrizationError, match="'z' depends on 'a'.*may move"):
+        ig.gradient(model, ig.MI("z", "y"))
+
+
+def test_density_of_shuffled_inputs_keeps_its_hidden_states(x64):
+    def model():
+        d = numpyro.sample("d", dist.Bernoulli(0.3))
+        x = numpyro.sample("x", dist.Normal(3.0 * d, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0))
+
+    sm = trace_model(model, (), {})
+    known = sm.density(("x",), whole=True)
+    assert not known.hidden
+    truth = np.log(0.7 * stats.norm.pdf(3.0) + 0.3 * stats.norm.pdf(0.0))
+    assert float(known.log_prob({}, {}, {"x": jnp.asarray(3.0)})) == pytest.approx(
+        truth
+    )
+    assert shuffle_inputs(sm, ("x",)).density(("x",), whole=True).hidden
 
 
 def test_set_without_a_density_is_refused_by_name():

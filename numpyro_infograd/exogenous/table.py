@@ -146,7 +146,7 @@ ROWS: dict[type, Row] = {
     dist.BernoulliProbs: _few(samplers.bernoulli),
     dist.CategoricalLogits: _few(samplers.categorical),
     dist.CategoricalProbs: _few(samplers.categorical),
-    dist.DiscreteUniform: _few(samplers.discrete_uniform),
+    dist.DiscreteUniform: _few(samplers.discrete_uniform)._replace(ends=_LOW_HIGH),
     # one key, by NumPyro's sampler
     **dict.fromkeys((
         dist.Beta, dist.BetaProportion, dist.Dirichlet, dist.InverseWishartCholesky,
@@ -169,7 +169,11 @@ ROWS: dict[type, Row] = {
     Clipped: computed(
         lambda d, x: d.clip(x), _clipped_ends, _clipped_reason
     )._replace(atoms=True),
-    Quantized: computed(lambda d, x: d.encode(x), lambda d: None, _discrete),
+    Quantized: computed(
+        lambda d, x: d.encode(x),
+        lambda d: None if d.levels is None else (d.levels,),
+        _discrete,
+    ),
     # no noise
     dist.Delta: Row(
         lambda d, s: Noise("none", ()),

@@ -287,7 +287,10 @@ class Recovery:
             if first.shape[0] != size or not np.all(np.isfinite(factor)):
                 return None
             return [self._widen(scaled(first, factor))]
-        if (name in _LINEAR and len(moving) == 1) or conjugates:
+        linear = name in _LINEAR and len(moving) == 1
+        if name == "triangular_solve":  # linear in the right-hand side alone
+            linear = moving == [1]
+        if linear or conjugates:
             return self._mapped(eqn, moving[0], first)
         return None
 
