@@ -152,6 +152,7 @@ def broadcast():
     numpyro.sample("y2", dist.Normal(x, 2.0))
 
 
+@pytest.mark.slow
 def test_broadcast_with_superposition() -> None:
     power, num_weights = 10.0, 9
     region = quiet.rate_region(
@@ -178,6 +179,7 @@ def interference():
     numpyro.sample("y2", dist.Normal(b * x2 + 1.2 * a * x1, 1))
 
 
+@pytest.mark.slow
 def test_strong_interference_silences_one_user() -> None:
     result = quiet.maximize(
         interference,

@@ -332,6 +332,7 @@ def gated() -> None:
     numpyro.sample("y", dist.Normal(gain * jnp.log(g) + x, 0.5))
 
 
+@pytest.mark.slow
 def test_a_jump_of_a_hidden_distribution_takes_no_control_variate() -> None:
     """With one the result is 0.5205 +- 0.0048."""
     sm = ig.structural_model(gated)
@@ -352,6 +353,7 @@ def tally() -> None:
     numpyro.sample("y", dist.Normal(numpyro.param("gain", 1.0) * k, 1.0))
 
 
+@pytest.mark.slow
 def test_an_ascent_moves_over_unlimited_choices() -> None:
     scores = MCMC(max_steps=16, pilot_size=256, num_samples=256)
     found = ig.maximize_mi(

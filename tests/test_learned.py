@@ -235,6 +235,7 @@ def test_a_clipped_output_has_no_density() -> None:
         ig.gradient(model, XY, scores="sliced")
 
 
+@pytest.mark.slow
 def test_samples_learned_by_heart_are_not_trusted() -> None:
     def model() -> None:
         x = numpyro.sample("x", dist.Normal(0, 1).expand([6]).to_event(1))
@@ -273,6 +274,7 @@ def test_continuous_inputs_by_a_mixture_of_normal_laws() -> None:
     assert "no chain can check the score of 'x|y'" in unchecked
 
 
+@pytest.mark.slow
 def test_coarse_posteriors_are_not_trusted() -> None:
     """Five inputs, and so few samples that training makes the start worse."""
 
