@@ -25,8 +25,9 @@ from numpyro_infograd.density import Values, simulate
 from numpyro_infograd.errors import ArgumentError, ParameterError, SiteError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like, probe_noise
+from numpyro_infograd.pairs import from_pair, to_pair, to_pairs
 from numpyro_infograd.program import Program
-from numpyro_infograd.sites import Site, from_pair, to_pair, to_pairs
+from numpyro_infograd.sites import Site
 from numpyro_infograd.structure import StructuralModel, appended_name
 
 POSITION = "position"

@@ -19,6 +19,7 @@ from numpyro_infograd.errors import DensityError
 from numpyro_infograd.estimation import Gradient, estimate_gradient
 from numpyro_infograd.linear import information
 from numpyro_infograd.objectives import Objective
+from numpyro_infograd.pairs import without_pairs
 from numpyro_infograd.problem import Posed, check_num_samples, enter, pose
 from numpyro_infograd.readouts import check_readouts
 from numpyro_infograd.scores import MCMC, Denoising, Exact, Mixture, resolve_method
@@ -216,5 +217,7 @@ def gradient(
         posed, found = pose(sm, objective, method, complete, "requested"), None
     if found is None:
         found = estimate_gradient(posed, complete, num_samples, key)
-    value, error = map(sm.without_pairs, (found.value, found.standard_error))
+    value, error = (
+        without_pairs(sm.pairs, each) for each in (found.value, found.standard_error)
+    )
     return replace(found, value=value, standard_error=error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about sites without drawing them, and complex numbers as pairs."""
+"""What is known about the sites of a model without drawing them."""
 
 from __future__ import annotations
 
@@ -98,18 +98,3 @@ def draw_graph(
         for parent in above:
             graph.edge(parent, name)
     return graph
-
-
-def to_pair(value: Any) -> jax.Array:
-    """A complex array as its real and imaginary parts, in a new last axis."""
-    return jnp.stack([jnp.real(value), jnp.imag(value)], axis=-1)
-
-
-def from_pair(pair: Any) -> jax.Array:
-    """Inverse of `to_pair`."""
-    return jax.lax.complex(pair[..., 0], pair[..., 1])
-
-
-def to_pairs(tree: Any) -> Any:
-    """A pytree whose complex leaves are pairs."""
-    return jax.tree.map(lambda x: to_pair(x) if jnp.iscomplexobj(x) else x, tree)

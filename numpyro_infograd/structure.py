@@ -26,9 +26,10 @@ from numpyro_infograd.noise import (
     draw_noise,
     noise_like,
 )
+from numpyro_infograd.pairs import with_pairs
 from numpyro_infograd.parameters import check_inside, complete
 from numpyro_infograd.program import Program, dependencies_by_name
-from numpyro_infograd.sites import Site, draw_graph, from_pair, joint_states, to_pairs
+from numpyro_infograd.sites import Site, draw_graph, joint_states
 from numpyro_infograd.text import html_table
 
 
@@ -103,31 +104,13 @@ class StructuralModel:
         """`noise` as a static, hashable value."""
         return tuple(self.noise.items())
 
-    # -- sampling ---------------------------------------------------------------
-
     def complete_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
         """Add initial values of missing parameters; check names, shapes and numbers.
 
         Raises:
             ParameterError: For an unknown name, another shape, or a non-finite value.
         """
-        return complete(self.params, self.with_pairs(params))
-
-    def with_pairs(self, params: Any) -> Any:
-        """Parameters as the model takes them: complex ones as pairs, if they are."""
-        if not self.pairs or not isinstance(params, Mapping):
-            return params
-        return {n: to_pairs(p) if n in self.pairs else p for n, p in params.items()}
-
-    def without_pairs(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Parameters, or a gradient, as the user sees them: pairs as complex numbers.
-
-        As a gradient it is the direction of steepest ascent, d/dRe + i d/dIm.
-        """
-        return {
-            n: jax.tree.map(from_pair, p) if n in self.pairs else p
-            for n, p in params.items()
-        }
+        return complete(self.params, with_pairs(self.pairs, params))
 
     def check_constraints(self, params: Mapping[str, Any]) -> None:
         """Raise for a parameter outside its NumPyro constraint.
@@ -433,8 +416,6 @@ class StructuralModel:
     def examples(self, names: Iterable[str]) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and type of one draw of each site."""
         return {name: self.example(name) for name in names}
-
-    # -- display ----------------------------------------------------------------
 
     def render(self) -> Any:
         """The graph of sites and parameters as a `graphviz.Digraph`.

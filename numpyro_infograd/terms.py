@@ -18,8 +18,8 @@ from numpyro_infograd.arguments import explain_trace_errors
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.objectives import Joint, Objective, expectation_label, plus
+from numpyro_infograd.pairs import from_pair
 from numpyro_infograd.program import Program
-from numpyro_infograd.sites import from_pair
 from numpyro_infograd.structure import StructuralModel, appended_name
 
 

@@ -22,6 +22,7 @@ from numpyro_infograd.optimize.result import Result
 from numpyro_infograd.optimize.run import CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
 from numpyro_infograd.optimize.status import Ending, Status
 from numpyro_infograd.optimize.step import StepInfo, ascend_many
+from numpyro_infograd.pairs import without_pairs
 from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.readouts import see_through
 from numpyro_infograd.values import MCMC, Estimate, value_of
@@ -47,7 +48,7 @@ def finish(run: Run) -> Result:
     status = _status(run, best, params, estimate, histories[best])
     missed = _missed(reports[best])
     result = Result(
-        run.clean.sm.without_pairs(params),
+        without_pairs(run.clean.sm.pairs, params),
         estimate,
         histories[best],
         status,
@@ -348,7 +349,7 @@ def _history(run: Run, info: StepInfo, budgets: bool) -> dict[str, Any]:
     history = {
         "gradient_norm": info.gradient_norm,
         "gain": info.gain,
-        "params": run.clean.sm.without_pairs(info.params),
+        "params": without_pairs(run.clean.sm.pairs, info.params),
         "finite": info.finite,
     }
     history |= info.evidence

@@ -33,6 +33,7 @@ from numpyro_infograd.optimize.step import (
     StepInfo,
     ascend_many,
 )
+from numpyro_infograd.pairs import without_pairs
 from numpyro_infograd.problem import Posed
 from numpyro_infograd.scores import resolve_method
 from numpyro_infograd.structure import StructuralModel
@@ -175,7 +176,10 @@ class InfoMax:
         batch, infos = ascend_many(self._ascent, batch, jnp.ones(1))
         state = jax.tree.map(lambda x: x[0], batch)
         info = jax.tree.map(lambda x: x[0, 0], infos)
-        params, slope = map(self.posed.sm.without_pairs, (info.params, info.gradient))
+        params, slope = (
+            without_pairs(self.posed.sm.pairs, each)
+            for each in (info.params, info.gradient)
+        )
         return state, info._replace(params=params, gradient=slope)
 
     def get_params(self, state: InfoMaxState) -> dict[str, Any]:
@@ -186,7 +190,7 @@ class InfoMax:
         """
         params = self._params(state)
         assert self.posed is not None
-        return self.posed.sm.without_pairs(params)
+        return without_pairs(self.posed.sm.pairs, params)
 
     def _params(self, state: InfoMaxState) -> dict[str, Any]:
         self._check_state(state)

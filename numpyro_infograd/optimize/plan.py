@@ -29,6 +29,7 @@ from numpyro_infograd.optimize.move import (
     unconstrained,
 )
 from numpyro_infograd.optimize.step import Ascent, InfoMaxState
+from numpyro_infograd.pairs import with_pairs, without_pairs
 from numpyro_infograd.problem import (
     Posed,
     enter,
@@ -115,11 +116,12 @@ class Plan:
         user = self.projection
         if user is None or not sm.pairs:
             return user
-        return lambda params: sm.with_pairs(
+        return lambda params: with_pairs(
+            sm.pairs,
             {
                 name: jax.tree.map(lambda x: x + 0j, p) if name in sm.pairs else p
-                for name, p in user(sm.without_pairs(params)).items()
-            }
+                for name, p in user(without_pairs(sm.pairs, params)).items()
+            },
         )
 
     def constraints(self, posed: Posed) -> dict[str, Any] | None:
