@@ -477,3 +477,40 @@ def test_complex_parameters_that_are_refused() -> None:
         ParameterError, "'W'", "Use two",
         call=lambda: quiet.calibrate(precoded, {"y": recorded}),
     )  # fmt: skip
+
+
+def test_volume_is_taken_at_fixed_other_sites():
+    """h(x + y | y) = h(x | y), although y is made from x."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        y = numpyro.sample("y", dist.Normal(x, 1))
+        numpyro.deterministic("d", x + y)
+
+    found = ig.estimate(model, ig.Entropy("d", given="y"))
+    truth = 0.5 * np.log(2 * np.pi * np.e * 0.5)
+    assert float(found.value) == pytest.approx(truth, abs=1e-5)
+
+
+def test_discrete_values_have_no_volume():
+    def model():
+        g = numpyro.sample("g", dist.GeometricProbs(0.5))
+        numpyro.deterministic("d", 2.0 * g)
+
+    one, other = (ig.estimate(model, ig.Entropy(site)) for site in ("g", "d"))
+    assert float(other.value) == pytest.approx(float(one.value), abs=1e-6)
+    assert_within(one.value, one.standard_error, 2 * np.log(2), max_standard_error=0.02)
+
+
+def test_solution_is_not_linear_in_the_matrix():
+    def model():
+        y = numpyro.sample("y", dist.Normal(0, 1).expand([3]).to_event(1))
+        matrix = jnp.eye(3).at[jnp.array([1, 2, 2]), jnp.array([0, 0, 1])].set(y)
+        solved = jax.scipy.linalg.solve_triangular(
+            matrix, jnp.array([1.0, 2.0, 3.0]), lower=True, unit_diagonal=True
+        )
+        numpyro.deterministic("d", solved)
+
+    sm = ig.structural_model(model)
+    _, objective = see_through(sm, ig.MI("y", "d"), sm.params)
+    assert "d" in objective.sites
