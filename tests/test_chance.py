@@ -104,6 +104,15 @@ def test_input_whose_probabilities_and_levels_move():
     assert_found(found, {"nu": slope(shaped, 0.1)}, 0.01)
 
 
+def test_steps_across_an_optimum_are_no_noise():
+    """The optimum is one step from the start, so gradients of either sign follow."""
+    start = {"nu": 0.0}
+    found = ig.maximize_mi(
+        shaping, "k", "y", num_steps=40, init_params=start, progress_bar=False
+    )
+    assert not any("told from its noise" in w for w in found.warnings)
+
+
 def test_entropy_and_expectation_of_a_discrete_site():
     def model():
         numpyro.sample("y", dist.Bernoulli(logits=numpyro.param("a", 0.7)))

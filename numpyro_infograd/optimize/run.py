@@ -171,9 +171,10 @@ class Run:
         chunk = min(CHUNK, max(total // 10, 1)) if self.heat else CHUNK
         middle = -(-total // (2 * chunk)) * chunk
         for start in range(self.steps, total, chunk):
-            here = self.states.unconstrained_params
             if self.heat and not self.cycle:
                 self._cool(2 * start / total)
+            before = self.states
+            here = before.unconstrained_params
             steps = np.arange(start, min(start + chunk, total))
             decay = _decay(steps, total)
             rates = jnp.asarray(decay if self.plan.is_default else np.ones(len(steps)))
@@ -190,8 +191,11 @@ class Run:
                 seen = [x[:, few].mean(axis=1) for x in jax.tree.leaves(infos.gradient)]
                 self.middle = here, jax.tree.unflatten(jax.tree.structure(here), seen)
             if len(self.chunks) == 1 and self.ascent.problem.is_sampled:
-                first = range(len(self.starts))
-                self.is_clear_first = [self._is_clear(infos, i) for i in first]
+                self.is_clear_first = self._are_clear(infos)
+                if not all(self.is_clear_first):
+                    # Steps across an optimum look like noise: look without a move.
+                    _, still = ascend_many(self.ascent, before, jnp.zeros_like(rates))
+                    self.is_clear_first = self._are_clear(jax.device_get(still))
             if len(self.chunks) > 2:  # only the last two gradients are used
                 self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
             bar.update(len(steps))
@@ -340,11 +344,11 @@ class Run:
             found.append(outlook(gradients, before, moved, scale, ratio))
         return found
 
-    def _is_clear(self, infos: StepInfo, index: int) -> bool:
-        """Whether the first gradients can be told from their noise."""
-        gradients = flat(infos.gradient, 2)[index, :FIRST]
-        few = len(gradients) < FIRST
-        return few or Steepness.of(gradients * self._flat_scale()).is_clear
+    def _are_clear(self, infos: StepInfo) -> list[bool]:
+        """Whether the first gradients of each restart can be told from their noise."""
+        gradients = flat(infos.gradient, 2)[:, :FIRST] * self._flat_scale()
+        few = gradients.shape[1] < FIRST
+        return [few or Steepness.of(each).is_clear for each in gradients]
 
     def _flat_scale(self) -> np.ndarray:
         """The peak rate of each number."""
