@@ -20,7 +20,7 @@ VOUCH = (
     "If the function that makes it loses nothing, mark the function: "
     "ig.injective(fn, inverse=...)."
 )
-"""What to do about a computed site without a density of its own."""
+"""What to do about a computed site, which has no density."""
 
 
 class InfogradError(Exception):

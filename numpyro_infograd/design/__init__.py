@@ -191,7 +191,7 @@ def _information(
         rng_key,
         num_samples,
         num_components,
-        closed_form,
+        closed_form=closed_form,
     )
     poor = int(jnp.sum(found.effective < SOUND_SAMPLE_SIZE))
     if poor:

@@ -151,7 +151,7 @@ def _count(named: Mapping[str, Any]) -> int:
     """The number of designs.
 
     Raises:
-        ArgumentError: If there are none, or the numbers differ.
+        ArgumentError: If there is no design, or if arrays differ in length.
     """
     counts = {n: len(x) for n, tree in named.items() for x in jax.tree.leaves(tree)}
     sizes = {len(x) for tree in named.values() for x in jax.tree.leaves(tree)}

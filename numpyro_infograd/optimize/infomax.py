@@ -141,7 +141,7 @@ class InfoMax:
         """One step of the ascent. Arguments of the model replace those of `init`.
 
         Without arguments, it can be called inside `jax.jit`, `jax.vmap` and
-        `jax.lax.scan`. It has no derivative of its own.
+        `jax.lax.scan`. It has no derivative.
 
         Args:
             state: What `init` or `update` returned.

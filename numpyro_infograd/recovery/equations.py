@@ -81,10 +81,12 @@ def shape_of(var: Any) -> tuple[int, ...]:
 
 
 def is_complex(var: Any) -> bool:
+    """Whether a variable is complex."""
     return bool(jnp.issubdtype(dtype_of(var), jnp.complexfloating))
 
 
 def is_real(var: Any) -> bool:
+    """Whether a variable is a real floating-point number."""
     return bool(jnp.issubdtype(dtype_of(var), jnp.floating))
 
 

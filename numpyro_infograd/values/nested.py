@@ -189,6 +189,7 @@ def average(
     rng_key: jax.Array,
     num_samples: int,
     num_components: int = 2,
+    *,
     closed_form: bool = False,
 ) -> Average:
     """sum of coefficient * h(sites | given), plus the expectations, in nats.
@@ -205,7 +206,7 @@ def average(
         rng_key,
         num_samples,
         num_components,
-        closed_form,
+        closed_form=closed_form,
     )
     return jax.tree.map(lambda x: float(x) if jnp.ndim(x) == 0 else x, found)
 
@@ -219,6 +220,7 @@ def average_each(
     rng_key: jax.Array,
     num_samples: int,
     num_components: int = 2,
+    *,
     closed_form: bool = False,
 ) -> Average:
     """`average` at each of many values of some parameters, on the same random numbers.
