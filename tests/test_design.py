@@ -217,6 +217,27 @@ def test_a_computed_number_is_grouped_into_cells():
     assert "32 cells" in repr(found)
 
 
+def test_errors_include_the_loss_by_cells():
+    def model(gain):
+        opinion = numpyro.sample("opinion", dist.Normal(0, 1).expand([2]).to_event(1))
+        numpyro.deterministic("total", jnp.sum(opinion))
+        numpyro.sample("y", dist.Laplace(gain * (opinion @ jnp.ones(2)), 0.2))
+
+    gains, truth = np.array([0.3, 0.7]), []
+    y = np.linspace(-12, 12, 4001)
+    for gain in gains:
+        z, w = grid(-7, 7, 4001)
+        p = w @ stats.laplace.pdf(y, gain * math.sqrt(2) * z[:, None], 0.2)
+        entropy = -np.sum(p * np.log(p)) * (y[1] - y[0])
+        truth.append(entropy - 1 - math.log(0.4))
+    found = ig.design(model, gains, "total", "y", num_samples=2048)
+    agrees(found, truth, 0.1)
+    assert "32 cells" in found.warnings[-1]
+    # The sampling error alone does not explain the loss.
+    apart = np.abs(found.value - np.array(truth))
+    assert np.any(apart > 3 * found.lower_error)
+
+
 def test_computed_targets_of_continuous_outcomes():
     found = ig.design(
         ballot, PLACES[:2], "wins", "y", num_samples=2048, model_kwargs={"noise": 0.5}

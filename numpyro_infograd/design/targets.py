@@ -20,7 +20,7 @@ from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.terms import has_density, resolve
 
 _FEW = 64  # values of a computed site that is discrete
-_CELLS = 32  # cells of equal probability of a computed number
+CELLS = 32  # cells of equal probability of a computed number, a power of two
 _PROBES, _PLACES = 4096, 8  # draws, and designs, from which values are known
 
 
@@ -30,8 +30,9 @@ def with_probabilities(
     inputs: tuple[str, ...],
     params: Any,
     designs: Any,
+    cells: int,
 ) -> tuple[StructuralModel, tuple[str, ...]]:
-    """The model in which each set of sites has a density, and warnings.
+    """The model in which each set of sites has a density, and the grouped sites.
 
     A computed site whose distribution given the rest is needed becomes discrete. A
     count without an upper end gets a list of values, with some beyond those drawn.
@@ -43,9 +44,9 @@ def with_probabilities(
     needed = {s for t in resolve(objective, sm) for s in t.sites}
     computed = [s for s in sm.sites if s in needed and not has_density(sm, s)]
     counts = [s for s in sm.sites if s in needed and _is_count(sm.site_info[s])]
-    warnings: tuple[str, ...] = ()
+    grouped: tuple[str, ...] = ()
     if not computed and not counts:
-        return sm, warnings
+        return sm, grouped
     noise = probe_noise(sm.spec, 11, _PROBES)
     count = len(jax.tree.leaves(designs)[0])
     drawn = []
@@ -72,13 +73,10 @@ def with_probabilities(
                 "given the other sites. Name the sites that it is computed from, or "
                 "one computed number as an input."
             )
-        edges = np.quantile(seen.ravel(), np.arange(1, _CELLS) / _CELLS)
-        sm = tabulate(sm, name, range(_CELLS), np.unique(edges))
-        warnings += (
-            f"site {name!r} is computed, and has no density given the outputs. It is "
-            f"grouped into {_CELLS} cells, which lose a little of the information.",
-        )
-    return sm, warnings
+        edges = np.quantile(seen.ravel(), np.arange(1, cells) / cells)
+        sm = tabulate(sm, name, range(cells), np.unique(edges))
+        grouped += (name,)
+    return sm, grouped
 
 
 def _is_count(site: Site) -> bool:
