@@ -95,8 +95,8 @@ def without_derivative(tree: Any) -> Any:
 @without_derivative.defjvp
 def _raise(primals: Any, tangents: Any) -> Any:
     raise TransformationError(
-        "InfoMax.update was differentiated, but a step has no derivative that is of "
-        "use: the gradient of the objective is info.gradient. Pass parameters through "
+        "InfoMax.update was differentiated, but a step has no useful derivative: the "
+        "gradient of the objective is info.gradient. Pass parameters through "
         "jax.lax.stop_gradient before they enter the state."
     )
 
