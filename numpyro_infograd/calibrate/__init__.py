@@ -36,6 +36,7 @@ from numpyro_infograd.objectives import Entropy
 from numpyro_infograd.optimize.move import (
     Projection,
     check_interior,
+    check_enforces,
     check_projection,
     project,
 )
@@ -159,6 +160,7 @@ def calibrate(
         )
     if projection is not None:
         params = project(projection, params)
+        check_enforces(projection, params, sm.constraints)
     else:
         sm.check_constraints(params)
         check_interior(params, sm.constraints)

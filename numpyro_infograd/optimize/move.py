@@ -198,6 +198,50 @@ def project(projection: Projection, params: Any) -> dict[str, Any]:
     return moved
 
 
+def check_enforces(
+    projection: Projection, params: Any, constraints: dict[str, Any]
+) -> None:
+    """Raise for a projection that leaves a NumPyro constraint, as probes show.
+
+    A projection takes the place of the constraints, so it must enforce them. It may
+    reach their boundaries, such as a power of zero.
+
+    Raises:
+        ArgumentError: Names the parameter and the constraint.
+    """
+    noise = optax.tree.random_like(jax.random.key(0), params, jax.random.normal)
+    for reach in (1.0, -1.0, 30.0, -30.0):
+        probe = jax.tree.map(
+            lambda x, e: x + reach * jnp.max(jnp.abs(x), initial=0.1) * e, params, noise
+        )
+        moved = onto(projection, probe)
+        for name, constraint in constraints.items():
+            for leaf in jax.tree.leaves(moved[name]):
+                if np.all(np.isfinite(leaf)) and not _in_closure(constraint, leaf):
+                    raise ArgumentError(
+                        f"projection takes parameter {name!r} to {leaf!r:.80}, which "
+                        f"is outside its constraint {constraint}. A projection "
+                        "replaces the constraints, so make it enforce them too, or "
+                        "remove constraint= from numpyro.param."
+                    )
+
+
+def _in_closure(constraint: Any, value: jax.Array) -> bool:
+    """Whether a value meets a constraint, up to rounding and its boundary.
+
+    A value slightly nearer to an interior point then survives the way to real numbers
+    and back.
+    """
+    try:
+        transform = biject_to(constraint)
+    except NotImplementedError:
+        return bool(np.all(constraint(np.asarray(value))))
+    interior = transform(jnp.zeros(transform.inverse_shape(value.shape), value.dtype))
+    near = value + 1e-3 * (interior - value)
+    size = float(jnp.max(jnp.abs(near), initial=0.0))
+    return np.allclose(transform(transform.inv(near)), near, rtol=0, atol=5e-3 * size)
+
+
 def _elementwise(constraint: Any) -> bool:
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint

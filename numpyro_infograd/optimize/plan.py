@@ -22,6 +22,7 @@ from numpyro_infograd.optimize.move import (
     RATE,
     Move,
     Projection,
+    check_enforces,
     check_interior,
     constrained,
     project,
@@ -78,6 +79,7 @@ class Plan:
         projection = self._projection(sm)
         if projection is not None:
             params = project(projection, params)
+            check_enforces(projection, params, sm.constraints)
         else:
             sm.check_constraints(params)
             check_interior(params, sm.constraints)
