@@ -316,7 +316,9 @@ def _as_tril(value: Any) -> Any:
     matrix = _as_matrix("scale_tril", value)
     if is_known(matrix):
         diagonal = np.diagonal(matrix, axis1=-2, axis2=-1)
-        if not np.all(diagonal.imag == 0) or not np.all(diagonal.real > 0):
+        rounding = 10 * np.finfo(diagonal.dtype).eps * np.abs(diagonal)
+        real = np.all(np.abs(diagonal.imag) <= rounding)
+        if not (real and np.all(diagonal.real > 0)):
             raise ArgumentError(
                 f"scale_tril must have a positive diagonal, got {diagonal}. Multiply "
                 "each column by a phase, which does not change L L^H."

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients and values that a change of the inside must keep: `golden.json`.
+
+`python tests/test_golden.py` writes the file again. Say in the commit why a number
+moved. Other tests compare with truths.
+"""
+
+from collections.abc import Callable
+import json
+from pathlib import Path
+from typing import Any
+
+from models import affine, multipath, tanh_channel
+import pytest
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+
+import numpyro_infograd as ig
+from numpyro_infograd import MI, Entropy
+
+FILE = Path(__file__).with_name("golden.json")
+XY = MI("x", "y")
+
+
+def one_bit() -> None:
+    x = numpyro.sample("x", dist.Normal())
+    chance = jax.nn.sigmoid(numpyro.param("a", 1.0) * x - 0.3)
+    numpyro.sample("y", dist.Bernoulli(chance))
+
+
+def warped() -> None:
+    x = numpyro.sample("x", dist.Normal().expand([2]).to_event(1))
+    mixed = jnp.array([[1.0, 0.4], [-0.2, 0.8]]) @ (numpyro.param("a", 0.7) * x)
+    noisy = numpyro.sample("noisy", dist.Normal(mixed, 0.6).to_event(1))
+    numpyro.deterministic("y", jnp.arcsinh(noisy))
+
+
+def complex_gain() -> None:
+    x = numpyro.sample("x", ig.distributions.ComplexNormal(0.0, 1.0))
+    gain = numpyro.param("a", jnp.array(0.6 + 0.3j))
+    numpyro.sample("y", ig.distributions.ComplexNormal(gain * x, 0.5))
+
+
+def rotated() -> None:
+    x = numpyro.sample("x", dist.Normal().expand([4]).to_event(1))
+    turn = jnp.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+    mean = turn @ jnp.tanh(numpyro.param("a", 1.5) * x)
+    numpyro.sample("y", dist.Normal(mean, 0.3).to_event(1))
+
+
+# Model, objective, method. Methods without noise of their own keep every digit.
+CASES: dict[str, tuple[Callable[[], None], Any, str]] = {
+    "affine, exact": (affine, XY, "exact"),
+    "affine, mixture": (affine, XY, "mixture"),
+    "entropy of multipath, mixture": (multipath, Entropy("y"), "mixture"),
+    "multipath given u, mixture": (multipath, MI("x", "y", given="u"), "mixture"),
+    "tanh, mixture": (tanh_channel, XY, "mixture"),
+    "one bit, auto": (one_bit, XY, "auto"),
+    "warped, auto": (warped, XY, "auto"),
+    "complex gain, auto": (complex_gain, XY, "auto"),
+    "tanh, mcmc": (tanh_channel, XY, "mcmc"),
+    "rotated, mcmc": (rotated, XY, "mcmc"),
+    "multipath, denoising": (multipath, XY, "denoising"),
+    "tanh, sliced": (tanh_channel, XY, "sliced"),
+}
+LEARNED = ("mcmc", "denoising", "sliced")
+
+
+def numbers(name: str, key: int) -> dict[str, list[float]]:
+    """Real and imaginary parts of the gradient of each parameter, and its error."""
+    model, objective, method = CASES[name]
+    found = ig.gradient(model, objective, scores=method, rng_key=jax.random.key(key))
+    return {
+        n: [
+            float(part(x))
+            for x in (g, found.standard_error[n])
+            for part in (jnp.real, jnp.imag)
+        ]
+        for n, g in found.value.items()
+    }
+
+
+@pytest.mark.parametrize("key", [0, 1])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if method in LEARNED else ())
+        for n, (_, _, method) in CASES.items()
+    ],
+)
+def test_numbers_stay(name: str, key: int) -> None:
+    kept = json.loads(FILE.read_text())[name][str(key)]
+    for param, found in numbers(name, key).items():
+        for new, old, error in zip(
+            found[:2], kept[param][:2], kept[param][2:], strict=True
+        ):
+            share = 3.0 if CASES[name][2] in LEARNED else 0.02
+            assert abs(new - old) <= share * error + 3e-6 * abs(old)
+
+
+if __name__ == "__main__":
+    made = {n: {str(k): numbers(n, k) for k in (0, 1)} for n in CASES}
+    lines = (f"{json.dumps(n)}: {json.dumps(v)}" for n, v in made.items())
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
