@@ -40,6 +40,7 @@ def bottleneck(rho):
     numpyro.sample("t", dist.Normal(e @ x, 1).to_event(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [[0.9], [0.95, 0.8, 0.6, 0.3]], ids=["scalar", "four"])
 def test_gaussian_information_bottleneck(rho) -> None:
     """Components with beta rho^2 > 1 are kept (Chechik et al. 2005)."""
@@ -88,6 +89,7 @@ def fill_water(gains, power):
     return np.sum(capacity(gains * powers(level)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [1.0, 10.0])
 def test_precoder_fills_water(power) -> None:
     """E|x|^2 is |F|^2: the radius of the ball is the root of the power."""

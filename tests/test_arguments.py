@@ -44,6 +44,7 @@ def doors(model=affine, objective=XY, **settings):
 
 
 # Keys.
+@pytest.mark.slow
 def test_old_keys_and_none_are_keys():
     sm = ig.structural_model(affine)
     old, new = jax.random.PRNGKey(3), jax.random.key(3)

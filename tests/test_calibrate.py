@@ -107,6 +107,7 @@ def test_saturated_amplifier_by_fisher() -> None:
     test_saturated_amplifier(twin)
 
 
+@pytest.mark.slow
 def test_saturated_amplifier(saturated: ig.Calibration) -> None:
     """Within 3 standard errors, and these near the Cramer-Rao bound."""
     twin = saturated

@@ -86,6 +86,7 @@ def case(model: Callable[[], None]) -> Case:
     return Case(model)
 
 
+@pytest.mark.slow
 def test_a_position_is_what_made_the_sample(x64) -> None:
     """Its log density is that of the laws, with the Jacobians of the coordinates."""
     sm = ig.structural_model(menagerie)
@@ -203,6 +204,7 @@ def test_a_kernel_that_takes_every_proposal_changes_the_law() -> None:
 
 
 # -- scores ---------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_linear_gaussian_score_is_exact_wherever_the_chain_is(x64) -> None:
     """The control variate leaves the score itself, at the start and after one step."""
     one = Case(links.mimo, 512)
@@ -235,6 +237,7 @@ def symbols_score(y: np.ndarray) -> np.ndarray:
     return -np.einsum("nk,nkd->nd", weight, left) / 0.64
 
 
+@pytest.mark.slow
 def test_scores_over_discrete_states_are_those_of_a_sum() -> None:
     one = case(symbols)
     noise = one.sm.sample_noise(jax.random.key(5), 1024)
@@ -264,6 +267,7 @@ def test_scores_over_discrete_states_are_those_of_a_sum() -> None:
 AMPLIFIER = truths.tanh_derivative(1.0)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_an_amplifier() -> None:
     found = ig.gradient(links.amplifier, XY, scores="mcmc")
     assert_found(found, {"eta": AMPLIFIER}, 0.004)
@@ -293,6 +297,7 @@ def test_structure_that_a_rotation_hides() -> None:
     assert_found(found, {"eta": truth}, 0.02)
 
 
+@pytest.mark.slow
 def test_too_short_chains_say_that_they_remember() -> None:
     """Sixteen steps forget little of a sharp posterior; the error shows it."""
     model = rotated(16, 0.1)
@@ -363,6 +368,7 @@ def test_an_ascent_moves_over_unlimited_choices() -> None:
     assert float(found.params["gain"]) > 1.05
 
 
+@pytest.mark.slow
 def test_smooth_noise_takes_one() -> None:
     assert all(case(menagerie).hidden.smooth)
 
@@ -460,6 +466,7 @@ def test_the_certificate_is_the_error_of_the_score(right) -> None:
     assert (abs(float(shift)) < 4 * float(error)) == right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "flagged"),
     [(rotated(16, 0.5), True), (links.mimo, False)],
@@ -536,6 +543,7 @@ def test_the_value_of_what_a_rotation_hides() -> None:
     assert found.upper - found.lower < 0.05 * truth
 
 
+@pytest.mark.slow
 def test_a_linear_gaussian_value_has_hardly_a_gap() -> None:
     """The reference is the posterior itself, so its two ends meet at once."""
     found = information(links.mimo, method="mcmc")
@@ -545,6 +553,7 @@ def test_a_linear_gaussian_value_has_hardly_a_gap() -> None:
     assert abs(found.diagnostics["gap"]) < 0.02
 
 
+@pytest.mark.slow
 def test_a_loose_tolerance_stops_sooner() -> None:
     found = [
         information(rotated(4, 0.5), method=ig.values.MCMC(tolerance=goal))
@@ -558,6 +567,7 @@ def test_a_loose_tolerance_stops_sooner() -> None:
         assert_within(each.value, each.standard_error, truth, max_standard_error=0.1)
 
 
+@pytest.mark.slow
 def test_auto_raises_a_number_of_samples_that_chains_cannot_take() -> None:
     found = information(rotated(16, 0.1), num_samples=1024)
     assert found.method == "mcmc"
@@ -602,6 +612,7 @@ def test_an_ascent_by_chains_reaches_the_maximum() -> None:
     assert "below its start" not in result.status
 
 
+@pytest.mark.slow
 def test_an_ascent_says_that_it_ended_below_its_start() -> None:
     """Wrong scores lead down; the start and the end are compared on one noise."""
     down = Analytic({"y": lambda params, v: -20.0 * v["y"] ** 3})

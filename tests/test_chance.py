@@ -104,6 +104,7 @@ def test_input_whose_probabilities_and_levels_move():
     assert_found(found, {"nu": slope(shaped, 0.1)}, 0.01)
 
 
+@pytest.mark.slow
 def test_steps_across_an_optimum_are_no_noise():
     """The optimum is one step from the start, so gradients of either sign follow."""
     start = {"nu": 0.0}
@@ -146,6 +147,7 @@ def test_hidden_state_beside_a_path():
     assert_found(found, {"a": slope(switched, 0.8, 1e-3)}, 0.01)
 
 
+@pytest.mark.slow
 def test_ascent_finds_the_best_design():
     def memory():
         length = numpyro.param("l", 5.0)
@@ -473,6 +475,7 @@ def test_calibrate_refuses_draws():
         ig.calibrate(model, {"y": np.random.default_rng(0).normal(size=600)})
 
 
+@pytest.mark.slow
 def test_coarse_mixture_is_warned_about():
     def model():
         a = numpyro.param("a", 1.0)

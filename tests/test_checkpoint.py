@@ -160,6 +160,7 @@ def narrow(size: int):
     return init, lambda params, inputs: jnp.tanh(inputs @ params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "what"),
     [

@@ -108,6 +108,7 @@ def test_rate_distortion(budget) -> None:
     assert result.estimate.value == pytest.approx(truth, rel=0.02)
 
 
+@pytest.mark.slow
 def test_reverse_water_filling_drops_a_component() -> None:
     variances = np.array([3.0, 1.0, 0.2])
     result = quiet.minimize(

@@ -238,6 +238,7 @@ def test_a_callback_without_derivative_is_refused(function, words) -> None:
         refuses(ModelError, words, "jax.custom_jvp", call=call)
 
 
+@pytest.mark.slow
 def test_a_callback_with_a_derivative_works() -> None:
     model = with_gain(lambda m: dist.Normal(with_derivative(m), 0.5))
     found, right = (

@@ -109,6 +109,7 @@ def test_continuous_outcomes_are_sampled():
         agrees(found, 0.48 * np.log1p(designs["x"] ** 2), 0.01)
 
 
+@pytest.mark.slow
 def test_the_contrastive_bound_is_at_most_the_log_of_its_samples():
     settings = {"num_samples": 2048, "model_kwargs": {"scale": 0.02}}
     one = {"x": np.ones(1)}
@@ -132,6 +133,7 @@ def test_linear_gaussian_experiments_are_exact():
     assert found.difference_error.max() == 0.0
 
 
+@pytest.mark.slow
 def test_nuisance_is_averaged_out():
     def answer(dose):
         ed50 = numpyro.sample("ed50", dist.Normal(0, 1))
@@ -210,6 +212,7 @@ def test_computed_targets_with_few_values():
     assert list(found.ranking) == [0, 1, 2] and not found.warnings
 
 
+@pytest.mark.slow
 def test_a_computed_number_is_grouped_into_cells():
     found = ig.design(ballot, PLACES, "total", "y", rng_key=KEY)
     truth = [ballot_truth(x, np.linspace(-8, 8, 200)) for x in PLACES]
@@ -217,6 +220,7 @@ def test_a_computed_number_is_grouped_into_cells():
     assert "32 cells" in repr(found)
 
 
+@pytest.mark.slow
 def test_errors_include_the_loss_by_cells():
     def model(gain):
         opinion = numpyro.sample("opinion", dist.Normal(0, 1).expand([2]).to_event(1))

@@ -37,8 +37,11 @@ RUN = [
 # run by `make test-all`
 SLOW = {
     "baseband.md",
+    "constraints.md",
     "divergence.md",
     "experimental_design.md",
+    "scores.md",
+    "tutorial.md",
     "trust.md",
     "values.md",
 }

@@ -154,6 +154,7 @@ def test_nested_bounds_enclose_the_truth_however_few_the_draws() -> None:
     assert gaps[1] < 0.5 * gaps[0]
 
 
+@pytest.mark.slow
 def test_bounds_of_an_entropy_that_hides_noise_with_a_minus_sign() -> None:
     """h(y|x) of the cascade is an average as well: its bounds change sides."""
     method = values.Nested(64, 64, 2**12)
@@ -200,6 +201,7 @@ def test_no_component_fits() -> None:
 
 
 # -- fisher ----------------------------------------------------------------------
+@pytest.mark.slow
 def test_output_without_a_density(monkeypatch) -> None:
     """y = asinh(x + n) carries what x + n does; both its entropies are learned."""
     found = by_fisher(links.unobserved)

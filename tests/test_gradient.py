@@ -7,7 +7,6 @@ import links
 from methods import (
     AVERAGE,
     LEARN,
-    named,
     named_and_slow,
     rest_slow,
     sampled,
@@ -53,12 +52,14 @@ def test_truths_of_the_paper() -> None:
         assert links.common_cause_gradient(e) == pytest.approx(truth, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_analytic_scores_of_the_link() -> None:
     method = Analytic(links.link_scores(2.0, 1.0), num_samples=4096)
     found = ig.gradient(links.link, XY, params={"a": 2.0, "b": 1.0}, scores=method)
     check(found, {"a": 0.25, "b": 0.25}, 0.01)
 
 
+@pytest.mark.slow
 def test_scaled_analytic_scores_are_put_right() -> None:
     """A factor of 1.3 is just what Stein's identity finds, and reports."""
     method = Analytic(links.link_scores(2.0, 1.0, factor=1.3), num_samples=4096)
@@ -130,6 +131,7 @@ def amplifier_scores(eta: float, sign: float):
     return Analytic({"y": marginal}, num_samples=8192)
 
 
+@pytest.mark.slow
 def test_analytic_scores_of_the_amplifier() -> None:
     truth = {"eta": truths.tanh_derivative(2.0)}
     right = amplifier_scores(2.0, 1.0)
@@ -165,6 +167,7 @@ def test_gamma_noise_has_the_right_gradient(scores) -> None:
     check(found, truth, 0.03, rounding=0.005)
 
 
+@pytest.mark.slow
 @sampled_and_slow
 @pytest.mark.parametrize(
     ("model", "objective", "a", "truth", "sharp"),
@@ -186,6 +189,7 @@ def power(v):
     return v["v1"] ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scores", ["exact", AVERAGE], ids=["exact", "mixture"])
 def test_expectations(scores) -> None:
     """E[v1^2] = a^2 + 1, alone and as the price of an information."""
@@ -205,7 +209,7 @@ def test_scalar_multiples_multiply_the_gradient() -> None:
 
 
 # -- shapes of parameters ------------------------------------------------------------
-@named
+@named_and_slow
 def test_vector_parameter(scores) -> None:
     w = np.array([0.5, -1.0, 0.8])
     found = ig.gradient(links.combiner, XY, scores=scores)
@@ -213,6 +217,7 @@ def test_vector_parameter(scores) -> None:
     check(found, {"w": w / (1 + w @ w)}, 0.02)
 
 
+@pytest.mark.slow
 def test_module_parameters() -> None:
     """A linear nnx layer K: I(u;y) = log det(I + K^T K) / 2, none in its bias."""
     sm = ig.structural_model(links.linear_network)
@@ -341,6 +346,7 @@ def test_repr_has_the_numbers() -> None:
     assert "w: [0.17301" in repr(ig.gradient(links.combiner, XY))
 
 
+@pytest.mark.slow
 def test_double_precision(x64) -> None:
     point = {"a": 2.0, "b": 1.0}
     found = ig.gradient(links.link, XY, params=point)

@@ -75,6 +75,7 @@ USERS = Analytic(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scores",
     ["exact", AVERAGE, slow(LEARN), slow(USERS)],
@@ -155,6 +156,7 @@ def test_information_between_two_sites_in_the_middle(scores) -> None:
     check(MI("v", "w"), chain, truth, scores)
 
 
+@pytest.mark.slow
 @sampled_and_slow
 def test_the_same_through_a_saturating_stage(scores) -> None:
     """v is Gaussian of variance 1 + a^2: the tanh channel at eta = b sqrt(1 + a^2)."""
@@ -192,6 +194,7 @@ def root(law: Callable[[Any], Any], start: float) -> links.Model:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("law", "start", "truth"),
     [

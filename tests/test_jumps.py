@@ -153,6 +153,7 @@ def stepped(fn):
     return model
 
 
+@pytest.mark.slow
 @rest_slow("make", [scaled_gamma, shaped_gamma, stepped])
 def test_a_switch_on_a_draw_from_a_key(make):
     check_pair(make(broken), make(leaky), Entropy("y"))
@@ -278,6 +279,7 @@ def test_a_jump_at_a_fixed_place_leaves_the_gradient_right():
     assert abs(float(found.value["a"]) - truth) < 5 * error < 0.5
 
 
+@pytest.mark.slow
 def test_a_draw_from_a_key_moves_the_place():
     def model(place):
         shift = numpyro.param("p", 0.0)
@@ -331,6 +333,7 @@ def test_transforms_of_numpyro_are_trusted():
         assert not wrappers.is_numpyros(step)
 
 
+@pytest.mark.slow
 def test_a_drift_is_not_trusted():
     def walk(drift):
         def law(x):
@@ -419,6 +422,7 @@ def test_a_wrong_derivative_and_whose_it_is(name):
         check(driven(fn, **params))
 
 
+@pytest.mark.slow
 def test_a_draw_from_a_key_that_is_stopped():
     def model(stop):
         g = numpyro.sample("g", dist.Gamma(jnp.exp(numpyro.param("p", 1.0)), 1.0))

@@ -94,6 +94,7 @@ def slope_by_grid(noise) -> float:
     return (entropy(1.001) - entropy(0.999)) / 0.002
 
 
+@pytest.mark.slow
 @rest_slow("inside", [False, True], ids=["output", "inside"])
 @rest_slow("law", NOISE_LAWS)
 def test_laws_of_noise(law, inside) -> None:
@@ -115,6 +116,7 @@ def test_laws_of_noise(law, inside) -> None:
     assert not found.warnings
 
 
+@pytest.mark.slow
 @rest_slow("method", METHODS)
 def test_low_noise(method) -> None:
     """Four amplifiers in noise of variance 1e-3: a score that bends within 0.03."""
@@ -153,6 +155,7 @@ def apply(weights, x):
     return jnp.sin(x @ weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [Body, (start, apply)], ids=["module", "function"])
 def test_a_network_of_the_users(network) -> None:
     method = replace(LEARN, hidden=None, network=network)
@@ -168,6 +171,7 @@ class NormalLaw(ScoreMethod):
         return Scores({s: found[s] for s in density.moved_sites}, None, {})
 
 
+@pytest.mark.slow
 def test_a_method_of_the_users() -> None:
     """h(y) = log(2 + b^2 + (1 + a b)^2) / 2 + const."""
     point = {"a": 2.0, "b": 1.0}
@@ -175,6 +179,7 @@ def test_a_method_of_the_users() -> None:
     check(found, {"a": 3 / 12, "b": 7 / 12}, 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 16])
 def test_the_noise_of_deviations_is_in_the_standard_error(count) -> None:
     """Deviations of pure noise, 100 times the score: nothing shows that it is zero."""
@@ -254,18 +259,21 @@ def regression(y) -> None:
     numpyro.sample("x", dist.Normal(numpyro.param("slope", 0.5) * y, scale))
 
 
+@pytest.mark.slow
 def test_a_posterior_of_the_users() -> None:
     method = Posterior(model=regression, num_steps=1000, num_samples=4096)
     found = ig.gradient(links.link, XY, params={"a": 2.0, "b": 1.0}, scores=method)
     check(found, {"a": 0.25, "b": 0.25}, 0.01)
 
 
+@pytest.mark.slow
 def test_discrete_inputs_by_a_classifier() -> None:
     method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
     found = ig.gradient(links.pam, ig.MI("symbol", "y"), scores=method)
     check(found, {"a": links.pam_derivative(1.0)}, 0.03)
 
 
+@pytest.mark.slow
 def test_continuous_inputs_by_a_mixture_of_normal_laws() -> None:
     method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
     found = ig.gradient(links.black_box, XY, scores=method)
@@ -319,12 +327,14 @@ def trained():
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_nothing(trained) -> None:
     for eta in (0.5, 1.0, 2.0):
         found = ig.gradient(links.amplifier, XY, params={"eta": eta}, scores=trained)
         check(found, {"eta": truths.tanh_derivative(eta)}, 0.01)
 
 
+@pytest.mark.slow
 def test_an_ascent_stops_where_the_training_ended(trained) -> None:
     result = ascend(links.amplifier, scores=trained, num_steps=200)
     assert "left the range" in result.status
@@ -387,6 +397,7 @@ def test_annealing_leads_past_poor_optima() -> None:
     assert np.all(np.abs(places(annealing=1.0)) < 0.05)
 
 
+@pytest.mark.slow
 def test_short_annealing_ends_without_noise() -> None:
     result = ascend(vernier, annealing=1.0, num_steps=20)
     assert not result.estimate.warnings

@@ -109,6 +109,7 @@ def test_two_processes_agree_with_one(alone) -> None:
     np.testing.assert_allclose(first, alone, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_agree_with_one(alone) -> None:
     (eight,) = run(8)
     np.testing.assert_allclose(eight, alone, rtol=1e-5)

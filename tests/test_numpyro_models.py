@@ -712,6 +712,7 @@ def von_mises():
     sample("y", dist.VonMises(0.0, param("concentration", 2.0)))
 
 
+@pytest.mark.slow
 @models([toy_mixture, von_mises])
 def test_entropy_of_a_law_without_a_pathwise_derivative(model):
     sm, cells = ig.structural_model(model), jnp.linspace(-np.pi, np.pi, 20001)[1:]

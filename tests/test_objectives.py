@@ -181,6 +181,7 @@ def test_codeword_wider_than_its_source_is_exact() -> None:
     np.testing.assert_allclose(found.value["w"], slope, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_codeword_has_the_gradient_of_its_source() -> None:
     """I(x;y) = I(u;y) for an invertible x = F u: log det(I + F F^T) / 2."""
 

@@ -443,6 +443,7 @@ def test_update_with_the_same_arguments_is_the_same_ascent() -> None:
     assert way(0.5) != way()
 
 
+@pytest.mark.slow
 def test_an_annealed_method_appends_its_own_noise_once() -> None:
     scores = Denoising(noise_variance=0.1, num_steps=5)
     ascent = ig.InfoMax(links.amplifier, XY, scores=scores)

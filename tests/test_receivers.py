@@ -92,6 +92,7 @@ def test_nuts_samples_the_posterior() -> None:
     assert_within(w.mean(), np.sqrt(1 / 1000), 1.0, max_standard_error=0.04)
 
 
+@pytest.mark.slow
 def test_svi_finds_the_mode() -> None:
     def model():
         m = numpyro.sample("m", dist.Normal(0.0, 2.0))
@@ -201,6 +202,7 @@ def test_information_of_a_one_bit_receiver() -> None:
     assert_within(louder.value, louder.standard_error, one_bit_truth(2.0), **bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(0.5, 0.0, 1.0), (0.05, -0.01, 0.01)])
 def test_information_of_a_saturating_sensor(settings) -> None:
     """The second one saturates nearly always: no Gaussian bound holds for it."""
@@ -214,6 +216,7 @@ def test_information_of_a_saturating_sensor(settings) -> None:
         assert_within(found.value, found.standard_error, whole, **bound)
 
 
+@pytest.mark.slow
 def test_information_of_several_sensors() -> None:
     def model():
         x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
@@ -224,6 +227,7 @@ def test_information_of_several_sensors() -> None:
     assert_within(found.value, found.standard_error, truth, max_standard_error=0.002)
 
 
+@pytest.mark.slow
 def test_a_site_behind_a_quantiser() -> None:
     """z sees only the level: I(x; z) by a grid."""
 

@@ -451,6 +451,7 @@ def test_more_outputs_than_noise():
                      objective=Entropy("y"))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_function_of_a_noisy_site_is_fine():
     def model():
         x = numpyro.sample("x", dist.Normal())
@@ -473,6 +474,7 @@ def test_a_function_of_a_noisy_site_is_fine():
     assert_found(found, truth, 0.05)
 
 
+@pytest.mark.slow
 def test_thin_support():
     dirichlet = with_gain(lambda m: dist.Dirichlet(jnp.exp(m + jnp.zeros(3))))
     refuses_gradient(DensityError, "'y'", "Dirichlet", "dimensions", model=dirichlet)
@@ -664,6 +666,7 @@ def test_moving_boundary_is_missed_by_the_score_inside(name):
     assert_far(each.mean(), each.std() / np.sqrt(16384), truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     [*((name, MIXTURE) for name in SMOOTH), slow("Laplace", SMALL)],
@@ -676,6 +679,7 @@ def test_smooth_or_vanishing_boundary_is_served(name, method):
     assert_found(found, truth, 0.03)
 
 
+@pytest.mark.slow
 def test_a_boundary_beyond_all_components_is_served():
     """With y = a x + Gamma(2) a rare low y has no component in a half, or in two."""
     law, density = located(dist.Gamma(2.0, 1.0)), stats.gamma(2.0).pdf

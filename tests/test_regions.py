@@ -37,6 +37,7 @@ def capacity(snr):
     return 0.5 * np.log1p(snr)
 
 
+@pytest.mark.slow
 def test_sum_power() -> None:
     """The triangle r1 + r2 <= log(1 + P) / 2."""
     region = quiet.rate_region(two_users, TRUE, num_weights=5, projection=sum_power)
@@ -87,6 +88,7 @@ def test_facets_of_single_rates_alone() -> None:
     assert region.points[2].sum() == pytest.approx(1.7918, abs=0.002)
 
 
+@pytest.mark.slow
 def test_three_rates() -> None:
     def model():
         gains = numpyro.param("gains", jnp.ones(3))
@@ -146,6 +148,7 @@ def test_facets_that_are_no_polymatroid_are_priced_by_their_minimum() -> None:
     assert multipliers == pytest.approx({("a",): 0.2, ("a", "b"): 0.4})
 
 
+@pytest.mark.slow
 def test_an_end_outside_a_constraint_is_no_point() -> None:
     """The noise alone has a power of 1, so no gain meets a bound of 0.5."""
     settings = {

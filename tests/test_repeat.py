@@ -7,6 +7,7 @@ import sys
 import time
 
 import links
+from methods import slow
 from models import with_gain
 import numpy as np
 import pytest
@@ -62,11 +63,13 @@ def closure(weight: float):
     return model
 
 
-@pytest.mark.parametrize("scores", METHODS.values(), ids=METHODS)
-def test_a_second_gradient_compiles_nothing(compilations, scores) -> None:
+@pytest.mark.parametrize(
+    "name", [*(n for n in METHODS if n != "denoising"), slow("denoising")]
+)
+def test_a_second_gradient_compiles_nothing(compilations, name) -> None:
     def call(weight, a, seed):
         settings = {"params": {"a": a}, "rng_key": jax.random.key(seed)}
-        return ig.gradient(closure(weight), XY, scores=scores, **settings)
+        return ig.gradient(closure(weight), XY, scores=METHODS[name], **settings)
 
     first = call(1.0, 1.0, 0)
     assert count(compilations, lambda: call(1.0, 2.0, 1)) == 0  # other values
@@ -99,6 +102,7 @@ def scaled(s, slope=1.0):
     numpyro.sample("y", dist.Normal(mean, 1 / (1 + s**2)))
 
 
+@pytest.mark.slow
 def test_another_float_as_an_argument_compiles_nothing(compilations) -> None:
     def call(*args, **kwargs):
         settings = {"model_args": args, "model_kwargs": kwargs, "num_samples": 256}
@@ -160,6 +164,7 @@ def import_time(statement: str) -> float:
     return min(float(subprocess.check_output(command)) for _ in range(3))
 
 
+@pytest.mark.slow
 def test_import_adds_little_to_numpyro() -> None:
     for _ in range(3):  # other work on the machine may disturb a measurement
         with_it = import_time("import numpyro, numpyro_infograd")

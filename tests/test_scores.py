@@ -170,6 +170,7 @@ def test_block_size_does_not_change_the_answer(multipath) -> None:
 
 
 # -- denoising -----------------------------------------------------------------------
+@pytest.mark.slow
 def test_denoising_learns_a_nonlinear_score() -> None:
     """s(y) of the saturated amplifier, against a dense grid: below 2 %."""
     sm = ig.structural_model(links.amplifier)
@@ -316,6 +317,7 @@ def test_analytic_sets_are_unordered_and_a_bare_array_will_do(multipath) -> None
 
 
 # -- coordinates without bounds ------------------------------------------------------
+@pytest.mark.slow
 @rest_slow("bend", ["positive", "unit"])
 def test_denoising_of_a_bounded_site(bend) -> None:
     """I(x; f(y)) = I(x; y): learning in y itself was 30 to 56 % off for f = exp."""

@@ -35,8 +35,8 @@ from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.objectives import Entropy
 from numpyro_infograd.optimize.move import (
     Projection,
-    check_interior,
     check_enforces,
+    check_interior,
     check_projection,
     project,
 )

@@ -211,9 +211,11 @@ def check_enforces(
     """
     noise = optax.tree.random_like(jax.random.key(0), params, jax.random.normal)
     for reach in (1.0, -1.0, 30.0, -30.0):
-        probe = jax.tree.map(
-            lambda x, e: x + reach * jnp.max(jnp.abs(x), initial=0.1) * e, params, noise
-        )
+
+        def away(x: jax.Array, direction: jax.Array, reach: float = reach) -> jax.Array:
+            return x + reach * jnp.max(jnp.abs(x), initial=0.1) * direction
+
+        probe = jax.tree.map(away, params, noise)
         moved = onto(projection, probe)
         for name, constraint in constraints.items():
             for leaf in jax.tree.leaves(moved[name]):
