@@ -4,6 +4,7 @@
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.analytic import Analytic
 from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_score
+from numpyro_infograd.scores.contrastive import Contrastive
 from numpyro_infograd.scores.denoising import Denoising
 from numpyro_infograd.scores.exact import Exact
 from numpyro_infograd.scores.flow import FlowMatching
@@ -16,6 +17,7 @@ from numpyro_infograd.scores.sliced import Sliced
 __all__ = [
     "MCMC",
     "Analytic",
+    "Contrastive",
     "Denoising",
     "Exact",
     "FlowMatching",
@@ -33,6 +35,7 @@ REGISTRY: dict[str, type[Exact | ScoreMethod]] = {
     "exact": Exact,
     "mixture": Mixture,
     "mcmc": MCMC,
+    "contrastive": Contrastive,
     "denoising": Denoising,
     "sliced": Sliced,
     "flow": FlowMatching,

@@ -9,6 +9,8 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 
@@ -132,6 +134,7 @@ class Nested:
                 "num_components": count,
                 "correction": found.correction,
                 "effective_sample_size_low": found.effective,
+                **found.bounds,
             },
         )
 
@@ -163,6 +166,24 @@ class Average(NamedTuple):
     def is_sound(self) -> bool:
         """Whether there are enough effective components for the jackknife."""
         return self.effective >= SOUND_SAMPLE_SIZE
+
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard error of the lower and of the upper bound of one average.
+
+        With L components they are the contrastive and the nested Monte Carlo bound of
+        an information.
+        """
+        means = np.mean(self.replicates, axis=0)
+        errors = np.asarray(standard_error(self.replicates))
+        ends = zip(("lower", "upper"), means[1:], errors[1:], strict=True)
+        limits = {"lower": self.lower, "upper": self.upper}
+        return {
+            f"{name}_bound": (float(mean), float(error))
+            if math.isfinite(limits[name])
+            else (limits[name], 0.0)
+            for name, mean, error in ends
+        }
 
 
 def refuse_without_density(sm: StructuralModel, terms: tuple[Term, ...]) -> None:

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of the prior contrastive bound, for much information and for policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.density import Density, Values, quantiles
+from numpyro_infograd.errors import ScoreError
+from numpyro_infograd.noise import draw_noise
+from numpyro_infograd.scores.base import ScoreMethod, Scores
+from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE, Mixture
+from numpyro_infograd.structure import StructuralModel
+
+
+@dataclass(frozen=True)
+class Contrastive(ScoreMethod):
+    """The score of a mixture that includes the noise that made the sample.
+
+    With u_0 the hidden noise that made a sample a, and L fresh draws u_1, ..., u_L,
+
+        I_L = E[log p(a | u_0) - log mean_{0..L} p(a | u_l)]  <=  min(I, log(L + 1)),
+
+    the prior contrastive bound (Foster et al. 2020; for policies Foster et al. 2021).
+    For independent draws it is the information between a and the index of the draw that
+    made it, so the score of the mixture over 0, ..., L gives its gradient without bias.
+    A sample that only its own u_0 explains has no gradient. This makes the gradient much less noisy than
+    that of the information, if the information is high or many outcomes follow each
+    other. Its bias is that of the bound: the standard error includes the difference to
+    half as many draws, and a warning says if the draws are too few.
+
+    Args:
+        num_components: Fresh draws L, a power of two.
+        num_samples: Default number of samples of a gradient, a power of two.
+        block_size: Draws evaluated at once, a power of two.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> method = ig.scores.Contrastive(num_components=512)  # for `scores=`
+        >>> method.step_samples
+        512
+    """
+
+    num_components: int = 1024
+    num_samples: int = 8192
+    block_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("num_components", "num_samples", "block_size"):
+            as_power_of_two(name, getattr(self, name), 2)
+
+    @property
+    def step_samples(self) -> int:
+        """Default number of samples of one step of an ascent."""
+        return 512
+
+    @property
+    def needs_certificate(self) -> bool:
+        """False: nothing is learned."""
+        return False
+
+    def prepare(
+        self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
+    ) -> Contrastive:
+        """Raise if more than one density hides noise.
+
+        Raises:
+            ScoreError: Names the sites.
+        """
+        hidden = [d for d in densities if not d.is_known]
+        if len(hidden) > 1:
+            named = " and ".join(repr(d.label) for d in hidden)
+            raise ScoreError(
+                "scores='contrastive' needs the density of the outputs given the "
+                f"inputs, but {named} both hide noise, such as "
+                f"{hidden[0].hidden[:1] or hidden[0].without_density[:1]}. Name all "
+                "hidden sites as inputs, or use scores='mcmc'."
+            )
+        return self
+
+    def check(self, density: Density) -> None:
+        """Raise for a moving boundary, or for a site without a density."""
+        Mixture().check(density)
+
+    def warnings_for(
+        self, density: Density, evidence: Mapping[str, float]
+    ) -> list[str]:
+        """Also warns of too few draws."""
+        found = super().warnings_for(density, evidence)
+        size = evidence["effective_sample_size_low"]
+        if not size >= SOUND_SAMPLE_SIZE:
+            found.append(
+                f"only {size:.0f} of {self.num_components} contrastive draws explain a "
+                f"sample of {density.label!r}, so this is the gradient of the "
+                "contrastive bound, which is at most "
+                f"{math.log(self.num_components + 1):.3g} nats, and not that of the "
+                "information. Raise num_components, or use scores='mcmc'."
+            )
+        return found
+
+    def score(
+        self,
+        state: Any,
+        density: Density,
+        params: Any,
+        noise: Values,
+        values: Values,
+        rng_key: jax.Array,
+    ) -> Scores:
+        """Scores of the mixture of all draws; these are independent, so not Sobol points.
+
+        The deviation is the difference to the mean over both halves of the draws.
+        """
+        fresh = draw_noise(density.hidden_spec, rng_key, self.num_components)
+        size = min(self.block_size, self.num_components // 2)
+        blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), fresh)
+        own = {name: noise[name] for name in density.hidden}
+        rest = {name: values[name] for name in density.all_sites}
+        moved = {name: rest.pop(name) for name in density.moved_sites}
+
+        def log_prob(moved: Values, rest: Values, noise: Values) -> jax.Array:
+            return density.log_prob(params, noise, {**rest, **moved})
+
+        over_draws = jax.vmap(log_prob, (None, None, 0))
+
+        def each(part: Values) -> jax.Array:
+            """log p of each sample given each draw of a block; -inf for NaN."""
+            found = jax.vmap(over_draws, (0, 0, None))(moved, rest, part)
+            return jnp.where(jnp.isnan(found), -jnp.inf, found)
+
+        def weighted(part: Values, weights: jax.Array) -> Values:
+            """Sum of weights times scores over a block, by one derivative a sample."""
+
+            def one(moved: Values, rest: Values, own: Values, w: jax.Array) -> Values:
+                # Draws without weight may have no finite derivative.
+                safe = jax.tree.map(
+                    lambda x, y: jnp.where(_like(w > 0, x), x, y[None]), part, own
+                )
+                return jax.grad(lambda at: w @ over_draws(at, rest, safe))(moved)
+
+            return jax.vmap(one)(moved, rest, own, weights)
+
+        log_own, own_score = jax.vmap(jax.value_and_grad(log_prob))(moved, rest, own)
+        log_each = jax.lax.map(each, blocks)  # (num_blocks, num_samples, block size)
+        halves = jnp.stack(jnp.split(log_each, 2))
+        by_half = jax.nn.logsumexp(halves, axis=(1, 3))
+        log_all = jnp.logaddexp(log_own, jnp.logaddexp(*by_half))
+        weights = jnp.exp(log_each - log_all[:, None])
+
+        def add(total: Values, block: Any) -> tuple[Values, None]:
+            return jax.tree.map(jnp.add, total, weighted(*block)), None
+
+        def summed(block: Any) -> Values:
+            start = jax.tree.map(jnp.zeros_like, moved)
+            return jax.lax.scan(add, start, block)[0]
+
+        split = jax.tree.map(
+            lambda x: x.reshape(2, -1, *x.shape[1:]), (blocks, weights)
+        )
+        sums = jax.lax.map(summed, split)
+        share = jnp.exp(log_own - log_all)
+        larger = jnp.exp(log_all - jnp.logaddexp(log_own, by_half))  # (2, num_samples)
+        mine = jax.tree.map(lambda x: _like(share, x) * x, own_score)
+        mean = jax.tree.map(lambda x, y: x + y[0] + y[1], mine, sums)
+
+        def missed(mean: jax.Array, mine: jax.Array, sums: jax.Array) -> jax.Array:
+            coarse = [_like(larger[i], mine) * (mine + sums[i]) for i in range(2)]
+            return (mean - 0.5 * (coarse[0] + coarse[1]))[None]
+
+        fresh_share = jnp.sum(weights, axis=(0, 2))
+        power = jnp.sum(weights**2, axis=(0, 2))
+        kish = fresh_share**2 / jnp.where(power > 0, power, 1.0)
+        evidence = {
+            "effective_sample_size_low": quantiles(kish, 0.1)[0],
+            "own_weight": jnp.mean(share),
+        }
+        return Scores(mean, jax.tree.map(missed, mean, mine, sums), evidence)
+
+
+def _like(weight: jax.Array, array: jax.Array) -> jax.Array:
+    """Weights with an axis of samples or draws, reshaped to multiply an array."""
+    return weight.reshape(weight.shape + (1,) * (array.ndim - 1))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptive policies and the contrastive bound, against integrals and sums."""
+
+import math
+
+import numpy as np
+import pytest
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+from numpyro.contrib.control_flow import scan
+import numpyro.distributions as dist
+
+from helpers import assert_within, refuses
+import numpyro_infograd as ig
+from numpyro_infograd.errors import ScoreError
+
+BOUND = ig.scores.Contrastive(num_components=256, num_samples=4096)
+MI = ig.MI("theta", "y")
+slow = pytest.mark.slow
+
+
+def channel():
+    theta = numpyro.sample("theta", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 3.0) * theta, 1))
+
+
+def bound_slope(a, count, size=400_000):
+    """d I_L / da of `channel` with L contrasts, and its standard error."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(size, count + 1))
+    y = a * x[:, :1] + draw.normal(size=(size, 1))
+    log_p = -0.5 * (y - a * x) ** 2
+    w = np.exp(log_p - log_p.max(axis=1, keepdims=True))
+    w /= w.sum(axis=1, keepdims=True)
+    each = np.sum(w * (y - a * x) * (x[:, :1] - x), axis=1)
+    return each.mean(), each.std() / math.sqrt(size)
+
+
+def policy():
+    """The second design is w times the first outcome."""
+    w = numpyro.param("w", 0.8)
+    theta = numpyro.sample("theta", dist.Normal(0, 1))
+
+    def step(x, _):
+        y = numpyro.sample("y", dist.Normal(x * theta, 1))
+        return w * y, None
+
+    scan(step, jnp.ones(()), None, length=2)
+
+
+def truth(w):
+    """I(theta; y_1, y_2) of `policy`, and its slope in w, in nats."""
+    z = np.linspace(-9, 9, 20001)
+    p = np.exp(-0.5 * z**2)
+    p /= p.sum()
+    value = 0.5 * math.log(2) + p @ (0.5 * np.log1p((w * z) ** 2))
+    return value, p @ (w * z**2 / (1 + (w * z) ** 2))
+
+
+def test_contrastive_gradient_is_that_of_the_bound():
+    """Three contrasts show little of 1.15 nats: their bound is almost flat."""
+    few = ig.scores.Contrastive(num_components=2, num_samples=2**15)
+    found = ig.gradient(channel, MI, scores=few)
+    wanted, error = bound_slope(3.0, 2)
+    assert abs(wanted - 0.3) > 0.1  # not that of the information
+    got = float(found.value["a"]), float(found.standard_error["a"])
+    # The error includes the difference to one contrast, which is no error here.
+    assert abs(got[0] - wanted) < min(got[1], 0.01) + 3 * error
+    assert any("gradient of the contrastive bound" in w for w in found.warnings)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [BOUND, pytest.param("mixture", marks=slow), pytest.param("mcmc", marks=slow)],
+    ids=["contrastive", "mixture", "mcmc"],
+)
+def test_gradient_through_a_policy(scores):
+    """The path from an outcome to the next design is a part of the gradient."""
+    found = ig.gradient(policy, MI, scores=scores, num_samples=4096)
+    _, slope = truth(0.8)
+    assert_within(
+        found.value["w"],
+        found.standard_error["w"],
+        np.float32(slope),
+        max_standard_error=0.02,
+    )
+
+
+def test_bounds_of_a_policy():
+    """One call gives both bounds with their errors."""
+    method = ig.values.Nested(num_components=256, max_components=256)
+    found = ig.estimate(policy, MI, method=method, num_samples=4096)
+    value, _ = truth(0.8)
+    assert_within(found.value, found.standard_error, value, max_standard_error=0.01)
+    for name, sign in (("lower_bound", 1), ("upper_bound", -1)):
+        mean, error = found.diagnostics[name]
+        assert 0 < error < 0.01
+        assert -3 * error < sign * (value - mean) < 0.03
+    lower, error = found.diagnostics["lower_bound"]
+    assert found.lower == pytest.approx(lower - 2 * error, abs=1e-5)
+
+
+def test_contrasts_need_a_likelihood():
+    def hidden():
+        w = numpyro.param("w", 0.8)
+        theta = numpyro.sample("theta", dist.Normal(0, 1))
+        gain = numpyro.sample("gain", dist.Normal(1, 0.1))
+        numpyro.sample("y", dist.Normal(w * jnp.tanh(gain * theta), 1))
+
+    refuses(
+        ScoreError,
+        "both hide noise",
+        "gain",
+        call=lambda: ig.gradient(hidden, MI, scores="contrastive"),
+    )
