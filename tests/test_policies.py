@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-import jax
 import jax.numpy as jnp
 
 import numpyro

@@ -31,10 +31,10 @@ class Contrastive(ScoreMethod):
     the prior contrastive bound (Foster et al. 2020; for policies Foster et al. 2021).
     For independent draws it is the information between a and the index of the draw that
     made it, so the score of the mixture over 0, ..., L gives its gradient without bias.
-    A sample that only its own u_0 explains has no gradient. This makes the gradient much less noisy than
-    that of the information, if the information is high or many outcomes follow each
-    other. Its bias is that of the bound: the standard error includes the difference to
-    half as many draws, and a warning says if the draws are too few.
+    A sample that only its own u_0 explains has no gradient. So the gradient is much
+    less noisy than that of the information, if the information is high or outcomes
+    follow each other. Its bias is that of the bound: the standard error includes the
+    difference to half as many draws, and a warning says if the draws are too few.
 
     Args:
         num_components: Fresh draws L, a power of two.
@@ -114,7 +114,7 @@ class Contrastive(ScoreMethod):
         values: Values,
         rng_key: jax.Array,
     ) -> Scores:
-        """Scores of the mixture of all draws; these are independent, so not Sobol points.
+        """Scores of the mixture of all draws, which are independent: no Sobol points.
 
         The deviation is the difference to the mean over both halves of the draws.
         """
