@@ -169,8 +169,8 @@ def gradient(
         objective: Built from `MI`, `Entropy`, `Expectation`.
         params: Parameter values, each in its shape; a missing one takes its initial
             value.
-        scores: "auto", "exact", "mixture", "mcmc", "denoising", "sliced", "flow",
-            "posterior", a method of `numpyro_infograd.scores`, or what
+        scores: "auto", "exact", "mixture", "mcmc", "contrastive", "denoising",
+            "sliced", "flow", "posterior", a method of `numpyro_infograd.scores`, or what
             `pretrain_scores` returned.
         num_samples: A power of two of at least 256; None for the method's default.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.

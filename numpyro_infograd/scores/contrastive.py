@@ -80,8 +80,9 @@ class Contrastive(ScoreMethod):
             raise ScoreError(
                 "scores='contrastive' needs the density of the outputs given the "
                 f"inputs, but {named} both hide noise, such as "
-                f"{hidden[0].hidden[:1] or hidden[0].without_density[:1]}. Name all "
-                "hidden sites as inputs, or use scores='mcmc'."
+                f"{(hidden[0].hidden or hidden[0].without_density)[0]!r}. Use "
+                "scores='mcmc'; or name the hidden sites as inputs too, to learn about "
+                "them as well."
             )
         return self
 
