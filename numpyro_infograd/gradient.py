@@ -170,8 +170,8 @@ def gradient(
         params: Parameter values, each in its shape; a missing one takes its initial
             value.
         scores: "auto", "exact", "mixture", "mcmc", "contrastive", "denoising",
-            "sliced", "flow", "posterior", a method of `numpyro_infograd.scores`, or what
-            `pretrain_scores` returned.
+            "sliced", "flow", "posterior", a method of `numpyro_infograd.scores`, or
+            what `pretrain_scores` returned.
         num_samples: A power of two of at least 256; None for the method's default.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
         allow_jumps: Whether to allow parameters that reach a site through a jump.

@@ -63,8 +63,9 @@ def maximize(
     Args:
         model: A NumPyro model, or the result of `structural_model`.
         objective: Built from `MI`, `Entropy`, `Expectation`.
-        num_steps: Number of steps; None runs up to 5 cycles of 200 steps, until a
-            stationarity test passes.
+        num_steps: Number of steps, exactly; None runs up to 5 cycles of 200 steps,
+            until a stationarity test passes, and an exact objective then ends with a
+            climb by projected gradients.
         optimizer: An optax transformation or a numpyro optimizer; None is Adam with a
             cosine decay and a rate scaled to the parameters.
         projection: Function of the parameter dict, in constrained space, that is
