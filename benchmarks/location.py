@@ -93,7 +93,7 @@ def ours(model, args, rate, steps):
 
 
 def theirs(params, args, rate, seconds):
-    """The same by the gradient of the bound in JAX, with a rate that falls with time."""
+    """The same by the gradient of the bound in JAX; the rate falls with time."""
     began = time.perf_counter()
     scaled = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())
 
