@@ -86,8 +86,8 @@ def ours(model, args, rate, steps):
         num_samples=args.outer,
     )
     state = ascent.init(jax.random.key(0), args.rounds)
-    step = jax.jit(lambda state, _: (ascent.update(state)[0], None))
-    state, _ = jax.lax.scan(step, state, length=steps)
+    for _ in range(steps):
+        state, _ = ascent.update(state)
     params = jax.block_until_ready(ascent.get_params(state))
     return params, time.perf_counter() - began, steps
 

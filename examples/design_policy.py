@@ -88,8 +88,8 @@ def train(model, rounds, steps, contrasts, samples, rate):
         num_samples=samples,
     )
     state = ascent.init(jax.random.key(0), rounds)
-    step = jax.jit(lambda state, _: (ascent.update(state)[0], None))
-    state, _ = jax.lax.scan(step, state, None, length=steps)
+    for _ in range(steps):
+        state, _ = ascent.update(state)
     return ascent.get_params(state)
 
 

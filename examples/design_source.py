@@ -40,8 +40,9 @@ ascent = ig.InfoMax(
 )
 # `init` and `update` in place of `run`, whose value at the end takes longer.
 state = ascent.init(jax.random.key(0), init_params=batch.best)
-step = jax.jit(lambda state, _: (ascent.update(state)[0], None))
-end = ascent.get_params(jax.lax.scan(step, state, length=50)[0])
+for _ in range(50):
+    state, _ = ascent.update(state)
+end = ascent.get_params(state)
 both = {"x": np.stack([batch.best["x"], end["x"]])}
 check = ig.design(
     experiment, both, "place", "y", num_samples=1024, num_components=2**15
