@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from numpyro_infograd.estimation import Gradient
     from numpyro_infograd.gradient import gradient
     from numpyro_infograd.injective import injective
-    from numpyro_infograd.objectives import MI, Constraint, Entropy, Expectation
+    from numpyro_infograd.objectives import (
+        MI,
+        Constraint,
+        DirectedInformation,
+        Entropy,
+        Expectation,
+    )
     from numpyro_infograd.optimize import (
         InfoMax,
         Result,
@@ -43,6 +49,7 @@ _ROOMS = {
     "Calibration": "calibrate",
     "Constraint": "objectives",
     "Designs": "design",
+    "DirectedInformation": "objectives",
     "Entropy": "objectives",
     "Estimate": "values",
     "Expectation": "objectives",
@@ -82,6 +89,7 @@ __all__ = [  # noqa: PLE0604
     "Calibration",
     "Constraint",
     "Designs",
+    "DirectedInformation",
     "Entropy",
     "Estimate",
     "Expectation",

@@ -70,7 +70,7 @@ def check_objective(objective: Objective, sm: StructuralModel) -> None:
         SiteError: For a missing, empty, observed, substituted or intervened
             site.
     """
-    if not objective.entropies and not objective.expectations:
+    if not objective.sites and not objective.expectations:
         raise ArgumentError(
             f"the objective {objective!r} is empty, because all its terms cancel. Use "
             "other sites or coefficients."
@@ -306,6 +306,8 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
     named = [s for t in terms for s in continuous(t.sites + t.given)]
     linear = Linear.of(sm, tuple(dict.fromkeys(named)), params)
     for term in terms:
+        if term.causal:  # the outputs' own densities
+            continue
         sites, given = continuous(term.sites), continuous(term.given)
         size = sum(sm.site_info[s].size for s in sites)
         rank = linear.rank(sites + given) if sites else 0

@@ -37,6 +37,7 @@ Values = dict[str, jax.Array]
         "supports",
         "spec",
         "why_no_walk",
+        "causal",
     ),
 )
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Density:
         walk: What a Markov chain over the hidden noise needs (`hidden.Hidden`), or
             None.
         why_no_walk: Why chains cannot sample the hidden noise; "" if they can.
+        causal: Whether it is p(sites || given), where given sites may depend on sites.
     """
 
     program: Program
@@ -77,6 +79,7 @@ class Density:
     spec: NoiseSpec
     walk: Any = None
     why_no_walk: str = ""
+    causal: bool = False
 
     @property
     def all_sites(self) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def choose(
     """
     why = why_not_exact(sm, objective.sites)
     if not why:
-        reason = "the model is linear-Gaussian" if objective.entropies else ""
+        reason = "the model is linear-Gaussian" if objective.sites else ""
         return pose(sm, objective, Exact(), params, reason), None
     try:
         posed = pose(sm, objective, Mixture(), params)

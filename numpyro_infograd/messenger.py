@@ -26,9 +26,10 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from numpyro_infograd import exogenous
 from numpyro_infograd.density import Values
 from numpyro_infograd.doors import warn
-from numpyro_infograd.errors import ModelError, ParameterError
+from numpyro_infograd.errors import ModelError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import noise_like
+from numpyro_infograd.parameters import constraint_of
 from numpyro_infograd.sites import Site
 
 _FEW = 1024  # listed values of a discrete distribution, at most
@@ -64,6 +65,19 @@ def warn_of_handlers() -> None:
                 "not reach the model. Apply it to the model, as in "
                 "handlers.substitute(model, data), and pass the result."
             )
+
+
+class _Give(Messenger):
+    """Supplies given values at one step of a scan."""
+
+    def __init__(self, given: Mapping[str, jax.Array], step: Any) -> None:
+        self.given, self.step = given, step
+        super().__init__()
+
+    def process_message(self, msg: Any) -> None:
+        free = msg["type"] == "sample" and msg["value"] is None
+        if (free or msg["type"] == "deterministic") and msg["name"] in self.given:
+            msg["value"] = self.given[msg["name"]][self.step]
 
 
 class Generate(Messenger):
@@ -140,7 +154,13 @@ class Generate(Messenger):
     def postprocess_message(self, msg: Any) -> None:
         exploring = msg["type"] == "param" and self.params is None
         if exploring and msg["name"] not in self._held:
-            _record_param(self, msg)
+            name, value = msg["name"], msg["value"]
+            # None if flax_module looks for a parameter before it makes one.
+            self.unset = name if value is None else ""
+            constraint = constraint_of(name, value, msg["kwargs"].get("constraint"))
+            if constraint is not None:
+                self.param_values[name] = value
+                self.constraints[name] = constraint
 
     def _sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -246,41 +266,47 @@ class Generate(Messenger):
         Setting a value on the sites that it returns would change only the record, not
         the values that the model uses.
         """
-        operands = msg["args"]
         is_scan = "history" in msg["kwargs"]
-        length = _scan_length(operands) if is_scan else 0
-        reverse = is_scan and bool(operands[4])
+        length = 0
+        if is_scan:
+            fn, init, xs, length, reverse = msg["args"]
+            length = jax.tree.leaves(xs)[0].shape[0] if length is None else length
+            each = xs, jnp.arange(length)
+            msg["args"] = self._with_given(fn), init, each, length, reverse
 
         def supply(site: Any) -> Any:
-            if site["type"] != "sample":
-                return None
             name = site["name"]
-            if site["value"] is not None:
-                self._states[name] = (
-                    "observed" if site["is_observed"] else "substituted"
-                )
-                return None
+            if site["type"] != "sample":
+                return self.given.get(name)  # in a cond
             self._states[name] = "free"
+            if site["value"] is not None:
+                fixed = "observed" if site["is_observed"] else "substituted"
+                self._states[name] = fixed
+                return None
             step = site["infer"].get("_scan_current_index")
             fn, shape = site["fn"], site["kwargs"]["sample_shape"]
             law = _noise_of(name, fn, shape)
-            if is_scan and law.kind != "none":
-                self._laws[name] = law._replace(shape=(length, *law.shape))
-            else:
-                self._laws[name] = law
+            stacked = (length,) if is_scan and law.kind != "none" else ()
+            self._laws[name] = law._replace(shape=stacked + law.shape)
             if self.noise is None:
                 noise = noise_like(((name, law),)).get(name)
             else:
                 noise = self.noise.get(name)
                 noise = noise if step is None or noise is None else noise[step]
             made = _transform(name, fn, noise, shape)
-            if name not in self.given:
-                return made
-            if step is None:
-                return self.given[name]
-            return self.given[name][length - 1 - step if reverse else step]
+            return made if is_scan else self.given.get(name, made)
 
         msg["kwargs"]["substitute_stack"].append(("substitute", supply))
+
+    def _with_given(self, fn: Any) -> Any:
+        """The function of a scan with given values, from an index beside its inputs."""
+
+        def step(carry: Any, both: Any) -> Any:
+            x, index = both
+            with _Give(self.given, index):
+                return fn(carry, x)
+
+        return step
 
     # -- constructs that raise an error --------------------------------------------
 
@@ -341,27 +367,6 @@ def _check_name(name: Any) -> None:
         raise ModelError(
             f"the model has a site or a parameter named {name!r}: names are strings."
         )
-
-
-def _record_param(run: Generate, msg: Any) -> None:
-    name, value = msg["name"], msg["value"]
-    run.unset = name if value is None else ""
-    if value is None:  # flax_module looks for a parameter before it makes one
-        return
-    leaves = jax.tree.leaves(value)
-    if not leaves or any(
-        not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves
-    ):
-        return  # random_flax_module and others use this for the shapes of priors
-    constraint = msg["kwargs"].get("constraint") or constraints.real
-    if not isinstance(constraint, constraints.Constraint):
-        raise ParameterError(
-            f"parameter {name!r} has the constraint {constraint!r}, which is not one "
-            "of numpyro.distributions.constraints. Write "
-            "constraint=constraints.positive, and call those that take bounds."
-        )
-    run.param_values[name] = value
-    run.constraints[name] = constraint
 
 
 def _support(support: Any) -> str:
@@ -443,8 +448,3 @@ def _is_one(weight: Any) -> bool:
     return not isinstance(weight, jax.core.Tracer) and bool(
         np.all(np.asarray(weight) == 1)
     )
-
-
-def _scan_length(operands: tuple[Any, ...]) -> int:
-    _, _, xs, length, _ = operands
-    return length if length is not None else jax.tree.leaves(xs)[0].shape[0]

@@ -5,7 +5,8 @@ Every objective reduces to a signed sum of joint entropies plus expectations,
 
     I(A;B|C) = h(A,C) + h(B,C) - h(A,B,C) - h(C),
 
-in which equal terms cancel. `terms` combines them on a model.
+in which equal terms cancel. `terms` combines them on a model. A directed information
+also has an entropy of outputs that are causally conditioned on inputs (`Causal`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 import math
 import numbers
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 
@@ -26,6 +27,17 @@ Sites = str | Iterable[str]
 Joint = frozenset[str]
 
 
+class Causal(NamedTuple):
+    """The sets of h(outputs || inputs | given), with time in order in the first two.
+
+    Each holds the site of each use, or one site whose first axis is time.
+    """
+
+    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    given: tuple[str, ...]
+
+
 class Objective:
     """A signed sum of joint entropies and expectations, in nats.
 
@@ -35,6 +47,7 @@ class Objective:
         entropies: Coefficient of the joint entropy of each set of sites.
         expectations: Pairs (coefficient, function of one sample's values).
         terms: Pairs (coefficient, text) for the repr.
+        causal: Coefficient of each causally conditioned entropy.
 
     Example:
         >>> from numpyro_infograd import MI
@@ -51,23 +64,23 @@ class Objective:
         entropies: dict[Joint, float],
         expectations: tuple[tuple[float, Callable[[Any], Any]], ...] = (),
         terms: tuple[tuple[float, str], ...] = (),
+        causal: dict[Causal, float] | None = None,
     ) -> None:
         self.entropies = {s: c for s, c in entropies.items() if c != 0}
         self.expectations = tuple((c, f) for c, f in expectations if c != 0)
         self.terms = terms
+        self.causal = {s: c for s, c in (causal or {}).items() if c != 0}
 
     def __add__(self, other: Any) -> Objective:
         if isinstance(other, numbers.Number) and other == 0:
             return self  # for the built-in sum
         if not isinstance(other, Objective):
             return NotImplemented
-        entropies = dict(self.entropies)
-        for joint, coefficient in other.entropies.items():
-            entropies[joint] = plus(entropies.get(joint, 0.0), coefficient)
         return Objective(
-            entropies,
+            _sum(self.entropies, other.entropies),
             self.expectations + other.expectations,
             self.terms + other.terms,
+            _sum(self.causal, other.causal),
         )
 
     __radd__ = __add__
@@ -84,6 +97,7 @@ class Objective:
             {s: scale * c for s, c in self.entropies.items()},
             tuple((scale * c, f) for c, f in self.expectations),
             tuple((scale * c, name) for c, name in self.terms),
+            {s: scale * c for s, c in self.causal.items()},
         )
 
     __rmul__ = __mul__
@@ -118,7 +132,8 @@ class Objective:
     @property
     def sites(self) -> tuple[str, ...]:
         """All sites of the entropies, sorted."""
-        return tuple(sorted(frozenset().union(*self.entropies)))
+        causal = [name for sets in self.causal for names in sets for name in names]
+        return tuple(sorted(frozenset(causal).union(*self.entropies)))
 
     def __repr__(self) -> str:
         text = ""
@@ -166,7 +181,7 @@ class Constraint:
                 f"the bound of a constraint must be a finite number, got "
                 f"{self.bound!r}."
             )
-        if self.expectations.entropies or not self.expectations.expectations:
+        if self.expectations.sites or not self.expectations.expectations:
             raise ArgumentError(
                 f"{self!r}: only expectations can be constrained. Add an information "
                 "to the objective with a weight instead."
@@ -219,29 +234,63 @@ def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
         >>> secret.sites
         ('h', 'tap', 'x', 'y', 'z')
     """
-    a, b, c = names(inputs, "inputs"), names(outputs, "outputs"), names(given, "given")
-    for left, right, where in (
-        (a, b, "inputs and outputs"),
-        (a, c, "inputs and given"),
-        (b, c, "outputs and given"),
-    ):
-        shared = set(left) & set(right)
-        if shared:
-            raise ArgumentError(
-                f"{where} share {', '.join(map(repr, sorted(shared)))}. The sets of a "
-                "mutual information must be disjoint."
-            )
-    if not a or not b:
-        raise ArgumentError(
-            f"MI needs at least one input and one output site, got inputs={a}, "
-            f"outputs={b}."
-        )
+    a, b, c = _ends("MI", inputs, outputs, given)
     entropies: dict[Joint, float] = {}
     for joint, sign in ((a + c, 1.0), (b + c, 1.0), (a + b + c, -1.0), (c, -1.0)):
         if joint:
             key = frozenset(joint)
             entropies[key] = entropies.get(key, 0.0) + sign
     return Objective(entropies, terms=((1.0, _call("MI", a, b, given=c)),))
+
+
+def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
+    """Directed information I(inputs -> outputs | given) of uses in time, in nats.
+
+    I(X^n -> Y^n) = sum_t I(X^t; Y_t | Y^(t-1)) = h(Y^n) - sum_t h(Y_t | X^t, Y^(t-1)),
+
+    by Massey, "Causality, feedback and directed information", 1990. It is what a
+    channel carries when its inputs depend on earlier outputs (feedback). Without
+    feedback it is the mutual information. Divide it by n for the rate of a use.
+
+    Args:
+        inputs: The site of each use, in order of time; or one site whose first axis is
+            time, as the sites of a `scan` have it.
+        outputs: The same for the outputs. An output may depend on the inputs up to its
+            use, and an input on the outputs before its use.
+        given: Sites to condition on, such as a fading that the receiver knows.
+
+    Returns:
+        An objective; it can be added to others and multiplied by numbers.
+
+    Raises:
+        ArgumentError: If inputs or outputs are empty, differ in number, or two sets
+            share a site.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():  # an input corrects for the noise that it saw
+        ...     y = 0.0
+        ...     for t in range(3):
+        ...         w = numpyro.sample(f"w{t}", dist.Normal(0, 1))
+        ...         x = numpyro.deterministic(f"x{t}", w - 0.5 * y)
+        ...         y = numpyro.sample(f"y{t}", dist.Normal(x, 1))
+        >>> xs, ys = ("x0", "x1", "x2"), ("y0", "y1", "y2")
+        >>> ig.estimate(model, ig.DirectedInformation(xs, ys))  # 3 log(2) / 2
+        1.03972 nats (exact)
+    """
+    a, b, c = _ends("DirectedInformation", inputs, outputs, given)
+    if len(a) != len(b):
+        raise ArgumentError(
+            f"DirectedInformation got {len(a)} inputs and {len(b)} outputs. Name one "
+            "input and one output for each use, or one of each whose first axis is "
+            "time."
+        )
+    entropies = {frozenset(b + c): 1.0}
+    if c:
+        entropies[frozenset(c)] = -1.0
+    text = _call("DirectedInformation", a, b, given=c)
+    return Objective(entropies, (), ((1.0, text),), {Causal(b, a, c): -1.0})
 
 
 def Entropy(sites: Sites, given: Sites = ()) -> Objective:
@@ -326,6 +375,34 @@ def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ..
     return tuple(dict.fromkeys(listed))
 
 
+def _ends(
+    what: str, inputs: Sites, outputs: Sites, given: Sites
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The sets of an information.
+
+    Raises:
+        ArgumentError: If inputs or outputs are empty, or two sets share a site.
+    """
+    a, b, c = names(inputs, "inputs"), names(outputs, "outputs"), names(given, "given")
+    for left, right, where in (
+        (a, b, "inputs and outputs"),
+        (a, c, "inputs and given"),
+        (b, c, "outputs and given"),
+    ):
+        shared = set(left) & set(right)
+        if shared:
+            raise ArgumentError(
+                f"{where} share {', '.join(map(repr, sorted(shared)))}. The sets of "
+                f"{what} must be disjoint."
+            )
+    if not a or not b:
+        raise ArgumentError(
+            f"{what} needs at least one input and one output site, got inputs={a}, "
+            f"outputs={b}."
+        )
+    return a, b, c
+
+
 def _scale(factor: Any) -> float | None:
     """A factor as a float; None if it is not a number.
 
@@ -340,6 +417,12 @@ def _scale(factor: Any) -> float | None:
         return float(factor)
     except (TypeError, ValueError):
         return None
+
+
+def _sum(left: dict[Any, float], right: dict[Any, float]) -> dict[Any, float]:
+    """The sum of the coefficients of each set."""
+    both = {**left, **right}
+    return {s: plus(left.get(s, 0.0), right.get(s, 0.0)) for s in both}
 
 
 def plus(a: float, b: float) -> float:

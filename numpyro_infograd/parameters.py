@@ -11,8 +11,31 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro.distributions.constraints import Constraint, real
+
 from numpyro_infograd.arguments import as_parameter
 from numpyro_infograd.errors import ParameterError
+
+
+def constraint_of(name: str, value: Any, constraint: Any) -> Constraint | None:
+    """The constraint of a value of numpyro.param; None if it is not a parameter.
+
+    Raises:
+        ParameterError: For a constraint of another class.
+    """
+    leaves = jax.tree.leaves(value)
+    if not leaves or any(
+        not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves
+    ):
+        return None  # random_flax_module and others use this for the shapes of priors
+    constraint = constraint or real
+    if not isinstance(constraint, Constraint):
+        raise ParameterError(
+            f"parameter {name!r} has the constraint {constraint!r}, which is not one "
+            "of numpyro.distributions.constraints. Write "
+            "constraint=constraints.positive, and call those that take bounds."
+        )
+    return constraint
 
 
 def complete(

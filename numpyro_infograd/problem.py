@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.causality import check_order
 from numpyro_infograd.chance import Chance
 from numpyro_infograd.density import Density
 from numpyro_infograd.doors import warn
@@ -85,7 +86,7 @@ class Posed(NamedTuple):
     @property
     def method_name(self) -> str:
         """Name of the method in results."""
-        if not self.objective.entropies:
+        if not self.objective.sites:
             return "sampled"
         return type(self.problem.method or Exact()).__name__.lower()
 
@@ -110,6 +111,7 @@ def admit(
     complete = sm.complete_params(params)
     checks.check_objective(objective, sm)
     sm = as_pairs(sm, objective.sites)
+    check_order(sm, objective, complete)
     for name in objective.sites:
         if sm.site_info[name].masked:
             warn(
@@ -233,7 +235,10 @@ def with_expectations(posed: Posed, means: Means) -> Problem:
 
 def _densities(sm: StructuralModel, terms: tuple[Term, ...]) -> tuple[Density, ...]:
     """The density of each term, with what chains need to sample its hidden noise."""
-    return tuple(walkable(sm, sm.density(term.sites, term.given)) for term in terms)
+    return tuple(
+        replace(walkable(sm, sm.density(t.sites, t.given)), causal=t.causal)
+        for t in terms
+    )
 
 
 def is_learned(method: ScoreMethod, density: Density) -> bool:

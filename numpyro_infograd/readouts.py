@@ -225,7 +225,8 @@ def _rewritten(
         edited = add_site(edited, name, _log_volume(sm, swap))
         volumes += coefficient * Expectation(operator.itemgetter(name))
     expectations = objective.expectations + volumes.expectations
-    return edited, Objective(entropies, expectations, objective.terms)
+    causal = objective.causal
+    return edited, Objective(entropies, expectations, objective.terms, causal)
 
 
 def _settable(sm: StructuralModel) -> tuple[str, ...]:

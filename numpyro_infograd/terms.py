@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.arguments import explain_trace_errors
+from numpyro_infograd.causality import check_sources
 from numpyro_infograd.density import Density
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.objectives import Joint, Objective, expectation_label, plus
@@ -22,13 +23,24 @@ from numpyro_infograd.pairs import from_pair
 from numpyro_infograd.program import Program
 from numpyro_infograd.structure import StructuralModel, appended_name
 
+_NO_JOINT = (
+    "the objective has a directed information, which needs the model's own densities, "
+    "but these scores are learned from samples alone. Use scores='auto'."
+)
+
 
 class Term(NamedTuple):
-    """coefficient * h(sites | given)."""
+    """coefficient * h(sites | given), or h(sites || given) if causally conditioned.
+
+    Both are means of the log density of the sites' own noise, with the values of given
+    put in the model. If given sites depend on the sites, as by feedback, only the
+    second is.
+    """
 
     coefficient: float
     sites: tuple[str, ...]
     given: tuple[str, ...]
+    causal: bool = False
 
 
 def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
@@ -47,6 +59,10 @@ def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
         if coefficient:
             sites = tuple(sorted(joint, key=order.__getitem__))
             terms.append(Term(coefficient, sites, ()))
+    for sets, coefficient in objective.causal.items():
+        check_sources(sm, sets)
+        given = sorted(sets.inputs + sets.given, key=order.__getitem__)
+        terms.append(Term(coefficient, sets.outputs, tuple(given), causal=True))
     return tuple(terms)
 
 
@@ -57,10 +73,15 @@ def without_moving_conditions(
 
     The score of p(A | B) in B cannot be learned from samples of A and B. It is the
     difference of two scores that can.
+
+    Raises:
+        ScoreError: For a directed information.
     """
     order = {name: i for i, name in enumerate(sm.sites)}
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
-    for coefficient, sites, given in terms:
+    for coefficient, sites, given, causal in terms:
+        if causal:
+            raise ScoreError(_NO_JOINT)
         parts = [(coefficient, sites, given)]
         if sm.params_of(given):
             joint = tuple(sorted(sites + given, key=order.__getitem__))
@@ -76,6 +97,8 @@ def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, .
     Raises:
         ScoreError: If another entropy is left that depends on a parameter.
     """
+    if objective.causal:
+        raise ScoreError(_NO_JOINT)
     order = {name: i for i, name in enumerate(sm.sites)}
     left = dict(objective.entropies)
     pairs = _pair_off(left, 1, lambda joint, inner: not sm.params_of(joint - inner))
@@ -119,7 +142,8 @@ def _conditional(
 ) -> Term:
     """h(joint | inner), with its sites in the order of the model."""
     parts = (sorted(part, key=order.__getitem__) for part in (joint - inner, inner))
-    return Term(coefficient, *map(tuple, parts))
+    sites, given = map(tuple, parts)
+    return Term(coefficient, sites, given)
 
 
 class Means(NamedTuple):
@@ -184,10 +208,6 @@ def _trace_scalar(
 
 def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
     """Whether `inner` and the rest of `joint` share no noise, given `inner`."""
-    if any(sm.site_info[s].control_flow for s in inner):
-        settable = all(sm.site_info[s].kind == "sample" for s in inner)
-        if not settable:
-            return False
     rest = sorted(joint - inner)
     if not all(has_density(sm, s) for s in rest):
         return False

@@ -206,6 +206,7 @@ def _is_information(bound: Objective) -> bool:
     """
     shifts = (
         sum(c for joint, c in bound.entropies.items() if site in joint)
+        + sum(c for sets, c in bound.causal.items() if site in sets.outputs)
         for site in bound.sites
     )
     positive = any(coefficient > 0 for coefficient, _ in bound.terms)

@@ -46,14 +46,16 @@ def why_not_exact(sm: StructuralModel, sites: Iterable[str]) -> str:
     return _why_not(sm, tuple(sites), ())
 
 
-def why_not_gaussian(sm: StructuralModel, sites: Sites, given: Sites) -> str:
+def why_not_gaussian(
+    sm: StructuralModel, sites: Sites, given: Sites, causal: bool = False
+) -> str:
     """The reason why sites are not linear-Gaussian given other sites; "" if they are.
 
     The coefficients may depend on the values of the given sites, as in a fading channel
-    that the receiver knows.
+    that the receiver knows. A causal condition may depend on the sites.
     """
     shared = sorted(sm.noise_given(given, sites) & sm.noise_of(given))
-    if shared:
+    if shared and not causal:
         return f"site and condition share the noise of site {shared[0]!r}"
     return _why_not(sm, sites, given)
 

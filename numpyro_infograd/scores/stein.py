@@ -85,6 +85,8 @@ def standard(
     own = tuple(name for name in density.moved_sites if name in density.sites)
     if not own or density.hard_boundaries or density.moving_boundary:
         return None
+    if density.causal:  # the second identity fails where a condition is an effect
+        return None
     free, mine = Free.of(density, values), jnp.asarray(Layout.of(density).own, int)
     raw = free.slope[:, mine] * flatten(score.mean, own) + free.bend[:, mine]
     return free, raw

@@ -120,7 +120,7 @@ def estimate(
     checks.check_order("estimate(model, objective)", model, objective)
     if unit not in ("nats", "bits"):
         raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
-    if unit == "bits" and not objective.entropies:
+    if unit == "bits" and not objective.sites:
         raise ArgumentError(
             "unit='bits' is for information and entropies. An Expectation has the unit "
             "of its function: leave out unit."
@@ -314,7 +314,7 @@ def _auto(
     if not why:
         found = by(Exact())
         sampled = "linear-Gaussian given its conditions"
-        exact = found.standard_error == 0 and objective.entropies
+        exact = found.standard_error == 0 and objective.sites
         return replace(found, reason="linear-Gaussian" if exact else sampled)
     nested, reason = None, ""
     try:

@@ -120,7 +120,7 @@ class _Information(NamedTuple):
     def of(objective: Objective) -> _Information | None:
         """The sets, if the objective is exactly one mutual information; else None."""
         plus = [s for s, c in objective.entropies.items() if c == 1.0]
-        if len(plus) != 2 or objective.expectations:
+        if len(plus) != 2 or objective.expectations or objective.causal:
             return None
         given = plus[0] & plus[1]
         a, b, c = (tuple(sorted(s)) for s in (plus[0] - given, plus[1] - given, given))

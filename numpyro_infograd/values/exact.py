@@ -82,7 +82,7 @@ class Exact:
 def why_not_closed(objective: Objective, sm: StructuralModel) -> str:
     """Why an entropy is not linear-Gaussian given its conditions; "" if all are."""
     for term in resolve(objective, sm):
-        why = why_not_gaussian(sm, term.sites, term.given)
+        why = why_not_gaussian(sm, term.sites, term.given, term.causal)
         if why:
             return why
     return ""

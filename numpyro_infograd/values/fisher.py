@@ -255,6 +255,8 @@ def _tails(values: np.ndarray) -> float:
 
 def why_not_fisher(objective: Objective, sm: StructuralModel) -> str:
     """Why a site that needs a score has none; "" if all sites have one."""
+    if objective.causal:
+        return "the objective has a directed information"
     noisy = _seen_through_noise(objective, sm)
     for term in resolve(objective, noisy):
         hidden = noisy.density(term.sites, term.given, whole=True).hidden

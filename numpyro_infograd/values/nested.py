@@ -131,7 +131,7 @@ class Nested:
             found.error,
             found.lower,
             found.upper,
-            "nested" if objective.entropies else "sampled",
+            "nested" if objective.sites else "sampled",
             warnings=warnings,
             diagnostics={
                 "num_components": count,
