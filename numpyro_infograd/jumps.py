@@ -51,6 +51,13 @@ _REMEDY = (
 )
 
 
+_PROBABILITY = (
+    "For the probability that a site is below a threshold, such as an outage, write "
+    "its cdf in the model, numpyro.deterministic(name, dist.Exponential(1.0)."
+    "cdf(threshold)), and average this site. "
+)
+
+
 def check_jumps(view: View, params: Any) -> None:
     """Raise for operations that jump, and for switches that are not continuous.
 
@@ -65,7 +72,7 @@ def check_jumps(view: View, params: Any) -> None:
             raise JumpError(
                 f"a parameter reaches {view.call(names[0])} through "
                 f"{_CASTS.get(jump.primitive, repr(jump.primitive))}, whose output "
-                f"jumps from one value to another. {_REMEDY}"
+                f"jumps from one value to another. {_remedy(view, names[0])}"
             )
     if not found:
         return
@@ -91,6 +98,11 @@ def check_jumps(view: View, params: Any) -> None:
             "condition (where, select or cond) inside a draw from a PRNG key, which "
             f"cannot be tested for jumps. {_REMEDY}"
         )
+
+
+def _remedy(view: View, name: str) -> str:
+    """What to write in place of a jump before this output."""
+    return f"{_PROBABILITY if name in view.expectations else ''}{_REMEDY}"
 
 
 def _reaching(
@@ -216,7 +228,7 @@ def _probe_around(
             raise JumpError(
                 f"{view.call(names[column])} jumps where a condition that depends on "
                 f"a parameter changes (where, select or cond; here {primitive!r}). "
-                f"{_REMEDY}"
+                f"{_remedy(view, names[column])}"
             )
         return flipped
 

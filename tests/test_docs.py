@@ -40,6 +40,7 @@ SLOW = {
     "constraints.md",
     "divergence.md",
     "experimental_design.md",
+    "outage.md",
     "scores.md",
     "tutorial.md",
     "trust.md",
