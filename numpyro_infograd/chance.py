@@ -112,7 +112,7 @@ class Chance:
 
         def log_prob(params: Any, noise: Values, held: Values) -> jax.Array:
             found = sm.run(params, noise, held, log_prob_sites=sites)[1]
-            return sum((found[s] for s in sites), jnp.zeros(()))
+            return sum((jnp.sum(found[s]) for s in sites), jnp.zeros(()))
 
         example = sm.params, noise_like(sm.spec), sm.examples(sites)
         return Chance(

@@ -120,7 +120,7 @@ class Density:
         full = noise_like(self.spec) | {name: noise[name] for name in self.hidden}
         inside = {name: values[name] for name in self.all_sites}
         out = self.program(params, full, inside)["log_prob"]
-        return sum((out[name] for name in self.log_prob_sites), jnp.zeros(()))
+        return sum((jnp.sum(out[s]) for s in self.log_prob_sites), jnp.zeros(()))
 
 
 def sum_over(
@@ -140,7 +140,7 @@ def sum_over(
     def total(params: Any, noise: Values, values: Values) -> dict[str, Any]:
         def joint(state: Values) -> jax.Array:
             out = run(params, noise, values | state, log_prob_sites=wanted)
-            return sum(out[1].values(), jnp.zeros(()))
+            return sum(map(jnp.sum, out[1].values()), jnp.zeros(()))
 
         found = jax.nn.logsumexp(jax.vmap(joint)(states))
         return {"log_prob": dict.fromkeys(others, jnp.zeros(())) | {first: found}}

@@ -87,7 +87,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
             if name in log_prob_sites:
                 z = (values[name] - clean) / scale
                 constant = jnp.log(scale) + 0.5 * math.log(2 * math.pi)
-                log_prob[name] = -jnp.sum(0.5 * z**2 + constant)
+                log_prob[name] = -(0.5 * z**2 + constant)
         return values, log_prob, boundary
 
     extra = {appended_name(name) for name in scales}

@@ -184,7 +184,7 @@ class Hidden:
         inside = {**values, **own}
         inside = {name: inside[name] for name in self.joint.all_sites}
         out = self.joint.program(params, full, inside)["log_prob"]
-        return sum((out[s] for s in self.joint.log_prob_sites), log_prior)
+        return sum((jnp.sum(out[s]) for s in self.joint.log_prob_sites), log_prior)
 
 
 def walkable(sm: StructuralModel, density: Density) -> Density:

@@ -207,7 +207,7 @@ class Generate(Messenger):
 
     def _score(self, name: str, fn: Any, value: jax.Array) -> None:
         law = exogenous.density(fn)
-        self.log_prob[name] = jnp.sum(law.log_prob(value))
+        self.log_prob[name] = exogenous.log_probs(law, value)
         self.boundary[name] = exogenous.boundary(law)
 
     def _describe(self, name: str, fn: Any, msg: Any, state: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from numpyro_infograd.arguments import as_count, as_key
-from numpyro_infograd.density import Density, Values, simulate, sum_over
+from numpyro_infograd.density import Density, Values, simulate
 from numpyro_infograd.errors import ArgumentError, SiteError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.noise import (
@@ -29,7 +29,8 @@ from numpyro_infograd.noise import (
 from numpyro_infograd.pairs import with_pairs
 from numpyro_infograd.parameters import check_inside, complete
 from numpyro_infograd.program import Program, dependencies_by_name
-from numpyro_infograd.sites import Site, draw_graph, joint_states
+from numpyro_infograd.sequences import sum_hidden
+from numpyro_infograd.sites import Site, draw_graph
 from numpyro_infograd.text import html_table
 
 
@@ -379,22 +380,7 @@ class StructuralModel:
             tuple(self.site_info[s].support for s in members),
             self.spec,
         )
-        return self._summed(found)
-
-    def _summed(self, density: Density) -> Density:
-        """The density as a sum over the hidden discrete sites, if their states are few.
-
-        p(a | u) = sum_d p(a | d, u) p(d | u).
-        """
-        known = self.site_info.keys() - set(density.all_sites)
-        discrete = tuple(
-            n for n in density.hidden if n in known and self.site_info[n].discrete
-        )
-        states = joint_states(self.site_info, discrete)
-        if not states or density.without_density or density.hidden_deterministic:
-            return density
-        inputs = self.params, noise_like(self.spec), self.examples(density.all_sites)
-        return sum_over(density, self.run, inputs, states)
+        return sum_hidden(found, self)
 
     def forward_given(self, sites: Sequence[str]) -> Program:
         """The map from (params, noise, values of `sites`) to all values."""

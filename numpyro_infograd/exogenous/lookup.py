@@ -180,6 +180,27 @@ def density(fn: Distribution) -> Distribution:
     return bare
 
 
+def log_probs(fn: Distribution, value: Any) -> Array:
+    """Log densities of independent entries, in nats; their sum is that of the value.
+
+    Args:
+        fn: Any distribution. `Independent` (`to_event`) is undone.
+        value: A value of it.
+
+    Returns:
+        An array with one number for each entry.
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> from numpyro_infograd.exogenous import log_probs
+        >>> log_probs(dist.Normal(0.0, 1.0).expand([3]).to_event(1), 0.0).shape
+        (3,)
+    """
+    while isinstance(fn, dist.Independent):
+        fn = fn.base_dist
+    return fn.log_prob(value)
+
+
 def has_edge(fn: Distribution) -> bool:
     """Whether the density of `fn` jumps, or may jump, somewhere.
 
