@@ -15,9 +15,8 @@ at random points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -101,7 +100,7 @@ class Order(NamedTuple):
             place has that state, (num_places, *shape).
         factors: The factors that are complete at each place, (num_places, most); the
             number of factors where there are fewer.
-        free: The factors that read no hidden value.
+        free: Whether a factor reads no hidden value.
     """
 
     colours: np.ndarray
@@ -136,13 +135,14 @@ class Order(NamedTuple):
         ends = np.concatenate([counts[order], np.ones(length - len(order), int)])
         numbers = np.indices(shape)
         open_ = np.stack([numbers[c] < end for c, end in zip(at, ends, strict=True)])
-        reading = reads.any(axis=1)
         last = np.where(reads, place, -1).max(axis=1)
         own = [np.flatnonzero(last == t) for t in range(length)]
         most = max(map(len, own))
-        factors = [np.pad(x, (0, most - len(x)), constant_values=len(reads)) for x in own]
+        factors = [
+            np.pad(x, (0, most - len(x)), constant_values=len(reads)) for x in own
+        ]
         return Order(
-            place % len(shape), shape, open_, np.stack(factors), np.flatnonzero(~reading)
+            place % len(shape), shape, open_, np.stack(factors), ~reads.any(axis=1)
         )
 
     def log_sum(self, factors: Callable[[Any], jax.Array]) -> jax.Array:
@@ -154,7 +154,8 @@ class Order(NamedTuple):
         count = len(self.shape)
         states = np.indices(self.shape).reshape(count, -1).T[:, self.colours]
         each = jnp.maximum(jax.vmap(factors)(jnp.asarray(states)), _NEVER)
-        free = jnp.sum(each[0, self.free])
+        # A mask, because XLA spends minutes on folding a gather from constants.
+        free = jnp.sum(jnp.where(self.free, each[0], 0.0))
         each = jnp.pad(each, ((0, 0), (0, 1)))
         table = jnp.sum(each.T[self.factors], axis=1)  # (num_places, num_states)
         table = table.reshape(-1, *self.shape)
@@ -267,4 +268,6 @@ def _moved(rng: np.random.Generator, value: Any, constraint: Any) -> Any:
         transform = biject_to(constraint)
         return jax.tree.map(transform, jax.tree.map(spread, transform.inv(value)))
     except (NotImplementedError, TypeError):
-        return jax.tree.map(lambda x: np.broadcast_to(x, (_PROBES, *np.shape(x))), value)
+        return jax.tree.map(
+            lambda x: np.broadcast_to(x, (_PROBES, *np.shape(x))), value
+        )

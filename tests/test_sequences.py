@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hidden sequences against forward algorithms, sums over all states, and grids."""
+
+from dataclasses import replace
+import itertools
+
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+from numpyro.contrib.control_flow import scan
+import numpyro.distributions as dist
+
+from helpers import assert_within
+import numpyro_infograd as ig
+from numpyro_infograd import sequences
+from numpyro_infograd.density import sum_over
+from numpyro_infograd.noise import noise_like
+from numpyro_infograd.sites import joint_states
+
+# --- a channel with memory ---------------------------------------
+
+GILBERT_ELLIOTT = {"go": 0.1, "back": 0.3, "good": 0.5, "bad": 2.0}
+
+
+def gilbert_elliott(n):
+    """Bits through Gaussian noise whose scale has a Markov state."""
+    go, back = numpyro.param("go", 0.1), numpyro.param("back", 0.3)
+    good, bad = numpyro.param("good", 0.5), numpyro.param("bad", 2.0)
+    p_bad = jnp.stack([go, 1 - back])
+
+    def use(s, _):
+        s = numpyro.sample("s", dist.Bernoulli(p_bad[s]))
+        x = numpyro.sample("x", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(2.0 * x - 1.0, jnp.where(s, bad, good)))
+        return s, None
+
+    scan(use, 0, None, length=n)
+
+
+def forward_algorithm(y, x=None, *, go, back, good, bad):
+    """log p(y) or log p(y | x) of each row, in nats."""
+    move, scale = np.array([[1 - go, go], [back, 1 - back]]), np.array([good, bad])
+    alpha, total = np.array([1.0, 0.0]) + np.zeros((len(y), 2)), np.zeros(len(y))
+    for t in range(y.shape[1]):
+        ends = (-1.0, 1.0) if x is None else (2.0 * x[:, t, None] - 1.0,)
+        p = [norm.pdf(y[:, t, None], end, scale) for end in ends]
+        alpha = (alpha @ move) * np.mean(p, axis=0)
+        total += np.log(alpha.sum(axis=1))
+        alpha /= alpha.sum(axis=1, keepdims=True)
+    return total
+
+
+def rate_by_forward(n, count, **params):
+    """I(x; y) / n and its standard error, in nats for each use."""
+    rng = np.random.default_rng(0)
+    x, u = rng.integers(0, 2, (count, n)), rng.random((n, count))
+    z = rng.standard_normal((count, n))
+    s, y = np.zeros(count, int), np.zeros((count, n))
+    for t in range(n):
+        s = (u[t] < np.where(s, 1 - params["back"], params["go"])).astype(int)
+        y[:, t] = 2.0 * x[:, t] - 1.0
+        y[:, t] += np.where(s, params["bad"], params["good"]) * z[:, t]
+    each = forward_algorithm(y, x, **params) - forward_algorithm(y, **params)
+    return each.mean() / n, each.std() / n / np.sqrt(count)
+
+
+def log_prob_of(sm, sites, given, values, params):
+    density = sm.density(sites, given, whole=True)
+    assert not density.hidden
+    inside = {s: values[s] for s in sites + given}
+    return jax.vmap(density.log_prob, (None, None, 0))(params, {}, inside)
+
+
+def test_the_density_of_a_scan_is_that_of_the_forward_algorithm():
+    sm = ig.structural_model(gilbert_elliott, 32)
+    values = sm.sample(jax.random.key(0), 64)
+    y, x = (np.asarray(values[s], float) for s in ("y", "x"))
+    for given, put in (((), None), (("x",), x)):
+        found = log_prob_of(sm, ("y",), given, values, sm.params)
+        truth = forward_algorithm(y, put, **GILBERT_ELLIOTT)
+        np.testing.assert_allclose(found, truth, atol=1e-3)
+    # Negative control: a state that forgets.
+    wrong = forward_algorithm(y, x, **(GILBERT_ELLIOTT | {"go": 0.25, "back": 0.75}))
+    assert np.max(np.abs(found - wrong)) > 1.0
+
+
+def test_a_state_without_memory_at_the_first_parameters_gets_one_later():
+    # At go + back = 1 no factor depends on the last state.
+    def model():
+        go, back = numpyro.param("go", 0.5), numpyro.param("back", 0.5)
+        p_bad = jnp.stack([go, 1 - back])
+
+        def use(s, _):
+            s = numpyro.sample("s", dist.Bernoulli(p_bad[s]))
+            numpyro.sample("y", dist.Normal(0.0, jnp.where(s, 2.0, 0.5)))
+            return s, None
+
+        scan(use, 0, None, length=12)
+
+    sm = ig.structural_model(model)
+    values = sm.sample(jax.random.key(0), 16)
+    at = {"go": jnp.asarray(0.1), "back": jnp.asarray(0.3)}
+    found = log_prob_of(sm, ("y",), (), values, at)
+    truth = forward_algorithm(
+        np.asarray(values["y"], float), np.full((16, 12), 0.5), **GILBERT_ELLIOTT
+    )
+    np.testing.assert_allclose(found, truth, atol=1e-3)
+
+
+def test_the_rate_of_a_channel_with_memory():
+    n = 32
+    truth, truth_error = rate_by_forward(n, 20_000, **GILBERT_ELLIOTT)
+    found = ig.estimate(gilbert_elliott, ig.MI("x", "y") / n, model_args=(n,))
+    error = np.hypot(found.standard_error, truth_error)
+    assert_within(found.value, error, truth, max_standard_error=0.003 * truth)
+    assert not found.warnings
+    memoryless, _ = rate_by_forward(
+        n, 20_000, **(GILBERT_ELLIOTT | {"go": 0.25, "back": 0.75})
+    )
+    assert abs(found.value - memoryless) > 10 * error
+
+
+# --- a gradient against a sum over all outputs ---------------------------------------
+
+USES = 8
+
+
+def flips():
+    """Bits that flip with a probability that has a Markov state."""
+    go, flip = numpyro.param("go", 0.1), numpyro.param("flip", 0.4)
+
+    def use(s, _):
+        s = numpyro.sample("s", dist.Bernoulli(jnp.stack([go, 0.7])[s]))
+        x = numpyro.sample("x", dist.Bernoulli(0.5))
+        p = jnp.where(s, flip, 0.02)
+        numpyro.sample("y", dist.Bernoulli(jnp.where(x, 1 - p, p)))
+        return s, None
+
+    scan(use, 0, None, length=USES)
+
+
+def flips_truth(go, flip):
+    """I(x; y) in nats: y is uniform, and its noise has 2^USES values."""
+    move, p = np.array([[1 - go, go], [0.3, 0.7]]), np.array([0.02, flip])
+    alpha = np.zeros((1, 2))
+    alpha[0, 0] = 1.0
+    for _ in range(USES):  # each sequence of flips so far, with no flip and a flip
+        alpha = alpha @ move
+        alpha = np.concatenate([alpha * (1 - p), alpha * p])
+    law = alpha.sum(axis=1)
+    return USES * np.log(2.0) + np.sum(law * np.log(law))
+
+
+def test_gradients_in_a_transition_and_in_a_noise_level():
+    at = {"go": 0.1, "flip": 0.4}
+    slopes = {
+        k: (flips_truth(**at | {k: v + 1e-5}) - flips_truth(**at | {k: v - 1e-5}))
+        / 2e-5
+        for k, v in at.items()
+    }
+    found = ig.gradient(flips, ig.MI("x", "y"))
+    for name, slope in slopes.items():
+        error = float(found.standard_error[name])
+        assert_within(
+            float(found.value[name]), error, slope, max_standard_error=0.02 * abs(slope)
+        )
+    assert not found.warnings
+
+
+# --- classes ---------------------------------------
+
+MEMBERS = 40
+MEANS, WEIGHTS = np.array([-2.0, 0.0, 3.0]), np.array([0.5, 0.3, 0.2])
+
+
+def classes():
+    """Each member has a hidden class, which both of its outputs show."""
+    with numpyro.plate("members", MEMBERS):
+        c = numpyro.sample("c", dist.Categorical(WEIGHTS))
+        mean = jnp.asarray(MEANS)[c]
+        numpyro.sample("y", dist.Normal(mean, 1.0))
+        numpyro.sample("z", dist.Normal(0.5 * mean, 1.0))
+
+
+def test_members_with_hidden_classes():
+    grid = np.linspace(-9, 10, 400)
+    p_y = norm.pdf(grid, MEANS[:, None], 1.0)
+    p_z = norm.pdf(grid, 0.5 * MEANS[:, None], 1.0)
+    joint = np.einsum("c,ci,cj->ij", WEIGHTS, p_y, p_z)
+    entropy = -np.sum(joint * np.log(joint)) * (grid[1] - grid[0]) ** 2
+    truth = MEMBERS * (entropy - np.log(2 * np.pi * np.e))
+    found = ig.estimate(classes, ig.MI("c", ("y", "z")))
+    assert_within(
+        found.value, found.standard_error, truth, max_standard_error=0.003 * truth
+    )
+    one = np.einsum("c,ci->i", WEIGHTS, p_y)  # negative control: one output alone
+    alone = -np.sum(one * np.log(one)) * (grid[1] - grid[0])
+    alone = MEMBERS * (alone - 0.5 * np.log(2 * np.pi * np.e))
+    assert abs(found.value - alone) > 100 * found.standard_error
+
+
+# --- the order of hidden values ---------------------------------------
+
+
+def two_ago():
+    """An output that reads three inputs, from a scan that runs backwards."""
+
+    def use(last, gain):
+        x = numpyro.sample("x", dist.Bernoulli(0.3))
+        total = x + 0.5 * last[0] + 0.25 * last[1]
+        numpyro.sample("y", dist.Normal(gain * total, 0.5))
+        return (x, last[0]), None
+
+    scan(use, (0, 0), jnp.linspace(0.5, 2.0, 5), reverse=True)
+
+
+def from_outside():
+    """A first state and outputs that are outside of the scan."""
+    start = numpyro.sample("start", dist.Bernoulli(0.3))
+
+    def use(s, _):
+        s = numpyro.sample(
+            "s", dist.Categorical(jnp.array([[0.8, 0.2], [0.4, 0.6]])[s])
+        )
+        return s, s
+
+    _, states = scan(use, start, None, length=4)
+    numpyro.sample("y", dist.Normal(states, 0.5).to_event(1))
+
+
+def loop():
+    """A chain of sites with different names and numbers of choices."""
+    s = 0
+    for t in range(3):
+        s = numpyro.sample(f"s{t}", dist.Binomial(1 + t, 0.2 + 0.1 * s))
+        numpyro.sample(f"y{t}", dist.Normal(s, 1.0))
+
+
+@pytest.mark.parametrize("model", [two_ago, from_outside, loop])
+def test_sums_along_a_sequence_are_sums_over_all_states(model):
+    sm = ig.structural_model(model)
+    outputs = tuple(s for s in sm.sites if s.startswith("y"))
+    hidden = [sm.site_info[s] for s in sm.sites if s not in outputs]
+    members = sm.density(outputs, whole=True)
+    inputs = sm.params, noise_like(sm.spec), sm.examples(outputs)
+    unsummed = replace(members, hidden=tuple(s.name for s in hidden))
+    found = sequences._sum_along(unsummed, sm, inputs, hidden)
+    assert found.hidden == ()
+    states = joint_states(sm.site_info, [s.name for s in hidden])
+    truth = sum_over(unsummed, sm.run, inputs, states)
+    values = {s: sm.sample(jax.random.key(1), 8)[s] for s in outputs}
+    a, b = (
+        jax.vmap(d.log_prob, (None, None, 0))({}, {}, values) for d in (found, truth)
+    )
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_outputs_that_read_all_hidden_values_are_not_summed():
+    def model():
+        with numpyro.plate("members", 12):
+            c = numpyro.sample("c", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(jnp.mean(c), 0.1))
+
+    assert ig.structural_model(model).density(("y",), whole=True).hidden == ("c",)
+
+
+def test_orders_of_random_graphs_give_the_sum_over_all_states():
+    rng = np.random.default_rng(3)
+    counts = rng.integers(1, 4, 7)
+    tables = [(pair, rng.normal(size=counts[list(pair)])) for pair in
+              [(0, 4), (4, 2), (2, 6), (6, 1), (3,), (1, 5)]]  # fmt: skip
+    reads = np.zeros((len(tables) + 1, len(counts)), bool)
+    for row, (pair, _) in zip(reads, tables, strict=False):
+        row[list(pair)] = True
+
+    def factors(numbers):
+        found = [
+            jnp.asarray(table)[
+                tuple(jnp.minimum(numbers[i], counts[i] - 1) for i in pair)
+            ]
+            for pair, table in tables
+        ]
+        return jnp.stack([*found, 0.7])
+
+    found = sequences.Order.of(reads, counts).log_sum(factors)
+    every = itertools.product(*map(range, counts))
+    total = [sum(t[tuple(np.take(s, pair))] for pair, t in tables) for s in every]
+    np.testing.assert_allclose(found, logsumexp(total) + 0.7, rtol=1e-5)
