@@ -88,6 +88,7 @@ class Gradient:
 # Draws of sites without a derivative are noisy, so a gradient takes up to so many
 # batches of samples until its error is this share of it.
 _MOST_BATCHES, _SHARP = 32, 0.015
+_AT_ONCE = 2**20  # numbers drawn for all replicates at once, at most
 _BALANCE = 0.7  # a fit is improved if its error exceeds this share of sampling error
 _SIGNIFICANT = math.sqrt(3.0)  # noise alone is larger in 8 to 10 % of cases
 
@@ -112,8 +113,12 @@ def _replicated(
         noise = draw_noise(problem.spec, noise_key, num_samples // REPLICATES, points)
         return pull_back(problem, states, params, noise, score_key, deviation_index)
 
-    keys = jax.random.split(rng_key, REPLICATES)
-    pulled = jax.vmap(replicate)(keys, jnp.arange(REPLICATES))
+    keys = jax.random.split(rng_key, REPLICATES), jnp.arange(REPLICATES)
+    drawn = num_samples * sum(math.prod(law.shape) for _, law in problem.spec)
+    if drawn <= _AT_ONCE:
+        pulled = jax.vmap(replicate)(*keys)
+    else:  # one after the other, which limits memory
+        pulled = jax.lax.map(lambda each: replicate(*each), keys)
     value = jax.tree.map(lambda g: jnp.mean(g, axis=0), pulled.gradient)
     error = jax.tree.map(standard_error, pulled.gradient)
     missed = jax.tree.map(jnp.zeros_like, error)

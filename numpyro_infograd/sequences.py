@@ -92,10 +92,15 @@ class Cells(NamedTuple):
 class Order(NamedTuple):
     """Hidden values in an order in which each factor reads only neighbours.
 
+    The arrays are JAX's, so that they are arguments of compiled programs: XLA would
+    spend minutes on folding constants.
+
     Attributes:
-        colours: The colour of each hidden value: its place in the order, modulo the
-            number of colours. A factor reads at most one value of each colour.
-        shape: Number of states of each colour.
+        shape: Number of states of each colour. The colour of a hidden value is its
+            place in the order, modulo the number of colours: a factor reads at most one
+            value of each colour.
+        states: For each joint state of the colours, the state of each hidden value,
+            (num_states, num_values).
         open: For each place and joint state of the colours, whether the value at that
             place has that state, (num_places, *shape).
         factors: The factors that are complete at each place, (num_places, most); the
@@ -103,11 +108,11 @@ class Order(NamedTuple):
         free: Whether a factor reads no hidden value.
     """
 
-    colours: np.ndarray
     shape: tuple[int, ...]
-    open: np.ndarray
-    factors: np.ndarray
-    free: np.ndarray
+    states: jax.Array
+    open: jax.Array
+    factors: jax.Array
+    free: jax.Array
 
     @staticmethod
     def of(reads: np.ndarray, counts: np.ndarray) -> Order | None:
@@ -125,8 +130,8 @@ class Order(NamedTuple):
         reach = 1 + int(np.max(np.abs(place[rows] - place[columns]), initial=0))
         found = []
         for colours in range(reach, reach + 3):
-            ends = [counts[order][c::colours] for c in range(colours)]
-            found.append(tuple(int(np.max(end, initial=1)) for end in ends))
+            own = [counts[order][c::colours] for c in range(colours)]
+            found.append(tuple(int(np.max(x, initial=1)) for x in own))
         shape = min(found, key=math.prod)
         if math.prod(map(float, shape)) > _MOST_TABLE:
             return None
@@ -136,14 +141,14 @@ class Order(NamedTuple):
         numbers = np.indices(shape)
         open_ = np.stack([numbers[c] < end for c, end in zip(at, ends, strict=True)])
         last = np.where(reads, place, -1).max(axis=1)
-        own = [np.flatnonzero(last == t) for t in range(length)]
-        most = max(map(len, own))
+        done = [np.flatnonzero(last == t) for t in range(length)]
+        most = max(map(len, done))
         factors = [
-            np.pad(x, (0, most - len(x)), constant_values=len(reads)) for x in own
+            np.pad(x, (0, most - len(x)), constant_values=len(reads)) for x in done
         ]
-        return Order(
-            place % len(shape), shape, open_, np.stack(factors), ~reads.any(axis=1)
-        )
+        states = numbers.reshape(len(shape), -1).T[:, place % len(shape)]
+        arrays = states, open_, np.stack(factors), ~reads.any(axis=1)
+        return Order(shape, *map(jnp.asarray, arrays))
 
     def log_sum(self, factors: Callable[[Any], jax.Array]) -> jax.Array:
         """log sum_d exp(sum of factors(d)), from factors of the hidden values' states.
@@ -152,9 +157,7 @@ class Order(NamedTuple):
         next value of that colour takes.
         """
         count = len(self.shape)
-        states = np.indices(self.shape).reshape(count, -1).T[:, self.colours]
-        each = jnp.maximum(jax.vmap(factors)(jnp.asarray(states)), _NEVER)
-        # A mask, because XLA spends minutes on folding a gather from constants.
+        each = jnp.maximum(jax.vmap(factors)(self.states), _NEVER)
         free = jnp.sum(jnp.where(self.free, each[0], 0.0))
         each = jnp.pad(each, ((0, 0), (0, 1)))
         table = jnp.sum(each.T[self.factors], axis=1)  # (num_places, num_states)
@@ -240,17 +243,25 @@ def _changed(
 ) -> jax.Array:
     """Whether a change of a hidden value changes a factor at any of the probes."""
 
+    count = len(start[0])
+    # The same code computes both sides, so factors that do not change are equal bit
+    # for bit: batches are full, and both sides of a comparison have the same place.
+    each = min(count, 64)
+    index = jnp.arange(-(-count // each) * each) % count
+
     def probe(params: Any, noise: Values, start: Any, other: Any) -> jax.Array:
         values = forward(params, noise)
         held = {name: values[name] for name in sites}
-        before = factors(params, noise, held, start)
 
-        def change(i: jax.Array) -> jax.Array:
-            after = factors(params, noise, held, start.at[i].set(other[i]))
-            same = (after == before) | (jnp.isnan(after) & jnp.isnan(before))
-            return ~same
+        def at(which: tuple[jax.Array, jax.Array]) -> jax.Array:
+            i, change = which
+            put = start.at[i].set(jnp.where(change, other[i], start[i]))
+            return factors(params, noise, held, put)
 
-        return jax.lax.map(change, jnp.arange(len(start)), batch_size=64)
+        sides = jnp.tile(index, 2), jnp.repeat(jnp.arange(2) > 0, len(index))
+        before, after = jnp.split(jax.lax.map(at, sides, batch_size=each), 2)
+        same = (after == before) | (jnp.isnan(after) & jnp.isnan(before))
+        return ~same[:count]
 
     found = jax.lax.map(lambda x: probe(*x), (params, noise, start, other))
     return jnp.any(found, axis=0)
