@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 import contextlib
+from contextvars import ContextVar
 import threading
 from typing import Any
 import warnings
@@ -35,6 +36,8 @@ from numpyro_infograd.sites import Site
 _FEW = 1024  # listed values of a discrete distribution, at most
 # Supports with fewer dimensions than values, so without a density on R^d.
 _THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")
+# Called with the given values and the operands of each scan of a model that runs.
+scan_watcher: ContextVar[Any] = ContextVar("scan_watcher", default=lambda *_: None)
 # NumPyro's stack of handlers is global, so only one thread may run a model.
 _stack = threading.RLock()
 _HARMLESS = ("trace", "seed", "block", "Generate", "_Isolate")  # change no numbers
@@ -129,7 +132,7 @@ class Generate(Messenger):
         if msg["type"] in ("sample", "deterministic", "param"):
             _check_name(msg["name"])
         if msg["type"] in ("sample", "deterministic"):
-            self._check_level(msg["name"])
+            self._check_site(msg["name"])
         handle = {
             "sample": self._sample,
             "deterministic": self._deterministic,
@@ -142,7 +145,11 @@ class Generate(Messenger):
         if handle is not None:
             handle(msg)
 
-    def _check_level(self, name: str) -> None:
+    def _check_site(self, name: str) -> None:
+        if name in self.sites:
+            raise ModelError(
+                f"site {name!r} occurs twice. Give every site a different name."
+            )
         if get_opaque_trace_state() != self._level:
             raise ModelError(
                 f"site {name!r} is inside a JAX transformation (jax.vmap, jax.jit, "
@@ -211,10 +218,6 @@ class Generate(Messenger):
         self.boundary[name] = exogenous.boundary(law)
 
     def _describe(self, name: str, fn: Any, msg: Any, state: str) -> None:
-        if name in self.sites:
-            raise ModelError(
-                f"site {name!r} occurs twice. Give every site a different name."
-            )
         value = jnp.asarray(msg["value"])
         self.sites[name] = Site(
             name=name,
@@ -237,10 +240,6 @@ class Generate(Messenger):
 
     def _deterministic(self, msg: Any) -> None:
         name = msg["name"]
-        if name in self.sites:
-            raise ModelError(
-                f"site {name!r} occurs twice. Give every site a different name."
-            )
         done = bool(msg.get("_control_flow_done"))
         msg["value"] = self._keep(name, msg["value"], not done)
         value = jnp.asarray(msg["value"])
@@ -269,6 +268,7 @@ class Generate(Messenger):
         is_scan = "history" in msg["kwargs"]
         length = 0
         if is_scan:
+            scan_watcher.get()(self.given, *msg["args"])
             fn, init, xs, length, reverse = msg["args"]
             length = jax.tree.leaves(xs)[0].shape[0] if length is None else length
             each = xs, jnp.arange(length)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import jax
 
 from numpyro_infograd import checks
 from numpyro_infograd.arguments import as_args, as_key, use_mesh
+from numpyro_infograd.density import Density
 from numpyro_infograd.doors import public
 from numpyro_infograd.edits import shuffle_inputs
 from numpyro_infograd.errors import ArgumentError, DensityError
@@ -26,6 +27,7 @@ from numpyro_infograd.values.exact import Exact, why_not_closed
 from numpyro_infograd.values.fisher import DeBruijn, why_not_fisher
 from numpyro_infograd.values.mcmc import MCMC
 from numpyro_infograd.values.nested import Nested
+from numpyro_infograd.values.particles import Particles, with_filters
 from numpyro_infograd.values.path import Path
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Exact",
     "DeBruijn",
     "Nested",
+    "Particles",
     "Path",
     "estimate",
     "mutual_information",
@@ -47,6 +50,7 @@ REGISTRY: dict[str, type] = {
     "nested": Nested,
     "fisher": DeBruijn,
     "mcmc": MCMC,
+    "particles": Particles,
     "path": Path,
 }
 # "auto" uses at most this many inner draws; beyond that it uses chains.
@@ -55,6 +59,7 @@ _AFFORDED = Nested(max_components=16384)
 # sets that hide more than two dimensions.
 _HOPELESS = 5.0
 _CHAINS = MCMC()
+_FILTERS = Particles()
 _LEARNED = DeBruijn()
 
 
@@ -88,12 +93,14 @@ def estimate(
             - "mcmc" (`MCMC`): annealing between a reference distribution and the
               posterior of the hidden noise, in both directions, with bounds that hold
               in expectation. Also for high information.
+            - "particles" (`Particles`): particle filters, for hidden noise in the body
+              of a scan.
             - "fisher" (`DeBruijn`): the integral of the Fisher information over
               appended noise, by one score network (eqs. 54-55). Also for outputs
               without a density.
             - "path" (`Path`): the integral of the gradient from a reference (eq. 50).
-            - "auto": exact if the model allows it; else nested, or mcmc if its error is
-              smaller; else fisher. `.reason` says which one and why.
+            - "auto": exact if the model allows it; else nested, or particles or mcmc if
+              their error is smaller; else fisher. `.reason` says which one and why.
         num_samples: Samples, a power of two of at least 256; None for the method's
             default. "auto" raises it for a method that needs more.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
@@ -316,7 +323,8 @@ def _auto(
         sampled = "linear-Gaussian given its conditions"
         exact = found.standard_error == 0 and objective.sites
         return replace(found, reason="linear-Gaussian" if exact else sampled)
-    nested, reason = None, ""
+    nested = filtered = None
+    reason = ""
     try:
         densities = [
             sm.density(t.sites, t.given, whole=True) for t in resolve(objective, sm)
@@ -330,10 +338,16 @@ def _auto(
             reason = f"inner effective sample size {effective:.0f}"
             if not nested.warnings and _is_fine(nested):
                 return replace(nested, reason=f"{why}; {reason}")
+        filtered = _by_filters(sm, densities, by)
+        in_scan = f"{why}; {reason}; the hidden noise is in a scan"
+        if filtered is not None and _is_fine(filtered):
+            return replace(filtered, reason=in_scan)
         found = by(_CHAINS)
+        if filtered is not None and filtered.standard_error < found.standard_error:
+            return replace(filtered, reason=in_scan)
     except DensityError as error:
-        if nested is not None:
-            found = nested
+        if filtered is not None or nested is not None:
+            found = filtered or nested
         elif why_not_fisher(objective, sm):
             raise
         else:
@@ -355,6 +369,20 @@ def _auto(
     lower, upper = min(lower, best.value), max(upper, best.value)
     reason = f"{why}; {reason}"
     return replace(best, lower=lower, upper=upper, reason=reason, warnings=warnings)
+
+
+def _by_filters(
+    sm: StructuralModel,
+    densities: Sequence[Density],
+    by: Callable[[Estimator], Estimate],
+) -> Estimate | None:
+    """The value by particle filters; None if they do not apply or have too few."""
+    try:
+        with_filters(sm, densities, _FILTERS.num_particles)
+    except DensityError:
+        return None
+    found = by(_FILTERS)
+    return None if found.warnings else found
 
 
 def _is_fine(found: Estimate) -> bool:

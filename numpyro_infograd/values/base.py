@@ -27,8 +27,8 @@ class Estimate:
             standard errors, which is not a bound.
         upper: The same from above.
         method: "exact" (expectations in it are still sampled), "nested", "mcmc",
-            "fisher", "path", or "sampled" if the objective has only expectations;
-            "features" for the divergence of a `Calibration`.
+            "particles", "fisher", "path", or "sampled" if the objective has only
+            expectations; "features" for the divergence of a `Calibration`.
         unit: "nats" or "bits".
         reason: Why "auto" chose this method; "" if the caller chose it.
         warnings: Sentences that say why the value or its error may be wrong.

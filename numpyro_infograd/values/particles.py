@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of models with memory, by particle filters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd.compiling import quick_jit
+from numpyro_infograd.density import Density, simulate
+from numpyro_infograd.errors import DensityError
+from numpyro_infograd.noise import (
+    NoiseSpec,
+    base_points,
+    draw_noise,
+    standard_error,
+)
+from numpyro_infograd.objectives import Objective
+from numpyro_infograd.particles import Filter
+from numpyro_infograd.problem import REPLICATES
+from numpyro_infograd.program import Program
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import Means, at_each, resolve, trace_expectations
+from numpyro_infograd.values.base import Estimate, report
+from numpyro_infograd.values.nested import refuse_without_density
+
+_CHUNK = 64  # samples that are filtered at once
+_SMALL = 0.5  # variance of a log density at which its bias is known, in nats^2
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Averages of log densities, each by two particle filters.
+
+    A filter's estimate Z of a density is unbiased, so log Z is too small by about half
+    of its variance V. The value uses 2 log((Z_1 + Z_2) / 2) - (log Z_1 + log Z_2) / 2,
+    whose bias is about V^2 / 8. The standard error includes half of what this changes,
+    about V / 8 for each density. Sets whose densities are known, also by sums over
+    hidden discrete values, need no filter.
+
+    Args:
+        num_particles: Initial number of copies of the state in each filter, a power of
+            two.
+        max_particles: Maximum of that number, which grows until V is at most 1/2.
+        num_samples: Outer draws, a power of two.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> method = ig.values.Particles(num_particles=512)  # `method=` of `estimate`
+        >>> method.num_samples
+        2048
+    """
+
+    num_particles: int = 128
+    max_particles: int = 1024
+    num_samples: int = 2048
+
+    def __post_init__(self) -> None:
+        for name in ("num_particles", "max_particles"):
+            as_power_of_two(name, getattr(self, name), 2)
+        as_power_of_two("num_samples", self.num_samples, 16 * REPLICATES)
+
+    def value(
+        self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
+    ) -> Estimate:
+        """The value; its bounds are two standard errors away."""
+        terms = resolve(objective, sm)
+        refuse_without_density(sm, terms)
+        densities = [sm.density(t.sites, t.given, whole=True) for t in terms]
+        count = self.num_particles
+        while True:
+            found = _average(
+                sm.forward,
+                with_filters(sm, densities, count),
+                jnp.asarray([term.coefficient for term in terms]),
+                trace_expectations(objective, sm),
+                params,
+                base_points(sm.spec, self.num_samples // REPLICATES),
+                rng_key,
+                spec=sm.spec,
+                num_samples=self.num_samples,
+            )
+            found = jax.tree.map(float, found)
+            if found.variance <= _SMALL or count >= self.max_particles:
+                break
+            # The variance falls as one over the number of particles.
+            step = min(self.max_particles / count, found.variance / _SMALL)
+            count *= 2 ** math.ceil(math.log2(step))
+        warnings: tuple[str, ...] = ()
+        if not found.variance <= 1.0:
+            warnings = (
+                "the particle filters' log densities have a variance of "
+                f"{found.variance:.2g}, so the bias that is left may exceed the "
+                "standard error. Raise max_particles: "
+                "values.Particles(max_particles=...).",
+            )
+        return report(
+            found.value,
+            found.error,
+            "particles",
+            warnings,
+            {
+                "num_particles": count,
+                "num_samples": self.num_samples,
+                "correction": found.correction,
+                "log_density_variance": found.variance,
+                "effective_sample_size_low": found.effective,
+            },
+        )
+
+
+def with_filters(
+    sm: StructuralModel, densities: Sequence[Density], num_particles: int
+) -> tuple[Density | Filter, ...]:
+    """The densities, with a filter for each that hides noise.
+
+    Raises:
+        DensityError: If there is no filter for a density; names its sites.
+    """
+    found: list[Density | Filter] = []
+    for density in densities:
+        filtered = Filter.of(sm, density, num_particles) if density.hidden else density
+        if filtered is None:
+            raise DensityError(
+                "particle filters need a model in which the noise that the set "
+                f"{density.label!r} hides is in the body of one scan, or reaches it "
+                "through the first carry. Write its sites in the body of "
+                "numpyro.contrib.control_flow.scan, or use method='mcmc'."
+            )
+        found.append(filtered)
+    return tuple(found)
+
+
+class _Found(NamedTuple):
+    value: Any  # in nats
+    error: Any  # standard error, with half of the bias that was removed
+    correction: Any  # sum of the sizes of the biases that were removed
+    variance: Any  # largest mean variance of a filter's log density, in nats^2
+    effective: Any  # smallest effective sample size of a step, mean over samples
+
+
+@quick_jit(static_argnames=("spec", "num_samples"))
+def _average(
+    forward: Program,
+    densities: tuple[Density | Filter, ...],
+    coefficients: jax.Array,
+    expectations: Means,
+    params: Any,
+    points: Any,
+    rng_key: jax.Array,
+    *,
+    spec: NoiseSpec,
+    num_samples: int,
+) -> _Found:
+    size = num_samples // REPLICATES
+
+    def replicate(key: jax.Array) -> Any:
+        noise_key, key = jax.random.split(key)
+        values = simulate(forward, params, draw_noise(spec, noise_key, size, points))
+        each = expectations.coefficients @ at_each(expectations, values)
+        removed = variance = jnp.zeros(())
+        smallest = jnp.asarray(jnp.inf)
+        for i, density in enumerate(densities):
+            c = coefficients[i]
+            if isinstance(density, Density):
+                own = {s: values[s] for s in density.all_sites}
+                log_p = jax.vmap(density.log_prob, (None, None, 0))(params, {}, own)
+                each -= c * log_p
+                continue
+            inside = {s: values[s] for s in density.sites}
+            keys = jax.random.split(jax.random.fold_in(key, i), (size, 2))
+
+            def run(at: Any, density: Filter = density) -> Any:
+                inside, keys = at
+                over = jax.vmap(density.log_density, (None, None, 0))
+                return over(params, inside, keys)
+
+            log_p, sizes = jax.lax.map(run, (inside, keys), batch_size=_CHUNK)
+            halves = jnp.mean(log_p, axis=1)
+            whole = jax.nn.logsumexp(log_p, axis=1) - jnp.log(2.0)
+            each -= c * (2 * whole - halves)
+            removed += jnp.abs(c * jnp.mean(whole - halves))
+            spread = 0.5 * jnp.mean((log_p[:, 0] - log_p[:, 1]) ** 2)
+            variance = jnp.maximum(variance, spread)
+            smallest = jnp.minimum(smallest, jnp.mean(sizes))
+        return jnp.mean(each), removed, variance, smallest
+
+    found = jax.lax.map(replicate, jax.random.split(rng_key, REPLICATES))
+    values, removed, variance, smallest = found
+    correction = jnp.mean(removed)
+    error = jnp.hypot(standard_error(values), 0.5 * correction)
+    return _Found(
+        jnp.mean(values), error, correction, jnp.mean(variance), jnp.mean(smallest)
+    )
