@@ -115,3 +115,35 @@ def test_contrasts_need_a_likelihood():
         "gain",
         call=lambda: ig.gradient(hidden, MI, scores="contrastive"),
     )
+
+
+@slow
+def test_gradient_through_a_policy_with_hidden_noise():
+    """Each outcome has a hidden gain, so no density given the input is known.
+
+    The truth is a difference of values with common random numbers, by chains.
+    """
+
+    def hidden():
+        w = numpyro.param("w", 0.8)
+        theta = numpyro.sample("theta", dist.Normal(0, 1))
+
+        def step(x, _):
+            gain = numpyro.sample("gain", dist.Normal(1, 0.3))
+            y = numpyro.sample("y", dist.Normal(x * gain * theta, 1))
+            return w * y, None
+
+        scan(step, jnp.ones(()), None, length=2)
+
+    found = ig.gradient(hidden, MI, scores="mcmc")
+    ends = [
+        ig.estimate(hidden, MI, params={"w": w}, method=ig.values.Nested(2**12))
+        for w in (0.6, 1.0)
+    ]
+    slope = (ends[1].value - ends[0].value) / 0.4
+    error = math.hypot(ends[0].standard_error, ends[1].standard_error) / 0.4
+    got, its = float(found.value["w"]), float(found.standard_error["w"])
+    assert its < 0.02
+    # The difference has an error of second order, about 0.01.
+    assert abs(got - slope) < 3 * math.hypot(its, error) + 0.01
+    assert got > 0.05
