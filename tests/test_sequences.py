@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from scipy.special import logsumexp
-from scipy.stats import norm
+from scipy.stats import multivariate_normal, norm
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,17 @@ import numpyro
 from numpyro.contrib.control_flow import scan
 import numpyro.distributions as dist
 
-from helpers import assert_within
+from helpers import assert_within, refuses
 import numpyro_infograd as ig
 from numpyro_infograd import sequences
 from numpyro_infograd.density import sum_over
+from numpyro_infograd.distributions import ComplexNormal
+from numpyro_infograd.errors import DensityError
 from numpyro_infograd.noise import noise_like
+from numpyro_infograd.particles import Filter
 from numpyro_infograd.sites import joint_states
 
-# --- a channel with memory ---------------------------------------
+# --- a channel with memory ----------------------------------------------------------
 
 GILBERT_ELLIOTT = {"go": 0.1, "back": 0.3, "good": 0.5, "bad": 2.0}
 
@@ -126,7 +129,7 @@ def test_the_rate_of_a_channel_with_memory():
     assert abs(found.value - memoryless) > 10 * error
 
 
-# --- a gradient against a sum over all outputs ---------------------------------------
+# --- a gradient against a sum over all outputs --------------------------------------
 
 USES = 8
 
@@ -173,7 +176,7 @@ def test_gradients_in_a_transition_and_in_a_noise_level():
     assert not found.warnings
 
 
-# --- classes ---------------------------------------
+# --- classes ------------------------------------------------------------------------
 
 MEMBERS = 40
 MEANS, WEIGHTS = np.array([-2.0, 0.0, 3.0]), np.array([0.5, 0.3, 0.2])
@@ -205,7 +208,7 @@ def test_members_with_hidden_classes():
     assert abs(found.value - alone) > 100 * found.standard_error
 
 
-# --- the order of hidden values ---------------------------------------
+# --- the order of hidden values -----------------------------------------------------
 
 
 def two_ago():
@@ -292,3 +295,158 @@ def test_orders_of_random_graphs_give_the_sum_over_all_states():
     every = itertools.product(*map(range, counts))
     total = [sum(t[tuple(np.take(s, pair))] for pair, t in tables) for s in every]
     np.testing.assert_allclose(found, logsumexp(total) + 0.7, rtol=1e-5)
+
+
+# --- continuous states, by particle filters -----------------------------------------
+
+
+def tracked(steps=6):
+    """A linear-Gaussian state with a random start, and outputs with much noise."""
+    h = numpyro.sample("h", dist.Normal(1.0, 0.5))
+
+    def use(h, _):
+        h = numpyro.sample("state", dist.Normal(0.8 * h, 0.6))
+        sign = numpyro.sample("sign", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(h * (2.0 * sign - 1.0), 1.0))
+        return h, None
+
+    scan(use, h, None, length=steps)
+
+
+def tracked_log_prob(y):
+    """log p(y) of each row by a sum over all signs of the normal density."""
+    steps = y.shape[1]
+    gain = np.tril(0.8 ** np.subtract.outer(np.arange(steps), np.arange(steps)))
+    start = 0.8 ** np.arange(1, steps + 1)
+    cov = 0.25 * np.outer(start, start) + 0.36 * gain @ gain.T + np.eye(steps)
+    signs = np.array(list(itertools.product([-1, 1], repeat=steps)))
+    law = multivariate_normal(start, cov)
+    return logsumexp([law.logpdf(y * s) for s in signs], axis=0) - steps * np.log(2.0)
+
+
+def test_a_filter_is_unbiased():
+    sm = ig.structural_model(tracked)
+    y = np.asarray(sm.sample(jax.random.key(0), 16)["y"], float)
+    found = Filter.of(sm, sm.density(("y",), whole=True), 32)
+    assert [name for name, _ in found.before] == ["h"]
+    keys = jax.random.split(jax.random.key(1), (16, 256))
+    each = jax.vmap(found.log_density, (None, None, 0))
+    log_p, _ = jax.jit(jax.vmap(each, (None, 0, 0)))({}, {"y": jnp.asarray(y)}, keys)
+    ratio = np.exp(np.asarray(log_p, float) - tracked_log_prob(y)[:, None])
+    error = ratio.mean(axis=0).std() / 16
+    assert_within(ratio.mean(), error, 1.0, max_standard_error=0.01)
+    assert np.mean(np.log(ratio)) < -5 * error  # negative control: the log is not
+
+
+def test_an_entropy_by_filters():
+    method = ig.values.Particles(num_particles=32, num_samples=512)
+    found = ig.estimate(tracked, ig.Entropy("y"), method=method)
+    y = np.asarray(ig.structural_model(tracked).sample(jax.random.key(5), 4096)["y"])
+    each = -tracked_log_prob(y.astype(float))
+    error = np.hypot(found.standard_error, each.std() / 64)
+    assert_within(found.value, error, each.mean(), max_standard_error=0.15)
+    assert found.diagnostics["correction"] > 0.002
+    assert not found.warnings
+
+
+def test_filters_refuse_noise_that_is_not_in_the_carry():
+    def model():
+        h = numpyro.sample("h", dist.Normal(0.0, 1.0))
+
+        def use(s, _):
+            s = numpyro.sample("s", dist.Normal(s, 1.0))
+            numpyro.sample("y", dist.Normal(s + h, 1.0))  # reads h, not the carry
+            return s, None
+
+        scan(use, 0.0, None, length=4)
+
+    refuses(
+        DensityError,
+        "'y'",
+        "first carry",
+        call=lambda: ig.estimate(model, ig.Entropy("y"), method="particles"),
+    )
+
+
+# --- at full length -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [32, 256])
+def test_a_channel_with_memory_at_length(n):
+    truth, truth_error = rate_by_forward(n, 2_000_000 // n, **GILBERT_ELLIOTT)
+    objective = ig.MI("x", "y") / n
+    found = ig.estimate(gilbert_elliott, objective, model_args=(n,))
+    error = np.hypot(found.standard_error, truth_error)
+    assert_within(found.value, error, truth, max_standard_error=0.01 * truth)
+    assert abs(found.value - truth) < 0.01 * truth
+    slope = ig.gradient(gilbert_elliott, objective, model_args=(n,))
+    for name in ("go", "good"):
+        far, near = (
+            rate_by_forward(n, 2_000_000 // n, **GILBERT_ELLIOTT | {name: at})[0]
+            for at in (1.03 * GILBERT_ELLIOTT[name], 0.97 * GILBERT_ELLIOTT[name])
+        )
+        expected = (far - near) / (0.06 * GILBERT_ELLIOTT[name])
+        own = float(slope.standard_error[name])
+        assert own < 0.02 * abs(expected)
+        # The truth is a difference of two averages on the same random numbers.
+        error = np.hypot(own, 0.01 * abs(expected))
+        assert abs(float(slope.value[name]) - expected) < 3 * error
+
+
+POINTS = np.exp(1j * np.pi * (np.arange(4) / 2 + 0.25))
+
+
+def oscillator(n):
+    """Points on a circle, through a phase that takes a random walk."""
+    step, variance = numpyro.param("step", 0.1), numpyro.param("variance", 0.3)
+
+    def use(phase, _):
+        phase = numpyro.sample("phase", dist.Normal(phase, step))
+        x = numpyro.sample("x", dist.Categorical(jnp.ones(4) / 4))
+        mean = jnp.asarray(POINTS)[x] * jnp.exp(1j * phase)
+        numpyro.sample("y", ComplexNormal(mean, jnp.sqrt(variance)))
+        return phase, None
+
+    scan(use, 0.0, None, length=n)
+
+
+def rate_on_a_circle(n, count, step, variance, places=256):
+    """I(x; y) / n and its standard error, by a filter on a grid of phases."""
+    rng = np.random.default_rng(0)
+    grid = 2 * np.pi * np.arange(places) / places
+    wrapped = [norm.pdf(grid + 2 * np.pi * turn, 0.0, step) for turn in (-2, -1, 0, 1)]
+    move = np.fft.rfft(np.sum(wrapped, axis=0) * 2 * np.pi / places)
+    phase = np.cumsum(step * rng.standard_normal((count, n)), axis=1)
+    x = rng.integers(0, 4, (count, n))
+    z = rng.standard_normal((2, count, n))
+    y = POINTS[x] * np.exp(1j * phase) + np.sqrt(variance / 2) * (z[0] + 1j * z[1])
+    total = 0.0
+    for sign, points in ((1, None), (-1, POINTS)):
+        alpha = np.zeros((count, places))
+        alpha[:, 0] = 1.0
+        for t in range(n):
+            alpha = np.fft.irfft(np.fft.rfft(alpha) * move, places).clip(0.0)
+            ends = POINTS[x[:, t]][:, None] if points is None else points[None]
+            far = [
+                np.abs(y[:, t, None] - e[:, None] * np.exp(1j * grid)) for e in ends.T
+            ]
+            p = [np.exp(-(each**2) / variance) for each in far]
+            alpha *= np.mean(p, axis=0)
+            weight = alpha.sum(axis=1, keepdims=True)
+            total = total + sign * np.log(weight[:, 0])
+            alpha /= weight
+    return total.mean() / n, total.std() / n / np.sqrt(count)
+
+
+@pytest.mark.slow
+def test_phase_noise_at_length():
+    n = 64
+    truth, truth_error = rate_on_a_circle(n, 4000, 0.1, 0.3)
+    found = ig.estimate(oscillator, ig.MI("x", "y") / n, model_args=(n,))
+    assert found.method == "particles"
+    error = np.hypot(found.standard_error, truth_error)
+    assert_within(found.value, error, truth, max_standard_error=0.01 * truth)
+    assert abs(found.value - truth) < 0.01 * truth
+    other, _ = rate_on_a_circle(n, 1000, 0.15, 0.3)  # negative control: a faster phase
+    assert abs(found.value - other) > 5 * error
