@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from numpyro_infograd.sites import Site, joint_states
 
 _MOST_VALUES = 2048  # hidden values that are summed over, at most
 _MOST_TABLE = 1024  # joint states of neighbouring hidden values, at most
+_CHECKS = 256  # random states at which an order is checked
 _PROBES = 16  # random points at which each hidden value is changed
 _NEVER = -1e30  # log of a probability of zero, with finite derivatives
 
@@ -53,17 +55,15 @@ def sum_hidden(density: Density, sm: Any) -> Density:
         many joint states, also of neighbouring hidden values.
     """
     known = sm.site_info.keys() - set(density.all_sites)
-    discrete = tuple(n for n in density.hidden if n in known and _is_discrete(sm, n))
+    discrete = tuple(
+        n for n in density.hidden if n in known and sm.site_info[n].discrete
+    )
     if not discrete or density.without_density or density.hidden_deterministic:
         return density
     inputs = sm.params, noise_like(sm.spec), sm.examples(density.all_sites)
     if states := joint_states(sm.site_info, discrete):
         return sum_over(density, sm.run, inputs, states)
     return _sum_along(density, sm, inputs, [sm.site_info[n] for n in discrete])
-
-
-def _is_discrete(sm: Any, name: str) -> bool:
-    return sm.site_info[name].discrete
 
 
 class Cells(NamedTuple):
@@ -106,6 +106,8 @@ class Order(NamedTuple):
         factors: The factors that are complete at each place, (num_places, most); the
             number of factors where there are fewer.
         free: Whether a factor reads no hidden value.
+        place: The place of each hidden value in the order.
+        last: The last place that a factor reads; -1 for a free factor.
     """
 
     shape: tuple[int, ...]
@@ -113,6 +115,8 @@ class Order(NamedTuple):
     open: jax.Array
     factors: jax.Array
     free: jax.Array
+    place: np.ndarray
+    last: np.ndarray
 
     @staticmethod
     def of(reads: np.ndarray, counts: np.ndarray) -> Order | None:
@@ -147,8 +151,22 @@ class Order(NamedTuple):
             np.pad(x, (0, most - len(x)), constant_values=len(reads)) for x in done
         ]
         states = numbers.reshape(len(shape), -1).T[:, place % len(shape)]
-        arrays = states, open_, np.stack(factors), ~reads.any(axis=1)
-        return Order(shape, *map(jnp.asarray, arrays))
+        arrays = states, open_, np.stack(factors), last < 0
+        a, b, c, d = map(jnp.asarray, arrays)
+        return Order(shape, a, b, c, d, place, last)
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """For each factor, the row of `states` that has the values that it reads.
+
+        Args:
+            numbers: The state of each hidden value, (num_values,).
+        """
+        count = len(self.shape)
+        ordered = numbers[np.argsort(self.place)]
+        colour = np.arange(count)
+        at = self.last[:, None] - (self.last[:, None] - colour) % count
+        own = np.where(at < 0, 0, ordered[np.maximum(at, 0)])
+        return np.ravel_multi_index(tuple(own.T), self.shape)
 
     def log_sum(self, factors: Callable[[Any], jax.Array]) -> jax.Array:
         """log sum_d exp(sum of factors(d)), from factors of the hidden values' states.
@@ -157,7 +175,9 @@ class Order(NamedTuple):
         next value of that colour takes.
         """
         count = len(self.shape)
-        each = jnp.maximum(jax.vmap(factors)(self.states), _NEVER)
+        each = jax.vmap(factors)(self.states)
+        # Some distributions have NaN outside of their support.
+        each = jnp.where(jnp.isnan(each), _NEVER, jnp.maximum(each, _NEVER))
         free = jnp.sum(jnp.where(self.free, each[0], 0.0))
         each = jnp.pad(each, ((0, 0), (0, 1)))
         table = jnp.sum(each.T[self.factors], axis=1)  # (num_places, num_states)
@@ -192,7 +212,14 @@ def _sum_along(
         return jnp.concatenate([found[name].ravel() for name in wanted])
 
     program = Program.trace(factors, *inputs, jnp.zeros(len(counts), int))
-    order = Order.of(_reads(program, density, sm, counts), counts)
+    order = None
+    for probes in (_PROBES, 16 * _PROBES):
+        points = _points(sm, probes)
+        reads = _reads(program, density, sm, counts, points)
+        order = Order.of(reads, counts)
+        if order is None or _fits(order, program, density, sm, counts, points):
+            break
+        order = None  # some reads are rare, and no probe saw them
     if order is None:
         return density
     first, *others = density.log_prob_sites
@@ -209,26 +236,75 @@ def _sum_along(
     return replace(density, program=summed, hidden=hidden)
 
 
-def _reads(
-    factors: Program, density: Density, sm: Any, counts: np.ndarray
-) -> np.ndarray:
-    """Whether each factor reads each hidden value, (num_factors, num_values).
+def _points(sm: Any, count: int) -> tuple[Any, Values]:
+    """Random parameters and noise, with a leading axis of points.
 
-    The parameters are moved too, because a factor may not depend on a hidden value at
-    some values of the parameters, such as a transition probability of one half.
+    The parameters are moved because a factor may not depend on a hidden value at some
+    values of them, such as a transition probability of one half.
     """
     rng = np.random.default_rng(0)
     moved = {
-        name: _moved(rng, value, sm.constraints.get(name))
+        name: _moved(rng, value, sm.constraints.get(name), count)
         for name, value in sm.params.items()
     }
-    noise = probe_noise(sm.spec, 11, _PROBES)
-    shape = (_PROBES, len(counts))
+    return moved, probe_noise(sm.spec, 11, count)
+
+
+def _reads(
+    factors: Program,
+    density: Density,
+    sm: Any,
+    counts: np.ndarray,
+    points: tuple[Any, Values],
+) -> np.ndarray:
+    """Whether each factor reads each hidden value, (num_factors, num_values)."""
+    params, noise = points
+    rng = np.random.default_rng(1)
+    shape = (len(jax.tree.leaves(noise)[0]), len(counts))
     start = rng.integers(counts, size=shape)
     # Another choice of each value, if it has more than one.
     other = (start + rng.integers(1, np.maximum(counts, 2), size=shape)) % counts
-    found = _changed(sm.forward, factors, density.all_sites, moved, noise, start, other)
+    sites = density.all_sites
+    found = _changed(sm.forward, factors, sites, params, noise, start, other)
     return np.asarray(found).T
+
+
+def _fits(
+    order: Order,
+    factors: Program,
+    density: Density,
+    sm: Any,
+    counts: np.ndarray,
+    points: tuple[Any, Values],
+) -> bool:
+    """Whether the factors at random hidden values are those of the table of an order.
+
+    A factor that also reads a value that no probe showed to be read would differ.
+    """
+    numbers = np.random.default_rng(2).integers(counts, size=(_CHECKS, len(counts)))
+    params, noise = jax.tree.map(lambda x: x[0], points)
+    both = jnp.concatenate([order.states, jnp.asarray(numbers)])
+    found = _at(sm.forward, factors, density.all_sites, params, noise, both)
+    table, direct = np.split(np.asarray(found), [len(order.states)])
+    rows = np.stack([order.rows(each) for each in numbers])
+    expected = table[rows, np.arange(table.shape[1])]
+    return np.allclose(direct, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+@quick_jit(static_argnames=("sites",))
+def _at(
+    forward: Program,
+    factors: Program,
+    sites: tuple[str, ...],
+    params: Any,
+    noise: Values,
+    numbers: jax.Array,
+) -> jax.Array:
+    """The factors at each of many states of the hidden values."""
+    values = forward(params, noise)
+    held = {name: values[name] for name in sites}
+    run = functools.partial(factors, params, noise, held)
+    return jax.lax.map(run, numbers, batch_size=64)
 
 
 @quick_jit(static_argnames=("sites",))
@@ -267,18 +343,16 @@ def _changed(
     return jnp.any(found, axis=0)
 
 
-def _moved(rng: np.random.Generator, value: Any, constraint: Any) -> Any:
-    """A parameter at random points near its value, with a leading axis of probes."""
+def _moved(rng: np.random.Generator, value: Any, constraint: Any, count: int) -> Any:
+    """A parameter at random points near its value, with a leading axis of points."""
 
     def spread(leaf: Any) -> np.ndarray:
         leaf = np.clip(np.asarray(leaf), -10.0, 10.0)
-        steps = rng.standard_normal((_PROBES, *leaf.shape))
+        steps = rng.standard_normal((count, *leaf.shape))
         return (leaf + 0.3 * (0.1 + np.abs(leaf)) * steps).astype(leaf.dtype)
 
     try:
         transform = biject_to(constraint)
         return jax.tree.map(transform, jax.tree.map(spread, transform.inv(value)))
     except (NotImplementedError, TypeError):
-        return jax.tree.map(
-            lambda x: np.broadcast_to(x, (_PROBES, *np.shape(x))), value
-        )
+        return jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), value)

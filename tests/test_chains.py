@@ -23,6 +23,7 @@ import numpyro.distributions as dist
 
 from helpers import ascend, assert_found, assert_within, information
 import numpyro_infograd as ig
+from numpyro_infograd import sequences
 from numpyro_infograd.certificate import certify
 from numpyro_infograd.chains import Walk, average
 from numpyro_infograd.edits import append_noise
@@ -37,6 +38,12 @@ import truths
 
 KEY = jax.random.key(0)
 XY = ig.MI("x", "y")
+
+
+@pytest.fixture(autouse=True)
+def without_long_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains, also where the forward algorithm is exact."""
+    monkeypatch.setattr(sequences, "_MOST_TABLE", 0)
 
 
 # -- positions ------------------------------------------------------------------------

@@ -273,6 +273,18 @@ def test_outputs_that_read_all_hidden_values_are_not_summed():
     assert ig.structural_model(model).density(("y",), whole=True).hidden == ("c",)
 
 
+def test_a_read_that_no_probe_shows_is_noticed(monkeypatch):
+    """No wrong sum: chains then flip the hidden values."""
+    seen = sequences._reads
+
+    def blind(*args):
+        return seen(*args) & (np.arange(24) != 7)
+
+    monkeypatch.setattr(sequences, "_reads", blind)
+    sm = ig.structural_model(gilbert_elliott, 12)
+    assert sm.density(("y",), whole=True).hidden == ("s", "x")
+
+
 def test_orders_of_random_graphs_give_the_sum_over_all_states():
     rng = np.random.default_rng(3)
     counts = rng.integers(1, 4, 7)

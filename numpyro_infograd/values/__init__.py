@@ -346,8 +346,8 @@ def _auto(
         if filtered is not None and filtered.standard_error < found.standard_error:
             return replace(filtered, reason=in_scan)
     except DensityError as error:
-        if filtered is not None or nested is not None:
-            found = filtered or nested
+        if other := filtered or nested:
+            found = other
         elif why_not_fisher(objective, sm):
             raise
         else:
