@@ -320,10 +320,11 @@ def _auto(
     why = why_not_closed(objective, sm)
     if not why:
         found = by(Exact())
-        sampled = "linear-Gaussian given its conditions"
         exact = found.standard_error == 0 and objective.sites
-        return replace(found, reason="linear-Gaussian" if exact else sampled)
-    nested = filtered = None
+        given = "" if exact else " given its conditions"
+        return replace(found, reason=f"linear-Gaussian{given}")
+    nested: Estimate | None = None
+    filtered: Estimate | None = None
     reason = ""
     try:
         densities = [
