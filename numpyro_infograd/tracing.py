@@ -144,6 +144,8 @@ def trace_model(
     def call(messenger: Generate) -> None:
         try:
             model(*args, **kwargs)
+        except InfogradError:
+            raise
         except (TypeError, ValueError) as error:
             _check_call(model, args, kwargs)
             if messenger.unset:

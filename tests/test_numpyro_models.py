@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterable
 import functools
 from typing import Any, NamedTuple
 
+import families as more
 from methods import slow
 from models import (
     ar2,
@@ -517,6 +518,25 @@ _SLOW = [  # to compile, or of a kind that test_tracing.py has as well
     Family(ucbadmit, "", ("v", "admit"), "admit"),
     Family(negative_binomial_regression, "beta", ("beta", "count"), "count"),
 ]
+_SLOW += [
+    Family(more.deep_markov, "z", ("z", "pixels"), "pixels"),
+    Family(more.zero_inflated_poisson, "rate", ("rate", "count"), "count"),
+    Family(more.zero_inflated_negative_binomial, "rate", ("rate", "count"), "count"),
+    Family(more.gaussian_copula, "seen", ("y", "seen")),
+    Family(more.circulant_gp, "y", ("f", "y")),
+    Family(more.truncated, "y", ("x", "y")),
+    Family(more.imputation, "logits", ("logits", "survived"), "survived"),
+    Family(more.ideal_points, "rate", ("rate", "counts"), "counts"),
+    Family(more.hierarchical_forecast, "y", ("motion", "y")),
+    Family(more.deep_kernel, "y", ("f", "y"), moved=4.0),
+    Family(more.learned_kernel, "y", ("f", "y")),
+    Family(more.hsgp_matern_process, "y", ("f", "y")),
+    Family(more.random_network, "y", ("net/last.kernel", "y")),
+    Family(more.stick_breaking, "broken", ("weights", "k"), "k"),
+    Family(more.matrices, "y", ("m", "y")),
+    Family(more.disease_map, "rate", ("rate", "cases"), "cases"),
+    Family(more.hurdle, "wet", ("wet", "rain"), "rain"),
+]
 FAMILIES = {family.model: family for family in _FAMILIES + _SLOW}
 
 
@@ -812,6 +832,10 @@ NOT_TRACED = {
     branch_in_python: ("an if", "jnp.where"),
     batch_norm: ("'norm$state'", "mutable"),
     dropout: ("numpyro.prng_key()", "numpyro.sample"),
+    more.linen_batch_norm: ("'net$state'", "mutable"),
+    more.linen_dropout: ("numpyro.prng_key()", "numpyro.sample"),
+    more.nnx_dropout: ("'net$state'", "mutable"),
+    more.proportions: ("'y'", "betaincinv"),
 }
 
 
