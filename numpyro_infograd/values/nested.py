@@ -44,6 +44,7 @@ from numpyro_infograd.values.base import Estimate
 
 _EVALUATIONS = 2**26  # density evaluations of one estimate
 _CHUNK = 1024  # samples evaluated at once
+_AT_ONCE = 2**20  # values whose log densities are evaluated at once, at most
 _ALONE = 2.0  # correction in nats of a sample that only its own noise explains
 _STEP = math.log(2.0)  # largest correction by a jackknife over halves
 
@@ -340,8 +341,12 @@ def _average(
                 continue
             inside = {s: values[s] for s in density.all_sites}
             hidden = {n: noise[n] for n in density.hidden}
-            own = jax.vmap(density.log_prob, in_axes=(None, 0, 0))(
-                params, hidden, inside
+            # At once where that takes little memory, which compiles faster.
+            large = size * sum(density.sizes) > _AT_ONCE
+            own = jax.lax.map(
+                lambda at, density=density: density.log_prob(params, *at),
+                (hidden, inside),
+                batch_size=_CHUNK if large else 0,  # 0 is all of them
             )
             if not density.hidden:
                 each -= c * own[:, None]
