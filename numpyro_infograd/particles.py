@@ -221,7 +221,8 @@ class _Scan(NamedTuple):
         each = {
             name: site._replace(shape=site.shape[1:])
             for name, site in sm.site_info.items()
-            if name in names and name not in known and site.discrete
+            if name in names and name not in known
+            if site.discrete and site.state == "free"
         }
         states = joint_states(each, each)
         scored = {*density.log_prob_sites, *states} & {*names}

@@ -9,8 +9,8 @@ that are m or more places apart,
     p(a, d) = prod_t f_t(d_{t-m+1}, ..., d_t),
 
 and the sum over all d takes n steps over the states of m values. The order is that of
-Cuthill and McKee. What each entry reads is found by changing one hidden value at a time
-at random points.
+Cuthill and McKee, or that of the model if it needs fewer states. What each entry reads
+is found by changing one hidden value at a time at random points.
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ class Cells(NamedTuple):
         sizes = [[len(site.choices or ())] * site.size for site in self.sites]
         return np.concatenate(sizes).astype(int)
 
+    @property
+    def interleaved(self) -> np.ndarray:
+        """Indices of the first value of each site, then of each second value, ..."""
+        columns = [np.arange(site.size) for site in self.sites]
+        return np.argsort(np.concatenate(columns), kind="stable")
+
     def values(self, numbers: Any) -> Values:
         """The sites' values, from the index of each value's choice."""
         found, start = {}, 0
@@ -119,26 +125,29 @@ class Order(NamedTuple):
     last: np.ndarray
 
     @staticmethod
-    def of(reads: np.ndarray, counts: np.ndarray) -> Order | None:
+    def of(reads: np.ndarray, counts: np.ndarray, given: np.ndarray) -> Order | None:
         """The order for what each factor reads; None if it needs too many states.
 
         Args:
             reads: Whether a factor reads a hidden value, (num_factors, num_values).
             counts: Number of choices of each hidden value.
+            given: An order to try too, as indices of the hidden values.
         """
         wide = reads.astype(np.float32)
         graph = csr_matrix(wide.T @ wide > 0)
-        order = reverse_cuthill_mckee(graph, symmetric_mode=True)
-        place = np.argsort(order)
         rows, columns = graph.nonzero()
-        reach = 1 + int(np.max(np.abs(place[rows] - place[columns]), initial=0))
-        found = []
-        for colours in range(reach, reach + 3):
-            own = [counts[order][c::colours] for c in range(colours)]
-            found.append(tuple(int(np.max(x, initial=1)) for x in own))
-        shape = min(found, key=math.prod)
+        found: list[tuple[tuple[int, ...], np.ndarray]] = []
+        for order in (reverse_cuthill_mckee(graph, symmetric_mode=True), given):
+            place = np.argsort(order)
+            reach = 1 + int(np.max(np.abs(place[rows] - place[columns]), initial=0))
+            for colours in range(reach, reach + 3):
+                own = [counts[order][c::colours] for c in range(colours)]
+                shape = tuple(int(np.max(x, initial=1)) for x in own)
+                found.append((shape, order))
+        shape, order = min(found, key=lambda each: math.prod(map(float, each[0])))
         if math.prod(map(float, shape)) > _MOST_TABLE:
             return None
+        place = np.argsort(order)
         length = -(-len(order) // len(shape)) * len(shape)
         at = np.arange(length) % len(shape)
         ends = np.concatenate([counts[order], np.ones(length - len(order), int)])
@@ -216,7 +225,7 @@ def _sum_along(
     for probes in (_PROBES, 16 * _PROBES):
         points = _points(sm, probes)
         reads = _reads(program, density, sm, counts, points)
-        order = Order.of(reads, counts)
+        order = Order.of(reads, counts, cells.interleaved)
         if order is None or _fits(order, program, density, sm, counts, points):
             break
         order = None  # some reads are rare, and no probe saw them
