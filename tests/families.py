@@ -140,7 +140,7 @@ def deep_kernel():
     size = sample("size", dist.HalfNormal(1.0))
     kernel = size * jnp.exp(-0.5 * gap) + 0.05 * jnp.eye(4)
     f = sample("f", dist.MultivariateNormal(jnp.zeros(4), kernel))
-    sample("y", dist.Normal(f[0] * f[1], 0.3))
+    sample("y", dist.Normal(f, 0.3).to_event(1))
 
 
 def learned_kernel():
@@ -174,9 +174,9 @@ def random_network():
 
 
 def stick_breaking(sticks=3):
-    """A Dirichlet process, truncated."""
+    """A Dirichlet process, truncated. A Beta(1, alpha) is this Kumaraswamy."""
     alpha = param("alpha", 1.5, constraint=constraints.positive)
-    broken = sample("broken", dist.Beta(1.0, alpha).expand([sticks]).to_event(1))
+    broken = sample("broken", dist.Kumaraswamy(1.0, alpha).expand([sticks]).to_event(1))
     rest = jnp.cumprod(1 - broken)
     weights = jnp.append(broken, 1.0) * jnp.append(1.0, rest)
     weights = numpyro.deterministic("weights", weights)
