@@ -96,7 +96,7 @@ def train(model, rounds, steps, contrasts, samples, rate):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--contrasts", type=int, default=256)
     parser.add_argument("--samples", type=int, default=256)
     args = parser.parse_args()
