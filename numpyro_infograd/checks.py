@@ -263,9 +263,9 @@ def check_paths(sm: StructuralModel, sites: Iterable[str]) -> None:
     if drawn:
         raise ReparametrizationError(
             f"site {drawn[0]!r} depends on {_list(sm.params_of(drawn[:1]))}, but "
-            f"{sm.site_info[drawn[0]].reason}, and calibrate needs the derivative of "
-            f"draws. Make {drawn[0]!r} independent of parameters, or fit the model by "
-            "numpyro.infer."
+            f"{sm.site_info[drawn[0]].reason}, and a twin's score needs the "
+            "derivative of draws. Pass divergence='likelihood', or leave divergence "
+            "out: calibrate then uses the probability of draws."
         )
 
 

@@ -278,6 +278,15 @@ def one_rate():
     return ig.rate_region(affine, {"r": XY}, num_weights=2, projection=clip, **QUIET)
 
 
+def rectified():
+    y = numpyro.sample("y", dist.Normal(numpyro.param("m", 0.0), 1))
+    numpyro.deterministic("z", y + 0.1 * jnp.tanh(y))
+
+
+def moved_end():
+    numpyro.sample("y", dist.Uniform(-9.0, numpyro.param("high", 9.0)))
+
+
 RECORDED = 1.4 * np.random.default_rng(0).normal(size=1000)
 
 
@@ -785,9 +794,9 @@ CASES: list[tuple] = [
     ("observed must be a dict", lambda: ig.calibrate({"y": RECORDED}, affine)),
     ("observed .*'z'.*x, y", fit({"y": RECORDED, "z": RECORDED})),
     ("observed .*'a'.*x, y", fit({"a": RECORDED})),
-    ("observed has 100 .*at least 512", recordings(lambda y: y[:100])),
+    ("observed has 100 .*at least 256", recordings(lambda y: y[:100])),
     (r"'y' have shape \(\).*one row", fit({"y": 1.0})),
-    ("observed has 0 recordings, but at least 512", recordings(lambda y: y[:0])),
+    ("observed has 0 recordings, but at least 256", recordings(lambda y: y[:0])),
     ("1000 of 1000 .*'y' .*infinite", recordings(lambda y: 1e300 * np.sign(y))),
     ("recordings of 'y' are so far from zero.*Subtract", recordings(lambda y: y + 1e6)),
     (r"'y' have shape \(1000, 1\)", recordings(lambda y: y[:, None])),
@@ -796,17 +805,32 @@ CASES: list[tuple] = [
     ("'y' must be numbers", fit({"y": None})),
     ("'y' are complex, but the site is real", recordings(lambda y: 1j * y)),
     ("1 of 1000 .*'y' .*Drop these",
-        recordings(lambda y: np.where(np.arange(1000) == 7, np.nan, y))),
+        recordings(lambda y: np.where(np.arange(1000) == 7, np.inf, y))),
+    ("200 recordings without gaps, but at least 256",
+        recordings(lambda y: np.where(np.arange(1000) >= 200, np.nan, y))),
+    ("files of different lengths.*one order",
+        fit({"x": np.split(RECORDED, [400]), "y": np.split(RECORDED, [500])})),
     ("recordings of y are constant.*Leave", recordings(np.ones_like)),
     ("'y' repeat.*add uniform noise", recordings(np.round)),
     ("'x': 900.*same recording", fit({"y": RECORDED, "x": RECORDED[:900]})),
     ("'y' are outside the support.*LogNormal",
         fit_with(lambda: numpyro.sample("y", dist.LogNormal(tuned(), 1.0)))),
-    ("'symbol' is discrete.*continuous", fit({"symbol": RECORDED}, pam)),
+    ("'symbol' is discrete.*likelihood",
+        fit({"symbol": RECORDED}, pam, divergence="kl")),
+    ("'symbol' are not whole.*Round", fit({"symbol": RECORDED}, pam)),
+    ("noise_levels has no effect",
+        fit_with(divergence="likelihood", noise_levels=(0.0,))),
+    ("robust=True needs divergence", fit_with(divergence="likelihood", robust=True)),
+    ("'z' is deterministic.*no likelihood",
+        fit({"z": RECORDED}, rectified, divergence="likelihood"), DensityError),
+    ("boundary of site 'y'.*no derivative",
+        fit_with(moved_end, divergence="likelihood"), DensityError),
+    ("robust must be", fit_with(robust=1)),
+    ("num_restarts must be", fit_with(num_restarts=0)),
     ("'y' is observed in the model. Leave out",
         fit_with(handlers.condition(affine, {"y": 1.0}))),
     ("no parameter reaches 'x': mark", fit({"x": RECORDED})),
-    ("divergence must be 'fisher' or 'kl'.*'KL'", fit_with(divergence="KL")),
+    ("divergence must be 'fisher', 'kl',.*'KL'", fit_with(divergence="KL")),
     ("noise_levels must be a tuple", fit_with(noise_levels=0.1)),
     ("noise_levels must be rising", fit_with(noise_levels=(0.2, 0.1))),
     ("noise_levels must be rising", fit_with(noise_levels=(-0.1,))),
@@ -820,7 +844,7 @@ CASES: list[tuple] = [
     ("projection must be a function", fit_with(projection=1.0)),
     ("'s' is outside.*inside",
         fit_with(bounded(1.0), init_params={"s": -1.0}), ParameterError),
-    ("missing .NaN, masked.", recordings(lambda y: np.ma.masked_where(y > 1, y))),
+    ("without gaps", recordings(lambda y: np.ma.masked_where(y > -1.5, y))),
     ("recordings of 'y' are not an array", fit({"y": [[1.0, 2.0], [3.0]]})),
     ("'y'.*type object", recordings(lambda y: y.astype(object))),
     (r"'y' have shape \(1000, 200\), expected .num_recordings,.",

@@ -330,4 +330,4 @@ def test_what_has_atoms_is_refused_where_a_score_is_needed() -> None:
         ig.mutual_information(one_bit, "x", "y", method="fisher")
     record = {"y": np.clip(np.linspace(-1, 1, 300), 0, 1)}
     with pytest.raises(ArgumentError, match=r"'y' \(Clipped\) has atoms"):
-        ig.calibrate(model, record, progress_bar=False)
+        ig.calibrate(model, record, divergence="kl", progress_bar=False)

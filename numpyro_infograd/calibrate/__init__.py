@@ -6,7 +6,7 @@ Section VIII of the paper, with scores that are functions of the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +18,17 @@ from numpyro_infograd import checks
 from numpyro_infograd.arguments import (
     as_args,
     as_count,
+    as_flag,
     as_floats,
     as_key,
     as_power_of_two,
     use_mesh,
 )
-from numpyro_infograd.calibrate.fit import Fit
-from numpyro_infograd.calibrate.recordings import as_recordings, check_observed
+from numpyro_infograd.calibrate.likely import LikelihoodFit, check_likelihood
+from numpyro_infograd.calibrate.matched import MatchedFit
+from numpyro_infograd.calibrate.recordings import as_recordings, as_tables
 from numpyro_infograd.calibrate.report import make_report
+from numpyro_infograd.calibrate.restarts import best_of, random_start
 from numpyro_infograd.calibrate.result import Calibration, TwoSample
 from numpyro_infograd.calibrate.settings import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd.density import Density
@@ -43,6 +46,7 @@ from numpyro_infograd.optimize.move import (
 from numpyro_infograd.problem import admit
 from numpyro_infograd.scores.network import Network, check_network, perceptron
 from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.terms import has_atoms
 from numpyro_infograd.tracing import trace_model
 
 __all__ = ["Calibration", "TwoSample", "calibrate"]
@@ -53,7 +57,7 @@ def calibrate(
     model: Callable[..., Any] | StructuralModel,
     observed: Mapping[str, Any],
     *,
-    divergence: str = "fisher",
+    divergence: str | None = None,
     noise_levels: tuple[float, ...] | None = None,
     num_steps: int | None = None,
     optimizer: Any = None,
@@ -62,6 +66,8 @@ def calibrate(
     network: Network | None = None,
     num_samples: int = 4096,
     num_draws: int = 200,
+    num_restarts: int = 1,
+    robust: bool = False,
     init_params: Mapping[str, Any] | None = None,
     rng_key: jax.Array | None = None,
     progress_bar: bool = True,
@@ -81,14 +87,20 @@ def calibrate(
 
     Args:
         model: A NumPyro model, or the result of `structural_model`.
-        observed: Recordings of each output site, (num_recordings, *shape of the site):
-            continuous values in NumPy, JAX or xarray. Rows of several sites belong
-            together. A fifth is held out. Standard errors treat the rest as 100 blocks
-            of consecutive recordings, so they allow short correlations. The last few
-            rows, which do not fill a block, are not used.
-        divergence: "fisher", or "kl" for the reverse Kullback-Leibler divergence, which
-            is faster and better for many parameters. If the model is misspecified,
-            "fisher" fits the average, and "kl" fits the part that it can fit well.
+        observed: Recordings of each output site, (num_recordings, *shape of the site),
+            at least 256: nested lists, or arrays of NumPy, JAX, pandas or xarray. A
+            list of such arrays, one for each file, is joined. A table with a column for
+            each site is also fine. Rows of several sites belong together; a row with a
+            gap (NaN) at any site is left out, with a warning. A fifth is held out.
+            Standard errors treat the rest as about 100 blocks of consecutive
+            recordings, so they allow short correlations. The last few rows, which do
+            not fill a block, are not used.
+        divergence: "fisher"; "kl" for the reverse Kullback-Leibler divergence, which is
+            faster and better for many parameters; or "likelihood" for maximum
+            likelihood, KL(p || q), by a sum over draws of the hidden noise. None is
+            "likelihood" if a recorded site is discrete, rounded or clipped, or depends
+            on draws without a derivative; else "fisher". If the model is misspecified,
+            "kl" fits the part that it can fit well, and the others fit the average.
         noise_levels: Variances of noise appended to both distributions, relative to the
             covariance of the recordings (in log or logit coordinates for positive or
             unit-interval sites). Several levels are averaged; for "fisher" by the
@@ -105,6 +117,12 @@ def calibrate(
         network: Your network in place of these; see `scores.Denoising`.
         num_samples: Draws of the twin in a step, a power of two.
         num_draws: Bootstrap draws of the parameters, at least 20.
+        num_restarts: Number of calibrations. The first starts from `init_params`, the
+            others from random values around them. The one with the smallest divergence
+            from held-out recordings is returned.
+        robust: Whether recordings more than four to six standard deviations from the
+            others get weight zero, in the twin too, so that outliers do not move the
+            parameters. For "fisher" and "kl".
         init_params: Starting values, each in its parameter's shape; a missing one takes
             the model's value.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
@@ -138,18 +156,24 @@ def calibrate(
     """
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
-    if divergence not in ("fisher", "kl"):
-        raise ArgumentError(f"divergence must be 'fisher' or 'kl', got {divergence!r}.")
+    if divergence not in (None, "fisher", "kl", "likelihood"):
+        raise ArgumentError(
+            "divergence must be 'fisher', 'kl', 'likelihood' or None, got "
+            f"{divergence!r}."
+        )
     check_network(network, hidden)
     check_projection(projection)
     as_power_of_two("num_samples", num_samples, 256)
     if num_steps is not None:
         num_steps = as_count("num_steps", num_steps)
     num_draws = as_count("num_draws", num_draws, 20)
-    check_observed(observed)
+    num_restarts = as_count("num_restarts", num_restarts)
+    robust = as_flag("robust", robust)
+    tables = as_tables(observed)
     sm = trace_model(model, args, kwargs)
-    sm = as_pairs(sm, [name for name in observed if name in sm.sites])
-    recorded = as_recordings(observed, sm)
+    sm = as_pairs(sm, [name for name in tables if name in sm.sites])
+    divergence = divergence or _choose(sm, tables)
+    recorded, warnings = as_recordings(tables, sm, divergence == "likelihood")
     sites = Entropy(tuple(recorded))
     sm, params = admit(sm, sites, (), {}, init_params)
     checks.check_real_params(sm)
@@ -166,20 +190,17 @@ def calibrate(
         check_interior(params, sm.constraints)
     checks.check_finite(sites, sm, params)
     checks.check_gradient(sites, sm, params, allow_jumps)
-    checks.check_paths(sm, recorded)
-    density = sm.density(tuple(name for name in sm.sites if name in recorded))
+    recorded = {name: recorded[name] for name in sm.sites if name in recorded}
+    density = sm.density(tuple(recorded), whole=divergence == "likelihood")
     levels = _check_levels(noise_levels)
-    warnings: tuple[str, ...] = ()
-    smooth, why = _is_smooth(sm, density, params)
-    seen = LEVELS if smooth else LEVELS[1:]
-    used = levels or (seen if divergence == "fisher" else seen[:1])
-    if not smooth and used[0] == 0.0:
-        raise ArgumentError(
-            f"noise_levels starts at 0, but {why}, where a score without noise is "
-            "wrong. Pass positive levels."
-        )
-    if not smooth and levels is None:
-        warnings = (f"{why}, so noise is appended at every level.",)
+    used: tuple[float, ...] = ()
+    seen: tuple[float, ...] = ()
+    if divergence == "likelihood":
+        check_likelihood(density, levels, robust)
+    else:
+        checks.check_paths(sm, recorded)
+        used, seen, more = _choose_levels(sm, density, params, divergence, levels)
+        warnings += more
     width = min(max(8 * sum(density.sizes), 32), 128)
     settings = Settings(
         divergence,
@@ -191,17 +212,58 @@ def calibrate(
         num_steps or NUM_STEPS,
         num_samples,
         num_draws,
+        robust,
     )
-    recorded = {name: recorded[name] for name in density.sites}
+    kind = LikelihoodFit if divergence == "likelihood" else MatchedFit
+    ends, start = [], params
     with use_mesh(mesh):
-        fit = Fit(sm, density, params, recorded, settings, key, warnings)
-        found = make_report(fit, fit.run(progress_bar))
-    if used[0] == 0.0:
+        for index in range(num_restarts):
+            if index:
+                key = jax.random.fold_in(key, index)
+                params = random_start(key, start, sm.constraints, projection)
+            fit = kind(sm, density, params, recorded, settings, key, warnings)
+            ends.append(make_report(fit, fit.run(progress_bar)))
+    found = best_of(ends)
+    if used and used[0] == 0.0:
         still, why = _is_smooth(sm, density, found.params)
         if not still:
             doubt = f"at the end {why}: pass positive noise_levels."
             found = replace(found, warnings=(*found.warnings, doubt))
     return found
+
+
+def _choose(sm: StructuralModel, names: Iterable[str]) -> str:
+    """ "likelihood" if a recorded site has no score, else "fisher"."""
+    known = [name for name in names if name in sm.site_info]
+    drawn = sm.noise_of(known).intersection(sm.drawn)
+    return "likelihood" if drawn or any(has_atoms(sm, s) for s in known) else "fisher"
+
+
+def _choose_levels(
+    sm: StructuralModel,
+    density: Density,
+    params: Any,
+    divergence: str,
+    levels: tuple[float, ...] | None,
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+    """Noise levels of the divergence that is minimised and of the one reported.
+
+    Also a warning if level 0 is left out.
+
+    Raises:
+        ArgumentError: If the caller's levels start at 0, where a density has a jump.
+    """
+    smooth, why = _is_smooth(sm, density, params)
+    seen = LEVELS if smooth else LEVELS[1:]
+    used = levels or (seen if divergence == "fisher" else seen[:1])
+    if not smooth and used[0] == 0.0:
+        raise ArgumentError(
+            f"noise_levels starts at 0, but {why}, where a score without noise is "
+            "wrong. Pass positive levels."
+        )
+    if not smooth and levels is None:
+        return used, seen, (f"{why}, so noise is appended at every level.",)
+    return used, seen, ()
 
 
 def _check_levels(levels: Any) -> tuple[float, ...] | None:

@@ -20,18 +20,22 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import chi2
 
 import jax
 import jax.numpy as jnp
 
 from numpyro_infograd.compiling import quick_jit
-from numpyro_infograd.density import Density, Values
+from numpyro_infograd.density import Density, Values, quantiles
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import CLIP, Frame, Free
 from numpyro_infograd.scores.network import Ensemble, Network
 from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch, train
 
+_WHOLE = 0.995  # share of a normal distribution with full weight
+_NEAR = 2.0  # distance to the median, in widths of the middle 68 %
+_END = 1.5  # distance at which the weight of a sample is zero, in reaches
 _RIDGE = 1e-2  # relative to each feature's mean square; the same for all distributions
 _DIRECTIONS = 8  # random directions for derivatives, if there are more dimensions
 _POOL = 16384  # training samples of each distribution
@@ -50,7 +54,7 @@ class Moments(NamedTuple):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("density", "mean", "whiten", "networks", "power"),
-    meta_fields=("levels", "network"),
+    meta_fields=("levels", "network", "reach"),
 )
 @dataclass(frozen=True)
 class Features:
@@ -64,6 +68,7 @@ class Features:
         power: Mean square of each feature on the recordings, (levels, width).
         levels: Variances of the appended noise.
         network: Function or functions that make a network.
+        reach: Distance from the mean up to which samples have full weight.
     """
 
     density: Density
@@ -73,6 +78,7 @@ class Features:
     power: jax.Array
     levels: tuple[float, ...]
     network: Network
+    reach: float = np.inf
 
     def at(self, levels: tuple[float, ...]) -> Features:
         """The features with only these levels."""
@@ -97,6 +103,18 @@ class Features:
         """Values of the sites, whitened, (num_samples, dimensions)."""
         return (Free.of(self.density, values).values - self.mean) @ self.whiten.T
 
+    def weigh(self, z: jax.Array) -> Any:
+        """Weight of each sample, (num_samples, 1): from one within `reach` to zero.
+
+        Both distributions are multiplied by it. If they agree, so do their products,
+        and outliers of the recordings have weight zero.
+        """
+        if self.reach == np.inf:
+            return 1.0
+        far = jnp.sum(z**2, axis=-1, keepdims=True) / self.reach**2
+        x = jnp.clip((_END**2 - far) / (_END**2 - 1), 0.0, 1.0)
+        return x**2 * (3 - 2 * x)
+
     def __call__(self, z: jax.Array, level: jax.Array | float) -> jax.Array:
         """All features: coordinates, steps, networks and a constant, (..., width)."""
         seen = see(z, level)
@@ -120,7 +138,7 @@ class Features:
 
         def at(level: float) -> tuple[jax.Array, jax.Array]:
             phi, slope = self._phi_and_slope(z, blur, rng_key, level)
-            return phi.T @ phi / len(z), slope
+            return phi.T @ (self.weigh(z) * phi) / len(z), slope
 
         return Moments(*map(jnp.stack, zip(*map(at, self.levels), strict=True)))
 
@@ -131,7 +149,7 @@ class Features:
 
         def at(level: float, weights: jax.Array) -> jax.Array:
             phi, slope = self._phi_and_slope(z, blur, rng_key, level)
-            return slope - phi.T @ (phi @ weights) / len(z)
+            return slope - phi.T @ (self.weigh(z) * (phi @ weights)) / len(z)
 
         return jnp.stack([*map(at, self.levels, weights)])
 
@@ -148,7 +166,7 @@ class Features:
         slope = jnp.zeros((phi.shape[1], size))
         for each in along:
             each = jnp.broadcast_to(each, z.shape)
-            slope -= push(each).T @ each / (len(along) * len(z))
+            slope -= push(each).T @ (self.weigh(z) * each) / (len(along) * len(z))
         return phi, slope
 
     def weights(self, law: Moments) -> Any:
@@ -189,6 +207,7 @@ def make_features(
     levels: tuple[float, ...],
     network: Network,
     rng_key: jax.Array,
+    robust: bool = False,
 ) -> Features:
     """Features trained on the scores of recordings and twin.
 
@@ -199,6 +218,7 @@ def make_features(
         levels: Variances of the appended noise.
         network: Function or functions that make a network.
         rng_key: A JAX PRNG key.
+        robust: Whether samples far out have no weight.
 
     Raises:
         ArgumentError: If the network is not valid.
@@ -206,15 +226,26 @@ def make_features(
     pick_key, key = jax.random.split(rng_key)
     order = jax.random.permutation(pick_key, len(next(iter(recorded.values()))))
     mixed = {name: values[order] for name, values in recorded.items()}
-    frame = Frame.of(Free.of(density, mixed).values, Layout.of(density))
+    free, layout = Free.of(density, mixed).values, Layout.of(density)
+    reach = float(chi2.ppf(_WHOLE, free.shape[1]) ** 0.5) if robust else np.inf
+    frame = Frame.of(free[_middle(free)] if robust else free, layout)
     size = len(frame.whiten)
     blank = Features(
-        density, frame.mean, frame.whiten, None, jnp.ones(1), levels, network
+        density, frame.mean, frame.whiten, None, jnp.ones(1), levels, network, reach
     )
     blank.ensemble.check()
     laws = [blank.coordinates(values) for values in (mixed, drawn)]
+    if robust:
+        inside = [law[np.asarray(blank.weigh(law))[:, 0] > 0] for law in laws]
+        laws = [x if len(x) else law for x, law in zip(inside, laws, strict=True)]
     pools = jnp.stack([law[np.arange(_POOL) % len(law)] for law in laws])
     return _trained(blank, pools.reshape(2, 1, _POOL, size), key)
+
+
+def _middle(values: jax.Array) -> np.ndarray:
+    """Whether each row is near the median in all columns, (num_samples,)."""
+    low, middle, high = quantiles(values, 0.16, 0.5, 0.84)
+    return np.asarray(jnp.all(jnp.abs(values - middle) < _NEAR * (high - low), axis=1))
 
 
 @quick_jit

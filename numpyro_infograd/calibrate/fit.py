@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host loop of a calibration: descent, corrections, bootstrap, tests."""
+"""The host loop of a calibration: descent, corrections, bootstrap, tests.
+
+`matched` and `likelihood` say how a twin is compared with recordings.
+"""
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any, NamedTuple
 
@@ -13,37 +17,18 @@ import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
-from numpyro_infograd.calibrate.features import (
-    Features,
-    Moments,
-    block_moments,
-    make_features,
-)
 from numpyro_infograd.calibrate.inference import (
     Directions,
     Place,
     find_directions,
-    held_out,
     limited,
-    mean_gradient,
-    resample,
-    resampled_gradients,
-    rises,
     two_sample,
 )
-from numpyro_infograd.calibrate.matching import (
-    Descent,
-    Local,
-    Match,
-    descend,
-    draw_weights,
-    look_around,
-    with_blur,
-)
+from numpyro_infograd.calibrate.matching import Descent
 from numpyro_infograd.calibrate.result import Outcome, TwoSample
-from numpyro_infograd.calibrate.settings import Settings, shares_of
+from numpyro_infograd.calibrate.settings import Settings
 from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.noise import base_points, draw_noise
+from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.optimize import Ending, Status
 from numpyro_infograd.optimize.move import (
     RATE,
@@ -58,16 +43,16 @@ from numpyro_infograd.optimize.move import (
 from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values import Estimate
 
-_BLOCKS = 125  # blocks of consecutive recordings
+_BLOCKS = 125  # blocks of consecutive recordings, at most
+_FEWEST_BLOCKS = 75
 _HELD_OUT = 5  # one of so many blocks is held out
 _CHUNK = 25  # steps of one compiled scan
 _CORRECTIONS = 8  # Newton steps, at most
-_SETTLED = 1.0  # length of the last correction at convergence, in standard errors
 _RESAMPLES = 50  # bootstrap draws for the error of the first divergence
-_DRAWS = 4  # independent sets of draws of the twin near the end
-_FINAL_SAMPLES = 16384  # draws of the twin for features, and near the end
-_FEW_SAMPLES = 8192  # draws for derivatives in several numbers
+_AT_ONCE = 16384  # draws of the twin that are made at once
 _MOST = 64  # largest number of parameters with corrections and standard errors
+# Names of values in the history of a descent.
+VALUES = ("divergence", "negative_log_likelihood")
 _TESTED = 1000  # recordings in a two-sample test
 
 
@@ -75,22 +60,20 @@ class End(NamedTuple):
     """The twin at the last correction.
 
     Attributes:
-        local: Derivatives of the twin in its parameters.
-        weights: Its W_q at the levels used, one for each draw.
+        place: What it was computed from.
         directions: Directions that the recordings determine, and the others.
-        noise: Covariance of the gradient over draws of the twin.
         edges: Number of directions in which a projection allows moves of one sign only.
     """
 
-    local: Local
-    weights: jax.Array
+    place: Place
     directions: Directions
-    noise: np.ndarray
     edges: int
 
 
-class Fit:
+class Fit(abc.ABC):
     """The state of a calibration."""
+
+    settled = 1.0  # length of the last correction at convergence, in standard errors
 
     def __init__(
         self,
@@ -107,11 +90,7 @@ class Fit:
         self.keys = iter(jax.random.split(rng_key, 64))
         self.constraints = sm.constraints if settings.projection is None else None
         self.unconstrained_params = unconstrained(params, self.constraints)
-        self.spec = with_blur(sm.spec, sum(density.sizes))
-        number = len(next(iter(recorded.values())))
-        rows = np.arange(number // _BLOCKS * _BLOCKS).reshape(_BLOCKS, -1)
-        held = np.arange(_BLOCKS) % _HELD_OUT == _HELD_OUT - 1
-        self.train, self.held = rows[~held], rows[held]
+        self.train, self.held = into_blocks(len(next(iter(recorded.values()))))
         seed = jax.random.key_data(next(self.keys))
         self.rng = np.random.default_rng(np.asarray(seed))
         self.history: list[dict[str, Any]] = []
@@ -124,48 +103,57 @@ class Fit:
         """Count of the numbers in all parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.unconstrained_params))
 
-    # -- the parts -----------------------------------------------------------------
+    # -- how twin and recordings are compared --------------------------------------
 
+    @abc.abstractmethod
     def look(self) -> None:
-        """Train features at the present parameters, and measure the recordings."""
-        train = {
-            n: jnp.asarray(v[self.train.ravel()]) for n, v in self.recorded.items()
-        }
-        levels, settings = self.settings.levels, self.settings
-        drawn = self.simulate(self.unconstrained_params, _FINAL_SAMPLES)
-        features = make_features(
-            self.density, train, drawn, levels, settings.network, next(self.keys)
-        )
-        blocks, held = (self._moments(features, x) for x in (self.train, self.held))
-        law = Moments(*(jnp.mean(x, axis=0) for x in blocks))
-        whole = Match(
-            self.sm.forward,
-            features,
-            law,
-            features.weights(law),
-            jnp.ones(len(levels)),
-            self.constraints,
-        )
-        self.blocks, self.held_blocks, self.whole = blocks, held, whole
-        used, reported, divergence = settings.used, settings.reported, "fisher"
-        self.reported = whole.at(reported, shares_of(reported, divergence))
-        self.match = whole.at(used, shares_of(used, settings.divergence))
+        """Prepare a descent from the present parameters."""
 
-    def _moments(self, features: Features, rows: np.ndarray) -> Moments:
-        """Moments of each block of recordings."""
-        values = {n: jnp.asarray(v[rows]) for n, v in self.recorded.items()}
-        return block_moments(features, values, next(self.keys))
+    @abc.abstractmethod
+    def chunk(
+        self, move: Move, state: Any, rates: jax.Array, rng_key: jax.Array
+    ) -> tuple[Any, dict[str, Any]]:
+        """A chunk of steps of a descent; see `matching.descend`."""
+
+    @abc.abstractmethod
+    def place(self) -> Place | None:
+        """The divergence around the present parameters; None if it is not finite."""
+
+    @abc.abstractmethod
+    def rises(self, last: Place, here: Place) -> bool:
+        """Whether the divergence rose from one place to the other."""
+
+    @abc.abstractmethod
+    def resampled(self, place: Place, num_draws: int) -> np.ndarray:
+        """Gradients there for resamples of the recordings, (num_draws, numbers)."""
+
+    @abc.abstractmethod
+    def measure(self, num_draws: int) -> Estimate:
+        """How far the held-out recordings are from the twin."""
+
+    @abc.abstractmethod
+    def coordinates(self, values: Values) -> jax.Array:
+        """Recorded sites in units of the recordings, (num_samples, dimensions)."""
+
+    def doubts(self) -> list[str]:
+        """Sentences that say why results may be wrong."""
+        return []
+
+    def near(self, coordinates: Any) -> np.ndarray:
+        """Whether rows have weight in the fit, (num_samples,)."""
+        return np.ones(len(coordinates), bool)
+
+    # -- the parts -----------------------------------------------------------------
 
     def simulate(self, unconstrained_params: Any, size: int) -> Values:
         """Independent draws of the recorded sites: quasi-random ones would be too even
         for a two-sample test."""
         params = constrained(unconstrained_params, self.constraints)
         key, parts = next(self.keys), []
-        for start in range(0, size, _FINAL_SAMPLES):  # in parts, to limit memory
-            count = min(size - start, _FINAL_SAMPLES)
-            noise = draw_noise(self.sm.spec, jax.random.fold_in(key, start), count)
+        for start in range(0, size, _AT_ONCE):  # all of one size: they compile once
+            noise = draw_noise(self.sm.spec, jax.random.fold_in(key, start), _AT_ONCE)
             values = simulate(self.sm.forward, params, noise)
-            parts.append({name: values[name] for name in self.recorded})
+            parts.append({n: values[n][: size - start] for n in self.recorded})
         return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
     def descend(self, num_steps: int, bar: Any) -> None:
@@ -175,8 +163,6 @@ class Fit:
         scale = self._scales() if scaled else None
         projection = settings.projection
         move = Move.trace(start, optimizer, projection, self.constraints, scale)
-        size = settings.num_samples
-        each = size if settings.divergence == "kl" else size // 2
         state = Descent(start, optimizer.init(start), jnp.zeros((), jnp.int32))
         rates = 0.5 * (1 + np.cos(np.pi * np.arange(num_steps) / num_steps))
         if not scaled:
@@ -184,20 +170,12 @@ class Fit:
         key = next(self.keys)
         try:
             for start in range(0, num_steps, _CHUNK):
-                state, info = descend(
-                    self.match,
-                    move,
-                    state,
-                    jnp.asarray(rates[start : start + _CHUNK], jnp.zeros(()).dtype),
-                    key,
-                    base_points(self.spec, each),
-                    divergence=settings.divergence,
-                    spec=self.spec,
-                    size=size,
-                )
+                part = jnp.asarray(rates[start : start + _CHUNK], jnp.zeros(()).dtype)
+                state, info = self.chunk(move, state, part, key)
                 self.history.append(jax.device_get(info))
                 bar.update(len(info["finite"]))
-                bar.set_postfix_str(f"divergence {float(info['divergence'][-1]):.3g}")
+                name = next(n for n in VALUES if n in info)
+                bar.set_postfix_str(f"{name} {float(info[name][-1]):.3g}")
         finally:
             self.unconstrained_params = state.unconstrained_params
 
@@ -211,47 +189,19 @@ class Fit:
             if something is not finite. None if the last step raised the divergence or
             led to values that are not finite; then half of it is undone.
         """
-        divergence = self.settings.divergence
-        whole = self.draw_weights()
-        weights = whole[:, self.whole.features.index(self.settings.used)]
-        few = _FINAL_SAMPLES if self.numbers == 1 else _FEW_SAMPLES
-        local = look_around(
-            self.match,
-            self.unconstrained_params,
-            weights,
-            next(self.keys),
-            (base_points(self.spec, _FINAL_SAMPLES), base_points(self.spec, few)),
-            spec=self.spec,
-            size=_FINAL_SAMPLES,
-            few=few,
-        )
         flat, unravel = ravel_pytree(self.unconstrained_params)
-        here = None
-        if all(np.isfinite(x).all() for x in jax.tree.leaves((whole, local))):
-            slope, noise = mean_gradient(local, weights, self.match, divergence)
-            here = Place(np.asarray(flat, float), weights, slope, noise)
-        if self.last is not None and (
-            here is None or rises(self.last, here, self.match, divergence)
-        ):
+        here = self.place()
+        if self.last is not None and (here is None or self.rises(self.last, here)):
             half = unravel(jnp.asarray((self.last.flat + flat) / 2, flat.dtype))
             self.unconstrained_params = onto(self.settings.projection, half)
             return None
         if here is None:
             return math.nan
         self.last = here
-        resampled = self.resampled_gradients(
-            local, weights, *self.resample(whole, _RESAMPLES)
-        )
         size = self.sizes()
         allowed, edges = self._ways()
-        directions = find_directions(
-            local,
-            self.match,
-            divergence,
-            size,
-            allowed,
-            np.atleast_2d(np.cov(resampled.T)),
-        )
+        information = np.atleast_2d(np.cov(self.resampled(here, _RESAMPLES).T))
+        directions = find_directions(here.curvatures, size, allowed, information)
         step = limited(directions.solve(here.gradient), size)
         moved = onto(
             self.settings.projection, unravel(jnp.asarray(flat + step, flat.dtype))
@@ -261,7 +211,7 @@ class Fit:
         own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))
         error = np.hypot(directions.error, 3 * own / directions.curvature)
         self.unconstrained_params = moved
-        self.end = End(local, weights, directions, here.noise, edges)
+        self.end = End(here, directions, edges)
         return float((np.abs(along) / error).max(initial=0.0))
 
     def _step_back(self) -> None:
@@ -269,20 +219,6 @@ class Fit:
         if self.last is not None:
             flat, unravel = ravel_pytree(self.unconstrained_params)
             self.unconstrained_params = unravel(jnp.asarray(self.last.flat, flat.dtype))
-
-    def resampled_gradients(
-        self, local: Local, weights: jax.Array, targets: Any, pulls: Any
-    ) -> np.ndarray:
-        """Gradients for resamples of the recordings, (num_draws, numbers)."""
-        index = self.whole.features.index(self.settings.used)
-        return resampled_gradients(
-            local,
-            weights,
-            self.match,
-            self.settings.divergence,
-            targets[:, index],
-            pulls[:, index],
-        )
 
     def _scales(self) -> dict[str, Any]:
         """Peak rate of the default optimizer, for each parameter separately.
@@ -338,41 +274,17 @@ class Fit:
         ]
         return vectors[:, values > 0.5], sum(x > 0.5 * reach for x in moved)
 
-    def draw_weights(self) -> jax.Array:
-        """W_q of independent draws at the present parameters."""
-        return draw_weights(
-            self.whole,
-            self.unconstrained_params,
-            next(self.keys),
-            base_points(self.spec, _FINAL_SAMPLES),
-            spec=self.spec,
-            size=_FINAL_SAMPLES,
-            draws=_DRAWS,
-        )
-
-    def resample(
-        self, weights: jax.Array, num_draws: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """A bootstrap over blocks of recordings; see `inference.resample`."""
-        count = len(self.train)
-        counts = self.rng.multinomial(count, np.full(count, 1 / count), num_draws)
-        mean = jnp.mean(weights, axis=0)
-        return resample(self.whole, mean, self.blocks, counts / count)
-
-    def distance(self, weights: jax.Array, targets: Any) -> Estimate:
-        """Divergence from the held-out recordings, averaged over all levels."""
-        index = self.whole.features.index(self.settings.reported)
-        held = Moments(*(x[:, index] for x in self.held_blocks))
-        return held_out(weights[:, index], targets[:, index], held, self.reported)
-
     def test(self) -> TwoSample:
         """Two-sample test of held-out recordings and draws of the twin."""
         rows = self.held.ravel()
         picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: rows may be correlated
         recorded = {n: jnp.asarray(v[picked]) for n, v in self.recorded.items()}
         drawn = self.simulate(self.unconstrained_params, len(picked))
-        a, b = (self.whole.features.coordinates(v) for v in (recorded, drawn))
-        return two_sample(np.asarray(a), np.asarray(b))
+        a, b = (np.asarray(self.coordinates(v)) for v in (recorded, drawn))
+        a, b = (x[self.near(x)] for x in (a, b))
+        if not len(a) or not len(b):  # they lie far apart
+            return TwoSample(math.inf, 0.0)
+        return two_sample(a, b)
 
     def run(self, progress_bar: bool) -> Outcome:
         """Run descent, corrections, bootstrap and tests."""
@@ -380,8 +292,7 @@ class Fit:
         cycles = [total - total // 2, total // 2] if total > 1 else [1]
         with tqdm(total=total, disable=not progress_bar, desc="features") as bar:
             self.look()
-            weights = self.draw_weights()
-            before = self.distance(weights, self.resample(weights, _RESAMPLES)[0])
+            before = self.measure(_RESAMPLES)
             test_before = self.test()
             try:
                 for cycle, steps in enumerate(cycles):
@@ -398,11 +309,9 @@ class Fit:
                 )
                 self.end = None
             bar.set_description("bootstrap")
-            weights = self.draw_weights()
-            targets, pulls = self.resample(weights, self.settings.num_draws)
-            after = self.distance(weights, targets)
+            after = self.measure(self.settings.num_draws)
             bar.set_description("calibration")
-        return Outcome(status, before, after, test_before, targets, pulls)
+        return Outcome(status, before, after, test_before)
 
     def _settle(self, total: int) -> Status:
         """Newton steps until they are short; returns the status."""
@@ -435,7 +344,7 @@ class Fit:
                 return Status(
                     f"took {total} steps, with no corrections: {why}", Ending.ALL_STEPS
                 )
-            if length < _SETTLED:
+            if length < self.settled:
                 return Status(
                     f"converged: the last correction was {length:.2g} standard errors",
                     Ending.CONVERGED,
@@ -448,3 +357,15 @@ class Fit:
             text = f"{last}. Raise num_steps or num_samples"
         text = f"not converged: {text}, or use other init_params"
         return Status(text, Ending.UNFINISHED)
+
+
+def into_blocks(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the blocks of the fit, and of those that are held out.
+
+    As many blocks as lose the fewest rows, which do not fill a block.
+    """
+    counts = range(_BLOCKS, _FEWEST_BLOCKS - 1, -_HELD_OUT)
+    blocks = min(counts, key=lambda count: number % count)
+    rows = np.arange(number // blocks * blocks).reshape(blocks, -1)
+    held = np.arange(blocks) % _HELD_OUT == _HELD_OUT - 1
+    return rows[~held], rows[held]

@@ -48,9 +48,7 @@ class Directions(NamedTuple):
 
 
 def find_directions(
-    local: Local,
-    match: Match,
-    divergence: str,
+    curvatures: np.ndarray,
     size: np.ndarray,
     allowed: np.ndarray,
     information: np.ndarray,
@@ -58,23 +56,19 @@ def find_directions(
     """The directions that the recordings determine.
 
     Args:
-        local: Derivatives of the twin in its parameters.
-        match: The twin and the recordings.
-        divergence: "fisher" or "kl".
+        curvatures: Of the divergence, by independent draws of the twin, (draws,
+            numbers, numbers). One draw has no noise.
         size: Typical size of each unconstrained number, (numbers,).
         allowed: Directions that a projection allows, orthonormal columns.
         information: Covariance of the gradient over resamples of the recordings.
     """
-    factor = factors(local, match.shares, match.law.gram, divergence)
-    factor, slopes = _double(factor, local.slopes)
-    others = (slopes.sum(0) - slopes) / (len(slopes) - 1)  # their noise is independent
-    flat = (*factor.shape[:2], -1)
-    each = factor.reshape(flat) @ np.swapaxes(others.reshape(flat), 1, 2)
-    each = allowed.T @ (each + np.swapaxes(each, 1, 2)) @ allowed / 2
+    each = allowed.T @ (curvatures + np.swapaxes(curvatures, 1, 2)) @ allowed / 2
     metric = allowed.T @ (allowed / size[:, None] ** 2)
     curvature, vectors = eigh(each.mean(0), metric)
-    spread = np.einsum("pi,rpq,qi->ri", vectors, each, vectors).std(0, ddof=1)
-    error = student(len(each)) * spread / len(each) ** 0.5
+    error = np.zeros(len(curvature))
+    if len(each) > 1:
+        spread = np.einsum("pi,rpq,qi->ri", vectors, each, vectors).std(0, ddof=1)
+        error = student(len(each)) * spread / len(each) ** 0.5
     vectors = allowed @ vectors
     recorded = np.sqrt(np.einsum("pi,pq,qi->i", vectors, information, vectors))
     # Known: the standard error is below the parameters' size, and the curvature is well
@@ -88,6 +82,19 @@ def find_directions(
         vectors[:, ~known],
         rough,
     )
+
+
+def curvatures_of(local: Local, match: Match, divergence: str) -> np.ndarray:
+    """Curvature of the divergence by each draw of the twin, (draws, numbers, numbers).
+
+    The slopes of the other draws multiply the factor of a draw: their noise is
+    independent.
+    """
+    factor = factors(local, match.shares, match.law.gram, divergence)
+    factor, slopes = _double(factor, local.slopes)
+    others = (slopes.sum(0) - slopes) / (len(slopes) - 1)
+    flat = (*factor.shape[:2], -1)
+    return factor.reshape(flat) @ np.swapaxes(others.reshape(flat), 1, 2)
 
 
 def mean_gradient(
@@ -106,15 +113,17 @@ class Place(NamedTuple):
 
     Attributes:
         flat: The unconstrained numbers, (numbers,).
-        weights: W_q of independent draws, (draws, levels, width, dimensions).
         gradient: Gradient of the divergence, (numbers,).
         noise: Covariance of the gradient over draws of the twin.
+        curvatures: Curvature by each draw of the twin, (draws, numbers, numbers).
+        inside: What else the divergence was computed from.
     """
 
     flat: np.ndarray
-    weights: jax.Array
     gradient: np.ndarray
     noise: np.ndarray
+    curvatures: np.ndarray
+    inside: Any
 
 
 def rises(last: Place, here: Place, match: Match, divergence: str) -> bool:
@@ -127,7 +136,7 @@ def rises(last: Place, here: Place, match: Match, divergence: str) -> bool:
         way = here.flat - last.flat
         rise = way @ (last.gradient + here.gradient) / 2
         return bool(rise > np.sqrt(way @ (last.noise + here.noise) @ way))
-    before, now = (apart(place.weights, match) for place in (last, here))
+    before, now = (apart(place.inside.weights, match) for place in (last, here))
     return now[0] - before[0] > 2 * np.hypot(before[1], now[1])
 
 
@@ -144,7 +153,7 @@ def apart(weights: jax.Array, match: Match) -> tuple[float, float]:
     products = np.einsum("l,rlwd,slwd->rs", shares, gap, gram @ gap)
     count = len(gap)
     value = (products.sum() - np.trace(products)) / (2 * count * (count - 1))
-    return float(value), _error(products.mean(axis=1))
+    return float(value), mean_error(products.mean(axis=1))
 
 
 def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -227,11 +236,11 @@ def held_out(
     by_block = 0.5 * np.einsum(
         "lwd,blwd->b", scaled * (mean - target), gram @ mean - slope
     )
-    held_error = _error(by_block)
+    held_error = mean_error(by_block)
     second = scaled * (gram.mean(0) @ mean - slope.mean(0))
     fit_error = 0.5 * np.einsum("blwd,lwd->b", targets, second).std(ddof=1)
     alone = 0.5 * np.einsum("rlwd,lwd->r", weights - mean, 2 * second)
-    own_error = _error(alone)
+    own_error = mean_error(alone)
     error = float(np.sqrt(held_error**2 + fit_error**2 + own_error**2))
     return report(float(found), error, "features")
 
@@ -257,7 +266,7 @@ def two_sample(recorded: np.ndarray, drawn: np.ndarray) -> TwoSample:
     return TwoSample(float(found.statistic), float(found.pvalue))
 
 
-def _error(found: np.ndarray) -> float:
+def mean_error(found: np.ndarray) -> float:
     """Standard error of the mean."""
     return float(student(len(found)) * found.std(ddof=1) / len(found) ** 0.5)
 

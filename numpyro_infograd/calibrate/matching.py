@@ -146,7 +146,7 @@ def kl_gradient(
     )
     gap = features.weights(features.moments(z, blur, key)) - match.target
     cotangent = sum(
-        share * features(z + level**0.5 * blur, level) @ each
+        share * features.weigh(z) * (features(z + level**0.5 * blur, level) @ each)
         for share, level, each in zip(match.shares, features.levels, gap, strict=True)
     )
     value = jnp.einsum("l,lwd,lwv,lvd->", match.shares, gap, match.law.gram, gap)
@@ -279,7 +279,7 @@ def look_around(
 
         def stream(number: jax.Array) -> jax.Array:
             outputs = lambda flat: match.outputs(unravel(flat), noise)  # noqa: E731
-            moved = jax.jvp(outputs, (flat,), (number,))[1]
+            moved = features.weigh(z) * jax.jvp(outputs, (flat,), (number,))[1]
             return jnp.stack([each.T @ moved / size for each in phi])
 
         flow = jax.lax.map(stream, numbers)

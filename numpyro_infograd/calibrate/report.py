@@ -20,18 +20,20 @@ from numpyro_infograd.values import Estimate
 
 _REPLICATES = 20  # replicates of the recordings by the twin, at most
 _LARGEST = 2**25  # numbers in all replicates, at most
+_COMPARED = 16384  # draws of the twin against which outliers are seen
+_BEYOND = 1.25  # distance of an outlier, in distances of the farthest draw
 _LOST = 0.05  # largest undetermined part of a parameter with a finite error
 
 
 def make_report(fit: Fit, outcome: Outcome) -> Calibration:
     """The result of a calibration, from where it ended."""
-    status, before, after, test_before, targets, pulls = outcome
+    status, before, after, test_before = outcome
     params = constrained(fit.unconstrained_params, fit.constraints)
     draws: dict[str, Any] = {}
     errors = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), params)
     undetermined: tuple[dict[str, Any], ...] = ()
     if fit.end is not None:
-        draws, errors, undetermined = _spread(fit, targets, pulls)
+        draws, errors, undetermined = _spread(fit)
         errors = {name: errors[name] for name in params}  # JAX sorts dicts
     test_after = fit.test()
     simulated = _replicates(fit, draws)
@@ -77,18 +79,18 @@ def _replicates(fit: Fit, draws: dict[str, Any]) -> dict[str, np.ndarray]:
     return jax.tree.map(lambda *x: np.stack(x), *made)
 
 
-def _spread(fit: Fit, targets: Any, pulls: Any) -> tuple[Any, Any, tuple[Any, ...]]:
+def _spread(fit: Fit) -> tuple[Any, Any, tuple[Any, ...]]:
     """Draws of the parameters, their errors, and the undetermined directions."""
     assert fit.end is not None
-    local, weights, directions, noise, _ = fit.end
+    place, directions, _ = fit.end
     flat, unravel = ravel_pytree(fit.unconstrained_params)
     project = fit.settings.projection
 
     def params_at(flat: jax.Array) -> Any:
         return constrained(onto(project, unravel(flat)), fit.constraints)
 
-    found = fit.resampled_gradients(local, weights, targets, pulls)
-    found = found - found.mean(0)
+    found = fit.resampled(place, fit.settings.num_draws)
+    found, noise = found - found.mean(0), place.noise
     found += fit.rng.multivariate_normal(np.zeros(len(noise)), noise, len(found))
     moved = np.asarray(flat) + directions.solve(found)
     draws = jax.vmap(params_at)(jnp.asarray(moved, flat.dtype))
@@ -124,11 +126,10 @@ def _warnings_for(
 ) -> tuple[str, ...]:
     """Sentences that say why results may be wrong."""
     found = []
-    coordinates = fit.whole.features.coordinates
     drawn = fit.simulate(fit.unconstrained_params, 1024)
     seen = {n: jnp.asarray(v[fit.train.ravel()[::16]]) for n, v in fit.recorded.items()}
     outside, usual = (
-        float(jnp.mean(~jnp.all(jnp.abs(coordinates(v)) <= CLIP, axis=1)))
+        float(jnp.mean(~jnp.all(jnp.abs(fit.coordinates(v)) <= CLIP, axis=1)))
         for v in (drawn, seen)
     )
     if outside > 2 * usual + 0.01:
@@ -166,22 +167,50 @@ def _warnings_for(
             "the corrections did not converge (see .status): standard errors may be "
             "wrong."
         )
-    far = after.value > 3 * after.standard_error
-    if far or test.pvalue < 0.01 or (test.pvalue < 0.05 and after.lower > 0):
+    found.extend([*fit.doubts(), *_outliers(fit)])
+    likely = fit.settings.divergence == "likelihood"  # its value is no divergence
+    far = not likely and after.value > 3 * after.standard_error
+    near = likely or after.lower <= 0
+    if far or test.pvalue < 0.01 or (test.pvalue < 0.05 and not near):
         why = (
             "the descent converged, so the model may be misspecified"
             if converged
             else status
         )
+        what = f"divergence {after.value:.3g} +- {after.standard_error:.2g} nats; "
+        what = "" if likely else what
         if fit.end is not None and fit.end.edges:
             why = "the projection prevents a better fit"
         found.append(
-            "the twin's distribution differs from that of the recordings (divergence "
-            f"{after.value:.3g} +- {after.standard_error:.2g} nats; a two-sample test, "
-            f"which is less sensitive, has p = {test.pvalue:.2g}): {why}. Standard "
-            "errors do not apply."
+            f"the twin's distribution differs from that of the recordings ({what}a "
+            f"two-sample test has p = {test.pvalue:.2g}): {why}. Standard errors do "
+            "not apply."
         )
     return tuple(found)
+
+
+def _outliers(fit: Fit) -> list[str]:
+    """What is said about recordings that the twin does not make."""
+    rows = {n: jnp.asarray(v[fit.train.ravel()]) for n, v in fit.recorded.items()}
+    drawn = fit.simulate(fit.unconstrained_params, _COMPARED)
+    z, made = (np.asarray(fit.coordinates(v)) for v in (rows, drawn))
+    out = int(np.sum(~fit.near(z)))
+    if fit.settings.robust:
+        return [
+            f"robust: {out} of {len(z)} recordings are far from the others and have "
+            "weight zero."
+        ] * bool(out)
+    farthest = float(np.max(np.linalg.norm(made, axis=1)))
+    out = int(np.sum(np.linalg.norm(z, axis=1) > _BEYOND * farthest))
+    if out < 3 or out < 5 * len(z) / len(made):
+        return []
+    text = (
+        f"{out} of {len(z)} recordings are farther out than all of {len(made)} draws "
+        "of the twin, as outliers are, and they move the parameters. "
+    )
+    if fit.settings.divergence == "likelihood":
+        return [text + "Give the model heavier tails, or drop these rows."]
+    return [text + "Pass robust=True, or give the model heavier tails."]
 
 
 def _count(number: int) -> str:

@@ -34,16 +34,12 @@ class Outcome(NamedTuple):
         before: Divergence from the held-out recordings at the start.
         after: The same at the end.
         test_before: Two-sample test at the start.
-        targets: W_p of resampled recordings.
-        pulls: G_p (W_q - W_p) of resampled recordings.
     """
 
     status: Status
     before: Estimate
     after: Estimate
     test_before: TwoSample
-    targets: Any
-    pulls: Any
 
 
 @dataclass(frozen=True, repr=False)  # the repr of any Result
@@ -52,8 +48,9 @@ class Calibration(Result):
 
     `params` and `status` are as in any `Result`, and `estimate` is `after`. `history`
     has arrays over steps, (num_steps,): "gradient_norm", "finite" (whether the step was
-    taken) and "divergence", the Fisher divergence over the levels in use (nats); and
-    "params", a dict of arrays (num_steps, *shape).
+    taken) and "divergence", the Fisher divergence over the levels in use (nats), or
+    "negative_log_likelihood" (nats for one recording); and "params", a dict of arrays
+    (num_steps, *shape).
     `diagnostics` has the divergence and the levels.
 
     Attributes:
@@ -66,8 +63,10 @@ class Calibration(Result):
             along undetermined directions. So functions that the recordings determine,
             such as the product of two factors, can be computed from them.
         before: Divergence from held-out recordings at the start, in nats, as far as
-            features trained there show it. Its standard error is conservative.
-        after: The same at the end. It stays positive if the model is misspecified.
+            features trained there show it. Its standard error is conservative. For
+            "likelihood", minus the mean log likelihood of held-out recordings.
+        after: The same at the end. A divergence stays positive if the model is
+            misspecified.
         test_before: Two-sample test on held-out recordings at the start.
         test_after: The same at the end.
         undetermined: Directions in parameter space that the recordings do not
@@ -119,9 +118,12 @@ class Calibration(Result):
         return [(n, with_error(value, errors[n])) for n, value in self.params.items()]
 
     def _notes(self) -> list[str]:
+        what = "divergence from held-out recordings"
+        if self.after is not None and self.after.method == "likelihood":
+            what = "minus the mean log likelihood of held-out recordings"
         return [
-            f"divergence from held-out recordings, before: {self.before!r}",
-            f"divergence from held-out recordings, after: {self.after!r}",
+            f"{what}, before: {self.before!r}",
+            f"{what}, after: {self.after!r}",
             *(
                 f"two-sample test {when}: energy distance {test.statistic:.3g}, "
                 f"p = {test.pvalue:.3g}"

@@ -21,7 +21,7 @@ class Settings:
     """Settings of a calibration, after checks.
 
     Attributes:
-        divergence: "fisher" or "kl".
+        divergence: "fisher", "kl" or "likelihood".
         used: Noise levels of the divergence that is minimised.
         reported: Noise levels of the divergence that is reported.
         optimizer: None, or an optax or numpyro optimizer.
@@ -30,6 +30,7 @@ class Settings:
         num_steps: Steps of the optimizer.
         num_samples: Draws of the twin in a step.
         num_draws: Bootstrap draws of the parameters.
+        robust: Whether recordings far out have no weight.
     """
 
     divergence: str
@@ -41,6 +42,7 @@ class Settings:
     num_steps: int = NUM_STEPS
     num_samples: int = 4096
     num_draws: int = 200
+    robust: bool = False
 
     @property
     def levels(self) -> tuple[float, ...]:

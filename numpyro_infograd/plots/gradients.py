@@ -111,9 +111,9 @@ def _draw_way(axes: Any, history: Mapping[str, Any], end: Any, style: Any) -> st
 
 def _values(history: Mapping[str, Any], end: float | None) -> tuple[str, np.ndarray]:
     """The objective before each step (and after the last), and its label."""
-    for name in ("objective", "divergence"):
+    for name in ("objective", "divergence", "negative_log_likelihood"):
         if name in history:
-            return name, np.asarray(history[name], float)
+            return name.replace("_", " "), np.asarray(history[name], float)
     taken = np.asarray(history["finite"], bool)
     gain = np.where(taken, history["gain"], 0.0)
     # A step that was not taken also undoes the step before.

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Twins fitted by likelihood, against maximum likelihood by sums and quadrature."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import gammaln, logsumexp
+from scipy.stats import norm, poisson
+
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from helpers import quiet
+from numpyro_infograd.distributions import Clipped, Quantized
+
+EDGES = np.linspace(-1.5, 1.5, 7)  # a converter of three bits
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
+LOG_WEIGHTS = np.log(WEIGHTS / WEIGHTS.sum())
+
+
+def positive(name, start):
+    return numpyro.param(name, start, constraint=constraints.positive)
+
+
+def counts() -> None:
+    """Counts whose rate varies from recording to recording."""
+    z = numpyro.sample("z", dist.Normal(0, 1))
+    rate = jnp.exp(numpyro.param("m", 0.0) + positive("s", 1.0) * z)
+    numpyro.sample("y", dist.Poisson(rate))
+
+
+def counts_log_prob(theta, y):
+    values, number = np.unique(y, return_counts=True)
+    log_rate = theta[0] + np.exp(theta[1]) * NODES
+    terms = values[:, None] * log_rate - np.exp(log_rate) - gammaln(values + 1)[:, None]
+    return number @ logsumexp(terms + LOG_WEIGHTS, axis=1)
+
+
+def converter() -> None:
+    numpyro.sample("y", Quantized(dist.Normal(0, positive("s", 1.0)), EDGES))
+
+
+def converter_log_prob(theta, y):
+    cdf = np.concatenate([[0.0], norm.cdf(EDGES / np.exp(theta[0])), [1.0]])
+    return np.bincount(y.astype(int), minlength=8) @ np.log(np.diff(cdf))
+
+
+def clipped() -> None:
+    base = dist.Normal(numpyro.param("m", 0.0), positive("s", 1.0))
+    numpyro.sample("y", Clipped(base, low=0.0, high=2.0))
+
+
+def clipped_log_prob(theta, y):
+    m, s = theta[0], np.exp(theta[1])
+    inside = np.where((y > 0) & (y < 2), norm.logpdf(y, m, s), 0.0)
+    low, high = norm.logcdf(0, m, s), norm.logsf(2, m, s)
+    return np.sum(inside + np.where(y <= 0, low, 0) + np.where(y >= 2, high, 0))
+
+
+def best(log_prob, y, theta):
+    """Maximum likelihood and its standard errors from the observed information."""
+    found = minimize(
+        lambda t: -log_prob(t, y),
+        theta,
+        method="Nelder-Mead",
+        options={"xatol": 1e-6, "fatol": 1e-8, "maxiter": 4000},
+    )
+    step, eye = 1e-3, np.eye(len(theta))
+    hessian = [
+        [
+            sum(
+                a * b * -log_prob(found.x + step * (a * i + b * j), y)
+                for a in (-1, 1)
+                for b in (-1, 1)
+            )
+            / (4 * step**2)
+            for i in eye
+        ]
+        for j in eye
+    ]
+    return found.x, np.sqrt(np.diag(np.linalg.inv(hessian)))
+
+
+def free(twin, names):
+    """Parameters and errors in the coordinates of `best`: logarithms of scales."""
+    values = {n: float(twin.params[n]) for n in names}
+    errors = {n: float(twin.standard_error[n]) for n in names}
+    x = [np.log(values[n]) if n == "s" else values[n] for n in names]
+    e = [errors[n] / values[n] if n == "s" else errors[n] for n in names]
+    return np.array(x), np.array(e)
+
+
+def check(twin, log_prob, names, tolerance=0.05):
+    """Near the maximum, in standard errors, which are those of the information."""
+    assert "converged" in twin.status and not twin.warnings, twin
+    found, error = free(twin, names)
+    truth, wanted = best(log_prob, np.asarray(twin.recorded["y"], float), found + 0.1)
+    off = np.abs(found - truth) / wanted
+    assert np.all(off < tolerance), (found, truth, wanted)
+    assert np.all(np.abs(error / wanted - 1) < 0.35), (error, wanted)
+
+
+def test_counts_with_a_hidden_rate() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.poisson(np.exp(0.8 + 0.5 * rng.normal(size=3000)))
+    twin = quiet.calibrate(counts, {"y": y})
+    check(twin, counts_log_prob, ("m", "s"), tolerance=0.2)
+    assert twin.after.method == "likelihood" and twin.after.value < twin.before.value
+    assert "log likelihood" in repr(twin)
+
+
+def test_a_converter_of_three_bits() -> None:
+    y = np.digitize(0.6 * np.random.default_rng(1).normal(size=2000), EDGES)
+    twin = quiet.calibrate(converter, {"y": y}, num_steps=40)
+    check(twin, converter_log_prob, ("s",))
+
+
+@pytest.mark.slow
+def test_a_clipped_amplifier() -> None:
+    y = np.clip(0.4 + 1.3 * np.random.default_rng(2).normal(size=2000), 0, 2)
+    twin = quiet.calibrate(clipped, {"y": y}, num_steps=40)
+    check(twin, clipped_log_prob, ("m", "s"))
+
+
+def hidden_counts() -> None:
+    """A hidden count, whose rate is a parameter, behind two recorded sites."""
+    z = numpyro.sample("z", dist.Poisson(positive("rate", 1.5)))
+    numpyro.sample("y", dist.Normal(z, positive("s", 1.0)))
+    numpyro.sample("c", dist.Bernoulli(logits=z - 2.0))
+
+
+def hidden_counts_log_prob(theta, y, c):
+    z = np.arange(60)
+    prior = poisson.logpmf(z, np.exp(theta[0]))
+    flip = -np.logaddexp(0, np.where(c[:, None] == 1, 2.0 - z, z - 2.0))
+    inside = norm.logpdf(y[:, None], z, np.exp(theta[1]))
+    return np.sum(logsumexp(prior + flip + inside, axis=1))
+
+
+@pytest.mark.slow
+def test_draws_that_a_parameter_makes_more_likely() -> None:
+    """Discrete and continuous sites together, after draws without a derivative."""
+    rng = np.random.default_rng(3)
+    z = rng.poisson(2.5, size=1000)
+    y = z + 0.6 * rng.normal(size=1000)
+    c = rng.uniform(size=1000) < 1 / (1 + np.exp(2.0 - z))
+    twin = quiet.calibrate(hidden_counts, {"y": y, "c": c}, num_steps=60)
+    assert "converged" in twin.status and not twin.warnings, twin
+    c = np.asarray(twin.recorded["c"], int)
+    values = {n: float(twin.params[n]) for n in ("rate", "s")}
+    truth, wanted = best(
+        lambda theta, y: hidden_counts_log_prob(theta, y, c),
+        np.asarray(twin.recorded["y"], float),
+        np.log([2.5, 0.6]),
+    )
+    for i, (name, value) in enumerate(values.items()):
+        assert abs(np.log(value) - truth[i]) < 0.35 * wanted[i], (name, value, truth)
+        error = float(twin.standard_error[name]) / value
+        assert abs(error / wanted[i] - 1) < 0.35, (name, error, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jump", [False, True])
+def test_a_jump_in_a_likelihood_is_seen(jump: bool) -> None:
+    """A jump of a probability has no derivative; the end says that something is off."""
+
+    def model() -> None:
+        a = numpyro.param("a", 0.3)
+        u = numpyro.sample("u", dist.Uniform(-1, 1))
+        high = jnp.where(u < a, 1.0, -1.0) if jump else jnp.tanh((a - u) / 0.2)
+        numpyro.sample("y", dist.Bernoulli(logits=high + a))
+
+    y = np.random.default_rng(4).uniform(size=1000) < 0.6
+    twin = quiet.calibrate(model, {"y": y}, num_steps=20)
+    assert any("as its derivatives say" in w for w in twin.warnings) is jump
+
+
+@pytest.mark.slow
+def test_an_outcome_that_the_twin_cannot_make_is_counted() -> None:
+    def model() -> None:
+        n = numpyro.sample("n", dist.Binomial(3, 0.5))
+        rate = numpyro.param("p", 0.3, constraint=constraints.unit_interval)
+        numpyro.sample("y", dist.Binomial(n, rate))
+
+    rng = np.random.default_rng(5)
+    y = rng.binomial(rng.binomial(3, 0.5, size=500), 0.4)
+    y[::100] = 5
+    twin = quiet.calibrate(model, {"y": y}, num_steps=20)
+    assert any("probability zero" in warning for warning in twin.warnings), twin
+    kept = np.asarray(twin.recorded["y"])
+    kept = kept[kept < 4]
+    assert float(twin.params["p"]) == pytest.approx(kept.mean() / 1.5, abs=0.02)
