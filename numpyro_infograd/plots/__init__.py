@@ -8,13 +8,14 @@ figure, and returns the axes. Settings of matplotlib are not changed.
 """
 
 from numpyro_infograd.plots.gradients import plot_ascent, plot_gradient_sweep
-from numpyro_infograd.plots.outcomes import plot_score_check, plot_twin
+from numpyro_infograd.plots.outcomes import plot_ranks, plot_score_check, plot_twin
 from numpyro_infograd.plots.planes import plot_constellation, plot_rate_region
 
 __all__ = [
     "plot_ascent",
     "plot_constellation",
     "plot_gradient_sweep",
+    "plot_ranks",
     "plot_rate_region",
     "plot_score_check",
     "plot_twin",

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures that compare: scores by two methods, recordings and twins."""
+"""Figures that compare: scores by two methods, recordings and twins, ranks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom
 
 from numpyro_infograd.calibrate import Calibration
 from numpyro_infograd.errors import ArgumentError
@@ -119,6 +120,60 @@ def plot_twin(calibration: Calibration, axes: Any = None) -> np.ndarray:
     return axes
 
 
+def plot_ranks(check: Any, axes: Any = None) -> np.ndarray:
+    """Draw histograms of the ranks of a simulation-based calibration.
+
+    Grey: the band that holds the height of a bar with probability 99 % if the ranks are
+    uniform. Bars in the middle mean that errors are too large; bars at both ends, too
+    small; bars at one end, that estimates are biased.
+
+    Args:
+        check: What `diagnostics.simulation_based_calibration` returned.
+        axes: Matplotlib axes, at most 12, for the first numbers of the parameters; None
+            makes a figure of the first 12.
+
+    Returns:
+        An array of the axes that were used.
+
+    Raises:
+        ArgumentError: If `check` is something else.
+        ImportError: If matplotlib is not installed.
+
+    Example:
+        >>> import matplotlib, numpy as np, numpyro_infograd as ig
+        >>> matplotlib.use("Agg")  # draws without a window
+        >>> ranks = np.random.default_rng(0).uniform(size=100)
+        >>> check = ig.diagnostics.RankCheck({"a": ranks}, {"a": ranks})
+        >>> (ax,) = ig.plots.plot_ranks(check)  # or check.plot()
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('rank of a', 'simulations')
+    """
+    if not hasattr(check, "ranks"):
+        raise ArgumentError(
+            "plot_ranks takes what simulation_based_calibration returns, got "
+            f"{check!r:.80}."
+        )
+    numbers = [
+        (name + (f"[{', '.join(map(str, at))}]" if at else ""), ranks[:, *at], p[at])
+        for (name, ranks), p in zip(
+            check.ranks.items(), check.pvalue.values(), strict=True
+        )
+        for at in np.ndindex(ranks.shape[1:])
+    ][:_PANELS]
+    axes = as_axes("axes", axes, len(numbers), _PANELS)[: len(numbers)]
+    style, bins = look(0), check.bins
+    for ax, (name, ranks, pvalue) in zip(axes, numbers, strict=False):
+        known = ranks[np.isfinite(ranks)]
+        low, high = binom.ppf([0.005, 0.995], len(known), 1 / bins)
+        ax.axhspan(low, high, color="0.9", label="99% if uniform")
+        ax.axhline(len(known) / bins, **TRUTH)
+        ax.hist(known, bins, (0.0, 1.0), color=style.color, alpha=0.6, label="ranks")
+        ax.set(xlabel=f"rank of {name}", ylabel="simulations", xlim=(0, 1))
+        ax.set_title(f"p = {pvalue:.2g}", fontsize="small")
+    axes[0].legend(fontsize="small")
+    return axes
+
+
 def _outputs(calibration: Calibration) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """For each number of each site: its name, recordings and replicates."""
     found = []
@@ -126,7 +181,8 @@ def _outputs(calibration: Calibration) -> list[tuple[str, np.ndarray, np.ndarray
         made = calibration.simulated[site]
         for place in np.ndindex(values.shape[1:]):
             at = f"[{', '.join(map(str, place))}]" if place else ""
-            found.append((site + at, values[:, *place], made[:, :, *place]))
+            ours, theirs = values[:, *place], made[:, :, *place]
+            found.append((site + at, ours.astype(float), theirs.astype(float)))
     return found
 
 

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Simulation-based calibration: whether a twin's errors are right, by simulation.
+
+Parameters are drawn around the twin, recordings are simulated from them, and the model
+is fitted to these. If the errors are right, each parameter is a draw from the
+distribution that its own fit reports, so its rank among the fit's draws is uniform
+(Talts et al., "Validating Bayesian inference algorithms with simulation-based
+calibration", 2018). A fit's draws are those of a confidence distribution, so this holds
+at every place of the parameters; there is no prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+import importlib
+from typing import Any
+
+import numpy as np
+from scipy.stats import chisquare
+from tqdm.auto import tqdm
+
+import jax
+
+from numpyro_infograd.arguments import as_args, as_count, as_key
+from numpyro_infograd.calibrate import Calibration, calibrate
+from numpyro_infograd.doors import public
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd.text import html_table
+from numpyro_infograd.tracing import trace_model
+
+_IN_A_BIN = 10  # expected number of ranks in a bin
+_MOST_BINS = 20
+_WRONG = 0.01  # p-value below which errors are called wrong
+
+
+@dataclass(frozen=True, repr=False)
+class RankCheck:
+    """What `simulation_based_calibration` found.
+
+    Attributes:
+        ranks: For each parameter, the share of each fit's draws below the true value,
+            (num_simulations, *shape); NaN where a fit has no standard error.
+        zscores: (estimate - true value) / standard error, of the same shape.
+        num_unfinished: Number of fits that did not converge. Their ranks count.
+
+    Example:
+        >>> import numpy as np, numpyro_infograd as ig
+        >>> ranks = (np.arange(100) + 0.5) / 100  # by hand
+        >>> check = ig.diagnostics.RankCheck({"a": ranks}, {"a": 4 * ranks - 2}, 0)
+        >>> check.bins, float(check.pvalue["a"]), float(check.coverage["a"])
+        (10, 1.0, 1.0)
+        >>> check
+        RankCheck:
+          a: ranks uniform with p = 1; two standard errors cover 100%
+          100 simulations
+    """
+
+    ranks: dict[str, np.ndarray]
+    zscores: dict[str, np.ndarray]
+    num_unfinished: int = 0
+    bins: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        number = len(next(iter(self.ranks.values())))
+        bins = int(np.clip(number // _IN_A_BIN, 2, _MOST_BINS))
+        object.__setattr__(self, "bins", bins)
+
+    @property
+    def pvalue(self) -> dict[str, np.ndarray]:
+        """p-value of a chi-square test that the ranks of each number are uniform."""
+        return {n: self._each(ranks, self._test) for n, ranks in self.ranks.items()}
+
+    @property
+    def coverage(self) -> dict[str, np.ndarray]:
+        """Share of fits whose two standard errors hold the true value."""
+
+        def share(z: np.ndarray) -> float:
+            return float(np.mean(np.abs(z) < 2)) if len(z) else np.nan
+
+        return {n: self._each(z, share) for n, z in self.zscores.items()}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences that name the parameters whose errors are wrong."""
+        found = []
+        for name, pvalue in self.pvalue.items():
+            if np.any(pvalue < _WRONG):
+                found.append(
+                    f"the ranks of {name!r} are not uniform (p = {np.min(pvalue):.2g}):"
+                    " its standard errors or its estimates are wrong for recordings of"
+                    " this number. See .plot()."
+                )
+        if self.num_unfinished:
+            found.append(f"{self.num_unfinished} of the fits did not converge.")
+        return tuple(found)
+
+    @staticmethod
+    def _each(values: np.ndarray, of: Callable[[np.ndarray], float]) -> np.ndarray:
+        """A number of the finite values for each number of a parameter."""
+        flat = values.reshape(len(values), -1).T
+        found = [of(row[np.isfinite(row)]) for row in flat]
+        return np.reshape(found, values.shape[1:])
+
+    def _test(self, ranks: np.ndarray) -> float:
+        if not len(ranks):
+            return np.nan
+        counts, _ = np.histogram(ranks, self.bins, (0.0, 1.0))
+        return float(chisquare(counts).pvalue)
+
+    def _lines(self) -> list[tuple[str, str]]:
+        pvalue, coverage = self.pvalue, self.coverage
+        lines = []
+        for name in self.ranks:
+            lowest, cover = np.min(pvalue[name]), np.mean(coverage[name])
+            text = f"ranks uniform with p = {lowest:.2g}; two standard errors cover"
+            lines.append((name, f"{text} {cover:.0%}"))
+        return lines
+
+    def _notes(self) -> list[str]:
+        number = len(next(iter(self.ranks.values())))
+        return [f"{number} simulations", *(f"warning: {w}" for w in self.warnings)]
+
+    def __repr__(self) -> str:
+        rows = [f"{name}: {text}" for name, text in self._lines()]
+        return "\n  ".join([f"{type(self).__name__}:", *rows, *self._notes()])
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, self._lines(), self._notes())
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw histograms of the ranks: see `plots.plot_ranks`.
+
+        Args:
+            axes: Matplotlib axes, one for each number of a parameter; None makes a
+                figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ArgumentError: For invalid or too many axes.
+            ImportError: If the `plots` extra is not installed.
+        """
+        plots = importlib.import_module("numpyro_infograd.plots")
+        return plots.plot_ranks(self, axes)
+
+
+@public
+def simulation_based_calibration(
+    model: Callable[..., Any] | StructuralModel,
+    twin: Calibration,
+    *,
+    num_simulations: int = 100,
+    num_recordings: int | None = None,
+    rng_key: jax.Array | None = None,
+    progress_bar: bool = True,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> RankCheck:
+    """Check a twin's standard errors by simulation.
+
+    Each simulation takes one of the twin's bootstrap draws as the true parameters,
+    simulates recordings from it, and calibrates the model to them. The rank of the true
+    value among the draws of that fit is uniform if the errors are right (Talts et al.,
+    2018). All fits share their compiled functions.
+
+    Args:
+        model: The model of the twin.
+        twin: What `calibrate` returned.
+        num_simulations: Number of fits, at least 20.
+        num_recordings: Number of recordings of each; None is that of the twin's fit
+            with its held-out fifth.
+        rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+        progress_bar: Whether to show a bar over the simulations.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+        **settings: Of `calibrate`. By default each fit has the twin's divergence and
+            starts at the twin's parameters.
+
+    Returns:
+        A `RankCheck`: ranks, a test that they are uniform, and the share of true values
+        that two standard errors cover.
+
+    Raises:
+        ArgumentError: For a twin without standard errors; and as `calibrate`.
+    """
+    key = as_key(rng_key)
+    args, kwargs = as_args(model_args, model_kwargs)
+    num_simulations = as_count("num_simulations", num_simulations, 20)
+    if not isinstance(twin, Calibration) or not twin.draws:
+        raise ArgumentError(
+            "simulation_based_calibration takes a Calibration with standard errors, "
+            f"got {twin!r:.80}. Pass what calibrate returned; its status and warnings "
+            "say why it has none."
+        )
+    if num_recordings is None:
+        num_recordings = -(-5 * len(next(iter(twin.recorded.values()))) // 4)
+    num_recordings = as_count("num_recordings", num_recordings)
+    sm = trace_model(model, args, kwargs)
+    used = {"divergence": twin.diagnostics["divergence"], "init_params": twin.params}
+    ranks: list[Any] = []
+    scores: list[Any] = []
+    unfinished = 0
+    for index in tqdm(range(num_simulations), disable=not progress_bar):
+        keys = jax.random.split(jax.random.fold_in(key, index), 3)
+        count = len(next(iter(jax.tree.leaves(twin.draws))))
+        picked = int(jax.random.randint(keys[0], (), 0, count))
+        truth = jax.tree.map(lambda x, i=picked: x[i], twin.draws)
+        made = sm.sample(keys[1], num_recordings, truth)
+        fit = calibrate(
+            sm,
+            {name: np.asarray(made[name]) for name in twin.recorded},
+            rng_key=keys[2],
+            progress_bar=False,
+            **used | settings,
+        )
+        unfinished += fit.status.ending.value != "converged"
+        ranks.append(_each(_rank, truth, fit))
+        scores.append(_each(_score, truth, fit))
+    both = [jax.tree.map(lambda *x: np.stack(x), *each) for each in (ranks, scores)]
+    return RankCheck(both[0], both[1], unfinished)
+
+
+def _each(of: Callable[..., Any], truth: Any, fit: Calibration) -> dict[str, Any]:
+    """A number for each number of the parameters; NaN without a standard error."""
+    draws = fit.draws or jax.tree.map(lambda x: np.asarray(x)[None], fit.params)
+    return {
+        name: np.asarray(
+            of(*map(np.asarray, (value, fit.params[name], error, draws[name])))
+        )
+        for name, value in truth.items()
+        for error in (fit.standard_error[name],)
+    }
+
+
+def _rank(truth: Any, _: Any, error: Any, draws: Any) -> np.ndarray:
+    below = (np.sum(draws < truth, axis=0) + 0.5) / (len(draws) + 1)
+    return np.where(np.isfinite(error), below, np.nan)
+
+
+def _score(truth: Any, value: Any, error: Any, _: Any) -> np.ndarray:
+    return np.where(np.isfinite(error), (value - truth) / error, np.nan)

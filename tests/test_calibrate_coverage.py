@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A twin's standard errors: outliers, few recordings, simulation-based calibration."""
+
+from __future__ import annotations
+
+import links
+import numpy as np
+import pytest
+
+import jax.numpy as jnp
+
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+
+from helpers import quiet
+import numpyro_infograd as ig
+from numpyro_infograd.calibrate.restarts import best_of
+from numpyro_infograd.calibrate.result import Calibration, TwoSample
+from numpyro_infograd.distributions import Quantized
+from numpyro_infograd.values.base import report
+
+EDGES = np.linspace(-1.5, 1.5, 7)
+
+
+def location_and_scale() -> None:
+    m = numpyro.param("m", 0.0)
+    s = numpyro.param("s", 1.0, constraint=constraints.positive)
+    numpyro.sample("y", dist.Normal(m, s))
+
+
+def with_outliers(number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Recordings, and the same with one percent of outliers."""
+    rng = np.random.default_rng(seed)
+    y = 0.3 + 0.8 * rng.normal(size=number)
+    wrong = y.copy()
+    wrong[rng.choice(number, number // 100, replace=False)] = 12 + rng.normal()
+    return y, wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("divergence", ["kl", "fisher"])
+@pytest.mark.parametrize("number", [300, 600])
+def test_outliers_do_not_move_a_robust_twin(number: int, divergence: str) -> None:
+    settings = {"divergence": divergence, "num_steps": 60}
+    for seed in range(3):
+        clean, wrong = with_outliers(number, seed)
+        plain = quiet.calibrate(location_and_scale, {"y": clean}, **settings)
+        twin = quiet.calibrate(
+            location_and_scale, {"y": wrong}, robust=True, **settings
+        )
+        assert any("weight zero" in warning for warning in twin.warnings)
+        for name, error in twin.standard_error.items():
+            moved = float(twin.params[name] - plain.params[name])
+            assert abs(moved) < 2 * error < 0.3, (name, moved, error)
+    hurt = quiet.calibrate(location_and_scale, {"y": wrong}, **settings)
+    assert any("farther out" in warning for warning in hurt.warnings), hurt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("divergence", ["kl", "fisher", "likelihood"])
+@pytest.mark.parametrize("number", [300, 600])
+def test_two_errors_cover_at_few_recordings(number: int, divergence: str) -> None:
+    """The truth in 88 % of 40 data sets or more."""
+    off = []
+    for seed in range(40):
+        rng = np.random.default_rng(100 + seed)
+        y = np.tanh(rng.normal(size=number)) + 0.5 * rng.normal(size=number)
+        twin = quiet.calibrate(links.amplifier, {"y": y}, divergence=divergence)
+        off.append(float(twin.params["eta"] - 1) / float(twin.standard_error["eta"]))
+    assert np.mean(np.abs(off) < 2) >= 0.88, np.sort(off)
+    assert np.std(off) > 0.6, np.sort(off)  # they are not covered by width alone
+
+
+def receiver() -> None:
+    """A converter of three bits behind a link with gain, offset and noise."""
+    gain = numpyro.param("gain", 1.0, constraint=constraints.positive)
+    offset = numpyro.param("offset", 0.0)
+    noise = numpyro.param("noise", 0.5, constraint=constraints.positive)
+    x = numpyro.sample("x", dist.Bernoulli(0.5))
+    base = dist.Normal(offset + gain * (2.0 * x - 1.0), noise)
+    numpyro.sample("y", Quantized(base, EDGES))
+
+
+@pytest.mark.slow
+def test_ranks_of_a_twin_of_three_parameters() -> None:
+    codes = ig.structural_model(receiver).sample(
+        None, 2000, {"gain": 0.9, "offset": 0.1, "noise": 0.4}
+    )["y"]
+    twin = quiet.calibrate(receiver, {"y": codes}, num_steps=60)
+    assert not twin.warnings and "converged" in twin.status
+    check = ig.diagnostics.simulation_based_calibration(
+        receiver, twin, progress_bar=False, num_steps=5
+    )
+    assert not check.warnings, check
+    for name, coverage in check.coverage.items():
+        assert 0.88 <= coverage <= 1.0, (name, coverage)
+
+
+def test_wrong_errors_have_ranks_that_are_not_uniform() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=200)
+
+    def ranks(size: float) -> np.ndarray:
+        return np.mean(size * rng.normal(size=(1000, 1)) < z, axis=0)
+
+    right = ig.diagnostics.RankCheck({"a": ranks(1.0)}, {"a": z})
+    assert right.pvalue["a"] > 0.01 and not right.warnings
+    for size in (0.5, 2.0):  # errors too small, too large
+        check = ig.diagnostics.RankCheck({"a": ranks(size)}, {"a": z / size})
+        assert check.pvalue["a"] < 0.01 and "'a'" in check.warnings[0]
+    both = ig.diagnostics.RankCheck(
+        {"a": np.stack([ranks(1.0), ranks(0.5)], 1)}, {"a": np.stack([z, 2 * z], 1)}, 3
+    )
+    assert list(both.pvalue["a"] < 0.01) == [False, True]
+    assert "3 of the fits" in both.warnings[-1]
+    (first, second) = both.plot()
+    assert second.get_xlabel() == "rank of a[1]" and first.get_title() != ""
+
+
+def test_the_best_restart_fits_held_out_recordings_best() -> None:
+    def end(value: float, pvalue: float) -> Calibration:
+        return Calibration(
+            {}, None, {}, "", after=report(value, 0.1, "features"),
+            test_after=TwoSample(0.0, pvalue),
+        )  # fmt: skip
+
+    ends = [end(0.2, 0.5), end(0.1, 0.4), end(0.05, 0.001), end(np.nan, 0.5)]
+    best = best_of(ends)
+    assert best.after is ends[1].after and len(best.histories) == 4
+    assert best.diagnostics["restarts"][:3] == [0.2, 0.1, 0.05]
+    assert best_of(ends[:1]) is ends[0]
+
+
+@pytest.mark.slow
+def test_restarts_leave_a_local_optimum() -> None:
+    """Two sources of different size: exchanged starts end at a worse optimum."""
+
+    def model() -> None:
+        low = numpyro.param("low", 4.0)
+        high = numpyro.param("high", -4.0)
+        u = numpyro.sample("u", dist.Bernoulli(0.2))
+        numpyro.sample("y", dist.Normal(jnp.where(u, low, high), 0.5))
+
+    rng = np.random.default_rng(3)
+    y = np.where(rng.uniform(size=1000) < 0.2, -4.0, 4.0) + 0.5 * rng.normal(size=1000)
+    settings = {"divergence": "likelihood", "num_steps": 40}
+    alone = quiet.calibrate(model, {"y": y}, **settings)
+    found = quiet.calibrate(model, {"y": y}, num_restarts=8, **settings)
+    assert found.after.value < alone.after.value - 0.1
+    assert float(found.params["low"]) == pytest.approx(-4, abs=0.2)
+    assert len(found.histories) == len(found.diagnostics["restarts"]) == 8
