@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd.calibrate.fit import into_blocks
+from numpyro_infograd.calibrate.likelihood import count_rows, rows_of
 from numpyro_infograd.calibrate.recordings import as_recordings, as_tables
 
 RNG = np.random.default_rng(0)
@@ -90,6 +91,17 @@ def test_blocks_lose_few_rows(number: int) -> None:
     rows = np.sort(np.concatenate([train.ravel(), held.ravel()]))
     np.testing.assert_array_equal(rows, np.arange(len(rows)))
     assert number - len(rows) < 0.03 * number and len(held) == len(train) / 4
+
+
+def test_equal_rows_are_counted_by_block() -> None:
+    train, _ = into_blocks(600)
+    n = {"n": np.arange(600) % 7}
+    rows = rows_of(n, train)
+    values = np.asarray(rows.values["n"])
+    assert count_rows(n, train) == 7 and set(values) == set(range(7))
+    for value in range(7):
+        share = rows.shares[:, values == value].sum(axis=1)
+        np.testing.assert_allclose(share, np.mean(n["n"][train] == value, axis=1))
 
 
 @pytest.mark.slow

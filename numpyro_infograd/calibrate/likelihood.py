@@ -153,10 +153,20 @@ class Rows(NamedTuple):
     shares: Any
 
 
+def _flat(recorded: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Rows of all sites side by side, (num_rows, numbers)."""
+    columns = [v[rows.ravel()].reshape(rows.size, -1) for v in recorded.values()]
+    return np.concatenate(columns, axis=1)
+
+
+def count_rows(recorded: dict[str, np.ndarray], blocks: np.ndarray) -> int:
+    """The number of different recordings in blocks."""
+    return len(np.unique(_flat(recorded, blocks), axis=0))
+
+
 def rows_of(recorded: dict[str, np.ndarray], blocks: np.ndarray) -> Rows:
     """The different recordings among blocks of rows, (blocks, length)."""
-    picked = {n: v[blocks.ravel()] for n, v in recorded.items()}
-    flat = np.concatenate([v.reshape(blocks.size, -1) for v in picked.values()], axis=1)
+    flat = _flat(recorded, blocks)
     _, first, which = np.unique(flat, axis=0, return_index=True, return_inverse=True)
     # A few sizes, so that other recordings compile nothing.
     quarter = 1 << max(len(first).bit_length() - 3, 0)
@@ -164,7 +174,8 @@ def rows_of(recorded: dict[str, np.ndarray], blocks: np.ndarray) -> Rows:
     first = np.append(first, np.full(shares.shape[1] - len(first), first[0]))
     owner = np.repeat(np.arange(len(blocks)), blocks.shape[1])
     np.add.at(shares, (owner, which.ravel()), 1 / blocks.shape[1])
-    return Rows({n: v[first] for n, v in picked.items()}, shares)
+    first = blocks.ravel()[first]
+    return Rows({n: v[first] for n, v in recorded.items()}, shares)
 
 
 class Around(NamedTuple):

@@ -17,6 +17,7 @@ from numpyro_infograd.calibrate.likelihood import (
     Around,
     Likelihood,
     Rows,
+    count_rows,
     descend,
     draw_sets,
     look_around,
@@ -103,13 +104,14 @@ class LikelihoodFit(Fit):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.twin = Likelihood.of(self.sm, tuple(self.recorded), self.constraints)
-        length = min(self.train.shape[1], _MOST_ROWS // len(self.train))
-        if length < self.train.shape[1]:
+        length = _MOST_ROWS // len(self.train)
+        many = self.train.shape[1] > length
+        if many and count_rows(self.recorded, self.train) > _MOST_ROWS:
             self.train, self.held = self.train[:, :length], self.held[:, :length]
             self.warnings += (
                 f"the likelihood uses {self.train.size} of the recordings, the first "
-                "of each block: its time grows with their number. Standard errors are "
-                "those of the recordings in use.",
+                "of each block: its time grows with the number of different ones. "
+                "Standard errors are those of the recordings in use.",
             )
         self.rows = rows_of(self.recorded, self.train)
         self.held_rows = rows_of(self.recorded, self.held)
