@@ -175,7 +175,8 @@ def rows_of(recorded: dict[str, np.ndarray], blocks: np.ndarray) -> Rows:
     owner = np.repeat(np.arange(len(blocks)), blocks.shape[1])
     np.add.at(shares, (owner, which.ravel()), 1 / blocks.shape[1])
     first = blocks.ravel()[first]
-    return Rows({n: v[first] for n, v in recorded.items()}, shares)
+    rows = {n: jnp.asarray(v[first]) for n, v in recorded.items()}
+    return Rows(rows, shares)
 
 
 class Around(NamedTuple):
