@@ -528,7 +528,7 @@ _SLOW += [
     Family(more.imputation, "logits", ("logits", "survived"), "survived"),
     Family(more.ideal_points, "rate", ("rate", "counts"), "counts"),
     Family(more.hierarchical_forecast, "y", ("motion", "y")),
-    Family(more.deep_kernel, "y", ("f", "y"), moved=4.0),
+    Family(more.deep_kernel, "y", ("f", "y"), moved=0.1),
     Family(more.learned_kernel, "y", ("f", "y")),
     Family(more.hsgp_matern_process, "y", ("f", "y")),
     Family(more.random_network, "y", ("net/last.kernel", "y")),
