@@ -202,11 +202,11 @@ def _outliers(fit: Fit) -> list[str]:
         ] * bool(out)
     farthest = float(np.max(np.linalg.norm(made, axis=1)))
     out = int(np.sum(np.linalg.norm(z, axis=1) > _BEYOND * farthest))
-    if out < 3 or out < 5 * len(z) / len(made):
+    if out < 2 or out < 5 * len(z) / len(made):
         return []
     text = (
         f"{out} of {len(z)} recordings are farther out than all of {len(made)} draws "
-        "of the twin, as outliers are, and they move the parameters. "
+        "of the twin, as outliers are, and they may move the parameters. "
     )
     if fit.settings.divergence == "likelihood":
         return [text + "Give the model heavier tails, or drop these rows."]
