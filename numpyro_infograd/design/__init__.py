@@ -68,7 +68,7 @@ def design(
         model: A NumPyro model, or the result of `structural_model`.
         designs: Candidates with a leading axis of designs. An array is the first
             positional argument of the model; a dict holds keyword arguments of the
-            model or values of its `numpyro.param`s.
+            model, or values of parameters (`numpyro.param`).
         inputs: The sites to learn about. A computed site may take few values, or be one
             number, which is grouped into 32 cells of equal probability if no density is
             known.
