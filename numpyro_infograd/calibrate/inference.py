@@ -250,17 +250,19 @@ def two_sample(recorded: np.ndarray, drawn: np.ndarray) -> TwoSample:
     both = np.concatenate([recorded, drawn])
     distances = cdist(both, both)
 
-    def energy(first: np.ndarray, second: np.ndarray) -> float:
-        label = np.zeros(len(both))
-        label[first.astype(int)] = 1 / len(first)
-        label[second.astype(int)] = -1 / len(second)
-        return float(-label @ distances @ label)
+    def energy(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+        label = np.zeros((*first.shape[:-1], len(both)))
+        for rows, sign in ((first, 1), (second, -1)):
+            share = sign / rows.shape[-1]
+            np.put_along_axis(label, rows.astype(int), share, axis=axis)
+        return -np.sum((label @ distances) * label, axis=axis)
 
     found = permutation_test(
         (np.arange(len(recorded)), np.arange(len(recorded), len(both))),
         energy,
         alternative="greater",
         n_resamples=_RELABELLINGS,
+        vectorized=True,
         rng=np.random.default_rng(0),
     )
     return TwoSample(float(found.statistic), float(found.pvalue))
