@@ -149,7 +149,7 @@ class Rows(NamedTuple):
             zero for a few last rows, which repeat the first one.
     """
 
-    values: Values
+    values: dict[str, Any]
     shares: Any
 
 
