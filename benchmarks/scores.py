@@ -24,8 +24,8 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_infograd as ig
-from numpyro_infograd.problem import pose
-from numpyro_infograd.pullback import score_of
+from numpyro_infograd._problem import pose
+from numpyro_infograd._pullback import score_of
 import truths
 
 KEY = jax.random.key(0)

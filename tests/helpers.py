@@ -13,7 +13,7 @@ import pytest
 import jax
 
 import numpyro_infograd as ig
-from numpyro_infograd import checks
+from numpyro_infograd import _checks
 from numpyro_infograd.errors import InfogradError
 
 __all__ = [
@@ -73,8 +73,8 @@ def refuses_gradient(
 def check_only(model: Any, objective: Any = _X_TO_Y) -> None:
     """The checks of `gradient`, without its numbers."""
     sm = ig.structural_model(model)
-    checks.check_objective(objective, sm)
-    checks.check_gradient(objective, sm, sm.params, False)
+    _checks.check_objective(objective, sm)
+    _checks.check_gradient(objective, sm, sm.params, False)
 
 
 def assert_within(

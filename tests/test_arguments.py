@@ -21,7 +21,7 @@ from numpyro.distributions import constraints
 from helpers import quiet, refuses, refuses_gradient
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Expectation
-from numpyro_infograd.edits import append_noise
+from numpyro_infograd._edits import append_noise
 from numpyro_infograd.errors import ModelError, ParameterError
 
 XY = MI("x", "y")

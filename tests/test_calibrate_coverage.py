@@ -15,8 +15,8 @@ from numpyro.distributions import constraints
 
 from helpers import quiet
 import numpyro_infograd as ig
-from numpyro_infograd.calibrate.restarts import best_of
-from numpyro_infograd.calibrate.result import Calibration, TwoSample
+from numpyro_infograd._calibrate.restarts import best_of
+from numpyro_infograd._calibrate.result import Calibration, TwoSample
 from numpyro_infograd.distributions import Quantized
 from numpyro_infograd.values.base import report
 

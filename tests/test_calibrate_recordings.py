@@ -13,9 +13,9 @@ import numpyro.distributions as dist
 
 from helpers import quiet
 import numpyro_infograd as ig
-from numpyro_infograd.calibrate.fit import into_blocks
-from numpyro_infograd.calibrate.likelihood import count_rows, rows_of
-from numpyro_infograd.calibrate.recordings import as_recordings, as_tables
+from numpyro_infograd._calibrate.fit import into_blocks
+from numpyro_infograd._calibrate.likelihood import count_rows, rows_of
+from numpyro_infograd._calibrate.recordings import as_recordings, as_tables
 
 RNG = np.random.default_rng(0)
 Y = RNG.normal(size=600).astype(np.float32)

@@ -23,15 +23,15 @@ import numpyro.distributions as dist
 
 from helpers import ascend, assert_found, assert_within, information
 import numpyro_infograd as ig
-from numpyro_infograd import sequences
-from numpyro_infograd.certificate import certify
-from numpyro_infograd.chains import Walk, average
-from numpyro_infograd.edits import append_noise
+from numpyro_infograd import _sequences
+from numpyro_infograd._certificate import certify
+from numpyro_infograd._chains import Walk, average
+from numpyro_infograd._edits import append_noise
+from numpyro_infograd._estimation import fit
+from numpyro_infograd._hidden import Hidden, Position, walkable, why_not_walked
+from numpyro_infograd._pilot import tune
+from numpyro_infograd._problem import initial_states, pose
 from numpyro_infograd.errors import DensityError
-from numpyro_infograd.estimation import fit
-from numpyro_infograd.hidden import Hidden, Position, walkable, why_not_walked
-from numpyro_infograd.pilot import tune
-from numpyro_infograd.problem import initial_states, pose
 from numpyro_infograd.scores import MCMC, Analytic, Denoising
 from numpyro_infograd.values.mcmc import _ends
 import truths
@@ -43,7 +43,7 @@ XY = ig.MI("x", "y")
 @pytest.fixture(autouse=True)
 def without_long_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains, also where the forward algorithm is exact."""
-    monkeypatch.setattr(sequences, "_MOST_TABLE", 0)
+    monkeypatch.setattr(_sequences, "_MOST_TABLE", 0)
 
 
 # -- positions ------------------------------------------------------------------------

@@ -19,12 +19,12 @@ import numpyro.distributions as dist
 
 from helpers import assert_found, assert_within
 import numpyro_infograd as ig
-from numpyro_infograd import estimation
+from numpyro_infograd import _estimation
+from numpyro_infograd._edits import shuffle_inputs
+from numpyro_infograd._gradient import choose
+from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.distributions import Clipped, Quantized
-from numpyro_infograd.edits import shuffle_inputs
 from numpyro_infograd.errors import DensityError, ReparametrizationError
-from numpyro_infograd.gradient import choose
-from numpyro_infograd.tracing import trace_model
 
 X = np.linspace(-8, 8, 4001)
 PRIOR = np.exp(-(X**2) / 2) / np.exp(-(X**2) / 2).sum()
@@ -73,7 +73,7 @@ def test_path_alone_misses_the_gradient():
     sm = trace_model(one_bit, (), {})
     posed, _ = choose(sm, X_TO_Y, sm.params, jax.random.key(0))
     posed = posed._replace(problem=replace(posed.problem, chance=None))
-    found = estimation.estimate_gradient(posed, sm.params, None, jax.random.key(0))
+    found = _estimation.estimate_gradient(posed, sm.params, None, jax.random.key(0))
     with pytest.raises(AssertionError, match="standard errors"):
         assert_found(found, {"a": slope(bits, 1.0)}, 1.0)
 

@@ -27,10 +27,10 @@ from numpyro.distributions import constraints
 
 from helpers import quiet
 import numpyro_infograd as ig
-from numpyro_infograd.checkpoint import digest
+from numpyro_infograd._checkpoint import digest
+from numpyro_infograd._optimize import log, run
+from numpyro_infograd._program import Program
 from numpyro_infograd.errors import CheckpointError
-from numpyro_infograd.optimize import log, run
-from numpyro_infograd.program import Program
 
 SPHERE = {"projection": optax.projections.projection_l2_sphere}
 CASES = {

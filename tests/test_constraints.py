@@ -15,8 +15,8 @@ from numpyro.distributions import constraints
 from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Expectation
+from numpyro_infograd._optimize import finish
 from numpyro_infograd.errors import ConstraintError, ModelError
-from numpyro_infograd.optimize import finish
 from numpyro_infograd.scores import Mixture
 import truths
 

@@ -19,7 +19,7 @@ from numpyro.distributions import constraints
 
 from helpers import quiet, refuses
 import numpyro_infograd as ig
-from numpyro_infograd import guides
+from numpyro_infograd import _guides
 from numpyro_infograd.errors import ArgumentError, ModelError, TransformationError
 from numpyro_infograd.scores import Denoising, Mixture
 
@@ -305,9 +305,9 @@ def test_a_posterior_model_runs_without_handlers_around_the_call() -> None:
     draws = sm.sample(KEY, 8)
     own, given = {"x": draws["x"]}, {"y": draws["y"]}
     with handlers.trace() as outer, handlers.substitute(data={"gain": 9.0}):
-        guides.check(guide, own, given, frozenset())
-        start = guides.initial_params(guide, {"y": draws["y"][0]}, KEY)
-        found = guides.log_density(guide, start, {"x": 1.0}, {"y": 1.0})
+        _guides.check(guide, own, given, frozenset())
+        start = _guides.initial_params(guide, {"y": draws["y"][0]}, KEY)
+        found = _guides.log_density(guide, start, {"x": 1.0}, {"y": 1.0})
     assert not outer
     assert float(found) == pytest.approx(float(dist.Normal(0.5, 1.0).log_prob(1.0)))
 

@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from helpers import assert_found
 import numpyro_infograd as ig
 from numpyro_infograd import MI, values
-from numpyro_infograd.edits import shuffle_inputs
+from numpyro_infograd._edits import shuffle_inputs
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.values.bounds import warnings_for
 import truths

@@ -24,7 +24,7 @@ import numpyro.distributions as dist
 
 from helpers import assert_found as check
 import numpyro_infograd as ig
-from numpyro_infograd import pullback
+from numpyro_infograd import _pullback
 from numpyro_infograd.scores import Analytic, Denoising, Mixture
 import truths
 
@@ -385,7 +385,7 @@ def test_entropy_of_a_known_density_is_exact() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_score_and_log_density_agree(share, monkeypatch) -> None:
     """Whichever share of a known density's entropy goes by which."""
-    monkeypatch.setattr(pullback, "score_weights", lambda *args: jnp.full(1, share))
+    monkeypatch.setattr(_pullback, "score_weights", lambda *args: jnp.full(1, share))
     jax.clear_caches()
     found = ig.gradient(channel(scaled), ig.Entropy(("x", "y")))
     jax.clear_caches()

@@ -42,8 +42,8 @@ quick = {"mesh": mesh, "progress_bar": False}
 """
 ASCENT = """
 if mesh is not None:  # the samples are where they are said to be
-    from numpyro_infograd.arguments import use_mesh
-    from numpyro_infograd.noise import draw_noise
+    from numpyro_infograd._arguments import use_mesh
+    from numpyro_infograd._noise import draw_noise
     spec = ig.structural_model(links.amplifier).spec
     draw = jax.jit(lambda key: draw_noise(spec, key, 1024))
     with use_mesh(mesh):

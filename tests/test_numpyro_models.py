@@ -43,7 +43,7 @@ from numpyro.infer.reparam import CircularReparam, LocScaleReparam, TransformRep
 
 from helpers import assert_within, refuses
 import numpyro_infograd as ig
-from numpyro_infograd import checks
+from numpyro_infograd import _checks
 from numpyro_infograd.errors import JumpError, ModelError, ReparametrizationError
 
 DRAWS = 4000
@@ -877,13 +877,13 @@ def test_how_much_changes_at_a_changepoint_is_differentiated():
         sample("y", dist.Normal(means, 0.3).to_event(1))
 
     sm = ig.structural_model(model)
-    checks.check_gradient(ig.Entropy("y"), sm, sm.params, allow_jumps=False)
+    _checks.check_gradient(ig.Entropy("y"), sm, sm.params, allow_jumps=False)
 
 
 def test_an_adaptive_solver_is_refused_unless_jumps_are_allowed():
     sm = ig.structural_model(lotka_volterra_adaptive)
     price = ig.Expectation(lambda values: functional(values["y"]))
-    check = functools.partial(checks.check_gradient, ig.Entropy("y"), sm, sm.params)
+    check = functools.partial(_checks.check_gradient, ig.Entropy("y"), sm, sm.params)
     words = "'y'", "while", "allow_jumps=True"
     refuses(JumpError, *words, call=lambda: check(False))
-    checks.check_gradient(price, sm, sm.params, allow_jumps=True)
+    _checks.check_gradient(price, sm, sm.params, allow_jumps=True)

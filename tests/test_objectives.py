@@ -12,7 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_infograd as ig
-from numpyro_infograd.terms import resolve
+from numpyro_infograd._terms import resolve
 
 XY = ig.MI("x", "y")
 

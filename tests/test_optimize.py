@@ -20,9 +20,9 @@ from numpyro.distributions import constraints
 
 from helpers import ascend, quiet
 import numpyro_infograd as ig
-from numpyro_infograd.optimize import Ending, Status, run
-from numpyro_infograd.optimize.annealing import cooled
-from numpyro_infograd.optimize.remaining import Steepness, outlook
+from numpyro_infograd._optimize import Ending, Status, run
+from numpyro_infograd._optimize.annealing import cooled
+from numpyro_infograd._optimize.remaining import Steepness, outlook
 from numpyro_infograd.scores import Denoising, Mixture
 import truths
 

@@ -86,7 +86,7 @@ def test_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> N
     files = wheel_files(built[0])
     assert set(files) == (
         modules
-        | {"numpyro_infograd/py.typed"}
+        | {"numpyro_infograd/py.typed", "numpyro_infograd/__init__.pyi"}
         | {f"{RELEASE}.dist-info/{name}" for name in about}
     )
     assert files[f"{RELEASE}.dist-info/licenses/LICENSE"] == (

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 import numpyro_infograd as ig
 from numpyro_infograd import plots
-from numpyro_infograd.calibrate.result import TwoSample
+from numpyro_infograd._calibrate.result import TwoSample
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.plots import style
 from numpyro_infograd.values.base import report

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from numpyro.distributions.util import clamp_probs
 
-from numpyro_infograd.jaxpr_walk import EXOGENOUS
-from numpyro_infograd.program import Program
+from numpyro_infograd._jaxpr_walk import EXOGENOUS
+from numpyro_infograd._program import Program
 
 KEY = jax.random.key(0)
 VECTOR = jax.ShapeDtypeStruct((3,), jnp.float32)

@@ -15,8 +15,8 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_infograd as ig
-from numpyro_infograd.objectives import Objective
-from numpyro_infograd.optimize.move import gradient_mapping
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._optimize.move import gradient_mapping
 
 SITES = ("a", "b", "c", "d")
 coefficients = st.integers(-4, 4).map(lambda k: k / 2)

@@ -16,6 +16,7 @@ from numpyro.distributions import transforms
 
 from helpers import assert_within, quiet, refuses
 import numpyro_infograd as ig
+from numpyro_infograd._readouts import see_through
 from numpyro_infograd.distributions import ComplexNormal
 from numpyro_infograd.errors import (
     ArgumentError,
@@ -23,7 +24,6 @@ from numpyro_infograd.errors import (
     DensityError,
     ParameterError,
 )
-from numpyro_infograd.readouts import see_through
 
 RNG = np.random.default_rng(0)
 H = jnp.asarray(RNG.normal(size=(4, 4)), jnp.float32)

@@ -30,7 +30,8 @@ from numpyro.distributions import transforms
 from helpers import assert_found, assert_within, check_only, refuses, refuses_gradient
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Entropy, Expectation, errors, exogenous, scores
-from numpyro_infograd.edits import append_noise
+from numpyro_infograd._edits import append_noise
+from numpyro_infograd._noise import draw_noise
 from numpyro_infograd.errors import (
     ArgumentError,
     BoundaryError,
@@ -43,7 +44,6 @@ from numpyro_infograd.errors import (
     ScoreError,
     SiteError,
 )
-from numpyro_infograd.noise import draw_noise
 
 X_TO_Y = MI("x", "y")
 MIXTURE = scores.Mixture(num_components=512)

@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 
 from helpers import quiet
 import numpyro_infograd as ig
-from numpyro_infograd import MI, regions
+from numpyro_infograd import MI, _regions
 from numpyro_infograd.errors import ArgumentError, DegenerateError
 
 POWER = 10.0
@@ -54,7 +54,7 @@ def test_sum_power() -> None:
 
 def test_facets_that_keep_changing_are_told(monkeypatch) -> None:
     multipliers = itertools.cycle([{("r1",): 1.0}, {("r2",): 1.0}])
-    monkeypatch.setattr(regions, "multipliers_of", lambda *_: next(multipliers))
+    monkeypatch.setattr(_regions, "multipliers_of", lambda *_: next(multipliers))
     region = quiet.rate_region(
         two_users,
         {"r1": MI("x1", "y", given="x2"), "r2": MI("x2", "y", given="x1")},
@@ -110,13 +110,13 @@ def test_three_rates() -> None:
 
 
 def test_corners_of_a_box_and_of_a_missing_facet() -> None:
-    corners = regions.corners_of(("a", "b"), {("a",): 1.0, ("b",): 2.0})
+    corners = _regions.corners_of(("a", "b"), {("a",): 1.0, ("b",): 2.0})
     assert {tuple(c) for c in corners} == {(0, 0), (1, 0), (0, 2), (1, 2)}
 
 
 def test_a_direction_without_an_end_is_left_out(monkeypatch) -> None:
     """A bound that has no value where one ascent ended must not cost the others."""
-    real, calls = regions._values, []
+    real, calls = _regions._values, []
 
     def values(*args):
         calls.append(args)
@@ -124,7 +124,7 @@ def test_a_direction_without_an_end_is_left_out(monkeypatch) -> None:
             raise DegenerateError("no noise is left.")
         return real(*args)
 
-    monkeypatch.setattr(regions, "_values", values)
+    monkeypatch.setattr(_regions, "_values", values)
     with pytest.warns(UserWarning, match=r"direction \[0.5, 0.5\] is left out.*noise"):
         region = quiet.rate_region(
             two_users, TRUE, num_weights=3, num_steps=20, projection=sum_power
@@ -141,10 +141,10 @@ def test_facets_that_are_no_polymatroid_are_priced_by_their_minimum() -> None:
         ("b",): replace(one, value=1.0),
         ("a", "b"): replace(one, value=1.5),
     }
-    multipliers = regions.multipliers_of(np.array([0.6, 0.4]), ("a", "b"), values)
+    multipliers = _regions.multipliers_of(np.array([0.6, 0.4]), ("a", "b"), values)
     assert multipliers == {("a", "b"): 0.6}
     values["a", "b"] = replace(one, value=2.5)
-    multipliers = regions.multipliers_of(np.array([0.6, 0.4]), ("a", "b"), values)
+    multipliers = _regions.multipliers_of(np.array([0.6, 0.4]), ("a", "b"), values)
     assert multipliers == pytest.approx({("a",): 0.2, ("a", "b"): 0.4})
 
 

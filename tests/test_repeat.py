@@ -20,8 +20,8 @@ import numpyro.distributions as dist
 
 from helpers import information, quiet
 import numpyro_infograd as ig
-from numpyro_infograd import compiling
-from numpyro_infograd.compiling import quick_jit
+from numpyro_infograd import _compiling
+from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd.scores import Analytic, Denoising, Mixture
 
 XY = ig.MI("x", "y")
@@ -215,7 +215,7 @@ def test_a_gradient_costs_a_few_simulations(num_params, num_samples) -> None:
 
 def test_models_do_not_pile_up_in_the_cache() -> None:
     """The closures of one model share one compiled program."""
-    from numpyro_infograd.estimation import _exact_gradient
+    from numpyro_infograd._estimation import _exact_gradient
 
     for weight in range(5):
         ig.gradient(closure(float(weight)), XY, scores="exact")
@@ -251,7 +251,7 @@ def test_quick_programs_give_the_same_numbers_everywhere() -> None:
 
 def test_compiler_options_that_xla_does_not_know_are_left_out(monkeypatch) -> None:
     """A later XLA may have removed one."""
-    monkeypatch.setitem(compiling._OPTIONS, "xla_no_such_option", 1)
-    known = compiling._options.__wrapped__("cpu")
+    monkeypatch.setitem(_compiling._OPTIONS, "xla_no_such_option", 1)
+    known = _compiling._options.__wrapped__("cpu")
     assert known and "xla_no_such_option" not in known
-    assert compiling._options.__wrapped__("gpu") is None
+    assert _compiling._options.__wrapped__("gpu") is None

@@ -18,13 +18,13 @@ import numpyro.distributions as dist
 
 from helpers import assert_within, refuses
 import numpyro_infograd as ig
-from numpyro_infograd import sequences
-from numpyro_infograd.density import sum_over
+from numpyro_infograd import _sequences
+from numpyro_infograd._density import sum_over
+from numpyro_infograd._noise import noise_like
+from numpyro_infograd._particles import Filter
+from numpyro_infograd._sites import joint_states
 from numpyro_infograd.distributions import ComplexNormal
 from numpyro_infograd.errors import DensityError
-from numpyro_infograd.noise import noise_like
-from numpyro_infograd.particles import Filter
-from numpyro_infograd.sites import joint_states
 
 # --- a channel with memory ----------------------------------------------------------
 
@@ -253,7 +253,7 @@ def test_sums_along_a_sequence_are_sums_over_all_states(model):
     members = sm.density(outputs, whole=True)
     inputs = sm.params, noise_like(sm.spec), sm.examples(outputs)
     unsummed = replace(members, hidden=tuple(s.name for s in hidden))
-    found = sequences._sum_along(unsummed, sm, inputs, hidden)
+    found = _sequences._sum_along(unsummed, sm, inputs, hidden)
     assert found.hidden == ()
     states = joint_states(sm.site_info, [s.name for s in hidden])
     truth = sum_over(unsummed, sm.run, inputs, states)
@@ -276,12 +276,12 @@ def test_outputs_that_read_all_hidden_values_are_not_summed():
 
 def test_a_read_that_no_probe_shows_is_noticed(monkeypatch):
     """No wrong sum: chains then flip the hidden values."""
-    seen = sequences._reads
+    seen = _sequences._reads
 
     def blind(*args):
         return seen(*args) & (np.arange(24) != 7)
 
-    monkeypatch.setattr(sequences, "_reads", blind)
+    monkeypatch.setattr(_sequences, "_reads", blind)
     sm = ig.structural_model(gilbert_elliott, 12)
     assert sm.density(("y",), whole=True).hidden == ("s", "x")
 
@@ -304,7 +304,7 @@ def test_orders_of_random_graphs_give_the_sum_over_all_states():
         ]
         return jnp.stack([*found, 0.7])
 
-    order = sequences.Order.of(reads, counts, np.arange(7))
+    order = _sequences.Order.of(reads, counts, np.arange(7))
     found = jax.jit(lambda: order.log_sum(factors))()
     every = itertools.product(*map(range, counts))
     total = [sum(t[tuple(np.take(s, pair))] for pair, t in tables) for s in every]

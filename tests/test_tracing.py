@@ -29,8 +29,8 @@ from numpyro.infer.util import log_density
 from helpers import assert_within, refuses
 import numpyro_infograd as ig
 from numpyro_infograd import StructuralModel, structural_model
-from numpyro_infograd.density import simulate
-from numpyro_infograd.edits import append_noise
+from numpyro_infograd._density import simulate
+from numpyro_infograd._edits import append_noise
 from numpyro_infograd.errors import ArgumentError, ModelError
 
 DRAWS = 4096

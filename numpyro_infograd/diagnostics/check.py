@@ -14,16 +14,16 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_args, as_key, as_power_of_two
-from numpyro_infograd.certificate import Certificate, certify
-from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.doors import public
-from numpyro_infograd.estimation import fit, unchecked
-from numpyro_infograd.gradient import choose
-from numpyro_infograd.noise import draw_noise
-from numpyro_infograd.objectives import Objective
-from numpyro_infograd.problem import (
+from numpyro_infograd import _checks
+from numpyro_infograd._arguments import as_args, as_key, as_power_of_two
+from numpyro_infograd._certificate import Certificate, certify
+from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._doors import public
+from numpyro_infograd._estimation import fit, unchecked
+from numpyro_infograd._gradient import choose
+from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._problem import (
     Posed,
     Problem,
     enter,
@@ -31,10 +31,10 @@ from numpyro_infograd.problem import (
     is_learned,
     pose,
 )
+from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.scores import MCMC, Denoising, resolve_method
 from numpyro_infograd.scores.base import TOLERATED, Layout, Scores
 from numpyro_infograd.scores.stein import standard
-from numpyro_infograd.structure import StructuralModel
 
 _FAR = 5.0  # largest deviation of E[s] from zero, in standard errors
 
@@ -226,16 +226,16 @@ def check_scores(
         (True, True)
     """
     order = "diagnostics.check_scores(model, objective)"
-    checks.check_order(order, model, objective)
+    _checks.check_order(order, model, objective)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
     as_power_of_two("num_samples", num_samples, 256)
     sm, objective, complete = enter(model, objective, args, kwargs, params, method)
     sm.check_constraints(complete)
-    checks.check_tunable(sm)
-    checks.check_finite(objective, sm, complete)
-    checks.check_gradient(objective, sm, complete, allow_jumps)
+    _checks.check_tunable(sm)
+    _checks.check_finite(objective, sm, complete)
+    _checks.check_gradient(objective, sm, complete, allow_jumps)
     fit_key, sample_key, other_key = jax.random.split(key, 3)
     if isinstance(method, str):
         posed, _ = choose(sm, objective, complete, fit_key)

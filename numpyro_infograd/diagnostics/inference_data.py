@@ -10,9 +10,9 @@ import numpy as np
 
 import jax
 
-from numpyro_infograd.calibrate import Calibration
+from numpyro_infograd._calibrate import Calibration
+from numpyro_infograd._optimize import Result
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.optimize import Result
 
 
 def to_inference_data(result: Result) -> Any:

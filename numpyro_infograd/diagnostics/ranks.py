@@ -22,13 +22,13 @@ from tqdm.auto import tqdm
 
 import jax
 
-from numpyro_infograd.arguments import as_args, as_count, as_key
-from numpyro_infograd.calibrate import Calibration, calibrate
-from numpyro_infograd.doors import public
+from numpyro_infograd._arguments import as_args, as_count, as_key
+from numpyro_infograd._calibrate import Calibration, calibrate
+from numpyro_infograd._doors import public
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._text import html_table
+from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.text import html_table
-from numpyro_infograd.tracing import trace_model
 
 _IN_A_BIN = 10  # expected number of ranks in a bin
 _MOST_BINS = 20

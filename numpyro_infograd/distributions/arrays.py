@@ -10,7 +10,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import is_real
+from numpyro_infograd._arguments import is_real
 from numpyro_infograd.errors import ArgumentError
 
 

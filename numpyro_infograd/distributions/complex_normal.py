@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution, biject_to, constraints, transforms
 from numpyro.distributions.util import promote_shapes, validate_sample
 
-from numpyro_infograd.arguments import is_real
+from numpyro_infograd._arguments import is_real
 from numpyro_infograd.distributions.arrays import as_floats, as_shape, is_known
 from numpyro_infograd.errors import ArgumentError
 

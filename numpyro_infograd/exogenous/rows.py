@@ -14,7 +14,7 @@ import jax
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from numpyro_infograd.jaxpr_walk import EXOGENOUS
+from numpyro_infograd._jaxpr_walk import EXOGENOUS
 
 
 class Noise(NamedTuple):

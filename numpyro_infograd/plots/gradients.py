@@ -10,10 +10,10 @@ import numpy as np
 
 import jax
 
-from numpyro_infograd.arguments import is_real
+from numpyro_infograd._arguments import is_real
+from numpyro_infograd._estimation import Gradient
+from numpyro_infograd._optimize import Result
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.estimation import Gradient
-from numpyro_infograd.optimize import Result
 from numpyro_infograd.plots.style import ASIDE, BARS, TRUTH, as_axes, look
 
 _COMPONENTS = 12  # components of a gradient in one figure, at most

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom
 
-from numpyro_infograd.calibrate import Calibration
+from numpyro_infograd._calibrate import Calibration
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.plots.style import TRUTH, as_axes, look
 

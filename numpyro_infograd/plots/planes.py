@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
-from numpyro_infograd.arguments import is_real
+from numpyro_infograd._arguments import is_real
+from numpyro_infograd._regions import RateRegion
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.plots.style import BARS, as_axes, look
-from numpyro_infograd.regions import RateRegion
 
 _MANY = 200  # points from which markers are small
 

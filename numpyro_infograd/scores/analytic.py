@@ -11,10 +11,10 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two, explain_trace_errors, is_real
-from numpyro_infograd.density import Density, Values
+from numpyro_infograd._arguments import as_power_of_two, explain_trace_errors, is_real
+from numpyro_infograd._density import Density, Values
+from numpyro_infograd._objectives import names
 from numpyro_infograd.errors import ArgumentError, ScoreError
-from numpyro_infograd.objectives import names
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
 ScoreFunction = Callable[[Any, Values], Any]

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Density, Values
+from numpyro_infograd._density import Density, Values
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import BoundaryError
-from numpyro_infograd.program import Program
-from numpyro_infograd.structure import StructuralModel
 
 TOLERATED = 0.05  # largest Stein residual and certificate without a warning
 
@@ -31,7 +31,7 @@ class Scores(NamedTuple):
     """Scores of a batch of values.
 
     Attributes:
-        mean: For each of `density.moved_sites` (the sites that depend on a parameter),
+        mean: For each of `_density.moved_sites` (the sites that depend on a parameter),
             scores of shape (num_samples, *shape), in nats per unit of the site.
         deviations: The same with a leading axis of `num_deviations` perturbations. The
             fit adds to the squared standard error of a linear functional of the scores

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two
-from numpyro_infograd.density import Density, Values, quantiles
+from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._density import Density, Values, quantiles
+from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ScoreError
-from numpyro_infograd.noise import draw_noise
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE, Mixture
-from numpyro_infograd.structure import StructuralModel
 
 
 @dataclass(frozen=True)

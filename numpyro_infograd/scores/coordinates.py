@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Density, Values, flatten, quantiles
+from numpyro_infograd._density import Density, Values, flatten, quantiles
 from numpyro_infograd.scores.base import Layout, sequence_after, symmetric_powers
 
 CLIP = 8.0  # standard deviations at which the inputs of a network are clipped

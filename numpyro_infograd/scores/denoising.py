@@ -9,8 +9,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_floats, check_numbers
-from numpyro_infograd.density import Density
+from numpyro_infograd._arguments import as_floats, check_numbers
+from numpyro_infograd._density import Density
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import Frame

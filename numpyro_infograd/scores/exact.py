@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Values, flatten
-from numpyro_infograd.noise import NoiseSpec, noise_like
-from numpyro_infograd.objectives import Objective
-from numpyro_infograd.program import Program
-from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import resolve
+from numpyro_infograd._density import Values, flatten
+from numpyro_infograd._noise import NoiseSpec, noise_like
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import resolve
 
 Sites = tuple[str, ...]
 

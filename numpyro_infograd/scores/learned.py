@@ -20,11 +20,11 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two, check_counts, check_numbers
-from numpyro_infograd.density import Density, Values, unflatten
+from numpyro_infograd._arguments import as_power_of_two, check_counts, check_numbers
+from numpyro_infograd._density import Density, Values, unflatten
+from numpyro_infograd._noise import base_points, student
+from numpyro_infograd._program import Program
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.noise import base_points, student
-from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import TOLERATED, Layout, ScoreMethod, Scores
 from numpyro_infograd.scores.coordinates import Frame, Free
 from numpyro_infograd.scores.network import (

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two
-from numpyro_infograd.chains import Tuning, Walk, average
-from numpyro_infograd.density import Density, Values, simulate, unflatten
+from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._chains import Tuning, Walk, average
+from numpyro_infograd._density import Density, Values, simulate, unflatten
+from numpyro_infograd._noise import base_points, draw_noise
+from numpyro_infograd._pilot import FEWEST_STEPS, pilot_size, tune
+from numpyro_infograd._program import Program
 from numpyro_infograd.errors import DensityError
-from numpyro_infograd.noise import base_points, draw_noise
-from numpyro_infograd.pilot import FEWEST_STEPS, pilot_size, tune
-from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
 _HARDLY = 0.05  # acceptance below which a chain counts as stuck

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two
-from numpyro_infograd.density import Density, Values, quantiles
+from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._density import Density, Values, quantiles
+from numpyro_infograd._noise import base_points, draw_noise
 from numpyro_infograd.errors import VOUCH, DensityError
-from numpyro_infograd.noise import base_points, draw_noise
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
 # Below this effective sample size (the 10 % quantile over samples) the jackknife no

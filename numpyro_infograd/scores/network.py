@@ -21,7 +21,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import check_widths
+from numpyro_infograd._arguments import check_widths
 from numpyro_infograd.errors import ArgumentError
 
 _STEPS = 16  # sigmoid steps of one input, at most

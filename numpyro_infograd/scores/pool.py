@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Density, flatten, simulate
+from numpyro_infograd._density import Density, flatten, simulate
+from numpyro_infograd._noise import NoiseSpec, draw_noise
+from numpyro_infograd._program import Program
 from numpyro_infograd.exogenous import Noise
-from numpyro_infograd.noise import NoiseSpec, draw_noise
-from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import Layout, complete_data_scores
 from numpyro_infograd.scores.coordinates import Free
 

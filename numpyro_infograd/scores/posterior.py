@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from numpyro_infograd import guides
-from numpyro_infograd.arguments import as_power_of_two, check_counts, check_numbers
-from numpyro_infograd.density import Density, Values, flatten, simulate
+from numpyro_infograd import _guides
+from numpyro_infograd._arguments import as_power_of_two, check_counts, check_numbers
+from numpyro_infograd._density import Density, Values, flatten, simulate
+from numpyro_infograd._noise import base_points, draw_noise
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
-from numpyro_infograd.noise import base_points, draw_noise
-from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import ScoreMethod, Scores, symmetric_power
 from numpyro_infograd.scores.coordinates import Free
 from numpyro_infograd.scores.learned import report_scores, share_of
@@ -28,7 +29,6 @@ from numpyro_infograd.scores.network import (
     check_network,
     perceptron,
 )
-from numpyro_infograd.structure import StructuralModel
 
 _MEMBERS = 4
 _LOST = 0.02  # nats that held-out samples may lose by chance
@@ -137,7 +137,7 @@ class Posterior(ScoreMethod):
                     {s: values[s] for s in part}
                     for part in (density.sites, density.given)
                 )
-                guides.check(self.model, own, given, discrete.intersection(own))
+                _guides.check(self.model, own, given, discrete.intersection(own))
         if self.model is not None or not discrete:
             return self
         if discrete != sites or len(densities) != 1:
@@ -337,7 +337,7 @@ class Posterior(ScoreMethod):
         """Initial parameters of one fit."""
         if self.model is not None:
             given = {name: one[name] for name in density.given}
-            return guides.initial_params(self.model, given, rng_key)
+            return _guides.initial_params(self.model, given, rng_key)
         body_key, offset_key, place_key = jax.random.split(rng_key, 3)
         ensemble = self._ensemble(density)
         networks = ensemble.init(body_key, 1)
@@ -355,7 +355,7 @@ class Posterior(ScoreMethod):
         if self.model is not None:
             own = {name: sample[name] for name in density.sites}
             given = {name: sample[name] for name in density.given}
-            return guides.log_density(self.model, fit, own, given)
+            return _guides.log_density(self.model, fit, own, given)
         assert affine is not None
         a, b = self._columns(density, {n: v[None] for n, v in sample.items()})
         white = (b - affine.mean) @ affine.whiten.T

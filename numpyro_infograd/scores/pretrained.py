@@ -12,14 +12,14 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Density, Values
+from numpyro_infograd._density import Density, Values
+from numpyro_infograd._noise import base_points
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
-from numpyro_infograd.noise import base_points
-from numpyro_infograd.program import Program
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 from numpyro_infograd.scores.learned import Fitted, Learned, first, share_of
 from numpyro_infograd.scores.pool import with_noise
-from numpyro_infograd.structure import StructuralModel
 
 _EDGE = 1e-3  # tolerance for rounding at the ends of a range, relative to its size
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from numpyro_infograd.density import Density
+from numpyro_infograd._density import Density
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import Frame
 from numpyro_infograd.scores.learned import Learned

@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.density import Density, Values, flatten, unflatten
+from numpyro_infograd._density import Density, Values, flatten, unflatten
 from numpyro_infograd.scores.base import Layout, Scores, symmetric_power
 from numpyro_infograd.scores.coordinates import Free
 

@@ -9,18 +9,18 @@ from typing import Any, cast
 
 import jax
 
-from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_args, as_key, use_mesh
-from numpyro_infograd.density import Density
-from numpyro_infograd.doors import public
-from numpyro_infograd.edits import shuffle_inputs
+from numpyro_infograd import _checks
+from numpyro_infograd._arguments import as_args, as_key, use_mesh
+from numpyro_infograd._density import Density
+from numpyro_infograd._doors import public
+from numpyro_infograd._edits import shuffle_inputs
+from numpyro_infograd._linear import information
+from numpyro_infograd._objectives import MI, Objective, Sites, names
+from numpyro_infograd._problem import admit, check_num_samples, enter, noise_warnings
+from numpyro_infograd._readouts import check_readouts
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import resolve
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.linear import information
-from numpyro_infograd.objectives import MI, Objective, Sites, names
-from numpyro_infograd.problem import admit, check_num_samples, enter, noise_warnings
-from numpyro_infograd.readouts import check_readouts
-from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import resolve
 from numpyro_infograd.values.base import Estimate, Estimator
 from numpyro_infograd.values.bounds import warnings_for
 from numpyro_infograd.values.exact import Exact, why_not_closed
@@ -124,7 +124,7 @@ def estimate(
         >>> ig.estimate(model, ig.MI("x", "y"), params={"a": 3.0})  # log(10) / 2
         1.15129 nats (exact)
     """
-    checks.check_order("estimate(model, objective)", model, objective)
+    _checks.check_order("estimate(model, objective)", model, objective)
     if unit not in ("nats", "bits"):
         raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
     if unit == "bits" and not objective.sites:
@@ -279,10 +279,10 @@ def value_of(
         0.346574 nats (exact)
     """
     order = "values.value_of(sm, objective, params, rng_key)"
-    checks.check_order(order, sm, objective)
-    checks.check_laws(objective, sm)
-    checks.check_finite(objective, sm, params)
-    checks.check_rank(objective, sm, params)
+    _checks.check_order(order, sm, objective)
+    _checks.check_laws(objective, sm)
+    _checks.check_finite(objective, sm, params)
+    _checks.check_rank(objective, sm, params)
 
     def by(estimator: Any) -> Estimate:
         name = type(estimator).__name__

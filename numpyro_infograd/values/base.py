@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import jax
 
-from numpyro_infograd.objectives import Objective
-from numpyro_infograd.structure import StructuralModel
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._structure import StructuralModel
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.compiling import quick_jit
-from numpyro_infograd.density import Density, Values, flatten, simulate
-from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
-from numpyro_infograd.objectives import MI, Objective
-from numpyro_infograd.program import Program
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density, Values, flatten, simulate
+from numpyro_infograd._noise import NoiseSpec, base_points, draw_noise
+from numpyro_infograd._objectives import MI, Objective
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import has_atoms, has_density, resolve, trace_expectations
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
-from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import has_atoms, has_density, resolve, trace_expectations
 from numpyro_infograd.values.base import Estimate
 from numpyro_infograd.values.exact import evaluate
 from numpyro_infograd.values.nested import average

@@ -8,17 +8,17 @@ from typing import Any
 
 import jax
 
-from numpyro_infograd.arguments import as_power_of_two
+from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._problem import REPLICATES
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import resolve, trace_expectations
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.objectives import Objective
-from numpyro_infograd.problem import REPLICATES
 from numpyro_infograd.scores.exact import (
     GaussianEntropies,
     why_not_exact,
     why_not_gaussian,
 )
-from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import resolve, trace_expectations
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import average
 

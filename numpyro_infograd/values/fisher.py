@@ -28,31 +28,31 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from numpyro_infograd.arguments import (
+from numpyro_infograd._arguments import (
     as_power_of_two,
     check_counts,
     check_numbers,
     check_widths,
 )
-from numpyro_infograd.compiling import quick_jit
-from numpyro_infograd.density import Density, flatten, simulate
-from numpyro_infograd.edits import append_noise
-from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.exogenous import Noise
-from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise
-from numpyro_infograd.objectives import Objective
-from numpyro_infograd.problem import REPLICATES
-from numpyro_infograd.program import Program
-from numpyro_infograd.scores.base import complete_data_scores
-from numpyro_infograd.scores.network import Ensemble, perceptron
-from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import (
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density, flatten, simulate
+from numpyro_infograd._edits import append_noise
+from numpyro_infograd._noise import NoiseSpec, base_points, draw_noise
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._problem import REPLICATES
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import (
     Term,
     has_atoms,
     has_density,
     resolve,
     trace_expectations,
 )
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.scores.base import complete_data_scores
+from numpyro_infograd.scores.network import Ensemble, perceptron
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import average
 from numpyro_infograd.values.regression import (

@@ -27,19 +27,19 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_number, as_power_of_two
-from numpyro_infograd.chains import Chain, Tuning, Walk
-from numpyro_infograd.compiling import quick_jit
-from numpyro_infograd.density import Density, Values, simulate
+from numpyro_infograd._arguments import as_number, as_power_of_two
+from numpyro_infograd._chains import Chain, Tuning, Walk
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._hidden import Position, walkable
+from numpyro_infograd._noise import NoiseSpec, base_points, draw_noise, squares, student
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._pilot import FEWEST_STEPS, pilot_size, tune
+from numpyro_infograd._problem import REPLICATES
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import Means, Term, at_each, resolve, trace_expectations
 from numpyro_infograd.errors import DensityError
-from numpyro_infograd.hidden import Position, walkable
-from numpyro_infograd.noise import NoiseSpec, base_points, draw_noise, squares, student
-from numpyro_infograd.objectives import Objective
-from numpyro_infograd.pilot import FEWEST_STEPS, pilot_size, tune
-from numpyro_infograd.problem import REPLICATES
-from numpyro_infograd.program import Program
-from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import Means, Term, at_each, resolve, trace_expectations
 from numpyro_infograd.values.base import Estimate
 from numpyro_infograd.values.nested import refuse_without_density
 

@@ -14,25 +14,21 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two
-from numpyro_infograd.compiling import quick_jit
-from numpyro_infograd.density import Density, Values, simulate
-from numpyro_infograd.errors import VOUCH, ArgumentError, DensityError
-from numpyro_infograd.noise import (
+from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._noise import (
     NoiseSpec,
     base_points,
     draw_noise,
     squares,
     standard_error,
 )
-from numpyro_infograd.objectives import Objective
-from numpyro_infograd.problem import REPLICATES, check_num_samples
-from numpyro_infograd.program import Program
-from numpyro_infograd.scores import Mixture
-from numpyro_infograd.scores.exact import GaussianEntropy
-from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
-from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import (
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._problem import REPLICATES, check_num_samples
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import (
     Means,
     Term,
     at_each,
@@ -40,6 +36,10 @@ from numpyro_infograd.terms import (
     resolve,
     trace_expectations,
 )
+from numpyro_infograd.errors import VOUCH, ArgumentError, DensityError
+from numpyro_infograd.scores import Mixture
+from numpyro_infograd.scores.exact import GaussianEntropy
+from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.values.base import Estimate
 
 _EVALUATIONS = 2**26  # density evaluations of one estimate

@@ -11,22 +11,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.arguments import as_power_of_two
-from numpyro_infograd.compiling import quick_jit
-from numpyro_infograd.density import Density, simulate
-from numpyro_infograd.errors import DensityError
-from numpyro_infograd.noise import (
+from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density, simulate
+from numpyro_infograd._noise import (
     NoiseSpec,
     base_points,
     draw_noise,
     standard_error,
 )
-from numpyro_infograd.objectives import Objective
-from numpyro_infograd.particles import Filter
-from numpyro_infograd.problem import REPLICATES
-from numpyro_infograd.program import Program
-from numpyro_infograd.structure import StructuralModel
-from numpyro_infograd.terms import Means, at_each, resolve, trace_expectations
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._particles import Filter
+from numpyro_infograd._problem import REPLICATES
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import Means, at_each, resolve, trace_expectations
+from numpyro_infograd.errors import DensityError
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import refuse_without_density
 

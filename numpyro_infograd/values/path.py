@@ -13,16 +13,16 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd import checks
-from numpyro_infograd.arguments import as_count, as_number, explain_trace_errors
-from numpyro_infograd.edits import POSITION, restrict_to_path
+from numpyro_infograd import _checks
+from numpyro_infograd._arguments import as_count, as_number, explain_trace_errors
+from numpyro_infograd._edits import POSITION, restrict_to_path
+from numpyro_infograd._estimation import estimate_gradient
+from numpyro_infograd._gradient import choose
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._problem import check_num_samples, pose
+from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.estimation import estimate_gradient
-from numpyro_infograd.gradient import choose
-from numpyro_infograd.objectives import Objective
-from numpyro_infograd.problem import check_num_samples, pose
 from numpyro_infograd.scores import resolve_method
-from numpyro_infograd.structure import StructuralModel
 from numpyro_infograd.values.base import Estimate, Estimator, report
 from numpyro_infograd.values.exact import Exact, why_not_closed
 from numpyro_infograd.values.nested import Nested
@@ -95,14 +95,14 @@ class Path:
         first_key, key = jax.random.split(rng_key)
         way = self._way(sm, params)
         if self.reference_value is None:
-            checks.check_finite(objective, sm, way(0.0))
+            _checks.check_finite(objective, sm, way(0.0))
             start: Estimator = Nested() if why_not_closed(objective, sm) else Exact()
             first = start.value(sm, objective, way(0.0), first_key)
         else:
             first = report(float(self.reference_value), 0.0, "exact")
         line = restrict_to_path(sm, way)
         position = {POSITION: jnp.asarray(1.0)}
-        checks.check_gradient(objective, line, position, False)
+        _checks.check_gradient(objective, line, position, False)
         method = resolve_method(self.scores)
         if isinstance(method, str):
             posed, _ = choose(line, objective, position, key)

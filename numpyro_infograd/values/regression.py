@@ -11,7 +11,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd.noise import student
+from numpyro_infograd._noise import student
 
 _HIGHEST = 100.0  # highest noise variance, in units of the values' variance
 _LOWEST = 1e-3  # lowest noise variance, in units of the model's own smoothing

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores as linear functions of features, which need only two moments.
+
+In the span of features phi(z), the score of a distribution is phi(z) W with
+
+    W = E[phi phi^T]^-1 E[-d phi / dz],
+
+by integration by parts (score matching, Hyvarinen 2005), from samples only. The
+features are trained on recordings and on draws of the twin, and then fixed: the twin's
+score depends on its parameters through W. If both distributions are equal, so are both
+W, even for poor features.
+
+Noise of several levels is appended to both distributions, in units of the recordings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import chi2
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density, Values, quantiles
+from numpyro_infograd.scores.base import Layout
+from numpyro_infograd.scores.coordinates import CLIP, Frame, Free
+from numpyro_infograd.scores.network import Ensemble, Network
+from numpyro_infograd.scores.pool import Pool
+from numpyro_infograd.scores.quadratic import Batch, train
+
+_WHOLE = 0.995  # share of a normal distribution with full weight
+_NEAR = 2.0  # distance to the median, in widths of the middle 68 %
+_END = 1.5  # distance at which the weight of a sample is zero, in reaches
+_RIDGE = 1e-2  # relative to each feature's mean square; the same for all distributions
+_DIRECTIONS = 8  # random directions for derivatives, if there are more dimensions
+_POOL = 16384  # training samples of each distribution
+_BATCH = 512
+_NUM_STEPS = 400
+_RATE = 4e-3
+
+
+class Moments(NamedTuple):
+    """Moments of a distribution with noise of each level."""
+
+    gram: Any  # E[phi phi^T], (levels, width, width)
+    slope: Any  # E[-d phi / dz], (levels, width, dimensions)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("density", "mean", "whiten", "networks", "power"),
+    meta_fields=("levels", "network", "reach"),
+)
+@dataclass(frozen=True)
+class Features:
+    """Features of a set of sites, and the coordinates that they are functions of.
+
+    Attributes:
+        density: The sites.
+        mean: Mean of the recordings in unbounded coordinates.
+        whiten: Matrix that makes their covariance the identity.
+        networks: Parameters of two networks, one for each distribution.
+        power: Mean square of each feature on the recordings, (levels, width).
+        levels: Variances of the appended noise.
+        network: Function or functions that make a network.
+        reach: Distance from the mean up to which samples have full weight.
+    """
+
+    density: Density
+    mean: jax.Array
+    whiten: jax.Array
+    networks: Any
+    power: jax.Array
+    levels: tuple[float, ...]
+    network: Network
+    reach: float = np.inf
+
+    def at(self, levels: tuple[float, ...]) -> Features:
+        """The features with only these levels."""
+        return replace(self, levels=levels, power=self.power[self.index(levels)])
+
+    def index(self, levels: tuple[float, ...]) -> np.ndarray:
+        """Indices of these levels."""
+        return np.asarray([self.levels.index(level) for level in levels])
+
+    @property
+    def dimensions(self) -> int:
+        """Number of coordinates."""
+        return len(self.whiten)
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """The networks; their inputs are the coordinates and the level."""
+        size = self.dimensions
+        return Ensemble(self.network, size + 1, size, size)
+
+    def coordinates(self, values: Values) -> jax.Array:
+        """Values of the sites, whitened, (num_samples, dimensions)."""
+        return (Free.of(self.density, values).values - self.mean) @ self.whiten.T
+
+    def weigh(self, z: jax.Array) -> Any:
+        """Weight of each sample, (num_samples, 1): from one within `reach` to zero.
+
+        Both distributions are multiplied by it. If they agree, so do their products,
+        and outliers of the recordings have weight zero.
+        """
+        if self.reach == np.inf:
+            return 1.0
+        far = jnp.sum(z**2, axis=-1, keepdims=True) / self.reach**2
+        x = jnp.clip((_END**2 - far) / (_END**2 - 1), 0.0, 1.0)
+        return x**2 * (3 - 2 * x)
+
+    def __call__(self, z: jax.Array, level: jax.Array | float) -> jax.Array:
+        """All features: coordinates, steps, networks and a constant, (..., width)."""
+        seen = see(z, level)
+        first, second = (
+            self.ensemble.features(
+                jax.tree.map(lambda x, i=i: x[i], self.networks), seen
+            )
+            for i in range(2)
+        )
+        own = self.ensemble.knots[0] * self.ensemble.knots[1]  # steps, taken only once
+        return jnp.concatenate([seen[..., :-1], first, second[..., own:-1]], axis=-1)
+
+    def moments(self, z: jax.Array, blur: jax.Array, rng_key: jax.Array) -> Moments:
+        """Moments of the distribution of z.
+
+        Args:
+            z: Coordinates, (num_samples, dimensions).
+            blur: Standard normal noise of the same shape.
+            rng_key: Key for random directions, if there are many dimensions.
+        """
+
+        def at(level: float) -> tuple[jax.Array, jax.Array]:
+            phi, slope = self._phi_and_slope(z, blur, rng_key, level)
+            return phi.T @ (self.weigh(z) * phi) / len(z), slope
+
+        return Moments(*map(jnp.stack, zip(*map(at, self.levels), strict=True)))
+
+    def defect(
+        self, z: jax.Array, blur: jax.Array, rng_key: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        """E[-d phi / dz] - E[phi phi^T] W for z; zero if W are its own weights."""
+
+        def at(level: float, weights: jax.Array) -> jax.Array:
+            phi, slope = self._phi_and_slope(z, blur, rng_key, level)
+            return slope - phi.T @ (self.weigh(z) * (phi @ weights)) / len(z)
+
+        return jnp.stack([*map(at, self.levels, weights)])
+
+    def _phi_and_slope(
+        self, z: jax.Array, blur: jax.Array, rng_key: jax.Array, level: float
+    ) -> tuple[jax.Array, jax.Array]:
+        """The features, and E[-d phi / dz] by directional derivatives."""
+        size = self.dimensions
+        if size <= _DIRECTIONS:
+            along = jnp.sqrt(size) * jnp.eye(size)[:, None]
+        else:
+            along = jax.random.rademacher(rng_key, (_DIRECTIONS, *z.shape), z.dtype)
+        phi, push = jax.linearize(lambda z: self(z, level), z + level**0.5 * blur)
+        slope = jnp.zeros((phi.shape[1], size))
+        for each in along:
+            each = jnp.broadcast_to(each, z.shape)
+            slope -= push(each).T @ (self.weigh(z) * each) / (len(along) * len(z))
+        return phi, slope
+
+    def weights(self, law: Moments) -> Any:
+        """W for these moments, (levels, width, dimensions)."""
+        return self.solve(law.gram, law.slope)
+
+    def solve(self, gram: Any, right: Any) -> Any:
+        """G^-1 `right` with the ridge, (levels, width, any); JAX or NumPy arrays."""
+        xp = gram.__array_namespace__()
+        scale = xp.asarray(self.power, dtype=gram.dtype)[..., None] ** -0.5
+        gram = scale * self.ridged(gram) * xp.swapaxes(scale, -1, -2)
+        solve = xp.linalg.solve if xp is np else _one_by_one
+        return scale * solve(gram, scale * right)
+
+    def ridged(self, gram: Any) -> Any:
+        """G plus the ridge, (..., levels, width, width)."""
+        xp = gram.__array_namespace__()
+        power = xp.asarray(self.power, dtype=gram.dtype)[..., None]
+        return gram + _RIDGE * power * xp.eye(gram.shape[-1], dtype=gram.dtype)
+
+
+def _one_by_one(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """Solve in sequence: in parallel it can deadlock CPUs that emulate devices."""
+    return jax.lax.map(lambda pair: jnp.linalg.solve(*pair), (matrix, right))
+
+
+def see(z: jax.Array, level: jax.Array | float) -> jax.Array:
+    """Inputs of the networks: clipped coordinates and the noise level."""
+    mark = 0.3 * jnp.log(jnp.asarray(level) + 0.01)
+    mark = jnp.broadcast_to(mark, (*z.shape[:-1], 1)).astype(z.dtype)
+    return jnp.concatenate([jnp.clip(z, -CLIP, CLIP), mark], axis=-1)
+
+
+def make_features(
+    density: Density,
+    recorded: Values,
+    drawn: Values,
+    levels: tuple[float, ...],
+    network: Network,
+    rng_key: jax.Array,
+    robust: bool = False,
+) -> Features:
+    """Features trained on the scores of recordings and twin.
+
+    Args:
+        density: The sites.
+        recorded: Recordings of each site, (num_recordings, *shape).
+        drawn: Draws of the twin.
+        levels: Variances of the appended noise.
+        network: Function or functions that make a network.
+        rng_key: A JAX PRNG key.
+        robust: Whether samples far out have no weight.
+
+    Raises:
+        ArgumentError: If the network is not valid.
+    """
+    pick_key, key = jax.random.split(rng_key)
+    order = jax.random.permutation(pick_key, len(next(iter(recorded.values()))))
+    mixed = {name: values[order] for name, values in recorded.items()}
+    free, layout = Free.of(density, mixed).values, Layout.of(density)
+    reach = float(chi2.ppf(_WHOLE, free.shape[1]) ** 0.5) if robust else np.inf
+    frame = Frame.of(free[_middle(free)] if robust else free, layout)
+    size = len(frame.whiten)
+    blank = Features(
+        density, frame.mean, frame.whiten, None, jnp.ones(1), levels, network, reach
+    )
+    blank.ensemble.check()
+    laws = [blank.coordinates(values) for values in (mixed, drawn)]
+    if robust:
+        inside = [law[np.asarray(blank.weigh(law))[:, 0] > 0] for law in laws]
+        laws = [x if len(x) else law for x, law in zip(inside, laws, strict=True)]
+    pools = jnp.stack([law[np.arange(_POOL) % len(law)] for law in laws])
+    return _trained(blank, pools.reshape(2, 1, _POOL, size), key)
+
+
+def _middle(values: jax.Array) -> np.ndarray:
+    """Whether each row is near the median in all columns, (num_samples,)."""
+    low, middle, high = quantiles(values, 0.16, 0.5, 0.84)
+    return np.asarray(jnp.all(jnp.abs(values - middle) < _NEAR * (high - low), axis=1))
+
+
+@quick_jit
+def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features:
+    """The features with networks trained on (2, 1, num_samples, dimensions)."""
+    keys = jax.random.split(rng_key, 5)
+    noise = jax.random.normal(keys[0], values.shape)
+    position = jax.random.uniform(keys[1], values.shape[:-1])
+    slices = jax.random.rademacher(keys[2], values.shape, values.dtype)
+    pool = Pool(values, values, noise, position, slices)
+    levels = jnp.asarray(blank.levels)
+
+    def problem(_: Any, part: Pool) -> Batch:
+        """Score matching of the score minus that of a standard normal."""
+        index = (part.position * len(levels)).astype(int)
+        level = levels[jnp.clip(index, 0, len(levels) - 1)][:, None]
+        z = part.values + jnp.sqrt(level) * part.noise
+        tangent = jnp.pad(part.slices * (jnp.abs(z) < CLIP), ((0, 0), (0, 1)))
+        one = jnp.ones((len(z), 1))
+        return Batch(see(z, level), one, z / (1 + level), part.slices, tangent)
+
+    ensemble = blank.ensemble
+    networks = ensemble.init(keys[3], 2)
+    networks = ensemble.place(networks, jnp.clip(values[0, 0, :4096], -CLIP, CLIP))
+    networks = train(
+        ensemble,
+        problem,
+        Frame(*[jnp.zeros(1)] * 6),  # the coordinates are white already
+        pool,
+        networks,
+        keys[4],
+        steps=_NUM_STEPS,
+        batch=_BATCH,
+        peak=_RATE,
+        whole=False,
+    )
+    features = replace(blank, networks=networks)
+    z, noise = values[0, 0, :4096], noise[0, 0, :4096]
+
+    def power(level: float) -> jax.Array:
+        return jnp.mean(features(z + level**0.5 * noise, level) ** 2, axis=0) + 1e-6
+
+    return replace(features, power=jnp.stack([*map(power, blank.levels)]))
+
+
+@quick_jit
+def block_moments(features: Features, values: Values, rng_key: jax.Array) -> Moments:
+    """Moments of each block, with two noise draws and their negatives."""
+
+    def one(block: tuple[Values, jax.Array]) -> Moments:
+        values, key = block
+        z = features.coordinates(values)
+        keys = jax.random.split(key)
+        noise = jax.random.normal(keys[0], (2, *z.shape))
+        blur = jnp.concatenate([noise, -noise]).reshape(-1, z.shape[1])
+        return features.moments(jnp.tile(z, (4, 1)), blur, keys[1])
+
+    count = len(jax.tree.leaves(values)[0])
+    return jax.lax.map(one, (values, jax.random.split(rng_key, count)))

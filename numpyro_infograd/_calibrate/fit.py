@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host loop of a calibration: descent, corrections, bootstrap, tests.
+
+`matched` and `likelihood` say how a twin is compared with recordings.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+
+from numpyro_infograd._calibrate.inference import (
+    Directions,
+    Place,
+    find_directions,
+    limited,
+    two_sample,
+)
+from numpyro_infograd._calibrate.matching import Descent
+from numpyro_infograd._calibrate.result import Outcome, TwoSample
+from numpyro_infograd._calibrate.settings import Settings
+from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._optimize import Ending, Status
+from numpyro_infograd._optimize.move import (
+    RATE,
+    Move,
+    as_optax,
+    constrained,
+    is_mapped,
+    onto,
+    scales,
+    unconstrained,
+)
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd.values import Estimate
+
+_BLOCKS = 125  # blocks of consecutive recordings, at most
+_FEWEST_BLOCKS = 75
+_HELD_OUT = 5  # one of so many blocks is held out
+_CHUNK = 25  # steps of one compiled scan
+_CORRECTIONS = 8  # Newton steps, at most
+_RESAMPLES = 50  # bootstrap draws for the error of the first divergence
+_AT_ONCE = 16384  # draws of the twin that are made at once
+_MOST = 64  # largest number of parameters with corrections and standard errors
+# Names of values in the history of a descent.
+VALUES = ("divergence", "negative_log_likelihood")
+_TESTED = 1000  # recordings in a two-sample test
+
+
+class End(NamedTuple):
+    """The twin at the last correction.
+
+    Attributes:
+        place: What it was computed from.
+        directions: Directions that the recordings determine, and the others.
+        edges: Number of directions in which a projection allows moves of one sign only.
+    """
+
+    place: Place
+    directions: Directions
+    edges: int
+
+
+class Fit(abc.ABC):
+    """The state of a calibration."""
+
+    settled = 1.0  # length of the last correction at convergence, in standard errors
+
+    def __init__(
+        self,
+        sm: StructuralModel,
+        density: Density,
+        params: Any,
+        recorded: dict[str, np.ndarray],
+        settings: Settings,
+        rng_key: jax.Array,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        self.sm, self.density, self.recorded = sm, density, recorded
+        self.settings, self.warnings = settings, warnings
+        self.keys = iter(jax.random.split(rng_key, 64))
+        self.constraints = sm.constraints if settings.projection is None else None
+        self.unconstrained_params = unconstrained(params, self.constraints)
+        self.train, self.held = into_blocks(len(next(iter(recorded.values()))))
+        seed = jax.random.key_data(next(self.keys))
+        self.rng = np.random.default_rng(np.asarray(seed))
+        self.history: list[dict[str, Any]] = []
+        self.end: End | None = None
+        self.largest: Any = None  # largest rates of the parameters so far
+        self.last: Place | None = None  # start of the last correction
+
+    @property
+    def numbers(self) -> int:
+        """Count of the numbers in all parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.unconstrained_params))
+
+    # -- how twin and recordings are compared --------------------------------------
+
+    @abc.abstractmethod
+    def look(self) -> None:
+        """Prepare a descent from the present parameters."""
+
+    @abc.abstractmethod
+    def chunk(
+        self, move: Move, state: Any, rates: jax.Array, rng_key: jax.Array
+    ) -> tuple[Any, dict[str, Any]]:
+        """A chunk of steps of a descent; see `matching.descend`."""
+
+    @abc.abstractmethod
+    def place(self) -> Place | None:
+        """The divergence around the present parameters; None if it is not finite."""
+
+    @abc.abstractmethod
+    def rises(self, last: Place, here: Place) -> bool:
+        """Whether the divergence rose from one place to the other."""
+
+    @abc.abstractmethod
+    def resampled(self, place: Place, num_draws: int) -> np.ndarray:
+        """Gradients there for resamples of the recordings, (num_draws, numbers)."""
+
+    @abc.abstractmethod
+    def measure(self, num_draws: int) -> Estimate:
+        """How far the held-out recordings are from the twin."""
+
+    @abc.abstractmethod
+    def coordinates(self, values: Values) -> jax.Array:
+        """Recorded sites in units of the recordings, (num_samples, dimensions)."""
+
+    def doubts(self) -> list[str]:
+        """Sentences that say why results may be wrong."""
+        return []
+
+    def near(self, coordinates: Any) -> np.ndarray:
+        """Whether rows have weight in the fit, (num_samples,)."""
+        return np.ones(len(coordinates), bool)
+
+    # -- the parts -----------------------------------------------------------------
+
+    def simulate(self, unconstrained_params: Any, size: int) -> Values:
+        """Independent draws of the recorded sites: quasi-random ones would be too even
+        for a two-sample test."""
+        params = constrained(unconstrained_params, self.constraints)
+        key, parts = next(self.keys), []
+        for start in range(0, size, _AT_ONCE):  # all of one size: they compile once
+            noise = draw_noise(self.sm.spec, jax.random.fold_in(key, start), _AT_ONCE)
+            values = simulate(self.sm.forward, params, noise)
+            parts.append({n: values[n][: size - start] for n in self.recorded})
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+    def descend(self, num_steps: int, bar: Any) -> None:
+        """Steps of the optimizer, with a rate that falls to zero."""
+        settings, start = self.settings, self.unconstrained_params
+        scaled, optimizer = settings.optimizer is None, as_optax(settings.optimizer)
+        scale = self._scales() if scaled else None
+        projection = settings.projection
+        move = Move.trace(start, optimizer, projection, self.constraints, scale)
+        state = Descent(start, optimizer.init(start), jnp.zeros((), jnp.int32))
+        rates = 0.5 * (1 + np.cos(np.pi * np.arange(num_steps) / num_steps))
+        if not scaled:
+            rates = np.ones(num_steps)
+        key = next(self.keys)
+        try:
+            for start in range(0, num_steps, _CHUNK):
+                part = jnp.asarray(rates[start : start + _CHUNK], jnp.zeros(()).dtype)
+                state, info = self.chunk(move, state, part, key)
+                self.history.append(jax.device_get(info))
+                bar.update(len(info["finite"]))
+                name = next(n for n in VALUES if n in info)
+                bar.set_postfix_str(f"{name} {float(info[name][-1]):.3g}")
+        finally:
+            self.unconstrained_params = state.unconstrained_params
+
+    # -- the end --------------------------------------------------------------------
+
+    def correct(self) -> float | None:
+        """A Newton step along the directions that the recordings determine.
+
+        Returns:
+            The largest component of the step, in standard errors. NaN, without a step,
+            if something is not finite. None if the last step raised the divergence or
+            led to values that are not finite; then half of it is undone.
+        """
+        flat, unravel = ravel_pytree(self.unconstrained_params)
+        here = self.place()
+        if self.last is not None and (here is None or self.rises(self.last, here)):
+            half = unravel(jnp.asarray((self.last.flat + flat) / 2, flat.dtype))
+            self.unconstrained_params = onto(self.settings.projection, half)
+            return None
+        if here is None:
+            return math.nan
+        self.last = here
+        size = self.sizes()
+        allowed, edges = self._ways()
+        information = np.atleast_2d(np.cov(self.resampled(here, _RESAMPLES).T))
+        directions = find_directions(here.curvatures, size, allowed, information)
+        step = limited(directions.solve(here.gradient), size)
+        moved = onto(
+            self.settings.projection, unravel(jnp.asarray(flat + step, flat.dtype))
+        )
+        step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # after projection
+        along = step @ (directions.known / size[:, None] ** 2)
+        own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))
+        error = np.hypot(directions.error, 3 * own / directions.curvature)
+        self.unconstrained_params = moved
+        self.end = End(here, directions, edges)
+        return float((np.abs(along) / error).max(initial=0.0))
+
+    def _step_back(self) -> None:
+        """Return to the start of the last correction, to which `end` belongs."""
+        if self.last is not None:
+            flat, unravel = ravel_pytree(self.unconstrained_params)
+            self.unconstrained_params = unravel(jnp.asarray(self.last.flat, flat.dtype))
+
+    def _scales(self) -> dict[str, Any]:
+        """Peak rate of the default optimizer, for each parameter separately.
+
+        Parameters may have different units. A parameter that starts at zero gets a rate
+        from the typical size of all; one that becomes small keeps its first rate.
+        """
+        found = dict(scales(self.unconstrained_params, self.constraints))
+        for name, tree in self.unconstrained_params.items():
+            if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree)):
+                law = self.constraints and {name: self.constraints[name]}
+                found[name] = scales({name: tree}, law)[name]
+        self.largest = jax.tree.map(jnp.maximum, self.largest or found, found)
+        return self.largest
+
+    def sizes(self) -> np.ndarray:
+        """Typical size of each unconstrained number, for a correction.
+
+        Coordinates of a bijection have size one; for a scale they are logarithms.
+        """
+        found = {}
+        for name, rates in self._scales().items():
+            if is_mapped(name, self.constraints):
+                rates = jax.tree.map(lambda _: RATE, rates)
+            found[name] = jax.tree.map(
+                lambda rate, x: jnp.full(x.shape, rate / RATE),
+                rates,
+                self.unconstrained_params[name],
+            )
+        return np.asarray(ravel_pytree(found)[0], float)
+
+    def _ways(self) -> tuple[np.ndarray, int]:
+        """Orthonormal directions in which a projection lets the parameters move.
+
+        Also the number of other directions in which it allows moves of one sign,
+        because the parameters are at an edge of its set.
+        """
+        flat, unravel = ravel_pytree(self.unconstrained_params)
+        project = self.settings.projection
+        if project is None:
+            return np.eye(len(flat)), 0
+
+        def projected(flat: jax.Array) -> jax.Array:
+            return ravel_pytree(project(unravel(flat)))[0]
+
+        jacobian = np.asarray(jax.jacobian(projected)(flat), float)
+        values, vectors = np.linalg.eigh((jacobian + jacobian.T) / 2)
+        held = vectors[:, values <= 0.5]
+        reach = 0.01 * float(np.sqrt(np.mean(self.sizes() ** 2)))
+        moved = [
+            max(float(jnp.linalg.norm(projected(flat + s * v) - flat)) for s in (-1, 1))
+            for v in jnp.asarray(reach * held.T, flat.dtype)
+        ]
+        return vectors[:, values > 0.5], sum(x > 0.5 * reach for x in moved)
+
+    def test(self) -> TwoSample:
+        """Two-sample test of held-out recordings and draws of the twin."""
+        rows = self.held.ravel()
+        picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: rows may be correlated
+        recorded = {n: jnp.asarray(v[picked]) for n, v in self.recorded.items()}
+        drawn = self.simulate(self.unconstrained_params, len(picked))
+        a, b = (np.asarray(self.coordinates(v)) for v in (recorded, drawn))
+        a, b = (x[self.near(x)] for x in (a, b))
+        if not len(a) or not len(b):  # they lie far apart
+            return TwoSample(math.inf, 0.0)
+        return two_sample(a, b)
+
+    def run(self, progress_bar: bool) -> Outcome:
+        """Run descent, corrections, bootstrap and tests."""
+        total = self.settings.num_steps
+        cycles = [total - total // 2, total // 2] if total > 1 else [1]
+        with tqdm(total=total, disable=not progress_bar, desc="features") as bar:
+            self.look()
+            before = self.measure(_RESAMPLES)
+            test_before = self.test()
+            try:
+                for cycle, steps in enumerate(cycles):
+                    if cycle:
+                        self.look()
+                    bar.set_description("descent")
+                    self.descend(steps, bar)
+                bar.set_description("corrections")
+                status = self._settle(total)
+            except KeyboardInterrupt:
+                self._step_back()
+                status = Status(
+                    "interrupted by the user: no standard errors", Ending.INTERRUPTED
+                )
+                self.end = None
+            bar.set_description("bootstrap")
+            after = self.measure(self.settings.num_draws)
+            bar.set_description("calibration")
+        return Outcome(status, before, after, test_before)
+
+    def _settle(self, total: int) -> Status:
+        """Newton steps until they are short; returns the status."""
+        if self.numbers > _MOST:
+            self.warnings += (
+                f"the parameters have {self.numbers} numbers, more than {_MOST}, so "
+                "there are no corrections and no standard errors.",
+            )
+            return Status(f"took {total} steps", Ending.ALL_STEPS)
+        for _ in range(_CORRECTIONS):
+            length = self.correct()
+            if length is None:
+                continue
+            if math.isnan(length):
+                self.end = None
+                return Status(
+                    "stopped where draws of the twin or their derivatives are not "
+                    "finite: no standard errors. Constrain the parameters "
+                    "(numpyro.param(..., constraint=...)), or use other init_params",
+                    Ending.NOT_FINITE,
+                )
+            assert self.end is not None
+            directions = self.end.directions
+            if not directions.known.size:
+                why = "the recordings determine nothing here. Use other init_params"
+                if directions.rough:
+                    why = "derivatives of the twin are too noisy"
+                elif not directions.unknown.size:
+                    why = "the projection lets no parameter move"
+                return Status(
+                    f"took {total} steps, with no corrections: {why}", Ending.ALL_STEPS
+                )
+            if length < self.settled:
+                return Status(
+                    f"converged: the last correction was {length:.2g} standard errors",
+                    Ending.CONVERGED,
+                )
+        self._step_back()
+        if length is None:
+            text = "corrections raised the divergence. Raise num_samples"
+        else:
+            last = f"the last correction was still {length:.2g} standard errors"
+            text = f"{last}. Raise num_steps or num_samples"
+        text = f"not converged: {text}, or use other init_params"
+        return Status(text, Ending.UNFINISHED)
+
+
+def into_blocks(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the blocks of the fit, and of those that are held out.
+
+    As many blocks as lose the fewest rows, which do not fill a block.
+    """
+    counts = range(_BLOCKS, _FEWEST_BLOCKS - 1, -_HELD_OUT)
+    blocks = min(counts, key=lambda count: number % count)
+    rows = np.arange(number // blocks * blocks).reshape(blocks, -1)
+    held = np.arange(blocks) % _HELD_OUT == _HELD_OUT - 1
+    return rows[~held], rows[held]

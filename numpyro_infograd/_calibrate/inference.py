@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inference of the parameters: corrections, errors, divergences, tests."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh
+from scipy.spatial.distance import cdist
+from scipy.stats import permutation_test
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd._calibrate.features import Moments
+from numpyro_infograd._calibrate.matching import Local, Match, factors
+from numpyro_infograd._calibrate.result import TwoSample
+from numpyro_infograd._noise import student
+from numpyro_infograd.values.base import Estimate, report
+
+_FARTHEST = 0.3  # largest correction, in units of the parameters' size
+_RELABELLINGS = 499  # permutations of a two-sample test
+
+
+class Directions(NamedTuple):
+    """Directions of the unconstrained numbers in which the curvature is diagonal.
+
+    Attributes:
+        known: Directions that the recordings determine, (numbers, rank), each of
+            length one in units of the parameters' sizes.
+        curvature: Curvature along each of these, (rank,).
+        error: Standard error along each of these, (rank,).
+        unknown: The other directions in which the parameters may move.
+        rough: Number of unknown directions that may be known with less noisy
+            derivatives of the twin.
+    """
+
+    known: np.ndarray
+    curvature: np.ndarray
+    error: np.ndarray
+    unknown: np.ndarray
+    rough: int
+
+    def solve(self, gradient: np.ndarray) -> np.ndarray:
+        """The Newton step along `known` for gradients (..., numbers)."""
+        return -((gradient @ self.known) / self.curvature) @ self.known.T
+
+
+def find_directions(
+    curvatures: np.ndarray,
+    size: np.ndarray,
+    allowed: np.ndarray,
+    information: np.ndarray,
+) -> Directions:
+    """The directions that the recordings determine.
+
+    Args:
+        curvatures: Of the divergence, by independent draws of the twin, (draws,
+            numbers, numbers). One draw has no noise.
+        size: Typical size of each unconstrained number, (numbers,).
+        allowed: Directions that a projection allows, orthonormal columns.
+        information: Covariance of the gradient over resamples of the recordings.
+    """
+    each = allowed.T @ (curvatures + np.swapaxes(curvatures, 1, 2)) @ allowed / 2
+    metric = allowed.T @ (allowed / size[:, None] ** 2)
+    curvature, vectors = eigh(each.mean(0), metric)
+    error = np.zeros(len(curvature))
+    if len(each) > 1:
+        spread = np.einsum("pi,rpq,qi->ri", vectors, each, vectors).std(0, ddof=1)
+        error = student(len(each)) * spread / len(each) ** 0.5
+    vectors = allowed @ vectors
+    recorded = np.sqrt(np.einsum("pi,pq,qi->i", vectors, information, vectors))
+    # Known: the standard error is below the parameters' size, and the curvature is well
+    # above its own noise.
+    known = (curvature > recorded) & (curvature > 3 * error)
+    rough = int(np.sum(~known & (3 * error > 20 * recorded)))
+    return Directions(
+        vectors[:, known],
+        curvature[known],
+        recorded[known] / curvature[known],
+        vectors[:, ~known],
+        rough,
+    )
+
+
+def curvatures_of(local: Local, match: Match, divergence: str) -> np.ndarray:
+    """Curvature of the divergence by each draw of the twin, (draws, numbers, numbers).
+
+    The slopes of the other draws multiply the factor of a draw: their noise is
+    independent.
+    """
+    factor = factors(local, match.shares, match.law.gram, divergence)
+    factor, slopes = _double(factor, local.slopes)
+    others = (slopes.sum(0) - slopes) / (len(slopes) - 1)
+    flat = (*factor.shape[:2], -1)
+    return factor.reshape(flat) @ np.swapaxes(others.reshape(flat), 1, 2)
+
+
+def mean_gradient(
+    local: Local, weights: jax.Array, match: Match, divergence: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient, and its covariance over draws of the twin."""
+    factor = factors(local, match.shares, match.law.gram, divergence)
+    factor, gap = _double(jnp.mean(factor, axis=0), weights - match.target)
+    found = np.einsum("plwd,rlwd->rp", factor, gap)
+    covariance = np.atleast_2d(np.cov(found.T)) * student(len(found)) ** 2 / len(found)
+    return found.mean(0), covariance
+
+
+class Place(NamedTuple):
+    """The start of a correction.
+
+    Attributes:
+        flat: The unconstrained numbers, (numbers,).
+        gradient: Gradient of the divergence, (numbers,).
+        noise: Covariance of the gradient over draws of the twin.
+        curvatures: Curvature by each draw of the twin, (draws, numbers, numbers).
+        inside: What else the divergence was computed from.
+    """
+
+    flat: np.ndarray
+    gradient: np.ndarray
+    noise: np.ndarray
+    curvatures: np.ndarray
+    inside: Any
+
+
+def rises(last: Place, here: Place, match: Match, divergence: str) -> bool:
+    """Whether the divergence rose by more than two standard errors.
+
+    The value of the reverse KL is not known. Its rise is estimated by the step times
+    the mean of the gradients at both ends.
+    """
+    if divergence == "kl":
+        way = here.flat - last.flat
+        rise = way @ (last.gradient + here.gradient) / 2
+        return bool(rise > np.sqrt(way @ (last.noise + here.noise) @ way))
+    before, now = (apart(place.inside.weights, match) for place in (last, here))
+    return now[0] - before[0] > 2 * np.hypot(before[1], now[1])
+
+
+def apart(weights: jax.Array, match: Match) -> tuple[float, float]:
+    """The Fisher divergence from the recordings of the fit, and its error over draws.
+
+    It uses all pairs of different draws, so the noise of a draw causes no bias.
+
+    Args:
+        weights: W_q of independent draws, (draws, levels, width, dimensions).
+        match: The twin and the recordings.
+    """
+    gap, gram, shares = _double(weights - match.target, match.law.gram, match.shares)
+    products = np.einsum("l,rlwd,slwd->rs", shares, gap, gram @ gap)
+    count = len(gap)
+    value = (products.sum() - np.trace(products)) / (2 * count * (count - 1))
+    return float(value), mean_error(products.mean(axis=1))
+
+
+def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """A correction, shortened to a share of the parameters' size."""
+    length = np.sqrt(np.mean((step / size) ** 2))
+    return step * min(1.0, _FARTHEST / max(length, 1e-30))
+
+
+def resample(
+    match: Match, weights: Any, blocks: Moments, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """W_p of resampled recordings, and G_p (W_q - W_p).
+
+    Args:
+        match: The twin and the recordings.
+        weights: W_q, (levels, width, dimensions).
+        blocks: Moments of blocks of recordings.
+        counts: Share of each block in each resample, (num_draws, blocks).
+    """
+    weights, *whole = _double(weights, *blocks)
+
+    def one(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        law = Moments(*(np.tensordot(share, x, 1) for x in whole))
+        target = match.features.weights(law)
+        return target, law.gram @ (weights - target)
+
+    targets, pulls = zip(*map(one, counts), strict=True)
+    return np.stack(targets), np.stack(pulls)
+
+
+def resampled_gradients(
+    local: Local, weights: Any, match: Match, divergence: str, targets: Any, pulls: Any
+) -> np.ndarray:
+    """The gradient for each resample of the recordings, (num_draws, numbers)."""
+    weights, slopes, flow = (x.mean(0) for x in _double(weights, *local))
+    (shares,) = _double(match.shares)
+    if divergence == "kl":
+        gaps = weights - np.asarray(targets, float)
+        return np.einsum("l,plwd,blwd->bp", shares, flow, gaps)
+    return np.einsum("l,plwd,blwd->bp", shares, slopes, np.asarray(pulls, float))
+
+
+def held_out(
+    weights: Any,
+    targets: Any,
+    held: Moments,
+    match: Match,
+) -> Estimate:
+    """Divergence from held-out recordings, without bias from the fit.
+
+    It is 1/2 <W_q - W_p, G W_q - c>, with the moments G (plus the ridge) and c of the
+    held-out recordings. Their own score has G W = c, so this is a product of
+    independent errors.
+
+    Args:
+        weights: W_q from independent draws, (draws, levels, width, dimensions).
+        targets: W_p of resamples of the other recordings, (num_draws, ...).
+        held: Moments of blocks of the held-out recordings.
+        match: The twin and the recordings.
+    """
+    weights, target, targets, gram, slope, shares = _double(
+        weights,
+        match.target,
+        targets,
+        match.features.ridged(held.gram),
+        held.slope,
+        match.shares,
+    )
+    scaled = shares[:, None, None]
+    mean, count = weights.mean(0), len(weights)
+
+    def value(target: np.ndarray, gram: np.ndarray, slope: np.ndarray) -> Any:
+        """The value from all pairs of different draws."""
+        first = scaled * (weights - target)
+        second = gram @ weights - slope
+        every = np.vdot(first.sum(0), second.sum(0)) - np.vdot(first, second)
+        return 0.5 * every / (count * (count - 1))
+
+    found = value(target, gram.mean(0), slope.mean(0))
+    by_block = 0.5 * np.einsum(
+        "lwd,blwd->b", scaled * (mean - target), gram @ mean - slope
+    )
+    held_error = mean_error(by_block)
+    second = scaled * (gram.mean(0) @ mean - slope.mean(0))
+    fit_error = 0.5 * np.einsum("blwd,lwd->b", targets, second).std(ddof=1)
+    alone = 0.5 * np.einsum("rlwd,lwd->r", weights - mean, 2 * second)
+    own_error = mean_error(alone)
+    error = float(np.sqrt(held_error**2 + fit_error**2 + own_error**2))
+    return report(float(found), error, "features")
+
+
+def two_sample(recorded: np.ndarray, drawn: np.ndarray) -> TwoSample:
+    """Two-sample permutation test by energy distance, (num_samples, dimensions)."""
+    both = np.concatenate([recorded, drawn])
+    distances = cdist(both, both)
+
+    def energy(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+        label = np.zeros((*first.shape[:-1], len(both)))
+        for rows, sign in ((first, 1), (second, -1)):
+            share = sign / rows.shape[-1]
+            np.put_along_axis(label, rows.astype(int), share, axis=axis)
+        return -np.sum((label @ distances) * label, axis=axis)
+
+    found = permutation_test(
+        (np.arange(len(recorded)), np.arange(len(recorded), len(both))),
+        energy,
+        alternative="greater",
+        n_resamples=_RELABELLINGS,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return TwoSample(float(found.statistic), float(found.pvalue))
+
+
+def mean_error(found: np.ndarray) -> float:
+    """Standard error of the mean."""
+    return float(student(len(found)) * found.std(ddof=1) / len(found) ** 0.5)
+
+
+def _double(*arrays: Any) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(x, np.float64) for x in arrays)

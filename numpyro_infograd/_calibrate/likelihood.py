@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The likelihood of recordings by a sum over draws of the hidden noise.
+
+With draws u_k of the noise that the recorded sites hide, and draws z_k of the sites
+whose draws have no derivative (identity V),
+
+    log p(y; theta) = log mean_k p(y, z_k | u_k; theta) / p(z_k | u_k; theta_0).
+
+At theta = theta_0 the ratio is p(y | z_k, u_k). Its derivatives in theta include how
+theta changes the probability of each draw. Nothing is learned, and sites may be
+discrete, continuous, or both. The bias falls as one over the number of draws; a
+jackknife over independent sets of draws removes its first order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd._arguments import explain_grad_errors
+from numpyro_infograd._calibrate.matching import Descent
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density, Values, quantiles, simulate
+from numpyro_infograd._noise import NoiseSpec, draw_noise
+from numpyro_infograd._optimize.move import Move, all_finite, constrained
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
+
+_AT_ONCE = 2**18  # recordings times draws that are evaluated at once
+_LOW = 0.05  # share of recordings below the reported effective sample size
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("forward", "joint", "drawn", "constraints"),
+    meta_fields=("sites", "spec"),
+)
+@dataclass(frozen=True)
+class Likelihood:
+    """A twin with a likelihood.
+
+    Attributes:
+        forward: The twin's map from parameters and noise to sites.
+        joint: Density of the recorded and the drawn sites given the hidden noise.
+        drawn: Density of the drawn sites; None without any.
+        constraints: Of the parameters; None with a projection.
+        sites: The recorded sites.
+        spec: Distributions of the noise that is drawn; empty if none is hidden.
+    """
+
+    forward: Program
+    joint: Density
+    drawn: Density | None
+    constraints: dict[str, Any] | None
+    sites: tuple[str, ...]
+    spec: NoiseSpec
+
+    @staticmethod
+    def of(
+        sm: StructuralModel, sites: tuple[str, ...], constraints: dict[str, Any] | None
+    ) -> Likelihood:
+        """The likelihood of recordings of these sites."""
+        alone = sm.density(sites, whole=True)
+        drawn = tuple(s for s in sm.drawn if s in alone.hidden and s not in sites)
+        if not drawn:
+            spec = alone.hidden_spec
+            return Likelihood(sm.forward, alone, None, constraints, sites, spec)
+        both = tuple(s for s in sm.sites if s in drawn or s in sites)
+        return Likelihood(
+            sm.forward,
+            sm.density(both, whole=True),
+            sm.density(drawn, whole=True),
+            constraints,
+            sites,
+            sm.spec,
+        )
+
+    def draw(self, params: Any, noise: Values) -> Draws:
+        """Draws of what the recorded sites hide, each of the noise's leading shape."""
+        if self.drawn is None:
+            return Draws(noise, {}, jnp.zeros(()))
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), noise)
+        values = simulate(self.forward, params, flat)
+        held = {s: values[s] for s in self.drawn.sites}
+        log_prob = jax.vmap(self.drawn.log_prob, in_axes=(None, 0, 0))
+        found = held, log_prob(params, flat, held)
+        shape = next(iter(noise.values())).shape[:2]
+        found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+        return Draws(noise, *jax.lax.stop_gradient(found))
+
+    def __call__(self, unconstrained_params: Any, draws: Draws, row: Values) -> Any:
+        """log p of one recording by each set of draws, and its effective sample size.
+
+        Returns:
+            An array (sets,) in nats, -inf where no draw can make the recording; and the
+            size of all sets together, by Kish's formula.
+        """
+        params = constrained(unconstrained_params, self.constraints)
+
+        def one(noise: Values, held: Values, log_prob: jax.Array) -> jax.Array:
+            return self.joint.log_prob(params, noise, row | held) - log_prob
+
+        if not self.spec:
+            found = one({}, {}, draws.log_prob)
+            return jnp.where(jnp.isnan(found), -jnp.inf, found)[None], jnp.inf
+        over = (0, 0, None if self.drawn is None else 0)
+        each = jax.vmap(jax.vmap(one, over), over)(*draws)
+        # In forward mode this also drops derivatives that are not finite.
+        each = jnp.where(jnp.isfinite(each), each, -jnp.inf)
+        peak = jax.lax.stop_gradient(jnp.max(each))
+        peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
+        weight = jnp.exp(each - peak)
+        total = jnp.sum(weight, axis=1)
+        some = total > 0
+        count = each.shape[1]
+        log_mean = jnp.log(jnp.where(some, total, 1.0) / count) + peak
+        size = jnp.sum(weight) ** 2 / jnp.maximum(jnp.sum(weight**2), 1e-30)
+        return jnp.where(some, log_mean, -jnp.inf), size
+
+
+class Draws(NamedTuple):
+    """Draws of hidden noise and of drawn sites, (sets, draws, *shape).
+
+    Attributes:
+        noise: By site.
+        held: Values of the drawn sites.
+        log_prob: Their log probability at the parameters that drew them.
+    """
+
+    noise: Values
+    held: Values
+    log_prob: jax.Array
+
+
+class Rows(NamedTuple):
+    """Different recordings, and how often each occurs.
+
+    Attributes:
+        values: By site, (num_rows, *shape).
+        shares: Share of each row in each block of recordings, (blocks, num_rows). It is
+            zero for a few last rows, which repeat the first one.
+    """
+
+    values: dict[str, Any]
+    shares: Any
+
+
+def _flat(recorded: dict[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Rows of all sites side by side, (num_rows, numbers)."""
+    columns = [v[rows.ravel()].reshape(rows.size, -1) for v in recorded.values()]
+    return np.concatenate(columns, axis=1)
+
+
+def count_rows(recorded: dict[str, np.ndarray], blocks: np.ndarray) -> int:
+    """The number of different recordings in blocks."""
+    return len(np.unique(_flat(recorded, blocks), axis=0))
+
+
+def rows_of(recorded: dict[str, np.ndarray], blocks: np.ndarray) -> Rows:
+    """The different recordings among blocks of rows, (blocks, length)."""
+    flat = _flat(recorded, blocks)
+    _, first, which = np.unique(flat, axis=0, return_index=True, return_inverse=True)
+    # A few sizes, so that other recordings compile nothing.
+    quarter = 1 << max(len(first).bit_length() - 3, 0)
+    shares = np.zeros((len(blocks), -(-len(first) // quarter) * quarter))
+    first = np.append(first, np.full(shares.shape[1] - len(first), first[0]))
+    owner = np.repeat(np.arange(len(blocks)), blocks.shape[1])
+    np.add.at(shares, (owner, which.ravel()), 1 / blocks.shape[1])
+    first = blocks.ravel()[first]
+    rows = {n: jnp.asarray(v[first]) for n, v in recorded.items()}
+    return Rows(rows, shares)
+
+
+class Around(NamedTuple):
+    """The mean log likelihood, and its derivatives in the unconstrained numbers.
+
+    The last axis has one entry for each set of draws, and one for all of them.
+
+    Attributes:
+        value: Of each block, (blocks, sets + 1).
+        slope: Of each block, (numbers, blocks, sets + 1).
+        bend: Of all blocks, (numbers, numbers, sets + 1).
+        size: A low quantile of the effective sample sizes.
+    """
+
+    value: jax.Array
+    slope: jax.Array
+    bend: jax.Array
+    size: jax.Array
+
+
+@quick_jit(static_argnames="shape")
+def draw_sets(
+    twin: Likelihood,
+    unconstrained_params: Any,
+    rng_key: jax.Array,
+    points: Any,
+    shape: tuple[int, int],
+) -> Draws:
+    """Independent sets of draws, (sets, draws, *shape); see `Likelihood.draw`.
+
+    Samplers take long to compile, so this is a function for itself.
+    """
+    params = constrained(unconstrained_params, twin.constraints)
+    return twin.draw(params, _noise(twin.spec, rng_key, points, shape))
+
+
+@quick_jit(static_argnames=("shape", "derivatives"))
+def look_around(
+    twin: Likelihood,
+    unconstrained_params: Any,
+    offsets: jax.Array,
+    rows: Rows,
+    draws: Draws,
+    *,
+    shape: tuple[int, int],
+    derivatives: bool = True,
+) -> tuple[Around | None, jax.Array, jax.Array]:
+    """The mean log likelihood around some parameters.
+
+    Args:
+        twin: The twin.
+        unconstrained_params: The parameters at which sites are drawn.
+        offsets: Other places, from the parameters, (num_offsets, numbers).
+        rows: The recordings.
+        draws: From `draw_sets`.
+        shape: Number of sets of draws, and of draws in each.
+        derivatives: Whether to compute them.
+
+    Returns:
+        Value and derivatives; the mean of each block at each offset, (num_offsets,
+        blocks); and the share of recordings that a set of draws cannot make, which are
+        left out of all means.
+    """
+    flat, unravel = ravel_pytree(unconstrained_params)
+    sets, count = shape
+    size = max(1, _AT_ONCE // (sets * count))
+
+    def at(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """log p of each row by each set and by all, (num_rows, sets + 1), and sizes."""
+
+        def one(row: Values) -> tuple[jax.Array, jax.Array]:
+            found, effective = twin(unravel(flat), draws, row)
+            whole = jax.nn.logsumexp(found) - np.log(len(found))
+            return jnp.append(found, whole), jnp.asarray(effective, found.dtype)
+
+        return jax.lax.map(one, rows.values, batch_size=size)
+
+    def means(flat: jax.Array) -> jax.Array:
+        found = at(flat)[0]
+        # A recording that one set misses counts for no set.
+        usable = jnp.all(jnp.isfinite(found), axis=1, keepdims=True)
+        return rows.shares @ jnp.where(usable, found, 0.0)
+
+    def mean(flat: jax.Array) -> jax.Array:
+        return jnp.mean(means(flat), axis=0)
+
+    elsewhere = jax.lax.map(lambda offset: means(flat + offset)[:, -1], offsets)
+    found, effective = at(flat)
+    missed = jnp.mean(rows.shares, axis=0) @ ~jnp.all(jnp.isfinite(found), axis=1)
+    if not derivatives:
+        return None, elsewhere, missed
+    basis = jnp.eye(len(flat), dtype=flat.dtype)
+
+    def slope(along: jax.Array) -> jax.Array:
+        return jax.jvp(means, (flat,), (along,))[1]
+
+    def bend(pair: jax.Array) -> jax.Array:
+        inner = lambda flat: jax.jvp(mean, (flat,), (basis[pair[0]],))[1]  # noqa: E731
+        return jax.jvp(inner, (flat,), (basis[pair[1]],))[1]
+
+    first, second = np.triu_indices(len(flat))
+    half = jax.lax.map(bend, jnp.stack([first, second], axis=1))
+    whole = jnp.zeros((len(flat), len(flat), half.shape[1]), flat.dtype)
+    whole = whole.at[first, second].set(half).at[second, first].set(half)
+    return (
+        Around(
+            means(flat),
+            jax.lax.map(slope, basis),
+            whole,
+            quantiles(effective, _LOW)[0],
+        ),
+        elsewhere,
+        missed,
+    )
+
+
+def _noise(
+    spec: NoiseSpec, rng_key: jax.Array, points: Any, shape: tuple[int, int]
+) -> Values:
+    """Independent sets of draws of noise, (sets, draws, *shape)."""
+    sets, count = shape
+    each = [draw_noise(spec, k, count, points) for k in jax.random.split(rng_key, sets)]
+    return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+
+@quick_jit(static_argnames=("shape", "batch"))
+def descend(
+    twin: Likelihood,
+    move: Move,
+    state: Descent,
+    rates: jax.Array,
+    rows: Rows,
+    rng_key: jax.Array,
+    points: Any,
+    *,
+    shape: tuple[int, int],
+    batch: int,
+) -> tuple[Descent, dict[str, Any]]:
+    """A chunk of steps up the likelihood of all recordings, with fresh draws.
+
+    If more than `batch` of them are different, each step takes so many at random.
+    """
+    share = jnp.mean(rows.shares, axis=0)
+
+    def loss(unconstrained_params: Any, draws: Draws, rows: Values, share: Any) -> Any:
+        found = jax.vmap(lambda row: twin(unconstrained_params, draws, row)[0][0])(rows)
+        usable = jnp.isfinite(found)
+        total = jnp.sum(share * jnp.where(usable, found, 0.0))
+        return -total / jnp.sum(share * usable)
+
+    def step(state: Descent, rate: jax.Array) -> tuple[Descent, dict[str, Any]]:
+        keys = jax.random.split(jax.random.fold_in(rng_key, state.step))
+        here = state.unconstrained_params
+        params = constrained(here, twin.constraints)
+        draws = twin.draw(params, _noise(twin.spec, keys[0], points, shape))
+        values, weight = rows.values, share
+        if len(share) > batch:
+            uniform = jax.random.uniform(keys[1], (batch,))
+            picked = jnp.searchsorted(jnp.cumsum(share), uniform)
+            picked = jnp.minimum(picked, len(share) - 1)
+            values = {name: each[picked] for name, each in rows.values.items()}
+            weight = jnp.ones(batch)
+        with explain_grad_errors():
+            value, gradient = jax.value_and_grad(loss)(here, draws, values, weight)
+        ascent = jax.tree.map(jnp.negative, gradient)
+        moved, opt_state, ascent = move(here, state.opt_state, ascent, rate)
+        finite = all_finite(ascent, moved)
+        stay = state._replace(step=state.step + 1)
+        new = Descent(moved, opt_state, state.step + 1)
+        info = {
+            "params": params,
+            "negative_log_likelihood": value,
+            "gradient_norm": optax.tree.norm(ascent),
+            "finite": finite,
+        }
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, stay), info
+
+    return jax.lax.scan(step, state, rates)

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A calibration by the likelihood: the same divergence as KL(p || q), to a constant."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+
+from numpyro_infograd._calibrate.fit import Fit
+from numpyro_infograd._calibrate.inference import Place, mean_error
+from numpyro_infograd._calibrate.likelihood import (
+    Around,
+    Likelihood,
+    Rows,
+    count_rows,
+    descend,
+    draw_sets,
+    look_around,
+    rows_of,
+)
+from numpyro_infograd._density import Density, Values, flatten
+from numpyro_infograd._noise import base_points, student
+from numpyro_infograd._optimize.move import Move
+from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.values import Estimate
+from numpyro_infograd.values.base import report
+
+_SETS = 4  # independent sets of draws
+_FEWEST, _MOST = 64, 2**14  # draws in a set
+_FIRST, _LAST = 2**24, 2**26  # recordings times draws, at the start and at most
+_NOISY = 0.3  # of an error that draws cause, relative to that of the recordings
+_MOST_ROWS = 2**17  # different recordings in use
+_STEP = 2**20  # recordings times draws in a step of the descent
+_BATCH = 4096  # recordings in a step if no noise is hidden
+_SOUND = 64  # effective sample size
+_OFF = 0.5  # largest difference between derivatives and differences
+
+
+def check_likelihood(density: Density, levels: Any, robust: bool) -> None:
+    """Check that recordings of these sites have a likelihood.
+
+    Raises:
+        ArgumentError: For options of the other divergences.
+        DensityError: Names a site without a density, or whose support moves.
+    """
+    if levels is not None:
+        raise ArgumentError(
+            "noise_levels has no effect on the likelihood. Leave it out, or pass "
+            "divergence='fisher' or 'kl'."
+        )
+    if robust:
+        raise ArgumentError(
+            "robust=True needs divergence 'fisher' or 'kl'. For the likelihood, put "
+            "outliers in the model, as a distribution with heavy tails or a mixture."
+        )
+    computed = [s for s in density.sites if s not in density.log_prob_sites]
+    if computed:
+        raise DensityError(
+            f"site {computed[0]!r} is deterministic, so recordings of it have no "
+            "likelihood. Record what the system adds to it: draw the recorded site "
+            "with its noise, numpyro.sample(name, Normal(value, scale)), or its "
+            "rounding, Quantized. For continuous sites, divergence='kl' needs no "
+            "likelihood."
+        )
+    if density.moving_boundary:
+        raise DensityError(
+            f"a parameter or a hidden site may move a boundary of site "
+            f"{density.moving_boundary[0]!r}, where its density jumps, so the "
+            "likelihood has no derivative there. Use a distribution with a smooth or a "
+            "fixed boundary."
+        )
+
+
+class Inside(NamedTuple):
+    """What a gradient of the likelihood is computed from.
+
+    Attributes:
+        value: Minus the mean log likelihood.
+        slopes: Its slope for each block of recordings, (blocks, numbers).
+        draws: Number of draws in each set.
+        missed: Share of the recordings that a set of draws cannot make.
+        size: A low quantile of the effective sample sizes.
+        key: Key of the draws.
+    """
+
+    value: float
+    slopes: np.ndarray
+    draws: int
+    missed: float
+    size: float
+    key: jax.Array
+
+
+class LikelihoodFit(Fit):
+    """A calibration by the likelihood."""
+
+    settled = 0.1
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.twin = Likelihood.of(self.sm, tuple(self.recorded), self.constraints)
+        length = _MOST_ROWS // len(self.train)
+        many = self.train.shape[1] > length
+        if many and count_rows(self.recorded, self.train) > _MOST_ROWS:
+            self.train, self.held = self.train[:, :length], self.held[:, :length]
+            self.warnings += (
+                f"the likelihood uses {self.train.size} of the recordings, the first "
+                "of each block: its time grows with the number of different ones. "
+                "Standard errors are those of the recordings in use.",
+            )
+        self.rows = rows_of(self.recorded, self.train)
+        self.held_rows = rows_of(self.recorded, self.held)
+        whole = {n: v[self.train.ravel()] for n, v in self.recorded.items()}
+        flat = np.asarray(flatten(whole, self.twin.sites))
+        self.centre, self.scale = flat.mean(0), np.maximum(flat.std(0), 1e-30)
+        self.count = self._fit(_FIRST)
+        self.key = next(self.keys)
+
+    def _fit(self, budget: int) -> int:
+        """Number of draws in a set for so many evaluations, a power of two."""
+        if not self.twin.spec:
+            return 1
+        fits = budget // (_SETS * self.rows.shares.shape[1])
+        return int(np.clip(1 << max(fits, 1).bit_length() - 1, _FEWEST, _MOST))
+
+    def look(self) -> None:
+        """Nothing needs preparation."""
+
+    def chunk(
+        self, move: Move, state: Any, rates: jax.Array, rng_key: jax.Array
+    ) -> tuple[Any, dict[str, Any]]:
+        """A chunk of steps of a descent."""
+        count = self.settings.num_samples if self.twin.spec else 1
+        return descend(
+            self.twin,
+            move,
+            state,
+            rates,
+            self.rows,
+            rng_key,
+            base_points(self.twin.spec, count),
+            shape=(1, count),
+            batch=min(_BATCH, max(_STEP // count, 16)),
+        )
+
+    def _around(
+        self, rows: Rows, offsets: Any = None, derivatives: bool = True
+    ) -> tuple[Around | None, np.ndarray, float]:
+        """`look_around` at the present parameters, and the share of missed rows."""
+        flat, _ = ravel_pytree(self.unconstrained_params)
+        offsets = np.zeros((1, len(flat))) if offsets is None else offsets
+        shape = (_SETS if self.twin.spec else 1, self.count)
+        points = base_points(self.twin.spec, self.count)
+        here = self.unconstrained_params
+        around, found, missed = look_around(
+            self.twin,
+            here,
+            jnp.asarray(offsets, flat.dtype),
+            rows,
+            draw_sets(self.twin, here, self.key, points, shape),
+            shape=shape,
+            derivatives=derivatives,
+        )
+        return around, np.asarray(found, float), float(missed)
+
+    def place(self) -> Place | None:
+        """Gradient and curvature; more draws from now on if theirs are too noisy."""
+        around, _, missed = self._around(self.rows)
+        assert around is not None
+        if missed == 1 or not all(np.isfinite(x).all() for x in around[:3]):
+            return None
+        value, slope, bend = (-np.asarray(x, float) for x in around[:3])
+        value, slope, bend = (x / (1 - missed) for x in (value, slope, bend))
+        each = slope.mean(axis=1).T  # (sets + 1, numbers); the last is of all draws
+        sets, gradient = len(each) - 1, each[-1]
+        noise = np.zeros((len(gradient), len(gradient)))
+        curvatures = np.moveaxis(bend, 2, 0)
+        if sets > 1:
+            removed = (each[:-1].mean(0) - gradient) / (sets - 1)
+            gradient = gradient - removed
+            noise = np.atleast_2d(np.cov(each[:-1].T)) * student(sets) ** 2 / sets
+            noise = noise + np.outer(removed, removed)
+            apart = curvatures[:-1] - curvatures[:-1].mean(0)
+            curvatures = curvatures[-1] + apart
+        slopes = slope[:, :, -1].T
+        recorded = slopes.std(axis=0, ddof=1) / len(slopes) ** 0.5
+        inside = Inside(
+            float(value[:, -1].mean()),
+            slopes,
+            self.count,
+            missed,
+            float(around.size),
+            self.key,
+        )
+        if np.any(np.sqrt(np.diag(noise)) > _NOISY * recorded):
+            self.count = min(4 * self.count, max(self._fit(_LAST), self.count))
+        flat, _ = ravel_pytree(self.unconstrained_params)
+        return Place(
+            np.asarray(flat, float), gradient, noise, curvatures[:sets], inside
+        )
+
+    def rises(self, last: Place, here: Place) -> bool:
+        """Whether the likelihood of all recordings fell by half a nat."""
+        rise = here.inside.value - last.inside.value
+        same = here.inside.draws == last.inside.draws
+        return bool(same and rise * self.train.size > 0.5)
+
+    def resampled(self, place: Place, num_draws: int) -> np.ndarray:
+        """Gradients for resamples of the recordings, (num_draws, numbers)."""
+        count = len(self.train)
+        counts = self.rng.multinomial(count, np.full(count, 1 / count), num_draws)
+        return counts @ place.inside.slopes / count
+
+    def measure(self, num_draws: int) -> Estimate:
+        """Minus the mean log likelihood of the held-out recordings, in nats."""
+        _, found, missed = self._around(self.held_rows, derivatives=False)
+        by_block = -found[0] / max(1 - missed, 1e-30)
+        value = by_block.mean() if missed < 1 else np.inf
+        return report(float(value), mean_error(by_block), "likelihood")
+
+    def coordinates(self, values: Values) -> jax.Array:
+        """Recorded sites minus their means, in standard deviations."""
+        return (flatten(values, self.twin.sites) - self.centre) / self.scale
+
+    def doubts(self) -> list[str]:
+        """Sentences that say why the likelihood may be wrong."""
+        if self.end is None:
+            return []
+        found, inside, directions = [], self.end.place.inside, self.end.directions
+        if inside.missed:
+            found.append(
+                f"{inside.missed:.2%} of the recordings have probability zero under a "
+                f"set of {inside.draws} draws of the twin, so they were left out. Use "
+                "a model that can make every recording."
+            )
+        if inside.size < _SOUND:
+            found.append(
+                "recordings determine the hidden noise so well that few draws of it "
+                f"explain one recording (an effective sample size of {inside.size:.0f} "
+                "or less for one in twenty). Errors of the sum over draws are in the "
+                "standard errors, but its bias may be larger. Record fewer numbers at "
+                "once, or use divergence='kl' if all sites are continuous."
+            )
+        if directions.known.size:
+            found.extend(self._compare(directions))
+        return found
+
+    def _compare(self, directions: Any) -> list[str]:
+        """Compare derivatives with differences over one standard error."""
+        steps = (directions.known * directions.error).T
+        at = np.concatenate([np.zeros_like(steps[:1]), steps, -steps])
+        middle, *ends = -self._around(self.rows, at, derivatives=False)[1].mean(1)
+        up, down = np.reshape(ends, (2, -1)) * self.train.size
+        slope = (up - down) / 2  # the distance to the end, in standard errors
+        bend = up + down - 2 * middle * self.train.size
+        wanted = directions.curvature * directions.error**2 * self.train.size
+        if np.all(np.abs(slope) < _OFF * wanted + 0.1) and np.all(
+            np.abs(bend - wanted) < _OFF * wanted + 0.1
+        ):
+            return []
+        return [
+            "the likelihood does not change as its derivatives say, as if a parameter "
+            "moved a jump of the model, or a boundary. Parameters and standard errors "
+            "may be wrong. Smooth the jump."
+        ]

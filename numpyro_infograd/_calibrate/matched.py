@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A calibration by the scores of twin and recordings: the divergences of `matching`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+
+from numpyro_infograd._calibrate.features import (
+    Features,
+    Moments,
+    block_moments,
+    make_features,
+)
+from numpyro_infograd._calibrate.fit import Fit
+from numpyro_infograd._calibrate.inference import (
+    Place,
+    curvatures_of,
+    held_out,
+    mean_gradient,
+    resample,
+    resampled_gradients,
+    rises,
+)
+from numpyro_infograd._calibrate.matching import (
+    Local,
+    Match,
+    descend,
+    draw_weights,
+    look_around,
+    with_blur,
+)
+from numpyro_infograd._calibrate.settings import shares_of
+from numpyro_infograd._density import Values
+from numpyro_infograd._noise import base_points
+from numpyro_infograd._optimize.move import Move
+from numpyro_infograd.values import Estimate
+
+_DRAWS = 4  # independent sets of draws of the twin near the end
+_FINAL_SAMPLES = 16384  # draws of the twin for features, and near the end
+_FEW_SAMPLES = 8192  # draws for derivatives in several numbers
+
+
+class Inside(NamedTuple):
+    """What a gradient is computed from.
+
+    Attributes:
+        local: Derivatives of the twin in its parameters.
+        whole: W_q at all levels, (draws, levels, width, dimensions).
+        weights: W_q at the levels in use.
+    """
+
+    local: Local
+    whole: jax.Array
+    weights: jax.Array
+
+
+class MatchedFit(Fit):
+    """A calibration by the Fisher divergence or the reverse Kullback-Leibler one."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.spec = with_blur(self.sm.spec, sum(self.density.sizes))
+
+    def look(self) -> None:
+        """Train features at the present parameters, and measure the recordings."""
+        train = {
+            n: jnp.asarray(v[self.train.ravel()]) for n, v in self.recorded.items()
+        }
+        levels, settings = self.settings.levels, self.settings
+        drawn = self.simulate(self.unconstrained_params, _FINAL_SAMPLES)
+        features = make_features(
+            self.density,
+            train,
+            drawn,
+            levels,
+            settings.network,
+            next(self.keys),
+            settings.robust,
+        )
+        blocks, held = (self._moments(features, x) for x in (self.train, self.held))
+        law = Moments(*(jnp.mean(x, axis=0) for x in blocks))
+        whole = Match(
+            self.sm.forward,
+            features,
+            law,
+            features.weights(law),
+            jnp.ones(len(levels)),
+            self.constraints,
+        )
+        self.blocks, self.held_blocks, self.whole = blocks, held, whole
+        used, reported, divergence = settings.used, settings.reported, "fisher"
+        self.reported = whole.at(reported, shares_of(reported, divergence))
+        self.match = whole.at(used, shares_of(used, settings.divergence))
+
+    def _moments(self, features: Features, rows: np.ndarray) -> Moments:
+        """Moments of each block of recordings."""
+        values = {n: jnp.asarray(v[rows]) for n, v in self.recorded.items()}
+        return block_moments(features, values, next(self.keys))
+
+    def chunk(
+        self, move: Move, state: Any, rates: jax.Array, rng_key: jax.Array
+    ) -> tuple[Any, dict[str, Any]]:
+        """A chunk of steps of a descent."""
+        size, divergence = self.settings.num_samples, self.settings.divergence
+        return descend(
+            self.match,
+            move,
+            state,
+            rates,
+            rng_key,
+            base_points(self.spec, size if divergence == "kl" else size // 2),
+            divergence=divergence,
+            spec=self.spec,
+            size=size,
+        )
+
+    def place(self) -> Place | None:
+        """Gradient and curvature at the present parameters."""
+        divergence = self.settings.divergence
+        whole = self.draw_weights()
+        weights = whole[:, self.whole.features.index(self.settings.used)]
+        few = _FINAL_SAMPLES if self.numbers == 1 else _FEW_SAMPLES
+        local = look_around(
+            self.match,
+            self.unconstrained_params,
+            weights,
+            next(self.keys),
+            (base_points(self.spec, _FINAL_SAMPLES), base_points(self.spec, few)),
+            spec=self.spec,
+            size=_FINAL_SAMPLES,
+            few=few,
+        )
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves((whole, local))):
+            return None
+        flat, _ = ravel_pytree(self.unconstrained_params)
+        return Place(
+            np.asarray(flat, float),
+            *mean_gradient(local, weights, self.match, divergence),
+            curvatures_of(local, self.match, divergence),
+            Inside(local, whole, weights),
+        )
+
+    def rises(self, last: Place, here: Place) -> bool:
+        """Whether the divergence rose by more than two standard errors."""
+        return rises(last, here, self.match, self.settings.divergence)
+
+    def coordinates(self, values: Values) -> jax.Array:
+        """Whitened values of the recorded sites."""
+        return self.whole.features.coordinates(values)
+
+    def near(self, coordinates: Any) -> np.ndarray:
+        """Whether rows have weight, (num_samples,)."""
+        weight = np.asarray(self.whole.features.weigh(coordinates))
+        return np.broadcast_to(weight > 0, (len(coordinates), 1))[:, 0]
+
+    def draw_weights(self) -> jax.Array:
+        """W_q of independent draws at the present parameters."""
+        return draw_weights(
+            self.whole,
+            self.unconstrained_params,
+            next(self.keys),
+            base_points(self.spec, _FINAL_SAMPLES),
+            spec=self.spec,
+            size=_FINAL_SAMPLES,
+            draws=_DRAWS,
+        )
+
+    def resample(
+        self, weights: jax.Array, num_draws: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A bootstrap over blocks of recordings; see `inference.resample`."""
+        count = len(self.train)
+        counts = self.rng.multinomial(count, np.full(count, 1 / count), num_draws)
+        mean = jnp.mean(weights, axis=0)
+        return resample(self.whole, mean, self.blocks, counts / count)
+
+    def resampled(self, place: Place, num_draws: int) -> np.ndarray:
+        """Gradients for resamples of the recordings, (num_draws, numbers)."""
+        local, whole, weights = place.inside
+        targets, pulls = self.resample(whole, num_draws)
+        index = self.whole.features.index(self.settings.used)
+        return resampled_gradients(
+            local,
+            weights,
+            self.match,
+            self.settings.divergence,
+            targets[:, index],
+            pulls[:, index],
+        )
+
+    def measure(self, num_draws: int) -> Estimate:
+        """Divergence from the held-out recordings, averaged over all levels."""
+        weights = self.draw_weights()
+        return self.distance(weights, self.resample(weights, num_draws)[0])
+
+    def distance(self, weights: jax.Array, targets: Any) -> Estimate:
+        """Divergence from the held-out recordings, averaged over all levels."""
+        index = self.whole.features.index(self.settings.reported)
+        held = Moments(*(x[:, index] for x in self.held_blocks))
+        return held_out(weights[:, index], targets[:, index], held, self.reported)

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Divergences between a twin (q) and recordings (p), and their gradients.
+
+With the scores phi W of both distributions at each level of noise,
+
+    Fisher divergence (eq. 88):  1/2 E_p |phi (W_q - W_p)|^2,
+    reverse Kullback-Leibler:    grad KL(q || p) = E_q[(D_params z)^T phi (W_q - W_p)].
+
+The first is an explicit function of the parameters through W_q. Its integral over
+levels is KL(p || q), by de Bruijn's identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd._arguments import explain_grad_errors
+from numpyro_infograd._calibrate.features import Features, Moments
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import simulate
+from numpyro_infograd._noise import NoiseSpec, draw_noise
+from numpyro_infograd._optimize.move import Move, all_finite, constrained
+from numpyro_infograd._program import Program
+from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.scores.base import sequence_after
+
+BLUR = "+blur"
+
+
+class Match(NamedTuple):
+    """A twin and the moments of the recordings.
+
+    Attributes:
+        forward: The twin's map from parameters and noise to sites.
+        features: Features of its outputs.
+        law: Moments of the recordings.
+        target: Weights W_p of the recordings.
+        shares: Weight of each level in the divergence, (levels,).
+        constraints: Constraints of the parameters; None with a projection.
+    """
+
+    forward: Program
+    features: Features
+    law: Moments
+    target: jax.Array
+    shares: jax.Array
+    constraints: dict[str, Any] | None
+
+    def at(self, levels: tuple[float, ...], shares: np.ndarray) -> Match:
+        """The same with only these levels, and these weights of them."""
+        index = self.features.index(levels)
+        return self._replace(
+            features=self.features.at(levels),
+            law=Moments(*(x[index] for x in self.law)),
+            target=self.target[index],
+            shares=jnp.asarray(shares, self.shares.dtype),
+        )
+
+    def outputs(self, unconstrained_params: Any, noise: Any) -> jax.Array:
+        """Coordinates of draws of the twin, (num_samples, dimensions)."""
+        params = constrained(unconstrained_params, self.constraints)
+        return self.features.coordinates(simulate(self.forward, params, noise))
+
+    def weights(
+        self,
+        unconstrained_params: Any,
+        rng_key: jax.Array,
+        spec: NoiseSpec,
+        size: int,
+        points: Any,
+    ) -> jax.Array:
+        """W_q from fresh draws of the twin, (levels, width, dimensions)."""
+        noise, blur, key = draw(spec, rng_key, size, points)
+        moments = self.features.moments(
+            self.outputs(unconstrained_params, noise), blur, key
+        )
+        return self.features.weights(moments)
+
+
+def with_blur(spec: NoiseSpec, dimensions: int) -> NoiseSpec:
+    """The distributions of the twin's noise and of the noise appended to outputs."""
+    return (*spec, (BLUR, Noise("normal", (dimensions,))))
+
+
+def draw(
+    spec: NoiseSpec, rng_key: jax.Array, size: int, points: Any
+) -> tuple[Any, jax.Array, jax.Array]:
+    """The twin's noise, the noise appended to its outputs, and another key."""
+    noise_key, key = jax.random.split(rng_key)
+    noise = draw_noise(spec, noise_key, size, points)
+    return noise, noise.pop(BLUR), key
+
+
+def fisher(
+    match: Match,
+    unconstrained_params: Any,
+    rng_key: jax.Array,
+    spec: NoiseSpec,
+    size: int,
+    points: Any,
+) -> jax.Array:
+    """The Fisher divergence from two independent draws of the twin.
+
+    The product of two draws has no bias; the square of one draw would have one.
+    """
+
+    def gap(key: jax.Array) -> jax.Array:
+        return (
+            match.weights(unconstrained_params, key, spec, size // 2, points)
+            - match.target
+        )
+
+    first, second = jax.lax.map(gap, jax.random.split(rng_key))
+    return 0.5 * jnp.einsum(
+        "l,lwd,lwv,lvd->", match.shares, first, match.law.gram, second
+    )
+
+
+def kl_gradient(
+    match: Match,
+    unconstrained_params: Any,
+    rng_key: jax.Array,
+    spec: NoiseSpec,
+    size: int,
+    points: Any,
+) -> tuple[jax.Array, Any]:
+    """The Fisher divergence and the gradient of the reverse KL.
+
+    Both use one draw. So the divergence is a little too large, and the gradient has a
+    bias, because the twin's weights W_q come from the same draw. The bias is far below
+    a standard error unless the draws are few and the outputs many. Corrections use
+    weights from other draws.
+    """
+    features = match.features
+    noise, blur, key = draw(spec, rng_key, size, points)
+    z, back = jax.vjp(
+        lambda unconstrained_params: match.outputs(unconstrained_params, noise),
+        unconstrained_params,
+    )
+    gap = features.weights(features.moments(z, blur, key)) - match.target
+    cotangent = sum(
+        share * features.weigh(z) * (features(z + level**0.5 * blur, level) @ each)
+        for share, level, each in zip(match.shares, features.levels, gap, strict=True)
+    )
+    value = jnp.einsum("l,lwd,lwv,lvd->", match.shares, gap, match.law.gram, gap)
+    return 0.5 * value, back(cotangent / size)[0]
+
+
+# -- descent -----------------------------------------------------------------------
+
+
+class Descent(NamedTuple):
+    """The state of a descent."""
+
+    unconstrained_params: Any
+    opt_state: Any
+    step: jax.Array
+
+
+@quick_jit(static_argnames=("divergence", "spec", "size"))
+def descend(
+    match: Match,
+    move: Move,
+    state: Descent,
+    rates: jax.Array,
+    rng_key: jax.Array,
+    points: Any,
+    *,
+    divergence: str,
+    spec: NoiseSpec,
+    size: int,
+) -> tuple[Descent, dict[str, Any]]:
+    """A chunk of steps; parameters, divergence and gradient norm of each."""
+
+    def step(state: Descent, rate: jax.Array) -> tuple[Descent, dict[str, Any]]:
+        key = jax.random.fold_in(rng_key, state.step)
+        descent = kl_gradient
+        if divergence == "fisher":
+            descent = jax.value_and_grad(fisher, argnums=1)
+        with explain_grad_errors():
+            value, gradient = descent(
+                match, state.unconstrained_params, key, spec, size, points
+            )
+        ascent = jax.tree.map(jnp.negative, gradient)
+        moved, opt_state, ascent = move(
+            state.unconstrained_params, state.opt_state, ascent, rate
+        )
+        new = Descent(moved, opt_state, state.step + 1)
+        finite = all_finite(ascent, moved)
+        stay = state._replace(step=state.step + 1)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, stay)
+        info = {
+            "params": constrained(state.unconstrained_params, match.constraints),
+            "divergence": value,
+            "gradient_norm": optax.tree.norm(ascent),
+            "finite": finite,
+        }
+        return new, info
+
+    return jax.lax.scan(step, state, rates)
+
+
+# -- near the end --------------------------------------------------------------------
+
+
+@quick_jit(static_argnames=("spec", "size", "draws"))
+def draw_weights(
+    match: Match,
+    unconstrained_params: Any,
+    rng_key: jax.Array,
+    points: Any,
+    spec: NoiseSpec,
+    size: int,
+    draws: int,
+) -> jax.Array:
+    """W_q from several independent draws, (draws, levels, width, dimensions)."""
+
+    return jax.lax.map(
+        lambda key: match.weights(unconstrained_params, key, spec, size, points),
+        jax.random.split(rng_key, draws),
+    )
+
+
+class Local(NamedTuple):
+    """Derivatives of the twin in its parameters, from independent draws of its noise.
+
+    Attributes:
+        slopes: Derivative of W_q in each unconstrained number, (draws, numbers, levels,
+            width, dimensions).
+        flow: E_q[phi (D_params z)] for each number, of the same shape.
+    """
+
+    slopes: jax.Array
+    flow: jax.Array
+
+
+@quick_jit(static_argnames=("spec", "size", "few"))
+def look_around(
+    match: Match,
+    unconstrained_params: Any,
+    weights: jax.Array,
+    rng_key: jax.Array,
+    points: tuple[Any, Any],
+    spec: NoiseSpec,
+    size: int,
+    few: int,
+) -> Local:
+    """Derivatives of the twin in its parameters, by forward mode.
+
+    W_q is an implicit function of the parameters, G W_q = c.
+
+    Args:
+        match: The twin and the recordings.
+        unconstrained_params: The present parameters.
+        weights: W_q there, one for each draw.
+        rng_key: A JAX PRNG key.
+        points: As in `draw_noise`, for both sizes.
+        spec: Distributions of the noise.
+        size: Number of samples of each draw for the flow.
+        few: The same for the slopes, which take longer.
+    """
+    flat, unravel = ravel_pytree(unconstrained_params)
+    features = match.features
+    numbers = jnp.eye(len(flat), dtype=flat.dtype)
+
+    def one(given: tuple[jax.Array, jax.Array]) -> Local:
+        weights, key = given
+        keys = jax.random.split(key)
+        noise, blur, _ = draw(spec, keys[0], size, points[0])
+        z = match.outputs(unconstrained_params, noise)
+        phi = [features(z + t**0.5 * blur, t) for t in features.levels]
+
+        def stream(number: jax.Array) -> jax.Array:
+            outputs = lambda flat: match.outputs(unravel(flat), noise)  # noqa: E731
+            moved = features.weigh(z) * jax.jvp(outputs, (flat,), (number,))[1]
+            return jnp.stack([each.T @ moved / size for each in phi])
+
+        flow = jax.lax.map(stream, numbers)
+        noise, blur, key = draw(spec, keys[1], few, points[1])
+
+        def defect(flat: jax.Array) -> jax.Array:
+            z = match.outputs(unravel(flat), noise)
+            return features.defect(z, blur, key, weights)
+
+        right = jax.lax.map(lambda n: jax.jvp(defect, (flat,), (n,))[1], numbers)
+        z = match.outputs(unconstrained_params, sequence_after(noise, right))
+        gram = features.moments(z, blur, key).gram
+        columns = jnp.moveaxis(right, 0, -1).reshape(*gram.shape[:2], -1)
+        slopes = features.solve(gram, columns).reshape(*weights.shape, len(flat))
+        return Local(jnp.moveaxis(slopes, -1, 0), flow)
+
+    return jax.lax.map(one, (weights, jax.random.split(rng_key, len(weights))))
+
+
+def factors(local: Local, shares: jax.Array, gram: jax.Array, divergence: str) -> Any:
+    """Factor of the gap W_q - W_p in the gradient, of the shape of `slopes`.
+
+    Its product with the slopes is the curvature. For the reverse KL this is the Fisher
+    information of the parameters, if twin and recordings have the same distribution.
+    """
+    if divergence == "kl":
+        return jnp.einsum("l,...lwd->...lwd", shares, local.flow)
+    return jnp.einsum("l,lwv,...lvd->...lwd", shares, gram, local.slopes)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a calibration: errors, draws, undetermined directions, warnings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+
+from numpyro_infograd._calibrate.fit import Fit
+from numpyro_infograd._calibrate.result import Calibration, Outcome, TwoSample
+from numpyro_infograd._optimize import Ending, Status
+from numpyro_infograd._optimize.move import constrained, onto, unconstrained
+from numpyro_infograd.scores.coordinates import CLIP
+from numpyro_infograd.values import Estimate
+
+_REPLICATES = 20  # replicates of the recordings by the twin, at most
+_LARGEST = 2**25  # numbers in all replicates, at most
+_COMPARED = 16384  # draws of the twin against which outliers are seen
+_BEYOND = 1.25  # distance of an outlier, in distances of the farthest draw
+_LOST = 0.05  # largest undetermined part of a parameter with a finite error
+
+
+def make_report(fit: Fit, outcome: Outcome) -> Calibration:
+    """The result of a calibration, from where it ended."""
+    status, before, after, test_before = outcome
+    params = constrained(fit.unconstrained_params, fit.constraints)
+    draws: dict[str, Any] = {}
+    errors = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), params)
+    undetermined: tuple[dict[str, Any], ...] = ()
+    if fit.end is not None:
+        draws, errors, undetermined = _spread(fit)
+        errors = {name: errors[name] for name in params}  # JAX sorts dicts
+    test_after = fit.test()
+    simulated = _replicates(fit, draws)
+    history: dict[str, Any] = {}
+    if fit.history:
+        history = jax.tree.map(lambda *x: np.concatenate(x), *fit.history)
+        skipped = int(np.sum(~history["finite"]))
+        if skipped:
+            also = f"; {skipped} steps were not finite and were skipped"
+            status = Status(status + also, status.ending)
+    return Calibration(
+        params,
+        after,
+        history,
+        status,
+        {"divergence": fit.settings.divergence, "noise_levels": fit.settings.used},
+        histories=(history,),
+        standard_error=errors,
+        draws=draws,
+        before=before,
+        after=after,
+        test_before=test_before,
+        test_after=test_after,
+        undetermined=undetermined,
+        recorded={n: v[fit.train.ravel()] for n, v in fit.recorded.items()},
+        simulated=simulated,
+        warnings=fit.warnings
+        + _warnings_for(fit, status, after, test_after, undetermined),
+    )
+
+
+def _replicates(fit: Fit, draws: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Replicates of the recordings by the twin, each for one draw of parameters."""
+    number = fit.train.size
+    count = int(np.clip(_LARGEST // (number * sum(fit.density.sizes)), 1, _REPLICATES))
+    places = [fit.unconstrained_params] * count
+    if draws:
+        places = [
+            unconstrained(jax.tree.map(lambda x, i=i: x[i], draws), fit.constraints)
+            for i in range(count)
+        ]
+    made = [jax.device_get(fit.simulate(place, number)) for place in places]
+    return jax.tree.map(lambda *x: np.stack(x), *made)
+
+
+def _spread(fit: Fit) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Draws of the parameters, their errors, and the undetermined directions."""
+    assert fit.end is not None
+    place, directions, _ = fit.end
+    flat, unravel = ravel_pytree(fit.unconstrained_params)
+    project = fit.settings.projection
+
+    def params_at(flat: jax.Array) -> Any:
+        return constrained(onto(project, unravel(flat)), fit.constraints)
+
+    found = fit.resampled(place, fit.settings.num_draws)
+    found, noise = found - found.mean(0), place.noise
+    found += fit.rng.multivariate_normal(np.zeros(len(noise)), noise, len(found))
+    moved = np.asarray(flat) + directions.solve(found)
+    draws = jax.vmap(params_at)(jnp.asarray(moved, flat.dtype))
+    # How each parameter changes along the known and the unknown directions.
+    known, unknown = directions.known, directions.unknown
+    moves = jax.vmap(lambda column: jax.jvp(params_at, (flat,), (column,))[1])(
+        jnp.asarray(np.concatenate([known, unknown], axis=1).T, flat.dtype)
+    )
+    rank = known.shape[1]
+
+    def error(draws: jax.Array, moved: jax.Array) -> jax.Array:
+        """Infinite if undetermined; NaN if a projection lets it not move."""
+        squares = jnp.cumsum(moved**2, axis=0)
+        whole = squares[-1] if len(squares) else jnp.zeros(draws.shape[1:])
+        lost = whole - (squares[rank - 1] if rank else 0.0)
+        found = jnp.where(lost > _LOST**2 * whole, jnp.inf, jnp.std(draws, axis=0))
+        return jnp.where(whole > 0, found, jnp.nan)
+
+    errors = jax.tree.map(error, draws, moves)
+    undetermined = tuple(
+        jax.tree.map(lambda x, i=i: x[i], moves)
+        for i in range(rank, rank + unknown.shape[1])
+    )
+    return draws, errors, undetermined
+
+
+def _warnings_for(
+    fit: Fit,
+    status: Status,
+    after: Estimate,
+    test: TwoSample,
+    undetermined: tuple[Any, ...],
+) -> tuple[str, ...]:
+    """Sentences that say why results may be wrong."""
+    found = []
+    drawn = fit.simulate(fit.unconstrained_params, 1024)
+    seen = {n: jnp.asarray(v[fit.train.ravel()[::16]]) for n, v in fit.recorded.items()}
+    outside, usual = (
+        float(jnp.mean(~jnp.all(jnp.abs(fit.coordinates(v)) <= CLIP, axis=1)))
+        for v in (drawn, seen)
+    )
+    if outside > 2 * usual + 0.01:
+        apart = (
+            f"{outside:.0%} of the twin's draws are not finite, or more than "
+            f"{CLIP:.0f} standard deviations from the recordings' mean, where the "
+            "gradient does not point to the recordings. Use init_params whose outputs "
+            "overlap the recordings."
+        )
+        if outside > 0.5:  # other warnings would follow from this
+            return (apart,)
+        found.append(apart)
+    if fit.end is not None and fit.end.directions.rough:
+        found.append(
+            "derivatives of the twin's draws are too noisy to show what the "
+            "recordings determine, perhaps because of a step that is almost a jump. "
+            "Widen the step, or use divergence='kl' with noise_levels=(0.05, 0.2, 0.6)."
+        )
+    elif undetermined:
+        found.append(
+            "the recordings do not determine the parameters along "
+            f"{_count(len(undetermined))} (see .undetermined): parameters that change "
+            "along them have infinite standard errors. Fix some parameters, or record "
+            "more sites."
+        )
+    if fit.end is not None and fit.end.edges:
+        found.append(
+            "the projection holds the parameters at an edge of its set, along "
+            f"{_count(fit.end.edges)}: standard errors are only of moves along the "
+            "edge (NaN if no other exists)."
+        )
+    converged = status.ending is Ending.CONVERGED
+    if fit.end is not None and not converged:
+        found.append(
+            "the corrections did not converge (see .status): standard errors may be "
+            "wrong."
+        )
+    found.extend([*fit.doubts(), *_outliers(fit)])
+    likely = fit.settings.divergence == "likelihood"  # its value is no divergence
+    far = not likely and after.value > 3 * after.standard_error
+    near = likely or after.lower <= 0
+    if far or test.pvalue < 0.01 or (test.pvalue < 0.05 and not near):
+        why = (
+            "the descent converged, so the model may be misspecified"
+            if converged
+            else status
+        )
+        what = f"divergence {after.value:.3g} +- {after.standard_error:.2g} nats; "
+        what = "" if likely else what
+        if fit.end is not None and fit.end.edges:
+            why = "the projection prevents a better fit"
+        found.append(
+            f"the twin's distribution differs from that of the recordings ({what}a "
+            f"two-sample test has p = {test.pvalue:.2g}): {why}. Standard errors do "
+            "not apply."
+        )
+    return tuple(found)
+
+
+def _outliers(fit: Fit) -> list[str]:
+    """What is said about recordings that the twin does not make."""
+    rows = {n: jnp.asarray(v[fit.train.ravel()]) for n, v in fit.recorded.items()}
+    drawn = fit.simulate(fit.unconstrained_params, _COMPARED)
+    z, made = (np.asarray(fit.coordinates(v)) for v in (rows, drawn))
+    out = int(np.sum(~fit.near(z)))
+    if fit.settings.robust:
+        return [
+            f"robust: {out} of {len(z)} recordings are far from the others and have "
+            "weight zero."
+        ] * bool(out)
+    farthest = float(np.max(np.linalg.norm(made, axis=1)))
+    out = int(np.sum(np.linalg.norm(z, axis=1) > _BEYOND * farthest))
+    if out < 2 or out < 5 * len(z) / len(made):
+        return []
+    text = (
+        f"{out} of {len(z)} recordings are farther out than all of {len(made)} draws "
+        "of the twin, as outliers are, and they may move the parameters. "
+    )
+    if fit.settings.divergence == "likelihood":
+        return [text + "Give the model heavier tails, or drop these rows."]
+    return [text + "Pass robust=True, or give the model heavier tails."]
+
+
+def _count(number: int) -> str:
+    return "1 direction" if number == 1 else f"{number} directions"

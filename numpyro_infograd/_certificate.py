@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The certificate of a learned score: an error bound from Markov chains.
+
+Two chains that start at the noise u_0 of a sample S are independent given u_0. Let u
+and v be their states, and c the complete-data score. For any score model s_hat,
+
+    E< c(S, u) - s_hat(S), c(S, v) - s_hat(S) >
+        = E| E[c(S, u) | S, u_0] - s_hat(S) |^2  >=  E| s(S) - s_hat(S) |^2.
+
+This is the error of the network plus an error of chains that still depend on u_0. Both
+are non-negative, so if the sum is small, the network is right and the chains have
+mixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._noise import base_points, draw_noise, standard_error
+from numpyro_infograd._problem import REPLICATES, Posed, Problem, is_learned, pose
+from numpyro_infograd._program import Program
+from numpyro_infograd._pullback import cotangents, score_of
+from numpyro_infograd.errors import InfogradError
+from numpyro_infograd.scores import MCMC
+from numpyro_infograd.scores.base import Scores
+
+CHAINS = MCMC(both_ends=False)
+
+
+class Certificate(NamedTuple):
+    """Errors of learned scores, estimated by chains.
+
+    Attributes:
+        error: For each set of sites, the mean-square error of the score over its mean
+            square: an upper bound in expectation.
+        standard_error: Standard error of `error`.
+        shift: Error of the gradient due to the scores, by parameter.
+        shift_error: Standard error of `shift`.
+        cotangents: For each site of each set, by the scores and by chains at the same
+            samples, (2, num_samples, *shape).
+    """
+
+    error: dict[str, jax.Array]
+    standard_error: dict[str, jax.Array]
+    shift: Any
+    shift_error: Any
+    cotangents: dict[str, jax.Array]
+
+
+def certify(
+    posed: Posed, states: tuple[Any, ...], params: Any, rng_key: jax.Array
+) -> Certificate | None:
+    """The certificate of a problem's scores; None if chains cannot sample its noise.
+
+    Args:
+        posed: The posed problem.
+        states: The fitted scores.
+        params: The parameters of the fit, in constrained space.
+        rng_key: A JAX PRNG key.
+    """
+    method = posed.problem.method
+    if method is None or not method.needs_certificate or posed.problem.chance:
+        return None
+    chains = _chained(posed, params)
+    if chains is None:
+        return None
+    fit_key, key = jax.random.split(rng_key)
+    tunings = []
+    for i, density in enumerate(chains.densities):
+        state = None
+        if density.hidden:
+            own = jax.random.fold_in(fit_key, i)
+            state = CHAINS.init(density, own)
+            state = _tune(state, density, chains.forward, params, own)
+        tunings.append(state)
+    size = CHAINS.num_samples // REPLICATES
+    found = _compare(
+        posed.problem,
+        states,
+        chains,
+        tuple(tunings),
+        params,
+        base_points(posed.problem.spec, size),
+        key,
+        num_samples=size,
+    )
+    error, *rest = found
+    sure = {label: each for label, each in error.items() if bool(jnp.isfinite(each))}
+    return Certificate(sure, *rest) if sure else None
+
+
+def _chained(posed: Posed, params: Any) -> Problem | None:
+    """The problem for chains, with only the sets whose score is learned and whose noise
+    chains can sample; None if there is no such set.
+
+    Scores of inputs given outputs are compared with the sum of all sets' scores.
+    """
+    problem = posed.problem
+    assert problem.method is not None
+    if problem.method.scores_inputs_given_outputs:
+        try:
+            return pose(posed.sm, posed.objective, CHAINS, params).problem
+        except InfogradError:
+            return None
+    kept = [
+        i
+        for i, density in enumerate(problem.densities)
+        if is_learned(problem.method, density) and density.walk is not None
+    ]
+    if not kept:
+        return None
+    return replace(
+        problem,
+        densities=tuple(problem.densities[i] for i in kept),
+        coefficients=problem.coefficients[np.asarray(kept)],
+        method=CHAINS,
+    )
+
+
+@quick_jit
+def _tune(
+    state: Any, density: Density, forward: Program, params: Any, rng_key: jax.Array
+) -> Any:
+    return CHAINS.fit(state, density, forward, params, rng_key)
+
+
+@quick_jit(static_argnames=("num_samples",))
+def _compare(
+    problem: Problem,
+    states: tuple[Any, ...],
+    chained: Problem,
+    tunings: tuple[Any, ...],
+    params: Any,
+    points: Any,
+    rng_key: jax.Array,
+    num_samples: int,
+) -> tuple[Any, ...]:
+    """The fields of a `Certificate`, from replicates of `num_samples` samples each."""
+
+    densities, method = problem.densities, problem.method
+    assert method is not None
+
+    def replicate(key: jax.Array) -> Any:
+        noise_key, score_key, pair_key = jax.random.split(key, 3)
+        noise = draw_noise(problem.spec, noise_key, num_samples, points)
+
+        def run(params: Any) -> tuple[Values, Values]:
+            values = simulate(problem.forward, params, noise)
+            return {n: values[n] for d in densities for n in d.moved_sites}, values
+
+        moved, pullback, values = jax.vjp(run, params, has_aux=True)
+
+        def scores(density: Density, state: Any, by: Any, key: jax.Array) -> Scores:
+            return score_of(by, state, density, params, noise, values, key)
+
+        learned = [
+            scores(d, s, method, jax.random.fold_in(score_key, i))
+            for i, (d, s) in enumerate(zip(densities, states, strict=True))
+        ]
+
+        def chains(key: jax.Array) -> list[Scores]:
+            return [
+                scores(d, s, CHAINS if d.hidden else None, jax.random.fold_in(key, i))
+                for i, (d, s) in enumerate(zip(chained.densities, tunings, strict=True))
+            ]
+
+        both = jax.vmap(chains)(jax.random.split(pair_key))
+        pairs = [jax.tree.map(lambda x, i=i: x[i], both) for i in range(2)]
+        if method.scores_inputs_given_outputs:
+            ours, _ = cotangents(densities, problem.coefficients, learned)
+            first, second = (
+                cotangents(chained.densities, chained.coefficients, pair)[0]
+                for pair in pairs
+            )
+            entries = {densities[0].label: (ours, first, second)}
+        else:
+            by_label = dict(zip((d.label for d in densities), learned, strict=True))
+            entries = {}
+            for density, c, *pair in zip(
+                chained.densities, chained.coefficients, *pairs, strict=True
+            ):
+                parts = (by_label[density.label], *pair)
+                ours, first, second = (
+                    cotangents([density], [c], [part])[0] for part in parts
+                )
+                entries[density.label] = ours, first, second
+        shift = {n: jnp.zeros_like(x) for n, x in moved.items()}
+        sums, shown = {}, {}
+        for label, (ours, first, second) in entries.items():
+            error, power = jnp.zeros(()), jnp.zeros(())
+            for site, a in first.items():
+                b, c = second[site], ours[site]
+                error += jnp.vdot(a - c, b - c)
+                power += jnp.vdot(a, b)
+                mean = 0.5 * (a + b)
+                shift[site] += ((c - mean) / num_samples).astype(moved[site].dtype)
+                shown[f"{site} of {label}"] = jnp.stack([c, mean])
+            sums[label] = jnp.stack([error, power]) / num_samples
+        return pullback(shift)[0], sums, shown
+
+    keys = jax.random.split(rng_key, REPLICATES)
+    shifts, sums, shown = jax.vmap(replicate)(keys)
+    error, spread = {}, {}
+    for label, each in sums.items():
+        wrong, power = jnp.mean(each, axis=0)
+        error[label] = wrong / power
+        left = each[:, 0] - error[label] * each[:, 1]
+        spread[label] = standard_error(left) / power
+    return (
+        error,
+        spread,
+        jax.tree.map(lambda x: jnp.mean(x, axis=0), shifts),
+        jax.tree.map(standard_error, shifts),
+        {n: jnp.concatenate(jnp.unstack(x), axis=1) for n, x in shown.items()},
+    )

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identity V: what no path carries, a probability carries.
+
+A draw of a discrete site, or of a sampler without a right derivative, is held at its
+value along every path. With L the sum of the log probabilities of these drawn sites,
+and w the objective at one sample, sum -c log p(S) + sum c f,
+
+    grad E[w] = E[pathwise derivative, draws held] + E[w grad L].
+
+Few joint states are summed over in place of the draw, E[sum_d w(d) grad p(d)], which
+has no noise from the draw. grad L includes the paths through the parents of a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._noise import noise_like
+from numpyro_infograd._program import Program
+from numpyro_infograd._sites import joint_states
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import Means, Term, at_each, has_density
+from numpyro_infograd.errors import VOUCH, DensityError
+from numpyro_infograd.scores.mixture import (
+    FEW_UNEXPLAINED,
+    SOUND_SAMPLE_SIZE,
+    Mixture,
+)
+
+_MOST_STATES = 16  # joint states of drawn sites that are summed over, at most
+_MOST_COMPONENTS = 2**14  # of a mixture that is refined on its own
+
+
+class Pointwise(NamedTuple):
+    """The objective at each sample, up to terms that no parameter reaches.
+
+    Attributes:
+        value: In nats, (num_samples,).
+        deviation: Half of the bias that was removed, (num_samples,).
+        evidence: About the mixtures, by name and set.
+    """
+
+    value: jax.Array
+    deviation: jax.Array
+    evidence: dict[str, jax.Array]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("path", "log_prob", "densities", "coefficients", "points", "states"),
+    meta_fields=("sites", "mixture"),
+)
+@dataclass(frozen=True)
+class Chance:
+    """The part of a gradient that drawn sites carry.
+
+    Attributes:
+        path: The model with given values of the drawn sites.
+        log_prob: Their log probability, from parameters, noise and their values.
+        densities: Of all entropies that a parameter changes, without omissions.
+        coefficients: Of these entropies in the objective, (num_densities,).
+        points: Quasi-random points for the components of each density.
+        states: Joint states of the drawn sites if they are few, (num_states, *shape).
+        sites: The drawn sites; static.
+        mixture: Estimates log densities; static.
+    """
+
+    path: Program
+    log_prob: Program
+    densities: tuple[Density, ...]
+    coefficients: jax.Array
+    points: tuple[Any, ...]
+    states: Values
+    sites: tuple[str, ...]
+    mixture: Mixture = field(default_factory=Mixture)
+
+    @staticmethod
+    def of(
+        sm: StructuralModel,
+        terms: tuple[Term, ...],
+        read: Iterable[str],
+        mixture: Mixture,
+    ) -> Chance | None:
+        """The part of the drawn sites that reach the sites in `read`; None without any.
+
+        Raises:
+            DensityError: If a set that they reach has a deterministic site, so that its
+                log density is not known.
+        """
+        sites = tuple(s for s in sm.drawn if s in sm.noise_of(read))
+        if not sites:
+            return None
+        terms = tuple(t for t in terms if sm.noise_of(t.sites + t.given) & {*sites})
+        for term in terms:
+            without = [s for s in term.sites if not has_density(sm, s)]
+            if without:
+                raise DensityError(
+                    f"site {without[0]!r} is deterministic, so it has no density. But "
+                    f"a parameter reaches the draws of {sites[0]!r}, which have no "
+                    "derivative, and then the log densities of all sets are needed. "
+                    "Observe the site through noise: numpyro.sample(name, "
+                    f"Normal(value, scale)). {VOUCH}"
+                )
+        densities = tuple(sm.density(t.sites, t.given, whole=True) for t in terms)
+
+        def log_prob(params: Any, noise: Values, held: Values) -> jax.Array:
+            found = sm.run(params, noise, held, log_prob_sites=sites)[1]
+            return sum((jnp.sum(found[s]) for s in sites), jnp.zeros(()))
+
+        example = sm.params, noise_like(sm.spec), sm.examples(sites)
+        return Chance(
+            sm.forward_given(sites),
+            Program.trace(log_prob, *example),
+            densities,
+            jnp.asarray([term.coefficient for term in terms]),
+            _points(mixture, densities),
+            joint_states(sm.site_info, sites, _MOST_STATES),
+            sites,
+            mixture,
+        )
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether mixtures estimate some of the log densities."""
+        return any(density.hidden for density in self.densities)
+
+    def warnings_for(self, evidence: Mapping[str, Any]) -> list[str]:
+        """Sentences that say why the log densities may be wrong."""
+        found = []
+        for density in self.densities:
+            mark = f"({_label(density)})"
+            own = {k.removesuffix(mark): v for k, v in evidence.items() if mark in k}
+            if not own:
+                continue
+            if own["unexplained"] > FEW_UNEXPLAINED:
+                found.append(
+                    f"{own['unexplained']:.2%} of the samples of {density.label!r} lie "
+                    "outside the support of half of a mixture's components, so their "
+                    "log densities are poor."
+                )
+            if not own["effective_sample_size_low"] >= SOUND_SAMPLE_SIZE:
+                found.append(
+                    f"log p({density.label}), which weighs the draws of "
+                    f"{', '.join(map(repr, self.sites))}, comes from a mixture with an "
+                    "effective sample size of only "
+                    f"{own['effective_sample_size_low']:.0f}: its bias may exceed the "
+                    "standard error. Pass scores=ig.scores.Mixture(num_components=...) "
+                    "with more components."
+                )
+        return found
+
+    def finer(self) -> Chance | None:
+        """The same with four times the components; None beyond `_MOST_COMPONENTS`."""
+        count = 4 * self.mixture.num_components
+        if count > _MOST_COMPONENTS:
+            return None
+        mixture = replace(self.mixture, num_components=count)
+        return replace(self, mixture=mixture, points=_points(mixture, self.densities))
+
+    def held(self, forward: Program, params: Any, noise: Values) -> Values:
+        """Draws of the drawn sites."""
+        values = simulate(forward, params, noise)
+        return {name: values[name] for name in self.sites}
+
+    def values(self, params: Any, noise: Values, held: Values) -> Values:
+        """Values of all sites along the paths."""
+        return jax.vmap(self.path, in_axes=(None, 0, 0))(params, noise, held)
+
+    def likelihood(self, params: Any, noise: Values, held: Values) -> jax.Array:
+        """Log probabilities of draws, (num_samples,), or probabilities of all states,
+        (num_states, num_samples)."""
+        over = jax.vmap(self.log_prob, in_axes=(None, 0, 0))
+        if not self.states:
+            return over(params, noise, held)
+        each = jax.vmap(self.log_prob, in_axes=(None, 0, None))
+        states = jax.vmap(each, in_axes=(None, None, 0))
+        return jnp.exp(states(params, noise, self.states))
+
+    def cotangent(
+        self,
+        params: Any,
+        noise: Values,
+        values: Values,
+        means: Means,
+        rng_key: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Cotangent of `likelihood`, its deviation, and evidence."""
+        num_samples = next(iter(values.values())).shape[0]
+        if not self.states:
+            at = self._pointwise(params, values, means, rng_key)
+            # Minus the mean of the other samples, which this sample does not change.
+            centred = (at.value - jnp.mean(at.value)) / (num_samples - 1)
+            return centred, at.deviation / num_samples, at.evidence
+
+        def one(state: Values) -> Pointwise:
+            held = {
+                n: jnp.broadcast_to(x, (num_samples, *x.shape))
+                for n, x in state.items()
+            }
+            put = self.values(params, noise, held)
+            return self._pointwise(params, put, means, rng_key)
+
+        at = jax.lax.map(one, self.states)
+        centred = (at.value - jnp.mean(at.value, axis=0)) / num_samples
+        evidence = {k: jnp.min(v) for k, v in at.evidence.items()}
+        return centred, at.deviation / num_samples, evidence
+
+    def _pointwise(
+        self, params: Any, values: Values, means: Means, rng_key: jax.Array
+    ) -> Pointwise:
+        num_samples = next(iter(values.values())).shape[0]
+        found = jnp.zeros(num_samples) + means.coefficients @ at_each(means, values)
+        deviation, evidence = jnp.zeros_like(found), {}
+        for i, density in enumerate(self.densities):
+            inside = {name: values[name] for name in density.all_sites}
+            c = self.coefficients[i]
+            if not density.hidden:
+                log_p = jax.vmap(density.log_prob, (None, None, 0))(params, {}, inside)
+                # A state whose probability stays zero adds nothing.
+                found -= c * jnp.where(jnp.isfinite(log_p), log_p, 0.0)
+                continue
+            key = jax.random.fold_in(rng_key, i)
+            log_p, bias, low = self.mixture.log_density(
+                self.points[i], density, params, inside, key
+            )
+            fits = jnp.isfinite(log_p)
+            bias = jnp.where(fits, bias, 0.0)
+            found -= c * (jnp.where(fits, log_p, 0.0) + bias)
+            deviation -= 0.5 * c * bias
+            label = _label(density)
+            evidence[f"effective_sample_size_low({label})"] = low
+            evidence[f"unexplained({label})"] = jnp.mean(~fits)
+        return Pointwise(found, deviation, evidence)
+
+
+def _label(density: Density) -> str:
+    return f"log p({density.label})"
+
+
+def _points(mixture: Mixture, densities: tuple[Density, ...]) -> tuple[Any, ...]:
+    """Quasi-random points for the components of each density that hides noise."""
+    key = jax.random.key(0)
+    return tuple(mixture.init(d, key) if d.hidden else None for d in densities)

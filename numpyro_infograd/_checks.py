@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of public functions before any number is computed.
+
+Each check finds one cause of a gradient that would be wrong without a sign: a site that
+is not random, a sampler that drops a derivative, a jump between a parameter and a site,
+a set of sites with too little noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+import jax.numpy as jnp
+
+from numpyro_infograd._arguments import as_flag
+from numpyro_infograd._density import Density, simulate
+from numpyro_infograd._edits import hold
+from numpyro_infograd._jumps import check_jumps
+from numpyro_infograd._linear import Linear
+from numpyro_infograd._noise import noise_like, probe_noise
+from numpyro_infograd._objectives import (
+    Objective,
+    check_is_objective,
+    expectation_label,
+)
+from numpyro_infograd._program import Program
+from numpyro_infograd._slopes import check_slopes
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import at_each, has_atoms, resolve, trace_expectations
+from numpyro_infograd._views import View
+from numpyro_infograd.errors import (
+    VOUCH,
+    ArgumentError,
+    DegenerateError,
+    DensityError,
+    ModelError,
+    ParameterError,
+    ReparametrizationError,
+    SiteError,
+)
+
+_ATOM = 8  # equal values among 256 draws from which a site has no density
+
+
+def check_order(call: str, model: Any, objective: Any) -> None:
+    """Raise unless the second argument is an objective.
+
+    Args:
+        call: The correct call of the public function, as written after `ig.`.
+        model: The first argument.
+        objective: The second argument.
+
+    Raises:
+        ArgumentError: Names the right order, or the argument.
+    """
+    if isinstance(objective, Objective):
+        return
+    name = call.partition("(")[0].rpartition(".")[2]
+    order = f"{name} takes the model first: write ig.{call}."
+    if isinstance(model, Objective):
+        raise ArgumentError(order)
+    is_model = callable(objective) or isinstance(objective, StructuralModel)
+    check_is_objective(objective, advice=f" {order}" if is_model else "")
+
+
+def check_objective(objective: Objective, sm: StructuralModel) -> None:
+    """Check that the objective is not empty, and that its sites exist and are random.
+
+    Raises:
+        ArgumentError: If the objective is empty.
+        SiteError: For a missing, empty, observed, substituted or intervened
+            site.
+    """
+    if not objective.sites and not objective.expectations:
+        raise ArgumentError(
+            f"the objective {objective!r} is empty, because all its terms cancel. Use "
+            "other sites or coefficients."
+        )
+    for name in objective.sites:
+        if name in sm.params:
+            raise SiteError(
+                f"the objective names {name!r}, which is a parameter, but information "
+                "is between random sites. Name one of these sites: "
+                f"{', '.join(sm.sites) or 'none'}."
+            )
+        if name not in sm.site_info:
+            raise SiteError(
+                f"the objective names site {name!r}, but the model has no such site "
+                f"(it has: {', '.join(sm.sites) or 'none'}). Name one of these."
+            )
+        if not sm.site_info[name].size:
+            raise SiteError(
+                f"site {name!r} of the objective is empty: its shape is "
+                f"{sm.site_info[name].shape}. Leave it out."
+            )
+        state = sm.site_info[name].state
+        if state != "free":
+            why = {
+                "observed": "is observed (obs=..., handlers.condition)",
+                "substituted": "has a substituted value (handlers.substitute)",
+                "intervened": "is intervened on (handlers.do)",
+            }[state]
+            raise SiteError(
+                f"site {name!r} of the objective {why}, so it carries no randomness. "
+                "Pass the model without that value."
+            )
+
+
+def check_tunable(sm: StructuralModel) -> None:
+    """Raise for a model without parameters, which has no gradient.
+
+    Raises:
+        ArgumentError: Says how to declare parameters.
+    """
+    if not sm.params:
+        raise ArgumentError(
+            "the model has no parameters: mark what can be tuned with numpyro.param."
+        )
+
+
+def check_real_params(sm: StructuralModel) -> None:
+    """Raise for a complex parameter.
+
+    Raises:
+        ParameterError: Names the parameter.
+    """
+    for name in sorted(sm.pairs):
+        raise ParameterError(
+            f"parameter {name!r} is complex, but this function needs real parameters. "
+            "Use two, the real and the imaginary part."
+        )
+
+
+def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None:
+    """Check that draws of sites, log densities and expectations are finite.
+
+    Raises:
+        ModelError: Names the site or the expectation that is not finite.
+    """
+    _check_values(sm, objective.sites, params)
+    means = trace_expectations(objective, sm)
+    if not means.programs:
+        return
+    noise = probe_noise(sm.spec, 5, 64)
+    draws = np.asarray(at_each(means, simulate(sm.forward, params, noise)))
+    for (_, fn), row in zip(objective.expectations, draws, strict=True):
+        if not np.all(np.isfinite(row)):
+            raise ModelError(
+                f"{expectation_label(fn)} is not finite at {np.sum(~np.isfinite(row))} "
+                "of 64 draws at these parameter values: a logarithm, a root or a "
+                "division left its domain. Use other values, or a function that is "
+                "finite for every draw."
+            )
+
+
+def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> None:
+    """Raise if a draw of the sites, or its log density, is not finite.
+
+    Raises:
+        ModelError: Names the first such site of the model.
+    """
+    if not sites:
+        return
+    log_prob_sites = tuple(
+        s
+        for s in sites
+        if sm.site_info[s].kind == "sample" and not sm.site_info[s].control_flow
+        if sm.site_info[s].has_law
+    )
+    program = Program.trace(
+        lambda params, noise: sm.run(params, noise, {}, log_prob_sites=log_prob_sites)[
+            :2
+        ],
+        sm.params,
+        noise_like(sm.spec),
+    )
+    noise = probe_noise(sm.spec, 5, 64)
+    values, log_prob = simulate(program, params, noise)
+    finite = {s: np.isfinite(np.asarray(v)).all() for s, v in values.items()}
+    # A draw that is rounded to a boundary may have an infinite log density, not NaN.
+    valid = {s: not np.isnan(np.asarray(v)).any() for s, v in log_prob.items()}
+    if all(finite[s] and valid.get(s, True) for s in sites):
+        return
+    for name, site in sm.site_info.items():
+        if not finite[name] or not valid.get(name, True):
+            raise ModelError(
+                f"{'its log density at' if finite[name] else 'a draw of'} site "
+                f"{name!r} ({site.distribution or site.kind}) is not finite at "
+                "these parameter values: a scale is negative, or a logarithm, a "
+                "root or a division left its domain. Use other values, or a "
+                "constraint in numpyro.param."
+            )
+
+
+def check_gradient(
+    objective: Objective, sm: StructuralModel, params: Any, allow_jumps: bool
+) -> None:
+    """Check that the pathwise gradient of every site of the objective is right.
+
+    Raises:
+        ReparametrizationError: A parameter reaches a site whose draws drop its
+            gradient, or something stops its derivative.
+        JumpError: A parameter reaches the objective through a jump.
+        DegenerateError: A set of sites has fewer noise dimensions than values.
+        DensityError: Draws do not follow their `log_prob`; or see the message.
+        ParameterError: See the message.
+        ArgumentError: If `allow_jumps` is not a bool.
+    """
+    allow_jumps = as_flag("allow_jumps", allow_jumps)
+    expectations: dict[str, Program] = {}
+    programs = trace_expectations(objective, sm).programs
+    for (_, fn), program in zip(objective.expectations, programs, strict=True):
+        label = expectation_label(fn)
+        while label in expectations:
+            label += "'"
+        expectations[label] = program
+    view = View(hold(sm), objective.sites, expectations)
+    for name in sorted(sm.noise_of(view.read) & set(sm.site_info)):
+        site = sm.site_info[name]
+        if not site.reason or site.state != "free" or not sm.params_of((name,)):
+            continue
+        why = site.reason
+        if site.has_law and name in sm.density((name,), whole=True).moving_boundary:
+            # The derivative of a probability misses a boundary that moves.
+            why += ", and a parameter may move the end of its support"
+        elif site.has_law:
+            continue
+        raise ReparametrizationError(
+            f"site {name!r} depends on {_list(sm.params_of((name,)))}, but {why}. So "
+            "neither its draws nor its log_prob have a right derivative. Use a "
+            f"distribution that has one, make {name!r} independent of parameters, or "
+            "register your own class (numpyro_infograd.exogenous.register)."
+        )
+    check_laws(objective, sm)
+    if not allow_jumps:
+        check_jumps(view, params)
+        check_slopes(view, params)
+    check_rank(objective, sm, params)
+
+
+def check_laws(objective: Objective, sm: StructuralModel) -> None:
+    """Check that draws of the objective's sites follow their `log_prob`.
+
+    Raises:
+        DensityError: Names a site whose draws follow another distribution.
+    """
+    for name in objective.sites:
+        site = sm.site_info[name]
+        if not site.has_law:
+            raise DensityError(
+                f"site {name!r} of the objective has no density that this package can "
+                f"use, because {site.reason}. Draw it from a distribution whose "
+                "log_prob is the log density of its draws."
+            )
+
+
+def check_paths(sm: StructuralModel, sites: Iterable[str]) -> None:
+    """Check that parameters reach the sites along paths alone.
+
+    Raises:
+        ReparametrizationError: If a parameter acts through the probability of draws.
+    """
+    drawn = [name for name in sm.drawn if name in sm.noise_of(sites)]
+    if drawn:
+        raise ReparametrizationError(
+            f"site {drawn[0]!r} depends on {_list(sm.params_of(drawn[:1]))}, but "
+            f"{sm.site_info[drawn[0]].reason}, and a twin's score needs the "
+            "derivative of draws. Pass divergence='likelihood', or leave divergence "
+            "out: calibrate then uses the probability of draws."
+        )
+
+
+def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:
+    """Check that the sites' supports have as many dimensions as their values.
+
+    Raises:
+        DensityError: For a site whose support has fewer, such as a simplex.
+    """
+    for density in densities:
+        for name in density.sites:
+            site = sm.site_info[name]
+            seen_through_noise = name not in density.moved_sites or name in sm.appended
+            if site.support == "thin" and not seen_through_noise:
+                raise DensityError(
+                    f"the support of site {name!r} ({site.distribution}) has fewer "
+                    "dimensions than its values, so it has no density. Name a "
+                    "deterministic site with independent coordinates instead, such as "
+                    "all entries of a simplex but the last."
+                )
+
+
+def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
+    """Check that each entropy's sites have enough noise, given their conditions.
+
+    Raises:
+        DegenerateError: If the Jacobian in all noise has a rank below the number of
+            values.
+    """
+
+    def continuous(sites: Iterable[str]) -> tuple[str, ...]:
+        floating = (
+            s for s in sites if jnp.issubdtype(sm.site_info[s].dtype, jnp.floating)
+        )
+        return tuple(s for s in floating if not has_atoms(sm, s))
+
+    terms = resolve(objective, sm)
+    named = [s for t in terms for s in continuous(t.sites + t.given)]
+    linear = Linear.of(sm, tuple(dict.fromkeys(named)), params)
+    for term in terms:
+        if term.causal:  # the outputs' own densities
+            continue
+        sites, given = continuous(term.sites), continuous(term.given)
+        size = sum(sm.site_info[s].size for s in sites)
+        rank = linear.rank(sites + given) if sites else 0
+        if sites and given:
+            rank -= linear.rank(given)
+        if rank < size:
+            names = _list(sites + given)
+            stepped = _stepped(sm, sites, params)
+            if stepped:
+                raise DensityError(
+                    f"site {stepped!r} is computed and takes only a few values, so "
+                    "it has no differential entropy. Draw it from a discrete "
+                    "distribution, name the discrete site that it is computed from, or "
+                    "add noise to it (a sample site)."
+                )
+            check_atoms(sm, _computed(sm, sites), params)
+            for name in _computed(sm, sites):
+                _check_thin(sm, name, linear)
+            raise DegenerateError(
+                f"{names} together have {size} dimensions but only {rank} of noise at "
+                "these parameter values: some values are a function of the others, and "
+                "information between them is infinite. Add the missing noise (a sample "
+                "site), or leave out redundant sites."
+            )
+
+
+def _check_thin(sm: StructuralModel, name: str, linear: Linear) -> None:
+    """Raise for a computed site that has more values than dimensions of noise.
+
+    Raises:
+        DegenerateError: Names the site and the mark that it may need.
+    """
+    size, rank = sm.site_info[name].size, linear.rank((name,))
+    if rank < size:
+        raise DegenerateError(
+            f"site {name!r} is computed and has {size} values, but only {rank} "
+            f"dimensions of noise. {VOUCH} Otherwise leave out the values that are "
+            "functions of the others, or add the missing noise (a sample site)."
+        )
+
+
+def check_atoms(sm: StructuralModel, names: Iterable[str], params: Any) -> None:
+    """Raise for computed sites that repeat a value, as after a clip.
+
+    Raises:
+        DensityError: Names the site; it has no density, so it has no score.
+    """
+    for name, counts in _repeats(sm, names, params):
+        if counts.max() >= _ATOM and len(counts) > 1:  # a constant is allowed
+            raise DensityError(
+                f"site {name!r} is computed and takes the same value in {counts.max()} "
+                "of 256 draws, as after a clip or a rectifier. So it has no density, "
+                "and its score would miss the probability of that value. Add the noise "
+                "that follows it in the system (a sample site), or use "
+                "scores.Denoising(noise_variance=...)."
+            )
+
+
+def _stepped(sm: StructuralModel, sites: Iterable[str], params: Any) -> str:
+    """The first computed site with few different values in 256 draws, or ""."""
+    for name, counts in _repeats(sm, _computed(sm, sites), params):
+        if 1 < len(counts) < 128:
+            return name
+    return ""
+
+
+def _computed(sm: StructuralModel, sites: Iterable[str]) -> tuple[str, ...]:
+    return tuple(s for s in sites if sm.site_info[s].kind == "deterministic")
+
+
+def _repeats(
+    sm: StructuralModel, sites: Iterable[str], params: Any
+) -> Iterator[tuple[str, np.ndarray]]:
+    """For each component of each site, the counts of its values in 256 draws."""
+    if not (chosen := tuple(sites)):
+        return
+    values = simulate(sm.forward, params, probe_noise(sm.spec, 1, 256))
+    for name in chosen:
+        for column in np.asarray(values[name]).reshape(256, -1).T:
+            yield name, np.unique(column, return_counts=True)[1]
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))

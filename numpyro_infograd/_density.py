@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log density of a set of sites, given the noise of all other sites.
+
+It is a function of the sites' values, at fixed noise of all other sites; a score is its
+gradient. `simulate` makes values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd._noise import NoiseSpec, noise_like
+from numpyro_infograd._program import Program, dependencies_by_name
+
+Values = dict[str, jax.Array]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("program", "walk"),
+    meta_fields=(
+        "sites",
+        "log_prob_sites",
+        "given",
+        "moved_sites",
+        "hidden",
+        "moving_boundary",
+        "hard_boundaries",
+        "hidden_deterministic",
+        "sizes",
+        "supports",
+        "spec",
+        "why_no_walk",
+        "causal",
+    ),
+)
+@dataclass(frozen=True)
+class Density:
+    """The density of a set of sites given the noise of all other sites.
+
+    Attributes:
+        program: The log density of each site, from parameters, noise and values.
+        sites: The set of sites.
+        log_prob_sites: The sites whose log densities are summed.
+        given: The sites whose values the density is conditioned on.
+        moved_sites: The sites whose values depend on a parameter; only they need a
+            score.
+        hidden: The noise that is integrated over; with none, the density is known
+            exactly.
+        moving_boundary: The sites whose density jumps at a place that is not fixed.
+        hard_boundaries: The sites with a boundary that no log or logit removes.
+        hidden_deterministic: The deterministic sites computed from hidden noise.
+        sizes: Number of scalars in each of `all_sites`.
+        supports: Support of each of `all_sites`, as in `Site`.
+        spec: The distributions of all noise of the model.
+        walk: What a Markov chain over the hidden noise needs (`_hidden.Hidden`), or
+            None.
+        why_no_walk: Why chains cannot sample the hidden noise; "" if they can.
+        causal: Whether it is p(sites || given), where given sites may depend on sites.
+    """
+
+    program: Program
+    sites: tuple[str, ...]
+    log_prob_sites: tuple[str, ...]
+    given: tuple[str, ...]
+    moved_sites: tuple[str, ...]
+    hidden: tuple[str, ...]
+    moving_boundary: tuple[str, ...]
+    hard_boundaries: tuple[str, ...]
+    hidden_deterministic: tuple[str, ...]
+    sizes: tuple[int, ...]
+    supports: tuple[str, ...]
+    spec: NoiseSpec
+    walk: Any = None
+    why_no_walk: str = ""
+    causal: bool = False
+
+    @property
+    def all_sites(self) -> tuple[str, ...]:
+        """The sites on whose values the density depends."""
+        return self.sites + self.given
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether no site of the set has a boundary."""
+        supports = dict(zip(self.all_sites, self.supports, strict=True))
+        return not self.hard_boundaries and all(
+            supports[s] == "real" for s in self.log_prob_sites
+        )
+
+    @property
+    def label(self) -> str:
+        """Name of the set in results, such as "y" or "y|x"."""
+        return ",".join(self.sites) + ("|" + ",".join(self.given)).rstrip("|")
+
+    @property
+    def without_density(self) -> tuple[str, ...]:
+        """Sites of the set that depend on a parameter and have no density."""
+        moved = set(self.moved_sites) - set(self.log_prob_sites)
+        return tuple(s for s in self.sites if s in moved)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the score of the density can be computed directly."""
+        return not self.hidden and not self.without_density
+
+    @property
+    def hidden_spec(self) -> NoiseSpec:
+        """The distributions of the hidden noise."""
+        return tuple(item for item in self.spec if item[0] in self.hidden)
+
+    def log_prob(self, params: Any, noise: Values, values: Values) -> jax.Array:
+        """log p(sites | given, hidden noise) for one sample, a scalar in nats."""
+        full = noise_like(self.spec) | {name: noise[name] for name in self.hidden}
+        inside = {name: values[name] for name in self.all_sites}
+        out = self.program(params, full, inside)["log_prob"]
+        return sum((jnp.sum(out[s]) for s in self.log_prob_sites), jnp.zeros(()))
+
+
+def sum_over(
+    density: Density, run: Callable[..., Any], inputs: tuple[Any, ...], states: Values
+) -> Density:
+    """A density as a sum over the states of hidden discrete sites.
+
+    Args:
+        density: Of a set that hides the noise of these sites.
+        run: As in `StructuralModel`.
+        inputs: Examples of parameters, noise, and values of the set.
+        states: All joint states, (num_states, *shape) by site.
+    """
+    first, *others = density.log_prob_sites
+    wanted = (*density.log_prob_sites, *states)
+
+    def total(params: Any, noise: Values, values: Values) -> dict[str, Any]:
+        def joint(state: Values) -> jax.Array:
+            out = run(params, noise, values | state, log_prob_sites=wanted)
+            return sum(map(jnp.sum, out[1].values()), jnp.zeros(()))
+
+        found = jax.nn.logsumexp(jax.vmap(joint)(states))
+        return {"log_prob": dict.fromkeys(others, jnp.zeros(())) | {first: found}}
+
+    program = Program.trace(total, *inputs)
+    reach = dependencies_by_name(program, *inputs, key=lambda path: path[1].key)
+    left = reach[first][1]
+    if left & states.keys():  # a copy of the model still draws these sites
+        return density
+    hidden = tuple(name for name in density.hidden if name in left)
+    return replace(density, program=program, hidden=hidden)
+
+
+@jax.jit
+def simulate(forward: Program, params: Any, noise: Values) -> Values:
+    """Values of all sites for a batch of noise."""
+    return jax.vmap(forward, in_axes=(None, 0))(params, noise)
+
+
+def quantiles(samples: jax.Array, *shares: float) -> tuple[jax.Array, ...]:
+    """Samples at the quantiles of the first axis, without interpolation.
+
+    `jnp.quantile` takes five times as long to compile.
+    """
+    ordered, last = jnp.sort(samples, axis=0), len(samples) - 1
+    return tuple(ordered[round(share * last)] for share in shares)
+
+
+def flatten(values: Values, sites: tuple[str, ...]) -> jax.Array:
+    """Site values side by side as (num_samples, dimensions)."""
+    dtype = jnp.zeros(()).dtype
+    columns = [values[s].reshape(values[s].shape[0], -1).astype(dtype) for s in sites]
+    return jnp.concatenate(columns, axis=1)
+
+
+def unflatten(columns: jax.Array, like: Values, sites: tuple[str, ...]) -> Values:
+    """Inverse of `flatten` for the last axis, with the shapes of `like`."""
+    parts: Values = {}
+    start = 0
+    for site in sites:
+        shape = like[site].shape[1:]
+        size = like[site][0].size
+        block = columns[..., start : start + size]
+        parts[site] = block.reshape(*columns.shape[:-1], *shape)
+        start += size
+    return parts

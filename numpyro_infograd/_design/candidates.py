@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Candidate designs as values of a model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+import inspect
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+import numpyro
+
+from numpyro_infograd._arguments import is_real
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Designs that enter a model as parameters.
+
+    Attributes:
+        model: The model, in which arguments that are designs have become parameters.
+        designs: As the caller gave them, as NumPy arrays.
+        params: The designs by parameter, with a leading axis of designs.
+        names: Names of the designs for display.
+    """
+
+    model: Callable[..., Any] | StructuralModel
+    designs: Any
+    params: dict[str, Any]
+    names: tuple[str, ...]
+
+    @staticmethod
+    def of(
+        model: Callable[..., Any] | StructuralModel,
+        designs: Any,
+        model_kwargs: Mapping[str, Any],
+    ) -> Candidates:
+        """Check the designs; make parameters of those that are arguments.
+
+        Raises:
+            ArgumentError: If they are not finite arrays with one leading axis of the
+                same length, or an argument is given twice.
+        """
+        arguments = _arguments(model)
+        if not isinstance(designs, Mapping):
+            if isinstance(model, StructuralModel):
+                raise ArgumentError(
+                    "designs must be a dict from names of parameters to candidates, "
+                    "because a StructuralModel takes no arguments. Pass the NumPyro "
+                    "model to vary its first argument."
+                )
+            name = next(iter(arguments), "design")
+            array = _as_arrays("designs", designs)
+            _count({name: array})
+            own = _own(name)
+            return Candidates(
+                _with_first(model, own, array), array, {own: array}, (name,)
+            )
+        named = {str(n): _as_arrays(f"designs[{n!r}]", x) for n, x in designs.items()}
+        _count(named)
+        twice = [n for n in named if n in model_kwargs]
+        if twice:
+            raise ArgumentError(
+                f"{twice[0]!r} is in designs and in model_kwargs. Leave it out of one "
+                "of them."
+            )
+        passed = {n: x for n, x in named.items() if n in arguments}
+        params = {_own(n) if n in passed else n: x for n, x in named.items()}
+        if passed:
+            model = _with_keywords(model, passed)
+        return Candidates(model, named, params, tuple(named))
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The first design, by parameter."""
+        return {n: _at(x, 0) for n, x in self.params.items()}
+
+    def like(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """All designs in the types of the model's parameters.
+
+        Raises:
+            ArgumentError: If a design is neither a parameter nor an argument.
+        """
+        for name in self.params:
+            if name not in params:
+                known = ", ".join(p for p in params if p not in self.params) or "none"
+                raise ArgumentError(
+                    f"designs names {name!r}, which is neither an argument of the "
+                    f"model nor one of its parameters (it has: {known}). Add it as an "
+                    "argument, or as numpyro.param."
+                )
+        return {
+            name: jax.tree.map(lambda x, p: jnp.asarray(x, p.dtype), x, params[name])
+            for name, x in self.params.items()
+        }
+
+
+def _own(name: str) -> str:
+    """Name of the parameter of an argument; a site may have the argument's name."""
+    return f"{name}+design"
+
+
+def _arguments(model: Any) -> tuple[str, ...]:
+    """Names of the arguments of a model; empty if it has no signature."""
+    if isinstance(model, StructuralModel):
+        return ()
+    try:
+        found = inspect.signature(model).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(p.name for p in found if p.kind not in stars)
+
+
+def _as_arrays(name: str, value: Any) -> Any:
+    """A tree of finite NumPy arrays with at least one axis.
+
+    Raises:
+        ArgumentError: Names what is not.
+    """
+
+    def leaf(x: Any) -> np.ndarray:
+        try:
+            array = np.asarray(x)
+        except ValueError:
+            array = np.asarray(None)
+        good = (is_real(array) or array.dtype == bool) and array.ndim and len(array)
+        if not good or not np.all(np.isfinite(array)):
+            raise ArgumentError(
+                f"{name} must hold finite numbers with a leading axis of designs, got "
+                f"{x!r:.80}. Pass an array of shape (num_designs, ...)."
+            )
+        return array
+
+    # A list of numbers or of rows is an array.
+    if isinstance(value, (list, tuple)):
+        return leaf(value)
+    if not jax.tree.leaves(value):
+        raise ArgumentError(f"{name} is empty. Pass at least one candidate.")
+    return jax.tree.map(leaf, value)
+
+
+def _count(named: Mapping[str, Any]) -> int:
+    """The number of designs.
+
+    Raises:
+        ArgumentError: If there is no design, or if arrays differ in length.
+    """
+    counts = {n: len(x) for n, tree in named.items() for x in jax.tree.leaves(tree)}
+    sizes = {len(x) for tree in named.values() for x in jax.tree.leaves(tree)}
+    if not counts:
+        raise ArgumentError("designs is empty. Pass at least one candidate.")
+    if len(sizes) > 1:
+        raise ArgumentError(
+            f"designs must have one leading axis of the same length, got {counts}. "
+            "Repeat the shorter ones, as numpy.meshgrid does."
+        )
+    return sizes.pop()
+
+
+def _at(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _param(name: str, batch: Any) -> Any:
+    """A parameter whose value has the type of the design: an int stays one."""
+    first = _at(batch, 0)
+    value = numpyro.param(name, jax.tree.map(lambda x: jnp.asarray(x, float), first))
+
+    def restore(x: Any, like: Any) -> Any:
+        if np.issubdtype(like.dtype, np.floating):
+            return x
+        return jnp.round(x).astype(jax.dtypes.canonicalize_dtype(like.dtype))
+
+    return jax.tree.map(restore, value, first)
+
+
+def _with_first(model: Any, own: str, batch: Any) -> Callable[..., Any]:
+    """The model with its first positional argument as a parameter."""
+
+    def experiment(*args: Any, **kwargs: Any) -> Any:
+        return model(_param(own, batch), *args, **kwargs)
+
+    return experiment
+
+
+def _with_keywords(model: Any, passed: Mapping[str, Any]) -> Callable[..., Any]:
+    """The model with some keyword arguments as parameters."""
+
+    def experiment(*args: Any, **kwargs: Any) -> Any:
+        own = {name: _param(_own(name), batch) for name, batch in passed.items()}
+        return model(*args, **kwargs, **own)
+
+    return experiment

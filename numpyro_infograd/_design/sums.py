@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Information of discrete outcomes: exact sums over their states.
+
+The entropy h(B | G) of sites B with few joint states needs no draws of B,
+
+    h(B | G) = -E_G sum_b p(b | G) log p(b | G),   p(b | G) = E[p(b | G, hidden noise)].
+
+With q(b) the probability at the noise of a sample itself, and p the average over L
+fresh draws, two sums bound the entropy in expectation:
+
+    -E sum_b q log p >= h >= -E sum_b q log((q + L p) / (L + 1)).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import xlogy
+
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._noise import NoiseSpec, base_points, draw_noise, standard_error
+from numpyro_infograd._problem import REPLICATES
+from numpyro_infograd._program import Program
+from numpyro_infograd._sites import joint_states
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import Term
+from numpyro_infograd.values.nested import Average
+
+MOST_STATES = 512  # joint states of the sites of an entropy, at most
+_AT_ONCE = 2**19  # densities evaluated at once
+
+
+class Table(NamedTuple):
+    """coefficient * h(sites | given) of sites with few joint states.
+
+    Attributes:
+        density: Of the sites, without omissions.
+        coefficient: In the objective.
+        states: The joint states, (num_states, *shape) for each site.
+        points: Quasi-random points of the hidden noise.
+    """
+
+    density: Density
+    coefficient: jax.Array
+    states: Values
+    points: Any
+
+    @property
+    def num_states(self) -> int:
+        """Number of joint states."""
+        return len(next(iter(self.states.values())))
+
+    def evaluations(self, num_samples: int, num_components: int) -> int:
+        """Density evaluations of one design."""
+        draws = num_samples
+        if self.density.hidden and self.density.given:
+            draws += num_samples * num_components
+        elif self.density.hidden:
+            draws += REPLICATES * num_components
+        return draws * self.num_states
+
+
+def tables(
+    sm: StructuralModel, terms: tuple[Term, ...], num_components: int
+) -> tuple[Table, ...]:
+    """The table of each entropy; empty if one has too many states."""
+    found = []
+    for term in terms:
+        states = joint_states(sm.site_info, term.sites, MOST_STATES)
+        if not states:
+            return ()
+        density = sm.density(term.sites, term.given, whole=True)
+        points = base_points(density.hidden_spec, num_components)
+        found.append(Table(density, jnp.asarray(term.coefficient), states, points))
+    return tuple(found)
+
+
+def sums_each(
+    sm: StructuralModel,
+    entropies: tuple[Table, ...],
+    params: Any,
+    designs: Any,
+    rng_key: jax.Array,
+    num_samples: int,
+    num_components: int,
+) -> tuple[Average, jax.Array]:
+    """The sum of the entropies at each design, in nats, on the same random numbers.
+
+    Args:
+        sm: The traced model.
+        entropies: From `tables`.
+        params: All parameters.
+        designs: Some of the parameters, with a leading axis of designs.
+        rng_key: A JAX PRNG key.
+        num_samples: Draws of the conditions and of known densities, a power of two.
+        num_components: Draws of hidden noise for each replicate, a power of two.
+
+    Returns:
+        The averages, with an axis of designs, and the smallest total probability of all
+        states for each design; below one if states are missing.
+    """
+    size = num_samples // REPLICATES
+    work = sum(t.evaluations(num_samples, num_components) for t in entropies)
+    count = len(jax.tree.leaves(designs)[0])
+    batch = min(max(_AT_ONCE // work, 1), count)
+    # Whole batches, so that nothing is compiled a second time for the rest.
+    wanted = -(-count // batch) * batch
+    index = jnp.minimum(jnp.arange(wanted), count - 1)
+    padded = jax.tree.map(lambda x: jnp.asarray(x)[index], designs)
+    found = _sums_each(
+        sm.forward,
+        entropies,
+        params,
+        padded,
+        base_points(sm.spec, size),
+        rng_key,
+        spec=sm.spec,
+        num_samples=num_samples,
+        num_components=num_components,
+        batch=batch,
+    )
+    return jax.tree.map(lambda x: x[:count], found)
+
+
+@quick_jit(static_argnames=("spec", "num_samples", "num_components", "batch"))
+def _sums_each(
+    forward: Program,
+    entropies: tuple[Table, ...],
+    params: Any,
+    designs: Any,
+    outer_points: Any,
+    rng_key: jax.Array,
+    *,
+    spec: NoiseSpec,
+    num_samples: int,
+    num_components: int,
+    batch: int,
+) -> tuple[Average, jax.Array]:
+    size = num_samples // REPLICATES
+
+    # The noise of all designs is the same, so it is drawn once.
+    def draw(key: jax.Array) -> Any:
+        noise_key, inner_key = jax.random.split(key)
+        noise = draw_noise(spec, noise_key, size, outer_points)
+        fresh = [
+            draw_noise(
+                t.density.hidden_spec,
+                jax.random.fold_in(inner_key, i),
+                num_components,
+                t.points,
+            )
+            for i, t in enumerate(entropies)
+        ]
+        return noise, fresh
+
+    draws = jax.lax.map(draw, jax.random.split(rng_key, REPLICATES))
+
+    def one(design: Any) -> tuple[Average, jax.Array]:
+        at = params | design
+
+        def replicate(drawn: Any) -> Any:
+            noise, fresh = drawn
+            values = simulate(forward, at, noise)
+            total, removed, mass = jnp.zeros(3), jnp.zeros(()), jnp.ones(())
+            for table, inner in zip(entropies, fresh, strict=True):
+                found, correction, mean = _entropy(table, at, noise, values, inner)
+                c = table.coefficient
+                best, low, high = found
+                total += c * jnp.stack(
+                    [best, jnp.where(c > 0, low, high), jnp.where(c > 0, high, low)]
+                )
+                removed += c * correction
+                mass = jnp.minimum(mass, mean)
+            return total, removed, mass
+
+        totals, removed, mass = jax.lax.map(replicate, draws)
+        value, low, high = jnp.mean(totals, axis=0)
+        errors = standard_error(totals)
+        correction = jnp.mean(removed)
+        bias = 0.5 * jnp.abs(correction)
+        average = Average(
+            value,
+            jnp.hypot(errors[0], bias),
+            low - 2 * errors[1],
+            high + 2 * errors[2],
+            correction,
+            jnp.asarray(jnp.inf),
+            bias,
+            totals,
+        )
+        return average, jnp.min(mass)
+
+    return jax.lax.map(one, designs, batch_size=batch)
+
+
+def _entropy(
+    table: Table, params: Any, noise: Values, values: Values, fresh: Values
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(Value, lower and upper bound) of an entropy; its correction; the total mass."""
+    density = table.density
+
+    def probabilities(hidden: Values, given: Values) -> jax.Array:
+        """Of all states, (num_states,)."""
+        over = jax.vmap(lambda s: density.log_prob(params, hidden, given | s))
+        each = over(table.states)  # may be NaN outside the support
+        return jnp.where(jnp.isnan(each), 0.0, jnp.exp(each))
+
+    hidden = {n: noise[n] for n in density.hidden}
+    given = {s: values[s] for s in density.given}
+    if not density.hidden:
+        own = jax.vmap(probabilities, (None, 0))({}, given)
+        known = -jnp.mean(jnp.sum(xlogy(own, own), axis=-1))
+        mass = jnp.mean(jnp.sum(own, axis=-1))
+        return jnp.stack([known] * 3), jnp.zeros(()), mass
+    own = jax.vmap(probabilities)(hidden, given)
+    count = len(jax.tree.leaves(fresh)[0])
+
+    def halves(given: Values) -> jax.Array:
+        """Averages over both halves of the fresh draws, (2, num_states)."""
+        each = jax.vmap(probabilities, (0, None))(fresh, given)
+        return jnp.mean(each.reshape(2, count // 2, -1), axis=1)
+
+    split = jax.lax.map(halves, given) if given else halves({})[None]
+    p = jnp.mean(split, axis=1)
+    whole = -jnp.mean(jnp.sum(xlogy(p, p), axis=-1))
+    parts = -jnp.mean(jnp.sum(xlogy(split, split), axis=(-2, -1))) / 2
+    joined = (own + count * p) / (count + 1)
+    low = -jnp.mean(jnp.sum(xlogy(own, joined), axis=-1))
+    high = -jnp.mean(jnp.sum(xlogy(own, p), axis=-1))
+    correction = whole - parts
+    mass = jnp.mean(jnp.sum(p, axis=-1))
+    return jnp.stack([whole + correction, low, high]), correction, mass

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graph edits: functions from a structural model to another with the same sites.
+
+There are seven: noise appended to sites (identity III), shuffled inputs (the null
+hypothesis), a path of parameters whose only parameter is the position on it, drawn
+sites that are held, a site that is computed from all others, computed sites as discrete
+ones, and complex sites and complex parameters as pairs of real numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+import math
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro.distributions import constraints
+
+from numpyro_infograd._density import Values, simulate
+from numpyro_infograd._noise import noise_like, probe_noise
+from numpyro_infograd._pairs import from_pair, to_pair, to_pairs
+from numpyro_infograd._program import Program
+from numpyro_infograd._sites import Site
+from numpyro_infograd._structure import StructuralModel, appended_name
+from numpyro_infograd.errors import ArgumentError, ParameterError, SiteError
+from numpyro_infograd.exogenous import Noise
+
+POSITION = "position"
+
+
+def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> StructuralModel:
+    """The same model with Gaussian noise appended to the named sites.
+
+    The noise is added to the reported value of a site, not inside the model: later
+    sites use the value without noise. Denoising score matching and noise annealing use
+    this (identity III).
+
+    Args:
+        sm: The model.
+        variances: Variance of the appended noise for each site: one number, or an
+            array of the site's shape.
+    """
+    for name in variances:
+        if name not in sm.site_info:
+            raise SiteError(
+                f"append_noise names {name!r}, which is not a site of the model "
+                f"(it has: {', '.join(sm.sites)})."
+            )
+    for name, variance in variances.items():
+        array, shape = np.asarray(variance), sm.site_info[name].shape
+        if not np.all((array > 0) & np.isfinite(array)):
+            raise ArgumentError(
+                f"append_noise gives {name!r} a variance of {variance}: it must be "
+                "positive and finite."
+            )
+        if array.shape not in ((), shape):
+            raise ArgumentError(
+                f"append_noise gives {name!r} variances of shape {array.shape}: "
+                f"they must be one number or have the site's shape, {shape}."
+            )
+    if sm.clean is not None:  # variances of independent noises add up
+        total = dict(sm.appended)
+        for name, variance in variances.items():
+            total[name] = total.get(name, 0.0) + variance
+        return append_noise(sm.clean, total)
+    scales = {name: jnp.sqrt(jnp.asarray(v)) for name, v in variances.items()}
+    inner = sm.run
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        # With cut, later sites use the given value, and the computed one is reported.
+        clean_given = {k: v for k, v in given.items() if cut or k not in scales}
+        own = tuple(s for s in log_prob_sites if s not in scales)
+        clean_noise = {k: v for k, v in noise.items() if k not in extra}
+        values, log_prob, boundary = inner(
+            params, clean_noise, clean_given, log_prob_sites=own, cut=cut
+        )
+        values = dict(values)
+        for name, scale in scales.items():
+            clean = values[name]
+            made = clean + scale * noise[appended_name(name)]
+            values[name] = made if cut else given.get(name, made)
+            if name in log_prob_sites:
+                z = (values[name] - clean) / scale
+                constant = jnp.log(scale) + 0.5 * math.log(2 * math.pi)
+                log_prob[name] = -(0.5 * z**2 + constant)
+        return values, log_prob, boundary
+
+    extra = {appended_name(name) for name in scales}
+    float_type = jnp.zeros(()).dtype
+    noisy = {
+        name: sm.site_info[name]._replace(
+            dtype=jnp.result_type(sm.site_info[name].dtype, float_type),
+            discrete=False,
+            support="real",
+        )
+        for name in scales
+    }
+    return _retrace(
+        replace(
+            sm,
+            run=run,
+            site_info=sm.site_info | noisy,
+            appended=dict(variances),
+            clean=sm,
+        )
+    )
+
+
+def restrict_to_path(
+    sm: StructuralModel, way: Callable[[jax.Array], dict[str, Any]]
+) -> StructuralModel:
+    """The same model with one parameter, "position", on a path of parameters.
+
+    Args:
+        sm: The model.
+        way: Function from the position to the parameters of the model.
+    """
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        inside = way(params[POSITION])
+        return sm.run(inside, noise, given, log_prob_sites=log_prob_sites, cut=cut)
+
+    return _retrace(
+        replace(
+            sm,
+            params={POSITION: jnp.asarray(0.5)},
+            constraints={POSITION: constraints.real},
+            run=run,
+            clean=sm.clean and restrict_to_path(sm.clean, way),
+        )
+    )
+
+
+def shuffle_inputs(
+    sm: StructuralModel, inputs: tuple[str, ...], given: tuple[str, ...] = ()
+) -> StructuralModel:
+    """The same model, in which all other sites are made from a second draw of inputs.
+
+    The noise of the inputs is drawn twice: once for the inputs, and once for all other
+    sites. So I(inputs; outputs | given) is zero, but the inputs and the other sites
+    keep their distributions. An estimate of this information is the estimator's error.
+
+    Raises:
+        ArgumentError: If the inputs share noise with the given sites.
+    """
+    twice = sm.noise_of(inputs)
+    shared = sorted(twice & sm.noise_of(given))
+    if shared:
+        raise ArgumentError(
+            f"inputs and given both depend on the noise of site {shared[0]!r}, so "
+            "shuffled inputs would change the distribution of the given sites. Leave "
+            "out given, or use other inputs."
+        )
+    copies = {name: f"{name}+copy" for name in sm.noise if name in twice}
+    laws = {copy: sm.noise[name] for name, copy in copies.items()}
+    inner = sm.run
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        first = {k: v for k, v in given.items() if k in inputs}
+        rest = {k: v for k, v in given.items() if k not in inputs}
+        own = {k: v for k, v in noise.items() if k not in laws}
+        other = own | {name: noise[copy] for name, copy in copies.items()}
+        here = tuple(s for s in log_prob_sites if s in inputs)
+        there = tuple(s for s in log_prob_sites if s not in inputs)
+        a = inner(params, own, first, log_prob_sites=here, cut=cut)
+        b = inner(params, other, rest, log_prob_sites=there, cut=cut)
+        return tuple(
+            {k: (x if k in inputs else y)[k] for k in {**x, **y}}
+            for x, y in zip(a, b, strict=True)
+        )
+
+    clean = sm.clean and shuffle_inputs(sm.clean, inputs, given)
+    return _retrace(replace(sm, run=run, copies=laws, clean=clean))
+
+
+def tabulate(
+    sm: StructuralModel, name: str, choices: Any, edges: Any = None
+) -> StructuralModel:
+    """The same model, in which a computed site is a discrete site with a probability.
+
+    Its probability given the noise is one at the computed value and zero elsewhere, so
+    that averages over noise give its probability. Later sites use the computed value.
+
+    Args:
+        sm: The model.
+        name: A computed site.
+        choices: The values that it takes.
+        edges: Sorted inner edges of cells. With them, the value of the site becomes the
+            number of its cell.
+    """
+    inner, info = sm.run, sm.site_info[name]
+    dtype = info.dtype if edges is None else jnp.zeros((), int).dtype
+    bounds = None if edges is None else jnp.asarray(edges)
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        rest = {k: v for k, v in given.items() if k != name}
+        own = tuple(s for s in log_prob_sites if s != name)
+        values, log_prob, boundary = inner(
+            params, noise, rest, log_prob_sites=own, cut=cut
+        )
+        made = values[name]
+        if bounds is not None:
+            made = jnp.searchsorted(bounds, made).astype(dtype)
+        put = made if cut else given.get(name, made)
+        if name in log_prob_sites:
+            log_prob[name] = jnp.where(jnp.all(put == made), 0.0, -jnp.inf)
+        return values | {name: put}, log_prob, boundary
+
+    site = info._replace(
+        kind="sample",
+        dtype=dtype,
+        distribution="Delta",
+        discrete=True,
+        support="bounded",
+        choices=tuple(choices),
+    )
+    return _retrace(replace(sm, run=run, site_info=sm.site_info | {name: site}))
+
+
+def _retrace(sm: StructuralModel) -> StructuralModel:
+    """The model with `forward` traced again from `run`."""
+    forward = Program.trace(
+        lambda params, noise: sm.run(params, noise, {})[0],
+        sm.params,
+        noise_like(sm.spec),
+    )
+    return replace(sm, forward=forward, source=None)
+
+
+def add_site(
+    sm: StructuralModel, name: str, fn: Callable[[Any, Values, Values], jax.Array]
+) -> StructuralModel:
+    """The same model with one more deterministic site.
+
+    Args:
+        sm: The model.
+        name: Name of the site.
+        fn: The scalar value of the site from parameters, noise and values of all sites.
+    """
+    inner = sm.run
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        values, *rest = inner(
+            params, noise, given, log_prob_sites=log_prob_sites, cut=cut
+        )
+        made = fn(params, noise, {**values, **given})
+        return {**values, name: given.get(name, made)}, *rest
+
+    site = Site(name, "deterministic", (), jnp.result_type(float))
+    clean = sm.clean and add_site(sm.clean, name, fn)
+    site_info = sm.site_info | {name: site}
+    return _retrace(replace(sm, run=run, site_info=site_info, clean=clean))
+
+
+def as_pairs(sm: StructuralModel, sites: Iterable[str]) -> StructuralModel:
+    """The same model with all complex sites as pairs, if one of some sites is complex.
+
+    The last axis of such a site has the real and the imaginary part. The density of a
+    complex site is that of these two.
+    """
+
+    def is_complex(name: str) -> bool:
+        return jnp.issubdtype(sm.site_info[name].dtype, jnp.complexfloating)
+
+    if not any(map(is_complex, sites)):
+        return sm
+    inner, pairs = sm.run, frozenset(filter(is_complex, sm.sites))
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        put = {n: from_pair(v) if n in pairs else v for n, v in given.items()}
+        values, *rest = inner(
+            params, noise, put, log_prob_sites=log_prob_sites, cut=cut
+        )
+        return {n: to_pair(v) if n in pairs else v for n, v in values.items()}, *rest
+
+    real = {
+        name: site._replace(
+            shape=(*site.shape, 2),
+            dtype=jnp.finfo(site.dtype).dtype,
+            support="real",
+            unconstrain=None,
+            pair=True,
+        )
+        for name in pairs
+        for site in [sm.site_info[name]]
+    }
+    return _retrace(replace(sm, run=run, site_info=sm.site_info | real))
+
+
+def with_real_params(sm: StructuralModel) -> StructuralModel:
+    """The same model with complex parameters as pairs of real numbers.
+
+    Raises:
+        ParameterError: For a complex parameter with a constraint, or one that has real
+            arrays too.
+    """
+
+    def kinds(tree: Any) -> set[bool]:
+        return {jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)}
+
+    pairs = frozenset(name for name, p in sm.params.items() if True in kinds(p))
+    if not pairs:
+        return sm
+    for name in sorted(pairs):
+        free = sm.constraints[name] in (constraints.real, constraints.complex)
+        if not free or False in kinds(sm.params[name]):
+            why = "real arrays too" if free else f"a constraint, {sm.constraints[name]}"
+            raise ParameterError(
+                f"parameter {name!r} is complex and has {why}. Use separate parameters "
+                "for the real arrays, and a projection in place of the constraint."
+            )
+    inner = sm.run
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        params = {
+            n: jax.tree.map(from_pair, p) if n in pairs else p
+            for n, p in params.items()
+        }
+        return inner(params, noise, given, log_prob_sites=log_prob_sites, cut=cut)
+
+    return _retrace(
+        replace(
+            sm,
+            run=run,
+            params={n: to_pairs(p) if n in pairs else p for n, p in sm.params.items()},
+            constraints=sm.constraints | dict.fromkeys(pairs, constraints.real),
+            pairs=pairs,
+        )
+    )
+
+
+def hold(sm: StructuralModel) -> StructuralModel:
+    """The same model with the values of the drawn sites in place of their noise.
+
+    All that a parameter does in this model, it does along a path.
+    """
+    sites, inner = sm.drawn, sm.run
+    if not sites:
+        return sm
+    inert = noise_like(tuple((n, law) for n, law in sm.spec if n in sites))
+
+    def run(params, noise, given, log_prob_sites=(), cut=False):
+        put = {n: noise[n].astype(sm.site_info[n].dtype) for n in sites}
+        values, *rest = inner(
+            params, noise | inert, put | given, log_prob_sites=log_prob_sites, cut=cut
+        )
+        return values | put, *rest
+
+    held = {
+        n: sm.site_info[n]._replace(noise=Noise("held", sm.site_info[n].shape))
+        for n in sites
+    }
+    return _retrace(replace(sm, run=run, site_info=sm.site_info | held, held_from=sm))
+
+
+def probes(
+    sm: StructuralModel, params: Any, seed: int, num_samples: int
+) -> dict[str, Any]:
+    """Noise for checks; that of held sites is drawn at these parameters."""
+    if sm.held_from is None:
+        return probe_noise(sm.spec, seed, num_samples)
+    noise = probe_noise(sm.held_from.spec, seed, num_samples)
+    values = simulate(sm.held_from.forward, params, noise)
+    float_type = jnp.zeros(()).dtype
+    held = [n for n, law in sm.spec if law.kind == "held"]
+    return noise | {n: np.asarray(values[n], float_type) for n in held}

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradient of a posed problem: fit scores, pull them back, sum the errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+import math
+from typing import Any
+import warnings
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd._certificate import certify
+from numpyro_infograd._chance import Chance
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density
+from numpyro_infograd._noise import base_points, draw_noise, standard_error
+from numpyro_infograd._problem import (
+    REPLICATES,
+    Posed,
+    Problem,
+    check_num_samples,
+    initial_states,
+    is_learned,
+    noise_warnings,
+)
+from numpyro_infograd._program import Program
+from numpyro_infograd._pullback import Pulled, pull_back
+from numpyro_infograd._text import html_table, with_error
+from numpyro_infograd.errors import VOUCH
+from numpyro_infograd.scores.base import ScoreMethod, sequence_after
+from numpyro_infograd.scores.exact import GaussianEntropies
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of an objective with respect to every parameter.
+
+    Attributes:
+        value: Arrays by parameter name, in constrained space, in nats per unit of the
+            parameter.
+        standard_error: Of the same shapes; includes what the fit of a score adds.
+        diagnostics: The method, why it was chosen, and evidence about its scores.
+        warnings: Sentences that say why a standard error may be too small.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+        >>> g = ig.gradient(model, ig.MI("x", "y"), params={"a": 1.0})
+        >>> g
+        Gradient by exact scores (the model is linear-Gaussian):
+          a: 0.5 +- 0
+        >>> g.diagnostics["method"], g.warnings
+        ('exact', ())
+    """
+
+    value: dict[str, Any]
+    standard_error: dict[str, Any]
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def _title(self) -> str:
+        reason = self.diagnostics.get("reason")
+        title = f"Gradient by {self.diagnostics.get('method', '?')} scores"
+        return f"{title} ({reason})" if reason else title
+
+    def _rows(self) -> list[tuple[str, str]]:
+        errors = self.standard_error
+        return [(n, with_error(value, errors[n])) for n, value in self.value.items()]
+
+    def __repr__(self) -> str:
+        rows = [f"{self._title()}:", *(f"  {n}: {text}" for n, text in self._rows())]
+        return "\n".join([*rows, *(f"  warning: {w}" for w in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        notes = [f"warning: {sentence}" for sentence in self.warnings]
+        return html_table(self._title(), self._rows(), notes)
+
+
+# Draws of sites without a derivative are noisy, so a gradient takes up to so many
+# batches of samples until its error is this share of it.
+_MOST_BATCHES, _SHARP = 32, 0.015
+_AT_ONCE = 2**20  # numbers drawn for all replicates at once, at most
+_BALANCE = 0.7  # a fit is improved if its error exceeds this share of sampling error
+_SIGNIFICANT = math.sqrt(3.0)  # noise alone is larger in 8 to 10 % of cases
+
+
+@quick_jit(static_argnames=("num_samples",))
+def _replicated(
+    problem: Problem,
+    states: tuple[Any, ...],
+    params: Any,
+    points: Any,
+    rng_key: jax.Array,
+    num_samples: int,
+) -> tuple[Any, Any, Any, jax.Array, dict[str, jax.Array]]:
+    """Gradient, sampling error, fit error, ratio and evidence, from replicates.
+
+    The ratio is that of the fit error, less its noise, to the sampling error; zero if
+    the fit error may be noise alone.
+    """
+
+    def replicate(key: jax.Array, deviation_index: jax.Array) -> Pulled:
+        noise_key, score_key = jax.random.split(key)
+        noise = draw_noise(problem.spec, noise_key, num_samples // REPLICATES, points)
+        return pull_back(problem, states, params, noise, score_key, deviation_index)
+
+    keys = jax.random.split(rng_key, REPLICATES), jnp.arange(REPLICATES)
+    drawn = num_samples * sum(math.prod(law.shape) for _, law in problem.spec)
+    if drawn <= _AT_ONCE:
+        pulled = jax.vmap(replicate)(*keys)
+    else:  # one after the other, which limits memory
+        pulled = jax.lax.map(lambda each: replicate(*each), keys)
+    value = jax.tree.map(lambda g: jnp.mean(g, axis=0), pulled.gradient)
+    error = jax.tree.map(standard_error, pulled.gradient)
+    missed = jax.tree.map(jnp.zeros_like, error)
+    excess = jnp.zeros(())
+    if pulled.deviation is not None:
+        assert problem.method is not None  # exact scores have no deviations
+        count = problem.method.num_deviations
+
+        def grouped(each: jax.Array) -> jax.Array:
+            return each.reshape(REPLICATES // count, count, *each.shape[1:])
+
+        def fit_error(each: jax.Array) -> jax.Array:
+            # With its noise: a deviation below its noise is not known to be zero.
+            return jnp.sqrt(jnp.sum(jnp.mean(grouped(each), axis=0) ** 2, axis=0))
+
+        def noise(each: jax.Array) -> jax.Array:
+            if count == REPLICATES:  # one replicate of each shows no noise
+                return jnp.zeros(each.shape[1:])
+            variance = jnp.var(grouped(each), axis=0, ddof=1)
+            return jnp.sqrt(jnp.sum(variance, axis=0) / (REPLICATES // count))
+
+        missed = jax.tree.map(fit_error, pulled.deviation)
+        noises = jax.tree.map(noise, pulled.deviation)
+        size, noise_size = optax.tree.norm(missed), optax.tree.norm(noises)
+        clear = jnp.sqrt(jnp.maximum(size**2 - noise_size**2, 0.0))
+        clear = jnp.where(size > _SIGNIFICANT * noise_size, clear, 0.0)
+        excess = clear / optax.tree.norm(error)
+    # Effective sample sizes are averaged by their reciprocals, as variances.
+    evidence = {
+        name: 1 / jnp.mean(1 / v) if name.startswith("effective") else jnp.mean(v)
+        for name, v in pulled.evidence.items()
+    }
+    evidence |= {
+        name.replace("residual", "residual_error"): standard_error(v)
+        for name, v in pulled.evidence.items()
+        if name.startswith("stein_residual")
+    }
+    return value, error, missed, excess, evidence
+
+
+def _pooled(batches: list[Any]) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Gradient, sampling error, fit error and evidence of independent batches."""
+    values, errors, misses, _, evidence = zip(*batches, strict=True)
+
+    def mean(*each: Any) -> Any:
+        return np.mean(each, axis=0)
+
+    def error(*each: Any) -> Any:
+        return np.sqrt(np.sum(np.square(each), axis=0)) / len(batches)
+
+    means = (jax.tree.map(mean, *trees) for trees in (misses, evidence))
+    return jax.tree.map(mean, *values), jax.tree.map(error, *errors), *means
+
+
+def _finer_chance(problem: Problem, evidence: Mapping[str, Any]) -> Chance | None:
+    """The part of drawn sites with more components, if there are too few."""
+    chance = problem.chance
+    return chance.finer() if chance and chance.warnings_for(evidence) else None
+
+
+def _needs_more(batches: list[Any]) -> bool:
+    """Whether the draws of drawn sites leave more than a share of `_SHARP`."""
+    value, error, *_ = _pooled(batches)
+    size, noise = (float(np.linalg.norm(_flat(tree))) for tree in (value, error))
+    return len(batches) < _MOST_BATCHES and noise > _SHARP * size
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _with_shift(error: Any, shift: Any, shift_error: Any) -> Any:
+    """A standard error that includes a shift, minus the shift that noise explains."""
+    return np.sqrt(error**2 + np.maximum(shift**2 - shift_error**2, 0.0))
+
+
+def fit(
+    problem: Problem,
+    states: tuple[Any, ...],
+    params: Any,
+    rng_key: jax.Array,
+    warm: bool = False,
+) -> tuple[Any, ...]:
+    """Fit the score of every density that hides noise, in sequence."""
+    method, fitted = problem.method, list(states)
+    for i, density in enumerate(problem.densities):
+        if method is not None and is_learned(method, density):
+            key = jax.random.fold_in(rng_key, i)
+            state = fitted[i], density, problem.forward, params, key
+            fitted[i] = _fit(method, *state, warm)
+            params = sequence_after(params, fitted[i])
+    return tuple(fitted)
+
+
+@quick_jit(static_argnames=("method", "warm"))
+def _fit(
+    method: ScoreMethod,
+    state: Any,
+    density: Density,
+    forward: Program,
+    params: Any,
+    rng_key: jax.Array,
+    warm: bool,
+) -> Any:
+    return method.fit(state, density, forward, params, rng_key, warm)
+
+
+def estimate_gradient(
+    posed: Posed, params: Any, num_samples: int | None, rng_key: jax.Array
+) -> Gradient:
+    """The gradient of a posed problem; see `gradient`."""
+    problem = posed.problem
+    fit_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
+    diagnostics: dict[str, Any] = {
+        "method": posed.method_name,
+        "reason": posed.reason,
+        "terms": posed.terms,
+    }
+    # The host uses NumPy, which has nothing to compile.
+    value = error = jax.tree.map(np.zeros_like, params)
+    if problem.exact is not None:
+        value = jax.device_get(_exact_gradient(problem.exact, params))
+    if problem.is_sampled:
+        size = check_num_samples(num_samples, problem.method)
+        states = fit(problem, initial_states(problem, fit_key), params, fit_key)
+        points = base_points(problem.spec, size // REPLICATES)
+        while True:
+            found = _replicated(problem, states, params, points, key, num_samples=size)
+            _, _, _, excess, _ = first = jax.device_get(found)
+            finer = _finer_chance(problem, first[-1]) if num_samples is None else None
+            if finer is not None:
+                problem = replace(problem, chance=finer)
+                continue
+            better = [problem.method and problem.method.improve(s) for s in states]
+            if not excess > _BALANCE or all(b is None for b in better):
+                break
+            states = tuple(
+                s if b is None else b for s, b in zip(states, better, strict=True)
+            )
+        batches = [first]
+        while num_samples is None and problem.chance and _needs_more(batches):
+            own = jax.random.fold_in(key, len(batches))
+            found = _replicated(problem, states, params, points, own, num_samples=size)
+            batches.append(jax.device_get(found))
+        sampled, error, missed, evidence = _pooled(batches)
+        value = jax.tree.map(np.add, value, sampled)
+        error = jax.tree.map(np.hypot, error, missed)
+        checked = certify(posed, states, params, jax.random.fold_in(rng_key, 2))
+        if checked is not None:
+            shift, noise = jax.device_get((checked.shift, checked.shift_error))
+            error = jax.tree.map(_with_shift, error, shift, noise)
+            for label, number in checked.error.items():
+                diagnostics[f"certificate({label})"] = float(number)
+                spread = float(checked.standard_error[label])
+                diagnostics[f"certificate_error({label})"] = spread
+        diagnostics["num_samples"] = size * len(batches)
+        diagnostics["fit_error_ratio"] = float(excess)
+        diagnostics |= {name: float(v) for name, v in evidence.items()}
+    sentences = noise_warnings(posed.sm) + _warnings_for(problem, diagnostics)
+    both = {name: (value[name], error[name]) for name in value}
+    bad = [n for n in both if not all(map(_is_finite, jax.tree.leaves(both[n])))]
+    if bad:
+        sentences += (
+            f"the gradient of {', '.join(map(repr, bad))} or its standard error is not "
+            "finite at these parameter values. A density may degenerate here: choose "
+            "other values, or enable x64.",
+        )
+        warnings.warn(sentences[-1], stacklevel=3)
+    value, error = jax.tree.map(jnp.asarray, (value, error))
+    return Gradient(value, error, diagnostics, sentences)
+
+
+def _warnings_for(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
+    """Sentences that say why the standard error may be too small."""
+    chance = problem.chance
+    sentences = tuple(chance.warnings_for(evidence)) if chance else ()
+    if problem.method is None:
+        return sentences
+    ratio = {"fit_error_ratio": evidence.get("fit_error_ratio", 0.0)}
+    for density in problem.densities:
+        if not is_learned(problem.method, density):
+            continue
+        mark = f"({density.label})"
+        own = {k.removesuffix(mark): v for k, v in evidence.items() if k.endswith(mark)}
+        own |= ratio
+        sentences += tuple(problem.method.warnings_for(density, own))
+        sentences += unchecked(problem.method, density, own)
+    return sentences
+
+
+def unchecked(
+    method: ScoreMethod, density: Density, evidence: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """A warning for a learned score without a certificate."""
+    if not method.needs_certificate or "certificate" in evidence:
+        return ()
+    why = f", because {density.why_no_walk}" if density.why_no_walk else ""
+    computed = density.without_density + density.hidden_deterministic
+    remedy = f"{VOUCH} Otherwise compare" if computed else "Compare"
+    return (
+        f"no chain can check the score of {density.label!r}{why}. Its standard error "
+        f"is only the method's own estimate, and may be too small. {remedy} with "
+        "another method, or add the noise of the set as a sample site: "
+        "numpyro.sample(name, Normal(mean, scale)).",
+    )
+
+
+@jax.jit
+def _exact_gradient(exact: GaussianEntropies, params: Any) -> Any:
+    return jax.grad(exact)(params)
+
+
+def _is_finite(x: Any) -> bool:
+    return bool(np.all(np.isfinite(x)))

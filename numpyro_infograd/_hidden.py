@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hidden noise of a set of sites, as the position of a Markov chain.
+
+Explicit noise is already a vector, in coordinates where it is standard normal. For a
+site that is drawn from a key, the position has its value, in unconstrained coordinates;
+for a discrete site, its value. (`StructuralModel.density` sums over discrete sites with
+few joint states, so these are not hidden.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtr, ndtri
+
+from numpyro_infograd._density import Density, Values
+from numpyro_infograd._noise import NoiseSpec, noise_like
+from numpyro_infograd._program import Program
+from numpyro_infograd._sites import Site
+from numpyro_infograd._structure import StructuralModel
+
+_EDGE = 2.0**-24  # smallest distance of a uniform from 0 and 1
+
+
+class Position(NamedTuple):
+    """The position of a chain.
+
+    Attributes:
+        free: Continuous hidden noise in unbounded coordinates, (num_dimensions,).
+        states: For discrete sites of the position, the indices of their choices, or
+            their values if the choices are unlimited; (num_discrete,).
+    """
+
+    free: jax.Array
+    states: jax.Array
+
+
+class Walked(NamedTuple):
+    """A discrete site of the position; without choices it takes whole numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    choices: tuple[float, ...]
+
+    def numbers(self, values: jax.Array) -> jax.Array:
+        """The index of the choice of each value, flat."""
+        if not self.choices:
+            return values.ravel().astype(int)
+        table = jnp.asarray(self.choices)
+        return jnp.searchsorted(table, values.ravel().astype(table.dtype))
+
+    def values(self, numbers: jax.Array) -> jax.Array:
+        """The site's value, from the indices of its choices."""
+        found = jnp.asarray(self.choices)[numbers] if self.choices else numbers
+        return found.reshape(self.shape).astype(self.dtype)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("joint", "unpacked", "packed"),
+    meta_fields=(
+        "sites",
+        "moved_sites",
+        "valued",
+        "walked",
+        "sizes",
+        "supports",
+        "smooth",
+    ),
+)
+@dataclass(frozen=True)
+class Hidden:
+    """The hidden noise of a `Density` as the position of a chain.
+
+    Attributes:
+        joint: The density of the set together with the hidden sites in `valued`.
+        unpacked: From the vector `free` to (noise, values, log prior density).
+        packed: From (noise, values) to the vector `free`.
+        sites: The sites of the set, with those that it is conditioned on.
+        moved_sites: The sites of the set that need a score.
+        valued: The hidden sites whose values are in the position.
+        walked: Name, shape and choices of each discrete site of the position.
+        sizes: Number of scalars in each of `sites`.
+        supports: Support of each of `sites`, as in `Site`.
+        smooth: For each coordinate of `free`, whether all sites of the set are
+            continuous in it.
+    """
+
+    joint: Density
+    unpacked: Program
+    packed: Program
+    sites: tuple[str, ...]
+    moved_sites: tuple[str, ...]
+    valued: tuple[str, ...]
+    walked: tuple[Walked, ...]
+    sizes: tuple[int, ...]
+    supports: tuple[str, ...]
+    smooth: tuple[bool, ...]
+
+    @staticmethod
+    def of(sm: StructuralModel, density: Density) -> Hidden:
+        """The hidden noise of a density of a model."""
+        valued = tuple(n for n, law in density.hidden_spec if _is_valued(sm, n, law))
+        discrete = tuple(n for n in valued if sm.site_info[n].discrete)
+        joint = density
+        if valued:
+            joint = sm.density(density.sites + valued, density.given, whole=True)
+            joint = replace(joint, moved_sites=density.moved_sites)
+        parts = tuple((n, law) for n, law in density.hidden_spec if n not in discrete)
+        sites = {n: sm.site_info[n] for n in valued}
+
+        def unpacked(free: jax.Array) -> tuple[Values, Values, jax.Array]:
+            return _unpack(parts, sites, free)
+
+        def packed(noise: Values, values: Values) -> jax.Array:
+            return _pack(parts, sites, noise, values)
+
+        noise = noise_like(density.spec)
+        example = {n: sm.example(n) for n in valued}
+        flat = jax.eval_shape(packed, noise, example)
+        return Hidden(
+            joint,
+            Program.trace(unpacked, flat),
+            Program.trace(packed, noise, example),
+            density.all_sites,
+            density.moved_sites,
+            valued,
+            tuple(
+                Walked(n, sites[n].shape, sites[n].dtype, sites[n].choices or ())
+                for n in discrete
+            ),
+            density.sizes,
+            density.supports,
+            _smooth(sm, density, parts, sites),
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates of `free`."""
+        return len(self.smooth)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of choices of each discrete value of the position; 0 if unlimited."""
+        return tuple(
+            len(site.choices)
+            for site in self.walked
+            for _ in range(math.prod(site.shape))
+        )
+
+    def start(self, noise: Values, values: Values) -> Position:
+        """The position of one sample, from its noise and the values of all sites."""
+        own = {name: values[name] for name in self.valued}
+        states = [site.numbers(values[site.name]) for site in self.walked]
+        flat = jnp.concatenate([jnp.zeros(0, int), *states])
+        return Position(self.packed(noise, own), flat)
+
+    def stretch(self, values: Values) -> jax.Array:
+        """Derivative of each moved value in its log or logit, or 1, (num_scores,)."""
+        slopes = {"positive": lambda x: x, "unit": lambda x: x * (1.0 - x)}
+        kinds = dict(zip(self.sites, self.supports, strict=True))
+        found = [jnp.zeros(0)]
+        for name in self.moved_sites:
+            slope = slopes.get(kinds[name], jnp.ones_like)
+            found.append(slope(values[name].ravel()))
+        return jnp.concatenate(found)
+
+    def log_prob(self, params: Any, at: Position, values: Values) -> jax.Array:
+        """log density of a position and the values of the set, a scalar in nats."""
+        noise, own, log_prior = self.unpacked(at.free)
+        full = noise_like(self.joint.spec) | noise
+        start = 0
+        for site in self.walked:
+            stop = start + math.prod(site.shape)
+            own = own | {site.name: site.values(at.states[start:stop])}
+            start = stop
+
+        inside = {**values, **own}
+        inside = {name: inside[name] for name in self.joint.all_sites}
+        out = self.joint.program(params, full, inside)["log_prob"]
+        return sum((jnp.sum(out[s]) for s in self.joint.log_prob_sites), log_prior)
+
+
+def walkable(sm: StructuralModel, density: Density) -> Density:
+    """The density with `walk`, what chains need, or `why_no_walk`."""
+    if density.is_known:
+        return density
+    if why := why_not_walked(sm, density):
+        return replace(density, why_no_walk=why)
+    return replace(density, walk=Hidden.of(sm, density))
+
+
+def why_not_walked(sm: StructuralModel, density: Density) -> str:
+    """Why chains cannot sample the noise that a density hides; "" if they can."""
+    if density.without_density:
+        return f"site {density.without_density[0]!r} has no density"
+    if density.hidden_deterministic:
+        name = density.hidden_deterministic[0]
+        return f"site {name!r} is computed from noise that the set hides"
+    for name, law in density.hidden_spec:
+        if name in sm.copies and (law.kind == "key" or _copied(sm, name).discrete):
+            return f"the noise {name!r} is a copy without a site"
+        if not _is_valued(sm, name, law):
+            continue
+        site = sm.site_info[name]
+        if name in sm.appended or name in density.all_sites:
+            return f"site {name!r} has appended noise"
+        if site.choices is None:
+            return (
+                f"entries of site {name!r} ({site.distribution}) depend on each other"
+            )
+        if not site.discrete and site.unconstrain is None:
+            return f"the support of site {name!r} ({site.distribution}) is not known"
+    return ""
+
+
+def _smooth(
+    sm: StructuralModel, density: Density, parts: NoiseSpec, sites: dict[str, Site]
+) -> tuple[bool, ...]:
+    """For each coordinate, whether the sites of a set are continuous in it.
+
+    The distributions of the other hidden sites must be continuous in it too.
+    """
+    valued = tuple(name for name, _ in parts if name in sites)
+    program = Program.trace(
+        lambda params, noise, put: sm.run(params, noise, put, cut=True)[0],
+        sm.params,
+        noise_like(sm.spec),
+        {name: sm.example(name) for name in valued},
+    )
+    watched = density.all_sites + tuple(sites)
+    seen = {i for s in watched for i in program.output_indices(s)}
+    found: list[bool] = []
+    for name, law in parts:
+        inputs = program.input_indices(*((2,) if name in sites else (1,)), name)
+        jumps = any(jump.outputs & seen for jump in program.jumps(inputs))
+        shape = law.shape
+        if name in sites:
+            shape = sites[name].unconstrain.inverse_shape(sites[name].shape)
+        found += [not jumps] * math.prod(shape)
+    return tuple(found)
+
+
+def _copied(sm: StructuralModel, name: str) -> Site:
+    return sm.site_info[name.removesuffix("+copy")]
+
+
+def _is_valued(sm: StructuralModel, name: str, law: Any) -> bool:
+    """Whether the position has the value of the site, not its noise."""
+    if name not in sm.site_info:
+        return False
+    return law.kind == "key" or sm.site_info[name].discrete
+
+
+def _unpack(
+    parts: NoiseSpec, sites: dict[str, Site], free: jax.Array
+) -> tuple[Values, Values, jax.Array]:
+    noise, values, log_prior = {}, {}, jnp.zeros(())
+    start = 0
+    for name, law in parts:
+        if name in sites:
+            transform = sites[name].unconstrain
+            shape = transform.inverse_shape(sites[name].shape)
+            flat = free[start : start + math.prod(shape)].reshape(shape)
+            values[name] = transform(flat)
+            jacobian = transform.log_abs_det_jacobian(flat, values[name])
+            log_prior += jnp.sum(jacobian)
+        else:
+            shape = law.shape
+            flat = free[start : start + math.prod(shape)].reshape(shape)
+            noise[name] = flat
+            if law.kind == "uniform":
+                noise[name] = jnp.clip(ndtr(flat), _EDGE, 1.0 - _EDGE)
+            log_prior -= jnp.sum(0.5 * flat**2 + 0.5 * math.log(2 * math.pi))
+        start += math.prod(shape)
+    return noise, values, log_prior
+
+
+def _pack(
+    parts: NoiseSpec, sites: dict[str, Site], noise: Values, values: Values
+) -> jax.Array:
+    flat = [jnp.zeros(0)]
+    for name, law in parts:
+        if name in sites:
+            flat.append(sites[name].unconstrain.inv(values[name]).ravel())
+        elif law.kind == "uniform":
+            flat.append(ndtri(noise[name]).ravel())
+        else:
+            flat.append(noise[name].ravel())
+    return jnp.concatenate(flat)

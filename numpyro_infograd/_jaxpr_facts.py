@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Facts about a jaxpr that hold for every input: dependence, affinity, jumps.
+
+Each fact is a `Domain` that `_jaxpr_walk.propagate` computes equation by equation. All
+facts are conservative: they may report a dependence or a jump that does not exist, and
+may miss an affine output, but never the reverse.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+import os
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import Jaxpr, JaxprEqn
+import jax.numpy as jnp
+
+from numpyro_infograd._jaxpr_walk import (
+    CALLS,
+    EXOGENOUS,
+    Domain,
+    MutableError,
+    Path,
+    dtype_of,
+    in_scope,
+    open_jaxpr,
+    propagate,
+    sub_jaxprs,
+)
+
+SWITCHES = frozenset({"select_n", "cond", "while", "sign", "rem", "atan2"})
+"""Primitives that jump or not, depending on their operands and their use."""
+
+
+def dependencies(jaxpr: Jaxpr) -> list[frozenset[int]]:
+    """For each output, the inputs on which it depends."""
+    inputs = [frozenset({index}) for index in range(len(jaxpr.invars))]
+    try:
+        return propagate(Domain(), jaxpr, inputs)
+    except MutableError:
+        return [frozenset(range(len(inputs)))] * len(jaxpr.outvars)
+
+
+def callbacks_that_cannot_batch(jaxpr: Jaxpr) -> Iterator[tuple[str, str]]:
+    """Calls of Python that `jax.vmap` refuses: operation and name of the function."""
+    for eqn in jaxpr.eqns:
+        kind, params = eqn.primitive.name, eqn.params
+        single = kind == "pure_callback" and params.get("vmap_method") is None
+        if single or (kind == "io_callback" and params.get("ordered")):
+            function = getattr(params["callback"], "callback_func", None)
+            yield kind, getattr(function, "__name__", "a function")
+        for body in sub_jaxprs(list(params.values())):
+            yield from callbacks_that_cannot_batch(open_jaxpr(body))
+
+
+# Affinity: 0 is constant, 1 affine, 2 anything else, in the chosen inputs jointly.
+
+_LINEAR = frozenset(
+    """add sub neg add_any reduce_sum cumsum reduce_window_sum reshape broadcast_in_dim
+    transpose slice concatenate stack pad rev squeeze expand_dims copy copy_p real imag
+    complex conj fft sharding_constraint layout_constraint""".split()
+)
+_PARALLEL = frozenset("optimization_barrier device_put split unstack name".split())
+_BILINEAR = frozenset({"mul", "dot_general", "conv_general_dilated"})
+# From the operands, those that must be constant and those that are linear. Constant are
+# divisors, matrices, indices and arguments of a polynomial.
+_LINEAR_GIVEN: dict[str, Callable[[list[int]], tuple[list[int], list[int]]]] = {
+    "div": lambda v: (v[1:], v[:1]),
+    "triangular_solve": lambda v: (v[:1], v[1:]),
+    "polynomial": lambda v: (v[:1], v[1:]),
+    "select_n": lambda v: (v[:1], v[1:]),
+    "dynamic_slice": lambda v: (v[1:], v[:1]),
+    "dynamic_update_slice": lambda v: (v[2:], v[:2]),
+    "gather": lambda v: (v[1:], v[:1]),
+    "scatter": lambda v: (v[1:2], v[:1] + v[2:]),
+    "scatter-add": lambda v: (v[1:2], v[:1] + v[2:]),
+    "scatter_add": lambda v: (v[1:2], v[:1] + v[2:]),
+    "scatter-sub": lambda v: (v[1:2], v[:1] + v[2:]),
+    "scatter_sub": lambda v: (v[1:2], v[:1] + v[2:]),
+}
+
+
+def _keeps_floats(eqn: JaxprEqn) -> bool:
+    """Whether a conversion is linear, with a rounding error of at most float32."""
+    old, new = dtype_of(eqn.invars[0]), eqn.params["new_dtype"]
+    if not (jnp.issubdtype(old, jnp.inexact) and jnp.issubdtype(new, jnp.inexact)):
+        return False
+    return jnp.finfo(new).bits >= min(jnp.finfo(old).bits, 32)
+
+
+class _Affine(Domain):
+    empty = 0
+
+    def join(self, values: Sequence[int]) -> int:
+        return max(values, default=0)
+
+    def control(self, eqn: JaxprEqn, predicate: int, path: Path) -> int:
+        return 2 if predicate else 0
+
+    def leave(self, eqn: JaxprEqn, outs: list[int]) -> list[int]:
+        # A custom derivative may differ from the true one.
+        custom = eqn.primitive.name.startswith(("custom_", "call_hi_"))
+        return [2 if custom and out else out for out in outs]
+
+    def equation(self, eqn: JaxprEqn, values: list[int], path: Path) -> list[int]:
+        name, top = eqn.primitive.name, max(values, default=0)
+        if top == 0 or top == 2 and name not in _PARALLEL:
+            return [top] * len(eqn.outvars)
+        if name in _PARALLEL:
+            same = len(values) == len(eqn.outvars)
+            return values if same else [top] * len(eqn.outvars)
+        if name in _BILINEAR:
+            linear = min(values) == 0
+        elif name in _LINEAR_GIVEN:
+            linear = not any(_LINEAR_GIVEN[name](values)[0])
+        elif name == "convert_element_type":
+            linear = _keeps_floats(eqn)
+        elif name == "custom_linear_solve":
+            linear = not any(values[: sum(eqn.params["const_lengths"])])
+        elif name == "integer_pow":
+            linear = eqn.params["y"] == 1
+        else:
+            linear = name in _LINEAR
+        return [1 if linear else 2] * len(eqn.outvars)
+
+
+def affine_outputs(jaxpr: Jaxpr, wrt: Collection[int]) -> list[bool]:
+    """For each output, whether it is certainly affine in the inputs `wrt` jointly."""
+    # Integers overflow and keys are hashed, so neither is affine.
+    values = [
+        (1 if jnp.issubdtype(dtype_of(var), jnp.inexact) else 2) * (index in wrt)
+        for index, var in enumerate(jaxpr.invars)
+    ]
+    try:
+        return [value < 2 for value in propagate(_Affine(), jaxpr, values)]
+    except MutableError:
+        return [False] * len(jaxpr.outvars)
+
+
+class Source(NamedTuple):
+    """An equation that makes a jump or a switch."""
+
+    path: Path
+    primitive: str
+    soft: bool = False
+    """A bool converted to an integer: no jump if the integer is only a predicate."""
+
+
+_WRT = Source((), "")
+"""The label of values that depend on the chosen inputs."""
+
+# Continuous, or assumed to be, for all inner jaxprs.
+_SMOOTH = frozenset({"custom_linear_solve", "scatter-add", "scatter_add"})
+_JUMPS = frozenset({"floor", "ceil", "round", "sign", "rem", "atan2"})
+# Continuous functions of JAX whose code has jumps that cancel: they reduce an argument
+# to a range near zero, or split a float into two halves of its digits.
+_STEPS_CANCEL = frozenset({"sinc", "_ndtri", "_erfcinv", "_erfcx"})
+_JAX_FOLDER = os.path.dirname(jax.__file__)
+_PIVOTS = frozenset({"lu"})  # its row swaps cancel in the product
+_ORDERS = frozenset({"sort", "top_k", "approx_top_k"})
+
+
+def _is_continuous_call(eqn: JaxprEqn) -> bool:
+    """Whether it calls such a function of JAX, not another one of the same name."""
+    body = eqn.params.get(CALLS.get(eqn.primitive.name, ""))
+    about = None if body is None else open_jaxpr(body).debug_info
+    return (
+        about is not None
+        and about.func_name in _STEPS_CANCEL
+        and (about.func_filename or "").startswith(_JAX_FOLDER + os.sep)
+    )
+
+
+class _Jumps(Domain):
+    """Labels of dependence on `wrt`, and of the jumps in the computation."""
+
+    def opaque(self, eqn: JaxprEqn) -> bool:
+        return in_scope(eqn, EXOGENOUS) or _is_continuous_call(eqn)
+
+    def control(self, eqn: JaxprEqn, predicate: Any, path: Path) -> Any:
+        if _WRT not in predicate:
+            return predicate
+        hard = frozenset(label for label in predicate if not label.soft)
+        return hard | {Source(path, eqn.primitive.name)}
+
+    def equation(self, eqn: JaxprEqn, values: list[Any], path: Path) -> list[Any]:
+        name, count = eqn.primitive.name, len(eqn.outvars)
+        if name == "is_finite" or name == "ne" and eqn.invars[0] is eqn.invars[1]:
+            return [self.empty]  # a test for NaN or infinity, which never switches
+        if name == "select_n":
+            return [self.join([self.control(eqn, values[0], path), *values[1:]])]
+        joined = self.join(values)
+        if _WRT not in joined:
+            return [joined] * count
+        if name in _ORDERS:
+            # Sorted values are continuous; other operands in that order are not.
+            keys = values[: eqn.params.get("num_keys", 1)]
+            if _WRT not in self.join(keys):
+                return [joined] * count
+            jump = joined | {Source(path, name)}
+            return [joined] + [jump] * (count - 1)
+        for number, body in enumerate(sub_jaxprs(list(eqn.params.values()))):
+            if name not in _SMOOTH:
+                # It is unknown which operand is which input, so use all for each.
+                inner = [joined] * len(open_jaxpr(body).invars)
+                try:
+                    found = propagate(self, body, inner, (*path, number))
+                except MutableError:
+                    found = [frozenset({Source(path, name)})]
+                joined |= self.join(found)
+        return [joined | self._jump(eqn, values, path)] * count
+
+    def _jump(self, eqn: JaxprEqn, values: list[Any], path: Path) -> frozenset[Source]:
+        name, made = eqn.primitive.name, [dtype_of(var) for var in eqn.outvars]
+        pairs = zip(eqn.invars, values, strict=True)
+        kinds = [dtype_of(atom) for atom, value in pairs if _WRT in value]
+        inexact = any(jnp.issubdtype(k, jnp.inexact) for k in kinds)
+        whole = any(jnp.issubdtype(kind, jnp.integer) for kind in made)
+        soft = False
+        if name == "bitcast_convert_type" or name in _JUMPS and inexact:
+            jump = True
+        elif name == "convert_element_type" and inexact:
+            jump = not jnp.issubdtype(made[0], jnp.inexact)
+        elif inexact and whole and name not in _PIVOTS:
+            jump = next(sub_jaxprs(list(eqn.params.values())), None) is None
+        else:  # arithmetic with the result of a comparison
+            jump = jnp.bool_ in kinds and made[0] != jnp.bool_
+            soft = jump and whole
+        return frozenset({Source(path, name, soft)} if jump else ())
+
+
+@dataclass(frozen=True)
+class Jump:
+    """An equation where a value that depends on chosen inputs may jump.
+
+    Attributes:
+        primitive: The equation's primitive.
+        outputs: The flat outputs that depend on its result.
+        path: The position of the equation in the jaxpr.
+    """
+
+    primitive: str
+    outputs: frozenset[int]
+    path: Path = ()
+
+    @property
+    def switch(self) -> bool:
+        """Whether it chooses between values, which may be equal where it switches."""
+        return self.primitive in SWITCHES
+
+
+def jumps(jaxpr: Jaxpr, wrt: Collection[int]) -> list[Jump]:
+    """All jumps and switches that depend on the inputs `wrt` and reach an output."""
+    wrt_label, none = frozenset({_WRT}), frozenset[Source]()
+    inputs = [wrt_label if i in wrt else none for i in range(len(jaxpr.invars))]
+    reached: dict[Source, set[int]] = {}
+    try:
+        outs = propagate(_Jumps(), jaxpr, inputs)
+    except MutableError:
+        everywhere = frozenset(range(len(jaxpr.outvars)))
+        return [Jump("mutable", everywhere)] if any(inputs) else []
+    for index, labels in enumerate(outs):
+        for label in labels - wrt_label:
+            reached.setdefault(label, set()).add(index)
+    return [
+        Jump(source.primitive, frozenset(outputs), source.path)
+        for source, outputs in sorted(reached.items())
+    ]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation of a jaxpr that also returns the predicates of its switches."""
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+import jax.numpy as jnp
+
+from numpyro_infograd._jaxpr_walk import (
+    EXOGENOUS,
+    Path,
+    body_of,
+    in_scope,
+    open_jaxpr,
+    scan_splits,
+)
+
+
+class HiddenError(Exception):
+    """The operands of an equation cannot be returned from where it is."""
+
+
+def _predicate(eqn: JaxprEqn, values: list[Any]) -> Any:
+    """A value that differs on the two sides of a switch."""
+    match eqn.primitive.name:
+        case "sign":
+            return jnp.real(values[0]) >= 0
+        case "atan2":  # the cut along the negative second axis
+            return (values[1] < 0) & (values[0] >= 0)
+        case "rem":  # from the remainder, so that rounding is the same
+            return jnp.round((values[0] - lax.rem(*values)) / values[1])
+    return values[0]
+
+
+def replay(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    *,
+    enter: Callable[[JaxprEqn, Path], bool],
+    taps: Collection[Path] = (),
+    fetch: Callable[[ClosedJaxpr], Sequence[Any]] = lambda closed: closed.consts,
+    path: Path = (),
+) -> tuple[list[Any], list[Any]]:
+    """Evaluate a jaxpr, and return predicates of chosen equations.
+
+    Args:
+        jaxpr: The jaxpr.
+        consts: Values of its constants.
+        args: Values of its inputs.
+        enter: Function that says which calls, loops and branches to evaluate equation
+            by equation.
+        taps: Paths of the equations whose predicates are returned.
+        fetch: Function from an inner jaxpr to its constants.
+        path: Path of the jaxpr itself.
+
+    Returns:
+        The outputs, and the predicates with a leading axis for each scan.
+
+    Raises:
+        HiddenError: A tap is in a branch, a `while` or an unknown primitive.
+    """
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    seen: list[Any] = []
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else env[atom]
+
+    def inner(body: ClosedJaxpr | Jaxpr, values: Sequence[Any], where: Path) -> Any:
+        held = fetch(body) if isinstance(body, ClosedJaxpr) else ()
+        return replay(
+            open_jaxpr(body),
+            held,
+            values,
+            enter=enter,
+            taps=taps,
+            fetch=fetch,
+            path=where,
+        )
+
+    for index, eqn in enumerate(jaxpr.eqns):
+        values, here = [read(atom) for atom in eqn.invars], (*path, index)
+        if here in taps:
+            if eqn.primitive.name == "while":
+                raise HiddenError
+            seen.append(_predicate(eqn, values))
+        trusted = in_scope(eqn, EXOGENOUS)
+        scope = jax.named_scope(EXOGENOUS) if trusted else nullcontext()
+        with scope, eqn.ctx.manager:
+            if enter(eqn, here):
+                outs, found = _replay_inside(eqn, values, here, inner, bool(taps))
+                seen += found
+            else:
+                params = eqn.primitive.get_bind_params(eqn.params)
+                outs = eqn.primitive.bind(*values, **params)
+                outs = outs if eqn.primitive.multiple_results else [outs]
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars], seen
+
+
+def _replay_inside(
+    eqn: JaxprEqn, values: list[Any], path: Path, inner: Any, tapped: bool
+) -> tuple[list[Any], list[Any]]:
+    name, params = eqn.primitive.name, eqn.params
+    body = body_of(eqn)
+    if body is not None:
+        return inner(body, values, path)
+    if name == "scan":
+        split, start = scan_splits(params)
+
+        def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], Any]:
+            outs, seen = inner(params["jaxpr"], [*values[:split], *carry, *xs], path)
+            return outs[: len(carry)], (outs[len(carry) :], seen)
+
+        carry, (ys, seen) = lax.scan(
+            step,
+            values[split:start],
+            values[start:],
+            length=params["length"],
+            reverse=params["reverse"],
+            unroll=params["unroll"],
+        )
+        return [*carry, *ys], seen
+    if tapped or name not in ("cond", "while"):
+        raise HiddenError
+    if name == "cond":
+
+        def branch(body: ClosedJaxpr) -> Callable[..., list[Any]]:
+            return lambda *operands: inner(body, operands, path)[0]
+
+        return lax.switch(
+            values[0], [branch(b) for b in params["branches"]], *values[1:]
+        ), []
+    split = params["cond_nconsts"]
+    start = split + params["body_nconsts"]
+    return lax.while_loop(
+        lambda c: inner(params["cond_jaxpr"], [*values[:split], *c], path)[0][0],
+        lambda c: inner(params["body_jaxpr"], [*values[split:start], *c], path)[0],
+        values[start:],
+    ), []

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear approximations of a model in its noise, at some draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+
+from numpyro_infograd._arguments import explain_grad_errors
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd.errors import DegenerateError
+
+_DRAWS = 3
+
+
+def information(
+    sm: StructuralModel, densities: Sequence[Density], params: Any
+) -> float:
+    """Approximate information of sets of sites about their hidden noise, in nats.
+
+    The largest of all sets that hide more than two dimensions. With fewer dimensions,
+    averages over the noise are accurate even for high information.
+    """
+    hiding = [
+        d
+        for d in densities
+        if sum(math.prod(law.shape) for _, law in d.hidden_spec) > 2
+    ]
+    sites = tuple(dict.fromkeys(s for d in hiding for s in d.sites))
+    linear = Linear.of(sm, sites, params)
+    return max((linear.information(d) for d in hiding), default=0.0)
+
+
+class Linear(NamedTuple):
+    """Jacobians of sites in the noise, at three draws.
+
+    A PRNG key has no derivative. For a site that is drawn from a key, the derivative is
+    in its value instead. For a draw from a key inside a scan there is no derivative.
+
+    Attributes:
+        jacobians: For each site and noise, (3, site size, noise size).
+        sizes: Number of scalars in each site.
+        complete: Whether the Jacobians include all noise.
+    """
+
+    jacobians: dict[str, dict[str, np.ndarray]]
+    sizes: dict[str, int]
+    complete: bool
+
+    @staticmethod
+    def of(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> Linear:
+        """The Jacobians of some sites of a model."""
+        keyed = {
+            name: site.control_flow
+            for name, site in sm.site_info.items()
+            if site.noise is not None and site.noise.kind == "key"
+        }
+        opaque = tuple(
+            n for n, scan in keyed.items() if not scan and not sm.site_info[n].discrete
+        )
+        names = sm.noise_of(sites)
+        columns = tuple(
+            n for n, law in sm.noise.items() if law.kind != "key" and n in names
+        )
+        sizes = {name: sm.site_info[name].size for name in sites}
+        if not sites or not columns and not opaque:  # only discrete noise
+            return Linear({s: {} for s in sites}, sizes, True)
+        forward = sm.forward_given(opaque) if opaque else None
+        with explain_grad_errors():
+            found = _jacobians(
+                sm.forward, forward, params, sm.spec, sites, columns, opaque
+            )
+        return Linear(
+            {
+                site: {n: np.asarray(x, np.float64) for n, x in row.items()}
+                for site, row in found.items()
+            },
+            sizes,
+            not any(keyed.values()),
+        )
+
+    def rank(self, sites: Sequence[str]) -> int:
+        """The rank of some sites' Jacobian in all noise: the largest over the draws.
+
+        Raises:
+            DegenerateError: If a derivative is not finite.
+        """
+        if not self.complete:  # some noise has no Jacobian
+            return sum(self.sizes[s] for s in sites)
+        ranks = [0]
+        for jacobian in self._rows(sites):
+            if not np.all(np.isfinite(jacobian)):
+                names = ", ".join(map(repr, sorted(sites)))
+                raise DegenerateError(
+                    f"the derivative of {names} in the noise is not finite at these "
+                    "parameter values, perhaps at a square root, division or "
+                    "logarithm. Use jnp.where on its argument too, so that it stays in "
+                    "the domain."
+                )
+            scale = np.linalg.norm(jacobian, axis=1, keepdims=True)
+            scaled = jacobian / np.where(scale > 0, scale, 1.0)
+            tolerance = 3e-6 * max(1, *scaled.shape)
+            ranks.append(int(np.linalg.matrix_rank(scaled, tol=tolerance)))
+        return max(ranks)
+
+    def information(self, density: Density) -> float:
+        """Approximate information of a density's sites about its hidden noise, in nats.
+
+        It is exact for a linear-Gaussian model. It is the smallest over the draws, and
+        0 if it is not known.
+        """
+        sites = [s for s in density.sites if s in self.jacobians]
+        hidden = set(density.hidden)
+        others = {n for s in sites for n in self.jacobians[s]} - hidden
+        shown = all(hidden <= set(self.jacobians[s]) for s in sites)
+        if not sites or not shown or not others or density.given:
+            return 0.0
+        whole = self._rows(sites, others | hidden)
+        own = self._rows(sites, others)
+        return min(_volume(a) - _volume(b) for a, b in zip(whole, own, strict=True))
+
+    def _rows(
+        self, sites: Sequence[str], noise: set[str] | None = None
+    ) -> list[np.ndarray]:
+        """The Jacobian of all sites together at each draw."""
+        names = list(dict.fromkeys(n for s in sites for n in self.jacobians[s]))
+        names = [n for n in names if noise is None or n in noise]
+        if not names:
+            return []
+        rows = [np.concatenate([self.jacobians[s][n] for n in names], 2) for s in sites]
+        return list(np.concatenate(rows, axis=1))
+
+
+def _volume(jacobian: np.ndarray) -> float:
+    """Half of the log determinant of J J^T."""
+    with np.errstate(divide="ignore"):
+        return float(np.sum(np.log(np.linalg.svd(jacobian, compute_uv=False))))
+
+
+@quick_jit(static_argnames=("spec", "sites", "columns", "opaque"))
+def _jacobians(
+    whole: Program,
+    forward: Program | None,
+    params: Any,
+    spec: Any,
+    sites: tuple[str, ...],
+    columns: tuple[str, ...],
+    opaque: tuple[str, ...],
+) -> dict[str, Values]:
+    """For each site and noise, (3, site size, noise size)."""
+    noise = draw_noise(spec, jax.random.key(1), _DRAWS)
+    values = simulate(whole, params, noise)
+    given = {name: values[name] for name in opaque}
+
+    def one(noise: Values, given: Values) -> dict[str, Values]:
+        def flat(moving: Values, put: Values) -> Values:
+            full = {**noise, **moving}
+            made = forward(params, full, put) if forward else whole(params, full)
+            return {s: made[s].ravel() for s in sites}
+
+        moving = {name: noise[name] for name in columns}
+        found = jax.jacfwd(flat, argnums=(0, 1))(moving, given)
+        both = {site: a | b for site, (a, b) in found.items()}
+        return jax.tree.map(lambda x: x.reshape(x.shape[0], -1), both)
+
+    return jax.vmap(one)(noise, given)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws of exogenous noise: pseudo-random, quasi-random, or constant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+from scipy.stats import qmc
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd._arguments import is_key, is_real
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.exogenous import Noise
+
+NoiseSpec = tuple[tuple[str, Noise], ...]
+
+# In more dimensions than this, making a Sobol set is too slow.
+MAX_SOBOL_DIMENSIONS = 4096
+_EXPLICIT = ("normal", "uniform")
+
+
+@functools.lru_cache(maxsize=16)
+def sobol_points(num_points: int, dimensions: int) -> np.ndarray:
+    """A scrambled Sobol set as 32-bit integers, shape (num_points, dimensions)."""
+    sampler = qmc.Sobol(dimensions, scramble=True, rng=0, bits=32)
+    return (sampler.random(num_points) * 2.0**32).astype(np.uint32)
+
+
+def _uniform_from_bits(bits: jax.Array) -> jax.Array:
+    """Uniforms at the middle of cells: never 0 or 1, symmetric about one half."""
+    dtype = jnp.zeros(()).dtype
+    if dtype == jnp.float64:
+        return (bits.astype(dtype) + 0.5) * 2.0**-32
+    return ((bits >> 9).astype(dtype) + 0.5) * dtype.type(2.0**-23)
+
+
+def _normal(uniform: jax.Array) -> jax.Array:
+    """Standard normal numbers from uniform ones; compiles faster than `ndtri`."""
+    return math.sqrt(2.0) * jax.lax.erf_inv(2.0 * uniform - 1.0)
+
+
+def base_points(spec: NoiseSpec, num_samples: int) -> np.ndarray | None:
+    """Sobol points for `draw_noise`; None if quasi-random noise is not possible."""
+    dimensions = sum(math.prod(n.shape) for _, n in spec if n.kind in _EXPLICIT)
+    if not 0 < dimensions <= MAX_SOBOL_DIMENSIONS:
+        return None
+    if num_samples & (num_samples - 1):  # a Sobol set is balanced at powers of two
+        return None
+    return sobol_points(num_samples, dimensions)
+
+
+def draw_noise(
+    spec: NoiseSpec, rng_key: jax.Array, num_samples: int, points: Any = None
+) -> dict[str, jax.Array]:
+    """Draw exogenous noise, each array of shape (num_samples, *shape).
+
+    With `points` (see `base_points`) explicit noise is quasi-random: a random digital
+    shift moves the point set, so each key gives an unbiased replicate. The function is
+    pure and traceable; `spec` and `num_samples` are static.
+    """
+    noise: dict[str, jax.Array] = {}
+    shift_key, *keys = jax.random.split(rng_key, len(spec) + 1)
+    if points is not None:
+        shift = jax.random.bits(shift_key, (points.shape[1],), jnp.uint32)
+        uniforms = _uniform_from_bits(jnp.asarray(points) ^ shift)
+    column = 0
+    for (name, law), key in zip(spec, keys, strict=True):
+        if law.kind == "key":
+            # One key for each site, or for each step of a scan.
+            count = math.prod(law.shape)
+            flat = jax.random.split(key, num_samples * count)
+            noise[name] = flat.reshape((num_samples, *law.shape))
+        elif law.kind in _EXPLICIT and points is not None:
+            size = math.prod(law.shape)
+            u = uniforms[:, column : column + size].reshape(num_samples, *law.shape)
+            noise[name] = _normal(u) if law.kind == "normal" else u
+            column += size
+        elif law.kind == "normal":
+            noise[name] = jax.random.normal(key, (num_samples, *law.shape))
+        elif law.kind == "uniform":
+            bits = jax.random.bits(key, (num_samples, *law.shape), jnp.uint32)
+            noise[name] = _uniform_from_bits(bits)
+    return jax.tree.map(shard_samples, noise)
+
+
+def probe_noise(spec: NoiseSpec, seed: int, num_samples: int) -> dict[str, Any]:
+    """Noise for checks, in the shapes of `draw_noise`, from NumPy: nothing compiles."""
+    rng, dtype = np.random.default_rng(seed), jnp.result_type(float)
+    noise: dict[str, Any] = {}
+    for name, law in spec:
+        shape = (num_samples, *law.shape)
+        if law.kind == "key":
+            keys = jax.random.split(jax.random.key(seed), math.prod(shape))
+            noise[name] = keys.reshape(shape)
+        elif law.kind == "normal":
+            noise[name] = rng.standard_normal(shape).astype(dtype)
+        elif law.kind == "uniform":
+            cells = rng.integers(2**23, size=shape)
+            noise[name] = ((cells + 0.5) * 2.0**-23).astype(dtype)
+    return noise
+
+
+def shard_samples(samples: jax.Array) -> jax.Array:
+    """Samples, split along their first axis over the devices in use.
+
+    The compiler keeps values that are computed from samples on the same device, and
+    adds up sums over devices. Samples are not split outside of compiled functions, nor
+    on a mesh with explicit axes, which only a user sets. See `_arguments.use_mesh`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    traced = isinstance(samples, jax.core.Tracer)
+    ours = all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+    if mesh.empty or not ours or not traced or len(samples) % mesh.size:
+        return samples
+    spec = jax.sharding.PartitionSpec(mesh.axis_names)
+    return jax.lax.with_sharding_constraint(samples, spec)
+
+
+def squares(spec: NoiseSpec, noise: dict[str, jax.Array], limit: int) -> jax.Array:
+    """z^2 - 1 of the normal noise, whose means are 0, (num_samples, columns).
+
+    There is one column for each number drawn. If these are more than `limit`, there is
+    one column for the average of each site, for at most `limit` sites.
+    """
+    found = [
+        noise[name].reshape(noise[name].shape[0], -1) ** 2 - 1
+        for name, law in spec
+        if law.kind == "normal"
+    ]
+    if sum(each.shape[1] for each in found) > limit:
+        found = [jnp.mean(each, axis=1, keepdims=True) for each in found[:limit]]
+    num_samples = next(iter(noise.values())).shape[0] if noise else 1
+    return jnp.concatenate([jnp.zeros((num_samples, 0)), *found], axis=1)
+
+
+def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
+    """Constant noise in the shape of one draw, for functions that do not use it."""
+    middle = {"normal": 0.0, "uniform": 0.5}
+    inert: dict[str, jax.Array] = {}
+    for name, law in spec:
+        if law.kind == "key":
+            flat = jax.random.split(jax.random.key(0), math.prod(law.shape))
+            inert[name] = flat.reshape(law.shape)
+        elif law.kind == "held":
+            inert[name] = jnp.zeros(law.shape)
+        elif law.kind in _EXPLICIT:
+            inert[name] = jnp.full(law.shape, middle[law.kind], float)
+    return inert
+
+
+def check_noise(spec: NoiseSpec, noise: Any) -> None:
+    """Raise unless noise is a batch of draws, as from `draw_noise`.
+
+    Raises:
+        ArgumentError: Names the site whose noise is missing or has another shape.
+    """
+    names = ", ".join(name for name, _ in spec)
+    if not isinstance(noise, Mapping) or set(noise) != set(dict(spec)):
+        raise ArgumentError(
+            "noise must be a dict with entries for exactly these sites: "
+            f"{names or 'none'}; got {noise!r:.80}. Draw it with sample_noise."
+        )
+    counts = {np.shape(draws)[:1] for draws in noise.values()}
+    for name, law in spec:
+        shape = np.shape(noise[name])
+        fits = is_key(noise[name]) if law.kind == "key" else is_real(noise[name])
+        if shape[1:] != law.shape or () in counts or len(counts) > 1 or not fits:
+            wanted = ", ".join(("num_samples", *map(str, law.shape)))
+            raise ArgumentError(
+                f"the noise of {name!r} must be a {law.kind} array of shape "
+                f"({wanted}), with the same num_samples for every site, got one of "
+                f"shape {shape}. Draw it with sample_noise."
+            )
+
+
+def standard_error(replicates: jax.Array) -> jax.Array:
+    """Standard error of the mean over the first axis, with Student's factor."""
+    count = len(replicates)
+    return student(count) * jnp.std(replicates, axis=0, ddof=1) / math.sqrt(count)
+
+
+def student(count: int) -> float:
+    """Factor for a standard error from `count` replicates.
+
+    With it, two standard errors cover 95 %: it is Student's t at 97.5 %, divided by 2.
+    """
+    return float(stdtrit(count - 1, 0.975)) / 2

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The result of an ascent: its best end, the value there, and the status."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+import math
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd._optimize.budgets import ConstraintReport
+from numpyro_infograd._optimize.landing import land
+from numpyro_infograd._optimize.log import join
+from numpyro_infograd._optimize.move import constrained
+from numpyro_infograd._optimize.remaining import flat
+from numpyro_infograd._optimize.result import Result
+from numpyro_infograd._optimize.run import CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
+from numpyro_infograd._optimize.status import Ending, Status
+from numpyro_infograd._optimize.step import StepInfo, ascend_many
+from numpyro_infograd._pairs import without_pairs
+from numpyro_infograd._problem import REPLICATES
+from numpyro_infograd._readouts import see_through
+from numpyro_infograd.errors import ConstraintError, InfogradError
+from numpyro_infograd.values import MCMC, Estimate, value_of
+
+HIDDEN = 0.01  # gain that noise may hide without a warning, relative to the value
+_ROUGH = 0.02  # relative error of a first value of the start
+
+# Parameters, the value there or None, and why there is no value.
+End = tuple[Any, Estimate | None, str]
+
+
+def finish(run: Run) -> Result:
+    """Choose the best restart, and estimate the objective at its end.
+
+    Raises:
+        ConstraintError: If the run gave up and a constraint is not met.
+    """
+    ends = [_end(run, index) for index in range(len(run.starts))]
+    reports = [_report(run, index, end[0]) for index, end in enumerate(ends)]
+    best = max(range(len(ends)), key=lambda i: _rank(ends[i][1], reports[i]))
+    params, estimate, _ = ends[best]
+    histories = _histories(run, bool(reports[best]))
+    status = _status(run, best, params, estimate, histories[best])
+    missed = _missed(reports[best])
+    result = Result(
+        without_pairs(run.clean.sm.pairs, params),
+        estimate,
+        histories[best],
+        status,
+        {
+            "method": run.clean.method_name,
+            "reason": run.clean.reason,
+            "skipped_steps": _skipped(histories[best]),
+            "restarts": [e.value if e is not None else None for _, e, _ in ends],
+        },
+        reports[best],
+        _warnings_for(run, best, status, ends[best], missed, histories[best]),
+        histories,
+    )
+    if missed and run.status.ending is Ending.UNFINISHED:
+        error = ConstraintError(
+            f"the ascent found no parameters that meet {missed[0]!r} in "
+            f"{MAX_CYCLES * CYCLE} steps. Use a bound that can be met, or other "
+            "init_params. The `result` of this error has the last parameters."
+        )
+        error.result = result
+        raise error
+    return result
+
+
+def _status(
+    run: Run,
+    index: int,
+    params: Any,
+    estimate: Estimate | None,
+    history: dict[str, Any],
+) -> Status:
+    """How the run ended, after a look at its start and its end."""
+    norms = history.get("gradient_norm", np.ones(0))
+    if len(norms) and norms[0] == 0:
+        return _at_rest(run, index, params)
+    fall = _fall(run, estimate)
+    if fall and run.plan.is_default:
+        return Status(
+            f"{run.status}, but it ended below its start, {fall}", Ending.BELOW_START
+        )
+    if fall:
+        return Status(
+            f"diverged: after {len(norms)} steps the objective is worse than at the "
+            f"start, {fall}. Lower the learning rate of the optimizer",
+            Ending.DIVERGED,
+        )
+    if run.status.ending is Ending.UNFINISHED:
+        gain = run.outlooks[index].gain
+        status = run.status + (f" of about {gain:.2g} nats" if gain > 0 else "")
+        if run.plan.projection is None and not run.plan.subject_to:
+            status += ": is a constraint or a projection missing?"
+        return Status(status, Ending.UNFINISHED)
+    return run.status
+
+
+def _warnings_for(
+    run: Run,
+    index: int,
+    status: Status,
+    end: End,
+    missed: list[ConstraintReport],
+    history: dict[str, Any],
+) -> tuple[str, ...]:
+    """Sentences that say why the end may not be what was asked for."""
+    _, estimate, trouble = end
+    sound = Ending.CONVERGED, Ending.ALL_STEPS, Ending.INTERRUPTED
+    found = []
+    if status.ending is Ending.BELOW_START:
+        found.append(
+            f"{status}: the gradient is wrong, or smaller than its noise. Raise "
+            "num_samples, use other scores, or keep the start."
+        )
+    elif status.ending not in sound or status != run.status:
+        found.append(str(status))
+    found += _prospects(run, index, status, estimate)
+    if skipped := _skipped(history):
+        found.append(
+            f"{skipped} steps were not finite and were skipped (for instance at p = 0 "
+            "of an amplitude sqrt(p): make the amplitude the parameter)."
+        )
+    if estimate is None:
+        found.append(f"no value: {trouble}")
+    if missed:
+        found.append(f"constraints are not met: {', '.join(map(repr, missed))}.")
+    if estimate is not None:
+        found += estimate.warnings
+    return tuple(found)
+
+
+def _prospects(
+    run: Run, index: int, status: Status, estimate: Estimate | None
+) -> list[str]:
+    """What more steps would gain, and what noise hides."""
+    if not run.outlooks or status.ending in (Ending.SADDLE, Ending.AT_REST):
+        return []
+    ahead, found = run.outlooks[index], []
+    may_rise = status.ending in (Ending.CONVERGED, Ending.ALL_STEPS)
+    clear_first = run.is_clear_first[index] if run.is_clear_first else True
+    unit = error = 0.0
+    if estimate is not None:
+        unit, error = abs(estimate.value), estimate.standard_error
+    if estimate is None or run.plan.subject_to:
+        unit = max(unit, 1.0)
+    noisy = not ahead.is_clear and run.ascent.problem.is_sampled
+    if may_rise and ahead.is_rising and ahead.gain > max(NEGLIGIBLE * unit, error):
+        found.append(
+            f"the ascent is not finished: more steps would gain about {ahead.gain:.2g} "
+            "nats. Raise num_steps, or start again from these parameters."
+        )
+    elif noisy and ahead.most > max(HIDDEN * unit, 2 * error):
+        found.append(
+            "the gradient at the end is smaller than its error, which may hide a gain "
+            f"of up to {ahead.most:.2g} nats. Raise num_samples to find it."
+        )
+    if not clear_first:
+        found.append(
+            "the gradient at the start could not be told from its noise, so the first "
+            "steps were random. Raise num_samples, or use other init_params."
+        )
+    return found
+
+
+def _at_rest(run: Run, index: int, params: Any) -> Status:
+    """How a run ended whose gradient was zero at the start."""
+    said, ending, start = run.status, run.status.ending, run.starts[index]
+    objective, sites = run.clean.objective, run.clean.objective.sites
+    if not objective.expectations and not run.clean.sm.params_of(sites):
+        named = ", ".join(map(repr, sites))
+        return Status(f"{said}; no parameter reaches {named}", Ending.AT_REST)
+    if _free_gradient_norm(run, start) > 0:
+        held = f"{said}; the projection allows no move from the start"
+        return Status(held, Ending.AT_REST)
+    if np.any(flat(params) != flat(start)):
+        left = "from a start at a saddle point, which it left in a random direction"
+        return Status(f"{said}, {left}", ending)
+    higher = run.is_below_others(index)
+    if higher is False:
+        return said  # it is a maximum
+    may_be = "is" if higher else "may be"
+    return Status(
+        f"{said}; the gradient was zero at the start, which {may_be} a saddle point: "
+        "use other init_params or num_restarts",
+        Ending.SADDLE,
+    )
+
+
+def _free_gradient_norm(run: Run, start: Any) -> float:
+    """Norm of the gradient at a start, in all directions."""
+    ascent = run.ascent
+    ascent = replace(ascent, move=ascent.move._replace(projection=None))
+    state = run.plan.start(run.clean, run.rng_key, start)
+    batch = jax.tree.map(lambda x: x[None], state)
+    _, info = ascend_many(ascent, batch, jnp.ones(1))
+    return float(info.gradient_norm[0, 0])
+
+
+def _skipped(history: dict[str, Any]) -> int:
+    """Number of steps that were not finite."""
+    return int(np.sum(~history.get("finite", np.ones(0, bool))))
+
+
+def _missed(reports: tuple[ConstraintReport, ...]) -> list[ConstraintReport]:
+    """Constraints that are not met."""
+    return [report for report in reports if not report.is_met]
+
+
+def _report(run: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
+    """The report of each constraint."""
+    budgets, reports = run.ascent.budgets, []
+    over, error = _excess(run, params, jax.random.fold_in(run.rng_key, 8))
+    for i, constraint in enumerate(run.plan.subject_to):
+        sign = 1.0 if constraint.sense == "<=" else -1.0
+        bound, scale = float(constraint.bound), float(budgets.scales[i])
+        reports.append(
+            ConstraintReport(
+                constraint,
+                bound + sign * over[i],
+                error[i],
+                bound,
+                max(over[i], 0.0),
+                scale * float(budgets.rounding[i]) + 2 * error[i],
+                float(run.states.multipliers[index, i]) / scale,
+            )
+        )
+    return tuple(reports)
+
+
+def _excess(
+    run: Run, params: Any, rng_key: jax.Array
+) -> tuple[list[float], list[float]]:
+    """By how much each constraint is exceeded, and the standard error."""
+    over, error = [], []
+    size = REPLICATES * run.ascent.num_samples
+    for constraint in run.plan.subject_to:
+        found = value_of(
+            run.clean.sm, constraint.expectations, params, rng_key, num_samples=size
+        )
+        excess = found.value - float(constraint.bound)
+        over.append(excess if constraint.sense == "<=" else -excess)
+        error.append(found.standard_error)
+    return over, error
+
+
+def _landed(run: Run, index: int, unconstrained_params: Any) -> Any:
+    """The parameters after a correction onto the bounds that hold them."""
+    budgets, constraints = run.ascent.budgets, run.plan.constraints(run.clean)
+    scales, rounding = np.asarray(budgets.scales), np.asarray(budgets.rounding)
+    key = jax.random.fold_in(run.rng_key, 9)
+
+    def measure(here: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        try:
+            over, error = _excess(run, constrained(here, constraints), key)
+        except InfogradError:  # such as an expectation that is not finite here
+            over = error = [math.nan] * len(scales)
+        return np.array(over) / scales, np.array(error) / scales, rounding
+
+    multipliers = run.states.multipliers[index]
+    return land(run.ascent, unconstrained_params, multipliers, measure, key)
+
+
+def _fall(run: Run, end: Estimate | None) -> str:
+    """How far the ascent fell below its start, in words; "" if it did not fall.
+
+    Both values use the same key. With constraints there is no check, because the
+    objective may have to fall to meet them.
+    """
+    if run.plan.subject_to or not run.chunks:
+        return ""
+    if end is not None and end.method == "mcmc":
+        # A rough value of the start is usually enough, and takes a tenth of the time.
+        rough, _ = _value(run, run.starts[0], MCMC(tolerance=_ROUGH))
+        far = 4 * math.hypot(rough.standard_error, end.standard_error) if rough else 0.0
+        if rough and end.value > rough.value + far:
+            return ""
+    start, _ = _value(run, run.starts[0])
+    if start is None:
+        return ""
+    if end is None:
+        return f"{start.value:.4g} nats, and has no value at the end"
+    error = math.hypot(start.standard_error, end.standard_error)
+    if end.value >= start.value - 2 * error - 1e-6 * abs(start.value):
+        return ""
+    return f"{start.value:.4g} to {end.value:.4g} nats"
+
+
+def _end(run: Run, index: int) -> End:
+    """Where a restart ended, with its value or the reason why it has none.
+
+    If the objective has no value after the last step, the point before it is used.
+    """
+    trouble = ""
+    for tree in (run.states.unconstrained_params, run.states.previous):
+        tree = jax.tree.map(lambda x: x[index], tree)
+        if run.plan.subject_to:
+            tree = _landed(run, index, tree)
+        params = constrained(tree, run.plan.constraints(run.clean))
+        value, why = _value(run, params)
+        if value is not None:
+            return params, value, ""
+        trouble = trouble or why
+    return params, None, trouble
+
+
+def _value(
+    run: Run, params: Any, method: str | MCMC = "auto"
+) -> tuple[Estimate | None, str]:
+    """The value of the objective at `params`, or the reason why it has none."""
+    key = jax.random.fold_in(run.rng_key, 7)
+    try:
+        sm, objective = see_through(run.clean.sm, run.plan.objective, params)
+        value = value_of(sm, objective, params, key, method)
+    except InfogradError as error:
+        return None, str(error)
+    if math.isfinite(value.value):
+        return value, ""
+    return None, "it is not finite at the last parameters"
+
+
+def _rank(value: Estimate | None, reports: tuple[ConstraintReport, ...]) -> Any:
+    """Sort key of ends: first by violations of constraints, then by value."""
+    missed = sum(r.violation / r.tolerance for r in _missed(reports))
+    return (-missed, -math.inf if value is None else value.value)
+
+
+def _histories(run: Run, budgets: bool) -> tuple[dict[str, Any], ...]:
+    """The histories of all restarts: arrays over steps."""
+    if not run.chunks:
+        return ({},) * len(run.starts)
+    infos = join(run.chunks)
+    return tuple(
+        _history(run, jax.tree.map(lambda x, i=i: x[i], infos), budgets)
+        for i in range(len(run.starts))
+    )
+
+
+def _history(run: Run, info: StepInfo, budgets: bool) -> dict[str, Any]:
+    """The history of one restart: arrays over steps."""
+    history = {
+        "gradient_norm": info.gradient_norm,
+        "gain": info.gain,
+        "params": without_pairs(run.clean.sm.pairs, info.params),
+        "finite": info.finite,
+    }
+    history |= info.evidence
+    if np.any(np.isfinite(info.objective)):
+        history["objective"] = info.objective
+    if budgets:
+        history["excess"] = info.excess
+    return history

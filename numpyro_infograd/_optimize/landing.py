@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last correction of an ascent with constraints: onto the bounds that hold it.
+
+An augmented Lagrangian ends near its bounds, within the noise of its steps. Newton's
+method then moves the parameters the shortest way onto the bounds that have multipliers
+or are exceeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import jax
+
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import simulate
+from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._optimize.budgets import PENALTY
+from numpyro_infograd._optimize.move import constrained, onto
+from numpyro_infograd._optimize.remaining import flat
+from numpyro_infograd._optimize.step import Ascent
+
+Measure = Callable[[Any], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+_STEPS = 8  # of Newton's method, at most
+_MARGIN = 2.0  # distance from a bound, in standard errors of the expectation
+_NEAR = 0.25  # distance from the goal at which the steps end, in the same unit
+_RIDGE = 1e-6  # of the normal equations, relative to their trace
+
+
+@quick_jit
+def _slopes(ascent: Ascent, params: Any, rng_key: jax.Array) -> Any:
+    """Gradient of each relative excess, along what the projection allows."""
+    problem = ascent.problem
+    noise = draw_noise(problem.spec, rng_key, ascent.num_samples, ascent.points)
+
+    def excess(params: Any) -> jax.Array:
+        params = onto(ascent.move.projection, params)
+        seen = constrained(params, ascent.move.constraints)
+        means = problem.expectations(simulate(problem.forward, seen, noise))
+        return ascent.budgets.excess(means)
+
+    return jax.jacrev(excess)(params)
+
+
+def land(
+    ascent: Ascent,
+    params: Any,
+    multipliers: Any,
+    measure: Measure,
+    rng_key: jax.Array,
+) -> Any:
+    """Unconstrained parameters on the inner side of the bounds that hold them.
+
+    Args:
+        ascent: The ascent.
+        params: Unconstrained parameters near the bounds.
+        multipliers: Of the constraints, in nats for each unit of relative excess.
+        measure: Relative excess of each constraint at unconstrained parameters, with
+            its standard error and its rounding error.
+        rng_key: A JAX PRNG key.
+
+    Returns:
+        The corrected parameters; `params` if no correction meets all bounds.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    scales = jax.tree.leaves(ascent.move.scale)
+    scale = flat(list(map(np.broadcast_to, scales, map(np.shape, leaves))))
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    here = params
+    for _ in range(_STEPS):
+        mean, error, rounding = measure(here)
+        gap = mean + _MARGIN * error + rounding
+        if not np.all(np.isfinite(gap)):
+            break
+        near = _NEAR * error + rounding
+        active = (gap > near) | (np.asarray(multipliers) > PENALTY * np.abs(gap))
+        if np.all((gap <= near) & (~active | (gap >= -near))):
+            return here
+        slopes = jax.device_get(_slopes(ascent, here, rng_key))
+        normals = flat(slopes, 1)[active] * scale
+        gram = normals @ normals.T
+        gram += _RIDGE * max(np.trace(gram), 1e-30) * np.eye(len(gram))
+        step = -scale * (normals.T @ np.linalg.solve(gram, gap[active]))
+        moved = [
+            leaf + part.reshape(leaf.shape).astype(leaf.dtype)
+            for leaf, part in zip(
+                jax.tree.leaves(here), np.split(step, ends), strict=True
+            )
+        ]
+        here = onto(ascent.move.projection, jax.tree.unflatten(tree, moved))
+    return params

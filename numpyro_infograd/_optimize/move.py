@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a gradient moves parameters: coordinates, projections, optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import IdentityTransform
+
+from numpyro_infograd._arguments import explain_trace_errors
+from numpyro_infograd._program import Program
+from numpyro_infograd.errors import ArgumentError, ParameterError
+
+Projection = Callable[[Any], Any]
+
+RATE = 0.05  # peak rate of the default optimizer, as a share of the parameters' size
+
+
+class Move(NamedTuple):
+    """How a step moves the parameters along a gradient.
+
+    Attributes:
+        projection: Applied after the step, or None.
+        update: Of the optimizer, a function of gradient, state and parameters.
+        scale: Factor of each parameter's update.
+        constraints: Of the parameters; None with a projection.
+    """
+
+    projection: Program | None
+    update: Program
+    scale: Any
+    constraints: dict[str, Any] | None
+
+    @staticmethod
+    def trace(
+        params: Any,
+        optimizer: optax.GradientTransformation,
+        projection: Projection | None,
+        constraints: dict[str, Any] | None,
+        scale: Any,
+    ) -> Move:
+        """The move from unconstrained parameters; a scale of None is one everywhere."""
+        if scale is None:
+            scale = jax.tree.map(jnp.ones_like, params)
+        return Move(
+            projection and Program.trace(projection, params),
+            _trace_update(optimizer, optimizer.init(params), params),
+            scale,
+            constraints,
+        )
+
+    def __call__(
+        self, params: Any, opt_state: Any, gradient: Any, rate: jax.Array
+    ) -> tuple[Any, Any, Any]:
+        """One step that raises the objective.
+
+        Args:
+            params: Unconstrained parameters.
+            opt_state: The state of the optimizer.
+            gradient: Of the objective, in these parameters.
+            rate: Factor of all updates.
+
+        Returns:
+            Parameters, the state of the optimizer, and the part of the gradient along
+            which the projection lets the parameters move.
+        """
+        if self.projection is not None:
+            gradient = gradient_mapping(self.projection, params, gradient)
+        descent = jax.tree.map(jnp.negative, gradient)
+        updates, opt_state = self.update(descent, opt_state, params)
+        updates = jax.tree.map(lambda u, s: rate * s * u, updates, self.scale)
+        moved = onto(self.projection, optax.apply_updates(params, updates))
+        return moved, opt_state, gradient
+
+
+def all_finite(*trees: Any) -> jax.Array:
+    """Whether every floating-point number is finite."""
+    floating = [
+        x
+        for x in jax.tree.leaves(trees)
+        if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floating]))
+
+
+def constrained(unconstrained_params: Any, constraints: dict[str, Any] | None) -> Any:
+    """Parameters as the model sees them."""
+    if constraints is None:
+        return unconstrained_params
+    return {
+        n: jax.tree.map(biject_to(c), unconstrained_params[n])
+        for n, c in constraints.items()
+    }
+
+
+def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
+    """Parameters as the optimizer moves them.
+
+    Raises:
+        ArgumentError: For a constraint without a bijection from real numbers.
+    """
+    if constraints is None:
+        return params
+    found = {}
+    for name, constraint in constraints.items():
+        try:
+            transform = biject_to(constraint)
+        except NotImplementedError:
+            raise ArgumentError(
+                f"parameter {name!r} has the constraint {constraint}, but NumPyro has "
+                "no bijection from real numbers to it. Pass a projection onto it."
+            ) from None
+        found[name] = jax.tree.map(transform.inv, params[name])
+    return found
+
+
+def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
+    """Raise for a start on the boundary of its constraint: no step leaves it.
+
+    Raises:
+        ParameterError: Names the parameter and the constraint.
+    """
+    if constraints is None:
+        return
+    for name, tree in unconstrained(params, constraints).items():
+        constraint = constraints[name]
+        for start, leaf in zip(
+            jax.tree.leaves(params[name]), jax.tree.leaves(tree), strict=True
+        ):
+            start = np.asarray(start)
+            inside = bool(np.all(np.isfinite(leaf)))
+            if _elementwise(constraint):  # NumPyro clips values at the boundary
+                nudge = np.finfo(start.dtype).eps * np.abs(start) + 1e-30
+                sides = (constraint(start - nudge), constraint(start + nudge))
+                inside = inside and all(bool(np.all(side)) for side in sides)
+            if not inside:
+                raise ParameterError(
+                    f"parameter {name!r} starts on the boundary of its constraint "
+                    f"{constraint}: {np.asarray(start)}. Pass init_params inside it, "
+                    "or a projection onto the constraint."
+                )
+
+
+def check_projection(projection: Any) -> None:
+    """Raise unless `projection` is a function or None.
+
+    Raises:
+        ArgumentError: If it is something else.
+    """
+    if projection is not None and not callable(projection):
+        raise ArgumentError(
+            f"projection must be a function of the parameter dict, got {projection!r}."
+        )
+
+
+def project(projection: Projection, params: Any) -> dict[str, Any]:
+    """The projected parameters, in their own types.
+
+    Raises:
+        ArgumentError: If the projection fails on the dict of all parameters, or returns
+            something else.
+    """
+    shapes = jax.tree.map(jnp.shape, params)
+    holds = (
+        f"the dict of the parameters {', '.join(params)}. Use these names; apply a "
+        "function f of one array by lambda p: {n: f(v) for n, v in p.items()}"
+    )
+    with explain_trace_errors("projection", holds):
+        projected = jax.eval_shape(projection, params)
+    if jax.tree.map(lambda x: x.shape, projected) != shapes:
+        raise ArgumentError(
+            "projection must return a dict like the parameters, got "
+            f"{projected!r}. Return all of them, in these shapes: {shapes}."
+        )
+    kinds = {str(x.dtype) for x in jax.tree.leaves(projected)}
+    if not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
+        raise ArgumentError(
+            "projection must return floats, as the parameters are, got "
+            f"{', '.join(sorted(kinds))}. Return real numbers without rounding."
+        )
+    moved = cast(projection(params), params)
+    for name, value in moved.items():
+        if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(value)):
+            raise ArgumentError(
+                f"projection takes parameter {name!r} from {params[name]!r:.80} to "
+                f"{value!r:.80}, which is not finite. Guard its divisions and roots."
+            )
+    return moved
+
+
+def check_enforces(
+    projection: Projection, params: Any, constraints: dict[str, Any]
+) -> None:
+    """Raise for a projection that leaves a NumPyro constraint, as probes show.
+
+    A projection takes the place of the constraints, so it must enforce them. It may
+    reach their boundaries, such as a power of zero.
+
+    Raises:
+        ArgumentError: Names the parameter and the constraint.
+    """
+    noise = optax.tree.random_like(jax.random.key(0), params, jax.random.normal)
+    for reach in (1.0, -1.0, 30.0, -30.0):
+
+        def away(x: jax.Array, direction: jax.Array, reach: float = reach) -> jax.Array:
+            return x + reach * jnp.max(jnp.abs(x), initial=0.1) * direction
+
+        probe = jax.tree.map(away, params, noise)
+        moved = onto(projection, probe)
+        for name, constraint in constraints.items():
+            for leaf in jax.tree.leaves(moved[name]):
+                if np.all(np.isfinite(leaf)) and not _in_closure(constraint, leaf):
+                    raise ArgumentError(
+                        f"projection takes parameter {name!r} to {leaf!r:.80}, which "
+                        f"is outside its constraint {constraint}. A projection "
+                        "replaces the constraints, so make it enforce them too, or "
+                        "remove constraint= from numpyro.param."
+                    )
+
+
+def _in_closure(constraint: Any, value: jax.Array) -> bool:
+    """Whether a value meets a constraint, up to rounding and its boundary.
+
+    A value slightly nearer to an interior point then survives the way to real numbers
+    and back.
+    """
+    try:
+        transform = biject_to(constraint)
+    except NotImplementedError:
+        return bool(np.all(constraint(np.asarray(value))))
+    interior = transform(jnp.zeros(transform.inverse_shape(value.shape), value.dtype))
+    near = value + 1e-3 * (interior - value)
+    size = float(jnp.max(jnp.abs(near), initial=0.0))
+    return np.allclose(transform(transform.inv(near)), near, rtol=0, atol=5e-3 * size)
+
+
+def _elementwise(constraint: Any) -> bool:
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return constraint.event_dim == 0
+
+
+def is_mapped(name: str, constraints: dict[str, Any] | None) -> bool:
+    """Whether a parameter is optimised through a bijection."""
+    return constraints is not None and not isinstance(
+        biject_to(constraints[name]), IdentityTransform
+    )
+
+
+def scales(unconstrained_params: Any, constraints: dict[str, Any] | None) -> Any:
+    """Peak rate of the default optimizer for each leaf: a share of the leaf's size.
+
+    The size is at least one for coordinates of a bijection, and at least 0.3 of the
+    typical size of all leaves for others.
+    """
+    leaves = jax.tree.leaves(unconstrained_params)
+    total = sum(float(np.sum(np.square(x))) for x in leaves)
+    typical = math.sqrt(total / max(sum(x.size for x in leaves), 1)) or 1.0 / 0.3
+
+    def one(leaf: jax.Array, floor: float) -> jax.Array:
+        size = math.sqrt(np.mean(np.square(leaf))) if leaf.size else 0.0
+        return jnp.asarray(RATE * max(size, floor), leaf.dtype)
+
+    rates = {}
+    for name, tree in unconstrained_params.items():
+        lowest = 1.0 if is_mapped(name, constraints) else 0.3 * typical
+        rates[name] = jax.tree.map(lambda x, f=lowest: one(x, f), tree)
+    return rates
+
+
+def gradient_mapping(projection: Projection, params: Any, gradient: Any) -> Any:
+    """The part of the gradient along which the projection lets the parameters move.
+
+    It is (P(x + t g) - x) / t for a small t, which is zero exactly where no allowed
+    move gains to first order. Without it, an optimizer that scales single components,
+    such as Adam, would stop where the scaled gradient is normal to the constraint, not
+    where the gradient is.
+    """
+    size = optax.tree.norm(params)
+    reach = RATE * jnp.where(size > 0, size, 1.0)
+    t = reach / jnp.maximum(optax.tree.norm(gradient), 1e-20)
+    target = projection(jax.tree.map(lambda x, g: x + t * g, params, gradient))
+    return jax.tree.map(lambda new, old: (new - old) / t, cast(target, params), params)
+
+
+def cast(tree: Any, like: Any) -> Any:
+    """The tree in the types of another."""
+    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), tree, like)
+
+
+def onto(projection: Projection | None, params: Any) -> Any:
+    """The projected parameters, in their own types; unchanged without projection."""
+    return params if projection is None else cast(projection(params), params)
+
+
+# -- optimizers ------------------------------------------------------------
+
+
+@functools.cache
+def _default_optimizer() -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.95), optax.scale(-1.0))
+
+
+def as_optax(optimizer: Any) -> optax.GradientTransformation:
+    """The user's optimizer as an optax transformation.
+
+    Raises:
+        ArgumentError: If it is neither an optax nor a numpyro optimizer.
+    """
+    if optimizer is None:
+        return _default_optimizer()
+    made = hasattr(optimizer, "init") and not isinstance(optimizer, type)
+    if made and hasattr(optimizer, "get_params"):
+        return _from_numpyro(optimizer)
+    if made and hasattr(optimizer, "update"):
+        return optimizer
+    raise ArgumentError(
+        "optimizer must be an optax GradientTransformation or a numpyro optimizer, "
+        f"got {optimizer!r}. Call its constructor, such as optax.adam(0.1)."
+    )
+
+
+def _trace_update(
+    optimizer: optax.GradientTransformation, opt_state: Any, params: Any
+) -> Program:
+    """The update of an optimizer as a program of gradient, state and parameters.
+
+    Raises:
+        ArgumentError: If it needs more, such as the objective for a line search.
+    """
+    try:
+        return Program.trace(optimizer.update, params, opt_state, params)
+    except TypeError as error:
+        raise ArgumentError(
+            "optimizer's update must take only a gradient, a state and parameters: an "
+            "ascent has no value of the objective for a line search (optax.lbfgs) or "
+            "for the detection of a plateau. Use another, such as optax.adam(0.1). The "
+            f"error was: {error}"
+        ) from None
+
+
+@functools.lru_cache(maxsize=32)
+def _from_numpyro(optimizer: Any) -> optax.GradientTransformation:
+    """A NumPyro optimizer (its state holds the parameters) as an optax one."""
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        before = optimizer.get_params(state)
+        state = optimizer.update(gradient, state)
+        after = optimizer.get_params(state)
+        return jax.tree.map(jnp.subtract, after, before), state
+
+    return optax.GradientTransformation(optimizer.init, update)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of an ascent, and the ascent that they make of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd import _checks
+from numpyro_infograd._estimation import fit
+from numpyro_infograd._gradient import choose
+from numpyro_infograd._noise import base_points
+from numpyro_infograd._objectives import Constraint, Objective
+from numpyro_infograd._optimize.budgets import trace_budgets, with_constraints
+from numpyro_infograd._optimize.move import (
+    RATE,
+    Move,
+    Projection,
+    check_enforces,
+    check_interior,
+    constrained,
+    project,
+    scales,
+    unconstrained,
+)
+from numpyro_infograd._optimize.step import Ascent, InfoMaxState
+from numpyro_infograd._pairs import with_pairs, without_pairs
+from numpyro_infograd._problem import (
+    Posed,
+    enter,
+    initial_states,
+    pose,
+    pose_again,
+    with_expectations,
+)
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._tracing import trace_model
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.scores import Exact
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of an ascent, after checks.
+
+    Attributes:
+        model: A NumPyro model, or the result of `structural_model`.
+        objective: The objective to maximise.
+        optimizer: An optax transformation.
+        is_default: Whether it is the default one, with rates scaled to the parameters.
+        scores: "auto" or a method.
+        num_samples: Of a step, or None.
+        projection: Of the parameters, or None.
+        subject_to: Constraints on expectations.
+        allow_jumps: As for `gradient`.
+    """
+
+    model: Callable[..., Any] | StructuralModel
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    is_default: bool
+    scores: Any
+    num_samples: int | None
+    projection: Projection | None
+    subject_to: tuple[Constraint, ...]
+    allow_jumps: bool
+
+    def pose(
+        self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
+    ) -> tuple[Posed, dict[str, Any]]:
+        """The posed problem and where the ascent starts."""
+        sm, seen, params = enter(self.model, self.objective, args, kwargs, init_params)
+        _checks.check_tunable(sm)
+        projection = self._projection(sm)
+        if projection is not None:
+            params = project(projection, params)
+            check_enforces(projection, params, sm.constraints)
+        else:
+            sm.check_constraints(params)
+            check_interior(params, sm.constraints)
+        self._check(sm, seen, params)
+        if isinstance(self.scores, str):
+            posed, _ = choose(sm, seen, params, rng_key)
+        else:
+            posed = pose(sm, seen, self.scores, params, "requested")
+        return posed, params
+
+    def pose_again(self, old: Posed, args: Any, kwargs: Any, params: Any) -> Posed:
+        """Use new model arguments; check again if they change the computation."""
+        sm = trace_model(self.model, args, kwargs)
+        same = sm.forward.code == (old.sm.clean or old.sm).forward.code
+        if same and old.objective is self.objective:
+            return pose_again(old, sm)
+        sm, seen, _ = enter(sm, self.objective, (), {}, params, self.scores)
+        self._check(sm, seen, params)
+        method = old.problem.method or Exact()
+        new = pose(sm, seen, method, params, old.reason)
+        if [t[1:] for t in new.terms] != [t[1:] for t in old.terms]:
+            raise ArgumentError(
+                "these arguments change the structure of the model, so the scores of "
+                "this state do not fit it. Call init with these arguments."
+            )
+        return new
+
+    def _check(self, sm: StructuralModel, objective: Objective, params: Any) -> None:
+        """Raise for an objective or constraint without a right gradient."""
+        seen = with_constraints(objective, self.subject_to)
+        _checks.check_finite(seen, sm, params)
+        _checks.check_gradient(seen, sm, params, self.allow_jumps)
+
+    def _projection(self, sm: StructuralModel) -> Projection | None:
+        """The projection of parameters as the model takes them."""
+        user = self.projection
+        if user is None or not sm.pairs:
+            return user
+        return lambda params: with_pairs(
+            sm.pairs,
+            {
+                name: jax.tree.map(lambda x: x + 0j, p) if name in sm.pairs else p
+                for name, p in user(without_pairs(sm.pairs, params)).items()
+            },
+        )
+
+    def constraints(self, posed: Posed) -> dict[str, Any] | None:
+        """Constraints of the parameters; None with a projection."""
+        return None if self.projection is not None else posed.sm.constraints
+
+    def start(self, posed: Posed, rng_key: jax.Array, params: Any) -> InfoMaxState:
+        """The state before the first step."""
+        key = jax.random.fold_in(rng_key, 2**31 - 1)
+        start = unconstrained(params, self.constraints(posed))
+        problem = posed.problem
+        return InfoMaxState(
+            start,
+            start,
+            self.optimizer.init(start),
+            fit(problem, initial_states(problem, key), params, key),
+            jnp.zeros(len(self.subject_to)),
+            rng_key,
+            jnp.zeros((), jnp.int32),
+        )
+
+    def make_ascent(self, posed: Posed, params: Any) -> Ascent:
+        """What all steps of an ascent from these parameters have in common."""
+        constraints, method = self.constraints(posed), posed.problem.method
+        size = self.num_samples or (4096 if method is None else method.step_samples)
+        start = unconstrained(params, constraints)
+        scale = scales(start, constraints) if self.is_default else None
+        means, budgets = trace_budgets(
+            posed.objective, self.subject_to, posed.sm, params
+        )
+        return Ascent(
+            with_expectations(posed, means),
+            budgets,
+            base_points(posed.sm.spec, size),
+            Move.trace(
+                start,
+                self.optimizer,
+                self._projection(posed.sm),
+                constraints,
+                scale,
+            ),
+            size,
+        )
+
+    def random_start(self, posed: Posed, key: jax.Array, params: Any) -> Any:
+        """A random start of the same size as `params`."""
+        constraints = self.constraints(posed)
+        given = unconstrained(params, constraints)
+        leaves, tree = jax.tree.flatten(given)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [
+            s / RATE * jax.random.normal(k, leaf.shape, leaf.dtype)
+            for leaf, s, k in zip(
+                leaves, jax.tree.leaves(scales(given, constraints)), keys, strict=True
+            )
+        ]
+        start = constrained(jax.tree.unflatten(tree, drawn), constraints)
+        projection = self._projection(posed.sm)
+        return project(projection, start) if projection else start

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The result of an ascent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+import importlib
+from typing import Any
+
+from numpyro_infograd._optimize.budgets import ConstraintReport
+from numpyro_infograd._optimize.status import Status
+from numpyro_infograd._text import html_table, with_error
+from numpyro_infograd.values import Estimate
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of an ascent.
+
+    Attributes:
+        params: The parameters at the end, in constrained space.
+        estimate: The objective there in nats, with a standard error; None if no
+            estimator applies, with the reason in `warnings`.
+        history: Arrays over steps, (num_steps,): "gradient_norm"; "gain" (first-order
+            gain in nats, including appended noise while it anneals); "finite" (whether
+            the step was finite and taken); "objective" (nats; NaN if it is not known
+            exactly); and evidence about the scores by set of sites, such as
+            "stein_residual(y)", "held_out_gain(y)" and "trained(y)" (whether the
+            networks were trained at the step). "params" is a dict of arrays (num_steps,
+            *shape); "excess", with `subject_to`, is (num_steps, num_constraints).
+        status: How the ascent ended, in words; `status.ending` is the same as an
+            `Ending`.
+        diagnostics: Score method and why it was chosen; skipped steps; restarts.
+        constraints: A report for each constraint of `subject_to`.
+        warnings: Sentences that say what is wrong: the ascent is not finished, rests at
+            a saddle or ended below its start; noise hides the gradient; steps were
+            skipped; constraints are not met; and the warnings of `estimate`.
+        histories: A `history` for each restart; `history` is that of the best.
+
+    Example:
+        >>> import numpyro, optax, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.0)
+        ...     x = numpyro.sample("x", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal((a + b) * x, 1))
+        >>> result = ig.maximize_mi(
+        ...     model, "x", "y", num_steps=100, progress_bar=False,
+        ...     projection=optax.projections.projection_l2_sphere,
+        ... )
+        >>> result.status, result.warnings
+        ('took all of num_steps=100 steps', ())
+        >>> round(result.estimate.value, 3), result.history["params"]["a"].shape
+        (0.549, (100,))
+    """
+
+    params: dict[str, Any]
+    estimate: Estimate | None
+    history: dict[str, Any]
+    status: Status
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    constraints: tuple[ConstraintReport, ...] = ()
+    warnings: tuple[str, ...] = ()
+    histories: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Parameters as text."""
+        return [(name, with_error(value)) for name, value in self.params.items()]
+
+    def _notes(self) -> list[str]:
+        """Objective, constraints, scores and status as text."""
+        scores, value = self.diagnostics.get("method", "?"), self.estimate
+        shown = value and replace(value, warnings=())  # they are below
+        return [
+            f"objective: {shown}",
+            *map(repr, self.constraints),
+            f"scores: {scores} ({self.diagnostics.get('reason', '')})",
+            self.status,
+            *(f"warning: {w}" for w in self.warnings if w != self.status),
+        ]
+
+    def __repr__(self) -> str:
+        rows = [f"{name} = {text}" for name, text in self._rows()]
+        return "\n  ".join([f"{type(self).__name__}:", *rows, *self._notes()])
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, self._rows(), self._notes())
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the ascent with all its restarts: see `plots.plot_ascent`.
+
+        Args:
+            axes: Two matplotlib axes, or one for only the objective; None makes a
+                figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ArgumentError: For a result without steps.
+            ImportError: If the `plots` extra is not installed.
+        """
+        plots = importlib.import_module("numpyro_infograd.plots")
+        return plots.plot_ascent(self, axes)
+
+    def to_inference_data(self) -> Any:
+        """The history as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
+
+        The group `posterior` holds the parameters over the steps, with one chain for
+        each restart, and `sample_stats` the rest of the history. These are not draws of
+        a posterior, but ArviZ makes trace plots and tables from these groups.
+
+        Raises:
+            ArgumentError: For a result without steps.
+        """
+        room = "numpyro_infograd.diagnostics.inference_data"
+        return importlib.import_module(room).to_inference_data(self)

@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host loop of an ascent: chunks, progress, interruption, when to stop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from numpyro_infograd._checkpoint import unpack
+from numpyro_infograd._gradient import pose_beyond_mixtures, why_not_mixture
+from numpyro_infograd._optimize.annealing import (
+    Annealing,
+    cooled,
+    initial_variances,
+)
+from numpyro_infograd._optimize.budgets import FARTHEST, is_settled
+from numpyro_infograd._optimize.log import Log, Snapshot, identify, take_apart
+from numpyro_infograd._optimize.move import constrained, scales
+from numpyro_infograd._optimize.plan import Plan
+from numpyro_infograd._optimize.polish import FLAT, Peak, climb, nudged
+from numpyro_infograd._optimize.remaining import Outlook, Steepness, flat, outlook
+from numpyro_infograd._optimize.status import Ending, Status
+from numpyro_infograd._optimize.step import StepInfo, ascend_many
+from numpyro_infograd._problem import Posed
+from numpyro_infograd.scores import Mixture
+
+CHUNK = 20  # steps of one compiled scan; the progress bar moves between them
+CYCLE = 200  # steps of one cosine decay if num_steps is None
+MAX_CYCLES = 5
+NEGLIGIBLE = 2e-4  # expected gain of more steps, relative to its unit, to stop
+FIRST = 8  # steps whose gradients are compared with their noise
+
+
+class Run:
+    """The host loop of an ascent: chunks, progress, interruption, when to stop."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        posed: Posed,
+        rng_key: jax.Array,
+        starts: list[Any],
+        num_steps: int | None,
+        annealing: Annealing = None,
+        checkpoint: Any = None,
+    ) -> None:
+        self.plan, self.rng_key, self.starts = plan, rng_key, starts
+        self.num_steps = num_steps
+        self.posed = self.clean = posed  # with and without the noise of annealing
+        self.heat = initial_variances(posed, starts[0], annealing)
+        self.chunks: list[StepInfo] = []
+        self.status = Status("", Ending.ALL_STEPS)
+        self.reason = ""  # why the mixture was replaced
+        self.middle: Any = None  # parameters and gradient in the middle of a cycle
+        self.outlooks: list[Outlook] = []  # of each restart, at the end
+        self.is_clear_first: list[bool] = []  # gradients of the first steps
+        self.cycle, self.steps = 0, 0  # finished cycles, steps of the present one
+        self._begin(starts)
+        self.log: Log | None = None
+        if checkpoint is not None:
+            settings = {
+                "num_steps": num_steps,
+                "num_samples": self.ascent.num_samples,
+                "num_restarts": len(starts),
+                "annealing": annealing,
+            }
+            self.log = Log(
+                checkpoint,
+                identify(posed, self.ascent, self.states, starts, rng_key, settings),
+            )
+
+    def _begin(self, starts: list[Any]) -> None:
+        """Fit scores at the starts, which are where each restart is."""
+        states = [
+            self.plan.start(self.posed, jax.random.fold_in(self.rng_key, i), params)
+            for i, params in enumerate(starts)
+        ]
+        self.states = jax.tree.map(lambda *x: jnp.stack(x), *states)
+        self.ascent = self.plan.make_ascent(self.posed, self.starts[0])
+
+    def run(self, progress_bar: bool) -> None:
+        """Run from the start, or from a checkpoint, to the end."""
+        total = self.num_steps or CYCLE
+        try:
+            if not self._resume():
+                self._ascend(total, progress_bar)
+                if self.log is not None:
+                    self.log.note(self.snapshot(done=True))
+        except KeyboardInterrupt:
+            self.status = Status("interrupted by the user", Ending.INTERRUPTED)
+            if self.log is not None:
+                self.log.flush()
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    # -- checkpoints ------------------------------------------------------------------
+
+    def snapshot(self, done: bool = False) -> Snapshot:
+        """The present state of the run, from which it can continue."""
+        trees = {
+            "states": self.states,
+            "scale": self.ascent.move.scale,
+            "middle": self.middle,
+            "last": [chunk.gradient for chunk in self.chunks[-2:]],
+        }
+        facts = {
+            "cycle": self.cycle,
+            "steps": self.steps,
+            "status": [self.status, self.status.ending.value],
+            "reason": self.reason,
+            "noisy": self.posed is not self.clean,
+            "outlooks": self.outlooks,
+            "is_clear_first": self.is_clear_first,
+            "done": done,
+        }
+        return Snapshot(list(self.chunks), trees, facts)
+
+    def _resume(self) -> bool:
+        """Load a snapshot if one was saved; return whether the run had ended."""
+        found = self.log.load() if self.log is not None else None
+        if found is None:
+            return False
+        arrays, facts = found
+        if facts["reason"]:
+            self._leave_mixture(facts["reason"])
+        if facts["noisy"]:
+            self._change(cooled(self.clean, self.heat, 0.0, self._params()[0]))
+        self.states = unpack(arrays["states"], self.states)
+        like = self.states.unconstrained_params
+        scale = unpack(arrays["scale"], self.ascent.move.scale)
+        self.ascent = self.ascent.rescaled(scale)
+        if "middle" in arrays:
+            self.middle = unpack(arrays["middle"], (like, like))
+        self.outlooks = [Outlook(*each) for each in facts["outlooks"]]
+        self.is_clear_first = facts["is_clear_first"]
+        self.cycle, self.steps = facts["cycle"], facts["steps"]
+        message, ending = facts["status"]
+        self.status = Status(message, Ending(ending))
+        self.chunks = take_apart(arrays, facts, self.starts, like)
+        return bool(facts["done"])
+
+    # -- steps ------------------------------------------------------------------------
+
+    def _ascend(self, total: int, progress_bar: bool) -> None:
+        """Run from the present state to the end."""
+        done = sum(c.finite.shape[1] for c in self.chunks)
+        bar = tqdm(
+            total=self.cycle * CYCLE + total,
+            initial=done,
+            disable=not progress_bar,
+            desc="ascent",
+        )
+        with bar:
+            while not self._cycle(total, bar):
+                self._rescale()
+                self.cycle, self.steps = self.cycle + 1, 0
+                bar.total += CYCLE
+                bar.refresh()
+
+    def _cycle(self, total: int, bar: Any) -> bool:
+        """Run the rest of a cycle; return whether the run has ended."""
+        # Noise falls from chunk to chunk, at least five times before it is removed.
+        chunk = min(CHUNK, max(total // 10, 1)) if self.heat else CHUNK
+        middle = -(-total // (2 * chunk)) * chunk
+        for start in range(self.steps, total, chunk):
+            if self.heat and not self.cycle:
+                self._cool(2 * start / total)
+            before = self.states
+            here = before.unconstrained_params
+            steps = np.arange(start, min(start + chunk, total))
+            decay = _decay(steps, total)
+            rates = jnp.asarray(decay if self.plan.is_default else np.ones(len(steps)))
+            rates = rates.astype(jnp.zeros(()).dtype)
+            self.states, infos = ascend_many(self.ascent, self.states, rates)
+            infos = jax.device_get(infos)
+            if self.posed is not self.clean:  # objective with appended noise
+                infos = infos._replace(objective=np.full_like(infos.objective, np.nan))
+            self.chunks.append(infos)
+            if start == middle:
+                few = slice(
+                    max(total // 10, 1) if self.ascent.problem.is_sampled else 1
+                )
+                seen = [x[:, few].mean(axis=1) for x in jax.tree.leaves(infos.gradient)]
+                self.middle = here, jax.tree.unflatten(jax.tree.structure(here), seen)
+            if len(self.chunks) == 1 and self.ascent.problem.is_sampled:
+                self.is_clear_first = self._are_clear(infos)
+                if not all(self.is_clear_first):
+                    # Steps across an optimum look like noise: look without a move.
+                    _, still = ascend_many(self.ascent, before, jnp.zeros_like(rates))
+                    self.is_clear_first = self._are_clear(jax.device_get(still))
+            if len(self.chunks) > 2:  # only the last two gradients are used
+                self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
+            bar.update(len(steps))
+            norm = float(np.min(infos.gradient_norm[:, -1]))
+            bar.set_postfix_str(f"gradient norm {norm:.3g}")
+            self._watch(infos)
+            self.steps = start + len(steps)
+            if self._has_left(infos):
+                return True
+            if self.log is not None:
+                self.log.note(self.snapshot())
+        done = sum(c.finite.shape[1] for c in self.chunks)
+        self.outlooks = self._look_ahead(total)
+        if self.num_steps:
+            self.status = Status(
+                f"took all of num_steps={total} steps", Ending.ALL_STEPS
+            )
+            return True
+        if self._is_stationary() and self._polish():
+            self.status = Status(f"converged after {done} steps", Ending.CONVERGED)
+            return True
+        if self.cycle + 1 < MAX_CYCLES:
+            return False
+        text = f"stopped after {done} steps while the gradient still promised a rise"
+        self.status = Status(text, Ending.UNFINISHED)
+        return True
+
+    def _watch(self, infos: StepInfo) -> None:
+        """Under "auto", replace a mixture whose scores have become poor."""
+        automatic = isinstance(self.plan.scores, str)
+        mixture = isinstance(self.clean.problem.method, Mixture)
+        if not automatic or not mixture or self.posed is not self.clean:
+            return
+        if why := why_not_mixture(infos.evidence):
+            self._leave_mixture(why)
+
+    def _leave_mixture(self, reason: str) -> None:
+        """Continue with chains, or with networks if chains cannot sample the noise."""
+        old, params = self.clean, self._params()[0]
+        self.reason = reason
+        self.clean = pose_beyond_mixtures(old.sm, old.objective, params, reason)
+        self._change(self.clean)
+
+    def _has_left(self, infos: StepInfo) -> bool:
+        """Whether the parameters left the range of pretrained scores."""
+        said = [v for name, v in infos.evidence.items() if name.startswith("outside")]
+        if not any(np.any(v > 0) for v in said):
+            return False
+        self.status = Status(
+            "stopped where the parameters left the range that the scores were trained "
+            "for: call pretrain_scores with a wider range",
+            Ending.OUT_OF_RANGE,
+        )
+        return True
+
+    def _cool(self, share: float) -> None:
+        """Noise annealing: change to the problem after this share of the cooling."""
+        if share >= 1.0:
+            if self.posed is not self.clean:
+                self._change(self.clean)
+            return
+        noisy = cooled(self.clean, self.heat, share, self._params()[0])
+        if self.posed is self.clean:
+            self._change(noisy)
+        else:  # the same computation with other numbers
+            self.posed, scale = noisy, self.ascent.move.scale
+            ascent = self.plan.make_ascent(noisy, self.starts[0])
+            self.ascent = ascent.rescaled(scale)
+
+    def _change(self, posed: Posed) -> None:
+        """Continue from here with scores for another problem."""
+        params, old, scale = self._params(), self.states, self.ascent.move.scale
+        self.posed = posed
+        self._begin(params)
+        self.states = self.states._replace(
+            opt_state=old.opt_state,
+            multipliers=old.multipliers,
+            rng_key=old.rng_key,
+            step=old.step,
+        )
+        self.ascent = self.ascent.rescaled(scale)
+
+    def _params(self) -> list[Any]:
+        """The present parameters of each restart."""
+        return [
+            constrained(f, self.plan.constraints(self.posed))
+            for f in self._each_unconstrained()
+        ]
+
+    def _each_unconstrained(self) -> list[Any]:
+        count = self.states.step.shape[0]
+        return [
+            jax.tree.map(lambda x, i=i: x[i], self.states.unconstrained_params)
+            for i in range(count)
+        ]
+
+    # -- when to stop -----------------------------------------------------------------
+
+    def _rescale(self) -> None:
+        """At the start of a cycle, scale the rates to the present parameters."""
+        if not self.plan.is_default:
+            return
+        scale = scales(
+            self.states.unconstrained_params, self.plan.constraints(self.posed)
+        )
+        self.ascent = self.ascent.rescaled(scale)
+        if self._came_from_far():
+            fresh = jax.vmap(self.plan.optimizer.init)(self.states.unconstrained_params)
+            self.states = self.states._replace(opt_state=fresh)
+
+    def _came_from_far(self) -> bool:
+        """Whether the ascent was far outside a constraint in the last cycle.
+
+        The gradients there are large, so Adam's steps stay small for long afterwards.
+        """
+        cycle = self.chunks[-(CYCLE // CHUNK) :]
+        return any(np.any(chunk.excess > FARTHEST) for chunk in cycle)
+
+    def _is_stationary(self) -> bool:
+        """Whether no restart would gain by more steps, or by a one percent move."""
+        return not self._came_from_far() and all(
+            max(self._nudge(i), ahead.gain if ahead.is_rising else 0.0)
+            <= NEGLIGIBLE * self._size(i)
+            and is_settled(
+                np.mean(self.chunks[-1].excess[i], axis=0), self.states.multipliers[i]
+            )
+            for i, ahead in enumerate(self.outlooks)
+        )
+
+    def _look_ahead(self, total: int) -> list[Outlook]:
+        """The outlook of each restart after a cycle; empty for less than two chunks."""
+        if self.middle is None or len(self.chunks) < 2:
+            return []
+        decay = _decay(np.arange(total), total)
+        rates = decay if self.plan.is_default else np.ones(total)
+        ratio = float(np.sum(rates) / np.sum(rates[total // 2 :]))
+        # A gradient without noise needs no mean.
+        steps = max(total // 5, 2) if self.ascent.problem.is_sampled else 1
+        found = []
+        for i in range(len(self.starts)):
+            there, before = (flat(each, 1)[i] for each in self.middle)
+            last = [flat(c.gradient, 2)[i] for c in self.chunks[-2:]]
+            gradients = np.concatenate(last)[-steps:]
+            moved = flat(self.states.unconstrained_params, 1)[i] - there
+            scale = self._flat_scale()
+            found.append(outlook(gradients, before, moved, scale, ratio))
+        return found
+
+    def _are_clear(self, infos: StepInfo) -> list[bool]:
+        """Whether the first gradients of each restart can be told from their noise."""
+        gradients = flat(infos.gradient, 2)[:, :FIRST] * self._flat_scale()
+        few = gradients.shape[1] < FIRST
+        return [few or Steepness.of(each).is_clear for each in gradients]
+
+    def _flat_scale(self) -> np.ndarray:
+        """The peak rate of each number."""
+        scale, start = self.ascent.move.scale, self._each_unconstrained()[0]
+        return flat(
+            jax.tree.map(lambda s, x: np.broadcast_to(s, x.shape), scale, start)
+        )
+
+    def _polish(self) -> bool:
+        """Climb to the maximum, if the objective is known exactly.
+
+        Returns:
+            Whether nothing is left to gain.
+        """
+        if not self._is_exact() or not self.plan.is_default:
+            return True
+        exact, move = self.clean.problem.exact, self.ascent.move
+        ends = []
+        for index, here in enumerate(self._each_unconstrained()):
+            peak = climb(exact, move, here)
+            beside = climb(exact, move, self._beside(peak.params, index))
+            if _is_higher(beside, peak):
+                peak = beside  # the other was a saddle, or almost flat
+            ends.append(peak)
+        found = jax.tree.map(lambda *x: jnp.stack(x), *(end.params for end in ends))
+        self.states = self.states._replace(
+            previous=self.states.unconstrained_params, unconstrained_params=found
+        )
+        self.outlooks = [Outlook(float(end.remaining), 0.0, True) for end in ends]
+        return all(end.remaining <= NEGLIGIBLE * abs(end.value) for end in ends)
+
+    def is_below_others(self, index: int) -> bool | None:
+        """Whether a random small move leads higher; None if there is no exact value."""
+        if not self._is_exact():
+            return None
+        exact, move = self.clean.problem.exact, self.ascent.move
+        here = self._each_unconstrained()[index]
+        beside = climb(exact, move, self._beside(here, index))
+        return _is_higher(beside, climb(exact, move, here))
+
+    def _beside(self, params: Any, index: int) -> Any:
+        key = jax.random.fold_in(self.rng_key, index)
+        return nudged(self.ascent.move, params, key)
+
+    def _is_exact(self) -> bool:
+        """Whether the objective is known in closed form."""
+        problem = self.ascent.problem  # with the expectations of constraints
+        return problem.exact is not None and not problem.is_sampled
+
+    def _nudge(self, index: int) -> float:
+        """Expected gain in nats of a move by one percent of the parameters' size.
+
+        The squared norm of the gradient is estimated by the product of its means over
+        the last two chunks of a cycle. There the parameters hardly move and the noise
+        is independent, so noise adds nothing on average.
+        """
+        before, last = (jax.tree.leaves(chunk.gradient) for chunk in self.chunks[-2:])
+        product = sum(
+            float(np.vdot(np.mean(a[index], axis=0), np.mean(b[index], axis=0)))
+            for a, b in zip(before, last, strict=True)
+        )
+        size = float(optax.tree.norm(self._each_unconstrained()[index])) or 1.0
+        return 0.01 * size * math.sqrt(max(product, 0.0))
+
+    def _size(self, index: int) -> float:
+        """Unit of a gain: one nat, or the whole gain of the run if that is more.
+
+        With constraints it is one nat, because the gain may come from meeting them.
+        """
+        if self.plan.subject_to:
+            return 1.0
+        return max(1.0, float(sum(np.nansum(c.gain[index]) for c in self.chunks)))
+
+
+def _is_higher(one: Peak, other: Peak) -> bool:
+    least = FLAT * max(abs(float(other.value)), 1.0)
+    return bool(one.value > other.value + least)
+
+
+def _decay(steps: np.ndarray, total: int) -> np.ndarray:
+    """The rate at each step of a cycle, relative to the peak rate."""
+    return 0.5 * (1 + np.cos(np.pi * steps / total))

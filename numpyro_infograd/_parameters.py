@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of parameter values: names, shapes, finite numbers, constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro.distributions.constraints import Constraint, real
+
+from numpyro_infograd._arguments import as_parameter
+from numpyro_infograd.errors import ParameterError
+
+
+def constraint_of(name: str, value: Any, constraint: Any) -> Constraint | None:
+    """The constraint of a value of numpyro.param; None if it is not a parameter.
+
+    Raises:
+        ParameterError: For a constraint of another class.
+    """
+    leaves = jax.tree.leaves(value)
+    if not leaves or any(
+        not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves
+    ):
+        return None  # random_flax_module and others use this for the shapes of priors
+    constraint = constraint or real
+    if not isinstance(constraint, Constraint):
+        raise ParameterError(
+            f"parameter {name!r} has the constraint {constraint!r}, which is not one "
+            "of numpyro.distributions.constraints. Write "
+            "constraint=constraints.positive, and call those that take bounds."
+        )
+    return constraint
+
+
+def complete(
+    initial: Mapping[str, Any], params: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Add initial values of missing parameters; check names, shapes and numbers.
+
+    Raises:
+        ParameterError: For an unknown name, another shape, or a non-finite value.
+    """
+    if params is not None and not isinstance(params, Mapping):
+        raise ParameterError(
+            "params (init_params of an ascent) must be a dict from names of "
+            f"parameters to values, got {params!r:.80}. Write {{'a': 1.0}}."
+        )
+    given = dict(params or {})
+    for name in given:
+        if name not in initial:
+            known = ", ".join(initial) or "none"
+            raise ParameterError(
+                f"params has {name!r}, but the model has no such parameter "
+                f"(it has: {known}). Use the names in numpyro.param."
+            )
+    return {
+        name: _like(name, given.get(name, old), old) for name, old in initial.items()
+    }
+
+
+def check_inside(constraints: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Raise for a parameter outside its NumPyro constraint.
+
+    Raises:
+        ParameterError: Names the parameter and the constraint.
+    """
+    for name, constraint in constraints.items():
+        for leaf in jax.tree.leaves(params[name]):
+            if isinstance(leaf, jax.core.Tracer):
+                continue
+            if not np.all(np.asarray(constraint(np.asarray(leaf)))):
+                raise ParameterError(
+                    f"parameter {name!r} is outside its constraint {constraint}: "
+                    f"{np.asarray(leaf)}. Give a value inside."
+                )
+
+
+def _like(name: str, value: Any, initial: Any) -> Any:
+    """`value` as arrays with the structure, shapes and types of the initial value."""
+    expected: Any = jax.tree.structure(initial)
+    got: Any = jax.tree.structure(value)
+    if got != expected:
+        raise ParameterError(
+            f"parameter {name!r} has another structure than the model's: got "
+            f"{value!r:.80}. Give arrays of these shapes: "
+            f"{jax.tree.map(jnp.shape, initial)}."
+        )
+
+    def leaf(new: Any, old: Any) -> jax.Array:
+        array = as_parameter(name, new, old.dtype)
+        if array.shape != old.shape:
+            raise ParameterError(
+                f"parameter {name!r} has shape {old.shape} in the model, "
+                f"got {array.shape}. Give a value of this shape, or change the initial "
+                "value in numpyro.param."
+            )
+        tracer = isinstance(array, jax.core.Tracer)
+        if not tracer and not np.all(np.isfinite(np.asarray(array))):
+            raise ParameterError(
+                f"parameter {name!r} is not finite: {np.asarray(array)}. "
+                "Give finite values."
+            )
+        return array
+
+    return jax.tree.map(leaf, value, initial)

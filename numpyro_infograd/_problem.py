@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An objective on a model: which entropies need scores, and by which method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd import _checks
+from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._causality import check_order
+from numpyro_infograd._chance import Chance
+from numpyro_infograd._density import Density
+from numpyro_infograd._doors import warn
+from numpyro_infograd._edits import append_noise, as_pairs, with_real_params
+from numpyro_infograd._hidden import walkable
+from numpyro_infograd._noise import NoiseSpec
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._program import Program
+from numpyro_infograd._readouts import see_through
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import (
+    Means,
+    Term,
+    resolve,
+    resolve_reversed,
+    trace_expectations,
+    without_moving_conditions,
+)
+from numpyro_infograd._tracing import trace_model
+from numpyro_infograd._views import sites_read
+from numpyro_infograd.errors import ScoreError
+from numpyro_infograd.scores import Exact, Mixture
+from numpyro_infograd.scores.base import ScoreMethod
+from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
+
+REPLICATES = 16
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Problem:
+    """An objective on a traced model, as compiled functions take it: a pytree.
+
+    Attributes:
+        forward: The map from the parameters and noise of one sample to its values.
+        densities: Of every set of sites whose entropy needs a score.
+        coefficients: Of these entropies in the objective, (num_densities,).
+        expectations: Of the objective.
+        exact: The entropies in closed form; then `method` is None.
+        chance: The part of drawn sites, or None.
+        method: Estimates the scores; static.
+        spec: Distributions of the noise; static.
+    """
+
+    forward: Program
+    densities: tuple[Density, ...]
+    coefficients: jax.Array
+    expectations: Means
+    exact: GaussianEntropies | None
+    chance: Chance | None
+    method: ScoreMethod | None = field(metadata={"static": True})
+    spec: NoiseSpec = field(metadata={"static": True})
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a gradient needs samples."""
+        return self.method is not None or bool(self.expectations.programs)
+
+
+class Posed(NamedTuple):
+    """A problem, what it was made from, and why it uses its method."""
+
+    sm: StructuralModel
+    objective: Objective
+    terms: tuple[Term, ...]
+    reason: str
+    problem: Problem
+
+    @property
+    def method_name(self) -> str:
+        """Name of the method in results."""
+        if not self.objective.sites:
+            return "sampled"
+        return type(self.problem.method or Exact()).__name__.lower()
+
+
+def admit(
+    model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any] | None,
+) -> tuple[StructuralModel, dict[str, Any]]:
+    """Trace the model, complete the parameters, check the objective's sites.
+
+    If one of these is complex, all complex sites of the model become pairs; complex
+    parameters always do.
+
+    Warns of a mask, which has no effect on information, and of an observed site that
+    depends on other sites, because fixing its value does not condition them.
+    """
+    sm = trace_model(model, args, kwargs)
+    sm = with_real_params(sm)
+    complete = sm.complete_params(params)
+    _checks.check_objective(objective, sm)
+    sm = as_pairs(sm, objective.sites)
+    check_order(sm, objective, complete)
+    for name in objective.sites:
+        if sm.site_info[name].masked:
+            warn(
+                f"site {name!r} carries a mask (handlers.mask), which has no effect on "
+                "information. Leave masked entries out of the site.",
+            )
+    for name, site in sm.site_info.items():
+        if site.state != "observed":
+            continue
+        if site.control_flow or sm.density((name,), whole=True).hidden:
+            warn(
+                f"site {name!r} is observed: its value is fixed, but the sites that "
+                "it depends on are not conditioned on it. If the site is a part of the "
+                "system, leave out obs= (or handlers.condition).",
+            )
+    return sm, complete
+
+
+def enter(
+    model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any] | None,
+    method: Any = None,
+) -> tuple[StructuralModel, Objective, dict[str, Any]]:
+    """`admit`, then see through readouts that lose nothing (identity VI).
+
+    A score method that appends noise to readouts needs the readouts themselves.
+
+    Returns:
+        The model, the objective without these readouts, and all parameters.
+    """
+    sm, complete = admit(model, objective, args, kwargs, params)
+    if getattr(method, "noise_variance", None) is None:
+        sm, objective = see_through(sm, objective, complete)
+    return sm, objective, complete
+
+
+def pose(
+    sm: StructuralModel,
+    objective: Objective,
+    method: ScoreMethod | Exact,
+    params: Any,
+    reason: str = "",
+) -> Posed:
+    """Resolve an objective for a score method, and append the noise of the method.
+
+    Raises:
+        ScoreError: If the method cannot serve the model.
+    """
+    if isinstance(method, Exact):
+        why = why_not_exact(sm, objective.sites)
+        if why:
+            raise ScoreError(
+                f"scores='exact' needs a linear-Gaussian model, but {why}. Use "
+                "scores='auto', 'mixture' or 'denoising'."
+            )
+        return _assemble(sm, objective, resolve(objective, sm), (), None, reason)
+    if method.noise_variance is not None:
+        wanted = {s for t in moving_terms(objective, sm) for s in t.sites}
+        noisy = sorted(s for s in wanted if sm.moves(s))
+        sm = append_noise(sm, dict.fromkeys(noisy, float(method.noise_variance)))
+    terms = moving_terms(objective, sm)
+    if method.samples_only:
+        terms = without_moving_conditions(terms, sm)
+    if method.scores_inputs_given_outputs:
+        terms = resolve_reversed(objective, sm)
+    densities = _densities(sm, terms)
+    method = method.prepare(sm, params, densities)
+    _checks.check_supports(sm, densities)
+    without = {s for density in densities for s in density.without_density}
+    _checks.check_atoms(sm, sorted(without), params)
+    for density in densities:
+        method.check(density)
+    return _assemble(sm, objective, terms, densities, method, reason)
+
+
+def pose_again(posed: Posed, sm: StructuralModel) -> Posed:
+    """The same problem on the same model with other values of its arguments."""
+    if posed.sm.appended:
+        sm = append_noise(sm, posed.sm.appended)
+    method, terms = posed.problem.method, posed.terms
+    densities = () if method is None else _densities(sm, terms)
+    return _assemble(sm, posed.objective, terms, densities, method, posed.reason)
+
+
+def _assemble(
+    sm: StructuralModel,
+    objective: Objective,
+    terms: tuple[Term, ...],
+    densities: tuple[Density, ...],
+    method: ScoreMethod | None,
+    reason: str,
+) -> Posed:
+    scored = terms if densities else ()
+    problem = Problem(
+        sm.forward,
+        densities,
+        jnp.asarray([term.coefficient for term in scored]),
+        trace_expectations(objective, sm),
+        GaussianEntropies.of(objective, sm) if method is None else None,
+        None,
+        method,
+        sm.spec,
+    )
+    posed = Posed(sm, objective, terms, reason, problem)
+    return posed._replace(problem=with_expectations(posed, problem.expectations))
+
+
+def with_expectations(posed: Posed, means: Means) -> Problem:
+    """The problem with other expectations, and the part of drawn sites for these."""
+    sm, method = posed.sm, posed.problem.method
+    mixture = method if isinstance(method, Mixture) else Mixture()
+    terms = _changing_terms(posed.objective, sm)
+    read = {s for t in terms for s in t.sites + t.given}
+    read |= {*sites_read(means.programs, sm.sites)}
+    chance = Chance.of(sm, terms, read, mixture)
+    return replace(posed.problem, expectations=means, chance=chance)
+
+
+def _densities(sm: StructuralModel, terms: tuple[Term, ...]) -> tuple[Density, ...]:
+    """The density of each term, with what chains need to sample its hidden noise."""
+    return tuple(
+        replace(walkable(sm, sm.density(t.sites, t.given)), causal=t.causal)
+        for t in terms
+    )
+
+
+def is_learned(method: ScoreMethod, density: Density) -> bool:
+    """Whether the method must estimate the score of a density."""
+    return not density.is_known or method.scores_inputs_given_outputs
+
+
+def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
+    """The entropies whose values a parameter moves; the others need no score."""
+    terms = resolve(objective, sm)
+    return tuple(t for t in terms if any(map(sm.moves, t.sites + t.given)))
+
+
+def _changing_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
+    """The entropies that a parameter changes; the others have no gradient."""
+    terms = resolve(objective, sm)
+    return tuple(t for t in terms if sm.params_of(t.sites + t.given))
+
+
+def noise_warnings(sm: StructuralModel) -> tuple[str, ...]:
+    """A warning that noise was appended to the model, if it was."""
+    if not sm.appended:
+        return ()
+    shown = ", ".join(
+        f"{site!r} (variance {' to '.join(f'{v:.3g}' for v in np.unique(ends))})"
+        for site, variance in sm.appended.items()
+        for ends in [(np.min(variance), np.max(variance))]
+    )
+    return (
+        f"Gaussian noise was appended to {shown}. The result is for the sites observed "
+        "through this noise, and may differ much from that of the sites themselves. If "
+        "you know the system's own noise, add it as a sample site.",
+    )
+
+
+def check_num_samples(num_samples: int | None, method: Any) -> int:
+    """The number of samples after a check, or the method's default for None.
+
+    Raises:
+        ArgumentError: If it is not a power of two of at least 256.
+    """
+    if num_samples is None:
+        num_samples = getattr(method, "num_samples", 16384)
+    return as_power_of_two("num_samples", num_samples, 16 * REPLICATES)
+
+
+def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:
+    """A new score state for every density with hidden noise, None for the others."""
+    method = problem.method
+    return tuple(
+        method.init(density, rng_key)
+        if method is not None and is_learned(method, density)
+        else None
+        for density in problem.densities
+    )

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rate regions: rates that are achievable together (Algorithm 2 of the paper).
+
+At fixed parameters the rates r satisfy r >= 0 and sum_{i in S} r_i <= I_S for each set
+S with a bound: a polytope. By time sharing, the region is the convex hull of the
+polytopes of all parameters. Its boundary in the direction w maximises
+
+    max_r w . r  =  min_y sum_S y_S I_S   over y >= 0 with sum_{S with i} y_S >= w_i.
+
+The y_S are Lagrange multipliers of the bounds. They do not depend on the parameters if
+the bounds form a polymatroid with a facet for every set, as for a multiple-access
+channel: for w_1 >= w_2 the objective is (w_1 - w_2) I_1 + w_2 I_12. With bounds on
+single rates only, y = w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+import warnings
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import jax
+
+from numpyro_infograd._arguments import as_args, as_count, as_key
+from numpyro_infograd._doors import public
+from numpyro_infograd._objectives import Objective, names
+from numpyro_infograd._optimize import Ending, Result, Status, maximize
+from numpyro_infograd._problem import enter
+from numpyro_infograd._regions.geometry import corners_of, multipliers_of, simplex_grid
+from numpyro_infograd._regions.region import RateRegion
+from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd.errors import (
+    ArgumentError,
+    ConstraintError,
+    DegenerateError,
+    DensityError,
+    ModelError,
+)
+from numpyro_infograd.values import Estimate, value_of
+
+Bounds = dict[tuple[str, ...], Objective]
+_ROUNDS = 3  # ascents in a direction with updated multipliers, at most
+
+
+@public
+def rate_region(
+    model: Callable[..., Any] | StructuralModel,
+    bounds: Mapping[Any, Objective],
+    *,
+    num_weights: int = 21,
+    rng_key: jax.Array | None = None,
+    progress_bar: bool = True,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> RateRegion:
+    """The rates in nats that are achievable together (Algorithm 2).
+
+    Args:
+        model: A NumPyro model, or the result of `structural_model`.
+        bounds: Maps a set of rates to the information that bounds their sum. You choose
+            the names of the rates. One entry for each rate gives the paper's algorithm;
+            the true region of a multiple-access channel needs an entry for each set.
+        num_weights: Number of directions along each edge of the simplex of weights,
+            including its corners. With two rates, the number of directions.
+        rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
+        progress_bar: Whether to show a bar over the directions.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+        **settings: As for `maximize`: projection, num_steps, optimizer, scores,
+            num_samples, num_restarts, init_params, subject_to.
+
+    Returns:
+        A `RateRegion`, in nats. The ascent of each direction begins at the same start,
+        so it does not depend on the result of other directions.
+
+    Raises:
+        ArgumentError: If the bounds or the number of weights are not valid.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist, optax
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     a, b = numpyro.param("a", 1.0), numpyro.param("b", 1.0)
+        ...     x1 = numpyro.sample("x1", dist.Normal(0, 1))
+        ...     x2 = numpyro.sample("x2", dist.Normal(0, 1))
+        ...     numpyro.sample("y", dist.Normal(a * x1 + b * x2, 1))
+        >>> region = ig.rate_region(
+        ...     model,
+        ...     {
+        ...         "r1": ig.MI("x1", "y", given="x2"),
+        ...         "r2": ig.MI("x2", "y", given="x1"),
+        ...         ("r1", "r2"): ig.MI(("x1", "x2"), "y"),
+        ...     },
+        ...     num_weights=3,
+        ...     projection=lambda p: optax.projections.projection_l2_ball(p, 3.0),
+        ...     progress_bar=False,
+        ... )
+        >>> region.points.sum(axis=1).round(3)  # log(10) / 2 in all
+        array([1.151, 1.151, 1.151])
+        >>> region.contains([0.5, 0.6]), region.contains([0.6, 0.6])
+        (True, False)
+    """
+    named = _check_bounds(bounds)
+    rates = tuple(dict.fromkeys(rate for subset in named for rate in subset))
+    grid = simplex_grid(len(rates), as_count("num_weights", num_weights, 2))
+    if settings.get("checkpoint") is not None:
+        raise ArgumentError(
+            "checkpoint is for one ascent, but a region has one ascent for each "
+            "direction. Leave it out."
+        )
+    key = as_key(rng_key)
+    args, kwargs = as_args(model_args, model_kwargs)
+    arguments: Any = {"model_args": args, "model_kwargs": kwargs}
+    start = _values(named, model, settings.get("init_params"), key, args, kwargs)
+    ends = []
+    for index, weight in enumerate(tqdm(grid, disable=not progress_bar)):
+        own_key = jax.random.fold_in(key, index)
+        multipliers = multipliers_of(weight, rates, start)
+        try:
+            for _ in range(_ROUNDS):
+                result = maximize(
+                    model,
+                    sum((p * named[s] for s, p in multipliers.items()), Objective({})),
+                    rng_key=own_key,
+                    progress_bar=False,
+                    **arguments,
+                    **settings,
+                )
+                _check_end(result)
+                values = _values(named, model, result.params, own_key, args, kwargs)
+                before, multipliers = multipliers, multipliers_of(weight, rates, values)
+                if multipliers == before or result.status.ending is Ending.INTERRUPTED:
+                    break
+            else:
+                unsettled = (
+                    "has not settled: the active bounds changed in each of "
+                    f"{_ROUNDS} ascents, so its point may not be the best; the last "
+                )
+                status = Status(unsettled + result.status, Ending.UNFINISHED)
+                result = replace(result, status=status)
+        except (ConstraintError, DegenerateError, DensityError, ModelError) as error:
+            trouble = f"the direction {weight.tolist()} is left out: {error}"
+            warnings.warn(trouble, stacklevel=2)
+            continue
+        ends.append((weight, values, result))
+        if result.status.ending is Ending.INTERRUPTED:
+            break
+    if not ends:
+        raise ArgumentError(
+            f"no direction gave a point; {trouble}. If a scale falls to zero, make an "
+            "amplitude the parameter instead; or use other init_params."
+        )
+    weights, facets, results = zip(*ends, strict=True)
+    return _region(rates, np.array(weights), list(facets), list(results))
+
+
+def _check_end(result: Result) -> None:
+    """Raise if a constraint is not met at the end of an ascent.
+
+    Raises:
+        ConstraintError: Names the constraint.
+    """
+    missed = [report for report in result.constraints if not report.is_met]
+    if missed:
+        raise ConstraintError(f"a constraint is not met, {missed[0]!r}")
+
+
+def _check_bounds(bounds: Any) -> Bounds:
+    """The bounds by tuples of rates, after a check.
+
+    Raises:
+        ArgumentError: Names what is not a set of rates, or not an information.
+    """
+    if not isinstance(bounds, Mapping) or not bounds:
+        raise ArgumentError(
+            "bounds must be a dict from rates to objectives, such as {'r1': MI('x1', "
+            f"'y')}}, got {bounds!r}."
+        )
+    named: Bounds = {}
+    for subset, bound in bounds.items():
+        rates = names(subset, "bounds", "name of a rate")
+        if not rates:
+            raise ArgumentError("bounds has an empty set of rates. Name one or more.")
+        if any(set(rates) == set(other) for other in named):
+            raise ArgumentError(f"bounds names the rates {rates} twice. Leave one out.")
+        if not isinstance(bound, Objective) or not _is_information(bound):
+            raise ArgumentError(
+                f"the bound of {rates} must be built from MI, got {bound!r}. Use an "
+                "information that can be positive; it must not depend on the unit of a "
+                "site."
+            )
+        named[rates] = bound
+    return named
+
+
+def _is_information(bound: Objective) -> bool:
+    """Whether an objective is a sum of informations, not all with a minus sign.
+
+    A change of the unit of a site adds a constant to entropies. In an information these
+    constants cancel.
+    """
+    shifts = (
+        sum(c for joint, c in bound.entropies.items() if site in joint)
+        + sum(c for sets, c in bound.causal.items() if site in sets.outputs)
+        for site in bound.sites
+    )
+    positive = any(coefficient > 0 for coefficient, _ in bound.terms)
+    return bool(bound.sites) and positive and all(abs(c) < 1e-9 for c in shifts)
+
+
+def _values(
+    named: Bounds, model: Any, params: Any, rng_key: jax.Array, args: Any, kwargs: Any
+) -> dict[tuple[str, ...], Estimate]:
+    """The value of every bound at `params`, clipped at zero (eqs. 71-72).
+
+    With a projection the parameters may be on the boundary of a NumPyro constraint, so
+    constraints are not checked.
+    """
+    found = {}
+    for subset, bound in named.items():
+        sm, seen, complete = enter(model, bound, args, kwargs, params)
+        found[subset] = value_of(sm, seen, complete, rng_key)
+    return {subset: replace(e, value=max(e.value, 0.0)) for subset, e in found.items()}
+
+
+def _region(
+    rates: tuple[str, ...],
+    weights: np.ndarray,
+    facets: list[dict[tuple[str, ...], Estimate]],
+    results: list[Result],
+) -> RateRegion:
+    points, corners = [], []
+    for weight, values in zip(weights, facets, strict=True):
+        own = corners_of(rates, {subset: e.value for subset, e in values.items()})
+        # The mean of several best corners treats all rates alike.
+        gains = own @ weight
+        points.append(own[gains >= gains.max() - 1e-9].mean(axis=0))
+        corners.append(own)
+    return RateRegion(
+        rates,
+        weights,
+        np.array(points),
+        np.array([max(e.standard_error for e in v.values()) for v in facets]),
+        [result.params for result in results],
+        [result.status for result in results],
+        {s: np.array([v[s].value for v in facets]) for s in facets[0]},
+        np.unique(np.concatenate(corners), axis=0),
+        _warnings_for(weights, facets, results),
+    )
+
+
+def _warnings_for(
+    weights: np.ndarray,
+    facets: list[dict[tuple[str, ...], Estimate]],
+    results: list[Result],
+) -> tuple[str, ...]:
+    """Statuses of ascents that did not converge, and warnings of the bounds."""
+    ends = [
+        f"the direction {weight.tolist()} {result.status}"
+        for weight, result in zip(weights, results, strict=True)
+        if result.status.ending not in (Ending.CONVERGED, Ending.ALL_STEPS)
+    ]
+    values = (w for bounds in facets for e in bounds.values() for w in e.warnings)
+    return tuple(dict.fromkeys([*ends, *values]))

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Derivatives that are wrong: stopped, rounded away, or from a wrong custom rule.
+
+The pathwise derivative of every output of a view is compared with finite differences of
+its values at the same noise, along random lines through the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_infograd._arguments import explain_grad_errors
+from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._density import Values, simulate
+from numpyro_infograd._program import Program
+from numpyro_infograd._views import FAR, NUM_PROBES, View, lines_through, perturb
+from numpyro_infograd.errors import ReparametrizationError
+
+# Number of lines along which derivatives are compared with finite differences.
+_GROUPS = 8
+_TIMES = np.array([-2e-2, -5e-3, 0.0, 5e-3, 2e-2], np.float32)
+
+
+def check_slopes(view: View, params: Any) -> None:
+    """Raise if a pathwise derivative differs from finite differences.
+
+    Raises:
+        ReparametrizationError: Names the parameters and the output.
+    """
+    sm = view.sm
+    drawn = tuple(name for name in view.keyed if sm.params_of((name,)))
+    kinds = {name: sm.site_info[name].dtype for name in view.sites}
+    names = tuple(
+        name
+        for name in view.names
+        if jnp.issubdtype(kinds.get(name, jnp.result_type(float)), jnp.floating)
+        and sm.params_of((name,) if name in kinds else view.read)
+    )
+    if not names:
+        return
+    program = view.program(drawn)
+    for point in (params, perturb(sm, params, FAR)):
+        noise = view.noise(point, 2, NUM_PROBES)
+        values = simulate(sm.forward, point, noise) if drawn else {}
+        put = {name: values[name] for name in drawn}
+
+        def wrong(only: Collection[str] | None) -> Any:
+            line = lines_through(sm, point, _GROUPS, _TIMES, only)  # noqa: B023
+            speeds = {
+                name: jnp.std(value, axis=0) * (only is None or name in only)
+                for name, value in put.items()  # noqa: B023
+            }
+            with explain_grad_errors():
+                found = _wrong(program, line, noise, put, speeds, names, drawn)  # noqa: B023
+            return jax.device_get(found)
+
+        for index in [i for i, bad in enumerate(wrong(None)) if bad]:
+            name = names[index]
+            movers = (*params, *drawn)
+            found = [mover for mover in movers if wrong((mover,))[index]]
+            blamed = {
+                p for m in found for p in ([m] if m in params else sm.params_of((m,)))
+            }
+            reach = blamed or sm.params_of((name,) if name in kinds else view.read)
+            blame = ", ".join(map(repr, sorted(reach)))
+            raise ReparametrizationError(
+                f"{view.call(name)} does not move with {blame} as its derivative "
+                "says. The cause is a stop_gradient, a rounding or a custom derivative "
+                "between them. Remove it. To keep a parameter fixed, write its value "
+                "without numpyro.param, or pass allow_jumps=True."
+            )
+
+
+@quick_jit(static_argnames=("names", "drawn"))
+def _wrong(
+    program: Program,
+    lines: tuple[Any, Any],
+    noise: Values,
+    put: Values,
+    speeds: Values,
+    names: tuple[str, ...],
+    drawn: tuple[str, ...],
+) -> jax.Array:
+    """Which outputs have a derivative along the lines that differs from differences.
+
+    Each element is compared for each draw. Kinks and rounding spoil some draws; a wrong
+    rule fails in many. A draw from a key counts only if its derivative is zero, because
+    the derivative of a rejection sampler is right for the distribution, not for a draw.
+    """
+
+    def outputs(params: Any, noise: Values, put: Values) -> list[jax.Array]:
+        made = program(params, noise, put)
+        return [made[n].astype(jnp.result_type(float)) for n in names]
+
+    def draw(line: Any, tangent: Any, noise: Values, put: Values, key: Any) -> Any:
+        keys = jax.random.split(key, len(put) + 1)
+        pushes = {
+            n: speeds[n] * jax.random.normal(k, speeds[n].shape, speeds[n].dtype)
+            for (n, k) in zip(put, keys, strict=False)
+        }
+
+        def at(time: jax.Array, point: Any, tangent: Any) -> Any:
+            moved = {n: v + time * pushes[n] for n, v in put.items()}
+            return jax.jvp(
+                lambda params, put: outputs(params, noise, put),
+                (point, moved),
+                (tangent, pushes),
+            )
+
+        values, slopes = jax.vmap(at)(jnp.asarray(_TIMES), line, tangent)
+        return [_judge(*both) for both in zip(values, slopes, strict=True)]
+
+    keys = jax.random.split(jax.random.key(7), NUM_PROBES)
+    size = NUM_PROBES // _GROUPS
+    groups = jax.tree.map(
+        lambda x: x.reshape(_GROUPS, size, *x.shape[1:]), (noise, put, keys)
+    )
+    each = jax.vmap(draw, (None, None, 0, 0, 0))
+    judged = jax.lax.map(lambda x: each(*x), (*lines, *groups))
+    verdicts = []
+    for name, (moves, wrong, silent) in zip(names, judged, strict=True):
+        if name in drawn:
+            wrong &= silent
+        moves, wrong = (jnp.sum(x, axis=(0, 1)) for x in (moves, wrong))
+        verdicts.append(jnp.any((wrong >= NUM_PROBES // 8) & (wrong > moves / 4)))
+    return jnp.stack(verdicts)
+
+
+def _judge(values: jax.Array, slopes: jax.Array) -> tuple[jax.Array, ...]:
+    """For each element: whether it moves, its slope is wrong, and its slope is zero.
+
+    Args:
+        values: Values at the five times.
+        slopes: Derivatives at the five times.
+    """
+    eps = jnp.finfo(values.dtype).eps
+    rounding = 16 * eps * jnp.max(jnp.abs(values), axis=0)
+    bend = jnp.max(slopes, axis=0) - jnp.min(slopes, axis=0)
+    steps = [(values[4 - i] - values[i]) / (2 * _TIMES[4 - i]) for i in (0, 1)]
+    change = jnp.abs(steps[1] - steps[0])
+    slope = slopes[2]
+    size = jnp.maximum(jnp.abs(slope), jnp.minimum(*map(jnp.abs, steps)))
+    moves, wrong = jnp.array(True), jnp.array(True)
+    for index, step in enumerate(steps):
+        time = _TIMES[4 - index]
+        kink = jnp.abs(values[4 - index] + values[index] - 2 * values[2])
+        slack = 0.01 * size + bend + change + (kink + rounding) / time
+        moves &= size > slack
+        wrong &= jnp.abs(step - slope) > slack
+    finite = jnp.all(jnp.isfinite(values) & jnp.isfinite(slopes), axis=0)
+    silent = jnp.all(slopes == 0, axis=0)
+    return moves & finite, wrong & finite, silent

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of a model that an objective uses, and parameters at which to test it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+import functools
+from typing import Any
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+
+from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import IdentityTransform
+
+from numpyro_infograd._density import Values
+from numpyro_infograd._edits import probes
+from numpyro_infograd._noise import noise_like
+from numpyro_infograd._program import Program
+from numpyro_infograd._structure import StructuralModel
+
+NUM_PROBES = 64
+FAR = 0.3  # relative step of parameters to a different region
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of a model that an objective uses: sites and expectations.
+
+    Attributes:
+        sm: The model.
+        sites: The sites of the entropies.
+        expectations: Functions of one sample's values, by label.
+    """
+
+    sm: StructuralModel
+    sites: tuple[str, ...]
+    expectations: Mapping[str, Program]
+
+    @property
+    def whole(self) -> Program:
+        """`program` without given sites."""
+        return self.program(())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sites and the labels of expectations: the outputs of the objective."""
+        return (*self.sites, *self.expectations)
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The sites of the entropies, and the sites that an expectation reads."""
+        found = {*self.sites, *sites_read(self.expectations.values(), self.sm.sites)}
+        return tuple(s for s in self.sm.sites if s in found)
+
+    @property
+    def keyed(self) -> tuple[str, ...]:
+        """The continuous sites that are drawn from a PRNG key."""
+        return tuple(
+            name
+            for name, site in self.sm.site_info.items()
+            if site.noise is not None and site.noise.kind == "key" and not site.discrete
+        )
+
+    def program(self, given: Collection[str]) -> Program:
+        """The map from (params, noise, values of `given`) to sites and expectations.
+
+        Later sites use the given value of a site. The output is the value that the
+        model computes for it, so that a jump before the site is visible too.
+        """
+        key = tuple(given)
+        if key not in self._programs:
+            self._programs[key] = self._trace(key)
+        return self._programs[key]
+
+    @functools.cached_property
+    def _programs(self) -> dict[tuple[str, ...], Program]:
+        return {}
+
+    def _trace(self, given: tuple[str, ...]) -> Program:
+        sm = self.sm
+
+        def run(params: Any, noise: Values, put: Values) -> dict[str, Any]:
+            # Without given sites the forward map is enough.
+            made = (
+                sm.run(params, noise, put, cut=True)[0]
+                if given
+                else sm.forward(params, noise)
+            )
+            passed = {**made, **put}
+            means = {n: jnp.asarray(e(passed)) for n, e in self.expectations.items()}
+            # A bool is averaged as a number, so it jumps.
+            numbers = {n: m.astype(jnp.result_type(float)) for n, m in means.items()}
+            return made | numbers
+
+        example = {name: sm.example(name) for name in given}
+        return Program.trace(run, sm.params, noise_like(sm.spec), example)
+
+    def noise(self, params: Any, seed: int, num_samples: int) -> Values:
+        """Noise for probes at some parameters."""
+        return probes(self.sm, params, seed, num_samples)
+
+    def call(self, name: str) -> str:
+        """Name of an output in messages."""
+        return name if name in self.expectations else f"site {name!r}"
+
+
+# NumPy, because JAX would compile each operation below separately.
+
+
+@np.errstate(invalid="ignore")  # a start on a boundary raises an error later
+def perturb(sm: StructuralModel, params: Any, size: float) -> Any:
+    """Parameters after a random step of this relative size, within constraints."""
+    rng = np.random.default_rng(3)
+    moved = {}
+    for name, value in params.items():
+        transform = _from_the_line(sm, name)
+        if transform is None:  # a constraint without a bijection, such as a sphere
+            moved[name] = value
+            continue
+
+        def one(leaf: Any, transform: Any = transform) -> Any:
+            free = np.asarray(transform.inv(leaf))
+            step = size * (1.0 + np.abs(free)) * rng.normal(size=free.shape)
+            return transform((free + step).astype(free.dtype))
+
+        moved[name] = jax.tree.map(one, value)
+    return moved
+
+
+@np.errstate(invalid="ignore")
+def lines_through(
+    sm: StructuralModel,
+    params: Any,
+    count: int,
+    times: Any,
+    only: Collection[str] | None = None,
+) -> tuple[Any, Any]:
+    """Points on random lines through the parameters, and the tangents there.
+
+    A line is straight in unconstrained coordinates, and its speed is the size of each
+    number there. Both results have leading axes of lines and of times.
+    """
+    rng = np.random.default_rng(6)
+    points, tangents = {}, {}
+    for name, value in params.items():
+        transform = _from_the_line(sm, name) or IdentityTransform()
+        identity = isinstance(transform, IdentityTransform)
+        leaves, tree = jax.tree.flatten(value)
+        found = []
+        for leaf in leaves:
+            free = np.asarray(transform.inv(leaf))
+            speed = rng.normal(size=(count, 1, *free.shape))
+            speed *= only is None or name in only
+            if identity:
+                largest = np.max(np.abs(free), initial=0.0) or 1.0
+                speed *= np.where(free == 0, largest, np.abs(free))
+            clock = np.reshape(times, (1, -1, *[1] * free.ndim))
+            way, speed = np.broadcast_arrays(free + clock * speed, speed)
+            line = way.astype(free.dtype), speed.astype(free.dtype)
+            if not identity:
+                line = jax.jvp(transform, line[:1], line[1:])
+            found.append(line)
+        points[name] = jax.tree.unflatten(tree, [point for point, _ in found])
+        tangents[name] = jax.tree.unflatten(tree, [tangent for _, tangent in found])
+    return points, tangents
+
+
+def _from_the_line(sm: StructuralModel, name: str) -> Any:
+    """NumPyro's map from real numbers to a parameter's constraint, or None."""
+    try:
+        return biject_to(sm.constraints[name])
+    except NotImplementedError:
+        return None
+
+
+def sites_read(programs: Iterable[Program], sites: Iterable[str]) -> tuple[str, ...]:
+    """The sites whose values some programs of one sample's values use."""
+    found: set[str] = set()
+    for program in programs:
+        used = frozenset().union(*program.dependencies())
+        found |= {s for s in sites if used & {*program.input_indices(0, s)}}
+    return tuple(s for s in sites if s in found)
