@@ -102,7 +102,7 @@ def test_wrong_errors_have_ranks_that_are_not_uniform() -> None:
     z = rng.normal(size=200)
 
     def ranks(size: float) -> np.ndarray:
-        return np.mean(size * rng.normal(size=(1000, 1)) < z, axis=0)
+        return np.mean(size * rng.normal(size=(1000, 200)) < z, axis=0)
 
     right = ig.diagnostics.RankCheck({"a": ranks(1.0)}, {"a": z})
     assert right.pvalue["a"] > 0.01 and not right.warnings
