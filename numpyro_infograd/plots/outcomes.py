@@ -167,7 +167,9 @@ def plot_ranks(check: Any, axes: Any = None) -> np.ndarray:
         low, high = binom.ppf([0.005, 0.995], len(known), 1 / bins)
         ax.axhspan(low, high, color="0.9", label="99% if uniform")
         ax.axhline(len(known) / bins, **TRUTH)
-        ax.hist(known, bins, (0.0, 1.0), color=style.color, alpha=0.6, label="ranks")
+        counts, edges = np.histogram(known, bins, (0.0, 1.0))
+        bars = {"fill": True, "color": style.color, "alpha": 0.6, "label": "ranks"}
+        ax.stairs(counts, edges, **bars)
         ax.set(xlabel=f"rank of {name}", ylabel="simulations", xlim=(0, 1))
         ax.set_title(f"p = {pvalue:.2g}", fontsize="small")
     axes[0].legend(fontsize="small")
