@@ -231,7 +231,6 @@ def train(
     began = time.process_time()
     objective = peer.objective(task, settings)
     key = jax.random.key(seed)
-    params, networks = task.params, peer.networks(task, settings, key)
     adam, nets = optax.scale_by_adam(), optax.adam(NETWORK_RATE)
     project = task.project or (lambda p: p)
 
@@ -251,8 +250,14 @@ def train(
 
         return jax.lax.scan(step, carry, jax.random.split(key, CHUNK))[0]
 
-    carry = params, networks, adam.init(params), nets.init(networks)
-    yield 0.0, (params, networks)
+    @jax.jit
+    def begin(key: jax.Array) -> Any:
+        networks = peer.networks(task, settings, key)
+        return networks, adam.init(task.params), nets.init(networks)
+
+    networks, *states = begin(key)
+    carry = task.params, networks, *states
+    yield 0.0, carry[:2]
     count, spent, first = 0, 0.0, None
     while spent < seconds:
         count += 1

@@ -317,7 +317,7 @@ def amplifier() -> Task:
 
     # The transforms are unitary, so this is one complex channel, eight times: a radius
     # is amplified, and noise makes a Rice law of it.
-    squares = np.linspace(0, 30, 6001)[1:] * 0.64
+    squares = (np.arange(6000) + 0.5) / 200 * 0.64
     weight = np.exp(-squares / 0.64)
     weight /= weight.sum()
     sent = (squares / (1 + squares**2) ** 0.5) ** 0.5
