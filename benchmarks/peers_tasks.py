@@ -229,7 +229,7 @@ DEVIATION = 0.5  # of the noise of a detector
 BEST_PLACES = 0.0  # the best end of eight ascents of `located` by Nelder-Mead
 
 
-def located(places: np.ndarray, points: int = 401) -> float:
+def located(places: np.ndarray, points: int = 301) -> float:
     """Information of two readings at `places` about a source on the plane."""
     axis = np.linspace(-5, 5, points)
     weight = np.exp(-0.5 * axis**2)
