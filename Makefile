@@ -102,6 +102,7 @@ bench: $(STAMP)
 	$(PY) benchmarks/scores.py
 	$(PY) benchmarks/gradient_free.py
 	$(PY) benchmarks/design.py
+	$(PY) benchmarks/peers.py
 
 $(DOCS_STAMP): $(STAMP)
 	@echo "Installing what builds the documentation into $(VENV)"

@@ -26,11 +26,11 @@ def test_discrete_draws_have_the_right_gradient(name) -> None:
     """Of the contrastive peer, whose objective is nearly the information."""
     task = TASKS[name]()
     ((param, start),) = task.params.items()
-    loss = PEERS["contrastive"].objective(task, Settings(0.0, 1024, 1024))
-    keys = jax.random.split(jax.random.key(0), 64)
+    loss = PEERS["contrastive"].objective(task, Settings(0.0, 512, 1024))
+    keys = jax.random.split(jax.random.key(0), 25)
     grads = jax.jit(lambda p: jax.lax.map(lambda k: jax.grad(loss)(p, (), k), keys))
     each = np.asarray(grads(task.params)[param], float)
-    mean, error = each.mean(axis=0), each.std(axis=0, ddof=1) / 8
+    mean, error = each.mean(axis=0), each.std(axis=0, ddof=1) / 5
     truth = np.array([slope(task, param, i) for i in range(len(start))])
     # The bound is below the information by the order of one over the contrasts.
     assert np.all(np.abs(mean - truth) < 4 * error + 2e-3 * np.abs(truth).max())
