@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package beside its peers, in equal processor time; prints Markdown.
 
-    python benchmarks/peers.py                                # an hour of one core
+    python benchmarks/peers.py                                # three hours
     python benchmarks/peers.py --only relay --methods ours MINE --budgets 5
     python benchmarks/peers.py --report                       # what has been measured
 
-Every method runs on every task in a fresh process on one core. Its clock counts the
-processor seconds of that process (`time.process_time`) from the first call of the
-method on, so compiling is included, and other work on the machine is not. Imports are
-not counted. What is reached at the end of a budget is valued without the package, after
+Every method runs on every task in a fresh process. Its clock counts the processor
+seconds of that process (`time.process_time`) from the first call of the method on, so
+compiling is included, and other work on the machine is not. Imports are not counted. What is reached at the end of a budget is valued without the package, after
 the clock. Results are appended to a file, and those in the file are not run again.
 
 Each peer is tuned first: of its settings, it gets those that end best, by the truth, on
@@ -38,6 +37,7 @@ import numpyro
 METHODS = ("ours", *PEERS, "KSG")
 TUNED = ("precoder",)
 TUNING = 10.0
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # for each product of matrices
 BUDGETS = 10.0, 30.0, 100.0  # processor seconds
 FILE = Path(__file__).parent / "output" / "peers.jsonl"
 
@@ -126,7 +126,10 @@ class Runs:
             return None if more else found
         child = [sys.executable, __file__, "--child", name, method, str(setting)]
         finished = subprocess.run(
-            [*child, "--budgets", *more], capture_output=True, text=True
+            [*child, "--budgets", *more],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"XLA_FLAGS": ONE_THREAD, "OMP_NUM_THREADS": "1"},
         )
         if finished.returncode:
             raise SystemExit(f"{method} on {name}: {finished.stderr[-2000:]}")
@@ -222,8 +225,8 @@ def report(runs: Runs, options: argparse.Namespace) -> None:
             for m in methods
         }
     print(f"{datetime.date.today()}, Python {platform.python_version()}, "
-          f"jax {jax.__version__}, numpyro {numpyro.__version__}, one core of "
-          f"{os.cpu_count()}, {processor()}")  # fmt: skip
+          f"jax {jax.__version__}, numpyro {numpyro.__version__}, "
+          f"{os.cpu_count()} cores, {processor()}")  # fmt: skip
     print("\n## Settings\n")
     line("peer", "rate, batch, width or contrasts", "tried")
     line("---", "---", "---")
@@ -254,8 +257,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child is None:
-        if hasattr(os, "sched_setaffinity"):  # children are on one core as well
-            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         report(Runs(options.file, not options.report), options)
         return
     name, method, setting = options.child
