@@ -7,8 +7,9 @@
 
 Every method runs on every task in a fresh process. Its clock counts the processor
 seconds of that process (`time.process_time`) from the first call of the method on, so
-compiling is included, and other work on the machine is not. Imports are not counted. What is reached at the end of a budget is valued without the package, after
-the clock. Results are appended to a file, and those in the file are not run again.
+compiling is included, and other work on the machine is not. Imports are not counted.
+What is reached at the end of a budget is valued without the package, after the clock.
+Results are appended to a file, and those in the file are not run again.
 
 Each peer is tuned first: of its settings, it gets those that end best, by the truth, on
 the tasks of `TUNED` with `TUNING` seconds.
