@@ -102,7 +102,7 @@ bench: $(STAMP)
 	$(PY) benchmarks/scores.py
 	$(PY) benchmarks/gradient_free.py
 	$(PY) benchmarks/design.py
-	$(PY) benchmarks/peers.py
+	$(PY) benchmarks/peers.py --budgets 10 30
 
 $(DOCS_STAMP): $(STAMP)
 	@echo "Installing what builds the documentation into $(VENV)"

@@ -4,6 +4,7 @@
     python benchmarks/peers.py                                # three hours
     python benchmarks/peers.py --only relay --methods ours MINE --budgets 5
     python benchmarks/peers.py --report                       # what has been measured
+    python benchmarks/peers.py --page docs/peers.md           # and renew the page
 
 Every method runs on every task in a fresh process. Its clock counts the processor
 seconds of that process (`time.process_time`) from the first call of the method on, so
@@ -12,12 +13,14 @@ What is reached at the end of a budget is valued without the package, after the 
 Results are appended to a file, and those in the file are not run again.
 
 Each peer is tuned first: of its settings, it gets those that end best, by the truth, on
-the tasks of `TUNED` with `TUNING` seconds.
+the task `TUNED` after `TUNING` seconds.
 """
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import datetime
+import io
 import json
 import math
 import os
@@ -36,10 +39,11 @@ import jax
 import numpyro
 
 METHODS = ("ours", *PEERS, "KSG")
-TUNED = ("precoder",)
+TUNED = "precoder"
 TUNING = 10.0
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # for each product of matrices
 BUDGETS = 10.0, 30.0, 100.0  # processor seconds
+RESULTS = "<!-- What follows is printed by benchmarks/peers.py. -->\n"
 FILE = Path(__file__).parent / "output" / "peers.jsonl"
 
 
@@ -124,7 +128,7 @@ class Runs:
                 found |= row
         more = [str(b) for b in budgets if f"{b:g}" not in found]
         if not more or not self.fresh:
-            return None if more else found
+            return found or None
         child = [sys.executable, __file__, "--child", name, method, str(setting)]
         finished = subprocess.run(
             [*child, "--budgets", *more],
@@ -142,15 +146,12 @@ class Runs:
         self.rows.append(json.loads(line))
         return found | self.rows[-1]
 
-    def tuned(self, method: str) -> int:
-        """Which settings of a peer end best on the tasks of TUNED."""
-        if method not in PEERS:
-            return 0
-        missing = []
-        for setting in range(len(PEERS[method].grid)):
-            rows = [self.row(name, method, setting, [TUNING]) for name in TUNED]
-            missing.append(sum(1 - r[f"{TUNING:g}"][1] / r["truth"] for r in rows))
-        return int(np.argmin(missing))
+    def tuned(self, method: str) -> tuple[int, list[float]]:
+        """Which settings of a peer end best on TUNED, and what is missing with each."""
+        grid = PEERS[method].grid
+        rows = [self.row(TUNED, method, i, [TUNING]) for i in range(len(grid))]
+        gaps = [off(row, TUNING) for row in rows]
+        return int(np.argmin(gaps)), gaps
 
 
 # -- the tables ------------------------------------------------------------------------
@@ -162,10 +163,10 @@ def line(*cells: Any) -> None:
 
 def cell(row: Any, budget: float, wins: bool) -> str:
     """What a method reached by the end of a budget."""
-    if row is None:
-        return ""
     if row == "cannot":
         return "no"
+    if row is None or f"{budget:g}" not in row:
+        return ""  # not measured
     seen = row[f"{budget:g}"]
     if seen is None:
         return "not yet"
@@ -183,7 +184,7 @@ def cell(row: Any, budget: float, wins: bool) -> str:
 
 def off(row: Any, budget: float) -> float:
     """Distance of a row from the truth, rounded as it is printed."""
-    if not isinstance(row, dict) or row[f"{budget:g}"] is None:
+    if not isinstance(row, dict) or row.get(f"{budget:g}") is None:
         return math.inf
     gap = abs(row[f"{budget:g}"][1] - row["truth"])
     return round(gap, 3) if row["start"] is None else round(gap / row["truth"], 4)
@@ -200,7 +201,7 @@ def table(
     line("---", "---:", *("---:" for _ in start), "---:", *("---:" for _ in methods))
     for name, found in rows.items():
         known = next((r for r in found.values() if isinstance(r, dict)), None)
-        for budget in budgets:
+        for budget in budgets if known else ():
             gaps = {m: off(found.get(m), budget) for m in methods}
             least = min(gaps.values())
             cells = [
@@ -213,14 +214,16 @@ def table(
 def report(runs: Runs, options: argparse.Namespace) -> None:
     """Everything that was measured, after measuring what was not."""
     budgets, methods = options.budgets, options.methods
-    chosen = dict.fromkeys(methods, options.setting or 0)
+    peers = [method for method in methods if method in PEERS]
     if options.setting is None:
-        chosen = {method: runs.tuned(method) for method in methods}
+        settings = {method: runs.tuned(method) for method in peers}
+    else:
+        settings = {method: (options.setting, []) for method in peers}
     kinds: dict[bool, dict[str, dict[str, Any]]] = {True: {}, False: {}}
     for name in options.only:
         task = TASKS[name]()
         kinds[task.value is not None][name] = {
-            m: runs.row(name, m, chosen[m] if m in PEERS else 0, budgets)
+            m: runs.row(name, m, settings.get(m, (0, []))[0], budgets)
             if can(m, task)
             else "cannot"
             for m in methods
@@ -229,11 +232,13 @@ def report(runs: Runs, options: argparse.Namespace) -> None:
           f"jax {jax.__version__}, numpyro {numpyro.__version__}, "
           f"{os.cpu_count()} cores, {processor()}")  # fmt: skip
     print("\n## Settings\n")
-    line("peer", "rate, batch, width or contrasts", "tried")
-    line("---", "---", "---")
-    for method in set(chosen) & set(PEERS):
-        grid = ["{:g}, {}, {}".format(*each) for each in PEERS[method].grid]
-        line(method, grid[chosen[method]], "; ".join(grid))
+    line("peer", "rate, batch, width or contrasts", f"missing on {TUNED}")
+    line("---", "---", "---:")
+    for method, (chosen, gaps) in settings.items():
+        for i, each in enumerate(PEERS[method].grid):
+            text = "{:g}, {}, {}".format(*each)
+            gap = f"{gaps[i]:.2%}" if gaps and gaps[i] < math.inf else ""
+            line(method, f"**{text}**" if i == chosen else text, gap)
     title = "Ascents: share of the maximum that is missing"
     table(title, kinds[True], [m for m in methods if m != "KSG"], budgets)
     values = [m for m in methods if m not in ("contrastive", "denoising")]
@@ -255,13 +260,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--setting", type=int, help="of the peers, in place of tuning")
     parser.add_argument("--file", type=Path, default=FILE)
     parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--page", type=Path, help="write the results to this page")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.child is None:
-        report(Runs(options.file, not options.report), options)
+    if options.child is not None:
+        name, method, setting = options.child
+        print(json.dumps(measure(name, method, int(setting), options.budgets)))
         return
-    name, method, setting = options.child
-    print(json.dumps(measure(name, method, int(setting), options.budgets)))
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        report(Runs(options.file, not options.report), options)
+    print(text.getvalue())
+    if options.page:
+        kept = options.page.read_text().split(RESULTS)[0]
+        options.page.write_text(f"{kept}{RESULTS}\n{text.getvalue()}")
 
 
 if __name__ == "__main__":
