@@ -25,6 +25,7 @@ from jax.scipy.special import logsumexp
 import optax
 
 import numpyro_infograd as ig
+from numpyro_infograd.compiling import quick_jit
 import recipe
 
 CHUNK = 10  # steps between two looks at the clock
@@ -234,7 +235,7 @@ def train(
     adam, nets = optax.scale_by_adam(), optax.adam(NETWORK_RATE)
     project = task.project or (lambda p: p)
 
-    @jax.jit
+    @quick_jit
     def chunk(carry: Any, key: jax.Array, rate: Any) -> Any:
         def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
             params, networks, adam_state, nets_state = carry
@@ -250,7 +251,7 @@ def train(
 
         return jax.lax.scan(step, carry, jax.random.split(key, CHUNK))[0]
 
-    @jax.jit
+    @quick_jit
     def begin(key: jax.Array) -> Any:
         networks = peer.networks(task, settings, key)
         return networks, adam.init(task.params), nets.init(networks)

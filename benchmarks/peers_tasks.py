@@ -73,7 +73,7 @@ def relay() -> Task:
     best = truths.multipath_information(np.cos(angles), np.sin(angles)).max()
     return Task(
         run.multipath,
-        {"a": jnp.array(1.0), "b": jnp.array(0.0)},
+        {"a": jnp.ones(()), "b": jnp.zeros(())},
         normal_source(1),
         lambda p, x: (1 + p["a"] * p["b"]) * x,
         lambda p: jnp.sqrt(p["b"] ** 2 + 2),
