@@ -194,7 +194,7 @@ PEERS = {
     "contrastive": Peer(
         no_networks,
         contrastive,
-        (Settings(0.2, 256, 1024), Settings(0.05, 256, 1024), Settings(0.05, 256, 255)),
+        (Settings(0.2, 256, 1024), Settings(0.05, 256, 1024), Settings(0.2, 64, 8192)),
     ),
     "InfoNCE": Peer(
         towers, info_nce, (Settings(0.05), Settings(0.01), Settings(0.05, 1024, 256))
