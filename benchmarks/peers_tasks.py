@@ -161,7 +161,8 @@ def shaping() -> Task:
     def model() -> None:
         q = jax.nn.softmax(numpyro.param("logits", jnp.zeros(8)))
         x = numpyro.sample("x", dist.Categorical(probs=q))
-        numpyro.sample("y", dist.Normal(amplitude(q, jnp) * LEVELS[x], 1.0))
+        level = amplitude(q, jnp) * jnp.asarray(LEVELS)[x]
+        numpyro.sample("y", dist.Normal(level, 1.0))
 
     def source(p: Params, key: jax.Array, n: int) -> jax.Array:
         return jax.nn.one_hot(jax.random.categorical(key, p["logits"], shape=(n,)), 8)
