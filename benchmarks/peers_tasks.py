@@ -120,7 +120,7 @@ def precoder() -> Task:
         p = {"F": numpyro.param("F", start)}
         symbol = ComplexNormal(0.0, 1.0).expand([ANTENNAS]).to_event(1)
         x = numpyro.sample("x", symbol)
-        noise = VARIANCE * jnp.ones(ANTENNAS)
+        noise = VARIANCE**0.5 * jnp.ones(ANTENNAS)
         numpyro.sample("y", ComplexNormal(signal(p, x), noise).to_event(1))
 
     def mean(p: Params, x: jax.Array) -> jax.Array:
@@ -311,7 +311,7 @@ def amplifier() -> Task:
     def model() -> None:
         symbol = ComplexNormal(0.0, 1.0).expand([CARRIERS]).to_event(1)
         x = numpyro.sample("x", symbol)
-        noise = SPREAD**2 * jnp.ones(CARRIERS)
+        noise = SPREAD * jnp.ones(CARRIERS)
         numpyro.sample("y", ComplexNormal(amplified(x), noise).to_event(1))
 
     def mean(p: Params, x: jax.Array) -> jax.Array:
