@@ -3,12 +3,14 @@
 
 import numpy as np
 from peers import at, at_budgets
-from peers_rivals import PEERS, Settings, can, train
+from peers_rivals import PEERS, Settings, can, draw, train
 from peers_tasks import TASKS
 import pytest
 
 import jax
 import jax.numpy as jnp
+
+import numpyro_infograd as ig
 
 
 def slope(task, name: str, index: int) -> float:
@@ -48,6 +50,34 @@ def test_a_peer_takes_steps_within_its_constraint() -> None:
     assert spent > 0
     assert float(jnp.hypot(params["a"], params["b"])) == pytest.approx(1, abs=1e-5)
     assert at(task, task.params)[0] < at(task, params)[0] <= task.truth + 1e-6
+
+
+def columns(values: jax.Array, size: int) -> np.ndarray:
+    """A row of real numbers for each sample."""
+    flat = np.asarray(values).reshape(size, -1)
+    if np.iscomplexobj(flat):
+        return np.concatenate([flat.real, flat.imag], axis=1)
+    return flat.astype(float)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_peers_and_the_package_have_the_same_system(name) -> None:
+    task, size = TASKS[name](), 20_000
+    sm = ig.structural_model(task.model)
+    values = sm.sample(jax.random.key(1), size, dict(task.params))
+    one, two = (columns(values[site], size) for site in ("x", "y"))
+    if name == "shaping":
+        one = np.eye(8)[one[:, 0].astype(int)]
+    x, y, _ = draw(task, task.params, jax.random.key(2), size)
+    for power in (1, 2):
+        pairs = []
+        for each in ((one, two), (x, y)):
+            v = np.concatenate(each, axis=1).astype(float)
+            pairs.append((v[:, :, None] * v[:, None, :]).reshape(size, -1) ** power)
+        gap = pairs[0].mean(axis=0) - pairs[1].mean(axis=0)
+        error = np.sqrt(sum(p.var(axis=0) for p in pairs) / size + 1e-12)
+        assert np.max(np.abs(gap) / error) < 5.5
 
 
 @pytest.mark.slow
