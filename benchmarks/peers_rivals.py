@@ -197,15 +197,24 @@ PEERS = {
         (Settings(0.2, 256, 1024), Settings(0.05, 256, 1024), Settings(0.2, 64, 8192)),
     ),
     "InfoNCE": Peer(
-        towers, info_nce, (Settings(0.05), Settings(0.01), Settings(0.05, 1024, 256))
+        towers,
+        info_nce,
+        (Settings(0.05), Settings(0.01), Settings(0.05, 1024, 256), Settings(0.2)),
     ),
     "MINE": Peer(
-        critic, mine, (Settings(0.05), Settings(0.01), Settings(0.02, 1024, 256))
+        critic,
+        mine,
+        (Settings(0.05), Settings(0.01), Settings(0.02, 1024, 256), Settings(0.2)),
     ),
     "denoising": Peer(
         denoisers,
         denoising,
-        (Settings(0.05, 1024), Settings(0.01, 1024), Settings(0.02, 4096)),
+        (
+            Settings(0.05, 1024),
+            Settings(0.01, 1024),
+            Settings(0.02, 4096),
+            Settings(0.2, 1024),
+        ),
     ),
 }
 
