@@ -25,7 +25,7 @@ from jax.scipy.special import logsumexp
 import optax
 
 import numpyro_infograd as ig
-from numpyro_infograd.compiling import quick_jit
+from numpyro_infograd._compiling import quick_jit
 import recipe
 
 CHUNK = 10  # steps between two looks at the clock

@@ -11,7 +11,7 @@ Example:
     ...     ig.MI("x", "x")
     ... except ig.errors.ArgumentError as error:
     ...     print(error)
-    inputs and outputs share 'x'. The sets of a mutual information must be disjoint.
+    inputs and outputs share 'x'. The sets of MI must be disjoint.
 """
 
 from typing import Any

@@ -211,7 +211,8 @@ def _entropy(
     hidden = {n: noise[n] for n in density.hidden}
     given = {s: values[s] for s in density.given}
     if not density.hidden:
-        own = jax.vmap(probabilities, (None, 0))({}, given)
+        each = jax.vmap(probabilities, (None, 0))
+        own = each({}, given) if given else probabilities({}, {})[None]
         known = -jnp.mean(jnp.sum(xlogy(own, own), axis=-1))
         mass = jnp.mean(jnp.sum(own, axis=-1))
         return jnp.stack([known] * 3), jnp.zeros(()), mass

@@ -186,6 +186,12 @@ def simulation_based_calibration(
 
     Raises:
         ArgumentError: For a twin without standard errors; and as `calibrate`.
+
+    Example:
+        >>> import numpyro_infograd as ig
+        >>> ig.diagnostics.simulation_based_calibration(lambda: None, "twin")
+        Traceback (most recent call last):
+        numpyro_infograd.errors.ArgumentError: simulation_based_calibration takes ...
     """
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
