@@ -123,6 +123,7 @@ def test_saturated_amplifier(saturated: ig.Calibration) -> None:
     assert "eta = 2.0" in repr(twin)
 
 
+@pytest.mark.slow
 def test_twin_as_arviz_data(saturated: ig.Calibration) -> None:
     """Draws, history, recordings and draws of the twin, each in its group."""
     data = saturated.to_inference_data()

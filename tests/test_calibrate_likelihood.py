@@ -105,6 +105,7 @@ def check(twin, log_prob, names, tolerance=0.05):
     assert np.all(np.abs(error / wanted - 1) < 0.35), (error, wanted)
 
 
+@pytest.mark.slow
 def test_counts_with_a_hidden_rate() -> None:
     rng = np.random.default_rng(0)
     y = rng.poisson(np.exp(0.8 + 0.5 * rng.normal(size=3000)))

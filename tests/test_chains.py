@@ -582,6 +582,7 @@ def test_auto_raises_a_number_of_samples_that_chains_cannot_take() -> None:
     assert_within(found.value, found.standard_error, truth, max_standard_error=1.0)
 
 
+@pytest.mark.slow
 def test_few_levels_leave_a_gap_and_a_warning() -> None:
     method = ig.values.MCMC(max_levels=32, num_samples=2048)
     found = information(rotated(16, 0.1), method=method)

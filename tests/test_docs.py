@@ -38,8 +38,10 @@ RUN = [
 SLOW = {
     "baseband.md",
     "constraints.md",
+    "debugging.md",
     "divergence.md",
     "experimental_design.md",
+    "memory.md",
     "outage.md",
     "scores.md",
     "tutorial.md",

@@ -357,6 +357,7 @@ def test_double_precision(x64) -> None:
     check(average, {"a": 0.25, "b": 0.25}, 0.01)
 
 
+@pytest.mark.slow
 def test_single_precision_numbers_in_double_precision(x64) -> None:
     """Noise is drawn in double precision, and every program expects it so."""
     one = jnp.float32(1)

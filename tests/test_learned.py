@@ -54,6 +54,7 @@ def test_extrapolation_leaves_constants_and_removes_powers() -> None:
     assert extrapolation((0.0,)) == (1.0,)
 
 
+@pytest.mark.slow
 @rest_slow("name", METHODS)
 def test_a_black_box_by_its_samples(name) -> None:
     found = ig.gradient(links.black_box, XY, scores=METHODS[name])
@@ -426,6 +427,7 @@ def checked(model, **settings):
     return ig.diagnostics.check_scores(model, XY, verbose=False, **settings)
 
 
+@pytest.mark.slow
 def test_sound_scores_are_trusted(capsys) -> None:
     found = ig.diagnostics.check_scores(links.amplifier, XY, scores=LEARN)
     assert found.trusted, found
@@ -442,6 +444,7 @@ def test_scores_through_appended_noise_are_checked_through_it() -> None:
     assert not checked(links.link, params={"a": 2.0, "b": 1.0}, scores=through).warnings
 
 
+@pytest.mark.slow
 def test_wrong_scores_are_not() -> None:
     wrong = Analytic(links.link_scores(2.0, 1.0, 1.3))
     found = checked(links.link, params={"a": 2.0, "b": 1.0}, scores=wrong)
