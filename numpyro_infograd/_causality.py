@@ -43,11 +43,11 @@ def check_sources(sm: StructuralModel, sets: Causal) -> None:
     shared = sorted(own & source | (own | source) & sm.noise_of(given))
     if shared:
         raise DensityError(
-            f"the noise {shared[0]!r} reaches two of inputs, outputs and given of a "
-            f"directed information to {_names(outputs)} by a way other than their "
-            "values. An input may see noise of the channel through earlier outputs "
-            "alone, without appended noise. Name the sites that it sees as outputs, or "
-            "use MI."
+            f"inputs {_names(inputs)} and outputs {_names(outputs)} of a directed "
+            f"information (or its given sites) share the noise {shared[0]!r} directly. "
+            "An input may see the channel's noise through earlier outputs alone. Feed "
+            "back outputs only, name the site that the input sees as an output, or use "
+            "MI."
         )
 
 

@@ -43,6 +43,9 @@ class _Step(Messenger):
         super().__init__()
 
     def process_message(self, msg: Any) -> None:
+        if msg["type"] == "deterministic":
+            self.names.append(msg["name"])
+            msg["value"] = self.known.get(msg["name"], msg["value"])
         if msg["type"] != "sample":
             return
         name, fn = msg["name"], msg["fn"]

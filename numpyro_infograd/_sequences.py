@@ -39,6 +39,7 @@ from numpyro_infograd._sites import Site, joint_states
 _MOST_VALUES = 2048  # hidden values that are summed over, at most
 _MOST_TABLE = 1024  # joint states of neighbouring hidden values, at most
 _CHECKS = 256  # random states at which an order is checked
+_POINTS = 128  # fresh points at which an order is checked
 _PROBES = 16  # random points at which each hidden value is changed
 _NEVER = -1e30  # log of a probability of zero, with finite derivatives
 
@@ -82,6 +83,14 @@ class Cells(NamedTuple):
         """Indices of the first value of each site, then of each second value, ..."""
         columns = [np.arange(site.size) for site in self.sites]
         return np.argsort(np.concatenate(columns), kind="stable")
+
+    def numbers(self, values: Values) -> jax.Array:
+        """The index of each value's choice."""
+        found = []
+        for site in self.sites:
+            table = jnp.asarray(site.choices, site.dtype)
+            found.append(jnp.argmax(values[site.name].ravel()[:, None] == table, 1))
+        return jnp.concatenate(found)
 
     def values(self, numbers: Any) -> Values:
         """The sites' values, from the index of each value's choice."""
@@ -201,8 +210,8 @@ class Order(NamedTuple):
             return log_sum, None
 
         blocks = table.reshape(-1, count, *self.shape)
-        total = jax.nn.logsumexp(jax.lax.scan(step, start, blocks)[0])
-        return jnp.where(total > 0.1 * _NEVER, total + free, -jnp.inf)
+        total = jax.nn.logsumexp(jax.lax.scan(step, start, blocks)[0]) + free
+        return jnp.where(total > 0.1 * _NEVER, total, -jnp.inf)
 
 
 def _sum_along(
@@ -224,9 +233,9 @@ def _sum_along(
     order = None
     for probes in (_PROBES, 16 * _PROBES):
         points = _points(sm, probes)
-        reads = _reads(program, density, sm, counts, points)
+        reads = _reads(program, density, sm, cells, points)
         order = Order.of(reads, counts, cells.interleaved)
-        if order is None or _fits(order, program, density, sm, counts, points):
+        if order is None or _fits(order, program, density, sm, cells):
             break
         order = None  # some reads are rare, and no probe saw them
     if order is None:
@@ -253,7 +262,11 @@ def _points(sm: Any, count: int) -> tuple[Any, Values]:
     """
     rng = np.random.default_rng(0)
     moved = {
-        name: _moved(rng, value, sm.constraints.get(name), count)
+        name: jax.tree.map(
+            lambda x, own: jnp.asarray(x).at[::2].set(own),
+            _moved(rng, value, sm.constraints.get(name), count),
+            value,
+        )
         for name, value in sm.params.items()
     }
     return moved, probe_noise(sm.spec, 11, count)
@@ -263,14 +276,19 @@ def _reads(
     factors: Program,
     density: Density,
     sm: Any,
-    counts: np.ndarray,
+    cells: Cells,
     points: tuple[Any, Values],
 ) -> np.ndarray:
     """Whether each factor reads each hidden value, (num_factors, num_values)."""
     params, noise = points
+    counts = cells.counts
     rng = np.random.default_rng(1)
     shape = (len(jax.tree.leaves(noise)[0]), len(counts))
     start = rng.integers(counts, size=shape)
+    # Half of the states are drawn by the model: some are reached by no other way.
+    drawn = np.asarray(jax.vmap(cells.numbers)(jax.vmap(sm.forward)(params, noise)))
+    own = np.arange(len(start)) % 4 < 2
+    start = np.where(own[:, None], drawn, start)
     # Another choice of each value, if it has more than one.
     other = (start + rng.integers(1, np.maximum(counts, 2), size=shape)) % counts
     sites = density.all_sites
@@ -283,21 +301,28 @@ def _fits(
     factors: Program,
     density: Density,
     sm: Any,
-    counts: np.ndarray,
-    points: tuple[Any, Values],
+    cells: Cells,
 ) -> bool:
-    """Whether the factors at random hidden values are those of the table of an order.
+    """Whether the factors at other points are those of the table of an order.
 
     A factor that also reads a value that no probe showed to be read would differ.
     """
+    counts = cells.counts
     numbers = np.random.default_rng(2).integers(counts, size=(_CHECKS, len(counts)))
-    params, noise = jax.tree.map(lambda x: x[0], points)
-    both = jnp.concatenate([order.states, jnp.asarray(numbers)])
-    found = _at(sm.forward, factors, density.all_sites, params, noise, both)
-    table, direct = np.split(np.asarray(found), [len(order.states)])
-    rows = np.stack([order.rows(each) for each in numbers])
-    expected = table[rows, np.arange(table.shape[1])]
-    return np.allclose(direct, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+    noise = probe_noise(sm.spec, 14, _POINTS)
+    drawn = jax.vmap(sm.forward, (None, 0))(sm.params, noise)
+    own = np.asarray(jax.vmap(cells.numbers)(drawn))
+    for i in range(_POINTS):
+        at = np.concatenate([own[i : i + 1], numbers[i::_POINTS]])
+        here = jax.tree.map(lambda x, i=i: x[i], noise)
+        both = jnp.concatenate([order.states, jnp.asarray(at)])
+        found = _at(sm.forward, factors, density.all_sites, sm.params, here, both)
+        table, direct = np.split(np.asarray(found), [len(order.states)])
+        rows = np.stack([order.rows(each) for each in at])
+        expected = table[rows, np.arange(table.shape[1])]
+        if not np.allclose(direct, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+            return False
+    return True
 
 
 @quick_jit(static_argnames=("sites",))

@@ -62,7 +62,8 @@ def joint_states(
     """
     sites = [site_info[name] for name in discrete]
     counts = [(len(site.choices or ()), site.size) for site in sites]
-    total = math.prod(float(count) ** size for count, size in counts)
+    # The power is clipped: a float overflows.
+    total = math.prod(float(count) ** min(size, 64) for count, size in counts)
     if not sites or not 1 <= total <= most:
         return {}
     cells = [site.choices or () for site in sites for _ in range(site.size)]

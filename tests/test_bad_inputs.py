@@ -683,6 +683,8 @@ CASES: list[tuple] = [
         ascend(projection=lambda p: {"a": p["a"] > 0})),
     ("projection must return floats.*int32",
         ascend(projection=lambda p: {"a": p["a"].astype(int)})),
+    ("designs is an array.*no arguments. Name a parameter",
+        lambda: ig.design(affine, jnp.arange(3.0), "x", "y")),
     ("projection takes parameter 's'.*outside its constraint Positive.*enforce",
         ascend(bounded(1.0), projection=lambda p: {"s": -p["s"] ** 2})),
     ("projection takes parameter 's'.*remove constraint=",

@@ -114,6 +114,10 @@ def test_wrong_errors_have_ranks_that_are_not_uniform() -> None:
     )
     assert list(both.pvalue["a"] < 0.01) == [False, True]
     assert "3 of the fits" in both.warnings[-1]
+    few = ranks(1.0)
+    few[20:] = np.nan
+    check = ig.diagnostics.RankCheck({"a": few}, {"a": np.where(few >= 0, z, np.nan)})
+    assert "180 of 200 fits have no standard error of 'a'" in check.warnings[0]
     (first, second) = both.plot()
     assert second.get_xlabel() == "rank of a[1]" and first.get_title() != ""
 

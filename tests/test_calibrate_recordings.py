@@ -71,6 +71,15 @@ def test_a_table_of_sites() -> None:
     assert found["n"].dtype == np.int32 and found["n"].max() == 3
 
 
+def test_a_list_of_masked_rows_keeps_its_masks() -> None:
+    rows = [
+        np.ma.masked_array(row, [False, i % 2 == 0, False]) for i, row in enumerate(Z)
+    ]
+    found, (warning,) = read(z=rows)
+    np.testing.assert_array_equal(found["z"], Z[1::2])
+    assert "300 of 600" in warning
+
+
 def test_rows_with_gaps_are_left_out_of_all_sites() -> None:
     pandas = pytest.importorskip("pandas")
     y, z = Y.copy(), np.ma.masked_array(Z, False)

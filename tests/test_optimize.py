@@ -20,7 +20,7 @@ from numpyro.distributions import constraints
 
 from helpers import ascend, quiet
 import numpyro_infograd as ig
-from numpyro_infograd._optimize import Ending, Status, run
+from numpyro_infograd._optimize import Ending, Status, move, run
 from numpyro_infograd._optimize.annealing import cooled
 from numpyro_infograd._optimize.remaining import Steepness, outlook
 from numpyro_infograd.scores import Denoising, Mixture
@@ -513,3 +513,15 @@ def test_rest_is_explained() -> None:
         init_params={"a": 0.5, "b": 0.5},
     )
     assert "projection" in held.status
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_right_projections_are_accepted_in_any_unit(size) -> None:
+    def onto_psd(params):
+        values, vectors = jnp.linalg.eigh((params["c"] + params["c"].T) / 2)
+        return {"c": (vectors * jnp.maximum(values, 0.0)) @ vectors.T}
+
+    start = {"c": size * jnp.eye(4)}
+    move.check_enforces(onto_psd, start, {"c": constraints.positive_definite})
+    with pytest.raises(ig.errors.ArgumentError, match="outside its constraint"):
+        move.check_enforces(lambda p: p, start, {"c": constraints.positive_definite})

@@ -275,6 +275,102 @@ def test_outputs_that_read_all_hidden_values_are_not_summed():
     assert ig.structural_model(model).density(("y",), whole=True).hidden == ("c",)
 
 
+def series():
+    """All sixteen parts work in 44 % of cases, but at few uniform states."""
+    with numpyro.plate("parts", 16):
+        d = numpyro.sample("d", dist.Bernoulli(0.95))
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 5.0) * jnp.prod(d), 1.0))
+
+
+def far_rectifier():
+    """The output reads the hidden values only at parameters above ten."""
+    with numpyro.plate("parts", 12):
+        d = numpyro.sample("d", dist.Bernoulli(0.5))
+        mean = jax.nn.relu(numpyro.param("a", 60.0) * d - 50.0)
+        numpyro.sample("y", dist.Normal(mean, 1.0))
+
+
+def on_off_keying():
+    """A gain is read only while the sender is on, in 3 % of the uses."""
+    gains = numpyro.param("g", jnp.array([1.0, 6.0]))
+    with numpyro.plate("uses", 40):
+        x = numpyro.sample("x", dist.Bernoulli(0.03))
+        s = numpyro.sample("s", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(x * gains[s.astype(int)], 1.0))
+
+
+def halves(means, y):
+    """log density of an equal mixture of two normal distributions."""
+    logs = (dist.Normal(mean, 1.0).log_prob(y) for mean in means)
+    return jnp.logaddexp(*logs) - jnp.log(2.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "given"), [(series, ()), (far_rectifier, ()), (on_off_keying, ("x",))]
+)
+def test_rare_reads_are_summed_rightly_or_not_at_all(model, given):
+    sm = ig.structural_model(model)
+    density = sm.density(("y",), given, whole=True)
+    if model is series:
+        assert density.hidden == ("d",)
+        return
+    drawn = sm.sample(jax.random.key(0), 64)
+    inside = {s: drawn[s] for s in ("y", *given)}
+    over = jax.jit(jax.vmap(density.log_prob, (None, None, 0)))
+    assert density.hidden == ()
+    found = over(sm.params, {}, inside)
+    if model is far_rectifier:
+        truth = halves((10.0, 0.0), drawn["y"])
+    else:
+        truth = halves([drawn["x"] * gain for gain in (1.0, 6.0)], drawn["y"])
+    np.testing.assert_allclose(found, truth.sum(-1), rtol=1e-4)
+
+
+def test_a_hidden_plate_beyond_the_range_of_floats_is_summed_or_kept():
+    def model():
+        with numpyro.plate("members", 1100):
+            c = numpyro.sample("c", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(jnp.mean(c), 0.1))
+
+    assert ig.structural_model(model).density(("y",), whole=True).hidden == ("c",)
+
+
+def test_a_value_outside_of_a_support_beside_a_sum_has_density_zero():
+    def model():
+        with numpyro.plate("members", 12):
+            c = numpyro.sample("c", dist.Bernoulli(0.5))
+            numpyro.sample("y", dist.Normal(c, 1.0))
+        numpyro.sample("z", dist.Exponential(1.0))
+
+    density = ig.structural_model(model).density(("y", "z"), whole=True)
+    inside = {"y": jnp.zeros(12), "z": jnp.asarray(-1.0)}
+    assert density.log_prob({}, {}, inside) == -jnp.inf
+
+
+def computed_input():
+    """Feedback to a computed input, and hidden noise with memory."""
+
+    def use(carry, _):
+        y, z = carry
+        m = numpyro.sample("m", dist.Normal())
+        x = numpyro.deterministic("x", m - 0.6 * y)
+        z = numpyro.sample("z", dist.Normal(0.7 * z, 0.8))
+        return (numpyro.sample("y", dist.Normal(x + z, 0.3)), z), None
+
+    scan(use, (0.0, 0.0), None, length=4)
+
+
+def test_filters_hold_computed_sites_at_their_given_values():
+    objective = ig.DirectedInformation("x", "y")
+    exact = ig.estimate(computed_input, objective)
+    assert exact.method == "exact"
+    method = ig.values.Particles(num_particles=64, max_particles=256, num_samples=512)
+    found = ig.estimate(computed_input, objective, method=method)
+    assert_within(
+        found.value, found.standard_error, exact.value, max_standard_error=0.15
+    )
+
+
 def test_a_read_that_no_probe_shows_is_noticed(monkeypatch):
     """No wrong sum: chains then flip the hidden values."""
     seen = _sequences._reads

@@ -120,9 +120,9 @@ def calibrate(
         num_restarts: Number of calibrations. The first starts from `init_params`, the
             others from random values around them. The one with the smallest divergence
             from held-out recordings is returned.
-        robust: Whether recordings more than four to six standard deviations from the
-            others get weight zero, in the twin too, so that outliers do not move the
-            parameters. For "fisher" and "kl".
+        robust: Whether recordings beyond 1.5 times the radius that holds 99.5 % of a
+            normal distribution get weight zero, in the twin too, so that outliers do
+            not move the parameters. For "fisher" and "kl".
         init_params: Starting values, each in its parameter's shape; a missing one takes
             the model's value.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.

@@ -115,13 +115,13 @@ class Likelihood:
         each = jax.vmap(jax.vmap(one, over), over)(*draws)
         # In forward mode this also drops derivatives that are not finite.
         each = jnp.where(jnp.isfinite(each), each, -jnp.inf)
-        peak = jax.lax.stop_gradient(jnp.max(each))
+        peak = jax.lax.stop_gradient(jnp.max(each, axis=1))
         peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
-        weight = jnp.exp(each - peak)
+        weight = jnp.exp(each - peak[:, None])
         total = jnp.sum(weight, axis=1)
         some = total > 0
-        count = each.shape[1]
-        log_mean = jnp.log(jnp.where(some, total, 1.0) / count) + peak
+        log_mean = jnp.log(jnp.where(some, total, 1.0) / each.shape[1]) + peak
+        weight *= jnp.exp(peak - jnp.max(peak))[:, None]
         size = jnp.sum(weight) ** 2 / jnp.maximum(jnp.sum(weight**2), 1e-30)
         return jnp.where(some, log_mean, -jnp.inf), size
 

@@ -246,7 +246,7 @@ class LikelihoodFit(Fit):
                 "standard errors, but its bias may be larger. Record fewer numbers at "
                 "once, or use divergence='kl' if all sites are continuous."
             )
-        if directions.known.size:
+        if directions.known.size and not inside.missed:  # else rows come and go
             found.extend(self._compare(directions))
         return found
 

@@ -104,7 +104,10 @@ def _parts(name: str, value: Any, sm: StructuralModel, likely: bool) -> list[Any
     if name not in sm.site_info:
         known = ", ".join(sm.sites) or "none"
         what = "is a parameter" if name in sm.params else "is not a site of the model"
-        raise ArgumentError(f"observed has {name!r}, which {what}. Sites are: {known}.")
+        raise ArgumentError(
+            f"observed has {name!r}, which {what}. Sites are: {known}. Use these "
+            "names, or leave it out."
+        )
     site = sm.site_info[name]
     if site.state != "free":
         raise ArgumentError(
@@ -134,6 +137,8 @@ def _parts(name: str, value: Any, sm: StructuralModel, likely: bool) -> list[Any
 
 def _as_array(name: str, value: Any, site: Site) -> np.ndarray:
     """An array of numbers as the model computes; NaN for what is missing."""
+    if isinstance(value, (list, tuple)) and any(map(np.ma.isMaskedArray, value)):
+        value = np.ma.stack([*map(np.ma.asarray, value)])
     try:
         array = np.asarray(value)
         if array.dtype == object and hasattr(value, "to_numpy"):  # pandas, with NA

@@ -56,6 +56,11 @@ class Candidates:
                     "because a StructuralModel takes no arguments. Pass the NumPyro "
                     "model to vary its first argument."
                 )
+            if _takes_none(model):
+                raise ArgumentError(
+                    "designs is an array for the first argument of the model, but the "
+                    "model takes no arguments. Name a parameter: {'x': candidates}."
+                )
             name = next(iter(arguments), "design")
             array = _as_arrays("designs", designs)
             _count({name: array})
@@ -117,6 +122,14 @@ def _arguments(model: Any) -> tuple[str, ...]:
         return ()
     stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return tuple(p.name for p in found if p.kind not in stars)
+
+
+def _takes_none(model: Any) -> bool:
+    """Whether the signature of a model is empty."""
+    try:
+        return not inspect.signature(model).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _as_arrays(name: str, value: Any) -> Any:

@@ -218,8 +218,10 @@ def check_enforces(
         probe = jax.tree.map(away, params, noise)
         moved = onto(projection, probe)
         for name, constraint in constraints.items():
-            for leaf in jax.tree.leaves(moved[name]):
-                if np.all(np.isfinite(leaf)) and not _in_closure(constraint, leaf):
+            starts = jax.tree.leaves(params[name])
+            for leaf, start in zip(jax.tree.leaves(moved[name]), starts, strict=True):
+                finite = np.all(np.isfinite(leaf))
+                if finite and not _in_closure(constraint, leaf, start):
                     raise ArgumentError(
                         f"projection takes parameter {name!r} to {leaf!r:.80}, which "
                         f"is outside its constraint {constraint}. A projection "
@@ -228,17 +230,20 @@ def check_enforces(
                     )
 
 
-def _in_closure(constraint: Any, value: jax.Array) -> bool:
+def _in_closure(constraint: Any, value: jax.Array, start: jax.Array) -> bool:
     """Whether a value meets a constraint, up to rounding and its boundary.
 
     A value slightly nearer to an interior point then survives the way to real numbers
-    and back.
+    and back. The start is that point unless it is on the boundary.
     """
     try:
         transform = biject_to(constraint)
     except NotImplementedError:
         return bool(np.all(constraint(np.asarray(value))))
-    interior = transform(jnp.zeros(transform.inverse_shape(value.shape), value.dtype))
+    interior = start
+    if not np.all(np.isfinite(transform.inv(start))):
+        zeros = jnp.zeros(transform.inverse_shape(value.shape), value.dtype)
+        interior = transform(zeros)
     near = value + 1e-3 * (interior - value)
     size = float(jnp.max(jnp.abs(near), initial=0.0))
     return np.allclose(transform(transform.inv(near)), near, rtol=0, atol=5e-3 * size)

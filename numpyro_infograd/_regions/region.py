@@ -118,10 +118,11 @@ class RateRegion:
         if np.any(rates < 0):
             return False
         count = len(self.corners)
+        rounding = 1e-6 * max(1.0, float(np.max(self.corners)))
         solved = linprog(
             np.zeros(count),
             A_ub=-self.corners.T,
-            b_ub=slack + 1e-9 - rates,
+            b_ub=slack + rounding - rates,
             A_eq=np.ones((1, count)),
             b_eq=[1.0],
         )

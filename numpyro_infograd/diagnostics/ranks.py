@@ -63,7 +63,7 @@ class RankCheck:
     bins: int = field(init=False)
 
     def __post_init__(self) -> None:
-        number = len(next(iter(self.ranks.values())))
+        number = min(int(np.min(_finite(x))) for x in self.ranks.values())
         bins = int(np.clip(number // _IN_A_BIN, 2, _MOST_BINS))
         object.__setattr__(self, "bins", bins)
 
@@ -85,8 +85,15 @@ class RankCheck:
     def warnings(self) -> tuple[str, ...]:
         """Sentences that name the parameters whose errors are wrong."""
         found = []
+        number = sum(x.size for x in self.pvalue.values())
         for name, pvalue in self.pvalue.items():
-            if np.any(pvalue < _WRONG):
+            lost = len(self.ranks[name]) - int(np.min(_finite(self.ranks[name])))
+            if lost:
+                found.append(
+                    f"{lost} of {len(self.ranks[name])} fits have no standard error of "
+                    f"{name!r}, so they are left out."
+                )
+            if np.any(pvalue * number < _WRONG):  # of so many tests
                 found.append(
                     f"the ranks of {name!r} are not uniform (p = {np.min(pvalue):.2g}):"
                     " its standard errors or its estimates are wrong for recordings of"
@@ -228,6 +235,11 @@ def simulation_based_calibration(
         scores.append(_each(_score, truth, fit))
     both = [jax.tree.map(lambda *x: np.stack(x), *each) for each in (ranks, scores)]
     return RankCheck(both[0], both[1], unfinished)
+
+
+def _finite(ranks: np.ndarray) -> np.ndarray:
+    """How many fits have a standard error, for each number of a parameter."""
+    return np.sum(np.isfinite(ranks), axis=0)
 
 
 def _each(of: Callable[..., Any], truth: Any, fit: Calibration) -> dict[str, Any]:

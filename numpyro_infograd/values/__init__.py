@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+import math
 from typing import Any, cast
 
 import jax
@@ -316,7 +317,7 @@ def _auto(
     params: Any,
     by: Callable[[Estimator], Estimate],
 ) -> Estimate:
-    """Exact if the model allows it; else nested or chains by error; else fisher."""
+    """Exact if the model allows it; else nested, particles or mcmc; else fisher."""
     why = why_not_closed(objective, sm)
     if not why:
         found = by(Exact())
@@ -337,6 +338,8 @@ def _auto(
             nested = by(_AFFORDED)
             effective = nested.diagnostics["effective_sample_size_low"]
             reason = f"inner effective sample size {effective:.0f}"
+            if math.isinf(effective):
+                reason = "all hidden states are summed over"
             if not nested.warnings and _is_fine(nested):
                 return replace(nested, reason=f"{why}; {reason}")
         filtered = _by_filters(sm, densities, by)

@@ -26,7 +26,7 @@ from numpyro_infograd._problem import REPLICATES
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Means, at_each, resolve, trace_expectations
-from numpyro_infograd.errors import DensityError
+from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import refuse_without_density
 
@@ -64,6 +64,11 @@ class Particles:
     def __post_init__(self) -> None:
         for name in ("num_particles", "max_particles"):
             as_power_of_two(name, getattr(self, name), 2)
+        if self.max_particles < self.num_particles:
+            raise ArgumentError(
+                f"max_particles ({self.max_particles}) is below num_particles "
+                f"({self.num_particles}). Raise it, or start with fewer."
+            )
         as_power_of_two("num_samples", self.num_samples, 16 * REPLICATES)
 
     def value(
