@@ -203,7 +203,9 @@ def table(
         known = next((r for r in found.values() if isinstance(r, dict)), None)
         for budget in budgets if known else ():
             gaps = {m: off(found.get(m), budget) for m in methods}
-            least = min(gaps.values())
+            at = f"{budget:g}"
+            ran = [r for r in found.values() if isinstance(r, dict) and at in r]
+            least = min(gaps.values()) if len(ran) > 1 else -1.0  # no contest of one
             cells = [
                 cell(found.get(m), budget, gaps[m] == least < math.inf) for m in methods
             ]
