@@ -38,7 +38,7 @@ from numpyro_infograd._sites import Site, joint_states
 
 _MOST_VALUES = 2048  # hidden values that are summed over, at most
 _MOST_TABLE = 1024  # joint states of neighbouring hidden values, at most
-_CHECKS = 256  # random states at which an order is checked
+_CHECKS = 256  # random states at which an order is checked, some at each point
 _POINTS = 128  # fresh points at which an order is checked
 _PROBES = 16  # random points at which each hidden value is changed
 _NEVER = -1e30  # log of a probability of zero, with finite derivatives
@@ -312,17 +312,13 @@ def _fits(
     noise = probe_noise(sm.spec, 14, _POINTS)
     drawn = jax.vmap(sm.forward, (None, 0))(sm.params, noise)
     own = np.asarray(jax.vmap(cells.numbers)(drawn))
-    for i in range(_POINTS):
-        at = np.concatenate([own[i : i + 1], numbers[i::_POINTS]])
-        here = jax.tree.map(lambda x, i=i: x[i], noise)
-        both = jnp.concatenate([order.states, jnp.asarray(at)])
-        found = _at(sm.forward, factors, density.all_sites, sm.params, here, both)
-        table, direct = np.split(np.asarray(found), [len(order.states)])
-        rows = np.stack([order.rows(each) for each in at])
-        expected = table[rows, np.arange(table.shape[1])]
-        if not np.allclose(direct, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
-            return False
-    return True
+    at = np.concatenate([own[:, None], numbers.reshape(_POINTS, -1, len(counts))], 1)
+    rows = np.stack([[order.rows(each) for each in point] for point in at])
+    sites = density.all_sites
+    direct, table = _at(
+        sm.forward, factors, sites, sm.params, noise, at, order.states, rows
+    )
+    return np.allclose(direct, table, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 @quick_jit(static_argnames=("sites",))
@@ -333,12 +329,23 @@ def _at(
     params: Any,
     noise: Values,
     numbers: jax.Array,
-) -> jax.Array:
-    """The factors at each of many states of the hidden values."""
-    values = forward(params, noise)
-    held = {name: values[name] for name in sites}
-    run = functools.partial(factors, params, noise, held)
-    return jax.lax.map(run, numbers, batch_size=64)
+    states: jax.Array,
+    rows: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The factors at states of the hidden values, directly and from the table.
+
+    Noise, numbers and rows have a leading axis of points.
+    """
+
+    def each(point: Any) -> tuple[jax.Array, jax.Array]:
+        noise, numbers, rows = point
+        values = forward(params, noise)
+        held = {name: values[name] for name in sites}
+        run = functools.partial(factors, params, noise, held)
+        table = jax.lax.map(run, states, batch_size=64)
+        return jax.vmap(run)(numbers), jnp.take_along_axis(table, rows, axis=0)
+
+    return jax.lax.map(each, (noise, numbers, rows))
 
 
 @quick_jit(static_argnames=("sites",))
