@@ -38,6 +38,15 @@ def constraint_of(name: str, value: Any, constraint: Any) -> Constraint | None:
     return constraint
 
 
+def named_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """Arrays by name; parameters of a network are named "net.layer.kernel"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
+        for path, leaf in leaves
+    }
+
+
 def complete(
     initial: Mapping[str, Any], params: Mapping[str, Any] | None
 ) -> dict[str, Any]:

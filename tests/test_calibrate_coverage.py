@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import links
 import numpy as np
 import pytest
 
+import jax
 import jax.numpy as jnp
 
 import numpyro
@@ -17,6 +20,7 @@ from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd._calibrate.restarts import best_of
 from numpyro_infograd._calibrate.result import Calibration, TwoSample
+from numpyro_infograd.diagnostics.ranks import _each, _rank, _score
 from numpyro_infograd.distributions import Quantized
 from numpyro_infograd.values.base import report
 
@@ -120,6 +124,16 @@ def test_wrong_errors_have_ranks_that_are_not_uniform() -> None:
     assert "180 of 200 fits have no standard error of 'a'" in check.warnings[0]
     (first, second) = both.plot()
     assert second.get_xlabel() == "rank of a[1]" and first.get_title() != ""
+
+
+def test_ranks_of_nested_parameters_have_the_names_of_their_leaves() -> None:
+    def nested(number: float) -> dict:
+        return {"p": {"m": np.asarray(number), "s": {"log": np.full(1, number)}}}
+
+    draws = jax.tree.map(lambda x: np.stack([x, x + 2, x + 4]), nested(0.0))
+    fit = SimpleNamespace(params=nested(2.0), standard_error=nested(0.5), draws=draws)
+    assert _each(_rank, nested(3.0), fit) == {"p.m": 2.5 / 4, "p.s.log": 2.5 / 4}
+    assert _each(_score, nested(3.0), fit) == {"p.m": -2.0, "p.s.log": -2.0}
 
 
 def test_the_best_restart_fits_held_out_recordings_best() -> None:

@@ -12,6 +12,7 @@ import jax
 
 from numpyro_infograd._calibrate import Calibration
 from numpyro_infograd._optimize import Result
+from numpyro_infograd._parameters import named_leaves
 from numpyro_infograd.errors import ArgumentError
 
 
@@ -42,12 +43,12 @@ def to_inference_data(result: Result) -> Any:
     prefix = "warmup_" if isinstance(result, Calibration) else ""
     if histories:
         stacked = jax.tree.map(lambda *x: np.stack(x), *histories)
-        groups[f"{prefix}posterior"] = _variables(stacked.pop("params"))
-        groups[f"{prefix}sample_stats"] = _variables(stacked)
+        groups[f"{prefix}posterior"] = named_leaves(stacked.pop("params"))
+        groups[f"{prefix}sample_stats"] = named_leaves(stacked)
     if isinstance(result, Calibration):
         if draws:
             shown = jax.tree.map(_where_known, draws, result.standard_error)
-            groups["posterior"] = _variables(shown)
+            groups["posterior"] = named_leaves(shown)
         groups["observed_data"] = result.recorded
         groups["posterior_predictive"] = {
             name: values[None] for name, values in result.simulated.items()
@@ -55,15 +56,6 @@ def to_inference_data(result: Result) -> Any:
     if int(arviz.__version__.split(".")[0]) < 1:
         return arviz.from_dict(**groups, save_warmup=True)
     return arviz.from_dict(groups, save_warmup=True)
-
-
-def _variables(tree: Any) -> dict[str, np.ndarray]:
-    """Arrays by name; parameters of a network are named "net.layer.kernel"."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
-        for path, leaf in leaves
-    }
 
 
 def _where_known(draws: Any, error: Any) -> np.ndarray:

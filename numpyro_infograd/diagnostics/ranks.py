@@ -25,6 +25,7 @@ import jax
 from numpyro_infograd._arguments import as_args, as_count, as_key
 from numpyro_infograd._calibrate import Calibration, calibrate
 from numpyro_infograd._doors import public
+from numpyro_infograd._parameters import named_leaves
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._text import html_table
 from numpyro_infograd._tracing import trace_model
@@ -245,12 +246,10 @@ def _finite(ranks: np.ndarray) -> np.ndarray:
 def _each(of: Callable[..., Any], truth: Any, fit: Calibration) -> dict[str, Any]:
     """A number for each number of the parameters; NaN without a standard error."""
     draws = fit.draws or jax.tree.map(lambda x: np.asarray(x)[None], fit.params)
+    trees = truth, fit.params, fit.standard_error, draws
+    first, *others = map(named_leaves, trees)
     return {
-        name: np.asarray(
-            of(*map(np.asarray, (value, fit.params[name], error, draws[name])))
-        )
-        for name, value in truth.items()
-        for error in (fit.standard_error[name],)
+        name: of(x, *(other[name] for other in others)) for name, x in first.items()
     }
 
 
