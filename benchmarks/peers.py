@@ -47,7 +47,7 @@ RESULTS = "<!-- What follows is printed by benchmarks/peers.py. -->\n"
 FILE = Path(__file__).parent / "output" / "peers.jsonl"
 
 
-# -- one run, in a process of its own --------------------------------------------------
+# -- one run, in a fresh process ---------------------------------------------------
 
 
 def at_budgets(reached: Reached, budgets: Sequence[float]) -> dict[float, Any]:
@@ -120,7 +120,7 @@ class Runs:
         self.rows = [json.loads(line) for line in lines]
 
     def row(self, name: str, method: str, setting: int, budgets: Any) -> Any:
-        """The result of one run, or None if there is none."""
+        """The result of one run; None if it has not been made."""
         key = {"task": name, "method": method, "setting": setting}
         found: dict[str, Any] = {}
         for row in self.rows:

@@ -66,7 +66,7 @@ def zero_inflated_negative_binomial():
 
 
 def gaussian_copula():
-    """Dependent claims with marginals of their own."""
+    """Dependent claims with two different marginals."""
     corr = sample("corr", dist.LKJCholesky(2, concentration=2.0))
     claims = dist.LogNormal(param("first", 0.4) * jnp.array([1.0, -1.0]), 0.5)
     y = sample("y", dist.GaussianCopula(claims, correlation_cholesky=corr))

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas  # with xarray, a dependency of ArviZ
 import pytest
+import xarray
 
 import jax.numpy as jnp
 
@@ -37,7 +39,6 @@ def read(**observed):
 
 
 def forms_of_y():
-    pandas, xarray = pytest.importorskip("pandas"), pytest.importorskip("xarray")
     return {
         "list": Y.tolist(),
         "jax": jnp.asarray(Y),
@@ -57,14 +58,12 @@ def test_forms_of_scalars() -> None:
 
 
 def test_forms_of_vectors() -> None:
-    pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(Z, columns=["u", "v", "w"])
     for form in (Z.tolist(), list(Z), frame, [frame[:200], Z[200:]]):
         np.testing.assert_array_equal(read(z=form).values["z"], Z)
 
 
 def test_a_table_of_sites() -> None:
-    pandas = pytest.importorskip("pandas")
     table = as_tables(pandas.DataFrame({"y": Y, "n": np.arange(600) % 4}))
     found = as_recordings(table, SM, likely=True).values
     np.testing.assert_array_equal(found["y"], Y)
@@ -81,7 +80,6 @@ def test_a_list_of_masked_rows_keeps_its_masks() -> None:
 
 
 def test_rows_with_gaps_are_left_out_of_all_sites() -> None:
-    pandas = pytest.importorskip("pandas")
     y, z = Y.copy(), np.ma.masked_array(Z, False)
     y[5], z[7, 1], z[5, 0] = np.nan, np.ma.masked, np.ma.masked
     counts = pandas.Series(np.arange(600) % 4, dtype="Int64")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every example runs from start to end, in a process of its own."""
+"""Every example runs from start to end, in a fresh process."""
 
 import os
 from pathlib import Path

@@ -118,8 +118,9 @@ def calibrate(
         num_samples: Draws of the twin in a step, a power of two.
         num_draws: Bootstrap draws of the parameters, at least 20.
         num_restarts: Number of calibrations. The first starts from `init_params`, the
-            others from random values around them. The one with the smallest divergence
-            from held-out recordings is returned.
+            others from random values around them. Returned is the one with the smallest
+            divergence from held-out recordings, among those that the two-sample test
+            does not reject if there are any.
         robust: Whether recordings beyond 1.5 times the radius that holds 99.5 % of a
             normal distribution get weight zero, in the twin too, so that outliers do
             not move the parameters. For "fisher" and "kl".

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host loop of a calibration: descent, corrections, bootstrap, tests.
 
-`matched` and `likelihood` say how a twin is compared with recordings.
+`matched` and `likely` say how a twin is compared with recordings.
 """
 
 from __future__ import annotations

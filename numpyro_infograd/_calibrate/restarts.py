@@ -52,8 +52,8 @@ def random_start(
 def best_of(ends: Sequence[Calibration]) -> Calibration:
     """The calibration with the smallest divergence from held-out recordings.
 
-    One that the two-sample test rejects is worse than one that it does not: each
-    divergence is as the features of its own twin show it.
+    One that the two-sample test rejects is worse than one that it does not: the
+    divergences come from different features, so the test is the fairer judge.
     """
 
     def rank(end: Calibration) -> tuple[bool, float]:
