@@ -51,7 +51,7 @@ class InfoMax:
             along which the projection lets the parameters move.
         scores: As in `gradient`.
         num_samples: Samples of a step, a power of two; None for the method's
-            `step_samples`: 2048 for mixtures and chains, else 4096.
+            `step_samples`: 512 for chains, 2048 for mixtures, else 4096.
         projection: Function of the parameter dict, in constrained space, that is
             applied after every step (`optax.projections`). It replaces the NumPyro
             constraints of the parameters.

@@ -87,7 +87,7 @@ class MCMC(ScoreMethod):
     @property
     def step_samples(self) -> int:
         """Default number of samples of one step of an ascent."""
-        return 2048
+        return 512
 
     @property
     def needs_certificate(self) -> bool:
