@@ -20,6 +20,11 @@ from numpyro_infograd.errors import ArgumentError, TransformationError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# What to write if a function of inputs and outputs is given an objective.
+_WITH_OBJECTIVE = {
+    "mutual_information": "Pass the sites, or write ig.estimate(model, objective).",
+    "maximize_mi": "Pass the sites, or write ig.maximize(model, objective).",
+}
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -28,7 +33,8 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
 
     Raises:
         TransformationError: If it is called inside a JAX transformation.
-        ArgumentError: For more positional arguments than it takes.
+        ArgumentError: For more positional arguments than it takes, or an objective in
+            place of names of sites.
     """
     parameters = inspect.signature(function).parameters.values()
     open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -42,6 +48,12 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             raise ArgumentError(
                 f"{name} takes {', '.join(takes)} and named settings, got {len(args)} "
                 f"arguments. {_advice(name, takes, args)}"
+            )
+        given = args[1] if len(args) > 1 else kwargs.get("inputs")
+        if takes[1:3] == ["inputs", "outputs"] and hasattr(given, "entropies"):
+            raise ArgumentError(
+                f"{name} takes inputs and outputs, which are names of sites, got "
+                f"{given!r:.80}. {_WITH_OBJECTIVE.get(name, 'Pass the sites.')}"
             )
         return function(*args, **kwargs)
 

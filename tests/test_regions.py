@@ -86,6 +86,33 @@ def test_facets_of_single_rates_alone() -> None:
             point, capacity(np.array([p1, POWER - p1])), atol=0.01
         )
     assert region.points[2].sum() == pytest.approx(1.7918, abs=0.002)
+    assert "no bound of r1 + r2" in region.warnings[0]
+    assert "add {('r1', 'r2'): ig.MI(('x1', 'x2'), 'y')}" in region.warnings[0]
+
+
+def test_sums_without_a_bound_are_told() -> None:
+    """Of users whose informations condition on one another, and only of these."""
+    three = {
+        (f"r{i}",): MI(
+            f"x{i}", "y", given=("h", *(f"x{j}" for j in range(3) if j != i))
+        )
+        for i in range(3)
+    }
+    pairs = {("r0", "r1"): three["r0",], ("r2", "r0"): three["r0",]}
+    (warning,) = _regions._missing_sums(three | pairs)
+    assert "no bound of r1 + r2 or r0 + r1 + r2." in warning
+    assert "add {('r1', 'r2'): ig.MI(('x1', 'x2'), 'y', given=('h', 'x0'))}" in warning
+    directed = {
+        ("r1",): ig.DirectedInformation("x1", "y", given="x2"),
+        ("r2",): ig.DirectedInformation("x2", "y", given="x1"),
+    }
+    assert "the information of all their inputs" in _regions._missing_sums(directed)[0]
+    for right in (
+        {("r1",): MI("v", "y1", given="u"), ("r2",): MI("u", "y2")},  # superposition
+        {("r1",): MI("x1", "y"), ("r2",): MI("x2", "y", given="x1")},  # a corner
+        {("r1",): MI("x1", "y1"), ("r2",): MI("x2", "y2")},  # interference
+    ):
+        assert not _regions._missing_sums(right)
 
 
 @pytest.mark.slow

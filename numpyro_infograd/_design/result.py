@@ -37,7 +37,7 @@ class Designs:
             in expectation.
         upper_error: Standard error of each upper bound.
         method: "exact" (closed form), "sums" over all outcomes, or "nested" for sampled
-            outcomes.
+            outcomes. After "exact" it names what is sampled, as in `Estimate.method`.
         num_samples: Outer samples of each design.
         num_components: Inner (contrastive) samples of each of 16 replicates.
         warnings: Sentences that say why a value or its error may be wrong.

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+import difflib
+import itertools
 from typing import Any
 import warnings
 
@@ -27,7 +29,7 @@ import jax
 
 from numpyro_infograd._arguments import as_args, as_count, as_key
 from numpyro_infograd._doors import public
-from numpyro_infograd._objectives import Objective, names
+from numpyro_infograd._objectives import MI, Objective, names
 from numpyro_infograd._optimize import Ending, Result, Status, maximize
 from numpyro_infograd._problem import enter
 from numpyro_infograd._regions.geometry import corners_of, multipliers_of, simplex_grid
@@ -63,8 +65,9 @@ def rate_region(
     Args:
         model: A NumPyro model, or the result of `structural_model`.
         bounds: Maps a set of rates to the information that bounds their sum. You choose
-            the names of the rates. One entry for each rate gives the paper's algorithm;
-            the true region of a multiple-access channel needs an entry for each set.
+            the names of the rates. Each rate needs its own entry. These alone give the
+            paper's algorithm; the true region of a multiple-access channel needs an
+            entry for each set.
         num_weights: Number of directions along each edge of the simplex of weights,
             including its corners. With two rates, the number of directions.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
@@ -79,7 +82,8 @@ def rate_region(
         so it does not depend on the result of other directions.
 
     Raises:
-        ArgumentError: If the bounds or the number of weights are not valid.
+        ArgumentError: If the bounds or the number of weights are not valid, or a rate
+            is in a sum but has no bound alone.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist, optax
@@ -156,7 +160,8 @@ def rate_region(
             "amplitude the parameter instead; or use other init_params."
         )
     weights, facets, results = zip(*ends, strict=True)
-    return _region(rates, np.array(weights), list(facets), list(results))
+    found = _region(rates, np.array(weights), list(facets), list(results))
+    return replace(found, warnings=_missing_sums(named) + found.warnings)
 
 
 def _check_end(result: Result) -> None:
@@ -195,7 +200,67 @@ def _check_bounds(bounds: Any) -> Bounds:
                 "site."
             )
         named[rates] = bound
+    alone = {subset[0] for subset in named if len(subset) == 1}
+    for subset in named:
+        for rate in subset:
+            if rate not in alone:
+                near = difflib.get_close_matches(rate, sorted(alone), 1, 0.4)
+                meant = f" Is it {near[0]!r}?" if near else ""
+                raise ArgumentError(
+                    f"bounds has the rate {rate!r} in the sum {subset}, but no bound "
+                    f"of {rate!r} alone.{meant} Else add {{{rate!r}: objective}}."
+                )
     return named
+
+
+def _missing_sums(named: Bounds) -> tuple[str, ...]:
+    """A warning for each group of rates to one receiver whose sums have no bounds.
+
+    Informations that condition on the inputs of the other users have the same sites.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for subset, bound in named.items():
+        if len(subset) == 1:
+            groups.setdefault(bound.sites, []).append(subset[0])
+    bounded = {frozenset(subset) for subset in named}
+    found = []
+    for sites, rates in groups.items():
+        sums = [
+            subset
+            for size in range(2, len(rates) + 1)
+            for subset in itertools.combinations(rates, size)
+            if frozenset(subset) not in bounded
+        ]
+        if sums:
+            found.append(
+                f"the informations of {', '.join(rates)} have the same sites, "
+                f"{', '.join(sites)}, and there is no bound of "
+                f"{' or '.join(' + '.join(s) for s in sums)}. If one receiver decodes "
+                f"all of them, the region is too large: add {{{sums[0]!r}: "
+                f"{_of_sum([named[(rate,)] for rate in sums[0]])}}}."
+            )
+    return tuple(found)
+
+
+def _of_sum(bounds: list[Objective]) -> str:
+    """The information of the inputs of several users, who know each other's, as text.
+
+    The condition of I(x1; y | x2) is the set with a negative entropy that is not the
+    set of all sites.
+    """
+    known = [
+        frozenset[str]().union(
+            *(s for s, c in bound.entropies.items() if c < 0 and len(s) < len(sites))
+        )
+        for bound in bounds
+        if (sites := bound.sites)
+    ]
+    given = frozenset.intersection(*known)
+    inputs = frozenset.union(*known) - given
+    outputs = frozenset(bounds[0].sites) - given - inputs
+    if not inputs or not outputs or bounds[0].causal:
+        return "the information of all their inputs"
+    return f"ig.{MI(sorted(inputs), sorted(outputs), sorted(given))!r}"
 
 
 def _is_information(bound: Objective) -> bool:

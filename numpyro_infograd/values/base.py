@@ -26,9 +26,11 @@ class Estimate:
             two standard errors of that bound. For other methods, the value minus two
             standard errors, which is not a bound.
         upper: The same from above.
-        method: "exact" (expectations in it are still sampled), "nested", "mcmc",
-            "particles", "fisher", "path", or "sampled" if the objective has only
-            expectations; "features" for the divergence of a `Calibration`.
+        method: "exact", "nested", "mcmc", "particles", "fisher", "path", or "sampled"
+            if the objective has only expectations; "features" for the divergence of a
+            `Calibration`. After "exact" it names what is sampled: "exact, averaged over
+            h" for conditions that change the closed form, and "exact, expectations
+            sampled".
         unit: "nats" or "bits".
         reason: Why "auto" chose this method; "" if the caller chose it.
         warnings: Sentences that say why the value or its error may be wrong.

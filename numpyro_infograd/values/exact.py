@@ -12,7 +12,7 @@ from numpyro_infograd._arguments import as_power_of_two
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import REPLICATES
 from numpyro_infograd._structure import StructuralModel
-from numpyro_infograd._terms import resolve, trace_expectations
+from numpyro_infograd._terms import Term, resolve, trace_expectations
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.exact import (
     GaussianEntropies,
@@ -61,12 +61,13 @@ class Exact:
                 "'nested'."
             )
         terms, value = resolve(objective, sm), 0.0
-        kind = "exact" if terms else "sampled"
-        if not why_not_exact(sm, objective.sites):
+        if terms and not why_not_exact(sm, objective.sites):
             value = float(evaluate(GaussianEntropies.of(objective, sm), params))
             if not objective.expectations:
-                return report(value, 0.0, kind)
-            terms = ()
+                return report(value, 0.0, "exact")
+            kind, terms = label(sm, objective, ()), ()
+        else:
+            kind = label(sm, objective, terms) if terms else "sampled"
         found = average(
             terms,
             trace_expectations(objective, sm),
@@ -86,6 +87,32 @@ def why_not_closed(objective: Objective, sm: StructuralModel) -> str:
         if why:
             return why
     return ""
+
+
+def label(sm: StructuralModel, objective: Objective, terms: tuple[Term, ...]) -> str:
+    """The name of a closed form, with what of it is sampled.
+
+    Args:
+        sm: The traced model.
+        objective: The objective.
+        terms: Its entropies that are averaged over draws of their conditions.
+
+    Returns:
+        "exact", with the sites that change the coefficients of these entropies, and
+        with a note of expectations.
+    """
+    over = sorted({g for t in terms for g in t.given if _changes(sm, t, g)})
+    parts = ["exact", f"averaged over {', '.join(over)}" if over else ""]
+    parts.append("expectations sampled" if objective.expectations else "")
+    return ", ".join(filter(None, parts))
+
+
+def _changes(sm: StructuralModel, term: Term, name: str) -> bool:
+    """Whether a condition may change how the sites of a term follow the noise."""
+    program = sm.forward_given(term.given)
+    moved = program.input_indices(1) + program.input_indices(2, name)
+    affine = program.affine_outputs(moved)
+    return not all(affine[i] for s in term.sites for i in program.output_indices(s))
 
 
 @jax.jit
