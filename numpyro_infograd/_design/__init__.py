@@ -27,7 +27,7 @@ from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
-from numpyro_infograd.values.exact import evaluate_each, label, why_not_closed
+from numpyro_infograd.values.exact import evaluate_each, why_not_closed
 from numpyro_infograd.values.nested import (
     Average,
     average_each,
@@ -229,7 +229,7 @@ def _information(
             "bias above the standard error. The bounds still hold. Raise "
             "num_components.",
         )
-    method = label(sm, objective, terms) if closed_form else "nested"
+    method = "exact" if closed_form else "nested"
     return _Found(found, method, num_samples, warnings, grouped)
 
 

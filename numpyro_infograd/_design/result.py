@@ -36,8 +36,8 @@ class Designs:
         upper: Nested Monte Carlo bound of each design, which is above the information
             in expectation.
         upper_error: Standard error of each upper bound.
-        method: "exact" (closed form), "sums" over all outcomes, or "nested" for sampled
-            outcomes. After "exact" it names what is sampled, as in `Estimate.method`.
+        method: "exact" (closed form, averaged over draws of conditions and
+            expectations), "sums" over all outcomes, or "nested" for sampled outcomes.
         num_samples: Outer samples of each design.
         num_components: Inner (contrastive) samples of each of 16 replicates.
         warnings: Sentences that say why a value or its error may be wrong.

@@ -230,7 +230,7 @@ def null_check(
     a, c = names(inputs, "inputs"), names(given, "given")
     shuffled = shuffle_inputs(sm, a, c)
     if isinstance(_resolve(settings.get("method", "auto")), str):  # "auto"
-        settings["method"] = estimate(sm, objective, **settings).method.split(",")[0]
+        settings["method"] = estimate(sm, objective, **settings).method
     try:
         found = estimate(shuffled, objective, **settings)
     except DensityError:  # chains cannot sample the noise of the shuffled copies
@@ -306,7 +306,7 @@ def value_of(
 
     found = _auto(sm, objective, params, by) if isinstance(method, str) else by(method)
     warnings = found.warnings + noise_warnings(sm)
-    if found.method != "sampled" and not found.method.startswith("exact"):
+    if found.method not in ("exact", "sampled"):
         warnings += warnings_for(found, objective, sm, params)
     return replace(found, warnings=warnings)
 

@@ -28,11 +28,11 @@ class Estimate:
         upper: The same from above.
         method: "exact", "nested", "mcmc", "particles", "fisher", "path", or "sampled"
             if the objective has only expectations; "features" for the divergence of a
-            `Calibration`. After "exact" it names what is sampled: "exact, averaged over
-            h" for conditions that change the closed form, and "exact, expectations
-            sampled".
+            `Calibration`.
         unit: "nats" or "bits".
         reason: Why "auto" chose this method; "" if the caller chose it.
+        sampled: What of an "exact" value is sampled, in words: "averaged over h" for a
+            condition that changes the closed form, or "expectations sampled".
         warnings: Sentences that say why the value or its error may be wrong.
         diagnostics: Further numbers about the estimate.
 
@@ -54,6 +54,7 @@ class Estimate:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     diagnostics: dict[str, Any] = field(default_factory=dict, compare=False)
+    sampled: str = ""
 
     def __neg__(self) -> Estimate:
         """The estimate of the negative objective."""
@@ -62,7 +63,8 @@ class Estimate:
     def __repr__(self) -> str:
         error = f" +- {self.standard_error:.2g}" if self.standard_error else ""
         notes = "".join(f"\n  warning: {w}" for w in self.warnings)
-        return f"{self.value:.6g}{error} {self.unit} ({self.method}){notes}"
+        how = ", ".join(filter(None, (self.method, self.sampled)))
+        return f"{self.value:.6g}{error} {self.unit} ({how}){notes}"
 
     def in_bits(self) -> Estimate:
         """The same estimate in bits: numbers in nats are divided by ln 2."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -65,9 +65,7 @@ class Exact:
             value = float(evaluate(GaussianEntropies.of(objective, sm), params))
             if not objective.expectations:
                 return report(value, 0.0, "exact")
-            kind, terms = label(sm, objective, ()), ()
-        else:
-            kind = label(sm, objective, terms) if terms else "sampled"
+            terms = ()
         found = average(
             terms,
             trace_expectations(objective, sm),
@@ -77,7 +75,15 @@ class Exact:
             self.num_samples,
             closed_form=True,
         )
-        return report(value + found.value, found.error, kind)
+        if not objective.sites:
+            return report(found.value, found.error, "sampled")
+        over = {g for term in terms for g in term.given if _changes(sm, term, g)}
+        sampled = [f"averaged over {', '.join(sorted(over))}"] if over else []
+        sampled += ["expectations sampled"] if objective.expectations else []
+        return replace(
+            report(value + found.value, found.error, "exact"),
+            sampled=", ".join(sampled),
+        )
 
 
 def why_not_closed(objective: Objective, sm: StructuralModel) -> str:
@@ -87,24 +93,6 @@ def why_not_closed(objective: Objective, sm: StructuralModel) -> str:
         if why:
             return why
     return ""
-
-
-def label(sm: StructuralModel, objective: Objective, terms: tuple[Term, ...]) -> str:
-    """The name of a closed form, with what of it is sampled.
-
-    Args:
-        sm: The traced model.
-        objective: The objective.
-        terms: Its entropies that are averaged over draws of their conditions.
-
-    Returns:
-        "exact", with the sites that change the coefficients of these entropies, and
-        with a note of expectations.
-    """
-    over = sorted({g for t in terms for g in t.given if _changes(sm, t, g)})
-    parts = ["exact", f"averaged over {', '.join(over)}" if over else ""]
-    parts.append("expectations sampled" if objective.expectations else "")
-    return ", ".join(filter(None, parts))
 
 
 def _changes(sm: StructuralModel, term: Term, name: str) -> bool:
