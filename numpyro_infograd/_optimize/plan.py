@@ -41,7 +41,7 @@ from numpyro_infograd._problem import (
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.scores import Exact
+from numpyro_infograd.scores import Exact, Mixture
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Plan:
             check_interior(params, sm.constraints)
         self._check(sm, seen, params)
         if isinstance(self.scores, str):
-            posed, _ = choose(sm, seen, params, rng_key)
+            few = Mixture().step_samples  # enough to judge a mixture
+            posed, _ = choose(sm, seen, params, rng_key, few)
         else:
             posed = pose(sm, seen, self.scores, params, "requested")
         return posed, params
