@@ -49,11 +49,7 @@ _MOST = 2**30  # points or samples, at most
 
 
 def as_key(rng_key: Any) -> jax.Array:
-    """A typed PRNG key; None is `jax.random.key(0)`, old-style keys are wrapped.
-
-    Raises:
-        ArgumentError: If it is not a single key.
-    """
+    """A typed PRNG key; None is `jax.random.key(0)`, old-style keys are wrapped."""
     if rng_key is None:
         return jax.random.key(0)
     if getattr(rng_key, "dtype", None) == jnp.uint32:
@@ -75,13 +71,8 @@ def is_key(value: Any) -> bool:
 
 
 def use_mesh(mesh: Any) -> contextlib.AbstractContextManager[Any]:
-    """A context in which samples are split over the devices of a mesh.
-
-    Args:
-        mesh: A `jax.sharding.Mesh`, of which all axes split the samples; or None.
-
-    Raises:
-        ArgumentError: If it is not a mesh, or its size is not a power of two.
+    """A context in which samples are split over all axes of a mesh; None changes
+    nothing.
     """
     if mesh is None:
         return contextlib.nullcontext()
@@ -108,11 +99,7 @@ def use_mesh(mesh: Any) -> contextlib.AbstractContextManager[Any]:
 
 
 def as_parameter(name: str, value: Any, dtype: Any = None) -> jax.Array:
-    """A parameter's value as an array; real if `dtype` is, else real or complex.
-
-    Raises:
-        ParameterError: If it is complex but must be real, or is not a number.
-    """
+    """A parameter's value as an array; real if `dtype` is, else real or complex."""
     kind = _kind(value)
     is_complex = jnp.issubdtype(kind, np.complexfloating)
     if is_complex and dtype and not jnp.issubdtype(dtype, np.complexfloating):
@@ -152,11 +139,7 @@ def is_number(value: Any) -> bool:
 def as_number(
     name: str, value: Any, low: float = -np.inf, high: float = np.inf
 ) -> float:
-    """A number strictly between two others.
-
-    Raises:
-        ArgumentError: If it is something else; names the argument.
-    """
+    """A number strictly between two others."""
     if not is_number(value) or not low < value < high:
         raise ArgumentError(
             f"{name} must be a finite number in ({low:g}, {high:g}), got {value!r:.80}."
@@ -165,22 +148,14 @@ def as_number(
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """True or False.
-
-    Raises:
-        ArgumentError: If it is something else; names the argument.
-    """
+    """True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise ArgumentError(f"{name} must be True or False, got {value!r:.80}.")
     return bool(value)
 
 
 def as_count(name: str, value: Any, least: int = 1) -> int:
-    """A whole number.
-
-    Raises:
-        ArgumentError: If it is not an int of at least `least`, or is a bool.
-    """
+    """A whole number."""
     try:
         count = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -192,11 +167,7 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def as_power_of_two(name: str, value: Any, least: int) -> int:
-    """A number of points or samples of quasi-random noise.
-
-    Raises:
-        ArgumentError: If it is not a power of two of at least `least`.
-    """
+    """A number of points or samples of quasi-random noise."""
     try:
         size = operator.index(value)
     except TypeError:
@@ -210,32 +181,20 @@ def as_power_of_two(name: str, value: Any, least: int) -> int:
 
 
 def check_counts(settings: Any, *names: str) -> None:
-    """Make these attributes of frozen settings ints of at least one.
-
-    Raises:
-        ArgumentError: Names the attribute that is not one.
-    """
+    """Make these attributes of frozen settings ints of at least one."""
     for name in names:
         object.__setattr__(settings, name, as_count(name, getattr(settings, name)))
 
 
 def check_numbers(settings: Any, *names: str, high: float = np.inf) -> None:
-    """Make these attributes of frozen settings floats above zero and below a bound.
-
-    Raises:
-        ArgumentError: Names the attribute that is not one.
-    """
+    """Make these attributes of frozen settings floats above zero and below a bound."""
     for name in names:
         number = as_number(name, getattr(settings, name), 0.0, high)
         object.__setattr__(settings, name, number)
 
 
 def as_floats(name: str, value: Any) -> tuple[float, ...]:
-    """A tuple of numbers.
-
-    Raises:
-        ArgumentError: If it is something else; names the argument.
-    """
+    """A tuple of numbers."""
     if not isinstance(value, tuple) or not all(
         isinstance(x, numbers.Real) and not isinstance(x, bool) for x in value
     ):
@@ -244,11 +203,7 @@ def as_floats(name: str, value: Any) -> tuple[float, ...]:
 
 
 def check_widths(hidden: Any) -> None:
-    """Raise unless these are widths of hidden layers.
-
-    Raises:
-        ArgumentError: If they are not a tuple of positive ints.
-    """
+    """Raise unless these are widths of hidden layers."""
     tuples = isinstance(hidden, tuple) and len(hidden) > 0
     if not tuples or not all(type(n) is int and n > 0 for n in hidden):
         raise ArgumentError(
@@ -260,11 +215,7 @@ def check_widths(hidden: Any) -> None:
 def as_args(
     model_args: Any, model_kwargs: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A model's arguments as a tuple and a dict.
-
-    Raises:
-        ArgumentError: If they are something else, such as a single array.
-    """
+    """A model's arguments as a tuple and a dict."""
     if not isinstance(model_args, (tuple, list)):
         raise ArgumentError(
             f"model_args must be a tuple, got {model_args!r:.80}. Write "
@@ -290,11 +241,8 @@ def explain_trace_errors(
 ) -> Iterator[None]:
     """A context that explains why a caller's function cannot be traced.
 
-    Args:
-        what: Name of the function: a string, or an object with this `str` after the
-            failure.
-        holds: Description of the function's argument, if callers may expect another.
-        error: The class to raise.
+    `what` names the function, by its `str` after the failure. `holds` describes its
+    argument, if callers may expect another.
     """
     try:
         yield
@@ -328,13 +276,7 @@ def line_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def explain_grad_errors() -> Iterator[None]:
-    """A context that explains why a model cannot be differentiated.
-
-    Raises:
-        ModelError: For a `jax.custom_vjp`, which has only reverse-mode derivatives, a
-            loop of unknown length, which has only forward-mode derivatives, or a call
-            of Python, which has none.
-    """
+    """A context that explains why a model cannot be differentiated."""
     try:
         yield
     except ValueError as cause:

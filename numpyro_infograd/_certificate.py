@@ -36,36 +36,23 @@ CHAINS = MCMC(both_ends=False)
 
 
 class Certificate(NamedTuple):
-    """Errors of learned scores, estimated by chains.
+    """Errors of learned scores, estimated by chains."""
 
-    Attributes:
-        error: For each set of sites, the mean-square error of the score over its mean
-            square: an upper bound in expectation.
-        standard_error: Standard error of `error`.
-        shift: Error of the gradient due to the scores, by parameter.
-        shift_error: Standard error of `shift`.
-        cotangents: For each site of each set, by the scores and by chains at the same
-            samples, (2, num_samples, *shape).
-    """
-
+    # For each set of sites, the mean-square error of the score over its mean square: an
+    # upper bound in expectation.
     error: dict[str, jax.Array]
-    standard_error: dict[str, jax.Array]
-    shift: Any
-    shift_error: Any
+    standard_error: dict[str, jax.Array]  # standard error of `error`
+    shift: Any  # error of the gradient due to the scores, by parameter
+    shift_error: Any  # standard error of `shift`
+    # For each site of each set, by the scores and by chains at the same samples, (2,
+    # num_samples, *shape).
     cotangents: dict[str, jax.Array]
 
 
 def certify(
     posed: Posed, states: tuple[Any, ...], params: Any, rng_key: jax.Array
 ) -> Certificate | None:
-    """The certificate of a problem's scores; None if chains cannot sample its noise.
-
-    Args:
-        posed: The posed problem.
-        states: The fitted scores.
-        params: The parameters of the fit, in constrained space.
-        rng_key: A JAX PRNG key.
-    """
+    """The certificate of a problem's scores; None if chains cannot sample its noise."""
     method = posed.problem.method
     if method is None or not method.needs_certificate or posed.problem.chance:
         return None

@@ -41,25 +41,17 @@ class Reference(NamedTuple):
 
     The continuous coordinates are normal around a linear function of the values. The
     discrete ones are independent, with their frequencies in the pilot batch.
-
-    Attributes:
-        middle: Median of each value, (num_values,).
-        width: Width of each value, (num_values,).
-        offset: Mean of the continuous coordinates, (num_dimensions,).
-        slope: Their regression on the values, (num_dimensions, num_values).
-        root: Root of the residual covariance: a matrix, or its diagonal.
-        unroot: Inverse of the root.
-        tables: Log frequencies of discrete choices, (num_discrete, most choices).
-        spread: Mean and deviation of each discrete coordinate, (num_discrete, 2).
     """
 
-    middle: jax.Array
-    width: jax.Array
-    offset: jax.Array
-    slope: jax.Array
-    root: jax.Array
-    unroot: jax.Array
+    middle: jax.Array  # median of each value, (num_values,)
+    width: jax.Array  # width of each value, (num_values,)
+    offset: jax.Array  # mean of the continuous coordinates, (num_dimensions,)
+    slope: jax.Array  # their regression on the values, (num_dimensions, num_values)
+    root: jax.Array  # root of the residual covariance: a matrix, or its diagonal
+    unroot: jax.Array  # inverse of the root
+    # Log frequencies of discrete choices, (num_discrete, most choices).
     tables: jax.Array
+    # Mean and deviation of each discrete coordinate, (num_discrete, 2).
     spread: jax.Array
 
     def mean(self, values: jax.Array) -> jax.Array:
@@ -118,26 +110,20 @@ def _times(matrix: jax.Array, vector: jax.Array) -> jax.Array:
 
 
 class Tuning(NamedTuple):
-    """The tuning of chains, from a pilot batch.
+    """The tuning of chains, from a pilot batch."""
 
-    Attributes:
-        scale: Standard deviation of each coordinate under the prior, (num_dimensions,).
-        directions: Eigenvectors of the mean precision of the posterior in the scaled
-            coordinates, (num_dimensions, rank).
-        information: Their eigenvalues minus one, (rank,).
-        reference: Distribution of proposals, and of the start of an annealing.
-        step_size: Step size of the leapfrog integrator, a scalar.
-        slope: Coefficients of the control variate of scores in unbounded coordinates,
-            (num_scores, num_dimensions).
-        num_steps: Steps after which a chain is independent of its start, a scalar.
-    """
-
+    # Standard deviation of each coordinate under the prior, (num_dimensions,).
     scale: jax.Array
+    # Eigenvectors of the mean precision of the posterior in the scaled coordinates,
+    # (num_dimensions, rank).
     directions: jax.Array
-    information: jax.Array
-    reference: Reference
-    step_size: jax.Array
+    information: jax.Array  # their eigenvalues minus one, (rank,)
+    reference: Reference  # distribution of proposals, and of the start of an annealing
+    step_size: jax.Array  # step size of the leapfrog integrator, a scalar
+    # Coefficients of the control variate of scores in unbounded coordinates,
+    # (num_scores, num_dimensions).
     slope: jax.Array
+    # Steps after which a chain is independent of its start, a scalar.
     num_steps: jax.Array
 
     @property
@@ -156,19 +142,12 @@ class Tuning(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A chain of one sample: its position, and the densities there.
+    """A chain of one sample: its position, and the densities there."""
 
-    Attributes:
-        at: The position.
-        log_prob: Log density of position and values, in nats.
-        gradient: Its gradient in the continuous coordinates, (num_dimensions,).
-        score: The complete-data score of the set's moved sites, (num_scores,).
-    """
-
-    at: Position
-    log_prob: jax.Array
-    gradient: jax.Array
-    score: jax.Array
+    at: Position  # the position
+    log_prob: jax.Array  # log density of position and values, in nats
+    gradient: jax.Array  # its gradient in the continuous coordinates, (num_dimensions,)
+    score: jax.Array  # the complete-data score of the set's moved sites, (num_scores,)
 
 
 class Walk(NamedTuple):
@@ -176,20 +155,13 @@ class Walk(NamedTuple):
 
     With a power below one the posterior is tempered: reference^(1 - power)
     posterior^power.
-
-    Attributes:
-        hidden: The hidden noise of a set of sites.
-        params: Parameters, in constrained space.
-        values: One value of each site of the set.
-        tuning: The tuning from a pilot batch.
-        mean: Mean of the reference, (num_dimensions,).
     """
 
-    hidden: Hidden
-    params: Any
-    values: Values
-    tuning: Tuning
-    mean: jax.Array
+    hidden: Hidden  # the hidden noise of a set of sites
+    params: Any  # parameters, in constrained space
+    values: Values  # one value of each site of the set
+    tuning: Tuning  # the tuning from a pilot batch
+    mean: jax.Array  # mean of the reference, (num_dimensions,)
 
     @staticmethod
     def of(hidden: Hidden, params: Any, values: Values, tuning: Tuning) -> Walk:
@@ -416,18 +388,11 @@ def average(
     rng_key: jax.Array,
     lengths: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean scores over consecutive windows of one chain, and mean acceptances.
+    """Means (num_windows, num_scores) over consecutive windows of one chain, and mean
+    acceptances of moves and of flips, (2,).
 
-    Args:
-        walk: The posterior of the chain.
-        at: The start of the chain.
-        led: Whether the start is a draw of the reference; then the chain is annealed to
-            the posterior during the first window.
-        rng_key: A JAX PRNG key.
-        lengths: Steps of each window, (num_windows,).
-
-    Returns:
-        Means, (num_windows, num_scores); acceptance of moves and of flips, (2,).
+    `led` says whether the start is a draw of the reference; then the chain is annealed
+    to the posterior during the first window. `lengths` are the steps of each window.
     """
 
     def step(index: jax.Array, carry: Any) -> Any:

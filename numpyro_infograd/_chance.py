@@ -39,17 +39,11 @@ _MOST_COMPONENTS = 2**14  # of a mixture that is refined on its own
 
 
 class Pointwise(NamedTuple):
-    """The objective at each sample, up to terms that no parameter reaches.
+    """The objective at each sample, up to terms that no parameter reaches."""
 
-    Attributes:
-        value: In nats, (num_samples,).
-        deviation: Half of the bias that was removed, (num_samples,).
-        evidence: About the mixtures, by name and set.
-    """
-
-    value: jax.Array
-    deviation: jax.Array
-    evidence: dict[str, jax.Array]
+    value: jax.Array  # in nats, (num_samples,)
+    deviation: jax.Array  # half of the bias that was removed, (num_samples,)
+    evidence: dict[str, jax.Array]  # about the mixtures, by name and set
 
 
 @functools.partial(
@@ -59,27 +53,18 @@ class Pointwise(NamedTuple):
 )
 @dataclass(frozen=True)
 class Chance:
-    """The part of a gradient that drawn sites carry.
+    """The part of a gradient that drawn sites carry."""
 
-    Attributes:
-        path: The model with given values of the drawn sites.
-        log_prob: Their log probability, from parameters, noise and their values.
-        densities: Of all entropies that a parameter changes, without omissions.
-        coefficients: Of these entropies in the objective, (num_densities,).
-        points: Quasi-random points for the components of each density.
-        states: Joint states of the drawn sites if they are few, (num_states, *shape).
-        sites: The drawn sites; static.
-        mixture: Estimates log densities; static.
-    """
-
-    path: Program
-    log_prob: Program
+    path: Program  # the model with given values of the drawn sites
+    log_prob: Program  # their log probability, from parameters, noise and their values
+    # Of all entropies that a parameter changes, without omissions.
     densities: tuple[Density, ...]
-    coefficients: jax.Array
-    points: tuple[Any, ...]
+    coefficients: jax.Array  # of these entropies in the objective, (num_densities,)
+    points: tuple[Any, ...]  # quasi-random points for the components of each density
+    # Joint states of the drawn sites if they are few, (num_states, *shape).
     states: Values
-    sites: tuple[str, ...]
-    mixture: Mixture = field(default_factory=Mixture)
+    sites: tuple[str, ...]  # the drawn sites; static
+    mixture: Mixture = field(default_factory=Mixture)  # estimates log densities; static
 
     @staticmethod
     def of(
@@ -88,12 +73,7 @@ class Chance:
         read: Iterable[str],
         mixture: Mixture,
     ) -> Chance | None:
-        """The part of the drawn sites that reach the sites in `read`; None without any.
-
-        Raises:
-            DensityError: If a set that they reach has a deterministic site, so that its
-                log density is not known.
-        """
+        """The part of the drawn sites that reach those in `read`; None without any."""
         sites = tuple(s for s in sm.drawn if s in sm.noise_of(read))
         if not sites:
             return None

@@ -36,15 +36,9 @@ _KEPT = 2  # saves to keep, in case the last one is damaged
 
 
 class Checkpoint:
-    """A folder with the last states of one run.
+    """A folder with the last states of one run; it is made if it does not exist.
 
-    Args:
-        path: The folder; it is made if it does not exist.
-        identity: JSON data that must be equal for a run to continue.
-
-    Raises:
-        ArgumentError: If `path` is not a path.
-        CheckpointError: If the folder is not a checkpoint, or belongs to another run.
+    `identity` is JSON data that must be equal for a run to continue.
     """
 
     def __init__(self, path: Any, identity: dict[str, Any]) -> None:
@@ -86,11 +80,7 @@ class Checkpoint:
             ) from error
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Arrays and facts of the last save; None before the first save.
-
-        Raises:
-            CheckpointError: If the files are damaged, or belong to another run.
-        """
+        """Arrays and facts of the last save; None before the first save."""
         step = self.manager.latest_step()
         if step is None:
             return None
@@ -120,11 +110,7 @@ class Checkpoint:
         return arrays, facts
 
     def save(self, step: int, arrays: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Save nested dicts of arrays, and JSON data. An interrupt waits for the save.
-
-        Raises:
-            CheckpointError: If nothing was saved.
-        """
+        """Save nested dicts of arrays, and JSON data; an interrupt waits for it."""
         with _uninterrupted():
             if step in self.manager.all_steps():
                 self.manager.delete(step)

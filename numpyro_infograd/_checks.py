@@ -48,13 +48,7 @@ _ATOM = 8  # equal values among 256 draws from which a site has no density
 def check_order(call: str, model: Any, objective: Any) -> None:
     """Raise unless the second argument is an objective.
 
-    Args:
-        call: The correct call of the public function, as written after `ig.`.
-        model: The first argument.
-        objective: The second argument.
-
-    Raises:
-        ArgumentError: Names the right order, or the argument.
+    `call` is the correct call of the public function, as written after `ig.`.
     """
     if isinstance(objective, Objective):
         return
@@ -67,13 +61,7 @@ def check_order(call: str, model: Any, objective: Any) -> None:
 
 
 def check_objective(objective: Objective, sm: StructuralModel) -> None:
-    """Check that the objective is not empty, and that its sites exist and are random.
-
-    Raises:
-        ArgumentError: If the objective is empty.
-        SiteError: For a missing, empty, observed, substituted or intervened
-            site.
-    """
+    """Check that the objective is not empty, and its sites exist and are random."""
     if not objective.sites and not objective.expectations:
         raise ArgumentError(
             f"the objective {objective!r} is empty, because all its terms cancel. Use "
@@ -110,11 +98,7 @@ def check_objective(objective: Objective, sm: StructuralModel) -> None:
 
 
 def check_tunable(sm: StructuralModel) -> None:
-    """Raise for a model without parameters, which has no gradient.
-
-    Raises:
-        ArgumentError: Says how to declare parameters.
-    """
+    """Raise for a model without parameters, which has no gradient."""
     if not sm.params:
         raise ArgumentError(
             "the model has no parameters: mark what can be tuned with numpyro.param."
@@ -122,11 +106,7 @@ def check_tunable(sm: StructuralModel) -> None:
 
 
 def check_real_params(sm: StructuralModel) -> None:
-    """Raise for a complex parameter.
-
-    Raises:
-        ParameterError: Names the parameter.
-    """
+    """Raise for a complex parameter."""
     for name in sorted(sm.pairs):
         raise ParameterError(
             f"parameter {name!r} is complex, but this function needs real parameters. "
@@ -135,11 +115,7 @@ def check_real_params(sm: StructuralModel) -> None:
 
 
 def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None:
-    """Check that draws of sites, log densities and expectations are finite.
-
-    Raises:
-        ModelError: Names the site or the expectation that is not finite.
-    """
+    """Check that draws of sites, log densities and expectations are finite."""
     _check_values(sm, objective.sites, params)
     means = trace_expectations(objective, sm)
     if not means.programs:
@@ -157,11 +133,7 @@ def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None
 
 
 def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> None:
-    """Raise if a draw of the sites, or its log density, is not finite.
-
-    Raises:
-        ModelError: Names the first such site of the model.
-    """
+    """Raise if a draw of the sites, or its log density, is not finite."""
     if not sites:
         return
     log_prob_sites = tuple(
@@ -198,17 +170,7 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
 def check_gradient(
     objective: Objective, sm: StructuralModel, params: Any, allow_jumps: bool
 ) -> None:
-    """Check that the pathwise gradient of every site of the objective is right.
-
-    Raises:
-        ReparametrizationError: A parameter reaches a site whose draws drop its
-            gradient, or something stops its derivative.
-        JumpError: A parameter reaches the objective through a jump.
-        DegenerateError: A set of sites has fewer noise dimensions than values.
-        DensityError: Draws do not follow their `log_prob`; or see the message.
-        ParameterError: See the message.
-        ArgumentError: If `allow_jumps` is not a bool.
-    """
+    """Check that the pathwise gradient of every site of the objective is right."""
     allow_jumps = as_flag("allow_jumps", allow_jumps)
     expectations: dict[str, Program] = {}
     programs = trace_expectations(objective, sm).programs
@@ -242,11 +204,7 @@ def check_gradient(
 
 
 def check_laws(objective: Objective, sm: StructuralModel) -> None:
-    """Check that draws of the objective's sites follow their `log_prob`.
-
-    Raises:
-        DensityError: Names a site whose draws follow another distribution.
-    """
+    """Check that draws of the objective's sites follow their `log_prob`."""
     for name in objective.sites:
         site = sm.site_info[name]
         if not site.has_law:
@@ -258,11 +216,7 @@ def check_laws(objective: Objective, sm: StructuralModel) -> None:
 
 
 def check_paths(sm: StructuralModel, sites: Iterable[str]) -> None:
-    """Check that parameters reach the sites along paths alone.
-
-    Raises:
-        ReparametrizationError: If a parameter acts through the probability of draws.
-    """
+    """Check that parameters reach the sites along paths alone."""
     drawn = [name for name in sm.drawn if name in sm.noise_of(sites)]
     if drawn:
         raise ReparametrizationError(
@@ -274,11 +228,7 @@ def check_paths(sm: StructuralModel, sites: Iterable[str]) -> None:
 
 
 def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:
-    """Check that the sites' supports have as many dimensions as their values.
-
-    Raises:
-        DensityError: For a site whose support has fewer, such as a simplex.
-    """
+    """Check that the sites' supports have as many dimensions as their values."""
     for density in densities:
         for name in density.sites:
             site = sm.site_info[name]
@@ -293,12 +243,7 @@ def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:
 
 
 def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
-    """Check that each entropy's sites have enough noise, given their conditions.
-
-    Raises:
-        DegenerateError: If the Jacobian in all noise has a rank below the number of
-            values.
-    """
+    """Check that each entropy's sites have enough noise, given their conditions."""
 
     def continuous(sites: Iterable[str]) -> tuple[str, ...]:
         floating = (
@@ -339,11 +284,7 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
 
 
 def _check_thin(sm: StructuralModel, name: str, linear: Linear) -> None:
-    """Raise for a computed site that has more values than dimensions of noise.
-
-    Raises:
-        DegenerateError: Names the site and the mark that it may need.
-    """
+    """Raise for a computed site that has more values than dimensions of noise."""
     size, rank = sm.site_info[name].size, linear.rank((name,))
     if rank < size:
         raise DegenerateError(
@@ -354,11 +295,7 @@ def _check_thin(sm: StructuralModel, name: str, linear: Linear) -> None:
 
 
 def check_atoms(sm: StructuralModel, names: Iterable[str], params: Any) -> None:
-    """Raise for computed sites that repeat a value, as after a clip.
-
-    Raises:
-        DensityError: Names the site; it has no density, so it has no score.
-    """
+    """Raise for computed sites that repeat a value, as after a clip."""
     for name, counts in _repeats(sm, names, params):
         if counts.max() >= _ATOM and len(counts) > 1:  # a constant is allowed
             raise DensityError(

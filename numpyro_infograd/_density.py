@@ -42,43 +42,29 @@ Values = dict[str, jax.Array]
 )
 @dataclass(frozen=True)
 class Density:
-    """The density of a set of sites given the noise of all other sites.
+    """The density of a set of sites given the noise of all other sites."""
 
-    Attributes:
-        program: The log density of each site, from parameters, noise and values.
-        sites: The set of sites.
-        log_prob_sites: The sites whose log densities are summed.
-        given: The sites whose values the density is conditioned on.
-        moved_sites: The sites whose values depend on a parameter; only they need a
-            score.
-        hidden: The noise that is integrated over; with none, the density is known
-            exactly.
-        moving_boundary: The sites whose density jumps at a place that is not fixed.
-        hard_boundaries: The sites with a boundary that no log or logit removes.
-        hidden_deterministic: The deterministic sites computed from hidden noise.
-        sizes: Number of scalars in each of `all_sites`.
-        supports: Support of each of `all_sites`, as in `Site`.
-        spec: The distributions of all noise of the model.
-        walk: What a Markov chain over the hidden noise needs (`_hidden.Hidden`), or
-            None.
-        why_no_walk: Why chains cannot sample the hidden noise; "" if they can.
-        causal: Whether it is p(sites || given), where given sites may depend on sites.
-    """
-
-    program: Program
-    sites: tuple[str, ...]
-    log_prob_sites: tuple[str, ...]
-    given: tuple[str, ...]
+    program: Program  # the log density of each site, from parameters, noise and values
+    sites: tuple[str, ...]  # the set of sites
+    log_prob_sites: tuple[str, ...]  # the sites whose log densities are summed
+    given: tuple[str, ...]  # the sites whose values the density is conditioned on
+    # The sites whose values depend on a parameter; only they need a score.
     moved_sites: tuple[str, ...]
+    # The noise that is integrated over; with none, the density is known exactly.
     hidden: tuple[str, ...]
+    # The sites whose density jumps at a place that is not fixed.
     moving_boundary: tuple[str, ...]
+    # The sites with a boundary that no log or logit removes.
     hard_boundaries: tuple[str, ...]
+    # The deterministic sites computed from hidden noise.
     hidden_deterministic: tuple[str, ...]
-    sizes: tuple[int, ...]
-    supports: tuple[str, ...]
-    spec: NoiseSpec
+    sizes: tuple[int, ...]  # number of scalars in each of `all_sites`
+    supports: tuple[str, ...]  # support of each of `all_sites`, as in `Site`
+    spec: NoiseSpec  # the distributions of all noise of the model
+    # What a Markov chain over the hidden noise needs (`_hidden.Hidden`), or None.
     walk: Any = None
-    why_no_walk: str = ""
+    why_no_walk: str = ""  # why chains cannot sample the hidden noise; "" if they can
+    # Whether it is p(sites || given), where given sites may depend on sites.
     causal: bool = False
 
     @property
@@ -126,13 +112,10 @@ class Density:
 def sum_over(
     density: Density, run: Callable[..., Any], inputs: tuple[Any, ...], states: Values
 ) -> Density:
-    """A density as a sum over the states of hidden discrete sites.
+    """A density as a sum over the states of discrete sites whose noise it hides.
 
-    Args:
-        density: Of a set that hides the noise of these sites.
-        run: As in `StructuralModel`.
-        inputs: Examples of parameters, noise, and values of the set.
-        states: All joint states, (num_states, *shape) by site.
+    `run` is that of the `StructuralModel`, `inputs` are examples of parameters, noise,
+    and values of the set, and `states` all joint states, (num_states, *shape) by site.
     """
     first, *others = density.log_prob_sites
     wanted = (*density.log_prob_sites, *states)

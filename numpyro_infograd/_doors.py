@@ -29,13 +29,7 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 def public(function: Callable[P, R]) -> Callable[P, R]:
-    """A public function that checks how it is called, before anything else.
-
-    Raises:
-        TransformationError: If it is called inside a JAX transformation.
-        ArgumentError: For more positional arguments than it takes, or an objective in
-            place of names of sites.
-    """
+    """A public function that checks how it is called, before anything else."""
     parameters = inspect.signature(function).parameters.values()
     open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     takes = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -70,14 +64,7 @@ def _advice(name: str, takes: list[str], args: tuple[Any, ...]) -> str:
 
 
 def check_outside(name: str) -> None:
-    """Raise inside a JAX transformation.
-
-    Args:
-        name: What was called.
-
-    Raises:
-        TransformationError: Names the call and what works inside a transformation.
-    """
+    """Raise inside a JAX transformation; `name` is what was called."""
     if get_opaque_trace_state() != _outside():
         raise TransformationError(
             f"{name} was called inside a JAX transformation (jax.jit, jax.vmap, "

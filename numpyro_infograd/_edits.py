@@ -38,12 +38,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
 
     The noise is added to the reported value of a site, not inside the model: later
     sites use the value without noise. Denoising score matching and noise annealing use
-    this (identity III).
-
-    Args:
-        sm: The model.
-        variances: Variance of the appended noise for each site: one number, or an
-            array of the site's shape.
+    this (identity III). A variance is one number, or an array of the site's shape.
     """
     for name in variances:
         if name not in sm.site_info:
@@ -114,12 +109,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
 def restrict_to_path(
     sm: StructuralModel, way: Callable[[jax.Array], dict[str, Any]]
 ) -> StructuralModel:
-    """The same model with one parameter, "position", on a path of parameters.
-
-    Args:
-        sm: The model.
-        way: Function from the position to the parameters of the model.
-    """
+    """The same model with one parameter, "position", on a path of parameters."""
 
     def run(params, noise, given, log_prob_sites=(), cut=False):
         inside = way(params[POSITION])
@@ -144,9 +134,6 @@ def shuffle_inputs(
     The noise of the inputs is drawn twice: once for the inputs, and once for all other
     sites. So I(inputs; outputs | given) is zero, but the inputs and the other sites
     keep their distributions. An estimate of this information is the estimator's error.
-
-    Raises:
-        ArgumentError: If the inputs share noise with the given sites.
     """
     twice = sm.noise_of(inputs)
     shared = sorted(twice & sm.noise_of(given))
@@ -185,13 +172,8 @@ def tabulate(
 
     Its probability given the noise is one at the computed value and zero elsewhere, so
     that averages over noise give its probability. Later sites use the computed value.
-
-    Args:
-        sm: The model.
-        name: A computed site.
-        choices: The values that it takes.
-        edges: Sorted inner edges of cells. With them, the value of the site becomes the
-            number of its cell.
+    With sorted inner `edges` of cells, the value of the site becomes the number of its
+    cell.
     """
     inner, info = sm.run, sm.site_info[name]
     dtype = info.dtype if edges is None else jnp.zeros((), int).dtype
@@ -235,12 +217,8 @@ def _retrace(sm: StructuralModel) -> StructuralModel:
 def add_site(
     sm: StructuralModel, name: str, fn: Callable[[Any, Values, Values], jax.Array]
 ) -> StructuralModel:
-    """The same model with one more deterministic site.
-
-    Args:
-        sm: The model.
-        name: Name of the site.
-        fn: The scalar value of the site from parameters, noise and values of all sites.
+    """The same model with one more deterministic site, a scalar function of parameters,
+    noise and values of all sites.
     """
     inner = sm.run
 
@@ -293,12 +271,7 @@ def as_pairs(sm: StructuralModel, sites: Iterable[str]) -> StructuralModel:
 
 
 def with_real_params(sm: StructuralModel) -> StructuralModel:
-    """The same model with complex parameters as pairs of real numbers.
-
-    Raises:
-        ParameterError: For a complex parameter with a constraint, or one that has real
-            arrays too.
-    """
+    """The same model with complex parameters as pairs of real numbers."""
 
     def kinds(tree: Any) -> set[bool]:
         return {jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)}

@@ -25,14 +25,8 @@ _OUTSIDE = 0.01  # share of draws that may be outside a support by rounding
 def check(model: Model, own: Values, given: Values, discrete: frozenset[str]) -> None:
     """Raise unless a model is a distribution of sites given others, with parameters.
 
-    Args:
-        model: The model; its arguments are the values of the given sites, by name.
-        own: Draws of exactly the sites that it must sample.
-        given: Draws of the given sites.
-        discrete: The sites that are discrete.
-
-    Raises:
-        ScoreError: If it samples other sites, or has no parameters.
+    The arguments of the model are the values of the given sites, by name. `own` are
+    draws of exactly the sites that it must sample.
     """
     try:
         inspect.signature(model).bind(**given)
@@ -87,13 +81,7 @@ def check(model: Model, own: Values, given: Values, discrete: frozenset[str]) ->
 def initial_params(
     model: Model, given: Mapping[str, Any], rng_key: jax.Array
 ) -> dict[str, Any]:
-    """A model's `numpyro.param` values in unconstrained space.
-
-    Args:
-        model: The model; its arguments are the values of the given sites, by name.
-        given: Values of the given sites for one sample.
-        rng_key: A JAX PRNG key for random initial values.
-    """
+    """A model's `numpyro.param` values in unconstrained space."""
     return {
         name: jax.tree.map(_transform(site).inv, site["value"])
         for name, site in _trace(model, given, rng_key).items()

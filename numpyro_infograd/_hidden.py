@@ -28,15 +28,12 @@ _EDGE = 2.0**-24  # smallest distance of a uniform from 0 and 1
 
 
 class Position(NamedTuple):
-    """The position of a chain.
+    """The position of a chain."""
 
-    Attributes:
-        free: Continuous hidden noise in unbounded coordinates, (num_dimensions,).
-        states: For discrete sites of the position, the indices of their choices, or
-            their values if the choices are unlimited; (num_discrete,).
-    """
-
+    # Continuous hidden noise in unbounded coordinates, (num_dimensions,).
     free: jax.Array
+    # For discrete sites of the position, the indices of their choices, or their values
+    # if the choices are unlimited; (num_discrete,).
     states: jax.Array
 
 
@@ -76,31 +73,19 @@ class Walked(NamedTuple):
 )
 @dataclass(frozen=True)
 class Hidden:
-    """The hidden noise of a `Density` as the position of a chain.
+    """The hidden noise of a `Density` as the position of a chain."""
 
-    Attributes:
-        joint: The density of the set together with the hidden sites in `valued`.
-        unpacked: From the vector `free` to (noise, values, log prior density).
-        packed: From (noise, values) to the vector `free`.
-        sites: The sites of the set, with those that it is conditioned on.
-        moved_sites: The sites of the set that need a score.
-        valued: The hidden sites whose values are in the position.
-        walked: Name, shape and choices of each discrete site of the position.
-        sizes: Number of scalars in each of `sites`.
-        supports: Support of each of `sites`, as in `Site`.
-        smooth: For each coordinate of `free`, whether all sites of the set are
-            continuous in it.
-    """
-
-    joint: Density
-    unpacked: Program
-    packed: Program
-    sites: tuple[str, ...]
-    moved_sites: tuple[str, ...]
-    valued: tuple[str, ...]
+    joint: Density  # the density of the set together with the hidden sites in `valued`
+    unpacked: Program  # from the vector `free` to (noise, values, log prior density)
+    packed: Program  # from (noise, values) to the vector `free`
+    sites: tuple[str, ...]  # the sites of the set, with those that it is conditioned on
+    moved_sites: tuple[str, ...]  # the sites of the set that need a score
+    valued: tuple[str, ...]  # the hidden sites whose values are in the position
+    # Name, shape and choices of each discrete site of the position.
     walked: tuple[Walked, ...]
-    sizes: tuple[int, ...]
-    supports: tuple[str, ...]
+    sizes: tuple[int, ...]  # number of scalars in each of `sites`
+    supports: tuple[str, ...]  # support of each of `sites`, as in `Site`
+    # For each coordinate of `free`, whether all sites of the set are continuous in it.
     smooth: tuple[bool, ...]
 
     @staticmethod

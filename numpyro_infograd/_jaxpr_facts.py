@@ -231,17 +231,11 @@ class _Jumps(Domain):
 
 @dataclass(frozen=True)
 class Jump:
-    """An equation where a value that depends on chosen inputs may jump.
+    """An equation where a value that depends on chosen inputs may jump."""
 
-    Attributes:
-        primitive: The equation's primitive.
-        outputs: The flat outputs that depend on its result.
-        path: The position of the equation in the jaxpr.
-    """
-
-    primitive: str
-    outputs: frozenset[int]
-    path: Path = ()
+    primitive: str  # the equation's primitive
+    outputs: frozenset[int]  # the flat outputs that depend on its result
+    path: Path = ()  # the position of the equation in the jaxpr
 
     @property
     def switch(self) -> bool:

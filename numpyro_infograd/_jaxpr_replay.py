@@ -46,23 +46,12 @@ def replay(
     fetch: Callable[[ClosedJaxpr], Sequence[Any]] = lambda closed: closed.consts,
     path: Path = (),
 ) -> tuple[list[Any], list[Any]]:
-    """Evaluate a jaxpr, and return predicates of chosen equations.
+    """Evaluate a jaxpr, and return predicates of the equations at `taps`.
 
-    Args:
-        jaxpr: The jaxpr.
-        consts: Values of its constants.
-        args: Values of its inputs.
-        enter: Function that says which calls, loops and branches to evaluate equation
-            by equation.
-        taps: Paths of the equations whose predicates are returned.
-        fetch: Function from an inner jaxpr to its constants.
-        path: Path of the jaxpr itself.
-
-    Returns:
-        The outputs, and the predicates with a leading axis for each scan.
-
-    Raises:
-        HiddenError: A tap is in a branch, a `while` or an unknown primitive.
+    `enter` says which calls, loops and branches to evaluate equation by equation;
+    `fetch` gives the constants of an inner jaxpr; `path` is that of the jaxpr itself.
+    Returns the outputs, and the predicates with a leading axis for each scan. A tap in
+    a branch, a `while` or an unknown primitive raises a `HiddenError`.
     """
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     seen: list[Any] = []

@@ -119,16 +119,9 @@ def propagate(
     values: Sequence[Any],
     path: Path = (),
 ) -> list[Any]:
-    """Compute abstract values of the outputs of a jaxpr from those of its inputs.
+    """Abstract values of the flat outputs of a jaxpr, from those of its flat inputs.
 
-    Args:
-        domain: The domain of the values.
-        jaxpr: The jaxpr; its constants have the value `domain.empty`.
-        values: One value for each flat input.
-        path: Path of the jaxpr itself.
-
-    Returns:
-        One value for each flat output.
+    Its constants have the value `domain.empty`; `path` is that of the jaxpr itself.
     """
     jaxpr = open_jaxpr(jaxpr)
     env = dict(zip(jaxpr.invars, values, strict=True))

@@ -59,11 +59,7 @@ _PROBABILITY = (
 
 
 def check_jumps(view: View, params: Any) -> None:
-    """Raise for operations that jump, and for switches that are not continuous.
-
-    Raises:
-        JumpError: Names the site or expectation that a parameter reaches by a jump.
-    """
+    """Raise for operations that jump, and for switches that are not continuous."""
     sm, program = view.sm, view.whole
     driven = program.input_indices(0)
     found = _reaching(program, driven, view.names)
@@ -190,19 +186,9 @@ def _probe_around(
     change the order of the knots of a spline. A switch that did not flip is tested with
     many more draws, and then at parameters far away.
 
-    Args:
-        view: The view, for messages.
-        program: The program with the switches.
-        driven: Indices of its inputs that a parameter moves.
-        chosen: Paths of switches, with the outputs that each reaches.
-        drawn: Sites whose draws are given to the program.
-        params: Values of the parameters.
-
-    Returns:
-        The paths of the switches that flipped.
-
-    Raises:
-        JumpError: If an output differs on both sides of a flip.
+    `driven` are the inputs that a parameter moves, `chosen` the paths of switches with
+    the outputs that each reaches, `drawn` the sites whose draws are given to the
+    program. Returns the paths of the switches that flipped.
     """
     sm, noise = view.sm, _noise(program)
     switches = [jump for jump in program.jumps(driven, noise) if jump.switch]

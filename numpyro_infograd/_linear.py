@@ -45,16 +45,12 @@ class Linear(NamedTuple):
 
     A PRNG key has no derivative. For a site that is drawn from a key, the derivative is
     in its value instead. For a draw from a key inside a scan there is no derivative.
-
-    Attributes:
-        jacobians: For each site and noise, (3, site size, noise size).
-        sizes: Number of scalars in each site.
-        complete: Whether the Jacobians include all noise.
     """
 
+    # For each site and noise, (3, site size, noise size).
     jacobians: dict[str, dict[str, np.ndarray]]
-    sizes: dict[str, int]
-    complete: bool
+    sizes: dict[str, int]  # number of scalars in each site
+    complete: bool  # whether the Jacobians include all noise
 
     @staticmethod
     def of(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> Linear:
@@ -89,11 +85,7 @@ class Linear(NamedTuple):
         )
 
     def rank(self, sites: Sequence[str]) -> int:
-        """The rank of some sites' Jacobian in all noise: the largest over the draws.
-
-        Raises:
-            DegenerateError: If a derivative is not finite.
-        """
+        """The rank of some sites' Jacobian in all noise: the largest over the draws."""
         if not self.complete:  # some noise has no Jacobian
             return sum(self.sizes[s] for s in sites)
         ranks = [0]

@@ -156,11 +156,7 @@ def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
 
 
 def check_noise(spec: NoiseSpec, noise: Any) -> None:
-    """Raise unless noise is a batch of draws, as from `draw_noise`.
-
-    Raises:
-        ArgumentError: Names the site whose noise is missing or has another shape.
-    """
+    """Raise unless noise is a batch of draws, as from `draw_noise`."""
     names = ", ".join(name for name, _ in spec)
     if not isinstance(noise, Mapping) or set(noise) != set(dict(spec)):
         raise ArgumentError(

@@ -198,11 +198,7 @@ class Constraint:
 
 
 def check_is_objective(value: Any, name: str = "objective", advice: str = "") -> None:
-    """Raise unless `value` is an objective.
-
-    Raises:
-        ArgumentError: Names the argument.
-    """
+    """Raise unless `value` is an objective."""
     if not isinstance(value, Objective):
         if isinstance(value, str) and not advice:
             advice = " Write ig.MI('x', 'y') for the information between two sites."
@@ -359,11 +355,7 @@ def expectation_label(fn: Callable[..., Any]) -> str:
 
 
 def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ...]:
-    """A name or several names as a tuple without repetition.
-
-    Raises:
-        ArgumentError: If something in it is not a string.
-    """
+    """A name or several names as a tuple without repetition."""
     listed: tuple[Any, ...] = (value,)
     if isinstance(value, Iterable) and not isinstance(value, str):
         listed = tuple(value)
@@ -378,11 +370,7 @@ def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ..
 def _ends(
     what: str, inputs: Sites, outputs: Sites, given: Sites
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The sets of an information.
-
-    Raises:
-        ArgumentError: If inputs or outputs are empty, or two sets share a site.
-    """
+    """The sets of an information."""
     a, b, c = names(inputs, "inputs"), names(outputs, "outputs"), names(given, "given")
     for left, right, where in (
         (a, b, "inputs and outputs"),
@@ -404,11 +392,7 @@ def _ends(
 
 
 def _scale(factor: Any) -> float | None:
-    """A factor as a float; None if it is not a number.
-
-    Raises:
-        TransformationError: For a traced number.
-    """
+    """A factor as a float; None if it is not a number."""
     if isinstance(factor, (str, bytes)):
         return None
     if isinstance(factor, jax.core.Tracer):

@@ -18,11 +18,7 @@ from numpyro_infograd.errors import ParameterError
 
 
 def constraint_of(name: str, value: Any, constraint: Any) -> Constraint | None:
-    """The constraint of a value of numpyro.param; None if it is not a parameter.
-
-    Raises:
-        ParameterError: For a constraint of another class.
-    """
+    """The constraint of a value of numpyro.param; None if it is not a parameter."""
     leaves = jax.tree.leaves(value)
     if not leaves or any(
         not hasattr(x, "dtype") and not np.isscalar(x) for x in leaves
@@ -50,11 +46,7 @@ def named_leaves(tree: Any) -> dict[str, np.ndarray]:
 def complete(
     initial: Mapping[str, Any], params: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Add initial values of missing parameters; check names, shapes and numbers.
-
-    Raises:
-        ParameterError: For an unknown name, another shape, or a non-finite value.
-    """
+    """Add initial values of missing parameters; check names, shapes and numbers."""
     if params is not None and not isinstance(params, Mapping):
         raise ParameterError(
             "params (init_params of an ascent) must be a dict from names of "
@@ -74,11 +66,7 @@ def complete(
 
 
 def check_inside(constraints: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-    """Raise for a parameter outside its NumPyro constraint.
-
-    Raises:
-        ParameterError: Names the parameter and the constraint.
-    """
+    """Raise for a parameter outside its NumPyro constraint."""
     for name, constraint in constraints.items():
         for leaf in jax.tree.leaves(params[name]):
             if isinstance(leaf, jax.core.Tracer):

@@ -98,24 +98,17 @@ def _watched(
 )
 @dataclass(frozen=True)
 class Filter:
-    """The particle filter of a set of sites.
+    """The particle filter of a set of sites."""
 
-    Attributes:
-        first: The carry before the first step, from parameters, noise and values.
-        steps: The log density and the smallest effective sample size, from parameters,
-            noise, values, copies of the first carry, and a key.
-        sites: The sites of the set, with those that it is conditioned on; static.
-        before: Distributions of the noise in the first carry; static.
-        spec: Distributions of all noise of the model; static.
-        num_particles: Number of copies; static.
-    """
-
-    first: Program
+    first: Program  # the carry before the first step, from parameters, noise and values
+    # The log density and the smallest effective sample size, from parameters, noise,
+    # values, copies of the first carry, and a key.
     steps: Program
+    # The sites of the set, with those that it is conditioned on; static.
     sites: tuple[str, ...]
-    before: NoiseSpec
-    spec: NoiseSpec
-    num_particles: int
+    before: NoiseSpec  # distributions of the noise in the first carry; static
+    spec: NoiseSpec  # distributions of all noise of the model; static
+    num_particles: int  # number of copies; static
 
     @staticmethod
     def of(sm: StructuralModel, density: Density, num_particles: int) -> Filter | None:
@@ -189,25 +182,16 @@ class Filter:
 
 
 class _Scan(NamedTuple):
-    """A scan with given values of some sites, for a filter.
+    """A scan with given values of some sites, for a filter."""
 
-    Attributes:
-        f: The body.
-        xs: What it scans over.
-        known: Given values of sites in the body, with a leading axis of steps.
-        states: Joint states of its hidden discrete sites in one step, if they are few.
-        scored: The sites whose log densities weigh a copy.
-        length: Number of steps.
-        reverse: Whether the scan starts at the end.
-    """
-
-    f: Any
-    xs: Any
-    known: Values
+    f: Any  # the body
+    xs: Any  # what it scans over
+    known: Values  # given values of sites in the body, with a leading axis of steps
+    # Joint states of its hidden discrete sites in one step, if they are few.
     states: Values
-    scored: frozenset[str]
-    length: int
-    reverse: bool
+    scored: frozenset[str]  # the sites whose log densities weigh a copy
+    length: int  # number of steps
+    reverse: bool  # whether the scan starts at the end
 
     @staticmethod
     def of(sm: StructuralModel, density: Density, given: Values, scan: Any) -> _Scan:
@@ -233,11 +217,8 @@ class _Scan(NamedTuple):
         return _Scan(f, xs, known, states, frozenset(scored), length, bool(reverse))
 
     def filtered(self, copies: Any, rng_key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The log of the product of mean weights, and the smallest sample size.
-
-        Args:
-            copies: Of the first carry, with a leading axis of copies.
-            rng_key: A JAX PRNG key.
+        """The log of the product of mean weights, and the smallest sample size, from
+        copies of the first carry.
         """
         count = len(jax.tree.leaves(copies)[0])
         states = self.states or {"": jnp.zeros(1)}

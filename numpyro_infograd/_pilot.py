@@ -55,18 +55,9 @@ def tune(
     The metric is the mean Fisher information of the values about the position, plus the
     precision of the prior. The mean acceptance of a whole batch is almost a function of
     the step size, so the step size for the target acceptance is found by fixed-point
-    steps. The number of steps grows until the mean product of a chain's score and the
-    score at its start stops falling: by less than half a percent, or less than its
-    noise.
-
-    Args:
-        hidden: The hidden noise of a set of sites.
-        params: Parameters, in constrained space.
-        noise: A batch of noise, (num_samples, *shape).
-        values: Values of all sites for this noise.
-        rng_key: A JAX PRNG key.
-        most_steps: Maximum number of steps of a chain.
-        last: The tuning at nearby parameters, whose step size is the start.
+    steps; the `last` tuning at nearby parameters gives the start. The number of steps
+    grows until the mean product of a chain's score and the score at its start stops
+    falling: by less than half a percent, or less than its noise.
     """
     start = jax.vmap(hidden.start)(noise, values)
     values = {name: values[name] for name in hidden.sites}

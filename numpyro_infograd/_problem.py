@@ -46,26 +46,19 @@ REPLICATES = 16
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Problem:
-    """An objective on a traced model, as compiled functions take it: a pytree.
+    """An objective on a traced model, as compiled functions take it: a pytree."""
 
-    Attributes:
-        forward: The map from the parameters and noise of one sample to its values.
-        densities: Of every set of sites whose entropy needs a score.
-        coefficients: Of these entropies in the objective, (num_densities,).
-        expectations: Of the objective.
-        exact: The entropies in closed form; then `method` is None.
-        chance: The part of drawn sites, or None.
-        method: Estimates the scores; static.
-        spec: Distributions of the noise; static.
-    """
-
+    # The map from the parameters and noise of one sample to its values.
     forward: Program
-    densities: tuple[Density, ...]
-    coefficients: jax.Array
-    expectations: Means
+    densities: tuple[Density, ...]  # of every set of sites whose entropy needs a score
+    coefficients: jax.Array  # of these entropies in the objective, (num_densities,)
+    expectations: Means  # of the objective
+    # The entropies in closed form; then `method` is None.
     exact: GaussianEntropies | None
-    chance: Chance | None
+    chance: Chance | None  # the part of drawn sites, or None
+    # Estimates the scores; static.
     method: ScoreMethod | None = field(metadata={"static": True})
+    # Distributions of the noise; static.
     spec: NoiseSpec = field(metadata={"static": True})
 
     @property
@@ -140,10 +133,8 @@ def enter(
 ) -> tuple[StructuralModel, Objective, dict[str, Any]]:
     """`admit`, then see through readouts that lose nothing (identity VI).
 
-    A score method that appends noise to readouts needs the readouts themselves.
-
-    Returns:
-        The model, the objective without these readouts, and all parameters.
+    A score method that appends noise to readouts needs the readouts themselves. Returns
+    the model, the objective without these readouts, and all parameters.
     """
     sm, complete = admit(model, objective, args, kwargs, params)
     if getattr(method, "noise_variance", None) is None:
@@ -158,11 +149,7 @@ def pose(
     params: Any,
     reason: str = "",
 ) -> Posed:
-    """Resolve an objective for a score method, and append the noise of the method.
-
-    Raises:
-        ScoreError: If the method cannot serve the model.
-    """
+    """Resolve an objective for a score method, and append the noise of the method."""
     if isinstance(method, Exact):
         why = why_not_exact(sm, objective.sites)
         if why:
@@ -275,11 +262,7 @@ def noise_warnings(sm: StructuralModel) -> tuple[str, ...]:
 
 
 def check_num_samples(num_samples: int | None, method: Any) -> int:
-    """The number of samples after a check, or the method's default for None.
-
-    Raises:
-        ArgumentError: If it is not a power of two of at least 256.
-    """
+    """The number of samples after a check, or the method's default for None."""
     if num_samples is None:
         num_samples = getattr(method, "num_samples", 16384)
     return as_power_of_two("num_samples", num_samples, 16 * REPLICATES)

@@ -157,11 +157,8 @@ class Program:
 
     @classmethod
     def trace(cls, fn: Callable[..., Any], *example_args: Any) -> "Program":
-        """Trace `fn` for the shapes and dtypes of some arguments.
-
-        Args:
-            fn: A pure function of pytrees of arrays.
-            *example_args: Pytrees of arrays, keys or `jax.ShapeDtypeStruct`.
+        """Trace a pure function for the shapes and dtypes of some arguments: pytrees of
+        arrays, keys or `jax.ShapeDtypeStruct`.
         """
         leaves, in_tree = tree_flatten(example_args)
         shapes = [_shape(leaf) for leaf in leaves]
@@ -197,11 +194,7 @@ class Program:
         return tree_unflatten(self.code.out_tree, arrays)
 
     def check_batches(self, what: str) -> None:
-        """Raise for a callback that cannot run on a batch of samples.
-
-        Raises:
-            ModelError: Names the callback.
-        """
+        """Raise for a callback that cannot run on a batch of samples."""
         for kind, name in _jaxpr_facts.callbacks_that_cannot_batch(self.code.jaxpr):
             raise ModelError(
                 f"{what} calls {name} by jax.{kind}, which does not run on a batch of "
@@ -224,10 +217,8 @@ class Program:
         return code.fact("deps", lambda: _jaxpr_facts.dependencies(code.jaxpr))
 
     def affine_outputs(self, wrt: Collection[int]) -> list[bool]:
-        """For each flat output, whether it is certainly affine in `wrt` jointly.
-
-        Args:
-            wrt: Flat inputs; all others are constant.
+        """For each flat output, whether it is certainly affine in the inputs `wrt`
+        jointly.
         """
         code, chosen = self.code, frozenset(wrt)
         return code.fact(
@@ -237,13 +228,10 @@ class Program:
     def jumps(
         self, wrt: Collection[int], noise: Collection[int] | None = None
     ) -> list[Jump]:
-        """The jumps and switches that depend on `wrt` and reach an output.
+        """The jumps and switches that depend on the inputs `wrt`, and on `noise` if
+        given, and reach an output.
 
         Equations under `jax.named_scope("exogenous")` are skipped.
-
-        Args:
-            wrt: Flat inputs; all others are constant.
-            noise: If given, only jumps that depend on these inputs too.
         """
         code, chosen = self.code, frozenset(wrt)
         found = code.fact(
@@ -262,14 +250,8 @@ class Program:
         Its output is a list with one array for each switch of `jumps(wrt, noise)`, in
         that order: the bools of a `select_n`, the branch index of a `cond`, the side of
         the cut of a `sign` or an `atan2`, the multiple that a `rem` subtracts. Each has
-        a leading time axis for each enclosing `scan`.
-
-        Args:
-            wrt: Flat inputs; all others are constant.
-            noise: As in `jumps`.
-
-        Returns:
-            The program, or None if a predicate is in a branch or a `while`.
+        a leading time axis for each enclosing `scan`. None if a predicate is in a
+        branch or a `while`.
         """
         taps = frozenset(jump.path for jump in self.jumps(wrt, noise) if jump.switch)
         around = {path[:end] for path in taps for end in range(1, len(path))}

@@ -106,11 +106,7 @@ def score_of(
 def _check_scores(
     method: ScoreMethod, density: Density, found: Any, values: Values
 ) -> None:
-    """Raise unless a method returned `Scores` of the right shapes.
-
-    Raises:
-        ScoreError: Names the method and the site.
-    """
+    """Raise unless a method returned `Scores` of the right shapes."""
     name = type(method).__name__
     if not isinstance(found, Scores):
         raise ScoreError(
@@ -171,11 +167,9 @@ def pull_back(
 ) -> Pulled:
     """Simulate a batch of noise, score its values, and pull the cotangents back.
 
-    Args:
-        deviation_index: Index of the deviation of the scores that is pulled back too;
-            None pulls back no deviation.
-        expectation_coefficients: Coefficients of the expectations as a function of
-            their values; None takes the objective's own.
+    The deviation of the scores with `deviation_index` is pulled back too.
+    `expectation_coefficients` gives the coefficients of the expectations from their
+    values; None takes the objective's own.
     """
     densities, coefficients = problem.densities, problem.coefficients
     method, expectations = problem.method, problem.expectations

@@ -45,14 +45,8 @@ def see_through(
     """The same objective with sampled sites in place of readouts that lose nothing.
 
     A readout may lose nothing only at these parameters. An ascent looks again at its
-    end.
-
-    Returns:
-        The model and the objective. The model has a new site for each log determinant
-        that does not cancel, and the objective its expectation.
-
-    Raises:
-        ArgumentError: If the inverse of a function marked as `injective` is wrong.
+    end. The model has a new site for each log determinant that does not cancel, and the
+    objective its expectation.
     """
     named = [s for s in objective.sites if _is_readout(sm, s)]
     if not named:
@@ -93,9 +87,6 @@ def check_readouts(
     They have as many values as the sites that they are made from, and a Jacobian of
     full rank that mixes components. Then a network may miss most of their structure
     without a sign. A function of each component that is not monotone is allowed.
-
-    Raises:
-        DensityError: Names a readout, and the mark that it may need.
     """
     named = [s for s in objective.sites if _is_readout(sm, s)]
     if not named:

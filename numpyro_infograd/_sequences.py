@@ -47,13 +47,8 @@ _NEVER = -1e30  # log of a probability of zero, with finite derivatives
 def sum_hidden(density: Density, sm: Any) -> Density:
     """The density as a sum over its hidden discrete sites, if that is possible.
 
-    Args:
-        density: Of a set of sites of a model.
-        sm: The `StructuralModel`.
-
-    Returns:
-        A density without the noise of these sites; the same density if there are too
-        many joint states, also of neighbouring hidden values.
+    The same density if there are too many joint states, also of neighbouring hidden
+    values.
     """
     known = sm.site_info.keys() - set(density.all_sites)
     discrete = tuple(
@@ -109,38 +104,31 @@ class Order(NamedTuple):
 
     The arrays are JAX's, so that they are arguments of compiled programs: XLA would
     spend minutes on folding constants.
-
-    Attributes:
-        shape: Number of states of each colour. The colour of a hidden value is its
-            place in the order, modulo the number of colours: a factor reads at most one
-            value of each colour.
-        states: For each joint state of the colours, the state of each hidden value,
-            (num_states, num_values).
-        open: For each place and joint state of the colours, whether the value at that
-            place has that state, (num_places, *shape).
-        factors: The factors that are complete at each place, (num_places, most); the
-            number of factors where there are fewer.
-        free: Whether a factor reads no hidden value.
-        place: The place of each hidden value in the order.
-        last: The last place that a factor reads; -1 for a free factor.
     """
 
+    # Number of states of each colour. The colour of a hidden value is its place in the
+    # order, modulo the number of colours: a factor reads at most one value of each
+    # colour.
     shape: tuple[int, ...]
+    # For each joint state of the colours, the state of each hidden value, (num_states,
+    # num_values).
     states: jax.Array
+    # For each place and joint state of the colours, whether the value at that place has
+    # that state, (num_places, *shape).
     open: jax.Array
+    # The factors that are complete at each place, (num_places, most); the number of
+    # factors where there are fewer.
     factors: jax.Array
-    free: jax.Array
-    place: np.ndarray
-    last: np.ndarray
+    free: jax.Array  # whether a factor reads no hidden value
+    place: np.ndarray  # the place of each hidden value in the order
+    last: np.ndarray  # the last place that a factor reads; -1 for a free factor
 
     @staticmethod
     def of(reads: np.ndarray, counts: np.ndarray, given: np.ndarray) -> Order | None:
         """The order for what each factor reads; None if it needs too many states.
 
-        Args:
-            reads: Whether a factor reads a hidden value, (num_factors, num_values).
-            counts: Number of choices of each hidden value.
-            given: An order to try too, as indices of the hidden values.
+        `reads` says whether a factor reads a hidden value, (num_factors, num_values);
+        `given` is an order to try too, as indices of the hidden values.
         """
         wide = reads.astype(np.float32)
         graph = csr_matrix(wide.T @ wide > 0)
@@ -174,11 +162,7 @@ class Order(NamedTuple):
         return Order(shape, a, b, c, d, place, last)
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
-        """For each factor, the row of `states` that has the values that it reads.
-
-        Args:
-            numbers: The state of each hidden value, (num_values,).
-        """
+        """For each factor, the row of `states` that has the values that it reads."""
         count = len(self.shape)
         ordered = numbers[np.argsort(self.place)]
         colour = np.arange(count)

@@ -55,10 +55,8 @@ class Site(NamedTuple):
 def joint_states(
     site_info: Mapping[str, Site], discrete: Iterable[str], most: int = MOST_STATES
 ) -> dict[str, jax.Array]:
-    """Joint states of discrete sites if there are at most so many, else an empty dict.
-
-    Returns:
-        Arrays by site, (num_states, *shape).
+    """Joint states of discrete sites, (num_states, *shape) by site, if there are at
+    most so many, else an empty dict.
     """
     sites = [site_info[name] for name in discrete]
     counts = [(len(site.choices or ()), site.size) for site in sites]

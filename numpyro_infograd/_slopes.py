@@ -28,11 +28,7 @@ _TIMES = np.array([-2e-2, -5e-3, 0.0, 5e-3, 2e-2], np.float32)
 
 
 def check_slopes(view: View, params: Any) -> None:
-    """Raise if a pathwise derivative differs from finite differences.
-
-    Raises:
-        ReparametrizationError: Names the parameters and the output.
-    """
+    """Raise if a pathwise derivative differs from finite differences."""
     sm = view.sm
     drawn = tuple(name for name in view.keyed if sm.params_of((name,)))
     kinds = {name: sm.site_info[name].dtype for name in view.sites}
@@ -133,11 +129,8 @@ def _wrong(
 
 
 def _judge(values: jax.Array, slopes: jax.Array) -> tuple[jax.Array, ...]:
-    """For each element: whether it moves, its slope is wrong, and its slope is zero.
-
-    Args:
-        values: Values at the five times.
-        slopes: Derivatives at the five times.
+    """For each element at five times: whether it moves, its slope is wrong, and its
+    slope is zero.
     """
     eps = jnp.finfo(values.dtype).eps
     rounding = 16 * eps * jnp.max(jnp.abs(values), axis=0)

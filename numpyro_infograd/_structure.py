@@ -223,11 +223,7 @@ class StructuralModel:
         return {name: params for name, (params, _, _) in reach.items()}
 
     def _named(self, sites: Iterable[str]) -> tuple[str, ...]:
-        """One name or several as a tuple, after a check.
-
-        Raises:
-            SiteError: For a name that no site has.
-        """
+        """One name or several as a tuple, after a check."""
         single = isinstance(sites, str) or not isinstance(sites, Iterable)
         listed: tuple[Any, ...] = (sites,) if single else tuple(sites)
         for name in listed:

@@ -73,9 +73,6 @@ def without_moving_conditions(
 
     The score of p(A | B) in B cannot be learned from samples of A and B. It is the
     difference of two scores that can.
-
-    Raises:
-        ScoreError: For a directed information.
     """
     order = {name: i for i, name in enumerate(sm.sites)}
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
@@ -92,11 +89,7 @@ def without_moving_conditions(
 
 
 def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
-    """The objective as entropies h(A | B) of sites A that no parameter reaches.
-
-    Raises:
-        ScoreError: If another entropy is left that depends on a parameter.
-    """
+    """The objective as entropies h(A | B) of sites A that no parameter reaches."""
     if objective.causal:
         raise ScoreError(_NO_JOINT)
     order = {name: i for i, name in enumerate(sm.sites)}
@@ -116,12 +109,10 @@ def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, .
 def _pair_off(
     left: dict[Joint, float], sign: int, fits: Callable[[Joint, Joint], bool]
 ) -> list[tuple[float, Joint, Joint]]:
-    """Pairs of h(joint) and -h(inner), largest joint first; removed from `left`.
+    """Pairs of h(joint) and -h(inner) that fit, largest joint first; removed from
+    `left`.
 
-    Args:
-        left: Coefficient of each joint entropy.
-        sign: 1 to try the smallest inner sets first, -1 for the largest.
-        fits: Function that says whether two sets may be paired.
+    A `sign` of 1 tries the smallest inner sets first, -1 the largest.
     """
     pairs = []
     for joint in sorted(left, key=lambda s: (-len(s), sorted(s))):
@@ -165,11 +156,7 @@ def at_each(means: Means, values: Any) -> jax.Array:
 
 
 def trace_expectations(objective: Objective, sm: StructuralModel) -> Means:
-    """The objective's expectations as programs of one sample's values.
-
-    Raises:
-        ArgumentError: If one cannot be traced, or does not return a scalar.
-    """
+    """The objective's expectations as programs of one sample's values."""
     example = {name: sm.example(name) for name in sm.sites}
     pairs = frozenset(name for name, site in sm.site_info.items() if site.pair)
     holds = (

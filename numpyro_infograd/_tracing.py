@@ -36,11 +36,7 @@ _NO_LAW = {
 
 
 def _strong(name: str, value: Any) -> jax.Array:
-    """A floating array without the weak type of a Python number.
-
-    Raises:
-        ParameterError: If the value is not a number.
-    """
+    """A floating array without the weak type of a Python number."""
     array = as_parameter(name, value)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         array = array.astype(jnp.zeros(()).dtype)
@@ -220,11 +216,7 @@ def trace_model(
 
 
 def _reduce(sm: StructuralModel) -> tuple[Any, ...]:
-    """For pickle: the NumPyro model is traced again when it is loaded.
-
-    Raises:
-        ArgumentError: For a model that an edit has changed.
-    """
+    """For pickle: the NumPyro model is traced again when it is loaded."""
     if sm.source is None:
         raise ArgumentError(
             "a StructuralModel with appended noise, shuffled inputs or a path has no "
@@ -240,11 +232,7 @@ copyreg.pickle(StructuralModel, _reduce)  # type: ignore[arg-type]
 def _check_call(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> None:
-    """Raise if a model that failed cannot be called with these arguments.
-
-    Raises:
-        ArgumentError: Names the argument.
-    """
+    """Raise if a model that failed cannot be called with these arguments."""
     try:
         signature = inspect.signature(model)
     except (TypeError, ValueError):

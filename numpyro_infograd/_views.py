@@ -28,17 +28,11 @@ FAR = 0.3  # relative step of parameters to a different region
 
 @dataclass(frozen=True)
 class View:
-    """The part of a model that an objective uses: sites and expectations.
+    """The part of a model that an objective uses: sites and expectations."""
 
-    Attributes:
-        sm: The model.
-        sites: The sites of the entropies.
-        expectations: Functions of one sample's values, by label.
-    """
-
-    sm: StructuralModel
-    sites: tuple[str, ...]
-    expectations: Mapping[str, Program]
+    sm: StructuralModel  # the model
+    sites: tuple[str, ...]  # the sites of the entropies
+    expectations: Mapping[str, Program]  # functions of one sample's values, by label
 
     @property
     def whole(self) -> Program:

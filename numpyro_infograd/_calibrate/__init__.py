@@ -250,9 +250,6 @@ def _choose_levels(
     """Noise levels of the divergence that is minimised and of the one reported.
 
     Also a warning if level 0 is left out.
-
-    Raises:
-        ArgumentError: If the caller's levels start at 0, where a density has a jump.
     """
     smooth, why = _is_smooth(sm, density, params)
     seen = LEVELS if smooth else LEVELS[1:]
@@ -268,11 +265,7 @@ def _choose_levels(
 
 
 def _check_levels(levels: Any) -> tuple[float, ...] | None:
-    """The levels after a check, or None.
-
-    Raises:
-        ArgumentError: If they are not variances in rising order.
-    """
+    """The levels after a check, or None."""
     if levels is None:
         return None
     found = tuple(float(level) for level in as_floats("noise_levels", levels))

@@ -58,27 +58,16 @@ class Moments(NamedTuple):
 )
 @dataclass(frozen=True)
 class Features:
-    """Features of a set of sites, and the coordinates that they are functions of.
+    """Features of a set of sites, and the coordinates that they are functions of."""
 
-    Attributes:
-        density: The sites.
-        mean: Mean of the recordings in unbounded coordinates.
-        whiten: Matrix that makes their covariance the identity.
-        networks: Parameters of two networks, one for each distribution.
-        power: Mean square of each feature on the recordings, (levels, width).
-        levels: Variances of the appended noise.
-        network: Function or functions that make a network.
-        reach: Distance from the mean up to which samples have full weight.
-    """
-
-    density: Density
-    mean: jax.Array
-    whiten: jax.Array
-    networks: Any
-    power: jax.Array
-    levels: tuple[float, ...]
-    network: Network
-    reach: float = np.inf
+    density: Density  # the sites
+    mean: jax.Array  # mean of the recordings in unbounded coordinates
+    whiten: jax.Array  # matrix that makes their covariance the identity
+    networks: Any  # parameters of two networks, one for each distribution
+    power: jax.Array  # mean square of each feature on the recordings, (levels, width)
+    levels: tuple[float, ...]  # variances of the appended noise
+    network: Network  # function or functions that make a network
+    reach: float = np.inf  # distance from the mean up to which samples have full weight
 
     def at(self, levels: tuple[float, ...]) -> Features:
         """The features with only these levels."""
@@ -128,12 +117,10 @@ class Features:
         return jnp.concatenate([seen[..., :-1], first, second[..., own:-1]], axis=-1)
 
     def moments(self, z: jax.Array, blur: jax.Array, rng_key: jax.Array) -> Moments:
-        """Moments of the distribution of z.
+        """Moments of the distribution of z, (num_samples, dimensions).
 
-        Args:
-            z: Coordinates, (num_samples, dimensions).
-            blur: Standard normal noise of the same shape.
-            rng_key: Key for random directions, if there are many dimensions.
+        `blur` is standard normal noise of the same shape. The key is for random
+        directions, if there are many dimensions.
         """
 
         def at(level: float) -> tuple[jax.Array, jax.Array]:
@@ -209,20 +196,7 @@ def make_features(
     rng_key: jax.Array,
     robust: bool = False,
 ) -> Features:
-    """Features trained on the scores of recordings and twin.
-
-    Args:
-        density: The sites.
-        recorded: Recordings of each site, (num_recordings, *shape).
-        drawn: Draws of the twin.
-        levels: Variances of the appended noise.
-        network: Function or functions that make a network.
-        rng_key: A JAX PRNG key.
-        robust: Whether samples far out have no weight.
-
-    Raises:
-        ArgumentError: If the network is not valid.
-    """
+    """Features trained on the scores of recordings and of draws of the twin."""
     pick_key, key = jax.random.split(rng_key)
     order = jax.random.permutation(pick_key, len(next(iter(recorded.values()))))
     mixed = {name: values[order] for name, values in recorded.items()}

@@ -57,16 +57,11 @@ _TESTED = 1000  # recordings in a two-sample test
 
 
 class End(NamedTuple):
-    """The twin at the last correction.
+    """The twin at the last correction."""
 
-    Attributes:
-        place: What it was computed from.
-        directions: Directions that the recordings determine, and the others.
-        edges: Number of directions in which a projection allows moves of one sign only.
-    """
-
-    place: Place
-    directions: Directions
+    place: Place  # what it was computed from
+    directions: Directions  # directions that the recordings determine, and the others
+    # Number of directions in which a projection allows moves of one sign only.
     edges: int
 
 
@@ -184,10 +179,9 @@ class Fit(abc.ABC):
     def correct(self) -> float | None:
         """A Newton step along the directions that the recordings determine.
 
-        Returns:
-            The largest component of the step, in standard errors. NaN, without a step,
-            if something is not finite. None if the last step raised the divergence or
-            led to values that are not finite; then half of it is undone.
+        Returns its largest component, in standard errors. NaN, without a step, if
+        something is not finite. None if the last step raised the divergence or led to
+        values that are not finite; then half of it is undone.
         """
         flat, unravel = ravel_pytree(self.unconstrained_params)
         here = self.place()

@@ -24,22 +24,16 @@ _RELABELLINGS = 499  # permutations of a two-sample test
 
 
 class Directions(NamedTuple):
-    """Directions of the unconstrained numbers in which the curvature is diagonal.
+    """Directions of the unconstrained numbers in which the curvature is diagonal."""
 
-    Attributes:
-        known: Directions that the recordings determine, (numbers, rank), each of
-            length one in units of the parameters' sizes.
-        curvature: Curvature along each of these, (rank,).
-        error: Standard error along each of these, (rank,).
-        unknown: The other directions in which the parameters may move.
-        rough: Number of unknown directions that may be known with less noisy
-            derivatives of the twin.
-    """
-
+    # Directions that the recordings determine, (numbers, rank), each of length one in
+    # units of the parameters' sizes.
     known: np.ndarray
-    curvature: np.ndarray
-    error: np.ndarray
-    unknown: np.ndarray
+    curvature: np.ndarray  # curvature along each of these, (rank,)
+    error: np.ndarray  # standard error along each of these, (rank,)
+    unknown: np.ndarray  # the other directions in which the parameters may move
+    # Number of unknown directions that may be known with less noisy derivatives of the
+    # twin.
     rough: int
 
     def solve(self, gradient: np.ndarray) -> np.ndarray:
@@ -55,12 +49,9 @@ def find_directions(
 ) -> Directions:
     """The directions that the recordings determine.
 
-    Args:
-        curvatures: Of the divergence, by independent draws of the twin, (draws,
-            numbers, numbers). One draw has no noise.
-        size: Typical size of each unconstrained number, (numbers,).
-        allowed: Directions that a projection allows, orthonormal columns.
-        information: Covariance of the gradient over resamples of the recordings.
+    `curvatures` of the divergence are by independent draws of the twin, (draws,
+    numbers, numbers); one draw has no noise. `allowed` has orthonormal columns.
+    `information` is the covariance of the gradient over resamples of the recordings.
     """
     each = allowed.T @ (curvatures + np.swapaxes(curvatures, 1, 2)) @ allowed / 2
     metric = allowed.T @ (allowed / size[:, None] ** 2)
@@ -109,21 +100,14 @@ def mean_gradient(
 
 
 class Place(NamedTuple):
-    """The start of a correction.
+    """The start of a correction."""
 
-    Attributes:
-        flat: The unconstrained numbers, (numbers,).
-        gradient: Gradient of the divergence, (numbers,).
-        noise: Covariance of the gradient over draws of the twin.
-        curvatures: Curvature by each draw of the twin, (draws, numbers, numbers).
-        inside: What else the divergence was computed from.
-    """
-
-    flat: np.ndarray
-    gradient: np.ndarray
-    noise: np.ndarray
+    flat: np.ndarray  # the unconstrained numbers, (numbers,)
+    gradient: np.ndarray  # gradient of the divergence, (numbers,)
+    noise: np.ndarray  # covariance of the gradient over draws of the twin
+    # Curvature by each draw of the twin, (draws, numbers, numbers).
     curvatures: np.ndarray
-    inside: Any
+    inside: Any  # what else the divergence was computed from
 
 
 def rises(last: Place, here: Place, match: Match, divergence: str) -> bool:
@@ -144,10 +128,6 @@ def apart(weights: jax.Array, match: Match) -> tuple[float, float]:
     """The Fisher divergence from the recordings of the fit, and its error over draws.
 
     It uses all pairs of different draws, so the noise of a draw causes no bias.
-
-    Args:
-        weights: W_q of independent draws, (draws, levels, width, dimensions).
-        match: The twin and the recordings.
     """
     gap, gram, shares = _double(weights - match.target, match.law.gram, match.shares)
     products = np.einsum("l,rlwd,slwd->rs", shares, gap, gram @ gap)
@@ -167,11 +147,7 @@ def resample(
 ) -> tuple[np.ndarray, np.ndarray]:
     """W_p of resampled recordings, and G_p (W_q - W_p).
 
-    Args:
-        match: The twin and the recordings.
-        weights: W_q, (levels, width, dimensions).
-        blocks: Moments of blocks of recordings.
-        counts: Share of each block in each resample, (num_draws, blocks).
+    `counts` has the share of each block in each resample, (num_draws, blocks).
     """
     weights, *whole = _double(weights, *blocks)
 
@@ -206,13 +182,7 @@ def held_out(
 
     It is 1/2 <W_q - W_p, G W_q - c>, with the moments G (plus the ridge) and c of the
     held-out recordings. Their own score has G W = c, so this is a product of
-    independent errors.
-
-    Args:
-        weights: W_q from independent draws, (draws, levels, width, dimensions).
-        targets: W_p of resamples of the other recordings, (num_draws, ...).
-        held: Moments of blocks of the held-out recordings.
-        match: The twin and the recordings.
+    independent errors. `targets` are W_p of resamples of the other recordings.
     """
     weights, target, targets, gram, slope, shares = _double(
         weights,

@@ -45,23 +45,14 @@ _LOW = 0.05  # share of recordings below the reported effective sample size
 )
 @dataclass(frozen=True)
 class Likelihood:
-    """A twin with a likelihood.
+    """A twin with a likelihood."""
 
-    Attributes:
-        forward: The twin's map from parameters and noise to sites.
-        joint: Density of the recorded and the drawn sites given the hidden noise.
-        drawn: Density of the drawn sites; None without any.
-        constraints: Of the parameters; None with a projection.
-        sites: The recorded sites.
-        spec: Distributions of the noise that is drawn; empty if none is hidden.
-    """
-
-    forward: Program
-    joint: Density
-    drawn: Density | None
-    constraints: dict[str, Any] | None
-    sites: tuple[str, ...]
-    spec: NoiseSpec
+    forward: Program  # the twin's map from parameters and noise to sites
+    joint: Density  # density of the recorded and the drawn sites given the hidden noise
+    drawn: Density | None  # density of the drawn sites; None without any
+    constraints: dict[str, Any] | None  # of the parameters; None with a projection
+    sites: tuple[str, ...]  # the recorded sites
+    spec: NoiseSpec  # distributions of the noise that is drawn; empty if none is hidden
 
     @staticmethod
     def of(
@@ -99,9 +90,8 @@ class Likelihood:
     def __call__(self, unconstrained_params: Any, draws: Draws, row: Values) -> Any:
         """log p of one recording by each set of draws, and its effective sample size.
 
-        Returns:
-            An array (sets,) in nats, -inf where no draw can make the recording; and the
-            size of all sets together, by Kish's formula.
+        The first is (sets,) in nats, -inf where no draw can make the recording; the
+        second is the size of all sets together, by Kish's formula.
         """
         params = constrained(unconstrained_params, self.constraints)
 
@@ -127,29 +117,19 @@ class Likelihood:
 
 
 class Draws(NamedTuple):
-    """Draws of hidden noise and of drawn sites, (sets, draws, *shape).
+    """Draws of hidden noise and of drawn sites, (sets, draws, *shape)."""
 
-    Attributes:
-        noise: By site.
-        held: Values of the drawn sites.
-        log_prob: Their log probability at the parameters that drew them.
-    """
-
-    noise: Values
-    held: Values
-    log_prob: jax.Array
+    noise: Values  # by site
+    held: Values  # values of the drawn sites
+    log_prob: jax.Array  # their log probability at the parameters that drew them
 
 
 class Rows(NamedTuple):
-    """Different recordings, and how often each occurs.
+    """Different recordings, and how often each occurs."""
 
-    Attributes:
-        values: By site, (num_rows, *shape).
-        shares: Share of each row in each block of recordings, (blocks, num_rows). It is
-            zero for a few last rows, which repeat the first one.
-    """
-
-    values: dict[str, Any]
+    values: dict[str, Any]  # by site, (num_rows, *shape)
+    # Share of each row in each block of recordings, (blocks, num_rows). It is zero for
+    # a few last rows, which repeat the first one.
     shares: Any
 
 
@@ -183,18 +163,12 @@ class Around(NamedTuple):
     """The mean log likelihood, and its derivatives in the unconstrained numbers.
 
     The last axis has one entry for each set of draws, and one for all of them.
-
-    Attributes:
-        value: Of each block, (blocks, sets + 1).
-        slope: Of each block, (numbers, blocks, sets + 1).
-        bend: Of all blocks, (numbers, numbers, sets + 1).
-        size: A low quantile of the effective sample sizes.
     """
 
-    value: jax.Array
-    slope: jax.Array
-    bend: jax.Array
-    size: jax.Array
+    value: jax.Array  # of each block, (blocks, sets + 1)
+    slope: jax.Array  # of each block, (numbers, blocks, sets + 1)
+    bend: jax.Array  # of all blocks, (numbers, numbers, sets + 1)
+    size: jax.Array  # a low quantile of the effective sample sizes
 
 
 @quick_jit(static_argnames="shape")
@@ -224,21 +198,11 @@ def look_around(
     shape: tuple[int, int],
     derivatives: bool = True,
 ) -> tuple[Around | None, jax.Array, jax.Array]:
-    """The mean log likelihood around some parameters.
+    """The mean log likelihood around some parameters, (num_offsets, numbers) from them.
 
-    Args:
-        twin: The twin.
-        unconstrained_params: The parameters at which sites are drawn.
-        offsets: Other places, from the parameters, (num_offsets, numbers).
-        rows: The recordings.
-        draws: From `draw_sets`.
-        shape: Number of sets of draws, and of draws in each.
-        derivatives: Whether to compute them.
-
-    Returns:
-        Value and derivatives; the mean of each block at each offset, (num_offsets,
-        blocks); and the share of recordings that a set of draws cannot make, which are
-        left out of all means.
+    Returns value and derivatives; the mean of each block at each offset, (num_offsets,
+    blocks); and the share of recordings that a set of draws cannot make, which are left
+    out of all means.
     """
     flat, unravel = ravel_pytree(unconstrained_params)
     sets, count = shape

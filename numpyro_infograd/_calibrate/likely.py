@@ -42,12 +42,7 @@ _OFF = 0.5  # largest difference between derivatives and differences
 
 
 def check_likelihood(density: Density, levels: Any, robust: bool) -> None:
-    """Check that recordings of these sites have a likelihood.
-
-    Raises:
-        ArgumentError: For options of the other divergences.
-        DensityError: Names a site without a density, or whose support moves.
-    """
+    """Check that recordings of these sites have a likelihood."""
     if levels is not None:
         raise ArgumentError(
             "noise_levels has no effect on the likelihood. Leave it out, or pass "
@@ -77,23 +72,14 @@ def check_likelihood(density: Density, levels: Any, robust: bool) -> None:
 
 
 class Inside(NamedTuple):
-    """What a gradient of the likelihood is computed from.
+    """What a gradient of the likelihood is computed from."""
 
-    Attributes:
-        value: Minus the mean log likelihood.
-        slopes: Its slope for each block of recordings, (blocks, numbers).
-        draws: Number of draws in each set.
-        missed: Share of the recordings that a set of draws cannot make.
-        size: A low quantile of the effective sample sizes.
-        key: Key of the draws.
-    """
-
-    value: float
-    slopes: np.ndarray
-    draws: int
-    missed: float
-    size: float
-    key: jax.Array
+    value: float  # minus the mean log likelihood
+    slopes: np.ndarray  # its slope for each block of recordings, (blocks, numbers)
+    draws: int  # number of draws in each set
+    missed: float  # share of the recordings that a set of draws cannot make
+    size: float  # a low quantile of the effective sample sizes
+    key: jax.Array  # key of the draws
 
 
 class LikelihoodFit(Fit):

@@ -47,17 +47,11 @@ _FEW_SAMPLES = 8192  # draws for derivatives in several numbers
 
 
 class Inside(NamedTuple):
-    """What a gradient is computed from.
+    """What a gradient is computed from."""
 
-    Attributes:
-        local: Derivatives of the twin in its parameters.
-        whole: W_q at all levels, (draws, levels, width, dimensions).
-        weights: W_q at the levels in use.
-    """
-
-    local: Local
-    whole: jax.Array
-    weights: jax.Array
+    local: Local  # derivatives of the twin in its parameters
+    whole: jax.Array  # W_q at all levels, (draws, levels, width, dimensions)
+    weights: jax.Array  # W_q at the levels in use
 
 
 class MatchedFit(Fit):

@@ -35,22 +35,14 @@ BLUR = "+blur"
 
 
 class Match(NamedTuple):
-    """A twin and the moments of the recordings.
+    """A twin and the moments of the recordings."""
 
-    Attributes:
-        forward: The twin's map from parameters and noise to sites.
-        features: Features of its outputs.
-        law: Moments of the recordings.
-        target: Weights W_p of the recordings.
-        shares: Weight of each level in the divergence, (levels,).
-        constraints: Constraints of the parameters; None with a projection.
-    """
-
-    forward: Program
-    features: Features
-    law: Moments
-    target: jax.Array
-    shares: jax.Array
+    forward: Program  # the twin's map from parameters and noise to sites
+    features: Features  # features of its outputs
+    law: Moments  # moments of the recordings
+    target: jax.Array  # weights W_p of the recordings
+    shares: jax.Array  # weight of each level in the divergence, (levels,)
+    # Constraints of the parameters; None with a projection.
     constraints: dict[str, Any] | None
 
     def at(self, levels: tuple[float, ...], shares: np.ndarray) -> Match:
@@ -229,16 +221,12 @@ def draw_weights(
 
 
 class Local(NamedTuple):
-    """Derivatives of the twin in its parameters, from independent draws of its noise.
+    """Derivatives of the twin in its parameters, by independent draws of its noise."""
 
-    Attributes:
-        slopes: Derivative of W_q in each unconstrained number, (draws, numbers, levels,
-            width, dimensions).
-        flow: E_q[phi (D_params z)] for each number, of the same shape.
-    """
-
+    # Derivative of W_q in each unconstrained number, (draws, numbers, levels, width,
+    # dimensions).
     slopes: jax.Array
-    flow: jax.Array
+    flow: jax.Array  # E_q[phi (D_params z)] for each number, of the same shape
 
 
 @quick_jit(static_argnames=("spec", "size", "few"))
@@ -254,17 +242,8 @@ def look_around(
 ) -> Local:
     """Derivatives of the twin in its parameters, by forward mode.
 
-    W_q is an implicit function of the parameters, G W_q = c.
-
-    Args:
-        match: The twin and the recordings.
-        unconstrained_params: The present parameters.
-        weights: W_q there, one for each draw.
-        rng_key: A JAX PRNG key.
-        points: As in `draw_noise`, for both sizes.
-        spec: Distributions of the noise.
-        size: Number of samples of each draw for the flow.
-        few: The same for the slopes, which take longer.
+    W_q is an implicit function of the parameters, G W_q = c. `size` samples of each
+    draw give the flow, and `few` the slopes, which take longer.
     """
     flat, unravel = ravel_pytree(unconstrained_params)
     features = match.features

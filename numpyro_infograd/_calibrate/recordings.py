@@ -21,23 +21,15 @@ _COARSE = 0.01  # largest rounding step, in standard deviations
 
 
 class Recordings(NamedTuple):
-    """Recordings after checks.
+    """Recordings after checks."""
 
-    Attributes:
-        values: Arrays (num_recordings, *shape) by site, all of one length.
-        warnings: Sentences about what was left out.
-    """
-
+    # Arrays (num_recordings, *shape) by site, all of one length.
     values: dict[str, np.ndarray]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...]  # sentences about what was left out
 
 
 def as_tables(observed: Any) -> dict[str, Any]:
-    """Recordings by site; a table, as of pandas, has a column for each site.
-
-    Raises:
-        ArgumentError: If they are something else.
-    """
+    """Recordings by site; a table, as of pandas, has a column for each site."""
     is_dict = isinstance(observed, Mapping)
     names = list(observed if is_dict else getattr(observed, "columns", ()))
     if not names:
@@ -54,14 +46,8 @@ def as_recordings(
 ) -> Recordings:
     """Arrays of the recorded sites, without rows that have a gap.
 
-    Args:
-        observed: Recordings by site.
-        sm: The model.
-        likely: Whether they are compared by their likelihood, which needs no score: so
-            they may be discrete, rounded, repeated or clipped.
-
-    Raises:
-        ArgumentError: Names the site and what is wrong with its recordings.
+    For a likelihood (`likely`), which needs no score, they may be discrete, rounded,
+    repeated or clipped.
     """
     parts = {n: _parts(n, value, sm, likely) for n, value in observed.items()}
     files = {n: [len(part) for part in each] for n, each in parts.items()}
@@ -228,11 +214,7 @@ def _checked(name: str, array: np.ndarray, site: Site, likely: bool) -> np.ndarr
 
 
 def _check_continuous(found: dict[str, np.ndarray], flat: np.ndarray) -> None:
-    """Raise for recordings that are too coarse or too often equal to have a score.
-
-    Raises:
-        ArgumentError: Names the site.
-    """
+    """Raise for recordings that are too coarse or too often equal to have a score."""
     number = len(flat)
     step = np.spacing(np.abs(flat).max(axis=0)) / flat.std(axis=0)
     if np.any(step > _COARSE):

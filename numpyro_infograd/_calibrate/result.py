@@ -27,19 +27,12 @@ class TwoSample(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a calibration ended.
+    """How a calibration ended."""
 
-    Attributes:
-        status: In words.
-        before: Divergence from the held-out recordings at the start.
-        after: The same at the end.
-        test_before: Two-sample test at the start.
-    """
-
-    status: Status
-    before: Estimate
-    after: Estimate
-    test_before: TwoSample
+    status: Status  # in words
+    before: Estimate  # divergence from the held-out recordings at the start
+    after: Estimate  # the same at the end
+    test_before: TwoSample  # two-sample test at the start
 
 
 @dataclass(frozen=True, repr=False)  # the repr of any Result

@@ -18,31 +18,19 @@ NUM_STEPS = 150  # the features are trained again after half of them
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a calibration, after checks.
+    """Settings of a calibration, after checks."""
 
-    Attributes:
-        divergence: "fisher", "kl" or "likelihood".
-        used: Noise levels of the divergence that is minimised.
-        reported: Noise levels of the divergence that is reported.
-        optimizer: None, or an optax or numpyro optimizer.
-        projection: Projection of the parameters, or None.
-        network: Function or functions that make the networks of the features.
-        num_steps: Steps of the optimizer.
-        num_samples: Draws of the twin in a step.
-        num_draws: Bootstrap draws of the parameters.
-        robust: Whether recordings far out have no weight.
-    """
-
-    divergence: str
-    used: tuple[float, ...]
-    reported: tuple[float, ...]
-    optimizer: Any = None
-    projection: Projection | None = None
+    divergence: str  # "fisher", "kl" or "likelihood"
+    used: tuple[float, ...]  # noise levels of the divergence that is minimised
+    reported: tuple[float, ...]  # noise levels of the divergence that is reported
+    optimizer: Any = None  # None, or an optax or numpyro optimizer
+    projection: Projection | None = None  # projection of the parameters, or None
+    # Function or functions that make the networks of the features.
     network: Network = perceptron((32, 32))
-    num_steps: int = NUM_STEPS
-    num_samples: int = 4096
-    num_draws: int = 200
-    robust: bool = False
+    num_steps: int = NUM_STEPS  # steps of the optimizer
+    num_samples: int = 4096  # draws of the twin in a step
+    num_draws: int = 200  # bootstrap draws of the parameters
+    robust: bool = False  # whether recordings far out have no weight
 
     @property
     def levels(self) -> tuple[float, ...]:

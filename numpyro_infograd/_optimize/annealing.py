@@ -30,17 +30,7 @@ Annealing = float | Mapping[str, float] | None
 def initial_variances(
     posed: Posed, params: Any, annealing: Annealing
 ) -> dict[str, float]:
-    """Initial variance of the noise appended to each site; empty without annealing.
-
-    Args:
-        posed: The problem without appended noise.
-        params: Parameters at the start of the ascent.
-        annealing: Variances by site, or one number relative to the sites' variances.
-
-    Raises:
-        ArgumentError: If a variance is not a positive number, or a site is not a site
-            of the objective that a parameter reaches.
-    """
+    """Initial variance of the noise appended to each site; empty without annealing."""
     if annealing is None:
         return {}
     sm = posed.sm

@@ -37,19 +37,13 @@ ROUNDING = 1e-5  # relative excess that may be rounding, at least
 
 
 class Budgets(NamedTuple):
-    """Bounds on combinations of expectations, as arrays.
+    """Bounds on combinations of expectations, as arrays."""
 
-    Attributes:
-        weights: Row i combines the means into the number that constraint i bounds from
-            above, with a changed sign for a lower bound; (num_constraints,
-            num_programs).
-        bounds: Upper bounds of these numbers, (num_constraints,).
-        scales: Units of the excess, (num_constraints,).
-    """
-
+    # Row i combines the means into the number that constraint i bounds from above, with
+    # a changed sign for a lower bound; (num_constraints, num_programs).
     weights: jax.Array
-    bounds: jax.Array
-    scales: jax.Array
+    bounds: jax.Array  # upper bounds of these numbers, (num_constraints,)
+    scales: jax.Array  # units of the excess, (num_constraints,)
 
     @property
     def rounding(self) -> jax.Array:
@@ -123,11 +117,7 @@ class ConstraintReport(NamedTuple):
 
 
 def check_constraints(subject_to: Any) -> tuple[Constraint, ...]:
-    """The constraints as a tuple.
-
-    Raises:
-        ArgumentError: If something else is among them.
-    """
+    """The constraints as a tuple."""
     single = isinstance(subject_to, (Constraint, str))
     listed = (subject_to,) if single else subject_to
     if not isinstance(listed, Iterable):

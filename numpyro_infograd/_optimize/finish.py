@@ -35,11 +35,7 @@ End = tuple[Any, Estimate | None, str]
 
 
 def finish(run: Run) -> Result:
-    """Choose the best restart, and estimate the objective at its end.
-
-    Raises:
-        ConstraintError: If the run gave up and a constraint is not met.
-    """
+    """Choose the best restart, and estimate the objective at its end."""
     ends = [_end(run, index) for index in range(len(run.starts))]
     reports = [_report(run, index, end[0]) for index, end in enumerate(ends)]
     best = max(range(len(ends)), key=lambda i: _rank(ends[i][1], reports[i]))

@@ -273,11 +273,7 @@ class InfoMax:
         return finish(run)
 
     def _check_state(self, state: Any) -> None:
-        """Raise unless `state` is a state of this ascent.
-
-        Raises:
-            ArgumentError: Before `init`, or for the state of another model.
-        """
+        """Raise unless `state` is a state of this ascent."""
         if self.posed is None:
             raise ArgumentError("this InfoMax has no state yet: call init first.")
         ours: Any = jax.tree.structure(self.posed.sm.params)

@@ -55,16 +55,9 @@ def land(
 ) -> Any:
     """Unconstrained parameters on the inner side of the bounds that hold them.
 
-    Args:
-        ascent: The ascent.
-        params: Unconstrained parameters near the bounds.
-        multipliers: Of the constraints, in nats for each unit of relative excess.
-        measure: Relative excess of each constraint at unconstrained parameters, with
-            its standard error and its rounding error.
-        rng_key: A JAX PRNG key.
-
-    Returns:
-        The corrected parameters; `params` if no correction meets all bounds.
+    `measure` gives the relative excess of each constraint at unconstrained parameters,
+    its standard error and its rounding error. Returns `params` if no correction meets
+    all bounds.
     """
     leaves, tree = jax.tree.flatten(params)
     scales = jax.tree.leaves(ascent.move.scale)

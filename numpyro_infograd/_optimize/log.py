@@ -27,26 +27,15 @@ _SHARE = 0.05  # share of the run time that saves take, at most
 
 
 class Snapshot(NamedTuple):
-    """The state of a run.
+    """The state of a run."""
 
-    Attributes:
-        chunks: The steps so far.
-        trees: Arrays by name.
-        facts: JSON data; "done" is true if the run has ended.
-    """
-
-    chunks: list[StepInfo]
-    trees: dict[str, Any]
-    facts: dict[str, Any]
+    chunks: list[StepInfo]  # the steps so far
+    trees: dict[str, Any]  # arrays by name
+    facts: dict[str, Any]  # JSON data; "done" is true if the run has ended
 
 
 class Log:
-    """Saves snapshots of a run, so that it can continue after an interruption.
-
-    Args:
-        path: Folder of the checkpoint.
-        identity: Data that must be equal for a run to continue.
-    """
+    """Saves snapshots of a run, so that it can continue after an interruption."""
 
     def __init__(self, path: Any, identity: dict[str, Any]) -> None:
         self.checkpoint = Checkpoint(path, identity)

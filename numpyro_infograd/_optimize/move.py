@@ -27,19 +27,12 @@ RATE = 0.05  # peak rate of the default optimizer, as a share of the parameters'
 
 
 class Move(NamedTuple):
-    """How a step moves the parameters along a gradient.
+    """How a step moves the parameters along a gradient."""
 
-    Attributes:
-        projection: Applied after the step, or None.
-        update: Of the optimizer, a function of gradient, state and parameters.
-        scale: Factor of each parameter's update.
-        constraints: Of the parameters; None with a projection.
-    """
-
-    projection: Program | None
-    update: Program
-    scale: Any
-    constraints: dict[str, Any] | None
+    projection: Program | None  # applied after the step, or None
+    update: Program  # of the optimizer, a function of gradient, state and parameters
+    scale: Any  # factor of each parameter's update
+    constraints: dict[str, Any] | None  # of the parameters; None with a projection
 
     @staticmethod
     def trace(
@@ -62,17 +55,10 @@ class Move(NamedTuple):
     def __call__(
         self, params: Any, opt_state: Any, gradient: Any, rate: jax.Array
     ) -> tuple[Any, Any, Any]:
-        """One step that raises the objective.
+        """One step that raises the objective; `rate` is a factor of all updates.
 
-        Args:
-            params: Unconstrained parameters.
-            opt_state: The state of the optimizer.
-            gradient: Of the objective, in these parameters.
-            rate: Factor of all updates.
-
-        Returns:
-            Parameters, the state of the optimizer, and the part of the gradient along
-            which the projection lets the parameters move.
+        Returns parameters, the state of the optimizer, and the part of the gradient
+        along which the projection lets the parameters move.
         """
         if self.projection is not None:
             gradient = gradient_mapping(self.projection, params, gradient)
@@ -104,11 +90,7 @@ def constrained(unconstrained_params: Any, constraints: dict[str, Any] | None) -
 
 
 def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
-    """Parameters as the optimizer moves them.
-
-    Raises:
-        ArgumentError: For a constraint without a bijection from real numbers.
-    """
+    """Parameters as the optimizer moves them."""
     if constraints is None:
         return params
     found = {}
@@ -125,11 +107,7 @@ def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
 
 
 def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
-    """Raise for a start on the boundary of its constraint: no step leaves it.
-
-    Raises:
-        ParameterError: Names the parameter and the constraint.
-    """
+    """Raise for a start on the boundary of its constraint: no step leaves it."""
     if constraints is None:
         return
     for name, tree in unconstrained(params, constraints).items():
@@ -152,11 +130,7 @@ def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
 
 
 def check_projection(projection: Any) -> None:
-    """Raise unless `projection` is a function or None.
-
-    Raises:
-        ArgumentError: If it is something else.
-    """
+    """Raise unless `projection` is a function or None."""
     if projection is not None and not callable(projection):
         raise ArgumentError(
             f"projection must be a function of the parameter dict, got {projection!r}."
@@ -164,12 +138,7 @@ def check_projection(projection: Any) -> None:
 
 
 def project(projection: Projection, params: Any) -> dict[str, Any]:
-    """The projected parameters, in their own types.
-
-    Raises:
-        ArgumentError: If the projection fails on the dict of all parameters, or returns
-            something else.
-    """
+    """The projected parameters, in their own types."""
     shapes = jax.tree.map(jnp.shape, params)
     holds = (
         f"the dict of the parameters {', '.join(params)}. Use these names; apply a "
@@ -205,9 +174,6 @@ def check_enforces(
 
     A projection takes the place of the constraints, so it must enforce them. It may
     reach their boundaries, such as a power of zero.
-
-    Raises:
-        ArgumentError: Names the parameter and the constraint.
     """
     noise = optax.tree.random_like(jax.random.key(0), params, jax.random.normal)
     for reach in (1.0, -1.0, 30.0, -30.0):
@@ -317,11 +283,7 @@ def _default_optimizer() -> optax.GradientTransformation:
 
 
 def as_optax(optimizer: Any) -> optax.GradientTransformation:
-    """The user's optimizer as an optax transformation.
-
-    Raises:
-        ArgumentError: If it is neither an optax nor a numpyro optimizer.
-    """
+    """The user's optimizer as an optax transformation."""
     if optimizer is None:
         return _default_optimizer()
     made = hasattr(optimizer, "init") and not isinstance(optimizer, type)
@@ -338,11 +300,7 @@ def as_optax(optimizer: Any) -> optax.GradientTransformation:
 def _trace_update(
     optimizer: optax.GradientTransformation, opt_state: Any, params: Any
 ) -> Program:
-    """The update of an optimizer as a program of gradient, state and parameters.
-
-    Raises:
-        ArgumentError: If it needs more, such as the objective for a line search.
-    """
+    """The update of an optimizer as a program of gradient, state and parameters."""
     try:
         return Program.trace(optimizer.update, params, opt_state, params)
     except TypeError as error:

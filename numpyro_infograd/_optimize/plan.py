@@ -46,29 +46,19 @@ from numpyro_infograd.scores import Exact, Mixture
 
 @dataclass(frozen=True)
 class Plan:
-    """The arguments of an ascent, after checks.
+    """The arguments of an ascent, after checks."""
 
-    Attributes:
-        model: A NumPyro model, or the result of `structural_model`.
-        objective: The objective to maximise.
-        optimizer: An optax transformation.
-        is_default: Whether it is the default one, with rates scaled to the parameters.
-        scores: "auto" or a method.
-        num_samples: Of a step, or None.
-        projection: Of the parameters, or None.
-        subject_to: Constraints on expectations.
-        allow_jumps: As for `gradient`.
-    """
-
+    # A NumPyro model, or the result of `structural_model`.
     model: Callable[..., Any] | StructuralModel
-    objective: Objective
-    optimizer: optax.GradientTransformation
+    objective: Objective  # the objective to maximise
+    optimizer: optax.GradientTransformation  # an optax transformation
+    # Whether it is the default one, with rates scaled to the parameters.
     is_default: bool
-    scores: Any
-    num_samples: int | None
-    projection: Projection | None
-    subject_to: tuple[Constraint, ...]
-    allow_jumps: bool
+    scores: Any  # "auto" or a method
+    num_samples: int | None  # of a step, or None
+    projection: Projection | None  # of the parameters, or None
+    subject_to: tuple[Constraint, ...]  # constraints on expectations
+    allow_jumps: bool  # as for `gradient`
 
     def pose(
         self, rng_key: Any, args: Any, kwargs: Any, init_params: Any

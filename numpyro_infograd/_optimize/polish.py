@@ -30,17 +30,11 @@ _HALVINGS = 30
 
 
 class Peak(NamedTuple):
-    """Where a climb ended.
+    """Where a climb ended."""
 
-    Attributes:
-        params: Unconstrained parameters of the highest value.
-        value: This value, in nats.
-        remaining: Estimated rise of a longer climb, in nats.
-    """
-
-    params: Any
-    value: jax.Array
-    remaining: jax.Array
+    params: Any  # unconstrained parameters of the highest value
+    value: jax.Array  # this value, in nats
+    remaining: jax.Array  # estimated rise of a longer climb, in nats
 
 
 class _Climb(NamedTuple):

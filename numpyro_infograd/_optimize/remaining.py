@@ -16,14 +16,10 @@ class Steepness(NamedTuple):
 
     It is the mean product of two different ones (Chen and Qin, 2010), so noise adds
     nothing on average, and one gradient far from all others hardly moves it.
-
-    Attributes:
-        square: The squared norm; may be negative.
-        error: Its standard error if the mean is zero.
     """
 
-    square: float
-    error: float
+    square: float  # the squared norm; may be negative
+    error: float  # its standard error if the mean is zero
 
     @property
     def is_clear(self) -> bool:
@@ -49,17 +45,11 @@ def flat(tree: Any, leading: int = 0) -> np.ndarray:
 
 
 class Outlook(NamedTuple):
-    """What the gradients at the end of an ascent say about a longer one.
+    """What the gradients at the end of an ascent say about a longer one."""
 
-    Attributes:
-        gain: Estimated gain of a longer ascent, in nats.
-        error: Its standard error.
-        is_clear: Whether the gradient can be told from its noise.
-    """
-
-    gain: float
-    error: float
-    is_clear: bool
+    gain: float  # estimated gain of a longer ascent, in nats
+    error: float  # its standard error
+    is_clear: bool  # whether the gradient can be told from its noise
 
     @property
     def is_rising(self) -> bool:
@@ -83,16 +73,12 @@ def outlook(
 
     The fall of the slope over a move gives the curvature, and thus the maximum of the
     model on the line. If the slope has not fallen, or the maximum is farther than a
-    longer ascent would come, the gain is that of the longest continuation. Each
-    parameter whose slope can be told from noise has its own line: one that swings about
-    its optimum must not hide another that still climbs. All others share one.
-
-    Args:
-        gradients: Of the last steps, (num_steps, num_parameters).
-        before: The gradient before the move, (num_parameters,).
-        moved: The move, (num_parameters,).
-        scale: Unit of each parameter, (num_parameters,).
-        ratio: The longest continuation, relative to the move.
+    longer ascent would come, the gain is that of the longest continuation, `ratio`
+    times the move. Each parameter whose slope can be told from noise has its own line:
+    one that swings about its optimum must not hide another that still climbs. All
+    others share one. `gradients` are those of the last steps, (num_steps,
+    num_parameters), `before` is the one before the move, and `scale` the unit of each
+    parameter.
     """
     if not all(np.all(np.isfinite(x)) for x in (gradients, before, moved)):
         return Outlook(0.0, 0.0, True)  # the steps say nothing

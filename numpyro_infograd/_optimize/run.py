@@ -358,10 +358,8 @@ class Run:
         )
 
     def _polish(self) -> bool:
-        """Climb to the maximum, if the objective is known exactly.
-
-        Returns:
-            Whether nothing is left to gain.
+        """Climb to the maximum, if the objective is known exactly; whether nothing is
+        left to gain.
         """
         if not self._is_exact() or not self.plan.is_default:
             return True

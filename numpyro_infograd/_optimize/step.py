@@ -76,21 +76,13 @@ class StepInfo(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Ascent:
-    """What all steps of an ascent have in common: a pytree.
+    """What all steps of an ascent have in common: a pytree."""
 
-    Attributes:
-        problem: Its expectations include those that `budgets` bounds.
-        budgets: Bounds on expectations.
-        points: As in `draw_noise`.
-        move: How a step moves the parameters.
-        num_samples: Of one step; static.
-    """
-
-    problem: Problem
-    budgets: Budgets
-    points: Any
-    move: Move
-    num_samples: int = field(metadata={"static": True})
+    problem: Problem  # its expectations include those that `budgets` bounds
+    budgets: Budgets  # bounds on expectations
+    points: Any  # as in `draw_noise`
+    move: Move  # how a step moves the parameters
+    num_samples: int = field(metadata={"static": True})  # of one step; static
 
     def rescaled(self, scale: Any) -> Ascent:
         """The same with other factors of the updates."""

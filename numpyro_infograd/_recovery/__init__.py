@@ -75,11 +75,8 @@ class _Link(NamedTuple):
 class Recovery:
     """A program, the rows of its values, and what can be computed back from them.
 
-    Args:
-        program: The program.
-        sources: Support of each flat input that is a source.
-        inputs: A batch of draws for each flat input; those in `shared` have no batch.
-        shared: Flat inputs that are the same for all draws: constants.
+    `sources` gives the support of each flat input that is a source, `inputs` a batch of
+    draws for each flat input; those in `shared` are constants without a batch.
     """
 
     def __init__(
@@ -109,11 +106,7 @@ class Recovery:
     # -- the public part ----------------------------------------------------------
 
     def read(self, outputs: Collection[int]) -> Any:
-        """The rows of some flat outputs, or None.
-
-        Raises:
-            NotInverseError: If an inverse is wrong at a draw.
-        """
+        """The rows of some flat outputs, or None."""
         wanted = [self.trace.jaxpr.outvars[i] for i in outputs]
         for eqn in self.trace.cone(wanted):
             if id(eqn) not in self._visited:

@@ -36,12 +36,10 @@ def is_elementwise(eqn: JaxprEqn) -> bool:
 
 
 def is_one_to_one(eqn: JaxprEqn, moving: int, others: list[Any]) -> bool:
-    """Whether a primitive is one-to-one in one real operand, by its definition.
+    """Whether a primitive is one-to-one in the real operand at `moving`, by its
+    definition.
 
-    Args:
-        eqn: An elementwise equation.
-        moving: The position of that operand.
-        others: The values of all operands; None for those that are not known.
+    `others` are the values of all operands; None for those that are not known.
     """
     name = eqn.primitive.name
     if name in _ONE_TO_ONE:

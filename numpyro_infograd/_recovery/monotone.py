@@ -28,11 +28,7 @@ def is_monotone(
 
     Tested in 64 bits, on a grid that covers three times the range of the draws as far
     as the support allows. Further out it may also be constant, because of rounding.
-
-    Args:
-        fn: From an array to the function's value and the predicates of its switches.
-        draws: Draws of its argument, (num_draws, *shape).
-        support: Of the argument, as in `Site`.
+    `fn` returns its value and the predicates of its switches.
     """
     with jax.enable_x64(True):
         run = jax.jit(lambda grid: _derivative(fn, grid))

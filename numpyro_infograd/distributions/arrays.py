@@ -20,11 +20,7 @@ def is_known(value: Any) -> bool:
 
 
 def as_floats(name: str, value: Any) -> Any:
-    """Real numbers as a floating-point array: of NumPy, or traced.
-
-    Raises:
-        ArgumentError: If they are something else, or not finite; names the argument.
-    """
+    """Real numbers as a floating-point array: of NumPy, or traced."""
     dtype = jnp.result_type(float)
     wrong = f"{name} must be finite real numbers, got {value!r:.80}. Pass an array."
     try:
@@ -40,15 +36,7 @@ def as_floats(name: str, value: Any) -> Any:
 
 
 def as_shape(*shapes: tuple[int, ...], names: str) -> tuple[int, ...]:
-    """The batch shape of several.
-
-    Args:
-        *shapes: The batch shape of each argument.
-        names: The names of the arguments, for the message.
-
-    Raises:
-        ArgumentError: If they do not broadcast.
-    """
+    """The batch shape of several arguments, whose `names` are for the message."""
     try:
         return tuple(np.broadcast_shapes(*shapes))
     except ValueError:

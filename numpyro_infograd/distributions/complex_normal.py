@@ -275,11 +275,7 @@ def _solve(tril: Any, vector: jax.Array) -> jax.Array:
 
 
 def _as_complex(name: str, value: Any) -> Any:
-    """Real or complex numbers as a complex array: of NumPy, or traced.
-
-    Raises:
-        ArgumentError: If they are something else, or not finite.
-    """
+    """Real or complex numbers as a complex array: of NumPy, or traced."""
     wrong = f"{name} must be finite numbers, got {value!r:.80}. Pass an array."
     try:
         array = np.asarray(value) if is_known(value) else jnp.asarray(value)
@@ -293,11 +289,7 @@ def _as_complex(name: str, value: Any) -> Any:
 
 
 def _as_matrix(name: str, value: Any) -> Any:
-    """Square complex matrices.
-
-    Raises:
-        ArgumentError: If they are something else.
-    """
+    """Square complex matrices."""
     matrix = _as_complex(name, value)
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or not matrix.size:
         raise ArgumentError(
@@ -308,11 +300,7 @@ def _as_matrix(name: str, value: Any) -> Any:
 
 
 def _as_tril(value: Any) -> Any:
-    """Lower triangular matrices with a positive diagonal.
-
-    Raises:
-        ArgumentError: If they are something else.
-    """
+    """Lower triangular matrices with a positive diagonal."""
     matrix = _as_matrix("scale_tril", value)
     if is_known(matrix):
         diagonal = np.diagonal(matrix, axis1=-2, axis2=-1)
@@ -332,11 +320,7 @@ def _as_tril(value: Any) -> Any:
 
 
 def _cholesky(value: Any) -> Any:
-    """The lower triangular factor of covariance matrices.
-
-    Raises:
-        ArgumentError: If they are not Hermitian and positive definite.
-    """
+    """The lower triangular factor of covariance matrices."""
     matrix = _as_matrix("covariance_matrix", value)
     if not is_known(matrix):
         return jnp.linalg.cholesky(matrix)

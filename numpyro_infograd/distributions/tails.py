@@ -29,19 +29,14 @@ _LOG_ROOT = 0.5 * math.log(2 * math.pi)
 
 
 class Tails(NamedTuple):
-    """Log probabilities of a distribution, each broadcast to the points.
+    """Log probabilities of a distribution, each broadcast to the points."""
 
-    Attributes:
-        below: From distribution and x to log P(X <= x).
-        above: From distribution and x to log P(X > x).
-        between: From distribution, a and b to log P(a < X <= b); -inf unless a < b.
-        cell: The same from a and b, and from whether a is -inf and whether b is inf
-            instead; not both are.
-    """
-
-    below: Callable[[Any, Any], jax.Array]
-    above: Callable[[Any, Any], jax.Array]
+    below: Callable[[Any, Any], jax.Array]  # from distribution and x to log P(X <= x)
+    above: Callable[[Any, Any], jax.Array]  # from distribution and x to log P(X > x)
+    # From distribution, a and b to log P(a < X <= b); -inf unless a < b.
     between: Callable[[Any, Any, Any], jax.Array]
+    # The same from a and b, and from whether a is -inf and whether b is inf instead;
+    # not both are.
     cell: Callable[[Any, Any, Any, Any, Any], jax.Array]
 
 
@@ -53,15 +48,7 @@ def tails_of(fn: Distribution) -> tuple[Distribution, Tails]:
 
 
 def check_base(name: str, fn: Any) -> None:
-    """Raise unless a distribution is univariate and continuous, and has a cdf.
-
-    Args:
-        name: Name of the class that takes it, for the message.
-        fn: The distribution.
-
-    Raises:
-        ArgumentError: Says what came.
-    """
+    """Raise unless a distribution is univariate and continuous, and has a cdf."""
     if not isinstance(fn, Distribution):
         raise ArgumentError(
             f"base of {name} must be a NumPyro distribution, got {fn!r:.80}. Call its "

@@ -38,30 +38,24 @@ class Noise(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        noise: From distribution and sample shape to `Noise`.
-        transform: From distribution, noise and sample shape to values.
-        ends: The arrays that locate the jumps of the density: () if it jumps where no
-            parameter can move it, None if it is continuous. The two differ if a
-            transform moves the value.
-        reason: Why the pathwise gradient would be wrong; "" if it is right.
-        few: Whether draws are made from explicit noise although they have no gradient,
-            for instance those of a discrete distribution of few values.
-        atoms: Whether the distribution has a density and also atoms.
-        law: Whether `log_prob` is the log density of its draws.
-        registered: Whether a user registered it.
-    """
-
+    # From distribution and sample shape to `Noise`.
     noise: Callable[[Any, tuple[int, ...]], Noise]
+    # From distribution, noise and sample shape to values.
     transform: Callable[[Any, Any, tuple[int, ...]], Any]
+    # The arrays that locate the jumps of the density: () if it jumps where no parameter
+    # can move it, None if it is continuous. The two differ if a transform moves the
+    # value.
     ends: Callable[[Any], tuple[Any, ...] | None] = lambda d: None
+    # Why the pathwise gradient would be wrong; "" if it is right.
     reason: Callable[[Any], str] = lambda d: ""
+    # Whether draws are made from explicit noise although they have no gradient, for
+    # instance those of a discrete distribution of few values.
     few: bool = False
-    atoms: bool = False
-    law: bool = True
-    registered: bool = False
+    atoms: bool = False  # whether the distribution has a density and also atoms
+    law: bool = True  # whether `log_prob` is the log density of its draws
+    registered: bool = False  # whether a user registered it
 
 
 TABLE: dict[type, Row] = {}

@@ -10,12 +10,7 @@ import numpyro.distributions as dist
 
 
 def halves(below, above):
-    """A quantile function from its two halves.
-
-    Args:
-        below: The quantile at t < 1/2.
-        above: The quantile at 1 - t.
-    """
+    """A quantile function from the quantile at t < 1/2 and that at 1 - t."""
 
     # Each half uses the distance from its own end: 1 - u is exact only for u >= 1/2.
     def quantile(u):

@@ -69,11 +69,7 @@ class Contrastive(ScoreMethod):
     def prepare(
         self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
     ) -> Contrastive:
-        """Raise if more than one density hides noise.
-
-        Raises:
-            ScoreError: Names the sites.
-        """
+        """Raise if more than one density hides noise."""
         hidden = [d for d in densities if not d.is_known]
         if len(hidden) > 1:
             named = " and ".join(repr(d.label) for d in hidden)

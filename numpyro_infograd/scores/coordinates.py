@@ -116,14 +116,9 @@ class Frame(NamedTuple):
         noise: jax.Array,
         variance: jax.Array | float,
     ) -> jax.Array:
-        """Values plus noise.
-
-        Args:
-            centred: Values minus `mean`, (num_samples, inputs).
-            layout: Which inputs are outputs.
-            noise: Standard normal, (num_samples, outputs).
-            variance: Variance of the noise, relative to the conditional variance of a
-                column given all others; a scalar or (num_samples, 1).
+        """Values minus `mean` plus standard normal noise (num_samples, outputs) times
+        the root of a variance: a scalar or (num_samples, 1), relative to the
+        conditional variance of a column given all others.
         """
         columns = jnp.asarray(layout.outputs, int)
         return centred.at[:, columns].add(

@@ -45,28 +45,18 @@ LOST = 0.01  # lost share of the Fisher information, held out, that triggers a r
 
 
 class Fitted(NamedTuple):
-    """A fitted ensemble.
+    """A fitted ensemble."""
 
-    Attributes:
-        networks: Parameters of all networks, stacked on a leading axis.
-        frame: Moments at the present parameters.
-        shrink: Weight of each network's output, found on samples of another network,
-            (networks,).
-        gain: Share of the Fisher information that the networks add on held-out samples.
-        trained_gain: `gain` when the networks were last trained.
-        trained_base: `frame.base` when the networks were last trained.
-        drift: Relative mean-square change of the Gaussian score since then.
-        age: Number of fits since then.
-    """
-
-    networks: Any
-    frame: Frame
+    networks: Any  # parameters of all networks, stacked on a leading axis
+    frame: Frame  # moments at the present parameters
+    # Weight of each network's output, found on samples of another network, (networks,).
     shrink: jax.Array
+    # Share of the Fisher information that the networks add on held-out samples.
     gain: jax.Array
-    trained_gain: jax.Array
-    trained_base: jax.Array
-    drift: jax.Array
-    age: jax.Array
+    trained_gain: jax.Array  # `gain` when the networks were last trained
+    trained_base: jax.Array  # `frame.base` when the networks were last trained
+    drift: jax.Array  # relative mean-square change of the Gaussian score since then
+    age: jax.Array  # number of fits since then
 
     @staticmethod
     def new(networks: Any, frame: Frame, gain: jax.Array) -> Fitted:
@@ -383,12 +373,8 @@ def report_scores(
 ) -> Scores:
     """The mean of all networks as `Scores`; their scatter and `further` are its error.
 
-    Args:
-        density: The set of sites.
-        values: The values at which the scores are.
-        each: Scores in unbounded coordinates, (networks, num_samples, outputs).
-        further: One or two further deviations of the mean.
-        evidence: Evidence of the fit.
+    `each` has scores in unbounded coordinates, (networks, num_samples, outputs);
+    `further` is one or two further deviations of the mean.
     """
     free = Free.of(density, values)
     count, mean = len(each), jnp.mean(each, axis=0)

@@ -61,12 +61,7 @@ def perceptron(hidden: tuple[int, ...] | None) -> Network:
 
 
 def check_network(network: Any, hidden: Any) -> None:
-    """Raise unless at most one of `network` and `hidden` is given, and is valid.
-
-    Raises:
-        ArgumentError: If the network is not a function, the widths are not positive
-            integers, or both are given.
-    """
+    """Raise unless at most one of `network` and `hidden` is given, and is valid."""
     if hidden is not None:
         check_widths(hidden)
     pair = isinstance(network, tuple) and len(network) == 2
@@ -87,11 +82,7 @@ def check_network(network: Any, hidden: Any) -> None:
 class Ensemble:
     """Networks of one shape, each with a last linear layer, stacked on a leading axis.
 
-    Args:
-        network: Function or functions that make one network.
-        inputs: Number of inputs.
-        outputs: Number of outputs.
-        stepped: Number of inputs, counted from the first, that have sigmoid steps.
+    The first `stepped` inputs have sigmoid steps.
     """
 
     def __init__(
@@ -153,11 +144,7 @@ class Ensemble:
         return features @ parameters["last"], features @ parameters["half"]
 
     def check(self) -> None:
-        """Raise unless the network maps (num_samples, inputs) to features.
-
-        Raises:
-            ArgumentError: If the network fails on inputs of that shape.
-        """
+        """Raise unless the network maps (num_samples, inputs) to features."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         try:
             jax.eval_shape(lambda key: self.init(key, 2), key)

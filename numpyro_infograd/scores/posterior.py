@@ -121,12 +121,7 @@ class Posterior(ScoreMethod):
     def prepare(
         self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
     ) -> Posterior:
-        """The method with the values of discrete inputs.
-
-        Raises:
-            ScoreError: If only some inputs are discrete, if they take too many values,
-                or if your model is not a distribution of the inputs.
-        """
+        """The method with the values of discrete inputs."""
         sites = {s for d in densities for s in d.sites}
         discrete = frozenset(s for s in sites if sm.site_info[s].discrete)
         if self.model is not None:

@@ -122,13 +122,7 @@ class Pretrained(ScoreMethod):
     def prepare(
         self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
     ) -> Pretrained:
-        """Raise for another model, or for parameters outside the range of the training.
-
-        Raises:
-            ScoreError: If the model computes something else than the model of the
-                training.
-            ArgumentError: If a parameter is outside its range.
-        """
+        """Raise for another model, or for parameters outside the range of training."""
         same = sm.forward.code == self.forward.code and all(
             np.array_equal(a, b)
             for a, b in zip(sm.forward.consts, self.forward.consts, strict=True)

@@ -77,19 +77,10 @@ def train(
 ) -> Any:
     """Train all networks on the quadratic loss, by Adam with a cosine schedule.
 
-    Args:
-        ensemble: The shape of the networks.
-        problem: Function from a frame and its samples to the loss.
-        frames: The frames, stacked on a leading axis.
-        pool: Samples of each network for each frame, (networks, frames, num_samples,
-            ...).
-        networks: Initial parameters.
-        rng_key: Key that shuffles the samples once; batches are consecutive blocks.
-        steps: Number of steps.
-        batch: Samples of a step for each network.
-        peak: The learning rate at the start.
-        whole: Whether to fit the last layer by least squares at the end. Then the error
-            of a linear functional of the score is of second order.
+    The pool is (networks, frames, num_samples, ...); the key shuffles its samples once,
+    and batches are consecutive blocks. With `whole` the last layer is fitted by least
+    squares at the end: then the error of a linear functional of the score is of second
+    order.
     """
     num_frames, size = pool.values.shape[1:3]
     rows = min(_ROWS, num_frames)

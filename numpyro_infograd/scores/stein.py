@@ -77,10 +77,8 @@ def stein_correct(density: Density, score: Scores, values: Values) -> Scores:
 def standard(
     density: Density, score: Scores, values: Values
 ) -> tuple[Free, jax.Array] | None:
-    """Unbounded coordinates, and in them the scores that satisfy Stein's identities.
-
-    Returns:
-        The coordinates and scores (num_samples, dimensions); None if no scores do.
+    """Unbounded coordinates, and in them the scores (num_samples, dimensions) that
+    satisfy Stein's identities; None if no scores do.
     """
     own = tuple(name for name in density.moved_sites if name in density.sites)
     if not own or density.hard_boundaries or density.moving_boundary:

@@ -183,20 +183,14 @@ def _walked(sm: StructuralModel, term: Term) -> Density:
 
 
 class Ends(NamedTuple):
-    """Results of replicates: means over samples, and control variates.
+    """Results of replicates: means over samples, and control variates."""
 
-    Attributes:
-        totals: The middle, the lower and the upper end, (num_replicates, 3).
-        known: Control variates, whose mean is zero, (num_replicates, columns).
-        gram: Their products with each other, (num_replicates, columns, columns).
-        cross: Their products with `totals`, (num_replicates, columns, 3).
-        lost: Change of the middle by clipping the ends of single samples, nats.
-    """
-
-    totals: np.ndarray
-    known: np.ndarray
+    totals: np.ndarray  # the middle, the lower and the upper end, (num_replicates, 3)
+    known: np.ndarray  # control variates, whose mean is zero, (num_replicates, columns)
+    # Their products with each other, (num_replicates, columns, columns).
     gram: np.ndarray
-    cross: np.ndarray
+    cross: np.ndarray  # their products with `totals`, (num_replicates, columns, 3)
+    # Change of the middle by clipping the ends of single samples, nats.
     lost: np.ndarray
 
     @staticmethod

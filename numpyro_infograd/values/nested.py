@@ -144,27 +144,16 @@ class Nested:
 
 
 class Average(NamedTuple):
-    """A nested average, as numbers or arrays.
+    """A nested average, as numbers or arrays."""
 
-    Attributes:
-        value: In nats.
-        error: Its standard error, with half of the bias that was removed.
-        lower: A lower bound, minus two standard errors of that bound.
-        upper: An upper bound, plus two standard errors of that bound.
-        correction: The bias that was removed.
-        effective: Effective number of components, infinite if no noise is hidden.
-        bias: The part of `error` that does not come from sampling.
-        replicates: Value, lower and upper bound of each replicate, (16, 3).
-    """
-
-    value: Any
-    error: Any
-    lower: Any
-    upper: Any
-    correction: Any
-    effective: Any
-    bias: Any
-    replicates: Any
+    value: Any  # in nats
+    error: Any  # its standard error, with half of the bias that was removed
+    lower: Any  # a lower bound, minus two standard errors of that bound
+    upper: Any  # an upper bound, plus two standard errors of that bound
+    correction: Any  # the bias that was removed
+    effective: Any  # effective number of components, infinite if no noise is hidden
+    bias: Any  # the part of `error` that does not come from sampling
+    replicates: Any  # value, lower and upper bound of each replicate, (16, 3)
 
     @property
     def is_sound(self) -> bool:
@@ -191,11 +180,7 @@ class Average(NamedTuple):
 
 
 def refuse_without_density(sm: StructuralModel, terms: tuple[Term, ...]) -> None:
-    """Raise for a deterministic site, which has no density.
-
-    Raises:
-        DensityError: If a site has no density; names the site.
-    """
+    """Raise for a deterministic site, which has no density."""
     for term in terms:
         for site in term.sites:
             if not has_density(sm, site):
@@ -250,12 +235,8 @@ def average_each(
 ) -> Average:
     """`average` at each of many values of some parameters, on the same random numbers.
 
-    Args:
-        designs: These parameters, each with a leading axis of designs; empty for one
-            average.
-
-    Returns:
-        An `Average` of arrays with that axis, in one compiled call.
+    The `designs` have a leading axis, as the arrays of the `Average` do; empty for one
+    average. It is one compiled call.
     """
     densities = tuple(
         GaussianEntropy.of(sm, t.sites, t.given)

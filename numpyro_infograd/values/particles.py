@@ -123,11 +123,7 @@ class Particles:
 def with_filters(
     sm: StructuralModel, densities: Sequence[Density], num_particles: int
 ) -> tuple[Density | Filter, ...]:
-    """The densities, with a filter for each that hides noise.
-
-    Raises:
-        DensityError: If there is no filter for a density; names its sites.
-    """
+    """The densities, with a filter for each that hides noise."""
     found: list[Density | Filter] = []
     for density in densities:
         filtered = Filter.of(sm, density, num_particles) if density.hidden else density
