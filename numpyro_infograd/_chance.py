@@ -13,7 +13,7 @@ has no noise from the draw. grad L includes the paths through the parents of a s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 import functools
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from numpyro_infograd._sites import joint_states
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Means, Term, at_each, has_density
 from numpyro_infograd.errors import VOUCH, DensityError
+from numpyro_infograd.scores.base import Evidence, Measure, about
 from numpyro_infograd.scores.mixture import (
     FEW_UNEXPLAINED,
     SOUND_SAMPLE_SIZE,
@@ -43,7 +44,7 @@ class Pointwise(NamedTuple):
 
     value: jax.Array  # in nats, (num_samples,)
     deviation: jax.Array  # half of the bias that was removed, (num_samples,)
-    evidence: dict[str, jax.Array]  # about the mixtures, by name and set
+    evidence: dict[Measure, jax.Array]  # about the mixtures
 
 
 @functools.partial(
@@ -111,13 +112,11 @@ class Chance:
         """Whether mixtures estimate some of the log densities."""
         return any(density.hidden for density in self.densities)
 
-    def warnings_for(self, evidence: Mapping[str, Any]) -> list[str]:
+    def warnings_for(self, evidence: Evidence) -> list[str]:
         """Sentences that say why the log densities may be wrong."""
         found = []
         for density in self.densities:
-            mark = f"({_label(density)})"
-            own = {k.removesuffix(mark): v for k, v in evidence.items() if mark in k}
-            if not own:
+            if not (own := about(evidence, _label(density))):
                 continue
             if own["unexplained"] > FEW_UNEXPLAINED:
                 found.append(
@@ -170,7 +169,7 @@ class Chance:
         values: Values,
         means: Means,
         rng_key: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, jax.Array, dict[Measure, jax.Array]]:
         """Cotangent of `likelihood`, its deviation, and evidence."""
         num_samples = next(iter(values.values())).shape[0]
         if not self.states:
@@ -215,8 +214,8 @@ class Chance:
             found -= c * (jnp.where(fits, log_p, 0.0) + bias)
             deviation -= 0.5 * c * bias
             label = _label(density)
-            evidence[f"effective_sample_size_low({label})"] = low
-            evidence[f"unexplained({label})"] = jnp.mean(~fits)
+            evidence[Measure("effective_sample_size_low", label)] = low
+            evidence[Measure("unexplained", label)] = jnp.mean(~fits)
         return Pointwise(found, deviation, evidence)
 
 

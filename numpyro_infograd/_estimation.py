@@ -33,7 +33,13 @@ from numpyro_infograd._program import Program
 from numpyro_infograd._pullback import Pulled, pull_back
 from numpyro_infograd._text import html_table, with_error
 from numpyro_infograd.errors import VOUCH
-from numpyro_infograd.scores.base import ScoreMethod, sequence_after
+from numpyro_infograd.scores.base import (
+    Evidence,
+    Measure,
+    ScoreMethod,
+    about,
+    sequence_after,
+)
 from numpyro_infograd.scores.exact import GaussianEntropies
 
 
@@ -47,6 +53,7 @@ class Gradient:
         standard_error: Of the same shapes; includes what the fit of a score adds.
         diagnostics: The method, why it was chosen, and evidence about its scores.
         warnings: Sentences that say why a standard error may be too small.
+        evidence: The evidence by what it measures and its set of sites.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -66,6 +73,7 @@ class Gradient:
     standard_error: dict[str, Any]
     diagnostics: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    evidence: Evidence = field(default_factory=dict, repr=False)
 
     def _title(self) -> str:
         reason = self.diagnostics.get("reason")
@@ -101,7 +109,7 @@ def _replicated(
     points: Any,
     rng_key: jax.Array,
     num_samples: int,
-) -> tuple[Any, Any, Any, jax.Array, dict[str, jax.Array]]:
+) -> tuple[Any, Any, Any, jax.Array, dict[Measure, jax.Array]]:
     """Gradient, sampling error, fit error, ratio and evidence, from replicates.
 
     The ratio is that of the fit error, less its noise, to the sampling error; zero if
@@ -148,18 +156,18 @@ def _replicated(
         excess = clear / optax.tree.norm(error)
     # Effective sample sizes are averaged by their reciprocals, as variances.
     evidence = {
-        name: 1 / jnp.mean(1 / v) if name.startswith("effective") else jnp.mean(v)
-        for name, v in pulled.evidence.items()
+        measure: 1 / jnp.mean(1 / v) if measure.is_size else jnp.mean(v)
+        for measure, v in pulled.evidence.items()
     }
     evidence |= {
-        name.replace("residual", "residual_error"): standard_error(v)
-        for name, v in pulled.evidence.items()
-        if name.startswith("stein_residual")
+        measure._replace(name="stein_residual_error"): standard_error(v)
+        for measure, v in pulled.evidence.items()
+        if measure.name == "stein_residual"
     }
     return value, error, missed, excess, evidence
 
 
-def _pooled(batches: list[Any]) -> tuple[Any, Any, Any, dict[str, Any]]:
+def _pooled(batches: list[Any]) -> tuple[Any, Any, Any, dict[Measure, Any]]:
     """Gradient, sampling error, fit error and evidence of independent batches."""
     values, errors, misses, _, evidence = zip(*batches, strict=True)
 
@@ -173,7 +181,7 @@ def _pooled(batches: list[Any]) -> tuple[Any, Any, Any, dict[str, Any]]:
     return jax.tree.map(mean, *values), jax.tree.map(error, *errors), *means
 
 
-def _finer_chance(problem: Problem, evidence: Mapping[str, Any]) -> Chance | None:
+def _finer_chance(problem: Problem, evidence: Evidence) -> Chance | None:
     """The part of drawn sites with more components, if there are too few."""
     chance = problem.chance
     return chance.finer() if chance and chance.warnings_for(evidence) else None
@@ -237,6 +245,7 @@ def estimate_gradient(
         "reason": posed.reason,
         "terms": posed.terms,
     }
+    evidence: dict[Measure, float] = {}
     # The host uses NumPy, which has nothing to compile.
     value = error = jax.tree.map(np.zeros_like, params)
     if problem.exact is not None:
@@ -263,7 +272,7 @@ def estimate_gradient(
             own = jax.random.fold_in(key, len(batches))
             found = _replicated(problem, states, params, points, own, num_samples=size)
             batches.append(jax.device_get(found))
-        sampled, error, missed, evidence = _pooled(batches)
+        sampled, error, missed, found = _pooled(batches)
         value = jax.tree.map(np.add, value, sampled)
         error = jax.tree.map(np.hypot, error, missed)
         checked = certify(posed, states, params, jax.random.fold_in(rng_key, 2))
@@ -271,13 +280,17 @@ def estimate_gradient(
             shift, noise = jax.device_get((checked.shift, checked.shift_error))
             error = jax.tree.map(_with_shift, error, shift, noise)
             for label, number in checked.error.items():
-                diagnostics[f"certificate({label})"] = float(number)
-                spread = float(checked.standard_error[label])
-                diagnostics[f"certificate_error({label})"] = spread
-        diagnostics["num_samples"] = size * len(batches)
-        diagnostics["fit_error_ratio"] = float(excess)
-        diagnostics |= {name: float(v) for name, v in evidence.items()}
-    sentences = noise_warnings(posed.sm) + _warnings_for(problem, diagnostics)
+                spread = checked.standard_error[label]
+                evidence[Measure("certificate", label)] = float(number)
+                evidence[Measure("certificate_error", label)] = float(spread)
+        evidence |= {measure: float(v) for measure, v in found.items()}
+        diagnostics |= {
+            "num_samples": size * len(batches),
+            "fit_error_ratio": float(excess),
+            **{str(measure): v for measure, v in evidence.items()},
+        }
+    ratio = diagnostics.get("fit_error_ratio", 0.0)
+    sentences = noise_warnings(posed.sm) + _warnings_for(problem, evidence, ratio)
     both = {name: (value[name], error[name]) for name in value}
     bad = [n for n in both if not all(map(_is_finite, jax.tree.leaves(both[n])))]
     if bad:
@@ -288,22 +301,21 @@ def estimate_gradient(
         )
         warnings.warn(sentences[-1], stacklevel=3)
     value, error = jax.tree.map(jnp.asarray, (value, error))
-    return Gradient(value, error, diagnostics, sentences)
+    return Gradient(value, error, diagnostics, sentences, evidence)
 
 
-def _warnings_for(problem: Problem, evidence: Mapping[str, Any]) -> tuple[str, ...]:
+def _warnings_for(
+    problem: Problem, evidence: Evidence, fit_error_ratio: float
+) -> tuple[str, ...]:
     """Sentences that say why the standard error may be too small."""
     chance = problem.chance
     sentences = tuple(chance.warnings_for(evidence)) if chance else ()
     if problem.method is None:
         return sentences
-    ratio = {"fit_error_ratio": evidence.get("fit_error_ratio", 0.0)}
     for density in problem.densities:
         if not is_learned(problem.method, density):
             continue
-        mark = f"({density.label})"
-        own = {k.removesuffix(mark): v for k, v in evidence.items() if k.endswith(mark)}
-        own |= ratio
+        own = about(evidence, density.label) | {"fit_error_ratio": fit_error_ratio}
         sentences += tuple(problem.method.warnings_for(density, own))
         sentences += unchecked(problem.method, density, own)
     return sentences

@@ -24,6 +24,7 @@ from numpyro_infograd._readouts import check_readouts
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.scores import MCMC, Denoising, Exact, Mixture, resolve_method
+from numpyro_infograd.scores.base import Evidence, measured
 from numpyro_infograd.scores.exact import why_not_exact
 from numpyro_infograd.scores.mixture import FEW_UNEXPLAINED, SOUND_SAMPLE_SIZE
 
@@ -32,10 +33,10 @@ from numpyro_infograd.scores.mixture import FEW_UNEXPLAINED, SOUND_SAMPLE_SIZE
 _HOPELESS = 4.0
 
 
-def why_not_mixture(evidence: Mapping[str, Any]) -> str:
+def why_not_mixture(evidence: Evidence) -> str:
     """Why a mixture's scores are poor, by its evidence; "" if they are good."""
-    missed = [np.mean(v) for k, v in evidence.items() if k.startswith("unexplained")]
-    if any(share > FEW_UNEXPLAINED for share in missed):
+    missed = measured(evidence, "unexplained")
+    if any(np.mean(share) > FEW_UNEXPLAINED for share in missed):
         return "some samples lie outside the support of half of a mixture's components"
     low = lowest_size(evidence)
     if low >= SOUND_SAMPLE_SIZE:
@@ -43,11 +44,10 @@ def why_not_mixture(evidence: Mapping[str, Any]) -> str:
     return f"a mixture's effective sample size is only {low:.0f}"
 
 
-def lowest_size(evidence: Mapping[str, Any]) -> float:
+def lowest_size(evidence: Evidence) -> float:
     """A mixture's smallest effective sample size, 10 % quantile over samples."""
-    named = "effective_sample_size_low"
-    sizes = [np.min(v) for k, v in evidence.items() if k.startswith(named)]
-    return float(np.min(sizes)) if sizes else math.inf
+    sizes = measured(evidence, "effective_sample_size_low")
+    return float(np.min(list(map(np.min, sizes)))) if sizes else math.inf
 
 
 def choose(
@@ -73,9 +73,9 @@ def choose(
     far = information(posed.sm, posed.problem.densities, params)
     if not far > _HOPELESS:
         found = estimate_gradient(posed, params, num_samples, rng_key)
-        unsound = why_not_mixture(found.diagnostics)
+        unsound = why_not_mixture(found.evidence)
         if not unsound:
-            reason = f"{why}; {_why_mixture(found.diagnostics)}"
+            reason = f"{why}; {_why_mixture(found.evidence)}"
             named = found.diagnostics | {"reason": reason}
             return posed._replace(reason=reason), replace(found, diagnostics=named)
     else:
@@ -132,10 +132,10 @@ def _first(error: Exception) -> str:
     return str(error).split(". ")[0]
 
 
-def _why_mixture(evidence: Mapping[str, Any]) -> str:
+def _why_mixture(evidence: Evidence) -> str:
     """Why a mixture is sound."""
     low = lowest_size(evidence)
-    if not any(key.startswith("effective_sample_size_low") for key in evidence):
+    if not measured(evidence, "effective_sample_size_low"):
         return "no set of sites hides noise, so all densities are known"
     if not math.isfinite(low):
         return "the hidden noise has few states, so the mixture enumerates all of them"

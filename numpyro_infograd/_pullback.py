@@ -24,6 +24,7 @@ from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._problem import REPLICATES, Problem, is_learned
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.scores.base import (
+    Measure,
     ScoreMethod,
     Scores,
     complete_data_scores,
@@ -153,7 +154,7 @@ class Pulled(NamedTuple):
     gradient: Any
     deviation: Any
     means: jax.Array  # of the expectations
-    evidence: dict[str, jax.Array]
+    evidence: dict[Measure, jax.Array]
 
 
 def pull_back(
@@ -212,7 +213,7 @@ def pull_back(
         on_means = expectation_coefficients(means)
     rest = coefficients * (1.0 - by_score)
     rest = rest.astype(neg_log_probs.dtype)
-    evidence: dict[str, jax.Array] = {}
+    evidence: dict[Measure, jax.Array] = {}
     by_chance = missed = None
     if chance:
         weighted = expectations._replace(coefficients=on_means)
@@ -240,5 +241,5 @@ def pull_back(
         deviation = pullback((picked, *nothing, missed))[0]
     for density, score in zip(densities, scores, strict=True):
         for key, number in score.evidence.items():
-            evidence[f"{key}({density.label})"] = number
+            evidence[Measure(key, density.label)] = number
     return Pulled(gradient, deviation, means, evidence)

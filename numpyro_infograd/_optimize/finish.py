@@ -348,7 +348,7 @@ def _history(run: Run, info: StepInfo, budgets: bool) -> dict[str, Any]:
         "params": without_pairs(run.clean.sm.pairs, info.params),
         "finite": info.finite,
     }
-    history |= info.evidence
+    history |= {str(measure): each for measure, each in info.evidence.items()}
     if np.any(np.isfinite(info.objective)):
         history["objective"] = info.objective
     if budgets:

@@ -180,7 +180,8 @@ class InfoMax:
             without_pairs(self.posed.sm.pairs, each)
             for each in (info.params, info.gradient)
         )
-        return state, info._replace(params=params, gradient=slope)
+        evidence = {str(measure): each for measure, each in info.evidence.items()}
+        return state, info._replace(params=params, gradient=slope, evidence=evidence)
 
     def get_params(self, state: InfoMaxState) -> dict[str, Any]:
         """Parameters of a state by name, in their shapes and constrained space.

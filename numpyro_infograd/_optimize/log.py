@@ -21,6 +21,7 @@ from numpyro_infograd._optimize.step import (
 )
 from numpyro_infograd._problem import Posed
 from numpyro_infograd._program import Program
+from numpyro_infograd.scores.base import Measure
 
 _PAUSE = 1.0  # seconds between saves, at least
 _SHARE = 0.05  # share of the run time that saves take, at most
@@ -79,7 +80,7 @@ def join(chunks: list[StepInfo]) -> StepInfo:
 
     After a change of the score method, chunks have other evidence; gaps become NaN.
     """
-    said = dict.fromkeys(name for chunk in chunks for name in chunk.evidence)
+    said = dict.fromkeys(measure for chunk in chunks for measure in chunk.evidence)
 
     def silent(chunk: StepInfo) -> Any:
         return np.full(chunk.finite.shape, np.nan)
@@ -87,7 +88,7 @@ def join(chunks: list[StepInfo]) -> StepInfo:
     alike = [
         chunk._replace(
             gradient=None,
-            evidence={name: chunk.evidence.get(name, silent(chunk)) for name in said},
+            evidence={m: chunk.evidence.get(m, silent(chunk)) for m in said},
         )
         for chunk in chunks
     ]
@@ -105,7 +106,7 @@ def take_apart(
     shape = len(starts), sum(facts["lengths"])
     excess: Any = np.zeros((*shape, 0))  # empty arrays are not saved
     params = jax.tree.map(lambda x: np.zeros((*shape, *x.shape)), starts[0])
-    evidence = dict.fromkeys(facts["evidence"], one)
+    evidence = {Measure(*each): one for each in facts["evidence"]}
     like = StepInfo(params, one, one, one, one, evidence, excess, None)
     joined = jax.device_get(unpack(arrays["infos"], like))
     ends = np.cumsum(facts["lengths"])

@@ -30,6 +30,7 @@ from numpyro_infograd._optimize.status import Ending, Status
 from numpyro_infograd._optimize.step import StepInfo, ascend_many
 from numpyro_infograd._problem import Posed
 from numpyro_infograd.scores import Mixture
+from numpyro_infograd.scores.base import measured
 
 CHUNK = 20  # steps of one compiled scan; the progress bar moves between them
 CYCLE = 200  # steps of one cosine decay if num_steps is None
@@ -241,8 +242,7 @@ class Run:
 
     def _has_left(self, infos: StepInfo) -> bool:
         """Whether the parameters left the range of pretrained scores."""
-        said = [v for name, v in infos.evidence.items() if name.startswith("outside")]
-        if not any(np.any(v > 0) for v in said):
+        if not any(np.any(v > 0) for v in measured(infos.evidence, "outside")):
             return False
         self.status = Status(
             "stopped where the parameters left the range that the scores were trained "

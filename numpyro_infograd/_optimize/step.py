@@ -17,6 +17,7 @@ from numpyro_infograd._optimize.budgets import Budgets
 from numpyro_infograd._optimize.move import Move, all_finite, constrained
 from numpyro_infograd._problem import Problem
 from numpyro_infograd._pullback import pull_back
+from numpyro_infograd.scores.base import Measure
 
 
 class InfoMaxState(NamedTuple):
@@ -68,7 +69,7 @@ class StepInfo(NamedTuple):
     gain: jax.Array
     objective: jax.Array
     finite: jax.Array
-    evidence: dict[str, jax.Array]
+    evidence: dict[Any, jax.Array]
     excess: jax.Array
     gradient: Any
 
@@ -101,7 +102,7 @@ def ascent_step(
     )
 
     value, gradient = jnp.asarray(jnp.nan), jax.tree.map(jnp.zeros_like, params)
-    evidence: dict[str, jax.Array] = {}
+    evidence: dict[Measure, jax.Array] = {}
     own = problem.expectations.coefficients
     if problem.exact is not None:
         value, gradient = jax.value_and_grad(problem.exact)(params)

@@ -25,6 +25,7 @@ import jax
 from numpyro_infograd._arguments import as_args, as_count, as_key
 from numpyro_infograd._calibrate import Calibration, calibrate
 from numpyro_infograd._doors import public
+from numpyro_infograd._optimize import Ending
 from numpyro_infograd._parameters import named_leaves
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._text import html_table
@@ -231,7 +232,7 @@ def simulation_based_calibration(
             progress_bar=False,
             **used | settings,
         )
-        unfinished += fit.status.ending.value != "converged"
+        unfinished += fit.status.ending is not Ending.CONVERGED
         ranks.append(_each(_rank, truth, fit))
         scores.append(_each(_score, truth, fit))
     both = [jax.tree.map(lambda *x: np.stack(x), *each) for each in (ranks, scores)]

@@ -24,6 +24,35 @@ from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import BoundaryError
 
+
+class Measure(NamedTuple):
+    """What a number measures, and the label of the set of sites that it is about."""
+
+    name: str
+    label: str
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.label})"
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it is an effective sample size, whose reciprocals are averaged."""
+        return self.name.startswith("effective_sample_size")
+
+
+Evidence = Mapping[Measure, Any]
+
+
+def about(evidence: Evidence, label: str) -> dict[str, Any]:
+    """The numbers about one set of sites, by name."""
+    return {m.name: value for m, value in evidence.items() if m.label == label}
+
+
+def measured(evidence: Evidence, name: str) -> list[Any]:
+    """The numbers of one name, about all sets of sites."""
+    return [value for m, value in evidence.items() if m.name == name]
+
+
 TOLERATED = 0.05  # largest Stein residual and certificate without a warning
 
 
