@@ -192,7 +192,10 @@ def test_restarts_find_the_higher_of_two_hills() -> None:
     values = several.diagnostics["restarts"]
     assert len(values) == 6
     assert several.estimate.value == max(values)
-    chains = several.to_inference_data()["posterior"]["a"]  # one for each restart
+    data = several.to_inference_data()
+    assert "posterior" not in list(data)  # steps are no draws
+    assert data["ascent_stats"]["gain"].shape == data["ascent"]["a"].shape
+    chains = data["ascent"]["a"]  # one for each restart
     assert chains.shape == (6, len(several.history["params"]["a"]))
     best = int(np.argmax(values))
     np.testing.assert_array_equal(chains[best], several.history["params"]["a"])

@@ -153,9 +153,9 @@ class Calibration(Result):
         """The calibration as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
 
         `posterior` holds the bootstrap draws, NaN for undetermined parameters.
-        `warmup_posterior` and `warmup_sample_stats` hold the history, `observed_data`
-        the recordings, and `posterior_predictive` the twin's replicates. The function
-        `arviz.plot_ppc` (from ArviZ 1 `arviz.plot_ppc_dist`) compares the last two.
+        `descent` and `descent_stats` hold the history, `observed_data` the recordings,
+        and `posterior_predictive` the twin's replicates. The function `arviz.plot_ppc`
+        (from ArviZ 1 `arviz.plot_ppc_dist`) compares the last two.
 
         Raises:
             ArgumentError: If there are neither steps nor draws.

@@ -106,9 +106,10 @@ class Result:
     def to_inference_data(self) -> Any:
         """The history as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
 
-        The group `posterior` holds the parameters over the steps, with one chain for
-        each restart, and `sample_stats` the rest of the history. These are not draws of
-        a posterior, but ArviZ makes trace plots and tables from these groups.
+        The group `ascent` holds the parameters over the steps, with one chain for each
+        restart, and `ascent_stats` the rest of the history. Steps are no draws of a
+        posterior, so there is no group of that name. `arviz.plot_trace(data["ascent"])`
+        draws them, from ArviZ 1 `arviz.plot_trace(data, group="ascent")`.
 
         Raises:
             ArgumentError: For a result without steps.

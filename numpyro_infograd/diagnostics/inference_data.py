@@ -39,12 +39,13 @@ def to_inference_data(result: Result) -> Any:
         raise ArgumentError(
             "the result has neither steps nor draws to show. Its `status` says why."
         )
+    steps: dict[str, Any] = {}
     groups: dict[str, Any] = {}
-    prefix = "warmup_" if isinstance(result, Calibration) else ""
     if histories:
+        name = "descent" if isinstance(result, Calibration) else "ascent"
         stacked = jax.tree.map(lambda *x: np.stack(x), *histories)
-        groups[f"{prefix}posterior"] = named_leaves(stacked.pop("params"))
-        groups[f"{prefix}sample_stats"] = named_leaves(stacked)
+        steps[name] = named_leaves(stacked.pop("params"))
+        steps[f"{name}_stats"] = named_leaves(stacked)
     if isinstance(result, Calibration):
         if draws:
             shown = jax.tree.map(_where_known, draws, result.standard_error)
@@ -53,9 +54,11 @@ def to_inference_data(result: Result) -> Any:
         groups["posterior_predictive"] = {
             name: values[None] for name, values in result.simulated.items()
         }
-    if int(arviz.__version__.split(".")[0]) < 1:
-        return arviz.from_dict(**groups, save_warmup=True)
-    return arviz.from_dict(groups, save_warmup=True)
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        return arviz.from_dict(steps | groups)
+    data = arviz.from_dict(**groups)
+    data.add_groups({name: arviz.dict_to_dataset(x) for name, x in steps.items()})
+    return data
 
 
 def _where_known(draws: Any, error: Any) -> np.ndarray:
