@@ -24,13 +24,12 @@ import jax.numpy as jnp
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
-from numpyro_infograd._noise import base_points, draw_noise, standard_error
+from numpyro_infograd._noise import NoiseSource, standard_error
 from numpyro_infograd._problem import REPLICATES, Posed, Problem, is_learned, pose
-from numpyro_infograd._program import Program
 from numpyro_infograd._pullback import cotangents, score_of
 from numpyro_infograd.errors import InfogradError
 from numpyro_infograd.scores import MCMC
-from numpyro_infograd.scores.base import Scores
+from numpyro_infograd.scores.base import Scores, fit_score
 
 CHAINS = MCMC(both_ends=False)
 
@@ -66,20 +65,12 @@ def certify(
         if density.hidden:
             own = jax.random.fold_in(fit_key, i)
             state = CHAINS.init(density, own)
-            state = _tune(state, density, chains.forward, params, own)
+            state = fit_score(CHAINS, state, density, chains.forward, params, own)
         tunings.append(state)
-    size = CHAINS.num_samples // REPLICATES
-    found = _compare(
-        posed.problem,
-        states,
-        chains,
-        tuple(tunings),
-        params,
-        base_points(posed.problem.spec, size),
-        key,
-        num_samples=size,
+    source = NoiseSource.of(posed.problem.spec, CHAINS.num_samples // REPLICATES)
+    error, *rest = _compare(
+        posed.problem, states, chains, tuple(tunings), params, source, key
     )
-    error, *rest = found
     sure = {label: each for label, each in error.items() if bool(jnp.isfinite(each))}
     return Certificate(sure, *rest) if sure else None
 
@@ -113,31 +104,22 @@ def _chained(posed: Posed, params: Any) -> Problem | None:
 
 
 @quick_jit
-def _tune(
-    state: Any, density: Density, forward: Program, params: Any, rng_key: jax.Array
-) -> Any:
-    return CHAINS.fit(state, density, forward, params, rng_key)
-
-
-@quick_jit(static_argnames=("num_samples",))
 def _compare(
     problem: Problem,
     states: tuple[Any, ...],
     chained: Problem,
     tunings: tuple[Any, ...],
     params: Any,
-    points: Any,
+    source: NoiseSource,
     rng_key: jax.Array,
-    num_samples: int,
 ) -> tuple[Any, ...]:
-    """The fields of a `Certificate`, from replicates of `num_samples` samples each."""
-
+    """The fields of a `Certificate`, from replicates."""
     densities, method = problem.densities, problem.method
     assert method is not None
 
     def replicate(key: jax.Array) -> Any:
         noise_key, score_key, pair_key = jax.random.split(key, 3)
-        noise = draw_noise(problem.spec, noise_key, num_samples, points)
+        noise = source(noise_key)
 
         def run(params: Any) -> tuple[Values, Values]:
             values = simulate(problem.forward, params, noise)
@@ -188,9 +170,9 @@ def _compare(
                 error += jnp.vdot(a - c, b - c)
                 power += jnp.vdot(a, b)
                 mean = 0.5 * (a + b)
-                shift[site] += ((c - mean) / num_samples).astype(moved[site].dtype)
+                shift[site] += ((c - mean) / source.size).astype(moved[site].dtype)
                 shown[f"{site} of {label}"] = jnp.stack([c, mean])
-            sums[label] = jnp.stack([error, power]) / num_samples
+            sums[label] = jnp.stack([error, power]) / source.size
         return pullback(shift)[0], sums, shown
 
     keys = jax.random.split(rng_key, REPLICATES)

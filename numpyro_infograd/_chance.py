@@ -49,7 +49,7 @@ class Pointwise(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("path", "log_prob", "densities", "coefficients", "points", "states"),
+    data_fields=("path", "log_prob", "densities", "coefficients", "sources", "states"),
     meta_fields=("sites", "mixture"),
 )
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Chance:
     # Of all entropies that a parameter changes, without omissions.
     densities: tuple[Density, ...]
     coefficients: jax.Array  # of these entropies in the objective, (num_densities,)
-    points: tuple[Any, ...]  # quasi-random points for the components of each density
+    sources: tuple[Any, ...]  # noise for the components of each density
     # Joint states of the drawn sites if they are few, (num_states, *shape).
     states: Values
     sites: tuple[str, ...]  # the drawn sites; static
@@ -101,7 +101,7 @@ class Chance:
             Program.trace(log_prob, *example),
             densities,
             jnp.asarray([term.coefficient for term in terms]),
-            _points(mixture, densities),
+            _sources(mixture, densities),
             joint_states(sm.site_info, sites, _MOST_STATES),
             sites,
             mixture,
@@ -141,7 +141,8 @@ class Chance:
         if count > _MOST_COMPONENTS:
             return None
         mixture = replace(self.mixture, num_components=count)
-        return replace(self, mixture=mixture, points=_points(mixture, self.densities))
+        sources = _sources(mixture, self.densities)
+        return replace(self, mixture=mixture, sources=sources)
 
     def held(self, forward: Program, params: Any, noise: Values) -> Values:
         """Draws of the drawn sites."""
@@ -207,7 +208,7 @@ class Chance:
                 continue
             key = jax.random.fold_in(rng_key, i)
             log_p, bias, low = self.mixture.log_density(
-                self.points[i], density, params, inside, key
+                self.sources[i], density, params, inside, key
             )
             fits = jnp.isfinite(log_p)
             bias = jnp.where(fits, bias, 0.0)
@@ -223,7 +224,7 @@ def _label(density: Density) -> str:
     return f"log p({density.label})"
 
 
-def _points(mixture: Mixture, densities: tuple[Density, ...]) -> tuple[Any, ...]:
-    """Quasi-random points for the components of each density that hides noise."""
+def _sources(mixture: Mixture, densities: tuple[Density, ...]) -> tuple[Any, ...]:
+    """Noise for the components of each density that hides noise."""
     key = jax.random.key(0)
     return tuple(mixture.init(d, key) if d.hidden else None for d in densities)

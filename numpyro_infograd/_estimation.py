@@ -19,7 +19,7 @@ from numpyro_infograd._certificate import certify
 from numpyro_infograd._chance import Chance
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density
-from numpyro_infograd._noise import base_points, draw_noise, standard_error
+from numpyro_infograd._noise import NoiseSource, standard_error
 from numpyro_infograd._problem import (
     REPLICATES,
     Posed,
@@ -29,7 +29,6 @@ from numpyro_infograd._problem import (
     is_learned,
     noise_warnings,
 )
-from numpyro_infograd._program import Program
 from numpyro_infograd._pullback import Pulled, pull_back
 from numpyro_infograd._text import html_table, with_error
 from numpyro_infograd.errors import VOUCH
@@ -38,6 +37,7 @@ from numpyro_infograd.scores.base import (
     Measure,
     ScoreMethod,
     about,
+    fit_score,
     sequence_after,
 )
 from numpyro_infograd.scores.exact import GaussianEntropies
@@ -101,14 +101,13 @@ _BALANCE = 0.7  # a fit is improved if its error exceeds this share of sampling 
 _SIGNIFICANT = math.sqrt(3.0)  # noise alone is larger in 8 to 10 % of cases
 
 
-@quick_jit(static_argnames=("num_samples",))
+@quick_jit
 def _replicated(
     problem: Problem,
     states: tuple[Any, ...],
     params: Any,
-    points: Any,
+    source: NoiseSource,
     rng_key: jax.Array,
-    num_samples: int,
 ) -> tuple[Any, Any, Any, jax.Array, dict[Measure, jax.Array]]:
     """Gradient, sampling error, fit error, ratio and evidence, from replicates.
 
@@ -118,12 +117,12 @@ def _replicated(
 
     def replicate(key: jax.Array, deviation_index: jax.Array) -> Pulled:
         noise_key, score_key = jax.random.split(key)
-        noise = draw_noise(problem.spec, noise_key, num_samples // REPLICATES, points)
+        noise = source(noise_key)
         return pull_back(problem, states, params, noise, score_key, deviation_index)
 
     keys = jax.random.split(rng_key, REPLICATES), jnp.arange(REPLICATES)
-    drawn = num_samples * sum(math.prod(law.shape) for _, law in problem.spec)
-    if drawn <= _AT_ONCE:
+    numbers = sum(math.prod(law.shape) for _, law in problem.spec)
+    if REPLICATES * source.size * numbers <= _AT_ONCE:
         pulled = jax.vmap(replicate)(*keys)
     else:  # one after the other, which limits memory
         pulled = jax.lax.map(lambda each: replicate(*each), keys)
@@ -216,22 +215,9 @@ def fit(
         if method is not None and is_learned(method, density):
             key = jax.random.fold_in(rng_key, i)
             state = fitted[i], density, problem.forward, params, key
-            fitted[i] = _fit(method, *state, warm)
+            fitted[i] = fit_score(method, *state, warm=warm)
             params = sequence_after(params, fitted[i])
     return tuple(fitted)
-
-
-@quick_jit(static_argnames=("method", "warm"))
-def _fit(
-    method: ScoreMethod,
-    state: Any,
-    density: Density,
-    forward: Program,
-    params: Any,
-    rng_key: jax.Array,
-    warm: bool,
-) -> Any:
-    return method.fit(state, density, forward, params, rng_key, warm)
 
 
 def estimate_gradient(
@@ -253,9 +239,9 @@ def estimate_gradient(
     if problem.is_sampled:
         size = check_num_samples(num_samples, problem.method)
         states = fit(problem, initial_states(problem, fit_key), params, fit_key)
-        points = base_points(problem.spec, size // REPLICATES)
+        source = NoiseSource.of(problem.spec, size // REPLICATES)
         while True:
-            found = _replicated(problem, states, params, points, key, num_samples=size)
+            found = _replicated(problem, states, params, source, key)
             _, _, _, excess, _ = first = jax.device_get(found)
             finer = _finer_chance(problem, first[-1]) if num_samples is None else None
             if finer is not None:
@@ -270,7 +256,7 @@ def estimate_gradient(
         batches = [first]
         while num_samples is None and problem.chance and _needs_more(batches):
             own = jax.random.fold_in(key, len(batches))
-            found = _replicated(problem, states, params, points, own, num_samples=size)
+            found = _replicated(problem, states, params, source, own)
             batches.append(jax.device_get(found))
         sampled, error, missed, found = _pooled(batches)
         value = jax.tree.map(np.add, value, sampled)

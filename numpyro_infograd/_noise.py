@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 import functools
 import math
 from typing import Any
@@ -88,6 +89,25 @@ def draw_noise(
             bits = jax.random.bits(key, (num_samples, *law.shape), jnp.uint32)
             noise[name] = _uniform_from_bits(bits)
     return jax.tree.map(shard_samples, noise)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NoiseSource:
+    """Batches of noise of one size, quasi-random where that is possible: a pytree."""
+
+    points: Any  # as in `draw_noise`
+    spec: NoiseSpec = field(metadata={"static": True})
+    size: int = field(metadata={"static": True})
+
+    @staticmethod
+    def of(spec: NoiseSpec, size: int) -> NoiseSource:
+        """The source of batches of this many samples."""
+        return NoiseSource(base_points(spec, size), spec, size)
+
+    def __call__(self, rng_key: jax.Array) -> dict[str, jax.Array]:
+        """A batch, each array of shape (size, *shape)."""
+        return draw_noise(self.spec, rng_key, self.size, self.points)
 
 
 def probe_noise(spec: NoiseSpec, seed: int, num_samples: int) -> dict[str, Any]:

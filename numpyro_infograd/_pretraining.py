@@ -18,7 +18,7 @@ from numpyro_infograd._arguments import as_args, as_key, as_power_of_two, is_rea
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import public
-from numpyro_infograd._noise import base_points, sobol_points
+from numpyro_infograd._noise import NoiseSource, sobol_points
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import enter, pose
 from numpyro_infograd._program import Program
@@ -26,8 +26,8 @@ from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.scores import resolve_method
 from numpyro_infograd.scores.base import sequence_after
-from numpyro_infograd.scores.learned import Learned, share_of
-from numpyro_infograd.scores.pool import with_noise
+from numpyro_infograd.scores.learned import Learned
+from numpyro_infograd.scores.pool import share_of, with_noise
 from numpyro_infograd.scores.pretrained import Pretrained, Range
 
 _LONGER = 5  # training steps, in units of a fit at one value of the parameters
@@ -122,10 +122,9 @@ def pretrain_scores(
             initial,
             drawn,
             ranges,
-            base_points(with_noise(density), share_of(size, method.num_networks)),
+            NoiseSource.of(with_noise(density), share_of(size, method.num_networks)),
             jax.random.fold_in(fit_key, i),
             names=names,
-            size=size,
         )
         if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(networks)):
             raise ScoreError(
@@ -137,7 +136,7 @@ def pretrain_scores(
     return Pretrained(method, names, ranges, trained, problem.forward)
 
 
-@quick_jit(static_argnames=("method", "names", "size"))
+@quick_jit(static_argnames=("method", "names"))
 def _train(
     method: Learned,
     density: Density,
@@ -145,11 +144,10 @@ def _train(
     initial: Any,
     drawn: Any,
     ranges: Range,
-    points: Any,
+    source: NoiseSource,
     rng_key: jax.Array,
     *,
     names: tuple[str, ...],
-    size: int,
 ) -> Any:
     """Networks trained on pools at many parameter values."""
     pool_key, init_key, train_key = jax.random.split(rng_key, 3)
@@ -159,7 +157,7 @@ def _train(
         own, key = one
         params = initial | own
         setting = ranges.setting(params, names)
-        return method.draw(density, forward, params, key, size, points, setting)
+        return method.draw(density, forward, params, key, source, setting)
 
     keys = jax.random.split(pool_key, num_points)
     frames, pools = jax.lax.map(at, (drawn, keys), batch_size=16)

@@ -19,7 +19,7 @@ from numpyro.distributions import constraints
 from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd._calibrate.likelihood import Likelihood, draw_sets
-from numpyro_infograd._noise import base_points
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd.distributions import Clipped, Quantized
 
 EDGES = np.linspace(-1.5, 1.5, 7)  # a converter of three bits
@@ -213,7 +213,7 @@ def test_no_recording_is_lost_because_sets_of_draws_differ_much() -> None:
     sm = ig.structural_model(sharp)
     twin = Likelihood.of(sm, ("y",), None)
     draws = draw_sets(
-        twin, sm.params, jax.random.key(0), base_points(twin.spec, 512), (4, 512)
+        twin, sm.params, jax.random.key(0), NoiseSource.of(twin.spec, 512), 4
     )
     rows = sm.sample(jax.random.key(1), 100)["y"]
     each = jax.jit(jax.vmap(lambda row: twin(sm.params, draws, {"y": row})[0]))(rows)

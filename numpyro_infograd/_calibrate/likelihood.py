@@ -29,7 +29,7 @@ from numpyro_infograd._arguments import explain_grad_errors
 from numpyro_infograd._calibrate.matching import Descent
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, quantiles, simulate
-from numpyro_infograd._noise import NoiseSpec, draw_noise
+from numpyro_infograd._noise import NoiseSource, NoiseSpec
 from numpyro_infograd._optimize.move import Move, all_finite, constrained
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
@@ -171,20 +171,20 @@ class Around(NamedTuple):
     size: jax.Array  # a low quantile of the effective sample sizes
 
 
-@quick_jit(static_argnames="shape")
+@quick_jit(static_argnames="sets")
 def draw_sets(
     twin: Likelihood,
     unconstrained_params: Any,
     rng_key: jax.Array,
-    points: Any,
-    shape: tuple[int, int],
+    source: NoiseSource,
+    sets: int,
 ) -> Draws:
     """Independent sets of draws, (sets, draws, *shape); see `Likelihood.draw`.
 
     Samplers take long to compile, so this is a function for itself.
     """
     params = constrained(unconstrained_params, twin.constraints)
-    return twin.draw(params, _noise(twin.spec, rng_key, points, shape))
+    return twin.draw(params, _noise(source, rng_key, sets))
 
 
 @quick_jit(static_argnames=("shape", "derivatives"))
@@ -257,16 +257,13 @@ def look_around(
     )
 
 
-def _noise(
-    spec: NoiseSpec, rng_key: jax.Array, points: Any, shape: tuple[int, int]
-) -> Values:
+def _noise(source: NoiseSource, rng_key: jax.Array, sets: int) -> Values:
     """Independent sets of draws of noise, (sets, draws, *shape)."""
-    sets, count = shape
-    each = [draw_noise(spec, k, count, points) for k in jax.random.split(rng_key, sets)]
+    each = map(source, jax.random.split(rng_key, sets))
     return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
 
-@quick_jit(static_argnames=("shape", "batch"))
+@quick_jit(static_argnames=("batch",))
 def descend(
     twin: Likelihood,
     move: Move,
@@ -274,9 +271,8 @@ def descend(
     rates: jax.Array,
     rows: Rows,
     rng_key: jax.Array,
-    points: Any,
+    source: NoiseSource,
     *,
-    shape: tuple[int, int],
     batch: int,
 ) -> tuple[Descent, dict[str, Any]]:
     """A chunk of steps up the likelihood of all recordings, with fresh draws.
@@ -295,7 +291,7 @@ def descend(
         keys = jax.random.split(jax.random.fold_in(rng_key, state.step))
         here = state.unconstrained_params
         params = constrained(here, twin.constraints)
-        draws = twin.draw(params, _noise(twin.spec, keys[0], points, shape))
+        draws = twin.draw(params, _noise(source, keys[0], 1))
         values, weight = rows.values, share
         if len(share) > batch:
             uniform = jax.random.uniform(keys[1], (batch,))

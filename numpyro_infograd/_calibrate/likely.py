@@ -24,7 +24,7 @@ from numpyro_infograd._calibrate.likelihood import (
     rows_of,
 )
 from numpyro_infograd._density import Density, Values, flatten
-from numpyro_infograd._noise import base_points, student
+from numpyro_infograd._noise import NoiseSource, student
 from numpyro_infograd._optimize.move import Move
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.values import Estimate
@@ -129,8 +129,7 @@ class LikelihoodFit(Fit):
             rates,
             self.rows,
             rng_key,
-            base_points(self.twin.spec, count),
-            shape=(1, count),
+            NoiseSource.of(self.twin.spec, count),
             batch=min(_BATCH, max(_STEP // count, 16)),
         )
 
@@ -141,14 +140,14 @@ class LikelihoodFit(Fit):
         flat, _ = ravel_pytree(self.unconstrained_params)
         offsets = np.zeros((1, len(flat))) if offsets is None else offsets
         shape = (_SETS if self.twin.spec else 1, self.count)
-        points = base_points(self.twin.spec, self.count)
+        source = NoiseSource.of(self.twin.spec, self.count)
         here = self.unconstrained_params
         around, found, missed = look_around(
             self.twin,
             here,
             jnp.asarray(offsets, flat.dtype),
             rows,
-            draw_sets(self.twin, here, self.key, points, shape),
+            draw_sets(self.twin, here, self.key, source, shape[0]),
             shape=shape,
             derivatives=derivatives,
         )

@@ -37,7 +37,7 @@ from numpyro_infograd._calibrate.matching import (
 )
 from numpyro_infograd._calibrate.settings import shares_of
 from numpyro_infograd._density import Values
-from numpyro_infograd._noise import base_points
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._optimize.move import Move
 from numpyro_infograd.values import Estimate
 
@@ -102,16 +102,10 @@ class MatchedFit(Fit):
     ) -> tuple[Any, dict[str, Any]]:
         """A chunk of steps of a descent."""
         size, divergence = self.settings.num_samples, self.settings.divergence
+        # The Fisher divergence takes two draws of half the size.
+        source = NoiseSource.of(self.spec, size if divergence == "kl" else size // 2)
         return descend(
-            self.match,
-            move,
-            state,
-            rates,
-            rng_key,
-            base_points(self.spec, size if divergence == "kl" else size // 2),
-            divergence=divergence,
-            spec=self.spec,
-            size=size,
+            self.match, move, state, rates, rng_key, source, divergence=divergence
         )
 
     def place(self) -> Place | None:
@@ -125,10 +119,8 @@ class MatchedFit(Fit):
             self.unconstrained_params,
             weights,
             next(self.keys),
-            (base_points(self.spec, _FINAL_SAMPLES), base_points(self.spec, few)),
-            spec=self.spec,
-            size=_FINAL_SAMPLES,
-            few=few,
+            NoiseSource.of(self.spec, _FINAL_SAMPLES),
+            NoiseSource.of(self.spec, few),
         )
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((whole, local))):
             return None
@@ -159,9 +151,7 @@ class MatchedFit(Fit):
             self.whole,
             self.unconstrained_params,
             next(self.keys),
-            base_points(self.spec, _FINAL_SAMPLES),
-            spec=self.spec,
-            size=_FINAL_SAMPLES,
+            NoiseSource.of(self.spec, _FINAL_SAMPLES),
             draws=_DRAWS,
         )
 

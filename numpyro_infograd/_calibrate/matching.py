@@ -25,7 +25,7 @@ from numpyro_infograd._arguments import explain_grad_errors
 from numpyro_infograd._calibrate.features import Features, Moments
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import simulate
-from numpyro_infograd._noise import NoiseSpec, draw_noise
+from numpyro_infograd._noise import NoiseSource, NoiseSpec
 from numpyro_infograd._optimize.move import Move, all_finite, constrained
 from numpyro_infograd._program import Program
 from numpyro_infograd.exogenous import Noise
@@ -61,15 +61,10 @@ class Match(NamedTuple):
         return self.features.coordinates(simulate(self.forward, params, noise))
 
     def weights(
-        self,
-        unconstrained_params: Any,
-        rng_key: jax.Array,
-        spec: NoiseSpec,
-        size: int,
-        points: Any,
+        self, unconstrained_params: Any, rng_key: jax.Array, source: NoiseSource
     ) -> jax.Array:
         """W_q from fresh draws of the twin, (levels, width, dimensions)."""
-        noise, blur, key = draw(spec, rng_key, size, points)
+        noise, blur, key = draw(source, rng_key)
         moments = self.features.moments(
             self.outputs(unconstrained_params, noise), blur, key
         )
@@ -81,22 +76,15 @@ def with_blur(spec: NoiseSpec, dimensions: int) -> NoiseSpec:
     return (*spec, (BLUR, Noise("normal", (dimensions,))))
 
 
-def draw(
-    spec: NoiseSpec, rng_key: jax.Array, size: int, points: Any
-) -> tuple[Any, jax.Array, jax.Array]:
+def draw(source: NoiseSource, rng_key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
     """The twin's noise, the noise appended to its outputs, and another key."""
     noise_key, key = jax.random.split(rng_key)
-    noise = draw_noise(spec, noise_key, size, points)
+    noise = source(noise_key)
     return noise, noise.pop(BLUR), key
 
 
 def fisher(
-    match: Match,
-    unconstrained_params: Any,
-    rng_key: jax.Array,
-    spec: NoiseSpec,
-    size: int,
-    points: Any,
+    match: Match, unconstrained_params: Any, rng_key: jax.Array, source: NoiseSource
 ) -> jax.Array:
     """The Fisher divergence from two independent draws of the twin.
 
@@ -104,10 +92,7 @@ def fisher(
     """
 
     def gap(key: jax.Array) -> jax.Array:
-        return (
-            match.weights(unconstrained_params, key, spec, size // 2, points)
-            - match.target
-        )
+        return match.weights(unconstrained_params, key, source) - match.target
 
     first, second = jax.lax.map(gap, jax.random.split(rng_key))
     return 0.5 * jnp.einsum(
@@ -116,12 +101,7 @@ def fisher(
 
 
 def kl_gradient(
-    match: Match,
-    unconstrained_params: Any,
-    rng_key: jax.Array,
-    spec: NoiseSpec,
-    size: int,
-    points: Any,
+    match: Match, unconstrained_params: Any, rng_key: jax.Array, source: NoiseSource
 ) -> tuple[jax.Array, Any]:
     """The Fisher divergence and the gradient of the reverse KL.
 
@@ -131,7 +111,7 @@ def kl_gradient(
     weights from other draws.
     """
     features = match.features
-    noise, blur, key = draw(spec, rng_key, size, points)
+    noise, blur, key = draw(source, rng_key)
     z, back = jax.vjp(
         lambda unconstrained_params: match.outputs(unconstrained_params, noise),
         unconstrained_params,
@@ -142,7 +122,7 @@ def kl_gradient(
         for share, level, each in zip(match.shares, features.levels, gap, strict=True)
     )
     value = jnp.einsum("l,lwd,lwv,lvd->", match.shares, gap, match.law.gram, gap)
-    return 0.5 * value, back(cotangent / size)[0]
+    return 0.5 * value, back(cotangent / source.size)[0]
 
 
 # -- descent -----------------------------------------------------------------------
@@ -156,18 +136,16 @@ class Descent(NamedTuple):
     step: jax.Array
 
 
-@quick_jit(static_argnames=("divergence", "spec", "size"))
+@quick_jit(static_argnames=("divergence",))
 def descend(
     match: Match,
     move: Move,
     state: Descent,
     rates: jax.Array,
     rng_key: jax.Array,
-    points: Any,
+    source: NoiseSource,
     *,
     divergence: str,
-    spec: NoiseSpec,
-    size: int,
 ) -> tuple[Descent, dict[str, Any]]:
     """A chunk of steps; parameters, divergence and gradient norm of each."""
 
@@ -177,9 +155,7 @@ def descend(
         if divergence == "fisher":
             descent = jax.value_and_grad(fisher, argnums=1)
         with explain_grad_errors():
-            value, gradient = descent(
-                match, state.unconstrained_params, key, spec, size, points
-            )
+            value, gradient = descent(match, state.unconstrained_params, key, source)
         ascent = jax.tree.map(jnp.negative, gradient)
         moved, opt_state, ascent = move(
             state.unconstrained_params, state.opt_state, ascent, rate
@@ -202,20 +178,18 @@ def descend(
 # -- near the end --------------------------------------------------------------------
 
 
-@quick_jit(static_argnames=("spec", "size", "draws"))
+@quick_jit(static_argnames=("draws",))
 def draw_weights(
     match: Match,
     unconstrained_params: Any,
     rng_key: jax.Array,
-    points: Any,
-    spec: NoiseSpec,
-    size: int,
+    source: NoiseSource,
     draws: int,
 ) -> jax.Array:
     """W_q from several independent draws, (draws, levels, width, dimensions)."""
 
     return jax.lax.map(
-        lambda key: match.weights(unconstrained_params, key, spec, size, points),
+        lambda key: match.weights(unconstrained_params, key, source),
         jax.random.split(rng_key, draws),
     )
 
@@ -229,20 +203,18 @@ class Local(NamedTuple):
     flow: jax.Array  # E_q[phi (D_params z)] for each number, of the same shape
 
 
-@quick_jit(static_argnames=("spec", "size", "few"))
+@quick_jit
 def look_around(
     match: Match,
     unconstrained_params: Any,
     weights: jax.Array,
     rng_key: jax.Array,
-    points: tuple[Any, Any],
-    spec: NoiseSpec,
-    size: int,
-    few: int,
+    many: NoiseSource,
+    few: NoiseSource,
 ) -> Local:
     """Derivatives of the twin in its parameters, by forward mode.
 
-    W_q is an implicit function of the parameters, G W_q = c. `size` samples of each
+    W_q is an implicit function of the parameters, G W_q = c. `many` samples of each
     draw give the flow, and `few` the slopes, which take longer.
     """
     flat, unravel = ravel_pytree(unconstrained_params)
@@ -252,17 +224,17 @@ def look_around(
     def one(given: tuple[jax.Array, jax.Array]) -> Local:
         weights, key = given
         keys = jax.random.split(key)
-        noise, blur, _ = draw(spec, keys[0], size, points[0])
+        noise, blur, _ = draw(many, keys[0])
         z = match.outputs(unconstrained_params, noise)
         phi = [features(z + t**0.5 * blur, t) for t in features.levels]
 
         def stream(number: jax.Array) -> jax.Array:
             outputs = lambda flat: match.outputs(unravel(flat), noise)  # noqa: E731
             moved = features.weigh(z) * jax.jvp(outputs, (flat,), (number,))[1]
-            return jnp.stack([each.T @ moved / size for each in phi])
+            return jnp.stack([each.T @ moved / many.size for each in phi])
 
         flow = jax.lax.map(stream, numbers)
-        noise, blur, key = draw(spec, keys[1], few, points[1])
+        noise, blur, key = draw(few, keys[1])
 
         def defect(flat: jax.Array) -> jax.Array:
             z = match.outputs(unravel(flat), noise)

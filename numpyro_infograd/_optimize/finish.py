@@ -237,7 +237,7 @@ def _excess(
 ) -> tuple[list[float], list[float]]:
     """By how much each constraint is exceeded, and the standard error."""
     over, error = [], []
-    size = REPLICATES * run.ascent.num_samples
+    size = REPLICATES * run.ascent.source.size
     for constraint in run.plan.subject_to:
         found = value_of(
             run.clean.sm, constraint.expectations, params, rng_key, num_samples=size

@@ -17,7 +17,6 @@ import jax
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import simulate
-from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._optimize.budgets import PENALTY
 from numpyro_infograd._optimize.move import constrained, onto
 from numpyro_infograd._optimize.remaining import flat
@@ -35,7 +34,7 @@ _RIDGE = 1e-6  # of the normal equations, relative to their trace
 def _slopes(ascent: Ascent, params: Any, rng_key: jax.Array) -> Any:
     """Gradient of each relative excess, along what the projection allows."""
     problem = ascent.problem
-    noise = draw_noise(problem.spec, rng_key, ascent.num_samples, ascent.points)
+    noise = ascent.source(rng_key)
 
     def excess(params: Any) -> jax.Array:
         params = onto(ascent.move.projection, params)

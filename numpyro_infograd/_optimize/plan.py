@@ -14,7 +14,7 @@ import optax
 from numpyro_infograd import _checks
 from numpyro_infograd._estimation import fit
 from numpyro_infograd._gradient import choose
-from numpyro_infograd._noise import base_points
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._objectives import Constraint, Objective
 from numpyro_infograd._optimize.budgets import trace_budgets, with_constraints
 from numpyro_infograd._optimize.move import (
@@ -148,7 +148,7 @@ class Plan:
         return Ascent(
             with_expectations(posed, means),
             budgets,
-            base_points(posed.sm.spec, size),
+            NoiseSource.of(posed.sm.spec, size),
             Move.trace(
                 start,
                 self.optimizer,
@@ -156,7 +156,6 @@ class Plan:
                 constraints,
                 scale,
             ),
-            size,
         )
 
     def random_start(self, posed: Posed, key: jax.Array, params: Any) -> Any:

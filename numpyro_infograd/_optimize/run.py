@@ -68,7 +68,7 @@ class Run:
         if checkpoint is not None:
             settings = {
                 "num_steps": num_steps,
-                "num_samples": self.ascent.num_samples,
+                "num_samples": self.ascent.source.size,
                 "num_restarts": len(starts),
                 "annealing": annealing,
             }

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import optax
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._estimation import fit
-from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._optimize.budgets import Budgets
 from numpyro_infograd._optimize.move import Move, all_finite, constrained
 from numpyro_infograd._problem import Problem
@@ -81,9 +81,8 @@ class Ascent:
 
     problem: Problem  # its expectations include those that `budgets` bounds
     budgets: Budgets  # bounds on expectations
-    points: Any  # as in `draw_noise`
+    source: NoiseSource  # of one step
     move: Move  # how a step moves the parameters
-    num_samples: int = field(metadata={"static": True})  # of one step; static
 
     def rescaled(self, scale: Any) -> Ascent:
         """The same with other factors of the updates."""
@@ -111,7 +110,7 @@ def ascent_step(
     scores, means = state.scores, jnp.zeros(0)
     if problem.is_sampled:
         scores = fit(problem, scores, params, fit_key, warm=True)
-        noise = draw_noise(problem.spec, noise_key, ascent.num_samples, ascent.points)
+        noise = ascent.source(noise_key)
         pulled = pull_back(
             problem,
             scores,

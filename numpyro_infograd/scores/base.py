@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
@@ -259,6 +260,20 @@ class ScoreMethod(ABC):
             values: Values of each site of the model, (num_samples, *shape).
             rng_key: A JAX PRNG key.
         """
+
+
+@quick_jit(static_argnames=("method", "warm"))
+def fit_score(
+    method: ScoreMethod,
+    state: Any,
+    density: Density,
+    forward: Program,
+    params: Any,
+    rng_key: jax.Array,
+    warm: bool = False,
+) -> Any:
+    """`ScoreMethod.fit`, compiled."""
+    return method.fit(state, density, forward, params, rng_key, warm)
 
 
 def is_missed(residual: float, error: float) -> bool:

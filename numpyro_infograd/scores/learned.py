@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import as_power_of_two, check_counts, check_numbers
 from numpyro_infograd._density import Density, Values, unflatten
-from numpyro_infograd._noise import base_points, student
+from numpyro_infograd._noise import NoiseSource, student
 from numpyro_infograd._program import Program
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import TOLERATED, Layout, ScoreMethod, Scores
@@ -33,7 +33,13 @@ from numpyro_infograd.scores.network import (
     check_network,
     perceptron,
 )
-from numpyro_infograd.scores.pool import Pool, draw_pool, with_noise
+from numpyro_infograd.scores.pool import (
+    Pool,
+    draw_pool,
+    share_of,
+    sources,
+    with_noise,
+)
 from numpyro_infograd.scores.quadratic import Batch, held_out_gain, solve, train
 
 # Scale of the noise variance as an input of a network. It is small so that the errors
@@ -140,14 +146,9 @@ class Learned(ScoreMethod):
         return 2 * self.num_networks
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """Point sets for the pools of a fit from scratch and of a refit."""
+        """Noise for the pools of a fit from scratch and of a refit."""
         self.ensemble(density).check()
-        spec, members = with_noise(density), self.num_networks
-        return (
-            base_points(spec, share_of(self.pool_size, members)),
-            base_points(spec, share_of(self.warm_pool_size, members)),
-            None,
-        )
+        return *sources(with_noise(density), self, self.num_networks), None
 
     def fit(
         self,
@@ -159,20 +160,20 @@ class Learned(ScoreMethod):
         warm: bool = False,
     ) -> Any:
         """Draw a pool, fit the moments, and train the networks if they are stale."""
-        points, warm_points, last = state
+        cold, again, last = state
         pool_key, init_key, train_key = jax.random.split(rng_key, 3)
 
-        def draw(size: int, points: Any) -> tuple[Frame, Pool]:
-            return self.draw(density, forward, params, pool_key, size, points)
+        def draw(source: NoiseSource) -> tuple[Frame, Pool]:
+            return self.draw(density, forward, params, pool_key, source)
 
         if not warm:
-            here = draw(self.pool_size, points)
+            here = draw(cold)
             networks = self.ensemble(density).init(init_key, self.num_networks)
             networks = self.train(density, *here, networks, train_key, self.num_steps)
             _, (_, gain) = self.held_out_gain(density, *here, networks)
-            return points, warm_points, Fitted.new(networks, first(here[0]), gain)
+            return cold, again, Fitted.new(networks, first(here[0]), gain)
 
-        here = draw(self.warm_pool_size, warm_points)
+        here = draw(again)
         frame = first(here[0])
         change = (here[1].values - frame.mean) @ (frame.base - last.trained_base).T
         drift = jnp.mean((change @ frame.fisher_inv_sqrt) ** 2)
@@ -185,7 +186,7 @@ class Learned(ScoreMethod):
 
         def retrain(networks: Any) -> Any:
             if self.refit == "auto":
-                large, steps = draw(self.pool_size, points), self.num_steps // 2
+                large, steps = draw(cold), self.num_steps // 2
                 new = self.train(density, *large, networks, train_key, max(steps, 1))
             else:
                 steps = self.num_warm_steps
@@ -206,7 +207,7 @@ class Learned(ScoreMethod):
             drift,
             jnp.where(stale, 0.0, last.age + 1),
         )
-        return points, warm_points, fitted
+        return cold, again, fitted
 
     def score(
         self,
@@ -253,8 +254,7 @@ class Learned(ScoreMethod):
         forward: Program,
         params: Any,
         rng_key: jax.Array,
-        size: int,
-        points: Any,
+        source: NoiseSource,
         setting: jax.Array | None = None,
     ) -> tuple[Frame, Pool]:
         """Samples for all networks at these parameters, and the frame of their moments.
@@ -263,8 +263,7 @@ class Learned(ScoreMethod):
         after the axis of networks in the pool.
         """
         count = self.num_networks
-        share = share_of(size, count)
-        pool = draw_pool(density, forward, params, rng_key, count, share, points)
+        pool = draw_pool(density, forward, params, rng_key, count, source)
         frame = Frame.of(pool.values, Layout.of(density), setting)
         return (
             jax.tree.map(lambda x: x[None], frame),
@@ -393,8 +392,3 @@ def first(frames: Frame) -> Frame:
     """The first of several frames."""
     found: Frame = jax.tree.map(lambda x: x[0], frames)
     return found
-
-
-def share_of(total: int, members: int) -> int:
-    """The largest power of two whose `members`-fold is at most `total`."""
-    return 1 << ((total // members).bit_length() - 1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import as_power_of_two
 from numpyro_infograd._chains import Tuning, Walk, average
 from numpyro_infograd._density import Density, Values, simulate, unflatten
-from numpyro_infograd._noise import base_points, draw_noise
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._pilot import FEWEST_STEPS, pilot_size, tune
 from numpyro_infograd._program import Program
 from numpyro_infograd.errors import DensityError
@@ -25,10 +25,10 @@ _MOST = 1.0  # fit error over sampling error that gives a warning
 
 
 class Pilot(NamedTuple):
-    """The state of the method: points of pilot batches, and the chains' tuning."""
+    """The state of the method: noise of pilot batches, and the chains' tuning."""
 
-    points: Any
-    warm_points: Any
+    cold: NoiseSource
+    again: NoiseSource
     tuning: Tuning | None = None
 
 
@@ -128,14 +128,13 @@ class MCMC(ScoreMethod):
         return found
 
     def init(self, density: Density, rng_key: jax.Array) -> Pilot:
-        """Point sets of the pilot batches."""
-        cold, warm = (self._size(density, warm) for warm in (False, True))
-        return Pilot(base_points(density.spec, cold), base_points(density.spec, warm))
-
-    def _size(self, density: Density, warm: bool) -> int:
-        """Samples of a pilot batch."""
+        """Noise of the pilot batches."""
         columns = sum(density.sizes) + density.walk.size
-        return pilot_size(self.pilot_size // (4 if warm else 1), columns)
+        cold, again = (
+            NoiseSource.of(density.spec, pilot_size(self.pilot_size // part, columns))
+            for part in (1, 4)
+        )
+        return Pilot(cold, again)
 
     def fit(
         self,
@@ -148,9 +147,7 @@ class MCMC(ScoreMethod):
     ) -> Pilot:
         """Tune the chains on a pilot batch at these parameters."""
         noise_key, key = jax.random.split(rng_key)
-        size = self._size(density, warm)
-        points = state.warm_points if warm else state.points
-        noise = draw_noise(density.spec, noise_key, size, points)
+        noise = (state.again if warm else state.cold)(noise_key)
         values = simulate(forward, params, noise)
         last = state.tuning if warm else None
         tuning = tune(density.walk, params, noise, values, key, self.max_steps, last)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import as_power_of_two
 from numpyro_infograd._density import Density, Values, quantiles
-from numpyro_infograd._noise import base_points, draw_noise
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd.errors import VOUCH, DensityError
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
@@ -144,8 +144,8 @@ class Mixture(ScoreMethod):
         return found
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """Sobol points of the components; None if the noise cannot use them."""
-        return base_points(density.hidden_spec, self.num_components)
+        """Noise of the components."""
+        return NoiseSource.of(density.hidden_spec, self.num_components)
 
     def score(
         self,
@@ -197,7 +197,7 @@ class Mixture(ScoreMethod):
 
     def _halves(
         self,
-        points: Any,
+        source: NoiseSource,
         density: Density,
         params: Any,
         values: Values,
@@ -205,11 +205,10 @@ class Mixture(ScoreMethod):
         with_score: bool = True,
     ) -> tuple[_Sums, _Sums]:
         """Sums of both halves of the components, block by block."""
-        noise = draw_noise(density.hidden_spec, rng_key, self.num_components, points)
         size = min(self.block_size, self.num_components // 2)
         stacked = {
             name: draws.reshape(2, -1, size, *draws.shape[1:])
-            for name, draws in noise.items()
+            for name, draws in source(rng_key).items()
         }
         inside = {name: values[name] for name in density.all_sites}
         names = density.moved_sites if with_score else ()

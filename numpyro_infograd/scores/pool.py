@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd._density import Density, flatten, simulate
-from numpyro_infograd._noise import NoiseSpec, draw_noise
+from numpyro_infograd._noise import NoiseSource, NoiseSpec
 from numpyro_infograd._program import Program
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.scores.base import Layout, complete_data_scores
@@ -37,20 +37,33 @@ def with_noise(density: Density) -> NoiseSpec:
     )
 
 
+def sources(
+    spec: NoiseSpec, method: Any, members: int
+) -> tuple[NoiseSource, NoiseSource]:
+    """Noise for each network's pools of a fit from scratch and of a refit."""
+    cold, warm = (
+        share_of(x, members) for x in (method.pool_size, method.warm_pool_size)
+    )
+    return NoiseSource.of(spec, cold), NoiseSource.of(spec, warm)
+
+
+def share_of(total: int, members: int) -> int:
+    """The largest power of two whose `members`-fold is at most `total`."""
+    return 1 << ((total // members).bit_length() - 1)
+
+
 def draw_pool(
     density: Density,
     forward: Program,
     params: Any,
     rng_key: jax.Array,
     members: int,
-    size: int,
-    points: Any,
+    source: NoiseSource,
 ) -> Pool:
     """A pool for each network, from quasi-random sets with different shifts."""
-    spec = with_noise(density)
 
     def one(key: jax.Array) -> Pool:
-        noise = draw_noise(spec, key, size, points)
+        noise = source(key)
         extra, position = noise.pop("+noise"), noise.pop("+position")
         signs = jnp.where(noise.pop("+slices") < 0.5, -1.0, 1.0)
         values = simulate(forward, params, noise)

@@ -16,19 +16,20 @@ import optax
 from numpyro_infograd import _guides
 from numpyro_infograd._arguments import as_power_of_two, check_counts, check_numbers
 from numpyro_infograd._density import Density, Values, flatten, simulate
-from numpyro_infograd._noise import base_points, draw_noise
+from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.scores.base import ScoreMethod, Scores, symmetric_power
 from numpyro_infograd.scores.coordinates import Free
-from numpyro_infograd.scores.learned import report_scores, share_of
+from numpyro_infograd.scores.learned import report_scores
 from numpyro_infograd.scores.network import (
     Ensemble,
     Network,
     check_network,
     perceptron,
 )
+from numpyro_infograd.scores.pool import share_of, sources
 
 _MEMBERS = 4
 _LOST = 0.02  # nats that held-out samples may lose by chance
@@ -184,11 +185,9 @@ class Posterior(ScoreMethod):
         return found
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """Point sets for the pools of a fit from scratch and of a refit."""
+        """Noise for the pools of a fit from scratch and of a refit."""
         self._ensemble(density).check()
-        sizes = (self.pool_size, self.warm_pool_size)
-        points = (base_points(density.spec, share_of(s, _MEMBERS)) for s in sizes)
-        return *points, None
+        return *sources(density.spec, self, _MEMBERS), None
 
     def fit(
         self,
@@ -200,14 +199,13 @@ class Posterior(ScoreMethod):
         warm: bool = False,
     ) -> Any:
         """Train q on a fresh pool, from scratch or from the last fit."""
-        points, warm_points, last = state
+        *both, last = state
         pool_key, init_key, order_key = jax.random.split(rng_key, 3)
-        size = share_of(self.warm_pool_size if warm else self.pool_size, _MEMBERS)
-        given = warm_points if warm else points
+        source = both[warm]
+        size = source.size
 
         def draw(key: jax.Array) -> Values:
-            noise = draw_noise(density.spec, key, size, given)
-            values = simulate(forward, params, noise)
+            values = simulate(forward, params, source(key))
             return {name: values[name] for name in density.all_sites}
 
         pool = jax.lax.stop_gradient(
@@ -260,7 +258,7 @@ class Posterior(ScoreMethod):
             return jnp.where((gain > 0).reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
         fits, before = (jax.tree.map(kept, found, start) for found in (fits, middle[0]))
-        return points, warm_points, (affine, fits, before, jnp.mean(gain))
+        return *both, (affine, fits, before, jnp.mean(gain))
 
     def score(
         self,

@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd._density import Density, Values
-from numpyro_infograd._noise import base_points
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.scores.base import ScoreMethod, Scores
-from numpyro_infograd.scores.learned import Fitted, Learned, first, share_of
-from numpyro_infograd.scores.pool import with_noise
+from numpyro_infograd.scores.learned import Fitted, Learned, first
+from numpyro_infograd.scores.pool import sources, with_noise
 
 _EDGE = 1e-3  # tolerance for rounding at the ends of a range, relative to its size
 
@@ -154,14 +153,11 @@ class Pretrained(ScoreMethod):
         return self.method.warnings_for(density, evidence)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
-        """The trained networks, and point sets for fresh samples."""
+        """Noise for fresh samples, and the trained networks."""
         method = self.method
-        points, warm_points = (
-            base_points(with_noise(density), share_of(size, method.num_networks))
-            for size in (method.pool_size, method.warm_pool_size)
-        )
+        both = sources(with_noise(density), method, method.num_networks)
         networks = self.trained[density.sites, density.given]
-        return points, warm_points, networks, self.ranges, None
+        return *both, networks, self.ranges, None
 
     def fit(
         self,
@@ -173,21 +169,14 @@ class Pretrained(ScoreMethod):
         warm: bool = False,
     ) -> Any:
         """Fit the moments at these parameters; from scratch, also the last layers."""
-        points, warm_points, networks, ranges, _ = state
-        method = self.method
-        here = method.draw(
-            density,
-            forward,
-            params,
-            rng_key,
-            method.warm_pool_size if warm else method.pool_size,
-            warm_points if warm else points,
-            ranges.setting(params, self.names),
-        )
+        cold, again, networks, ranges, _ = state
+        method, setting = self.method, ranges.setting(params, self.names)
+        source = again if warm else cold
+        here = method.draw(density, forward, params, rng_key, source, setting)
         own = networks if warm else method.solve(density, *here, networks)
         _, (_, gain) = method.held_out_gain(density, *here, own)
         fitted = Fitted.new(own, first(here[0]), gain)
-        return points, warm_points, networks, ranges, fitted
+        return cold, again, networks, ranges, fitted
 
     def score(
         self,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, flatten, simulate
-from numpyro_infograd._noise import NoiseSpec, base_points, draw_noise
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._objectives import MI, Objective
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
@@ -50,8 +50,7 @@ def warnings_for(
             f"the information is {found.value:.4g}, but information is never negative: "
             "the standard error is too small. Use another method or more samples."
         )
-    points = base_points(sm.spec, _SAMPLES)
-    values = _simulate(sm.forward, params, points, spec=sm.spec)
+    values = _simulate(sm.forward, params, NoiseSource.of(sm.spec, _SAMPLES))
     for name, bound in (
         ("the Gaussian upper bound", _gaussian(objective, sm, params, values)),
         ("the entropy of the discrete sites", _discrete(information, values)),
@@ -67,11 +66,10 @@ def warnings_for(
     return tuple(broken)
 
 
-@quick_jit(static_argnames="spec")
-def _simulate(forward: Program, params: Any, points: Any, spec: NoiseSpec) -> Values:
+@quick_jit
+def _simulate(forward: Program, params: Any, source: NoiseSource) -> Values:
     """Values of all sites for quasi-random noise."""
-    noise = draw_noise(spec, jax.random.key(7), _SAMPLES, points)
-    return simulate(forward, params, noise)
+    return simulate(forward, params, source(jax.random.key(7)))
 
 
 def _contrastive(

@@ -37,7 +37,7 @@ from numpyro_infograd._arguments import (
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, flatten, simulate
 from numpyro_infograd._edits import append_noise
-from numpyro_infograd._noise import NoiseSpec, base_points, draw_noise
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import REPLICATES
 from numpyro_infograd._program import Program
@@ -195,10 +195,8 @@ class DeBruijn:
             sm.forward,
             replace(density, moved_sites=density.sites),
             params,
-            base_points(spec, size),
+            NoiseSource.of(spec, size),
             draw_key,
-            spec=spec,
-            size=size,
         )
         draws = draws._replace(given=_one_hot(sm, density, draws.given))
         pool = jax.tree.map(
@@ -287,20 +285,18 @@ def _whole(sm: StructuralModel, site: str) -> bool:
 # -- samples -----------------------------------------------------------------------
 
 
-@quick_jit(static_argnames=("spec", "size"))
+@quick_jit
 def _draw(
     forward: Program,
     density: Density,
     params: Any,
-    points: Any,
+    source: NoiseSource,
     rng_key: jax.Array,
-    spec: NoiseSpec,
-    size: int,
 ) -> Draws:
     """Pools for training, then replicates for the value: (pools + 16, size, ...)."""
 
     def one(key: jax.Array) -> Draws:
-        noise = draw_noise(spec, key, size, points)
+        noise = source(key)
         position, normal = noise.pop("+variance"), noise.pop("+noise")
         values = simulate(forward, params, noise)
         flat = flatten(values, density.sites)
@@ -313,7 +309,7 @@ def _draw(
         ):
             target = complete_data_scores(density, params, noise, values)
             score = flatten(target, density.sites)
-        given = jnp.zeros((size, 0))
+        given = jnp.zeros((source.size, 0))
         if density.given:
             given = flatten(values, density.given)
         return Draws(flat, given, score, position, normal)

@@ -32,14 +32,16 @@ from numpyro_infograd._chains import Chain, Tuning, Walk
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._hidden import Position, walkable
-from numpyro_infograd._noise import NoiseSpec, base_points, draw_noise, squares, student
+from numpyro_infograd._noise import NoiseSource, squares, student
 from numpyro_infograd._objectives import Objective
-from numpyro_infograd._pilot import FEWEST_STEPS, pilot_size, tune
+from numpyro_infograd._pilot import FEWEST_STEPS
 from numpyro_infograd._problem import REPLICATES
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Means, Term, at_each, resolve, trace_expectations
 from numpyro_infograd.errors import DensityError
+from numpyro_infograd.scores import MCMC as Chains
+from numpyro_infograd.scores.base import fit_score
 from numpyro_infograd.values.base import Estimate
 from numpyro_infograd.values.nested import refuse_without_density
 
@@ -109,42 +111,36 @@ class MCMC:
                     "method='fisher'."
                 )
         tune_key, rng_key = jax.random.split(rng_key)
+        keys = (jax.random.fold_in(tune_key, i) for i in range(len(densities)))
         way = _Way(
             sm.forward,
             densities,
             jnp.asarray([term.coefficient for term in terms]),
             trace_expectations(objective, sm),
             tuple(
-                self._tuned(sm, density, params, jax.random.fold_in(tune_key, i))
-                for i, density in enumerate(densities)
+                self._tuned(density, sm.forward, params, key)
+                for density, key in zip(densities, keys, strict=True)
             ),
             params,
-            base_points(sm.spec, _BATCH // REPLICATES),
+            NoiseSource.of(sm.spec, _BATCH // REPLICATES),
         )
 
         def run(index: int, levels: int, bend: float) -> Ends:
-            found = _anneal(
-                way,
-                jax.random.fold_in(rng_key, index),
-                jnp.asarray(levels),
-                jnp.asarray(bend),
-                spec=sm.spec,
-                num_samples=_BATCH // REPLICATES,
-            )
+            key = jax.random.fold_in(rng_key, index)
+            found = _anneal(way, key, jnp.asarray(levels), jnp.asarray(bend))
             return Ends(*(np.asarray(x, np.float64) for x in found))
 
         return self._grown(run)
 
     def _tuned(
-        self, sm: StructuralModel, density: Density, params: Any, rng_key: jax.Array
+        self, density: Density, forward: Program, params: Any, rng_key: jax.Array
     ) -> Tuning | None:
         """The tuning of the chains; None for a known density."""
         if density.walk is None:
             return None
-        columns = sum(density.sizes) + density.walk.size
-        size = pilot_size(self.pilot_size, columns)
-        points = base_points(sm.spec, size)
-        return _tune(sm.forward, density, params, points, rng_key, num_samples=size)
+        chains = Chains(max_steps=FEWEST_STEPS, pilot_size=self.pilot_size)
+        start = chains.init(density, rng_key)
+        return fit_score(chains, start, density, forward, params, rng_key).tuning
 
     def _grown(self, run: Callable[[int, int, float], Ends]) -> Estimate:
         """Add levels until the gap is small, then samples until the scatter is."""
@@ -252,35 +248,15 @@ class _Way(NamedTuple):
     expectations: Means
     tunings: tuple[Tuning | None, ...]
     params: Any
-    points: Any
+    source: NoiseSource
 
 
-@quick_jit(static_argnames=("num_samples",))
-def _tune(
-    forward: Program,
-    density: Density,
-    params: Any,
-    points: Any,
-    rng_key: jax.Array,
-    num_samples: int,
-) -> Tuning:
-    noise_key, key = jax.random.split(rng_key)
-    noise = draw_noise(density.spec, noise_key, num_samples, points)
-    values = simulate(forward, params, noise)
-    return tune(density.walk, params, noise, values, key, FEWEST_STEPS)
-
-
-@quick_jit(static_argnames=("spec", "num_samples"))
+@quick_jit
 def _anneal(
-    way: _Way,
-    rng_key: jax.Array,
-    levels: jax.Array,
-    bend: jax.Array,
-    spec: NoiseSpec,
-    num_samples: int,
+    way: _Way, rng_key: jax.Array, levels: jax.Array, bend: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """The fields of `Ends`, from replicates of `num_samples` samples each."""
-    params = way.params
+    """The fields of `Ends`, from replicates."""
+    params, num_samples = way.params, way.source.size
 
     def log_density(
         density: Density, tuning: Tuning | None, noise: Values, values: Values, key: Any
@@ -300,7 +276,7 @@ def _anneal(
 
     def replicate(key: jax.Array) -> tuple[jax.Array, ...]:
         noise_key, key = jax.random.split(key)
-        noise = draw_noise(spec, noise_key, num_samples, way.points)
+        noise = way.source(noise_key)
         values = simulate(way.forward, params, noise)
         each, lost = jnp.zeros((num_samples, 3)), jnp.zeros(())
         for i, (density, tuning) in enumerate(
@@ -316,7 +292,8 @@ def _anneal(
             each -= c * jnp.stack([0.5 * (near + high), *ends], axis=1)
         means = way.expectations
         each += (means.coefficients @ at_each(means, values))[:, None]
-        known = squares(spec, noise, min(REPLICATES * num_samples // 64, 256))
+        limit = min(REPLICATES * num_samples // 64, 256)
+        known = squares(way.source.spec, noise, limit)
         left = each - jnp.mean(each, axis=0)
         sums = jnp.mean(each, axis=0), jnp.mean(known, axis=0)
         return (*sums, known.T @ known, known.T @ left, lost)

@@ -17,13 +17,7 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import as_power_of_two
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
-from numpyro_infograd._noise import (
-    NoiseSpec,
-    base_points,
-    draw_noise,
-    squares,
-    standard_error,
-)
+from numpyro_infograd._noise import NoiseSource, squares, standard_error
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import REPLICATES, check_num_samples
 from numpyro_infograd._program import Program
@@ -255,21 +249,19 @@ def average_each(
             for d in densities
         ),
         *((params, designs) if designs else (params,)),
-        base_points(sm.spec, num_samples // REPLICATES),
+        NoiseSource.of(sm.spec, num_samples // REPLICATES),
         rng_key,
         method=mixture,
-        spec=sm.spec,
-        num_samples=num_samples,
     )
 
 
-@quick_jit(static_argnames=("method", "spec", "num_samples"))
+@quick_jit(static_argnames=("method",))
 def _averages(
     forward: Program,
     densities: Any,
     coefficients: jax.Array,
     expectations: Means,
-    points: Any,
+    components: Any,
     params: Any,
     designs: Any,
     *rest: Any,
@@ -279,37 +271,35 @@ def _averages(
 
     def one(design: Any) -> Average:
         at = params | design
-        parts = forward, densities, coefficients, expectations, points, at
+        parts = forward, densities, coefficients, expectations, components, at
         return _average(*parts, *rest, **static)
 
     return jax.lax.map(one, designs)
 
 
-@quick_jit(static_argnames=("method", "spec", "num_samples"))
+@quick_jit(static_argnames=("method",))
 def _average(
     forward: Program,
     densities: tuple[Density | GaussianEntropy, ...],
     coefficients: jax.Array,
     expectations: Means,
-    points: tuple[Any, ...],
+    components: tuple[Any, ...],
     params: Any,
-    outer_points: Any,
+    source: NoiseSource,
     rng_key: jax.Array,
     *,
     method: Mixture,
-    spec: NoiseSpec,
-    num_samples: int,
 ) -> Average:
     """The average at one value of the parameters.
 
     The squares of the normal noise have known means and are control variates: log
     densities are nearly quadratic in the tails, where quasi-random points are few.
     """
-    size = num_samples // REPLICATES
+    size = source.size
 
     def replicate(key: jax.Array) -> Any:
         noise_key, inner_key = jax.random.split(key)
-        noise = draw_noise(spec, noise_key, size, outer_points)
+        noise = source(noise_key)
         values = simulate(forward, params, noise)
         each = jnp.zeros((size, 3))  # the value, its lower and its upper bound
         removed, smallest = jnp.zeros(()), jnp.asarray(jnp.inf)
@@ -334,7 +324,7 @@ def _average(
                 continue
             inner = jax.random.fold_in(inner_key, i)
             log_density = functools.partial(
-                method.log_density, points[i], density, params, rng_key=inner
+                method.log_density, components[i], density, params, rng_key=inner
             )
             fresh, correction, effective = _in_chunks(log_density, inside)
             count = method.num_components
@@ -352,7 +342,7 @@ def _average(
             removed -= c * jnp.mean(correction)
             smallest = jnp.minimum(smallest, 1 / jnp.mean(1 / effective))
         each += (expectations.coefficients @ at_each(expectations, values))[:, None]
-        known = squares(spec, noise, min(num_samples // 64, 256))
+        known = squares(source.spec, noise, min(REPLICATES * size // 64, 256))
         gram, cross = known.T @ known, known.T @ (each - jnp.mean(each, axis=0))
         means = jnp.mean(each, axis=0)
         sums = means, jnp.mean(known, axis=0), gram, cross

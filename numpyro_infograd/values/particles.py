@@ -14,12 +14,7 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import as_power_of_two
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, simulate
-from numpyro_infograd._noise import (
-    NoiseSpec,
-    base_points,
-    draw_noise,
-    standard_error,
-)
+from numpyro_infograd._noise import NoiseSource, standard_error
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._particles import Filter
 from numpyro_infograd._problem import REPLICATES
@@ -86,10 +81,8 @@ class Particles:
                 jnp.asarray([term.coefficient for term in terms]),
                 trace_expectations(objective, sm),
                 params,
-                base_points(sm.spec, self.num_samples // REPLICATES),
+                NoiseSource.of(sm.spec, self.num_samples // REPLICATES),
                 rng_key,
-                spec=sm.spec,
-                num_samples=self.num_samples,
             )
             found = jax.tree.map(float, found)
             if found.variance <= _SMALL or count >= self.max_particles:
@@ -146,24 +139,19 @@ class _Found(NamedTuple):
     effective: Any  # smallest effective sample size of a step, mean over samples
 
 
-@quick_jit(static_argnames=("spec", "num_samples"))
+@quick_jit
 def _average(
     forward: Program,
     densities: tuple[Density | Filter, ...],
     coefficients: jax.Array,
     expectations: Means,
     params: Any,
-    points: Any,
+    source: NoiseSource,
     rng_key: jax.Array,
-    *,
-    spec: NoiseSpec,
-    num_samples: int,
 ) -> _Found:
-    size = num_samples // REPLICATES
-
     def replicate(key: jax.Array) -> Any:
         noise_key, key = jax.random.split(key)
-        values = simulate(forward, params, draw_noise(spec, noise_key, size, points))
+        values = simulate(forward, params, source(noise_key))
         each = expectations.coefficients @ at_each(expectations, values)
         removed = variance = jnp.zeros(())
         smallest = jnp.asarray(jnp.inf)
@@ -175,7 +163,7 @@ def _average(
                 each -= c * log_p
                 continue
             inside = {s: values[s] for s in density.sites}
-            keys = jax.random.split(jax.random.fold_in(key, i), (size, 2))
+            keys = jax.random.split(jax.random.fold_in(key, i), (source.size, 2))
 
             def run(at: Any, density: Filter = density) -> Any:
                 inside, keys = at
