@@ -17,7 +17,7 @@ from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.scores.base import ScoreMethod, Scores
-from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE, Mixture
+from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE, Mixture, expand
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,12 @@ class Contrastive(ScoreMethod):
     num_samples: int = 8192
     block_size: int = 128
 
+    step_samples = 512
+    needs_certificate = False  # nothing is learned
+
     def __post_init__(self) -> None:
         for name in ("num_components", "num_samples", "block_size"):
             as_power_of_two(name, getattr(self, name), 2)
-
-    @property
-    def step_samples(self) -> int:
-        """Default number of samples of one step of an ascent."""
-        return 512
-
-    @property
-    def needs_certificate(self) -> bool:
-        """False: nothing is learned."""
-        return False
 
     def prepare(
         self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]
@@ -138,7 +131,7 @@ class Contrastive(ScoreMethod):
             def one(moved: Values, rest: Values, own: Values, w: jax.Array) -> Values:
                 # Draws without weight may have no finite derivative.
                 safe = jax.tree.map(
-                    lambda x, y: jnp.where(_like(w > 0, x), x, y[None]), part, own
+                    lambda x, y: jnp.where(expand(w > 0, x), x, y[None]), part, own
                 )
                 return jax.grad(lambda at: w @ over_draws(at, rest, safe))(moved)
 
@@ -164,11 +157,11 @@ class Contrastive(ScoreMethod):
         sums = jax.lax.map(summed, split)
         share = jnp.exp(log_own - log_all)
         larger = jnp.exp(log_all - jnp.logaddexp(log_own, by_half))  # (2, num_samples)
-        mine = jax.tree.map(lambda x: _like(share, x) * x, own_score)
+        mine = jax.tree.map(lambda x: expand(share, x) * x, own_score)
         mean = jax.tree.map(lambda x, y: x + y[0] + y[1], mine, sums)
 
         def missed(mean: jax.Array, mine: jax.Array, sums: jax.Array) -> jax.Array:
-            coarse = [_like(larger[i], mine) * (mine + sums[i]) for i in range(2)]
+            coarse = [expand(larger[i], mine) * (mine + sums[i]) for i in range(2)]
             return (mean - 0.5 * (coarse[0] + coarse[1]))[None]
 
         fresh_share = jnp.sum(weights, axis=(0, 2))
@@ -179,8 +172,3 @@ class Contrastive(ScoreMethod):
             "own_weight": jnp.mean(share),
         }
         return Scores(mean, jax.tree.map(missed, mean, mine, sums), evidence)
-
-
-def _like(weight: jax.Array, array: jax.Array) -> jax.Array:
-    """Weights with an axis of samples or draws, reshaped to multiply an array."""
-    return weight.reshape(weight.shape + (1,) * (array.ndim - 1))

@@ -20,7 +20,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._arguments import as_power_of_two, check_counts, check_numbers
+from numpyro_infograd._arguments import as_power_of_two, check_counts
 from numpyro_infograd._density import Density, Values, unflatten
 from numpyro_infograd._noise import NoiseSource, student
 from numpyro_infograd._program import Program
@@ -31,6 +31,7 @@ from numpyro_infograd.scores.network import (
     Ensemble,
     Network,
     check_network,
+    check_training,
     perceptron,
 )
 from numpyro_infograd.scores.pool import (
@@ -89,20 +90,15 @@ class Learned(ScoreMethod):
     refit: int | str = "auto"
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_networks", "num_steps", "num_warm_steps", "batch_size")
+        check_counts(self, "num_networks")
         if self.num_networks not in (2, 4, 8):
             raise ArgumentError(
                 f"num_networks must be 2, 4 or 8, got {self.num_networks}."
             )
         check_network(self.network, self.hidden)
-        check_numbers(self, "learning_rate")
+        check_training(self, self.num_networks)
         for name in ("pool_size", "warm_pool_size", "num_samples"):
             as_power_of_two(name, getattr(self, name), 256)
-        if self.batch_size < self.num_networks:
-            raise ArgumentError(
-                f"batch_size is {self.batch_size}: too few for {self.num_networks} "
-                "networks to share."
-            )
         whole = type(self.refit) is int and self.refit > 0
         if not whole and self.refit != "auto":
             raise ArgumentError(

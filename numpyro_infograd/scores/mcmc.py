@@ -78,21 +78,13 @@ class MCMC(ScoreMethod):
     both_ends: bool = True
 
     num_deviations = 2
+    step_samples = 512
+    needs_certificate = False  # nothing is learned
 
     def __post_init__(self) -> None:
         as_power_of_two("num_samples", self.num_samples, 256)
         as_power_of_two("max_steps", self.max_steps, FEWEST_STEPS)
         as_power_of_two("pilot_size", self.pilot_size, 256)
-
-    @property
-    def step_samples(self) -> int:
-        """Default number of samples of one step of an ascent."""
-        return 512
-
-    @property
-    def needs_certificate(self) -> bool:
-        """False: nothing is learned."""
-        return False
 
     def check(self, density: Density) -> None:
         """Raise for a moving boundary, or hidden noise that chains cannot sample."""

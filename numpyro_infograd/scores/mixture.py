@@ -38,7 +38,7 @@ class _Sums(NamedTuple):
         safe = jnp.where(jnp.isfinite(peak), peak, 0.0)
         a, b = jnp.exp(self.peak - safe), jnp.exp(other.peak - safe)
         score = jax.tree.map(
-            lambda x, y: _expand(a, x) * x + _expand(b, y) * y, self.score, other.score
+            lambda x, y: expand(a, x) * x + expand(b, y) * y, self.score, other.score
         )
         return _Sums(
             peak,
@@ -56,7 +56,7 @@ class _Sums(NamedTuple):
     def mean_score(self) -> Values:
         """Weighted mean of the complete-data scores; zero if all weights are zero."""
         weight = jnp.where(self.weight > 0, self.weight, 1.0)
-        return jax.tree.map(lambda x: x / _expand(weight, x), self.score)
+        return jax.tree.map(lambda x: x / expand(weight, x), self.score)
 
     @property
     def effective_sample_size(self) -> jax.Array:
@@ -92,19 +92,12 @@ class Mixture(ScoreMethod):
     num_samples: int = 16384
     block_size: int = 128
 
+    step_samples = 2048
+    needs_certificate = False  # nothing is learned
+
     def __post_init__(self) -> None:
         for name in ("num_components", "num_samples", "block_size"):
             as_power_of_two(name, getattr(self, name), 2)
-
-    @property
-    def step_samples(self) -> int:
-        """Default number of samples of one step of an ascent."""
-        return 2048
-
-    @property
-    def needs_certificate(self) -> bool:
-        """False: nothing is learned."""
-        return False
 
     def check(self, density: Density) -> None:
         """Raise for a moving boundary, or for a site without a density."""
@@ -163,7 +156,7 @@ class Mixture(ScoreMethod):
         explained = (first.weight > 0) & (second.weight > 0)
 
         def correction(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-            return jnp.where(_expand(explained, w), w - 0.5 * (x + y), 0.0)
+            return jnp.where(expand(explained, w), w - 0.5 * (x + y), 0.0)
 
         removed = jax.tree.map(correction, whole, a, b)
         evidence = {
@@ -231,7 +224,7 @@ class Mixture(ScoreMethod):
             weights = jnp.exp(each - jnp.where(jnp.isfinite(peak), peak, 0.0))
 
             def add_up(gradient: jax.Array) -> jax.Array:
-                w = _expand(weights, gradient)
+                w = expand(weights, gradient)
                 return jnp.sum(jnp.where(w > 0, w * gradient, 0.0), axis=0)
 
             return _Sums(
@@ -269,6 +262,6 @@ def _lowest_tenth(first: _Sums, second: _Sums) -> jax.Array:
     return jnp.maximum(kish, 1 / widest)
 
 
-def _expand(weight: jax.Array, like: jax.Array) -> jax.Array:
+def expand(weight: jax.Array, like: jax.Array) -> jax.Array:
     """Weights of shape (num_samples,), reshaped to multiply `like`."""
     return weight.reshape(weight.shape + (1,) * (like.ndim - 1))

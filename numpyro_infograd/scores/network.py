@@ -20,8 +20,9 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import optax
 
-from numpyro_infograd._arguments import check_widths
+from numpyro_infograd._arguments import check_counts, check_numbers, check_widths
 from numpyro_infograd.errors import ArgumentError
 
 _STEPS = 16  # sigmoid steps of one input, at most
@@ -76,6 +77,18 @@ def check_network(network: Any, hidden: Any) -> None:
     if network is not None and hidden is not None:
         raise ArgumentError(
             "hidden is for the built-in network: leave it out if you pass network."
+        )
+
+
+def check_training(settings: Any, members: int) -> None:
+    """Raise for wrong numbers of steps, batches and rates of a training."""
+    steps = ("num_steps", "num_warm_steps", "batch_size")
+    check_counts(settings, *(name for name in steps if hasattr(settings, name)))
+    check_numbers(settings, "learning_rate")
+    if settings.batch_size < members:
+        raise ArgumentError(
+            f"batch_size is {settings.batch_size}: too few for {members} networks to "
+            "share."
         )
 
 
@@ -155,6 +168,30 @@ class Ensemble:
                 f"network={self.network!r} failed on inputs of shape "
                 f"(1, {self.inputs}): {str(error).rstrip('.')}. {_USE}"
             ) from error
+
+
+def adam(
+    loss: Callable[[Any, Any], jax.Array],
+    batch: Callable[[Any], Any],
+    rate: float,
+    steps: int,
+) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
+    """Start and step of Adam with a cosine schedule, for a scan.
+
+    A step lowers `loss(networks, batch(x))`, with x the next of what is scanned over.
+    """
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+    def start(networks: Any) -> Any:
+        return networks, optimizer.init(networks)
+
+    def step(carry: Any, x: Any) -> tuple[Any, None]:
+        networks, state = carry
+        gradient = jax.grad(loss)(networks, batch(x))
+        updates, state = optimizer.update(gradient, state, networks)
+        return (optax.apply_updates(networks, updates), state), None
+
+    return start, step
 
 
 _USE = (

@@ -11,10 +11,9 @@ import numpy as np
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from numpyro_infograd import _guides
-from numpyro_infograd._arguments import as_power_of_two, check_counts, check_numbers
+from numpyro_infograd._arguments import as_power_of_two, check_counts
 from numpyro_infograd._density import Density, Values, flatten, simulate
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._program import Program
@@ -26,7 +25,9 @@ from numpyro_infograd.scores.learned import report_scores
 from numpyro_infograd.scores.network import (
     Ensemble,
     Network,
+    adam,
     check_network,
+    check_training,
     perceptron,
 )
 from numpyro_infograd.scores.pool import share_of, sources
@@ -101,17 +102,10 @@ class Posterior(ScoreMethod):
 
     def __post_init__(self) -> None:
         check_network(self.network, self.hidden)
-        check_numbers(self, "learning_rate")
-        check_counts(
-            self, "num_components", "num_steps", "num_warm_steps", "batch_size"
-        )
+        check_counts(self, "num_components")
+        check_training(self, _MEMBERS)
         for name in ("pool_size", "warm_pool_size", "num_samples"):
             as_power_of_two(name, getattr(self, name), 256)
-        if self.batch_size < _MEMBERS:
-            raise ArgumentError(
-                f"batch_size is {self.batch_size}: too few for {_MEMBERS} fits to "
-                "share."
-            )
         if not isinstance(self.symbols, tuple):
             raise ArgumentError(
                 f"prepare sets symbols, got {self.symbols!r}: leave it out."
@@ -221,7 +215,6 @@ class Posterior(ScoreMethod):
             )
         steps = self.num_warm_steps if warm else self.num_steps
         batch = min(share_of(self.batch_size, _MEMBERS), size)
-        optimizer = optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps))
         order = jax.random.permutation(order_key, size)
         shuffled = jax.tree.map(lambda x: x[:, order], pool)
 
@@ -235,19 +228,15 @@ class Posterior(ScoreMethod):
         def loss(fits: Any, part: Values) -> jax.Array:
             return -jnp.sum(likelihoods(fits, part))
 
-        def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
-            fits, opt_state = carry
-            start = (index % (size // batch)) * batch
-            part = jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(x, start, batch, axis=1),
+        def at(index: jax.Array) -> Values:
+            first = (index % (size // batch)) * batch
+            return jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(x, first, batch, axis=1),
                 shuffled,
             )
-            gradient = jax.grad(loss)(fits, part)
-            updates, opt_state = optimizer.update(gradient, opt_state, fits)
-            return (optax.apply_updates(fits, updates), opt_state), None
 
-        begin = (start, optimizer.init(start))
-        middle, _ = jax.lax.scan(step, begin, jnp.arange(steps // 2))
+        begin, step = adam(loss, at, self.learning_rate, steps)
+        middle, _ = jax.lax.scan(step, begin(start), jnp.arange(steps // 2))
         fits = jax.lax.scan(step, middle, jnp.arange(steps // 2, steps))[0][0]
         # Each fit is tested on the pool of the next one. Training is kept only if it
         # raised the likelihood there.

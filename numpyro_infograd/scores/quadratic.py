@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from numpyro_infograd.scores.base import Layout, sequence_after
 from numpyro_infograd.scores.coordinates import CLIP, Frame
-from numpyro_infograd.scores.network import Ensemble
+from numpyro_infograd.scores.network import Ensemble, adam
 from numpyro_infograd.scores.pool import Pool
 
 _ROWS = 8  # frames in a training step, at most
@@ -85,9 +84,10 @@ def train(
     num_frames, size = pool.values.shape[1:3]
     rows = min(_ROWS, num_frames)
     share = min(batch // rows, size)
-    optimizer = optax.adam(optax.cosine_decay_schedule(peak, steps))
 
-    def loss(networks: Any, frames: Frame, part: Pool) -> jax.Array:
+    def loss(networks: Any, at: tuple[Frame, Pool]) -> jax.Array:
+        frames, part = at
+
         def member(network: Any, part: Pool) -> jax.Array:
             return _loss(ensemble, network, _at(problem, frames, part))
 
@@ -96,8 +96,7 @@ def train(
     order = jax.random.permutation(rng_key, size)
     shuffled = jax.tree.map(lambda x: x[:, :, order], pool)
 
-    def step(carry: Any, index: jax.Array) -> tuple[Any, None]:
-        networks, opt_state = carry
+    def at(index: jax.Array) -> tuple[Frame, Pool]:
         row = (index * rows) % num_frames
         column = ((index * rows) // num_frames % (size // share)) * share
         take = jax.lax.dynamic_slice_in_dim
@@ -105,12 +104,10 @@ def train(
         part = jax.tree.map(
             lambda x: take(take(x, row, rows, axis=1), column, share, axis=2), shuffled
         )
-        gradient = jax.grad(loss)(networks, some, part)
-        updates, opt_state = optimizer.update(gradient, opt_state, networks)
-        return (optax.apply_updates(networks, updates), opt_state), None
+        return some, part
 
-    start = (networks, optimizer.init(networks))
-    networks = jax.lax.scan(step, start, jnp.arange(steps))[0][0]
+    start, step = adam(loss, at, peak, steps)
+    networks = jax.lax.scan(step, start(networks), jnp.arange(steps))[0][0]
     return solve(ensemble, problem, frames, pool, networks) if whole else networks
 
 
