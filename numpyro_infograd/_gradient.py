@@ -19,9 +19,15 @@ from numpyro_infograd._estimation import Gradient, estimate_gradient
 from numpyro_infograd._linear import information
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._pairs import without_pairs
-from numpyro_infograd._problem import Posed, check_num_samples, enter, pose
+from numpyro_infograd._problem import (
+    Posed,
+    check_num_samples,
+    enter_tunable,
+    pose,
+)
 from numpyro_infograd._readouts import check_readouts
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._text import first_sentence
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.scores import MCMC, Denoising, Exact, Mixture, resolve_method
 from numpyro_infograd.scores.base import Evidence, measured
@@ -69,7 +75,7 @@ def choose(
         posed = pose(sm, objective, Mixture(), params)
     except DensityError as error:
         check_readouts(sm, objective, params)
-        return pose(sm, objective, Denoising(), params, _first(error)), None
+        return pose(sm, objective, Denoising(), params, first_sentence(error)), None
     far = information(posed.sm, posed.problem.densities, params)
     if not far > _HOPELESS:
         found = estimate_gradient(posed, params, num_samples, rng_key)
@@ -81,6 +87,20 @@ def choose(
     else:
         unsound = f"about {far:.0f} nats are too many for a mixture"
     return pose_beyond_mixtures(sm, objective, params, f"{why}; {unsound}"), None
+
+
+def pose_by(
+    sm: StructuralModel,
+    objective: Objective,
+    method: Any,
+    params: Any,
+    rng_key: jax.Array,
+) -> Posed:
+    """The problem for a method, or for the one that "auto" chooses."""
+    if isinstance(method, str):
+        few = Mixture.step_samples  # enough to judge a mixture
+        return choose(sm, objective, params, rng_key, few)[0]
+    return pose(sm, objective, method, params, "requested")
 
 
 def _finer(
@@ -124,12 +144,8 @@ def pose_beyond_mixtures(
         return pose(sm, objective, MCMC(), params, reason)
     except DensityError as error:
         check_readouts(sm, objective, params)
-        return pose(sm, objective, Denoising(), params, f"{reason}; {_first(error)}")
-
-
-def _first(error: Exception) -> str:
-    """The first sentence of an error."""
-    return str(error).split(". ")[0]
+        why = f"{reason}; {first_sentence(error)}"
+        return pose(sm, objective, Denoising(), params, why)
 
 
 def _why_mixture(evidence: Evidence) -> str:
@@ -202,11 +218,9 @@ def gradient(
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
-    sm, objective, complete = enter(model, objective, args, kwargs, params, method)
-    sm.check_constraints(complete)
-    _checks.check_tunable(sm)
-    _checks.check_finite(objective, sm, complete)
-    _checks.check_gradient(objective, sm, complete, allow_jumps)
+    sm, objective, complete = enter_tunable(
+        model, objective, args, kwargs, params, method, allow_jumps
+    )
     if num_samples is not None:
         check_num_samples(num_samples, method)
     if isinstance(method, str):

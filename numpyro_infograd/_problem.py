@@ -142,6 +142,24 @@ def enter(
     return sm, objective, complete
 
 
+def enter_tunable(
+    model: Callable[..., Any] | StructuralModel,
+    objective: Objective,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    params: Mapping[str, Any] | None,
+    method: Any,
+    allow_jumps: bool,
+) -> tuple[StructuralModel, Objective, dict[str, Any]]:
+    """`enter`, with all checks that a gradient at these parameters needs."""
+    sm, objective, complete = enter(model, objective, args, kwargs, params, method)
+    sm.check_constraints(complete)
+    _checks.check_tunable(sm)
+    _checks.check_finite(objective, sm, complete)
+    _checks.check_gradient(objective, sm, complete, allow_jumps)
+    return sm, objective, complete
+
+
 def pose(
     sm: StructuralModel,
     objective: Objective,

@@ -37,6 +37,11 @@ def _floats(value: Any) -> np.ndarray:
     return np.asarray(value, complex if np.iscomplexobj(value) else float)
 
 
+def first_sentence(error: Exception) -> str:
+    """The first sentence of an error, as a reason."""
+    return str(error).split(". ")[0]
+
+
 def html_table(
     title: str, rows: Iterable[Sequence[str]], notes: Iterable[str] = ()
 ) -> str:

@@ -35,13 +35,7 @@ from numpyro_infograd._density import Density
 from numpyro_infograd._doors import public
 from numpyro_infograd._edits import as_pairs
 from numpyro_infograd._objectives import Entropy
-from numpyro_infograd._optimize.move import (
-    Projection,
-    check_enforces,
-    check_interior,
-    check_projection,
-    project,
-)
+from numpyro_infograd._optimize.move import Projection, as_start, check_projection
 from numpyro_infograd._problem import admit
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import has_atoms
@@ -183,12 +177,7 @@ def calibrate(
             f"no parameter reaches {', '.join(map(repr, recorded))}: mark what is to "
             "be fitted with numpyro.param."
         )
-    if projection is not None:
-        params = project(projection, params)
-        check_enforces(projection, params, sm.constraints)
-    else:
-        sm.check_constraints(params)
-        check_interior(params, sm.constraints)
+    params = as_start(projection, params, sm.constraints)
     _checks.check_finite(sites, sm, params)
     _checks.check_gradient(sites, sm, params, allow_jumps)
     recorded = {name: recorded[name] for name in sm.sites if name in recorded}

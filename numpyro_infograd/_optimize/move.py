@@ -18,6 +18,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd._arguments import explain_trace_errors
+from numpyro_infograd._parameters import check_inside
 from numpyro_infograd._program import Program
 from numpyro_infograd.errors import ArgumentError, ParameterError
 
@@ -106,10 +107,8 @@ def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
     return found
 
 
-def check_interior(params: Any, constraints: dict[str, Any] | None) -> None:
+def check_interior(params: Any, constraints: dict[str, Any]) -> None:
     """Raise for a start on the boundary of its constraint: no step leaves it."""
-    if constraints is None:
-        return
     for name, tree in unconstrained(params, constraints).items():
         constraint = constraints[name]
         for start, leaf in zip(
@@ -194,6 +193,19 @@ def check_enforces(
                         "replaces the constraints, so make it enforce them too, or "
                         "remove constraint= from numpyro.param."
                     )
+
+
+def as_start(
+    projection: Projection | None, params: Any, constraints: dict[str, Any]
+) -> dict[str, Any]:
+    """Parameters that a step can leave: projected, or inside their constraints."""
+    if projection is None:
+        check_inside(constraints, params)
+        check_interior(params, constraints)
+        return params
+    params = project(projection, params)
+    check_enforces(projection, params, constraints)
+    return params
 
 
 def _in_closure(constraint: Any, value: jax.Array, start: jax.Array) -> bool:

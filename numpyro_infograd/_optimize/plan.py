@@ -13,7 +13,7 @@ import optax
 
 from numpyro_infograd import _checks
 from numpyro_infograd._estimation import fit
-from numpyro_infograd._gradient import choose
+from numpyro_infograd._gradient import pose_by
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._objectives import Constraint, Objective
 from numpyro_infograd._optimize.budgets import trace_budgets, with_constraints
@@ -21,8 +21,7 @@ from numpyro_infograd._optimize.move import (
     RATE,
     Move,
     Projection,
-    check_enforces,
-    check_interior,
+    as_start,
     constrained,
     project,
     scales,
@@ -41,7 +40,7 @@ from numpyro_infograd._problem import (
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.scores import Exact, Mixture
+from numpyro_infograd.scores import Exact
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,9 @@ class Plan:
         """The posed problem and where the ascent starts."""
         sm, seen, params = enter(self.model, self.objective, args, kwargs, init_params)
         _checks.check_tunable(sm)
-        projection = self._projection(sm)
-        if projection is not None:
-            params = project(projection, params)
-            check_enforces(projection, params, sm.constraints)
-        else:
-            sm.check_constraints(params)
-            check_interior(params, sm.constraints)
+        params = as_start(self._projection(sm), params, sm.constraints)
         self._check(sm, seen, params)
-        if isinstance(self.scores, str):
-            few = Mixture().step_samples  # enough to judge a mixture
-            posed, _ = choose(sm, seen, params, rng_key, few)
-        else:
-            posed = pose(sm, seen, self.scores, params, "requested")
-        return posed, params
+        return pose_by(sm, seen, self.scores, params, rng_key), params
 
     def pose_again(self, old: Posed, args: Any, kwargs: Any, params: Any) -> Posed:
         """Use new model arguments; check again if they change the computation."""

@@ -20,13 +20,13 @@ from numpyro_infograd._certificate import Certificate, certify
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._doors import public
 from numpyro_infograd._estimation import fit, unchecked
-from numpyro_infograd._gradient import choose
+from numpyro_infograd._gradient import pose_by
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import (
     Posed,
     Problem,
-    enter,
+    enter_tunable,
     initial_states,
     is_learned,
     pose,
@@ -231,16 +231,11 @@ def check_scores(
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)
     as_power_of_two("num_samples", num_samples, 256)
-    sm, objective, complete = enter(model, objective, args, kwargs, params, method)
-    sm.check_constraints(complete)
-    _checks.check_tunable(sm)
-    _checks.check_finite(objective, sm, complete)
-    _checks.check_gradient(objective, sm, complete, allow_jumps)
+    sm, objective, complete = enter_tunable(
+        model, objective, args, kwargs, params, method, allow_jumps
+    )
     fit_key, sample_key, other_key = jax.random.split(key, 3)
-    if isinstance(method, str):
-        posed, _ = choose(sm, objective, complete, fit_key)
-    else:
-        posed = pose(sm, objective, method, complete)
+    posed = pose_by(sm, objective, method, complete, fit_key)
     problem = posed.problem
     report = ScoreCheck("exact", ())
     if problem.method is not None:

@@ -21,6 +21,7 @@ from numpyro_infograd._problem import admit, check_num_samples, enter, noise_war
 from numpyro_infograd._readouts import check_readouts
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import resolve
+from numpyro_infograd._text import first_sentence
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.values.base import Estimate, Estimator
 from numpyro_infograd.values.bounds import warnings_for
@@ -357,7 +358,7 @@ def _auto(
         else:
             check_readouts(sm, objective, params)
             found = by(_LEARNED)
-        return replace(found, reason=f"{why}; {str(error).split('. ')[0]}")
+        return replace(found, reason=f"{why}; {first_sentence(error)}")
     if nested is None:
         return replace(found, reason=f"{why}; {reason}")
     lower, upper = max(found.lower, nested.lower), min(found.upper, nested.upper)

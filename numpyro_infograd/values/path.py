@@ -17,9 +17,9 @@ from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_count, as_number, explain_trace_errors
 from numpyro_infograd._edits import POSITION, restrict_to_path
 from numpyro_infograd._estimation import estimate_gradient
-from numpyro_infograd._gradient import choose
+from numpyro_infograd._gradient import pose_by
 from numpyro_infograd._objectives import Objective
-from numpyro_infograd._problem import check_num_samples, pose
+from numpyro_infograd._problem import check_num_samples
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores import resolve_method
@@ -104,10 +104,7 @@ class Path:
         position = {POSITION: jnp.asarray(1.0)}
         _checks.check_gradient(objective, line, position, False)
         method = resolve_method(self.scores)
-        if isinstance(method, str):
-            posed, _ = choose(line, objective, position, key)
-        else:
-            posed = pose(line, objective, method, position, "requested")
+        posed = pose_by(line, objective, method, position, key)
 
         roots, weights = np.polynomial.legendre.leggauss(self.num_nodes)
         nodes = 0.5 * (roots + 1.0)
