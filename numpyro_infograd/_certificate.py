@@ -25,11 +25,19 @@ import jax.numpy as jnp
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._noise import NoiseSource, standard_error
-from numpyro_infograd._problem import REPLICATES, Posed, Problem, is_learned, pose
+from numpyro_infograd._problem import (
+    REPLICATES,
+    Posed,
+    Problem,
+    fit,
+    initial_states,
+    is_learned,
+    pose,
+)
 from numpyro_infograd._pullback import cotangents, score_of
 from numpyro_infograd.errors import InfogradError
 from numpyro_infograd.scores import MCMC
-from numpyro_infograd.scores.base import Scores, fit_score
+from numpyro_infograd.scores.base import Scores
 
 CHAINS = MCMC(both_ends=False)
 
@@ -59,18 +67,9 @@ def certify(
     if chains is None:
         return None
     fit_key, key = jax.random.split(rng_key)
-    tunings = []
-    for i, density in enumerate(chains.densities):
-        state = None
-        if density.hidden:
-            own = jax.random.fold_in(fit_key, i)
-            state = CHAINS.init(density, own)
-            state = fit_score(CHAINS, state, density, chains.forward, params, own)
-        tunings.append(state)
+    tunings = fit(chains, initial_states(chains, fit_key), params, fit_key)
     source = NoiseSource.of(posed.problem.spec, CHAINS.num_samples // REPLICATES)
-    error, *rest = _compare(
-        posed.problem, states, chains, tuple(tunings), params, source, key
-    )
+    error, *rest = _compare(posed.problem, states, chains, tunings, params, source, key)
     sure = {label: each for label, each in error.items() if bool(jnp.isfinite(each))}
     return Certificate(sure, *rest) if sure else None
 

@@ -7,7 +7,7 @@ gradient. `simulate` makes values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 import functools
 from typing import Any
@@ -117,21 +117,35 @@ def sum_over(
     `run` is that of the `StructuralModel`, `inputs` are examples of parameters, noise,
     and values of the set, and `states` all joint states, (num_states, *shape) by site.
     """
-    first, *others = density.log_prob_sites
     wanted = (*density.log_prob_sites, *states)
 
-    def total(params: Any, noise: Values, values: Values) -> dict[str, Any]:
+    def log_sum(params: Any, noise: Values, values: Values) -> jax.Array:
         def joint(state: Values) -> jax.Array:
             out = run(params, noise, values | state, log_prob_sites=wanted)
             return sum(map(jnp.sum, out[1].values()), jnp.zeros(()))
 
-        found = jax.nn.logsumexp(jax.vmap(joint)(states))
+        return jax.nn.logsumexp(jax.vmap(joint)(states))
+
+    return summed(density, log_sum, inputs, states.keys())
+
+
+def summed(
+    density: Density,
+    log_sum: Callable[..., jax.Array],
+    inputs: tuple[Any, ...],
+    sites: Collection[str],
+) -> Density:
+    """The density whose log is that of a sum over hidden discrete sites."""
+    first, *others = density.log_prob_sites
+
+    def total(params: Any, noise: Values, values: Values) -> dict[str, Any]:
+        found = log_sum(params, noise, values)
         return {"log_prob": dict.fromkeys(others, jnp.zeros(())) | {first: found}}
 
     program = Program.trace(total, *inputs)
     reach = dependencies_by_name(program, *inputs, key=lambda path: path[1].key)
     left = reach[first][1]
-    if left & states.keys():  # a copy of the model still draws these sites
+    if left & {*sites}:  # a copy of the model still draws these sites
         return density
     hidden = tuple(name for name in density.hidden if name in left)
     return replace(density, program=program, hidden=hidden)

@@ -25,6 +25,7 @@ from numpyro_infograd._problem import (
     Posed,
     Problem,
     check_num_samples,
+    fit,
     initial_states,
     is_learned,
     noise_warnings,
@@ -37,8 +38,6 @@ from numpyro_infograd.scores.base import (
     Measure,
     ScoreMethod,
     about,
-    fit_score,
-    sequence_after,
 )
 from numpyro_infograd.scores.exact import GaussianEntropies
 
@@ -200,24 +199,6 @@ def _flat(tree: Any) -> np.ndarray:
 def _with_shift(error: Any, shift: Any, shift_error: Any) -> Any:
     """A standard error that includes a shift, minus the shift that noise explains."""
     return np.sqrt(error**2 + np.maximum(shift**2 - shift_error**2, 0.0))
-
-
-def fit(
-    problem: Problem,
-    states: tuple[Any, ...],
-    params: Any,
-    rng_key: jax.Array,
-    warm: bool = False,
-) -> tuple[Any, ...]:
-    """Fit the score of every density that hides noise, in sequence."""
-    method, fitted = problem.method, list(states)
-    for i, density in enumerate(problem.densities):
-        if method is not None and is_learned(method, density):
-            key = jax.random.fold_in(rng_key, i)
-            state = fitted[i], density, problem.forward, params, key
-            fitted[i] = fit_score(method, *state, warm=warm)
-            params = sequence_after(params, fitted[i])
-    return tuple(fitted)
 
 
 def estimate_gradient(

@@ -37,7 +37,7 @@ from numpyro_infograd._tracing import trace_model
 from numpyro_infograd._views import sites_read
 from numpyro_infograd.errors import ScoreError
 from numpyro_infograd.scores import Exact, Mixture
-from numpyro_infograd.scores.base import ScoreMethod
+from numpyro_infograd.scores.base import ScoreMethod, fit_score, sequence_after
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 
 REPLICATES = 16
@@ -295,3 +295,21 @@ def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:
         else None
         for density in problem.densities
     )
+
+
+def fit(
+    problem: Problem,
+    states: tuple[Any, ...],
+    params: Any,
+    rng_key: jax.Array,
+    warm: bool = False,
+) -> tuple[Any, ...]:
+    """Fit the score of every density that hides noise, in sequence."""
+    method, fitted = problem.method, list(states)
+    for i, density in enumerate(problem.densities):
+        if method is not None and is_learned(method, density):
+            key = jax.random.fold_in(rng_key, i)
+            state = fitted[i], density, problem.forward, params, key
+            fitted[i] = fit_score(method, *state, warm=warm)
+            params = sequence_after(params, fitted[i])
+    return tuple(fitted)

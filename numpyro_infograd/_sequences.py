@@ -16,7 +16,6 @@ is found by changing one hidden value at a time at random points.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 import functools
 import math
 from typing import Any, NamedTuple
@@ -31,9 +30,9 @@ import jax.numpy as jnp
 from numpyro.distributions import biject_to
 
 from numpyro_infograd._compiling import quick_jit
-from numpyro_infograd._density import Density, Values, sum_over
+from numpyro_infograd._density import Density, Values, sum_over, summed
 from numpyro_infograd._noise import noise_like, probe_noise
-from numpyro_infograd._program import Program, dependencies_by_name
+from numpyro_infograd._program import Program
 from numpyro_infograd._sites import Site, joint_states
 
 _MOST_VALUES = 2048  # hidden values that are summed over, at most
@@ -224,18 +223,11 @@ def _sum_along(
         order = None  # some reads are rare, and no probe saw them
     if order is None:
         return density
-    first, *others = density.log_prob_sites
 
-    def total(params: Any, noise: Values, values: Values) -> dict[str, Any]:
-        found = order.log_sum(lambda numbers: factors(params, noise, values, numbers))
-        return {"log_prob": dict.fromkeys(others, jnp.zeros(())) | {first: found}}
+    def log_sum(params: Any, noise: Values, values: Values) -> jax.Array:
+        return order.log_sum(lambda numbers: factors(params, noise, values, numbers))
 
-    summed = Program.trace(total, *inputs)
-    left = dependencies_by_name(summed, *inputs, key=lambda path: path[1].key)[first][1]
-    if left & {site.name for site in sites}:  # a copy of the model still draws these
-        return density
-    hidden = tuple(name for name in density.hidden if name in left)
-    return replace(density, program=summed, hidden=hidden)
+    return summed(density, log_sum, inputs, [site.name for site in sites])
 
 
 def _points(sm: Any, count: int) -> tuple[Any, Values]:

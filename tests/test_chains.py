@@ -27,10 +27,9 @@ from numpyro_infograd import _sequences
 from numpyro_infograd._certificate import certify
 from numpyro_infograd._chains import Walk, average
 from numpyro_infograd._edits import append_noise
-from numpyro_infograd._estimation import fit
 from numpyro_infograd._hidden import Hidden, Position, walkable, why_not_walked
 from numpyro_infograd._pilot import tune
-from numpyro_infograd._problem import initial_states, pose
+from numpyro_infograd._problem import fit, initial_states, pose
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.scores import MCMC, Analytic, Denoising
 from numpyro_infograd.values.mcmc import _ends

@@ -23,14 +23,13 @@ import numpy as np
 import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
-import optax
 
 from numpyro_infograd._arguments import explain_grad_errors
 from numpyro_infograd._calibrate.matching import Descent
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, quantiles, simulate
 from numpyro_infograd._noise import NoiseSource, NoiseSpec
-from numpyro_infograd._optimize.move import Move, all_finite, constrained
+from numpyro_infograd._optimize.move import Move, constrained
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 
@@ -301,17 +300,7 @@ def descend(
             weight = jnp.ones(batch)
         with explain_grad_errors():
             value, gradient = jax.value_and_grad(loss)(here, draws, values, weight)
-        ascent = jax.tree.map(jnp.negative, gradient)
-        moved, opt_state, ascent = move(here, state.opt_state, ascent, rate)
-        finite = all_finite(ascent, moved)
-        stay = state._replace(step=state.step + 1)
-        new = Descent(moved, opt_state, state.step + 1)
-        info = {
-            "params": params,
-            "negative_log_likelihood": value,
-            "gradient_norm": optax.tree.norm(ascent),
-            "finite": finite,
-        }
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, stay), info
+        new, info = state.moved(move, gradient, rate)
+        return new, info | {"params": params, "negative_log_likelihood": value}
 
     return jax.lax.scan(step, state, rates)

@@ -135,6 +135,18 @@ class Descent(NamedTuple):
     opt_state: Any
     step: jax.Array
 
+    def moved(
+        self, move: Move, gradient: Any, rate: jax.Array
+    ) -> tuple[Descent, dict[str, Any]]:
+        """The state after a step, which is not taken unless all numbers are finite."""
+        here, ascent = self.unconstrained_params, jax.tree.map(jnp.negative, gradient)
+        there, opt_state, ascent = move(here, self.opt_state, ascent, rate)
+        finite = all_finite(ascent, there)
+        stay = self._replace(step=self.step + 1)
+        new = Descent(there, opt_state, self.step + 1)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, stay)
+        return new, {"gradient_norm": optax.tree.norm(ascent), "finite": finite}
+
 
 @quick_jit(static_argnames=("divergence",))
 def descend(
@@ -156,21 +168,9 @@ def descend(
             descent = jax.value_and_grad(fisher, argnums=1)
         with explain_grad_errors():
             value, gradient = descent(match, state.unconstrained_params, key, source)
-        ascent = jax.tree.map(jnp.negative, gradient)
-        moved, opt_state, ascent = move(
-            state.unconstrained_params, state.opt_state, ascent, rate
-        )
-        new = Descent(moved, opt_state, state.step + 1)
-        finite = all_finite(ascent, moved)
-        stay = state._replace(step=state.step + 1)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, stay)
-        info = {
-            "params": constrained(state.unconstrained_params, match.constraints),
-            "divergence": value,
-            "gradient_norm": optax.tree.norm(ascent),
-            "finite": finite,
-        }
-        return new, info
+        new, info = state.moved(move, gradient, rate)
+        params = constrained(state.unconstrained_params, match.constraints)
+        return new, info | {"params": params, "divergence": value}
 
     return jax.lax.scan(step, state, rates)
 

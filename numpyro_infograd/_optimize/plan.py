@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd import _checks
-from numpyro_infograd._estimation import fit
 from numpyro_infograd._gradient import pose_by
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._objectives import Constraint, Objective
@@ -32,6 +31,7 @@ from numpyro_infograd._pairs import with_pairs, without_pairs
 from numpyro_infograd._problem import (
     Posed,
     enter,
+    fit,
     initial_states,
     pose,
     pose_again,

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd._compiling import quick_jit
-from numpyro_infograd._estimation import fit
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._optimize.budgets import Budgets
 from numpyro_infograd._optimize.move import Move, all_finite, constrained
-from numpyro_infograd._problem import Problem
+from numpyro_infograd._problem import Problem, fit
 from numpyro_infograd._pullback import pull_back
 from numpyro_infograd.scores.base import Measure
 

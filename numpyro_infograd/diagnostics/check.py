@@ -19,7 +19,7 @@ from numpyro_infograd._arguments import as_args, as_key, as_power_of_two
 from numpyro_infograd._certificate import Certificate, certify
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._doors import public
-from numpyro_infograd._estimation import fit, unchecked
+from numpyro_infograd._estimation import unchecked
 from numpyro_infograd._gradient import pose_by
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._objectives import Objective
@@ -27,6 +27,7 @@ from numpyro_infograd._problem import (
     Posed,
     Problem,
     enter_tunable,
+    fit,
     initial_states,
     is_learned,
     pose,
