@@ -26,12 +26,10 @@ import numpy as np
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from numpyro_infograd._arguments import (
     as_power_of_two,
     check_counts,
-    check_numbers,
     check_widths,
 )
 from numpyro_infograd._compiling import quick_jit
@@ -52,7 +50,12 @@ from numpyro_infograd._terms import (
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.scores.base import complete_data_scores
-from numpyro_infograd.scores.network import Ensemble, perceptron
+from numpyro_infograd.scores.network import (
+    Ensemble,
+    adam,
+    check_training,
+    perceptron,
+)
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import average
 from numpyro_infograd.values.regression import (
@@ -67,6 +70,8 @@ from numpyro_infograd.values.regression import (
 )
 
 _POOLS = 4  # training samples, in units of the size of a replicate
+_PLAIN = 2**15  # of these, for the features' Gram matrix
+_FEW_BELOW = 8  # fewer than one in so many draws is below the lowest variance
 # Estimate of what missing features would add, in units of what the second half of the
 # features added. For models with a known value it was between one and two.
 _MISSING = 1.5
@@ -110,16 +115,11 @@ class DeBruijn:
 
     def __post_init__(self) -> None:
         as_power_of_two("num_samples", self.num_samples, self.least_samples)
-        check_counts(self, "num_networks", "num_steps", "batch_size")
-        check_numbers(self, "learning_rate")
+        check_counts(self, "num_networks")
+        check_training(self, self.num_networks)
         if self.num_networks % 2:
             raise ArgumentError(f"num_networks must be even, got {self.num_networks}.")
         check_widths(self.hidden)
-        if self.batch_size < self.num_networks:
-            raise ArgumentError(
-                f"batch_size is {self.batch_size}: too few for {self.num_networks} "
-                "networks to share."
-            )
 
     def value(
         self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
@@ -204,10 +204,9 @@ class DeBruijn:
         )
         fresh = jax.tree.map(lambda x: x[_POOLS:], draws)
         frame = Frame.of(pool)
-        networks = _train(self, frame, pool, init_key, train_key)
-        width = 1 + self.num_networks * self.hidden[-1]
-        plain = _sums(self, frame, networks, fresh, jnp.eye(width))
-        turn = jnp.asarray(orthogonal(np.asarray(plain[0])), frame.mean.dtype)
+        networks, plain = _train(self, frame, pool, init_key, train_key)
+        width = len(plain)
+        turn = jnp.asarray(orthogonal(np.asarray(plain)), frame.mean.dtype)
         gram, cross, square, floor = (
             np.asarray(x, np.float64) for x in _sums(self, frame, networks, fresh, turn)
         )
@@ -340,6 +339,21 @@ def _ensemble(method: DeBruijn, pool: Draws) -> Ensemble:
     return Ensemble(perceptron(method.hidden), dimensions + given + 2, dimensions)
 
 
+def _features(
+    method: DeBruijn, frame: Frame, networks: Any, draws: Draws
+) -> tuple[Regression, jax.Array]:
+    """The regression at some draws, and its features: a constant and all networks'.
+
+    An integral over log t is the span of log t times a mean. The features include the
+    root of the span, of the number of draws and of the factor 1/2 of the identity.
+    """
+    at, ensemble = frame.regression(draws), _ensemble(method, draws)
+    hidden = jax.vmap(ensemble.features, (0, None))(networks, at.seen)[..., :-1]
+    ones = jnp.ones((hidden.shape[1], 1), hidden.dtype)
+    scale = jnp.sqrt(0.5 * frame.span / len(ones))
+    return at, scale * at.gain * jnp.concatenate([ones, *hidden], axis=1)
+
+
 @quick_jit(static_argnames="method")
 def _train(
     method: DeBruijn,
@@ -347,20 +361,19 @@ def _train(
     pool: Draws,
     init_key: jax.Array,
     train_key: jax.Array,
-) -> Any:
-    """Networks trained on the pool, with fresh variances and noise at every step."""
+) -> tuple[Any, jax.Array]:
+    """Networks trained on the pool, with fresh variances and noise at every step.
+
+    Also the Gram matrix of their features on a part of the pool.
+    """
     ensemble = _ensemble(method, pool)
     members, batch = method.num_networks, method.batch_size // method.num_networks
-    optimizer = optax.adam(
-        optax.cosine_decay_schedule(method.learning_rate, method.num_steps)
-    )
 
     def loss(networks: Any, at: Regression) -> jax.Array:
         residual = at.gain * jax.vmap(ensemble)(networks, at.seen) - at.target
         return jnp.sum(jnp.mean(residual**2, axis=(1, 2)))
 
-    def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
-        networks, state = carry
+    def at(key: jax.Array) -> Regression:
         pick_key, level_key, noise_key = jax.random.split(key, 3)
         picked = jax.random.randint(
             pick_key, (members * batch,), 0, pool.values.shape[0]
@@ -370,16 +383,15 @@ def _train(
         levels = (jnp.arange(batch) + spread).ravel() / batch
         noise = jax.random.normal(noise_key, draws.noise.shape)
         at = frame.regression(draws._replace(position=levels, noise=noise))
-        at = jax.tree.map(lambda x: x.reshape(members, batch, *x.shape[1:]), at)
-        gradient = jax.grad(loss)(networks, at)
-        updates, state = optimizer.update(gradient, state, networks)
-        return (optax.apply_updates(networks, updates), state), None
+        return jax.tree.map(lambda x: x.reshape(members, batch, *x.shape[1:]), at)
 
-    networks = ensemble.init(init_key, members)
-    start = (networks, optimizer.init(networks))
-    return jax.lax.scan(step, start, jax.random.split(train_key, method.num_steps))[0][
-        0
-    ]
+    start, step = adam(loss, at, method.learning_rate, method.num_steps)
+    first = start(ensemble.init(init_key, members))
+    keys = jax.random.split(train_key, method.num_steps)
+    networks = jax.lax.scan(step, first, keys)[0][0]
+    some = jax.tree.map(lambda x: x[:_PLAIN], pool)
+    features = _features(method, frame, networks, some)[1]
+    return networks, features.T @ features
 
 
 @quick_jit(static_argnames="method")
@@ -387,24 +399,21 @@ def _sums(
     method: DeBruijn, frame: Frame, networks: Any, fresh: Draws, turn: jax.Array
 ) -> tuple[jax.Array, ...]:
     """For each replicate: normal equations of the last layer, E|w|^2, and the part of
-    the Gram matrix below the lowest variance.
-
-    An integral over log t is the span of log t times a mean. The sums include the span
-    and the factor 1/2 of the identity.
-    """
-    ensemble = _ensemble(method, fresh)
+    the Gram matrix below the lowest variance."""
 
     def one(draws: Draws) -> tuple[jax.Array, ...]:
-        at = frame.regression(draws)
-        hidden = jax.vmap(ensemble.features, (0, None))(networks, at.seen)[..., :-1]
-        ones = jnp.ones((hidden.shape[1], 1), hidden.dtype)
-        features = at.gain * jnp.concatenate([ones, *hidden], axis=1) @ turn
-        scale = 0.5 * frame.span / features.shape[0]
+        # Draws below the lowest variance come first.
+        order = jnp.argsort(draws.position)
+        at, raw = _features(
+            method, frame, networks, jax.tree.map(lambda x: x[order], draws)
+        )
+        features, scale = raw @ turn, jnp.sqrt(0.5 * frame.span / len(raw))
+        low = features[: max(len(raw) // _FEW_BELOW, 1)]
         return (
-            scale * features.T @ features,
-            scale * features.T @ at.target,
+            features.T @ features,
+            features.T @ (scale * at.target),
             jnp.mean(jnp.sum(at.w**2, axis=1)),
-            scale * (at.below[:, None] * features).T @ features,
+            (at.below[: len(low), None] * low).T @ low,
         )
 
     return jax.lax.map(one, fresh)

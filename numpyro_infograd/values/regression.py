@@ -132,9 +132,9 @@ def orthogonal(gram: np.ndarray) -> np.ndarray:
     too small for sums in single precision; a second round of sums with this map
     resolves them. The first columns still span the first features.
     """
-    mean = gram.astype(np.float64).mean(0)
-    ridge = _RAW_RIDGE * np.trace(mean) / len(mean) * np.eye(len(mean))
-    return np.linalg.inv(np.linalg.cholesky(mean + ridge)).T
+    gram = gram.astype(np.float64)
+    ridge = _RAW_RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
+    return np.linalg.inv(np.linalg.cholesky(gram + ridge)).T
 
 
 def solve(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
