@@ -19,9 +19,9 @@ from numpyro.distributions import constraints
 from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd._calibrate.features import make_features
+from numpyro_infograd._calibrate.fit import Settings
 from numpyro_infograd._calibrate.inference import apart, two_sample
 from numpyro_infograd._calibrate.matched import MatchedFit as Fit
-from numpyro_infograd._calibrate.settings import Settings
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.network import perceptron
 

@@ -18,7 +18,7 @@ from numpyro.distributions import constraints
 
 from helpers import quiet
 import numpyro_infograd as ig
-from numpyro_infograd._calibrate.restarts import best_of
+from numpyro_infograd._calibrate.report import best_of
 from numpyro_infograd._calibrate.result import Calibration, TwoSample
 from numpyro_infograd.diagnostics.ranks import _each, _rank, _score
 from numpyro_infograd.distributions import Quantized

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import jax
+from jax.flatten_util import ravel_pytree
 
 from numpyro_infograd import _checks
 from numpyro_infograd._arguments import (
@@ -24,18 +25,27 @@ from numpyro_infograd._arguments import (
     as_power_of_two,
     use_mesh,
 )
+from numpyro_infograd._calibrate.fit import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd._calibrate.likely import LikelihoodFit, check_likelihood
 from numpyro_infograd._calibrate.matched import MatchedFit
 from numpyro_infograd._calibrate.recordings import as_recordings, as_tables
-from numpyro_infograd._calibrate.report import make_report
-from numpyro_infograd._calibrate.restarts import best_of, random_start
+from numpyro_infograd._calibrate.report import best_of, make_report
 from numpyro_infograd._calibrate.result import Calibration, TwoSample
-from numpyro_infograd._calibrate.settings import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import public
 from numpyro_infograd._edits import as_pairs
 from numpyro_infograd._objectives import Entropy
-from numpyro_infograd._optimize.move import Projection, as_start, check_projection
+from numpyro_infograd._optimize.move import (
+    RATE,
+    Projection,
+    as_start,
+    check_projection,
+    constrained,
+    is_mapped,
+    project,
+    scales,
+    unconstrained,
+)
 from numpyro_infograd._problem import admit
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import has_atoms
@@ -210,7 +220,7 @@ def calibrate(
         for index in range(num_restarts):
             if index:
                 key = jax.random.fold_in(key, index)
-                params = random_start(key, start, sm.constraints, projection)
+                params = _random_start(key, start, sm.constraints, projection)
             fit = kind(sm, density, params, recorded, settings, key, warnings)
             ends.append(make_report(fit, fit.run(progress_bar)))
     found = best_of(ends)
@@ -276,3 +286,27 @@ def _is_smooth(sm: StructuralModel, density: Density, params: Any) -> tuple[bool
     except DensityError:
         return False, "a site takes one value repeatedly, as after a clip"
     return True, ""
+
+
+def _random_start(
+    key: jax.Array,
+    params: Any,
+    constraints: dict[str, Any],
+    projection: Projection | None,
+) -> Any:
+    """Parameters moved at random: a scale by a factor e, others by twice their size."""
+    laws = constraints if projection is None else None
+    given = unconstrained(params, laws)
+    flat, unravel = ravel_pytree(given)
+    noise = unravel(jax.random.normal(key, flat.shape, flat.dtype))
+    rates = scales(given, laws)
+    moved = {}
+    for name, start in given.items():
+        far = (1.0 if is_mapped(name, laws) else 2.0) / RATE
+        moved[name] = jax.tree.map(
+            lambda x, rate, z, far=far: x + far * rate * z,
+            start,
+            rates[name],
+            noise[name],
+        )
+    return project(projection, moved) if projection else constrained(moved, laws)

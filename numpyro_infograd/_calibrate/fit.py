@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import abc
+from dataclasses import dataclass
 import math
 from typing import Any, NamedTuple
 
@@ -26,13 +27,13 @@ from numpyro_infograd._calibrate.inference import (
 )
 from numpyro_infograd._calibrate.matching import Descent
 from numpyro_infograd._calibrate.result import Outcome, TwoSample
-from numpyro_infograd._calibrate.settings import Settings
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._optimize import Ending, Status
 from numpyro_infograd._optimize.move import (
     RATE,
     Move,
+    Projection,
     as_optax,
     constrained,
     is_mapped,
@@ -41,8 +42,12 @@ from numpyro_infograd._optimize.move import (
     unconstrained,
 )
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd.scores.network import Network, perceptron
 from numpyro_infograd.values import Estimate
 
+# Default variances of the appended noise, in units of the recordings.
+LEVELS: tuple[float, ...] = (0.0, 0.05, 0.2, 0.6)
+NUM_STEPS = 150  # the features are trained again after half of them
 _BLOCKS = 125  # blocks of consecutive recordings, at most
 _FEWEST_BLOCKS = 75
 _HELD_OUT = 5  # one of so many blocks is held out
@@ -54,6 +59,40 @@ _MOST = 64  # largest number of parameters with corrections and standard errors
 # Names of values in the history of a descent.
 VALUES = ("divergence", "negative_log_likelihood")
 _TESTED = 1000  # recordings in a two-sample test
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a calibration, after checks."""
+
+    divergence: str  # "fisher", "kl" or "likelihood"
+    used: tuple[float, ...]  # noise levels of the divergence that is minimised
+    reported: tuple[float, ...]  # noise levels of the divergence that is reported
+    optimizer: Any = None  # None, or an optax or numpyro optimizer
+    projection: Projection | None = None  # projection of the parameters, or None
+    # Function or functions that make the networks of the features.
+    network: Network = perceptron((32, 32))
+    num_steps: int = NUM_STEPS  # steps of the optimizer
+    num_samples: int = 4096  # draws of the twin in a step
+    num_draws: int = 200  # bootstrap draws of the parameters
+    robust: bool = False  # whether recordings far out have no weight
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """All levels, in rising order."""
+        return tuple(sorted({*self.used, *self.reported}))
+
+
+def shares_of(levels: tuple[float, ...], divergence: str) -> np.ndarray:
+    """Weight of each level in the divergence.
+
+    For "fisher" they are the weights of the trapezoid rule, which gives nats. A single
+    level has weight one; for "kl" all levels have equal weights.
+    """
+    if divergence == "kl" or len(levels) == 1:
+        return np.full(len(levels), 1 / len(levels))
+    width = np.diff(levels)
+    return (np.append(width, 0.0) + np.append(0.0, width)) / 2
 
 
 class End(NamedTuple):

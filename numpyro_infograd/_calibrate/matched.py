@@ -17,7 +17,7 @@ from numpyro_infograd._calibrate.features import (
     block_moments,
     make_features,
 )
-from numpyro_infograd._calibrate.fit import Fit
+from numpyro_infograd._calibrate.fit import Fit, shares_of
 from numpyro_infograd._calibrate.inference import (
     Place,
     curvatures_of,
@@ -35,7 +35,6 @@ from numpyro_infograd._calibrate.matching import (
     look_around,
     with_blur,
 )
-from numpyro_infograd._calibrate.settings import shares_of
 from numpyro_infograd._density import Values
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._optimize.move import Move
@@ -181,10 +180,7 @@ class MatchedFit(Fit):
     def measure(self, num_draws: int) -> Estimate:
         """Divergence from the held-out recordings, averaged over all levels."""
         weights = self.draw_weights()
-        return self.distance(weights, self.resample(weights, num_draws)[0])
-
-    def distance(self, weights: jax.Array, targets: Any) -> Estimate:
-        """Divergence from the held-out recordings, averaged over all levels."""
+        targets = self.resample(weights, num_draws)[0]
         index = self.whole.features.index(self.settings.reported)
         held = Moments(*(x[:, index] for x in self.held_blocks))
         return held_out(weights[:, index], targets[:, index], held, self.reported)

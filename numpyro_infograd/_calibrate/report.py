@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ _REPLICATES = 20  # replicates of the recordings by the twin, at most
 _LARGEST = 2**25  # numbers in all replicates, at most
 _COMPARED = 16384  # draws of the twin against which outliers are seen
 _BEYOND = 1.25  # distance of an outlier, in distances of the farthest draw
+_REJECTED = 0.01  # p-value below which a two-sample test rejects a twin
 _LOST = 0.05  # largest undetermined part of a parameter with a finite error
 
 
@@ -215,3 +219,26 @@ def _outliers(fit: Fit) -> list[str]:
 
 def _count(number: int) -> str:
     return "1 direction" if number == 1 else f"{number} directions"
+
+
+def best_of(ends: Sequence[Calibration]) -> Calibration:
+    """The calibration with the smallest divergence from held-out recordings.
+
+    One that the two-sample test rejects is worse than one that it does not: the
+    divergences come from different features, so the test is the fairer judge.
+    """
+
+    def rank(end: Calibration) -> tuple[bool, float]:
+        assert end.after is not None and end.test_after is not None
+        value = end.after.value
+        return end.test_after.pvalue < _REJECTED, math.inf if value != value else value
+
+    if len(ends) == 1:
+        return ends[0]
+    values = [end.after.value if end.after else None for end in ends]
+    best = min(ends, key=rank)
+    return replace(
+        best,
+        diagnostics=best.diagnostics | {"restarts": values},
+        histories=tuple(end.history for end in ends),
+    )

@@ -17,8 +17,7 @@ from numpyro_infograd._objectives import MI, Constraint, Objective, Sites
 from numpyro_infograd._optimize.annealing import Annealing
 from numpyro_infograd._optimize.infomax import InfoMax
 from numpyro_infograd._optimize.move import Projection
-from numpyro_infograd._optimize.result import Result
-from numpyro_infograd._optimize.status import Ending, Status
+from numpyro_infograd._optimize.result import Ending, Result, Status
 from numpyro_infograd._optimize.step import InfoMaxState, StepInfo
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ConstraintError

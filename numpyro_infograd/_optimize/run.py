@@ -26,7 +26,7 @@ from numpyro_infograd._optimize.move import constrained, scales
 from numpyro_infograd._optimize.plan import Plan
 from numpyro_infograd._optimize.polish import FLAT, Peak, climb, nudged
 from numpyro_infograd._optimize.remaining import Outlook, Steepness, flat, outlook
-from numpyro_infograd._optimize.status import Ending, Status
+from numpyro_infograd._optimize.result import Ending, Status
 from numpyro_infograd._optimize.step import StepInfo, ascend_many
 from numpyro_infograd._problem import Posed
 from numpyro_infograd.scores import Mixture

@@ -86,25 +86,10 @@ class Pretrained(ScoreMethod):
     trained: dict[Any, Any] = field(compare=False, repr=False)
     forward: Program = field(compare=False, repr=False)
 
-    @property
-    def num_samples(self) -> int:
-        """That of the method."""
-        return self.method.num_samples
-
-    @property
-    def num_deviations(self) -> int:
-        """That of the method."""
-        return self.method.num_deviations
-
-    @property
-    def noise_variance(self) -> float | None:
-        """That of the method."""
-        return self.method.noise_variance
-
-    @property
-    def samples_only(self) -> bool:
-        """That of the method."""
-        return self.method.samples_only
+    num_samples = property(lambda self: self.method.num_samples)
+    num_deviations = property(lambda self: self.method.num_deviations)
+    noise_variance = property(lambda self: self.method.noise_variance)
+    samples_only = property(lambda self: self.method.samples_only)
 
     def check(self, density: Density) -> None:
         """Raise unless there are networks for this density."""
