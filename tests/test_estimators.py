@@ -135,11 +135,11 @@ def test_four_levels_over_noise(decibels) -> None:
     check(found, truths.pam_information(decibels), 1e-3, 0.003)
 
 
-@pytest.mark.parametrize("decibels", [10.0])
-def test_sixteen_points_over_noise(decibels) -> None:
-    model = symbols(QAM, 10 ** (-decibels / 20) / math.sqrt(2))
+@pytest.mark.slow
+def test_sixteen_points_over_noise() -> None:
+    model = symbols(QAM, 10**-0.5 / math.sqrt(2))
     found = information(model, method=values.Nested(256))
-    check(found, 2 * truths.pam_information(decibels), 2e-3, 0.003)
+    check(found, 2 * truths.pam_information(10.0), 2e-3, 0.003)
 
 
 def test_nested_bounds_enclose_the_truth_however_few_the_draws() -> None:
@@ -150,7 +150,7 @@ def test_nested_bounds_enclose_the_truth_however_few_the_draws() -> None:
         found = information(rotated_tanh(0.05), method=method)
         assert found.lower < 4.05621 < found.upper
         gaps.append(found.upper - found.lower)
-        assert found.warnings
+        assert "effective sample size" in found.warnings[0]
     assert gaps[1] < 0.5 * gaps[0]
 
 

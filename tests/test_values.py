@@ -19,7 +19,6 @@ from numpyro_infograd import values
 import truths
 
 SMALL = {"method": values.Nested(2048, 2048, 2048)}
-ROUGH = {"method": values.Nested(1024, 1024, 1024)}
 
 
 def check(found, truth, sharp, **settings) -> None:
@@ -99,12 +98,6 @@ def test_saturated_amplifier(eta, truth) -> None:
     check(found, truth, 0.005)
 
 
-def test_nested_agrees_with_exact() -> None:
-    point = {"a": 1.0, "b": 1.0}
-    found = information(links.link, params=point, **SMALL)
-    check(found, 0.423649, 0.005)
-
-
 def test_nested_standard_errors_cover() -> None:
     """Tails, where quasi-random points are few, are taken by control variates."""
     keys = map(jax.random.key, range(12))
@@ -126,36 +119,22 @@ def test_nested_in_bits_scales_its_standard_error() -> None:
     assert bits.in_bits() == bits
 
 
-@pytest.mark.parametrize(
-    ("model", "objective", "params", "truth", "sharp"),
-    [
-        (links.pam, ig.MI("symbol", "y"), None, links.pam_information(1.0), 0.02),
-        (links.qam, ig.MI("symbol", "y"), None, 2 * links.pam_information(1.0), 0.03),
-        (links.switched, ig.MI("x", "y", given="on"), {"a": 1.5},
-         0.35 * math.log(1 + 1.5**2), 0.01),
-    ],
-    ids=["four levels", "sixteen points", "a discrete condition"],
-)  # fmt: skip
-def test_discrete_sites(model, objective, params, truth, sharp) -> None:
-    check(ig.estimate(model, objective, params=params, **SMALL), truth, sharp)
+def test_a_discrete_condition() -> None:
+    objective, truth = ig.MI("x", "y", given="on"), 0.35 * math.log(1 + 1.5**2)
+    found = ig.estimate(links.switched, objective, params={"a": 1.5}, **SMALL)
+    check(found, truth, 0.01)
 
 
+@pytest.mark.slow
 def test_names_do_not_matter() -> None:
     """The output comes before the input in the alphabet."""
 
     def renamed():
         z = numpyro.sample("z", dist.Normal(0, 1))
-        numpyro.sample("y", dist.Normal(z, 1))
+        numpyro.sample("y", dist.Normal(jnp.tanh(z), 0.5))
 
-    found = ig.mutual_information(renamed, "z", "y", **ROUGH)
-    check(found, 0.5 * math.log(2), 0.01)
-
-
-def test_information_too_high_for_nested_averages_warns() -> None:
-    found = information(links.mimo, params={"alpha": 5.0}, **SMALL)
-    assert "effective sample size" in found.warnings[0]
-    assert "max_components" in found.warnings[0]
-    assert "warning:" in repr(found)
+    found = ig.mutual_information(renamed, "z", "y", **SMALL)
+    check(found, 0.463508, 0.005)
 
 
 def test_value_of_an_expectation() -> None:
