@@ -126,7 +126,6 @@ def flax_network() -> None:
     numpyro.sample("y", dist.Normal(x, 0.5).to_event(1))
 
 
-EFFECTS = jnp.array([2.8, 0.8, -0.3, 0.7, -0.1])
 ERRORS = jnp.array([1.5, 1.0, 1.6, 1.1, 0.9])
 
 
@@ -270,16 +269,6 @@ def stochastic_volatility() -> None:
     numpyro.sample("returns", returns.to_event(1))
 
 
-def linear_regression() -> None:
-    """A designed experiment: where to put four inputs of a regression."""
-    design = numpyro.param("design", jnp.array([-1.0, -0.2, 0.4, 1.0]))
-    intercept = numpyro.sample("intercept", dist.Normal(0.0, 0.5))
-    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
-    noise = numpyro.sample("noise", dist.LogNormal(-1.0, 0.4))
-    with numpyro.plate("runs", 4):
-        numpyro.sample("y", dist.Normal(intercept + slope * design, noise))
-
-
 def bayesian_network_layer() -> None:
     """NumPyro's Bayesian neural network, one hidden layer of three units."""
     inputs = numpyro.param("inputs", jnp.array([[0.5, -1.0], [1.5, 0.3]]))
@@ -336,10 +325,6 @@ ZOO: dict[str, Model] = {
         scan_reversed,
         ar2,
         branches,
-        stochastic_volatility,
-        linear_regression,
-        bayesian_network_layer,
-        horseshoe,
         gaussian_process,
     )
 }

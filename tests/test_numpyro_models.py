@@ -475,30 +475,30 @@ class Family(NamedTuple):
 
 
 _FAMILIES = [
-    Family(ar2, "x", ("sigma", "x")),
     Family(holt_winters, "means", ("level", "y")),
-    Family(random_walk_regression, "y", ("walk", "y")),
-    Family(sde, "y", ("theta", "x")),
     Family(lotka_volterra, "y", ("start", "y"), moved=1.3),
     Family(hmm, "y", ("state", "y")),
-    Family(hierarchical_linear_regression, "y", ("alpha", "y")),
     Family(eight_schools, "y", ("mu", "y")),
+    Family(gaussian_mixture, "y", ("locs", "y")),
+    Family(vae, "image", ("z", "image")),
+    Family(capture_recapture, "caught", ("survives", "alive"), "seen"),
+    Family(prodlda, "", ("mix", "counts"), "counts"),
+    Family(proportion_test, "lift", ("effect", "bought"), "bought"),
+]
+_SLOW = [  # to compile, or of a kind that the others or test_tracing.py have
+    Family(ar2, "x", ("sigma", "x")),
+    Family(random_walk_regression, "y", ("walk", "y")),
+    Family(sde, "y", ("theta", "x")),
+    Family(hierarchical_linear_regression, "y", ("alpha", "y")),
     Family(funnel, "x", ("y", "x")),
     Family(funnel_decentred, "x", ("y", "x")),
     Family(survival, "time", ("beta", "time")),
     Family(hsgp, "y", ("alpha", "y")),
     Family(mortality, "rate", ("field", "rate")),
-    Family(gaussian_mixture, "y", ("locs", "y")),
-    Family(vae, "image", ("z", "image")),
     Family(cvae, "image", ("z", "image")),
     Family(covtype, "coefs", ("coefs", "cover"), "cover"),
     Family(irt, "ability", ("ability", "answer"), "answer"),
-    Family(capture_recapture, "caught", ("survives", "alive"), "seen"),
     Family(annotation, "beta", ("c", "label"), "label"),
-    Family(prodlda, "", ("mix", "counts"), "counts"),
-    Family(proportion_test, "lift", ("effect", "bought"), "bought"),
-]
-_SLOW = [  # to compile, or of a kind that test_tracing.py has as well
     Family(stochastic_volatility, "volatility", ("volatility", "returns")),
     Family(bayesian_network_layer, "y", ("w2", "y")),
     Family(horseshoe, "y", ("beta", "y")),
@@ -517,8 +517,6 @@ _SLOW = [  # to compile, or of a kind that test_tracing.py has as well
     Family(factor_analysis, "y", ("z", "y")),
     Family(ucbadmit, "", ("v", "admit"), "admit"),
     Family(negative_binomial_regression, "beta", ("beta", "count"), "count"),
-]
-_SLOW += [
     Family(more.deep_markov, "z", ("z", "pixels"), "pixels"),
     Family(more.zero_inflated_poisson, "rate", ("rate", "count"), "count"),
     Family(more.zero_inflated_negative_binomial, "rate", ("rate", "count"), "count"),
@@ -678,7 +676,7 @@ def test_the_derivative_is_that_of_a_central_difference(model):
     assert derivative == pytest.approx(difference, rel=3e-3)
 
 
-@models([ar2, survival], dear=[ar2])
+@models([capture_recapture, ar2], dear=[ar2])
 def test_gradient_takes_the_model_as_it_is(model):
     family, seen = FAMILIES[model], look(model)
     price = ig.Expectation(lambda values: functional(values[family.target]))
