@@ -81,7 +81,7 @@ def reverse_water_filling(variances, distortion):
 
 
 @pytest.mark.parametrize(
-    "scores", ["exact", Mixture(num_components=128)], ids=["exact", "mixture"]
+    "scores", ["exact", slow(Mixture(num_components=128))], ids=["exact", "mixture"]
 )
 def test_average_power(scores) -> None:
     """log(1 + P) / 2, and its derivative as the multiplier."""
@@ -98,7 +98,7 @@ def test_average_power(scores) -> None:
         )
 
 
-@pytest.mark.parametrize("budget", [0.1, 0.7])
+@pytest.mark.parametrize("budget", [slow(0.1), 0.7])
 def test_rate_distortion(budget) -> None:
     model = forward_channel(np.ones(1))
     result = quiet.minimize(model, XY, subject_to=Expectation(distortion) <= budget)
@@ -153,7 +153,7 @@ def test_what_a_minimum_out_of_reach_keeps_has_its_own_sign() -> None:
     assert result.estimate.value == pytest.approx(0.5 * np.log(2), abs=1e-4)
 
 
-@pytest.mark.parametrize(("bound", "start"), [(1.0, 5.0), (0.1, 0.5), (4.0, 0.01)])
+@pytest.mark.parametrize(("bound", "start"), [(1.0, 5.0), (4.0, 0.01)])
 def test_a_start_far_from_the_edge_ends_on_it(bound, start) -> None:
     result = ascend(bound, init_params={"a": start})
     assert result.constraints[0].is_met
@@ -161,6 +161,7 @@ def test_a_start_far_from_the_edge_ends_on_it(bound, start) -> None:
     assert "converged" in result.status
 
 
+@pytest.mark.slow
 def test_a_constant_on_both_sides_changes_nothing() -> None:
     """No bound is tighter or looser for a thousand that is added to both."""
 
@@ -172,6 +173,7 @@ def test_a_constant_on_both_sides_changes_nothing() -> None:
     assert result.constraints[0].tolerance < 0.1
 
 
+@pytest.mark.slow
 def test_a_return_into_the_constraint_is_no_divergence() -> None:
     """From a power of 9 the information must fall, whoever's optimizer it is."""
     result = ascend(
@@ -276,7 +278,7 @@ PROBLEMS = {  # maximised or minimised, model, objective, constraints, optimum
     "range": (1, sender, XY - 0.5 * S2, [S2 >= 1, S2 <= 4], 0.5 * np.log(2) - 0.5),
     "no bound holds": (1, sender, PRICED, [S2 <= 20], 0.5 * np.log(5) - 0.4),
 }  # fmt: skip
-QUICK = "water and a slack bound", "two bounds", "least"
+QUICK = ("water and a slack bound",)
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else slow(n) for n in PROBLEMS])

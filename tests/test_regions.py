@@ -77,6 +77,7 @@ def test_individual_powers() -> None:
     assert all(min(np.hypot(*(v - np.array(w))) for w in wanted) < 2e-3 for v in found)
 
 
+@pytest.mark.slow
 def test_facets_of_single_rates_alone() -> None:
     """Eqs. 73-74: w1 / (1 + p1) = w2 / (1 + p2), clipped. No region of this channel."""
     region = quiet.rate_region(two_users, SINGLE, num_weights=5, projection=sum_power)
