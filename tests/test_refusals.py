@@ -11,7 +11,7 @@ import functools
 from typing import Any
 
 from methods import slow
-from models import affine, channel, multipath, qam, tanh_channel, with_gain
+from models import affine, multipath, qam, tanh_channel, with_gain
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -130,7 +130,6 @@ def test_factor():
         numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
 
     refuses_gradient(ModelError, "'tilt'", "factor", model=model)
-    refuses(ModelError, "'tilt'", call=lambda: ig.estimate(model, X_TO_Y))
     # The factor makes X of variance 1/4: dI/da = 0.25 a / (1 + 0.25 a^2).
     found = value_of(model, model_kwargs={"weigh": False})["a"]
     assert_far(found, 0.0, 0.2)
@@ -199,19 +198,6 @@ def test_scale_is_warned_about():
 
 
 # Sites.
-HELD = {
-    "observed": lambda site: handlers.condition(affine, data={site: 0.5}),
-    "substituted": lambda site: handlers.substitute(affine, data={site: 0.5}),
-    "intervened": lambda site: handlers.do(affine, data={site: 0.5}),
-}
-
-
-@pytest.mark.parametrize("site", ["x", "y"])
-@pytest.mark.parametrize("how", HELD)
-def test_a_site_that_is_held(how, site):
-    model = HELD[how](site)
-    refuses_gradient(SiteError, f"'{site}'", how, model=model)
-    refuses(SiteError, f"'{site}'", call=lambda: ig.estimate(model, X_TO_Y))
 
 
 def test_recorded_output():
@@ -257,7 +243,7 @@ def test_parameter_inside_a_scan():
 
 
 def test_an_intervention_leaves_an_unrelated_site():
-    sm = ig.structural_model(HELD["intervened"]("x"))
+    sm = ig.structural_model(handlers.do(affine, data={"x": 0.5}))
     values = sm.sample(jax.random.key(0), 4096)
     # Unrefused, I(X;Y) would be asked of a site that Y never saw.
     assert abs(np.corrcoef(values["x"], values["y"])[0, 1]) < 4 / np.sqrt(4096)
@@ -413,15 +399,6 @@ def test_improper_site_of_a_scan():
 
 
 # Sets without noise of their own.
-def test_output_without_noise():
-    def model():
-        x = numpyro.sample("x", dist.Normal())
-        numpyro.deterministic("y", numpyro.param("a", 2.0) * x)
-
-    refuses_gradient(DegenerateError, "'x'", "'y'", "only 1", model=model)
-    refuses(DegenerateError, "'y'", call=lambda: ig.estimate(model, X_TO_Y))
-
-
 def test_two_equal_outputs():
     def copy():
         multipath()
@@ -504,12 +481,12 @@ JUMPS = {
 @pytest.mark.parametrize("name", JUMPS)
 def test_hard_jumps(name):
     model = through(JUMPS[name])
-    refuses_gradient(JumpError, "allow_jumps=True", "smooth step", model=model)
+    words = "allow_jumps=True", "smooth step"
+    refuses(JumpError, *words, call=lambda: check_only(model))
     if name == "sum of signs":  # it rises, so it loses nothing
         assert float(ig.gradient(model, MI("x", "s")).value["a"]) == pytest.approx(0.8)
         return
-    with pytest.raises(JumpError, match="'(s|y)'"):
-        ig.gradient(model, MI("x", "s"))
+    refuses(JumpError, call=lambda: check_only(model, MI("x", "s")))
 
 
 def test_sign_has_no_pathwise_gradient():
@@ -573,7 +550,9 @@ def test_continuous_switches_are_accepted(name):
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_discontinuous_switches_are_refused(name):
-    refuses_gradient(JumpError, "'y'", "condition", model=through(BROKEN[name]))
+    refuses(
+        JumpError, "'y'", "condition", call=lambda: check_only(through(BROKEN[name]))
+    )
 
 
 @pytest.mark.slow
@@ -607,6 +586,7 @@ def test_a_derivative_that_is_not_finite():
         ig.gradient(model, X_TO_Y)
 
 
+@pytest.mark.slow
 def test_leaky_relu_has_the_right_gradient():
     model = with_gain(lambda m: dist.Normal(jnp.where(m > 0, m, 0.1 * m), 0.5))
     found = ig.gradient(model, X_TO_Y, scores=MIXTURE, num_samples=1024)
@@ -644,8 +624,9 @@ def truth_of(density: Callable[[Any], Any]) -> float:
     return derivative(lambda a: entropy_of_shifted(density, a))
 
 
-@pytest.mark.parametrize("method", ["mixture", "denoising", "auto"])
-@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize(
+    ("name", "method"), zip(MOVING, ("mixture", "denoising", "auto"), strict=True)
+)
 def test_moving_boundary(name, method):
     model = with_gain(MOVING[name][0])
     words = "'y'", "boundary", "noise_variance"
@@ -719,11 +700,6 @@ def test_fixed_boundary_is_fine():
     # log Y = -a X + log E: Gumbel-like noise of location -a X.
     truth = {"a": truth_of(stats.gumbel_r.pdf)}
     assert_found(found, truth, 0.05)
-
-
-def test_model_without_parameters_has_a_value():
-    model = channel(lambda x: dist.Normal(x, 1.0))
-    assert ig.estimate(model, X_TO_Y).value == pytest.approx(0.5 * np.log(2), rel=1e-5)
 
 
 @pytest.mark.parametrize(
