@@ -19,8 +19,8 @@ _SLOW = slow(LEARN)
 named_and_slow = pytest.mark.parametrize(
     "scores", ["exact", AVERAGE, _SLOW], ids=METHODS
 )
-sampled = pytest.mark.parametrize(
-    "scores", [AVERAGE, LEARN], ids=["mixture", "denoising"]
+exact_and_slow = pytest.mark.parametrize(
+    "scores", ["exact", slow(AVERAGE), _SLOW], ids=METHODS
 )
 sampled_and_slow = pytest.mark.parametrize(
     "scores", [AVERAGE, _SLOW], ids=["mixture", "denoising"]

@@ -295,6 +295,7 @@ def rotated(size: int, noise: float) -> Callable[[], None]:
     return model
 
 
+@pytest.mark.slow
 def test_structure_that_a_rotation_hides() -> None:
     """Networks put 9.4 where 7.13 is right, and see nothing wrong with it."""
     found = ig.gradient(rotated(16, 0.5), XY)
@@ -512,7 +513,7 @@ def symbols_density(y: np.ndarray) -> np.ndarray:
     return stats.norm.pdf(y[:, None, :], mean, 0.8).prod(2) @ p
 
 
-@pytest.mark.parametrize(
+@rest_slow(
     ("model", "density"), [(gamma_input, gamma_density), (symbols, symbols_density)]
 )
 def test_annealing_is_unbiased_from_both_ends(model, density) -> None:

@@ -6,7 +6,14 @@ import functools
 from typing import Any
 
 import links
-from methods import AVERAGE, LEARN, named_and_slow, sampled_and_slow, slow
+from methods import (
+    AVERAGE,
+    LEARN,
+    exact_and_slow,
+    named_and_slow,
+    sampled_and_slow,
+    slow,
+)
 from models import channel
 import numpy as np
 import pytest
@@ -93,7 +100,7 @@ def test_weighted_rates_of_two_users(scores) -> None:
     check(objective, two_users, truth, scores)
 
 
-@pytest.mark.parametrize("scores", ["exact", AVERAGE], ids=["exact", "mixture"])
+@pytest.mark.parametrize("scores", ["exact", slow(AVERAGE)], ids=["exact", "mixture"])
 def test_interference_treated_as_noise(scores) -> None:
     """I(X1;Y) without the condition: the other user is noise."""
     a, b = 1.0, 0.6
@@ -111,7 +118,7 @@ def side_information() -> None:
     numpyro.sample("y", dist.Normal(x + u, 1))
 
 
-@named_and_slow
+@exact_and_slow
 def test_condition_that_depends_on_a_parameter(scores) -> None:
     e = 1.5
     left = 1 / (1 + e**2)  # variance of u given c
@@ -147,7 +154,7 @@ def chain(bend: bool = False) -> None:
     numpyro.sample("y", dist.Normal(w, 1))
 
 
-@named_and_slow
+@exact_and_slow
 def test_information_between_two_sites_in_the_middle(scores) -> None:
     a, b = 0.7, 1.2
     power = 1 + a**2

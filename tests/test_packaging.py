@@ -191,6 +191,7 @@ print(float(ig.mutual_information(link, "x", "y").value))
 """
 
 
+@pytest.mark.slow
 def test_installed_wheel_works_outside_of_the_tree(
     built: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peers of the benchmark: their tasks, and the gradients that peers follow."""
 
+from methods import rest_slow
 import numpy as np
 from peers import at, at_budgets
 from peers_rivals import PEERS, Settings, can, draw, train
@@ -23,7 +24,7 @@ def slope(task, name: str, index: int) -> float:
     return (ends[0] - ends[1]) / 2e-3
 
 
-@pytest.mark.parametrize("name", ["shaping", "memory"])
+@rest_slow("name", ["shaping", "memory"])
 def test_discrete_draws_have_the_right_gradient(name) -> None:
     """Of the contrastive peer, whose objective is nearly the information."""
     task = TASKS[name]()

@@ -88,7 +88,7 @@ def information(weights: np.ndarray, scales: np.ndarray) -> float:
     return -0.5 * np.log(1 - law[0, 1] ** 2 / (law[0, 0] * law[1, 1]))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(graphs())
 def test_random_linear_gaussian_graphs(graph) -> None:
     """Parents, value and gradient, against the covariance of the whole graph."""

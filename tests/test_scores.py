@@ -159,6 +159,7 @@ def test_components_outside_the_support_weigh_nothing() -> None:
     assert relative_error(found.mean["y"], truth) < 5e-3
 
 
+@pytest.mark.slow
 def test_block_size_does_not_change_the_answer(multipath) -> None:
     sm, values = multipath
     density = sm.density(("y",))
@@ -187,7 +188,7 @@ def test_denoising_learns_a_nonlinear_score() -> None:
     assert float(found.evidence["held_out_gain"]) > 0
 
 
-@pytest.mark.parametrize("given", [(), ("x",)], ids=["y", "y|x"])
+@rest_slow("given", [("x",), ()], ids=["y|x", "y"])
 def test_denoising_is_right_at_step_zero_where_all_is_gaussian(
     multipath, given
 ) -> None:
@@ -223,6 +224,7 @@ def test_ensemble_shapes() -> None:
     assert not np.any(own)  # residuals start at zero
 
 
+@pytest.mark.slow
 def test_deviations_are_those_of_networks_and_of_doubts() -> None:
     sm = ig.structural_model(links.mimo)
     values = sm.sample(KEY, 64)
@@ -235,6 +237,7 @@ def test_deviations_are_those_of_networks_and_of_doubts() -> None:
     np.testing.assert_array_equal(doubts[::2], doubts[1::2])  # two, in equal parts
 
 
+@pytest.mark.slow
 def test_heavy_tails_stay_finite() -> None:
     sm = ig.structural_model(links.cauchy_channel)
     params = {"a": jnp.asarray(1.0)}
