@@ -3,6 +3,7 @@
 
 import functools
 
+from methods import rest_slow
 import numpy as np
 import pytest
 from scipy import stats
@@ -158,7 +159,7 @@ def test_derivatives(name, x64) -> None:
 
 
 @pytest.mark.parametrize("name", FAR)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@rest_slow("dtype", [np.float32, np.float64])
 def test_far_cells_keep_their_digits(name, dtype) -> None:
     build, point, truth = BASES[name]
     edges = np.array([-40.0, -39.0, -12.0, -11.9, 0.3, 12.0, 12.1, 37.0, 39.0, 60.0])
@@ -186,7 +187,7 @@ def test_plain_differences_fail_the_same_comparison() -> None:
     assert np.isclose(Quantized(fn, edges).log_prob(1), truth, rtol=3e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@rest_slow("name", ["Normal", *(n for n in BASES if n != "Normal")])
 def test_derivatives_are_finite_everywhere(name) -> None:
     """At saturation, in single precision, in every parameter and edge."""
     build, point, _ = BASES[name]

@@ -6,7 +6,7 @@ Each refusal stands next to a continuous control that is accepted.
 
 from typing import Any
 
-from methods import rest_slow
+from methods import rest_slow, slow
 from models import affine, channel, with_gain
 import pytest
 from scipy import stats
@@ -36,7 +36,7 @@ def check_pair(bad: Any, good: Any, objective: Any = X_TO_Y, words="'y' jumps") 
     check(good, objective)
 
 
-@pytest.mark.parametrize("place", [2.5, 2.9, 3.2])
+@rest_slow("place", [2.9, 2.5, 3.2])
 def test_a_rare_jump_is_found(place):
     """dI/d place is not zero however far out the step is: -0.037 at 2.9."""
 
@@ -52,7 +52,7 @@ def test_a_rare_jump_is_found(place):
             check(model)
 
 
-@pytest.mark.parametrize("rare", [0, 1])
+@rest_slow("rare", [0, 1])
 def test_a_rare_jump_beside_a_common_switch_is_found(rare):
     """One select over two components: one of them continuous, or both rare."""
 
@@ -263,7 +263,10 @@ def test_jumps_that_count(name):
         check(driven(fn, **params))
 
 
-@pytest.mark.parametrize("name", STEADY)
+@pytest.mark.parametrize(
+    "name",
+    [slow(n) if "limits " in n or n in ("pieces", "spline") else n for n in STEADY],
+)
 def test_jumps_that_are_none_or_do_not_move(name):
     fn, params = STEADY[name]
     check(driven(fn, **params))
@@ -458,7 +461,7 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", [slow(n) if "network " in n else n for n in RIGHT])
 def test_a_derivative_that_is_right(name):
     fn, params = RIGHT[name]
     check(driven(fn, **params), Entropy("y"))
