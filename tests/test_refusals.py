@@ -429,29 +429,6 @@ def test_more_outputs_than_noise():
 
 
 @pytest.mark.slow
-def test_a_function_of_a_noisy_site_is_fine():
-    def model():
-        x = numpyro.sample("x", dist.Normal())
-        v = numpyro.sample("v", dist.Normal(numpyro.param("a", 1.0) * x, 1.0))
-        numpyro.deterministic("y", jnp.arcsinh(v))
-
-    method = dataclasses.replace(SMALL, noise_variance=0.2)
-    found = ig.gradient(model, X_TO_Y, scores=method, num_samples=4096)
-
-    def information(a):
-        x, y = np.linspace(-7.0, 7.0, 201), np.linspace(-5.0, 5.0, 301)
-        v = np.linspace(-12.0, 12.0, 801)
-        given = stats.norm.pdf(v[:, None], a * x, 1.0) * (v[1] - v[0])
-        given = stats.norm.pdf(y[:, None], np.arcsinh(v), 0.2**0.5) @ given
-        weight = stats.norm.pdf(x) * (x[1] - x[0])
-        inner = special.entr(given @ weight) - special.entr(given) @ weight
-        return inner.sum() * (y[1] - y[0])
-
-    truth = {"a": derivative(information)}  # 0.5 but for the noise appended
-    assert_found(found, truth, 0.05)
-
-
-@pytest.mark.slow
 def test_thin_support():
     dirichlet = with_gain(lambda m: dist.Dirichlet(jnp.exp(m + jnp.zeros(3))))
     refuses_gradient(DensityError, "'y'", "Dirichlet", "dimensions", model=dirichlet)
