@@ -5,6 +5,7 @@ import functools
 import math
 import re
 
+from methods import rest_slow
 from models import affine, channel, with_gain
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def bounded(constraint, start):
     return channel(law)
 
 
-@pytest.mark.parametrize("name", BOUNDARY)
+@rest_slow("name", BOUNDARY)
 def test_start_on_the_boundary(name):
     constraint, start = BOUNDARY[name]
     model = bounded(constraint, start)
@@ -215,7 +216,7 @@ def test_parents_outlive_appended_noise():
 
 
 # Where an ascent ends.
-@pytest.mark.parametrize("rate", [1e6, 1e3, 30.0])
+@rest_slow("rate", [1e6, 1e3, 30.0])
 def test_an_ascent_that_diverges_says_so(rate):
     objective = XY - 0.05 * Expectation(power)
     result = quiet.maximize(affine, objective, optimizer=optax.sgd(rate), num_steps=60)

@@ -206,6 +206,7 @@ def test_counts():
     assert_found(found, truth, 0.015)
 
 
+@pytest.mark.slow
 def test_number_of_samples_that_is_asked_for_is_used():
     found = ig.gradient(counter, X_TO_Y, num_samples=1024)
     assert found.diagnostics["num_samples"] == 1024
@@ -277,6 +278,7 @@ def flipped(a: float, n: int = 4) -> float:
     return n * np.log(2) - h
 
 
+@pytest.mark.slow
 def test_hidden_states_of_a_scan():
     found = ig.gradient(gilbert_elliott, X_TO_Y)
     assert_found(found, {"a": slope(flipped, 0.2)}, 0.02 * 3.2)

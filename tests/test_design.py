@@ -260,6 +260,7 @@ def test_computed_targets_of_continuous_outcomes():
     agrees(found, truth, 0.02)
 
 
+@pytest.mark.slow
 def test_models_are_told_apart():
     def rivals(x):
         model = numpyro.sample("model", dist.Bernoulli(0.5))
@@ -280,6 +281,7 @@ def test_models_are_told_apart():
     agrees(found, truth, 0.01)
 
 
+@pytest.mark.slow
 def test_censored_outcomes():
     def lifetime(end):
         rate = numpyro.sample("rate", dist.Normal(1, 0.5))
@@ -321,6 +323,7 @@ def test_whole_numbers_stay_whole():
     assert ig.design(choose, np.arange(2), "z", "y").best == 1
 
 
+@pytest.mark.slow
 def test_draws_of_a_posterior_are_a_prior():
     draws = jnp.asarray(np.random.default_rng(0).normal(7, 2, 512))
 

@@ -465,15 +465,8 @@ def test_multivariate_law_and_gradient(name):
     assert deviation(slopes - scored, 0.0, against=mean_and_error(slopes)) < LIMIT
 
 
-# --- what is refused would have been wrong -----------------------------------------
+# --- what is refused would have been wrong: more in test_refusals.py ----------------
 MIXED = {
-    "VonMises": (dist.VonMises, dict(loc=0.3, concentration=1.5), "concentration"),
-    "Mixture": (
-        lambda p: dist.MixtureSameFamily(
-            dist.Categorical(jnp.array([p, 1 - p])),
-            dist.Normal(jnp.array([-1.0, 1.0]), 0.5),
-        ),
-        dict(p=0.4), "p"),
     "MixtureGeneral": (
         lambda p: dist.MixtureGeneral(
             dist.Categorical(jnp.array([p, 1 - p])),
@@ -482,10 +475,8 @@ MIXED = {
         dict(p=0.4), "p"),
     "HurdleLogNormal": (
         lambda gate: dist.HurdleLogNormal(gate, 0.3, 0.5), dict(gate=0.4), "gate"),
-    "Bernoulli": (dist.Bernoulli, dict(probs=0.4), "probs"),
     "Categorical": (
         lambda p: dist.Categorical(jnp.array([p, 0.5 - p, 0.5])), dict(p=0.3), "p"),
-    "Poisson": (dist.Poisson, dict(rate=0.7), "rate"),
     # What no one should register.
     "Detached": (lambda loc: Detached(loc, 0.5), dict(loc=0.3), "loc"),
 }  # fmt: skip
