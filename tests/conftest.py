@@ -2,6 +2,7 @@
 """Fixtures shared by all tests."""
 
 from collections.abc import Iterator
+import gc
 import os
 from pathlib import Path
 import subprocess
@@ -50,12 +51,25 @@ def pytest_configure(config: pytest.Config) -> None:
         if not hasattr(config, "workerinput"):  # workers inherit what is set here
             os.environ["XLA_FLAGS"] = _quick_flags()
         jax.config.update("jax_disable_most_optimizations", True)
+        # Traces leave millions of objects, few of them garbage in cycles, and what is
+        # imported stays: a twentieth of all time went into looking for it.
+        gc.freeze()
+        gc.set_threshold(50_000, 10, 50)
         values._CHAINS = values.MCMC(2**14, 128, 2**18)
         values._LEARNED = values.DeBruijn(2**15, (32, 32), 2, 100)
 
 
 # Doctests of default size, which compile much.
-_SLOW_DOCTESTS = ("calibrate.calibrate", "pretraining.pretrain_scores", "check_scores")
+_SLOW_DOCTESTS = (
+    "calibrate.calibrate",
+    "check_scores",
+    "gradients.plot_ascent",
+    "optimize.minimize",
+    "optimize.result.Result",
+    "planes.plot_rate_region",
+    "pretraining.pretrain_scores",
+    "values.null_check",
+)
 
 
 def pytest_collection_modifyitems(
@@ -78,7 +92,12 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget_programs() -> Iterator[None]:
-    """Modules share few compiled programs, and all of them take gigabytes."""
+def forget_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Modules share few compiled programs, and all of them take gigabytes.
+
+    Doctests are small, and much the same.
+    """
     yield
-    jax.clear_caches()
+    if request.node.path.parent == Path(__file__).parent:
+        jax.clear_caches()
+        gc.collect()
