@@ -219,10 +219,7 @@ def _(primals, tangents):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (
-            on_the_host(),
-            "calls host by jax.pure_callback, which does not run",
-        ),
+        (on_the_host(), "calls host by jax.pure_callback, which does not run"),
         (on_the_host(vmap_method="sequential"), "calls Python by jax.pure_callback"),
     ],
 )
@@ -336,10 +333,7 @@ def test_threads_take_turns() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (
-            lambda: ig.gradient(affine, "x", "y"),
-            "ig.gradient(model, ig.MI('x', 'y",
-        ),
+        (lambda: ig.gradient(affine, "x", "y"), "ig.gradient(model, ig.MI('x', 'y"),
         (lambda: ig.estimate(affine, "x", ("y",)), "ig.MI('x', ('y',))"),
         (lambda: quiet.maximize(affine, "x", "y"), "Write ig.maximize(model, ig.MI("),
         (lambda: ig.gradient(affine, "x"), "Write ig.MI('x', 'y')"),

@@ -277,7 +277,7 @@ def test_quantized_shapes() -> None:
         assert fn.batch_shape == (2, 3) and fn.event_shape == ()
         whole, batch = (50, 2, 3), (2, 3)
         assert shapes(fn, np.zeros(whole, int)) == [
-            *(whole, whole, batch, batch, whole, (4, 2)),
+            *(whole, whole, batch, batch, whole, (4, 2))
         ]
         assert fn.enumerate_support().shape == (8, 2, 3)
         assert fn.enumerate_support(expand=False).shape == (8, 1, 1)
@@ -383,7 +383,7 @@ def test_clipped_shapes() -> None:
     fn = Clipped(dist.Normal(np.zeros((2, 1))), np.array([-1.0, 0.0, 0.5]), 1.0)
     assert fn.batch_shape == (2, 3) and fn.event_shape == ()
     assert shapes(fn, np.zeros((50, 2, 3))) == [
-        *((50, 2, 3), (50, 2, 3), (2, 3), (2, 3), (50, 2, 3), (4, 2)),
+        *((50, 2, 3), (50, 2, 3), (2, 3), (2, 3), (50, 2, 3), (4, 2))
     ]
     many = jax.vmap(lambda b: Clipped(dist.Normal(), b))(np.array([-1.0, 0.0]))
     found = jax.jit(jax.vmap(lambda d: d.log_prob(d.low)))(many)
@@ -403,10 +403,7 @@ N = dist.Normal(0.0, 1.0)
     "build, message",
     [
         (lambda: Quantized(3.0, [0.0]), "base of Quantized must be a NumPyro distrib"),
-        (
-            lambda: Quantized(dist.Poisson(3.0), [0.0]),
-            "continuous, got Poisson",
-        ),
+        (lambda: Quantized(dist.Poisson(3.0), [0.0]), "continuous, got Poisson"),
         (lambda: Quantized(dist.Levy(0.0, 1.0).to_event(0), []), "at least one number"),
         (lambda: Clipped(N.expand((3,)).to_event(1), 0.0), "univariate, got Indep"),
         (lambda: Clipped(dist.VonMises(0.0, 1.0), 0.0), "VonMises has none"),

@@ -41,6 +41,8 @@ SLOW = {
     "debugging.md",
     "divergence.md",
     "experimental_design.md",
+    "index.md",
+    "large_models.md",
     "memory.md",
     "outage.md",
     "scores.md",

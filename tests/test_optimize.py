@@ -32,11 +32,7 @@ LEARN = Denoising(
     hidden=(16,), num_steps=50, num_warm_steps=5, pool_size=8192, warm_pool_size=2048
 )
 AVERAGE = Mixture(num_components=128)
-METHODS = {
-    "auto": "auto",
-    "mixture": slow(AVERAGE),
-    "denoising": slow(LEARN),
-}
+METHODS = {"auto": "auto", "mixture": slow(AVERAGE), "denoising": slow(LEARN)}
 
 
 # y = a x + n: the information has no maximum.
