@@ -280,19 +280,6 @@ def test_handlers_around_a_call_do_not_reach_the_model(handler, name) -> None:
         assert all(w.filename == __file__ for w in seen)
 
 
-def test_handlers_around_the_model_do() -> None:
-    """I = log(1 + a^2 b^2) / 2 with a = 2: the derivative in b = 1 is 4/5."""
-
-    def model():
-        x = numpyro.sample("x", dist.Normal())
-        gain = numpyro.param("a", 1.0) * numpyro.param("b", 1.0)
-        numpyro.sample("y", dist.Normal(gain * x, 1.0))
-
-    found = ig.gradient(handlers.substitute(model, data={"a": 2.0}), XY).value
-    assert set(found) == {"b"}
-    assert float(found["b"]) == pytest.approx(0.8, rel=1e-5)
-
-
 def test_a_posterior_model_runs_without_handlers_around_the_call() -> None:
     def guide(y):
         gain = numpyro.param("gain", 0.5)

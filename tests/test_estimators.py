@@ -308,11 +308,6 @@ def test_fisher_warns_of_heavy_tails() -> None:
     assert "tails so heavy" in found.warnings[0]
 
 
-def test_fisher_refuses_discrete_sites() -> None:
-    with pytest.raises(ArgumentError, match="'y' is discrete"):
-        by_fisher(channel(lambda x: dist.Bernoulli(logits=x)))
-
-
 def test_no_method_takes_whole_numbers_for_continuous_ones() -> None:
     """Computed from noise and cast: no density, no score, and no number."""
 

@@ -132,11 +132,6 @@ def test_low_noise(method) -> None:
     check(found, {"eta": truth}, 0.03 * truth, rel=0.03)
 
 
-def test_a_mixture_has_no_use_for_a_black_box() -> None:
-    with pytest.raises(DensityError, match="deterministic"):
-        ig.gradient(links.black_box, XY, scores="mixture")
-
-
 # -- networks of the user's -----------------------------------------------------------
 class Body(nnx.Module):
     """A network as a user would write one."""
