@@ -5,7 +5,6 @@ import itertools
 from pathlib import Path
 import runpy
 
-import matplotlib
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -40,8 +39,8 @@ def received(symbols, taps, cable=CABLE):
 def log_density(y, taps, cable=CABLE):
     """log p(y) of each row, in nats, by the forward recursion over the trellis.
 
-    A state is the last MEMORY symbols, oldest first. Before the first use all states are
-    the same, because the line is silent.
+    A state is the last MEMORY symbols, oldest first. The line is silent before the
+    first use, so all states are the same there.
     """
     branches = np.array(list(itertools.product(LEVELS, repeat=MEMORY + 1)))
     alpha = np.full((len(y), len(LEVELS) ** MEMORY), -MEMORY * np.log(len(LEVELS)))
@@ -67,3 +66,61 @@ def informations(taps, count, seed, cable=CABLE):
     y = received(symbols, taps) + noise
     given = -0.5 * np.sum((noise / NOISE) ** 2 + np.log(2 * np.pi * NOISE**2), axis=1)
     return (given - log_density(y, taps, cable)) / USES
+
+
+def linear_information(taps, power):
+    """Of normal symbols through a linear driver of a power, in nats for each use."""
+    impulse = np.sqrt(power) * np.convolve(taps, CABLE) / np.linalg.norm(taps)
+    h = sum(v * np.eye(USES, k=-k) for k, v in enumerate(impulse))
+    return 0.5 * np.linalg.slogdet(np.eye(USES) + h @ h.T / NOISE**2)[1] / USES
+
+
+def mean_and_error(each):
+    return each.mean(), each.std() / np.sqrt(len(each))
+
+
+@pytest.mark.slow
+def test_a_tuned_filter_beats_all_linear_designs():
+    made = runpy.run_path(str(EXAMPLE))
+    for power, taps in zip(made["POWERS"], made["textbook"], strict=True):
+        ends = (
+            minimize(lambda h, p=power: -linear_information(h, p), start).fun
+            for start in np.eye(TAPS)
+        )
+        assert linear_information(taps, power) == pytest.approx(-min(ends), rel=1e-4)
+
+    # The density is that of the trellis, sample by sample.
+    filters, compared = np.asarray(made["both"]["taps"], float), made["compared"]
+    sm = ig.structural_model(made["link"])
+    at = {"taps": made["both"]["taps"][1]}
+    y = sm.sample(jax.random.key(1), 64, at)["y"]
+    density = sm.density(("y",), whole=True)
+    found = jax.jit(jax.vmap(density.log_prob, (None, None, 0)))(at, {}, {"y": y})
+    truth = log_density(np.asarray(y, float), filters[1])
+    np.testing.assert_allclose(found, truth, atol=1e-3)
+
+    # Two ways to a value, each with draws of its own, and their paired differences.
+    each = [informations(taps, 8192, seed=0) for taps in filters]
+    value, error = compared.value / USES, compared.standard_error / USES
+    for i in range(2):
+        truth, truth_error = mean_and_error(each[i])
+        both = np.hypot(error[i], truth_error)
+        assert_within(value[i], both, truth, max_standard_error=0.002)
+    gain, gain_error = -compared.difference[0], compared.difference_error[0]
+    truth, truth_error = mean_and_error(each[1] - each[0])
+    print(f"trellis: gain {truth:.5f} +- {truth_error:.1g}")
+    assert gain > 4 * gain_error
+    assert truth > 4 * truth_error
+    both = np.hypot(gain_error / USES, truth_error)
+    assert_within(gain / USES, both, truth, max_standard_error=0.001)
+
+    # The trellis finds no linear design, at any gain, near the tuned filter.
+    for taps in made["textbook"]:
+        for factor in made["GAINS"][::4]:
+            rival = informations(factor * np.asarray(taps, float), 512, seed=0)
+            truth, truth_error = mean_and_error(each[1][:512] - rival)
+            assert truth > 4 * truth_error
+
+    # Negative control: a trellis without the second tap of the cable.
+    wrong, _ = mean_and_error(informations(filters[1], 512, 0, cable=(0.8, 0.0)))
+    assert abs(wrong - value[1]) > 0.1
