@@ -68,7 +68,7 @@ best = sweep.best["taps"]
 
 # The density of the outputs is a sum over the symbols, by the forward algorithm.
 tuned = ig.maximize_mi(
-    link, "x", "y", init_params={"taps": best}, num_steps=60, num_samples=512
+    link, "x", "y", init_params={"taps": best}, num_steps=40, num_samples=512
 )
 both = {"taps": jnp.stack([best, tuned.params["taps"]])}
 compared = ig.design(link, both, "x", "y", num_samples=4096)
