@@ -25,6 +25,7 @@ from numpyro_infograd.errors import ArgumentError
 
 Sites = str | Iterable[str]
 Joint = frozenset[str]
+_MOST_NAMED = 32  # uses of a directed information as named sites
 
 
 class Causal(NamedTuple):
@@ -250,7 +251,7 @@ def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Obj
 
     Args:
         inputs: The site of each use, in order of time; or one site whose first axis is
-            time, as the sites of a `scan` have it.
+            time, as the sites of a `scan` have it. More than 32 uses need a scan.
         outputs: The same for the outputs. An output may depend on the inputs up to its
             use, and an input on the outputs before its use.
         given: Sites to condition on, such as a fading that the receiver knows.
@@ -259,8 +260,8 @@ def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Obj
         An objective; it can be added to others and multiplied by numbers.
 
     Raises:
-        ArgumentError: If inputs or outputs are empty, differ in number, or two sets
-            share a site.
+        ArgumentError: If inputs or outputs are empty, differ in number or are too many,
+            or two sets share a site.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -281,6 +282,13 @@ def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Obj
             f"DirectedInformation got {len(a)} inputs and {len(b)} outputs. Name one "
             "input and one output for each use, or one of each whose first axis is "
             "time."
+        )
+    if len(a) > _MOST_NAMED:
+        raise ArgumentError(
+            f"DirectedInformation got {len(a)} named uses, but more than {_MOST_NAMED} "
+            "take minutes. Write the uses as a numpyro.contrib.control_flow.scan, and "
+            "pass the site of its inputs and that of its outputs: "
+            "ig.DirectedInformation('x', 'y')."
         )
     entropies = {frozenset(b + c): 1.0}
     if c:

@@ -45,6 +45,7 @@ SLOW = {
     "large_models.md",
     "memory.md",
     "outage.md",
+    "rate_regions.md",
     "scores.md",
     "tutorial.md",
     "trust.md",

@@ -3,6 +3,8 @@
 
 from dataclasses import replace
 import itertools
+from pathlib import Path
+import runpy
 
 from links import two_users
 from models import with_gain
@@ -15,10 +17,11 @@ import optax
 import numpyro
 import numpyro.distributions as dist
 
-from helpers import quiet
+from helpers import assert_within, quiet
 import numpyro_infograd as ig
 from numpyro_infograd import MI, _regions
 from numpyro_infograd.errors import ArgumentError, DegenerateError
+from numpyro_infograd.values.base import report
 
 POWER = 10.0
 SINGLE = {"r1": MI("x1", "y", given="x2"), "r2": MI("x2", "y", given="x1")}
@@ -138,8 +141,22 @@ def test_three_rates() -> None:
 
 
 def test_corners_of_a_box_and_of_a_missing_facet() -> None:
-    corners = _regions.corners_of(("a", "b"), {("a",): 1.0, ("b",): 2.0})
-    assert {tuple(c) for c in corners} == {(0, 0), (1, 0), (0, 2), (1, 2)}
+    box = {("a",): report(1.0, 0.1, "nested"), ("b",): report(2.0, 0.2, "nested")}
+    corners, errors = _regions.corners_of(("a", "b"), box)
+    assert corners.tolist() == [[0, 0], [0, 2], [1, 0], [1, 2]]
+    np.testing.assert_allclose(errors, [0, 0.2, 0.1, 0.2])
+
+
+def test_a_rate_that_is_a_difference_has_both_errors() -> None:
+    """At the corner (1, 1.5): 2.5 +- 0.3 less 1 +- 0.1."""
+    bounds = {
+        ("a",): report(1.0, 0.1, "nested"),
+        ("b",): report(2.0, 0.2, "nested"),
+        ("a", "b"): report(2.5, 0.3, "nested"),
+    }
+    corners, errors = _regions.corners_of(("a", "b"), bounds)
+    at = corners.tolist().index([1.0, 1.5])
+    assert errors[at] == pytest.approx(0.4)
 
 
 def test_a_direction_without_an_end_is_left_out(monkeypatch) -> None:
@@ -174,6 +191,21 @@ def test_facets_that_are_no_polymatroid_are_priced_by_their_minimum() -> None:
     values["a", "b"] = replace(one, value=2.5)
     multipliers = _regions.multipliers_of(np.array([0.6, 0.4]), ("a", "b"), values)
     assert multipliers == pytest.approx({("a",): 0.2, ("a", "b"): 0.4})
+
+
+@pytest.mark.slow
+def test_fading_and_amplifiers_against_quadrature(tmp_path) -> None:
+    """The regions of examples/rate_regions.py: values at the ends, and the ends."""
+    script = Path(__file__).parents[1] / "examples" / "rate_regions.py"
+    copy = tmp_path / script.name  # the figure is saved beside the script
+    copy.write_text(script.read_text())
+    for rows in runpy.run_path(str(copy))["found"]:
+        for value, error, there, best in rows:
+            assert_within(
+                value, error, there, max_standard_error=0.01, num_sigmas=3.0
+            )
+            assert there > best - 0.003
+            assert value < best + 3 * error + 1e-5
 
 
 @pytest.mark.slow

@@ -299,18 +299,20 @@ def _region(
     facets: list[dict[tuple[str, ...], Estimate]],
     results: list[Result],
 ) -> RateRegion:
-    points, corners = [], []
+    points, corners, errors = [], [], []
     for weight, values in zip(weights, facets, strict=True):
-        own = corners_of(rates, {subset: e.value for subset, e in values.items()})
+        own, spreads = corners_of(rates, values)
         # The mean of several best corners treats all rates alike.
         gains = own @ weight
-        points.append(own[gains >= gains.max() - 1e-9].mean(axis=0))
+        best = gains >= gains.max() - 1e-9
+        points.append(own[best].mean(axis=0))
+        errors.append(spreads[best].max())
         corners.append(own)
     return RateRegion(
         rates,
         weights,
         np.array(points),
-        np.array([max(e.standard_error for e in v.values()) for v in facets]),
+        np.array(errors),
         [result.params for result in results],
         [result.status for result in results],
         {s: np.array([v[s].value for v in facets]) for s in facets[0]},

@@ -60,18 +60,28 @@ def multipliers_of(
 
 
 def corners_of(
-    rates: tuple[str, ...], values: dict[tuple[str, ...], float]
-) -> np.ndarray:
-    """Corners of {r >= 0, sum of r over each set <= its value}."""
+    rates: tuple[str, ...], values: dict[tuple[str, ...], Estimate]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of {r >= 0, sum of r over each set <= its value}, and their errors.
+
+    The error is the largest of the rates of a corner, if all errors of the bounds add
+    up: a rate may be the difference of two bounds.
+    """
     size = len(rates)
     sets = [[float(rate in subset) for rate in rates] for subset in values]
     rows = np.concatenate([sets, -np.eye(size)])
-    limits = np.concatenate([list(values.values()), np.zeros(size)])
-    found = []
-    for chosen in itertools.combinations(range(len(rows)), size):
-        matrix = rows[list(chosen)]
+    limits, errors = (
+        np.append([getattr(e, name) for e in values.values()], np.zeros(size))
+        for name in ("value", "standard_error")
+    )
+    found, spreads = [], []
+    for chosen in map(list, itertools.combinations(range(len(rows)), size)):
+        matrix = rows[chosen]
         if abs(np.linalg.det(matrix)) > 1e-9:
-            corner = np.linalg.solve(matrix, limits[list(chosen)])
+            inverse = np.linalg.inv(matrix)
+            corner = inverse @ limits[chosen]
             if np.all(rows @ corner <= limits + 1e-9):
                 found.append(np.maximum(corner, 0.0))
-    return np.unique(np.round(found, 12), axis=0)
+                spreads.append(np.max(np.abs(inverse) @ errors[chosen]))
+    corners, first = np.unique(np.round(found, 12), axis=0, return_index=True)
+    return corners, np.array(spreads)[first]

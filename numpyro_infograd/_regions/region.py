@@ -24,9 +24,10 @@ class RateRegion:
         rates: Names of the rates, in the order of the columns.
         weights: Directions that were maximised, (num_points, num_rates).
         points: The rates reached in each direction, (num_points, num_rates).
-        standard_error: Largest standard error of the bounds of each point,
-            (num_points,). It is the error of the rates at `params`. It does not include
-            that an ascent ended before the boundary; see `statuses`.
+        standard_error: Largest standard error of the rates of each point at `params`,
+            (num_points,). Where a rate is the difference of two bounds, their errors
+            add up. It does not include that an ascent ended before the boundary; see
+            `statuses`.
         params: The parameters of each point.
         statuses: How the ascent to each point ended.
         facets: Each bound at each point, clipped at zero, (num_points,).
