@@ -201,9 +201,7 @@ def test_fading_and_amplifiers_against_quadrature(tmp_path) -> None:
     copy.write_text(script.read_text())
     for rows in runpy.run_path(str(copy))["found"]:
         for value, error, there, best in rows:
-            assert_within(
-                value, error, there, max_standard_error=0.01, num_sigmas=3.0
-            )
+            assert_within(value, error, there, max_standard_error=0.01, num_sigmas=3.0)
             assert there > best - 0.003
             assert value < best + 3 * error + 1e-5
 
