@@ -596,7 +596,7 @@ def truth_of(density: Callable[[Any], Any]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), zip(MOVING, ("mixture", "denoising", "auto"), strict=True)
+    ("name", "method"), [*zip(MOVING, ("mixture", "denoising", "auto"), strict=True)]
 )
 def test_moving_boundary(name, method):
     model = with_gain(MOVING[name][0])

@@ -188,7 +188,7 @@ def test_denoising_learns_a_nonlinear_score() -> None:
     assert float(found.evidence["held_out_gain"]) > 0
 
 
-@rest_slow("given", [("x",), ()], ids=["y|x", "y"])
+@rest_slow(("given",), [(("x",),), ((),)], ids=["y|x", "y"])
 def test_denoising_is_right_at_step_zero_where_all_is_gaussian(
     multipath, given
 ) -> None:
