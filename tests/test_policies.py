@@ -5,7 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import optimize
+from scipy.special import expit, xlogy
 
+import jax
 import jax.numpy as jnp
 
 import numpyro
@@ -88,6 +91,29 @@ def test_gradient_through_a_policy(scores):
     )
 
 
+def test_draws_without_weight_may_have_no_derivative():
+    """A mean that ends at a root: draws beyond its end have a weight of zero."""
+
+    def near(theta, y):
+        return jnp.sqrt(jnp.maximum(0.04 - (theta - y) ** 2, 0.0))
+
+    def twice():
+        theta = numpyro.sample("theta", dist.Normal(0, 0.1))
+        k = numpyro.param("k", 1.0)
+        y = numpyro.sample("y", dist.Normal(k * theta, 0.01))
+        numpyro.sample("z", dist.Normal(near(k * theta, y), 1))
+
+    assert jnp.isnan(0.0 * jax.grad(near)(0.3, 0.0))
+    method = ig.scores.Contrastive(num_components=1024, num_samples=2**12)
+    found = ig.gradient(twice, ig.MI("theta", ("y", "z")), scores=method)
+    assert_within(
+        found.value["k"],
+        found.standard_error["k"],
+        np.float32(100 / 101),  # z, almost N(0.2, 1), adds nothing
+        max_standard_error=0.03,
+    )
+
+
 def test_bounds_of_a_policy():
     """One call gives both bounds with their errors."""
     method = ig.values.Nested(num_components=256, max_components=256)
@@ -147,3 +173,77 @@ def test_gradient_through_a_policy_with_hidden_noise():
     # The difference has an error of second order, about 0.01.
     assert abs(got - slope) < 3 * math.hypot(its, error) + 0.01
     assert got > 0.05
+
+
+def yes_or_no(rounds):
+    """A tree of thresholds: each answer chooses the next one."""
+    x = numpyro.param("x", jnp.asarray(START[: 2**rounds - 1]))
+    theta = numpyro.sample("theta", dist.Normal(0, 1))
+
+    def ask(node, _):
+        y = numpyro.sample("y", dist.Bernoulli(logits=4 * (theta - x[node])))
+        return 2 * node + 1 + y, None
+
+    scan(ask, jnp.zeros((), int), None, length=rounds)
+
+
+START = np.random.default_rng(0).normal(0, 0.5, 31).astype(np.float32)
+
+
+def tree_truth(x):
+    """I(theta; answers) of a tree of thresholds, by a sum over all answers."""
+    z = np.linspace(-6, 6, 801)
+    w = np.exp(-0.5 * z**2)
+    w /= w.sum()
+    paths = [(np.ones_like(z), 0)]
+    for _ in range(int(math.log2(len(x) + 1))):
+        yes = [expit(4 * (z - x[node])) for _, node in paths]
+        paths = [
+            (p * q, 2 * node + 1 + y)
+            for (p, node), each in zip(paths, yes, strict=True)
+            for y, q in enumerate((1 - each, each))
+        ]
+    p = np.array([p for p, _ in paths])
+    return w @ np.sum(xlogy(p, p), axis=0) - np.sum(xlogy(p @ w, p @ w))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "sharp"),
+    [(3, 0.001), pytest.param(5, 0.01, marks=slow)],  # 8 and 32 joint outcomes
+)
+def test_gradient_through_a_policy_with_discrete_outcomes(rounds, sharp):
+    """Outcomes have no path, so their probabilities carry the gradient."""
+    found = ig.gradient(yes_or_no, MI, model_args=(rounds,))
+    x = START[: 2**rounds - 1].astype(float)
+    h = 1e-4 * np.eye(len(x))
+    slopes = np.array([tree_truth(x + e) - tree_truth(x - e) for e in h]) / 2e-4
+    assert_within(
+        found.value["x"],
+        found.standard_error["x"],
+        slopes.astype(np.float32),
+        max_standard_error=sharp,
+        rounding=1e-5,
+    )
+    assert np.abs(slopes).max() > 5 * sharp
+
+
+@slow
+def test_a_policy_with_discrete_outcomes_is_trained():
+    """The ascent finds the best tree, which beats the best three thresholds."""
+
+    def lost(x):
+        return -tree_truth(x)
+
+    best = -optimize.minimize(lost, np.array([0, -0.6, 0.6, -1, -0.3, 0.3, 1])).fun
+    order = [0, 1, 1, 2, 2, 2, 2]
+    static = optimize.minimize(lambda x: lost(x[order]), np.array([-0.6, 0.0, 0.6]))
+    assert best + static.fun > 0.03
+    trained = ig.maximize_mi(
+        yes_or_no, "theta", "y", model_args=(3,), progress_bar=False
+    )
+    reached = tree_truth(np.asarray(trained.params["x"], float))
+    assert reached > best - 0.001
+    estimate = trained.estimate
+    assert_within(
+        estimate.value, estimate.standard_error, reached, max_standard_error=0.005
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+import functools
 import math
 from typing import Any
 
@@ -125,15 +126,16 @@ class Contrastive(ScoreMethod):
             found = jax.vmap(over_draws, (0, 0, None))(moved, rest, part)
             return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
-        def weighted(part: Values, weights: jax.Array) -> Values:
+        def weighted(part: Values, weights: jax.Array, least: Any) -> Values:
             """Sum of weights times scores over a block, by one derivative a sample."""
 
             def one(moved: Values, rest: Values, own: Values, w: jax.Array) -> Values:
-                # Draws without weight may have no finite derivative.
-                safe = jax.tree.map(
-                    lambda x, y: jnp.where(expand(w > 0, x), x, y[None]), part, own
-                )
-                return jax.grad(lambda at: w @ over_draws(at, rest, safe))(moved)
+                draws = part
+                if least is not None:
+                    draws = jax.tree.map(
+                        lambda x, y: jnp.where(expand(w > least, x), x, y), part, own
+                    )
+                return jax.grad(lambda at: w @ over_draws(at, rest, draws))(moved)
 
             return jax.vmap(one)(moved, rest, own, weights)
 
@@ -144,17 +146,29 @@ class Contrastive(ScoreMethod):
         log_all = jnp.logaddexp(log_own, jnp.logaddexp(*by_half))
         weights = jnp.exp(log_each - log_all[:, None])
 
-        def add(total: Values, block: Any) -> tuple[Values, None]:
-            return jax.tree.map(jnp.add, total, weighted(*block)), None
+        def summed(block: Any, least: Any) -> Values:
+            def add(total: Values, block: Any) -> tuple[Values, None]:
+                return jax.tree.map(jnp.add, total, weighted(*block, least)), None
 
-        def summed(block: Any) -> Values:
             start = jax.tree.map(jnp.zeros_like, moved)
             return jax.lax.scan(add, start, block)[0]
 
         split = jax.tree.map(
             lambda x: x.reshape(2, -1, *x.shape[1:]), (blocks, weights)
         )
-        sums = jax.lax.map(summed, split)
+
+        def over_halves(least: Any = None) -> Values:
+            return jax.lax.map(functools.partial(summed, least=least), split)
+
+        # What depends on shared draws alone is computed once for all samples. But draws
+        # without weight may have no finite derivative: then each sample leaves out its
+        # own. A loop, because both branches of a condition run under vmap. Its body
+        # depends on its state, else XLA moves the body out of the loop.
+        sums, _ = jax.lax.while_loop(
+            lambda at: (at[1] == 0.0) & ~_all_finite(at[0]),
+            lambda at: (over_halves(at[1]), at[1] + 1.0),
+            (over_halves(), jnp.zeros(())),
+        )
         share = jnp.exp(log_own - log_all)
         larger = jnp.exp(log_all - jnp.logaddexp(log_own, by_half))  # (2, num_samples)
         mine = jax.tree.map(lambda x: expand(share, x) * x, own_score)
@@ -172,3 +186,7 @@ class Contrastive(ScoreMethod):
             "own_weight": jnp.mean(share),
         }
         return Scores(mean, jax.tree.map(missed, mean, mine, sums), evidence)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
