@@ -13,10 +13,10 @@ turned into one orientation first: equal designs then differ by no noise.
 """
 
 import argparse
-import itertools
 import time
 
 import numpy as np
+from scipy import optimize
 
 import jax
 import jax.numpy as jnp
@@ -99,12 +99,14 @@ def train(contrastive, seconds):
 
 def turned(x, like):
     """A design in the order, and turned or mirrored to the orientation, of another."""
-    rows = map(list, itertools.permutations(range(DETECTORS)))
-    orders = [np.asarray(x)[row] for row in rows]
-    ends = []
-    for order in orders:
-        left, _, right = np.linalg.svd(order.T @ np.asarray(like))
-        ends.append(order @ left @ right)
+    x, like, ends = np.asarray(x), np.asarray(like), []
+    for angle in np.linspace(0, 2 * np.pi, 36, endpoint=False):
+        c, s = np.cos(angle), np.sin(angle)
+        for turn in ([[c, -s], [s, c]], [[c, s], [s, -c]]):
+            apart = np.sum((like[:, None] - x @ turn) ** 2, axis=2)
+            order = x[optimize.linear_sum_assignment(apart)[1]]
+            left, _, right = np.linalg.svd(order.T @ like)
+            ends.append(order @ left @ right)
     return jnp.asarray(min(ends, key=lambda end: np.sum((end - like) ** 2)))
 
 

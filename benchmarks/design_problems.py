@@ -6,7 +6,7 @@
 
 Each row has a design, its expected information with the standard error, and, where one
 exists, an independent value: quadrature, or a classical optimum. The bounds are the
-prior contrastive and the nested Monte Carlo bound.
+prior contrastive and the nested Monte Carlo bound. Seconds are those of the processor.
 """
 
 import argparse
@@ -28,13 +28,76 @@ from numpyro_infograd.distributions import Clipped
 
 Z = np.linspace(-6, 6, 1920)  # points of a standard normal variable, without 0
 WEIGHT = stats.norm.pdf(Z) / stats.norm.pdf(Z).sum()
-BOUNDS = ig.values.Nested(num_components=2**15, max_components=2**15)
 
 
 def row(problem, design, value, error, check=""):
     print(
         f"| {problem} | {design} | {value:.4f} +- {error:.1g} | {check} |", flush=True
     )
+
+
+def d_optimal(respond, middle, spread, tried, end):
+    """Times with the most information if the response were linear at the median."""
+
+    def lost(t):
+        noise = respond(middle, t)[1]
+        slope = jax.jacobian(lambda theta: respond(theta, t)[0])(middle)
+        scaled = spread * slope / noise[:, None]
+        return -jnp.linalg.slogdet(jnp.eye(len(middle)) + scaled.T @ scaled)[1]
+
+    both = jax.jit(jax.value_and_grad(lost))
+    inside = [(0.01, end)] * tried.shape[1]
+    found = [
+        optimize.minimize(
+            lambda t: tuple(np.asarray(x, float) for x in both(t)),
+            start,
+            jac=True,
+            bounds=inside,
+        )
+        for start in sorted(tried, key=lambda t: both(t)[0])[:4]
+    ]
+    return min(found, key=lambda each: each.fun).x.astype(np.float32)
+
+
+def compare_times(model, target, respond, middle, spread, end, count):
+    """Rows of times by chance, at equal intervals, by linearising, and by an ascent."""
+    began = time.process_time()
+    tried = np.random.default_rng(0).uniform(0, end, (64, count)).astype(np.float32)
+    batch = ig.design(
+        model, {"t": tried}, target, "y", num_samples=1024, num_components=256
+    )
+    ascent = ig.maximize_mi(
+        model,
+        target,
+        "y",
+        scores="contrastive",
+        init_params=batch.best,
+        num_steps=200,
+        progress_bar=False,
+    )
+    seconds = time.process_time() - began
+    rows = {
+        f"median of {len(tried)} random": tried[batch.ranking[len(tried) // 2]],
+        "equal intervals": end * np.arange(1, count + 1, dtype=np.float32) / count,
+        "D-optimal at the median": d_optimal(respond, middle, spread, tried, end),
+        f"best of {len(tried)} random": batch.best["t"],
+        "ascent from there": np.asarray(ascent.params["t"]),
+    }
+    times = np.stack(list(rows.values())).clip(0, 0.999 * end)
+    found = ig.design(
+        model,
+        {"t": times},
+        target,
+        "y",
+        num_samples=4096,
+        num_components=2**15,
+    )
+    for i, name in enumerate(rows):
+        check = f"bounds {found.lower[i]:.3f} and {found.upper[i]:.3f}"
+        if i == len(rows) - 1:
+            check += f"; {seconds:.0f} s"
+        design = f"{name}: {', '.join(f'{t:.1f}' for t in np.sort(times[i]))}"
+        row(model.__name__, design, found.value[i], found.standard_error[i], check)
 
 
 def from_table(weight, p):
@@ -136,43 +199,78 @@ def show_elasticity():
 SAMPLES, DOSE, HOURS = 5, 400.0, 24.0
 
 
-def pharmacokinetics():
-    """Five concentrations of a drug after a dose, with two kinds of noise."""
-    start = jnp.array([0.5, 2.0, 6.0, 12.0, 20.0])
-    between = dist.constraints.interval(0.0, HOURS)
-    t = numpyro.param("t", start, constraint=between)
-    middle = jnp.log(jnp.array([1.0, 0.1, 20.0]))
-    theta = numpyro.sample("theta", dist.Normal(middle, 0.05**0.5).to_event(1))
+BLOOD = jnp.log(jnp.array([1.0, 0.1, 20.0])), 0.05**0.5
+
+
+def concentration(theta, t):
+    """Concentrations of a drug at hours t, and their noise, of two kinds."""
     taken, lost, volume = jnp.exp(theta)
     fall = jnp.exp(-lost * t) - jnp.exp(-taken * t)
     mean = DOSE / volume * taken / (taken - lost) * fall
-    noise = jnp.sqrt(0.1 + 0.01 * mean**2)
-    numpyro.sample("y", dist.Normal(mean, noise).to_event(1))
+    return mean, jnp.sqrt(0.1 + 0.01 * mean**2)
+
+
+def pharmacokinetics():
+    """Five concentrations of a drug after a dose."""
+    start = jnp.array([0.5, 2.0, 6.0, 12.0, 20.0])
+    between = dist.constraints.interval(0.0, HOURS)
+    t = numpyro.param("t", start, constraint=between)
+    theta = numpyro.sample("theta", dist.Normal(*BLOOD).to_event(1))
+    numpyro.sample("y", dist.Normal(*concentration(theta, t)).to_event(1))
 
 
 def show_pharmacokinetics():
-    even = {"t": jnp.linspace(HOURS / SAMPLES, HOURS - 0.01, SAMPLES)}
-    began = time.perf_counter()
-    ascent = ig.maximize_mi(
-        pharmacokinetics, "theta", "y", num_steps=200, progress_bar=False
+    compare_times(
+        pharmacokinetics,
+        "theta",
+        concentration,
+        *BLOOD,
+        HOURS,
+        SAMPLES,
     )
-    seconds = time.perf_counter() - began
-    for name, params in (("even", even), ("ascent", ascent.params)):
-        found = ig.mutual_information(
-            pharmacokinetics,
-            "theta",
-            "y",
-            params=params,
-            method=BOUNDS,
-            num_samples=4096,
-        )
-        low, high = (found.diagnostics[f"{end}_bound"][0] for end in ("lower", "upper"))
-        hours = np.round(np.sort(np.asarray(params["t"])), 1).tolist()
-        check = f"bounds {low:.3f} and {high:.3f}"
-        if name == "ascent":
-            check += f"; {seconds:.0f} s"
-        design = f"{name}: {hours} h"
-        row("pharmacokinetics", design, found.value, found.standard_error, check)
+
+
+# -- an epidemic: on which days to count the sick --------------------------------------
+TOWN, DAYS, COUNTS, STEPS = 500.0, 60.0, 3, 60
+
+
+def sick(infect, recover, t):
+    """Sick people at time t of the SIR equations, by Runge-Kutta steps of t / STEPS."""
+
+    def slope(well, ill):
+        new = infect * well * ill / TOWN
+        return jnp.array([-new, new - recover * ill])
+
+    def step(at, _):
+        h = t / STEPS
+        a = slope(*at)
+        b = slope(*(at + 0.5 * h * a))
+        c = slope(*(at + 0.5 * h * b))
+        d = slope(*(at + h * c))
+        return at + h / 6 * (a + 2 * b + 2 * c + d), None
+
+    return jax.lax.scan(step, jnp.array([TOWN - 2, 2.0]), None, length=STEPS)[0][1]
+
+
+RATES = jnp.log(jnp.array([0.5, 0.1])), 0.5  # a day, of infection and recovery
+
+
+def counted(rates, t):
+    """Counts of the sick on days t, and their noise."""
+    mean = jax.vmap(lambda t: sick(*jnp.exp(rates), t))(t)
+    return mean, jnp.sqrt(1 + mean + (0.1 * mean) ** 2)
+
+
+def epidemic():
+    """Three noisy counts of the sick in a town of 500; two are sick on day 0."""
+    start = jnp.array([10.0, 20.0, 40.0])
+    t = numpyro.param("t", start, constraint=dist.constraints.interval(0.0, DAYS))
+    rates = numpyro.sample("rates", dist.Normal(*RATES).to_event(1))
+    numpyro.sample("y", dist.Normal(*counted(rates, t)).to_event(1))
+
+
+def show_epidemic():
+    compare_times(epidemic, "rates", counted, *RATES, DAYS, COUNTS)
 
 
 PROBLEMS = {
@@ -180,6 +278,7 @@ PROBLEMS = {
     "discounting": show_discounting,
     "elasticity": show_elasticity,
     "pharmacokinetics": show_pharmacokinetics,
+    "epidemic": show_epidemic,
 }
 
 

@@ -11,6 +11,7 @@ inferred between the rounds.
 """
 
 import argparse
+import math
 import time
 
 from flax import nnx
@@ -123,8 +124,10 @@ def main():
             f"{high[0]:.3f} +- {high[1]:.3f} nats, "
             f"after {seconds:.0f} seconds"
         )
-        lower[model] = low[0]
-    print(f"the policy gains {lower[adaptive] - lower[static]:.3f} nats")
+        lower[model] = low
+    (before, one), (after, other) = lower[static], lower[adaptive]
+    gain, error = after - before, math.hypot(one, other)
+    print(f"the policy gains {gain:.3f} +- {error:.3f} nats")
 
 
 if __name__ == "__main__":
