@@ -19,17 +19,18 @@ def is_known(value: Any) -> bool:
     return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value))
 
 
-def as_floats(name: str, value: Any) -> Any:
-    """Real numbers as a floating-point array: of NumPy, or traced."""
-    dtype = jnp.result_type(float)
-    wrong = f"{name} must be finite real numbers, got {value!r:.80}. Pass an array."
+def as_floats(name: str, value: Any, kind: type = float) -> Any:
+    """Real or complex numbers as an array of this kind: of NumPy, or traced."""
+    what = "finite real numbers" if kind is float else "finite numbers"
+    wrong = f"{name} must be {what}, got {value!r:.80}. Pass an array."
     try:
         array = np.asarray(value) if is_known(value) else jnp.asarray(value)
     except (TypeError, ValueError):
         raise ArgumentError(wrong) from None
-    if not is_real(array):
+    turns = kind is complex and jnp.issubdtype(array.dtype, jnp.complexfloating)
+    if not turns and not is_real(array):
         raise ArgumentError(wrong)
-    array = array.astype(dtype)
+    array = array.astype(jnp.result_type(kind))
     if isinstance(array, np.ndarray) and not np.all(np.isfinite(array)):
         raise ArgumentError(wrong)
     return array

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution, biject_to, constraints, transforms
 from numpyro.distributions.util import promote_shapes, validate_sample
 
-from numpyro_infograd._arguments import is_real
 from numpyro_infograd.distributions.arrays import as_floats, as_shape, is_known
 from numpyro_infograd.errors import ArgumentError
 
@@ -78,7 +77,7 @@ class ComplexNormal(Distribution):
     def __init__(
         self, loc: Any = 0.0, scale: Any = 1.0, *, validate_args: bool | None = None
     ) -> None:
-        loc, scale = _as_complex("loc", loc), as_floats("scale", scale)
+        loc, scale = as_floats("loc", loc, complex), as_floats("scale", scale)
         if is_known(scale) and not np.all(scale > 0):
             raise ArgumentError(
                 f"scale must be positive, got {scale}. It is the root of a variance."
@@ -178,7 +177,7 @@ class MultivariateComplexNormal(Distribution):
             scale_tril = _cholesky(covariance_matrix)
         else:
             scale_tril = _as_tril(scale_tril)
-        loc, size = _as_complex("loc", loc), scale_tril.shape[-1]
+        loc, size = as_floats("loc", loc, complex), scale_tril.shape[-1]
         if np.ndim(loc) == 0:
             loc = loc[None]
         if loc.shape[-1] not in (1, size):
@@ -274,23 +273,9 @@ def _solve(tril: Any, vector: jax.Array) -> jax.Array:
     )[..., 0]
 
 
-def _as_complex(name: str, value: Any) -> Any:
-    """Real or complex numbers as a complex array: of NumPy, or traced."""
-    wrong = f"{name} must be finite numbers, got {value!r:.80}. Pass an array."
-    try:
-        array = np.asarray(value) if is_known(value) else jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise ArgumentError(wrong) from None
-    if not is_real(array) and not jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ArgumentError(wrong)
-    if is_known(array) and not np.all(np.isfinite(array)):
-        raise ArgumentError(wrong)
-    return array.astype(jnp.result_type(complex))
-
-
 def _as_matrix(name: str, value: Any) -> Any:
     """Square complex matrices."""
-    matrix = _as_complex(name, value)
+    matrix = as_floats(name, value, complex)
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or not matrix.size:
         raise ArgumentError(
             f"{name} must be a square matrix, or a batch of them, got shape "
