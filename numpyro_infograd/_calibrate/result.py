@@ -134,17 +134,6 @@ class Calibration(Result):
         """Draw the recordings and the twin's replicates: see `plots.plot_twin`.
 
         `plots.plot_ascent` draws the history of the calibration.
-
-        Args:
-            axes: Matplotlib axes, one for each number of an output; None makes a
-                figure.
-
-        Returns:
-            The axes.
-
-        Raises:
-            ArgumentError: For invalid or too many axes.
-            ImportError: If the `plots` extra is not installed.
         """
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_twin(self, axes)

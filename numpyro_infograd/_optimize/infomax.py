@@ -217,13 +217,8 @@ class InfoMax:
 
         Args:
             rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
-            num_steps: As in `maximize`.
+            num_steps: As in `maximize`, as are the named settings.
             *args: Arguments of the model.
-            progress_bar: As in `maximize`.
-            init_params: As in `maximize`.
-            num_restarts: As in `maximize`.
-            annealing: As in `maximize`.
-            checkpoint: As in `maximize`.
             **kwargs: Keyword arguments of the model.
 
         Returns:

@@ -136,19 +136,7 @@ class Result:
         return html_table(type(self).__name__, self._rows(), self._notes())
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw the ascent with all its restarts: see `plots.plot_ascent`.
-
-        Args:
-            axes: Two matplotlib axes, or one for only the objective; None makes a
-                figure.
-
-        Returns:
-            The axes.
-
-        Raises:
-            ArgumentError: For a result without steps.
-            ImportError: If the `plots` extra is not installed.
-        """
+        """Draw the ascent with all its restarts: see `plots.plot_ascent`."""
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_ascent(self, axes)
 

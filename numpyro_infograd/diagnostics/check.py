@@ -151,18 +151,7 @@ class ScoreCheck:
         return "\n".join(rows)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the method's cotangents against those of chains.
-
-        Args:
-            ax: Matplotlib axes to draw on; None makes a figure.
-
-        Returns:
-            The axes.
-
-        Raises:
-            ArgumentError: If no chain could check the scores.
-            ImportError: If the `plots` extra is not installed.
-        """
+        """Draw the scores against those of chains: see `plots.plot_score_check`."""
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_score_check(self, ax)
 

@@ -139,19 +139,7 @@ class RankCheck:
         return html_table(type(self).__name__, self._lines(), self._notes())
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw histograms of the ranks: see `plots.plot_ranks`.
-
-        Args:
-            axes: Matplotlib axes, one for each number of a parameter; None makes a
-                figure.
-
-        Returns:
-            The axes.
-
-        Raises:
-            ArgumentError: For invalid or too many axes.
-            ImportError: If the `plots` extra is not installed.
-        """
+        """Draw histograms of the ranks: see `plots.plot_ranks`."""
         plots = importlib.import_module("numpyro_infograd.plots")
         return plots.plot_ranks(self, axes)
 
