@@ -30,5 +30,6 @@ sampled_and_slow = pytest.mark.parametrize(
 def rest_slow(names: Any, values: Iterable[Any], **settings: Any) -> Any:
     """Parameters of a test that is slow for all values but the first."""
     first, *rest = values
-    rest = [slow(*(v if isinstance(v, tuple) else (v,))) for v in rest]
+    several = not isinstance(names, str) or "," in names
+    rest = [slow(*v) if several else slow(v) for v in rest]
     return pytest.mark.parametrize(names, [first, *rest], **settings)
