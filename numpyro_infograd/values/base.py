@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 import math
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
+from numpyro_infograd._density import Values
 from numpyro_infograd._objectives import Objective
+from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import Means, Term, at_each
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,30 @@ class Estimator(Protocol):
         Returns:
             The value with its standard error and bounds, in nats.
         """
+
+
+class Sum(NamedTuple):
+    """sum of coefficient * h(sites | given), plus expectations: a pytree."""
+
+    forward: Program
+    densities: tuple[Any, ...]
+    coefficients: jax.Array
+    expectations: Means
+
+    @staticmethod
+    def of(
+        sm: StructuralModel,
+        terms: tuple[Term, ...],
+        expectations: Means,
+        densities: tuple[Any, ...],
+    ) -> Sum:
+        """The sum for the density of each term."""
+        coefficients = jnp.asarray([term.coefficient for term in terms])
+        return Sum(sm.forward, densities, coefficients, expectations)
+
+    def mean(self, values: Values) -> jax.Array:
+        """The expectations at each of a batch of values, (num_samples,)."""
+        return self.expectations.coefficients @ at_each(self.expectations, values)
 
 
 def report(

@@ -38,11 +38,11 @@ from numpyro_infograd._pilot import FEWEST_STEPS
 from numpyro_infograd._problem import REPLICATES
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
-from numpyro_infograd._terms import Means, Term, at_each, resolve, trace_expectations
+from numpyro_infograd._terms import Term, resolve, trace_expectations
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.scores import MCMC as Chains
 from numpyro_infograd.scores.base import fit_score
-from numpyro_infograd.values.base import Estimate
+from numpyro_infograd.values.base import Estimate, Sum
 from numpyro_infograd.values.nested import refuse_without_density
 
 _BATCH = 2048  # samples of one call
@@ -112,22 +112,17 @@ class MCMC:
                 )
         tune_key, rng_key = jax.random.split(rng_key)
         keys = (jax.random.fold_in(tune_key, i) for i in range(len(densities)))
-        way = _Way(
-            sm.forward,
-            densities,
-            jnp.asarray([term.coefficient for term in terms]),
-            trace_expectations(objective, sm),
-            tuple(
-                self._tuned(density, sm.forward, params, key)
-                for density, key in zip(densities, keys, strict=True)
-            ),
-            params,
-            NoiseSource.of(sm.spec, _BATCH // REPLICATES),
+        tunings = tuple(
+            self._tuned(density, sm.forward, params, key)
+            for density, key in zip(densities, keys, strict=True)
         )
+        total = Sum.of(sm, terms, trace_expectations(objective, sm), densities)
+        source = NoiseSource.of(sm.spec, _BATCH // REPLICATES)
 
         def run(index: int, levels: int, bend: float) -> Ends:
             key = jax.random.fold_in(rng_key, index)
-            found = _anneal(way, key, jnp.asarray(levels), jnp.asarray(bend))
+            ends = jnp.asarray(levels), jnp.asarray(bend)
+            found = _anneal(total, tunings, params, source, key, *ends)
             return Ends(*(np.asarray(x, np.float64) for x in found))
 
         return self._grown(run)
@@ -239,24 +234,18 @@ class Ends(NamedTuple):
         )
 
 
-class _Way(NamedTuple):
-    """The arguments of an annealing besides its levels."""
-
-    forward: Program
-    densities: tuple[Density, ...]
-    coefficients: jax.Array
-    expectations: Means
-    tunings: tuple[Tuning | None, ...]
-    params: Any
-    source: NoiseSource
-
-
 @quick_jit
 def _anneal(
-    way: _Way, rng_key: jax.Array, levels: jax.Array, bend: jax.Array
+    total: Sum,
+    tunings: tuple[Tuning | None, ...],
+    params: Any,
+    source: NoiseSource,
+    rng_key: jax.Array,
+    levels: jax.Array,
+    bend: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """The fields of `Ends`, from replicates."""
-    params, num_samples = way.params, way.source.size
+    num_samples = source.size
 
     def log_density(
         density: Density, tuning: Tuning | None, noise: Values, values: Values, key: Any
@@ -276,24 +265,23 @@ def _anneal(
 
     def replicate(key: jax.Array) -> tuple[jax.Array, ...]:
         noise_key, key = jax.random.split(key)
-        noise = way.source(noise_key)
-        values = simulate(way.forward, params, noise)
+        noise = source(noise_key)
+        values = simulate(total.forward, params, noise)
         each, lost = jnp.zeros((num_samples, 3)), jnp.zeros(())
         for i, (density, tuning) in enumerate(
-            zip(way.densities, way.tunings, strict=True)
+            zip(total.densities, tunings, strict=True)
         ):
             own = jax.random.fold_in(key, i)
             low, high = log_density(density, tuning, noise, values, own)
-            c = way.coefficients[i]
+            c = total.coefficients[i]
             near = jnp.maximum(low, high - _WIDEST)
             far = jnp.maximum(low, high - _HOPELESS)
             lost += 0.5 * jnp.abs(c) * jnp.mean(near - far)
             ends = jnp.where(c > 0, high, low), jnp.where(c > 0, low, high)
             each -= c * jnp.stack([0.5 * (near + high), *ends], axis=1)
-        means = way.expectations
-        each += (means.coefficients @ at_each(means, values))[:, None]
+        each += total.mean(values)[:, None]
         limit = min(REPLICATES * num_samples // 64, 256)
-        known = squares(way.source.spec, noise, limit)
+        known = squares(source.spec, noise, limit)
         left = each - jnp.mean(each, axis=0)
         sums = jnp.mean(each, axis=0), jnp.mean(known, axis=0)
         return (*sums, known.T @ known, known.T @ left, lost)

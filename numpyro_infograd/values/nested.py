@@ -20,12 +20,10 @@ from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._noise import NoiseSource, squares, standard_error
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import REPLICATES, check_num_samples
-from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import (
     Means,
     Term,
-    at_each,
     has_density,
     resolve,
     trace_expectations,
@@ -34,7 +32,7 @@ from numpyro_infograd.errors import VOUCH, ArgumentError, DensityError
 from numpyro_infograd.scores import Mixture
 from numpyro_infograd.scores.exact import GaussianEntropy
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
-from numpyro_infograd.values.base import Estimate
+from numpyro_infograd.values.base import Estimate, Sum
 
 _EVALUATIONS = 2**26  # density evaluations of one estimate
 _CHUNK = 1024  # samples evaluated at once
@@ -239,55 +237,42 @@ def average_each(
         for t in terms
     )
     mixture = Mixture(num_components=num_components)
-    return (_averages if designs else _average)(
-        sm.forward,
-        densities,
-        jnp.asarray([term.coefficient for term in terms]),
-        expectations,
-        tuple(
-            mixture.init(d, rng_key) if isinstance(d, Density) and d.hidden else None
-            for d in densities
-        ),
-        *((params, designs) if designs else (params,)),
-        NoiseSource.of(sm.spec, num_samples // REPLICATES),
-        rng_key,
-        method=mixture,
+    components = tuple(
+        mixture.init(d, rng_key) if isinstance(d, Density) and d.hidden else None
+        for d in densities
+    )
+    total = Sum.of(sm, terms, expectations, densities)
+    source = NoiseSource.of(sm.spec, num_samples // REPLICATES)
+    return _averages(
+        total, components, params, designs, source, rng_key, method=mixture
     )
 
 
 @quick_jit(static_argnames=("method",))
 def _averages(
-    forward: Program,
-    densities: Any,
-    coefficients: jax.Array,
-    expectations: Means,
-    components: Any,
+    total: Sum,
+    components: tuple[Any, ...],
     params: Any,
     designs: Any,
-    *rest: Any,
-    **static: Any,
+    source: NoiseSource,
+    rng_key: jax.Array,
+    *,
+    method: Mixture,
 ) -> Average:
-    """`_average` at each design, one after the other, which limits memory."""
+    """The average at each design, one after the other, which limits memory."""
 
     def one(design: Any) -> Average:
-        at = params | design
-        parts = forward, densities, coefficients, expectations, components, at
-        return _average(*parts, *rest, **static)
+        return _average(total, components, params | design, source, rng_key, method)
 
-    return jax.lax.map(one, designs)
+    return jax.lax.map(one, designs) if designs else one({})
 
 
-@quick_jit(static_argnames=("method",))
 def _average(
-    forward: Program,
-    densities: tuple[Density | GaussianEntropy, ...],
-    coefficients: jax.Array,
-    expectations: Means,
+    total: Sum,
     components: tuple[Any, ...],
     params: Any,
     source: NoiseSource,
     rng_key: jax.Array,
-    *,
     method: Mixture,
 ) -> Average:
     """The average at one value of the parameters.
@@ -300,12 +285,12 @@ def _average(
     def replicate(key: jax.Array) -> Any:
         noise_key, inner_key = jax.random.split(key)
         noise = source(noise_key)
-        values = simulate(forward, params, noise)
+        values = simulate(total.forward, params, noise)
         each = jnp.zeros((size, 3))  # the value, its lower and its upper bound
         removed, smallest = jnp.zeros(()), jnp.asarray(jnp.inf)
         unexplained, lost = jnp.zeros(()), jnp.zeros(2, bool)
-        for i, density in enumerate(densities):
-            c = coefficients[i]
+        for i, density in enumerate(total.densities):
+            c = total.coefficients[i]
             if isinstance(density, GaussianEntropy):
                 held = {s: values[s] for s in density.given}
                 each += c * _over(density, params, held)[:, None]
@@ -341,7 +326,7 @@ def _average(
             unexplained += jnp.abs(c) * jnp.mean(alone)
             removed -= c * jnp.mean(correction)
             smallest = jnp.minimum(smallest, 1 / jnp.mean(1 / effective))
-        each += (expectations.coefficients @ at_each(expectations, values))[:, None]
+        each += total.mean(values)[:, None]
         known = squares(source.spec, noise, min(REPLICATES * size // 64, 256))
         gram, cross = known.T @ known, known.T @ (each - jnp.mean(each, axis=0))
         means = jnp.mean(each, axis=0)

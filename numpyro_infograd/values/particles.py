@@ -18,11 +18,10 @@ from numpyro_infograd._noise import NoiseSource, standard_error
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._particles import Filter
 from numpyro_infograd._problem import REPLICATES
-from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
-from numpyro_infograd._terms import Means, at_each, resolve, trace_expectations
+from numpyro_infograd._terms import resolve, trace_expectations
 from numpyro_infograd.errors import ArgumentError, DensityError
-from numpyro_infograd.values.base import Estimate, report
+from numpyro_infograd.values.base import Estimate, Sum, report
 from numpyro_infograd.values.nested import refuse_without_density
 
 _CHUNK = 64  # samples that are filtered at once
@@ -73,18 +72,13 @@ class Particles:
         terms = resolve(objective, sm)
         refuse_without_density(sm, terms)
         densities = [sm.density(t.sites, t.given, whole=True) for t in terms]
+        expectations = trace_expectations(objective, sm)
+        source = NoiseSource.of(sm.spec, self.num_samples // REPLICATES)
         count = self.num_particles
         while True:
-            found = _average(
-                sm.forward,
-                with_filters(sm, densities, count),
-                jnp.asarray([term.coefficient for term in terms]),
-                trace_expectations(objective, sm),
-                params,
-                NoiseSource.of(sm.spec, self.num_samples // REPLICATES),
-                rng_key,
-            )
-            found = jax.tree.map(float, found)
+            filters = with_filters(sm, densities, count)
+            total = Sum.of(sm, terms, expectations, filters)
+            found = jax.tree.map(float, _average(total, params, source, rng_key))
             if found.variance <= _SMALL or count >= self.max_particles:
                 break
             # The variance falls as one over the number of particles.
@@ -141,22 +135,16 @@ class _Found(NamedTuple):
 
 @quick_jit
 def _average(
-    forward: Program,
-    densities: tuple[Density | Filter, ...],
-    coefficients: jax.Array,
-    expectations: Means,
-    params: Any,
-    source: NoiseSource,
-    rng_key: jax.Array,
+    total: Sum, params: Any, source: NoiseSource, rng_key: jax.Array
 ) -> _Found:
     def replicate(key: jax.Array) -> Any:
         noise_key, key = jax.random.split(key)
-        values = simulate(forward, params, source(noise_key))
-        each = expectations.coefficients @ at_each(expectations, values)
+        values = simulate(total.forward, params, source(noise_key))
+        each = total.mean(values)
         removed = variance = jnp.zeros(())
         smallest = jnp.asarray(jnp.inf)
-        for i, density in enumerate(densities):
-            c = coefficients[i]
+        for i, density in enumerate(total.densities):
+            c = total.coefficients[i]
             if isinstance(density, Density):
                 own = {s: values[s] for s in density.all_sites}
                 log_p = jax.vmap(density.log_prob, (None, None, 0))(params, {}, own)
