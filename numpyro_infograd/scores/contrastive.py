@@ -148,7 +148,9 @@ class Contrastive(ScoreMethod):
 
         def summed(block: Any, least: Any) -> Values:
             def add(total: Values, block: Any) -> tuple[Values, None]:
-                return jax.tree.map(jnp.add, total, weighted(*block, least)), None
+                part, weights = block
+                found = weighted(part, weights, least)
+                return jax.tree.map(jnp.add, total, found), None
 
             start = jax.tree.map(jnp.zeros_like, moved)
             return jax.lax.scan(add, start, block)[0]
