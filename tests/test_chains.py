@@ -273,12 +273,16 @@ def test_scores_over_discrete_states_are_those_of_a_sum() -> None:
 AMPLIFIER = truths.tanh_derivative(1.0)
 
 
-@pytest.mark.slow
-def test_the_gradient_of_an_amplifier() -> None:
-    found = ig.gradient(links.amplifier, XY, scores="mcmc")
-    assert_found(found, {"eta": AMPLIFIER}, 0.004)
-    assert not found.warnings
+@rest_slow(
+    ("scores", "sharp"),
+    [(MCMC(max_steps=64, pilot_size=256, num_samples=2048), 0.03), ("mcmc", 0.004)],
+    ids=["small", "default"],
+)
+def test_the_gradient_of_an_amplifier(scores, sharp) -> None:
+    found = ig.gradient(links.amplifier, XY, scores=scores)
+    assert_found(found, {"eta": AMPLIFIER}, sharp)
     assert found.diagnostics["num_steps(y)"] <= 256
+    assert scores != "mcmc" or not found.warnings
 
 
 def rotated(size: int, noise: float) -> Callable[[], None]:

@@ -154,6 +154,7 @@ def test_simplex_projection_fills_water() -> None:
     assert "converged" in result.status
 
 
+@pytest.mark.slow
 def test_updates_inside_jit_and_scan() -> None:
     """As one by one; the object holds no state that a trace would leave behind."""
     ascent = ig.InfoMax(links.amplifier, ig.MI("x", "y"), optax.adam(0.1))

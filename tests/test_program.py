@@ -3,6 +3,7 @@
 
 import functools
 
+from methods import rest_slow
 import numpy as np
 import pytest
 
@@ -149,7 +150,7 @@ MAKERS = [
 
 
 @pytest.mark.parametrize("make", MAKERS)
-@pytest.mark.parametrize("kind", [float, np.full, jnp.full])
+@rest_slow("kind", [np.full, jnp.full, float])
 def test_derivative_rules_are_part_of_the_key(make, kind, monkeypatch):
     def build(slope):
         monkeypatch.setitem(globals(), "SLOPE", [slope])
