@@ -348,10 +348,11 @@ FAST = set(
     LowRankMultivariateNormal CAR GaussianStateSpace ZeroSumNormal ProjectedNormal
     GaussianCopulaExponential Dirichlet EulerMaruyama""".split()
 )
-# By bisection; not monotone; NumPyro's cdf has no derivative at its kink.
+# By bisection; not monotone; NumPyro's cdf has no derivative at its kink; too many
+# operations to compile.
 WITHOUT_CDF = set(
     """LeftGamma RightGamma TwoSidedGamma FoldedNormal FoldedLogistic
-    LeftLaplaceAtItsMedian""".split()
+    LeftLaplaceAtItsMedian TwoSidedNormal""".split()
 )
 WITH_CDF = [n for n in UNIVARIATE if n not in WITHOUT_CDF.union(KEYED)]
 
