@@ -345,8 +345,9 @@ KEYED = ("Gamma", "Chi2", "InverseGamma", "Beta", "BetaProportion", "StudentT")
 # fast test is that of quantile functions.
 FAST = set(
     """Gamma Beta StudentT FoldedNormal LeftLaplaceAtItsMedian MultivariateNormalTril
-    LowRankMultivariateNormal CAR GaussianStateSpace ZeroSumNormal ProjectedNormal
-    GaussianCopulaExponential Dirichlet EulerMaruyama""".split()
+    LowRankMultivariateNormal CAR MatrixNormal GaussianRandomWalk GaussianStateSpace
+    ZeroSumNormal ProjectedNormal GaussianCopulaExponential Dirichlet
+    EulerMaruyama""".split()
 )
 # By bisection; not monotone; NumPyro's cdf has no derivative at its kink; too many
 # operations to compile.
