@@ -216,7 +216,8 @@ class Run:
             )
             return True
         if self._is_stationary() and self._polish():
-            self.status = Status(f"converged after {done} steps", Ending.CONVERGED)
+            text = f"converged after {done} steps{self._within()}"
+            self.status = Status(text, Ending.CONVERGED)
             return True
         if self.cycle + 1 < MAX_CYCLES:
             return False
@@ -324,6 +325,16 @@ class Run:
             )
             for i, ahead in enumerate(self.outlooks)
         )
+
+    def _within(self) -> str:
+        """The gain that noise may hide, in words; "" if it is negligible."""
+        hidden = [
+            ahead.most
+            for i, ahead in enumerate(self.outlooks)
+            if ahead.most > NEGLIGIBLE * self._size(i)
+        ]
+        noisy = self.ascent.problem.is_sampled and hidden
+        return f", to within {max(hidden):.1g} nats" if noisy else ""
 
     def _look_ahead(self, total: int) -> list[Outlook]:
         """The outlook of each restart after a cycle; empty for less than two chunks."""
