@@ -33,6 +33,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Values, simulate
+from numpyro_infograd._edits import probes
 from numpyro_infograd._jaxpr_facts import Jump
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
@@ -71,7 +72,7 @@ _PROBABILITY = (
 
 def check_jumps(view: View, params: Any) -> None:
     """Raise for operations that jump, and for switches that are not continuous."""
-    sm, program = view.sm, view.whole
+    sm, program = view.sm, view.program()
     driven = program.input_indices(0)
     found = _reaching(program, driven, view.names)
     for jump, names in found.values():
@@ -148,7 +149,7 @@ def _twins(
     sm = view.sm
     around = sm.noise_of(view.read)
     names = (*view.names, *(s for s in drawn if s in around and s not in view.names))
-    whole, wrt = view.whole, _driven(sm, given, drawn)
+    whole, wrt = view.program(), _driven(sm, given, drawn)
     before = _reaching(whole, whole.input_indices(0), names)
     after = _reaching(given, wrt, names)
     keyed = _keyed(given, wrt, drawn)
@@ -231,7 +232,7 @@ def _probe_around(
 
     every = np.ones(len(numbers), bool)
     near = perturb(sm, params, _NEAR)
-    few = view.noise(params, 2, 2 * NUM_PROBES)
+    few = probes(sm, params, 2, 2 * NUM_PROBES)
     moving = moving_at(params, few)
     flipped = probe(params, moving, every)
     if flipped.any():
@@ -239,7 +240,7 @@ def _probe_around(
     size = sum(site.size for site in sm.site_info.values())
     size += sum(math.prod(law.shape) for _, law in sm.spec)
     count = max(min(_POOL, _POOL_NUMBERS // size), 2 * NUM_PROBES)
-    pool = moving_at(params, view.noise(params, 3, count))
+    pool = moving_at(params, probes(sm, params, 3, count))
     unseen = np.asarray(_unseen(predicates, params, moving, pool, numbers))
     if unseen.any():
         pairs = _paired(moving, pool, unseen)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import explain_grad_errors
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Values, simulate
+from numpyro_infograd._edits import probes
 from numpyro_infograd._program import Program
 from numpyro_infograd._views import FAR, NUM_PROBES, View, lines_through, perturb
 from numpyro_infograd.errors import ReparametrizationError
@@ -42,7 +43,7 @@ def check_slopes(view: View, params: Any) -> None:
         return
     program = view.program(drawn)
     for point in (params, perturb(sm, params, FAR)):
-        noise = view.noise(point, 2, NUM_PROBES)
+        noise = probes(sm, point, 2, NUM_PROBES)
         values = simulate(sm.forward, point, noise) if drawn else {}
         put = {name: values[name] for name in drawn}
 

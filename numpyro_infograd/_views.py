@@ -17,7 +17,6 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd._density import Values
-from numpyro_infograd._edits import probes
 from numpyro_infograd._noise import noise_like
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
@@ -33,11 +32,6 @@ class View:
     sm: StructuralModel  # the model
     sites: tuple[str, ...]  # the sites of the entropies
     expectations: Mapping[str, Program]  # functions of one sample's values, by label
-
-    @property
-    def whole(self) -> Program:
-        """`program` without given sites."""
-        return self.program(())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,7 +53,7 @@ class View:
             if site.noise is not None and site.noise.kind == "key" and not site.discrete
         )
 
-    def program(self, given: Collection[str]) -> Program:
+    def program(self, given: Collection[str] = ()) -> Program:
         """The map from (params, noise, values of `given`) to sites and expectations.
 
         Later sites use the given value of a site. The output is the value that the
@@ -92,10 +86,6 @@ class View:
 
         example = {name: sm.example(name) for name in given}
         return Program.trace(run, sm.params, noise_like(sm.spec), example)
-
-    def noise(self, params: Any, seed: int, num_samples: int) -> Values:
-        """Noise for probes at some parameters."""
-        return probes(self.sm, params, seed, num_samples)
 
     def call(self, name: str) -> str:
         """Name of an output in messages."""

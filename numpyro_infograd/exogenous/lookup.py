@@ -19,18 +19,6 @@ from numpyro_infograd.exogenous.rows import TABLE, WRAPPERS, Noise, Row, keyed
 _DRAWN = keyed()  # distributions with a reason are drawn from a key
 
 
-def reason_of(fn) -> str:
-    """See `reason_not_reparametrized`."""
-    row, name = TABLE.get(type(fn)), type(fn).__name__
-    if row is not None and row.reason(fn):
-        return row.reason(fn)
-    # The support shows what is discrete; the dtype does not (Geometric draws floats).
-    if row is None or row.registered:
-        if fn.support.is_discrete:
-            return f"{name} is discrete"
-    return "" if row else f"{name} is not a distribution this package knows"
-
-
 def row_of(fn) -> Row:
     """The row that makes draws of a distribution."""
     leaf = fn
@@ -40,7 +28,8 @@ def row_of(fn) -> Row:
         dist.MaskedDistribution,
     ):
         leaf = leaf.base_dist
-    if reason_of(fn) and not (type(leaf) in TABLE and TABLE[type(leaf)].few):
+    few = type(leaf) in TABLE and TABLE[type(leaf)].few
+    if reason_not_reparametrized(fn) and not few:
         return _DRAWN
     return TABLE[type(fn)]
 
@@ -143,7 +132,14 @@ def reason_not_reparametrized(fn: Distribution) -> str:
         >>> reason_not_reparametrized(dist.Gamma(3.0))
         ''
     """
-    return reason_of(fn)
+    row, name = TABLE.get(type(fn)), type(fn).__name__
+    if row is not None and row.reason(fn):
+        return row.reason(fn)
+    # The support shows what is discrete; the dtype does not (Geometric draws floats).
+    if row is None or row.registered:
+        if fn.support.is_discrete:
+            return f"{name} is discrete"
+    return "" if row else f"{name} is not a distribution this package knows"
 
 
 def density(fn: Distribution) -> Distribution:

@@ -15,7 +15,7 @@ from numpyro_infograd.distributions import (
     Quantized,
 )
 from numpyro_infograd.exogenous import samplers
-from numpyro_infograd.exogenous.lookup import ends_of, reason_of
+from numpyro_infograd.exogenous.lookup import ends_of, reason_not_reparametrized
 from numpyro_infograd.exogenous.rows import (
     FIXED,
     Noise,
@@ -154,7 +154,7 @@ ROWS: dict[type, Row] = {
     ), keyed(FIXED)),
     dist.Chi2: keyed(unless_above_one(lambda d: d.concentration)),
     dist.EulerMaruyama: keyed(
-        lambda d: ends_of(d.init_dist), lambda d: reason_of(d.init_dist)
+        lambda d: ends_of(d.init_dist), lambda d: reason_not_reparametrized(d.init_dist)
     )._replace(transform=euler_maruyama),
     dist.Gamma: keyed(unless_above_one(lambda d: d.concentration)),
     dist.MultivariateStudentT: keyed(),

@@ -18,7 +18,7 @@ from numpyro_infograd.exogenous import samplers
 from numpyro_infograd.exogenous.lookup import (
     ends_of,
     noise_of,
-    reason_of,
+    reason_not_reparametrized,
     row_of,
     transform,
 )
@@ -119,7 +119,7 @@ def copula_reason(d) -> str:
         and not m.event_shape
         and row_of(m).noise(m, ()).kind in ("normal", "uniform")
     )
-    return reason_of(m) if known else _no_quantile(d, m)
+    return reason_not_reparametrized(m) if known else _no_quantile(d, m)
 
 
 def euler_maruyama(d, key, s):
@@ -186,7 +186,7 @@ WRAPPED = Row(
     lambda d, s: row_of(d.base_dist).noise(d.base_dist, s),
     lambda d, noise, s: row_of(d.base_dist).transform(d.base_dist, noise, s),
     lambda d: ends_of(d.base_dist),
-    lambda d: reason_of(d.base_dist),
+    lambda d: reason_not_reparametrized(d.base_dist),
 )
 EXPANDED = WRAPPED._replace(noise=_expanded_noise, transform=_expanded)
 TRANSFORMED = WRAPPED._replace(transform=_transformed, ends=_transformed_ends)
