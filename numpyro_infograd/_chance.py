@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._noise import noise_like
 from numpyro_infograd._program import Program
@@ -47,11 +47,7 @@ class Pointwise(NamedTuple):
     evidence: dict[Measure, jax.Array]  # about the mixtures
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("path", "log_prob", "densities", "coefficients", "sources", "states"),
-    meta_fields=("sites", "mixture"),
-)
+@pytree("path", "log_prob", "densities", "coefficients", "sources", "states")
 @dataclass(frozen=True)
 class Chance:
     """The part of a gradient that drawn sites carry."""

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jax.jit` for large programs that run a few times."""
+"""What compiled functions need: a quick `jax.jit`, and dataclasses as pytrees."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+
+T = TypeVar("T")
 
 # XLA's first optimization level, and its older code generator.
 _OPTIONS = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
@@ -52,6 +55,17 @@ def _is_traced(*arguments: Any) -> bool:
     """Whether JAX traces the arguments, or the function that makes the call."""
     leaves = jax.tree.leaves((arguments, jnp.zeros(())))
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+def pytree(*data: str) -> Callable[[type[T]], type[T]]:
+    """Register a dataclass as a pytree; fields that are not `data` are static."""
+
+    def register(cls: type[T]) -> type[T]:
+        every: Any = dataclasses.fields(cls)  # type: ignore[arg-type]
+        static = [field.name for field in every if field.name not in data]
+        return jax.tree_util.register_dataclass(cls, data, static)
+
+    return register
 
 
 @functools.cache

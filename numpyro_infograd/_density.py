@@ -9,37 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd._compiling import pytree
 from numpyro_infograd._noise import NoiseSpec, noise_like
 from numpyro_infograd._program import Program, dependencies_by_name
 
 Values = dict[str, jax.Array]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("program", "walk"),
-    meta_fields=(
-        "sites",
-        "log_prob_sites",
-        "given",
-        "moved_sites",
-        "hidden",
-        "moving_boundary",
-        "hard_boundaries",
-        "hidden_deterministic",
-        "sizes",
-        "supports",
-        "spec",
-        "why_no_walk",
-        "causal",
-    ),
-)
+@pytree("program", "walk")
 @dataclass(frozen=True)
 class Density:
     """The density of a set of sites given the noise of all other sites."""

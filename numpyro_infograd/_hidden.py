@@ -10,7 +10,6 @@ few joint states, so these are not hidden.)
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 
+from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Density, Values
 from numpyro_infograd._noise import NoiseSpec, noise_like
 from numpyro_infograd._program import Program
@@ -58,19 +58,7 @@ class Walked(NamedTuple):
         return found.reshape(self.shape).astype(self.dtype)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("joint", "unpacked", "packed"),
-    meta_fields=(
-        "sites",
-        "moved_sites",
-        "valued",
-        "walked",
-        "sizes",
-        "supports",
-        "smooth",
-    ),
-)
+@pytree("joint", "unpacked", "packed")
 @dataclass(frozen=True)
 class Hidden:
     """The hidden noise of a `Density` as the position of a chain."""

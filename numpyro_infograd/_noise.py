@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import functools
 import math
 from typing import Any
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd._arguments import is_key, is_real
+from numpyro_infograd._compiling import pytree
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
 
@@ -91,14 +92,14 @@ def draw_noise(
     return jax.tree.map(shard_samples, noise)
 
 
-@jax.tree_util.register_dataclass
+@pytree("points")
 @dataclass(frozen=True)
 class NoiseSource:
     """Batches of noise of one size, quasi-random where that is possible: a pytree."""
 
     points: Any  # as in `draw_noise`
-    spec: NoiseSpec = field(metadata={"static": True})
-    size: int = field(metadata={"static": True})
+    spec: NoiseSpec
+    size: int
 
     @staticmethod
     def of(spec: NoiseSpec, size: int) -> NoiseSource:

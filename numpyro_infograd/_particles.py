@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from numpyro_infograd import exogenous
+from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Density, Values
 from numpyro_infograd._messenger import scan_watcher
 from numpyro_infograd._noise import NoiseSpec, draw_noise, noise_like
@@ -91,11 +91,7 @@ def _watched(
         scan_watcher.reset(token)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("first", "steps"),
-    meta_fields=("sites", "before", "spec", "num_particles"),
-)
+@pytree("first", "steps")
 @dataclass(frozen=True)
 class Filter:
     """The particle filter of a set of sites."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_power_of_two
 from numpyro_infograd._causality import check_order
 from numpyro_infograd._chance import Chance
+from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import warn
 from numpyro_infograd._edits import append_noise, as_pairs, with_real_params
@@ -43,7 +44,7 @@ from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 REPLICATES = 16
 
 
-@jax.tree_util.register_dataclass
+@pytree("forward", "densities", "coefficients", "expectations", "exact", "chance")
 @dataclass(frozen=True)
 class Problem:
     """An objective on a traced model, as compiled functions take it: a pytree."""
@@ -56,10 +57,8 @@ class Problem:
     # The entropies in closed form; then `method` is None.
     exact: GaussianEntropies | None
     chance: Chance | None  # the part of drawn sites, or None
-    # Estimates the scores; static.
-    method: ScoreMethod | None = field(metadata={"static": True})
-    # Distributions of the noise; static.
-    spec: NoiseSpec = field(metadata={"static": True})
+    method: ScoreMethod | None  # estimates the scores; static
+    spec: NoiseSpec  # distributions of the noise; static
 
     @property
     def is_sampled(self) -> bool:

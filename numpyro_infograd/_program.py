@@ -9,7 +9,6 @@ compiles only for new computations.
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
-import functools
 import re
 from typing import Any
 import weakref
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from jax.tree_util import tree_flatten, tree_structure, tree_unflatten
 
 from numpyro_infograd import _jaxpr_facts
+from numpyro_infograd._compiling import pytree
 from numpyro_infograd._jaxpr_facts import Jump
 from numpyro_infograd._jaxpr_key import KeyMaker
 from numpyro_infograd._jaxpr_replay import HiddenError, replay
@@ -124,9 +124,7 @@ class Code:
 _codes: "weakref.WeakValueDictionary[Hashable, Code]" = weakref.WeakValueDictionary()
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["consts"], meta_fields=["code"]
-)
+@pytree("consts")
 @dataclass(frozen=True, eq=False)
 class Program:
     """A traced pure function whose captured arrays are pytree leaves.

@@ -16,7 +16,6 @@ Noise of several levels is appended to both distributions, in units of the recor
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from scipy.stats import chi2
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._compiling import pytree, quick_jit
 from numpyro_infograd._density import Density, Values, quantiles
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import CLIP, Frame, Free
@@ -51,11 +50,7 @@ class Moments(NamedTuple):
     slope: Any  # E[-d phi / dz], (levels, width, dimensions)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("density", "mean", "whiten", "networks", "power"),
-    meta_fields=("levels", "network", "reach"),
-)
+@pytree("density", "mean", "whiten", "networks", "power")
 @dataclass(frozen=True)
 class Features:
     """Features of a set of sites, and the coordinates that they are functions of."""

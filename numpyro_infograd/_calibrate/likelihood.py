@@ -15,7 +15,6 @@ jackknife over independent sets of draws removes its first order.
 from __future__ import annotations
 
 from dataclasses import dataclass
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import explain_grad_errors
 from numpyro_infograd._calibrate.matching import Descent
-from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._compiling import pytree, quick_jit
 from numpyro_infograd._density import Density, Values, quantiles, simulate
 from numpyro_infograd._noise import NoiseSource, NoiseSpec
 from numpyro_infograd._optimize.move import Move, constrained
@@ -37,11 +36,7 @@ _AT_ONCE = 2**18  # recordings times draws that are evaluated at once
 _LOW = 0.05  # share of recordings below the reported effective sample size
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("forward", "joint", "drawn", "constraints"),
-    meta_fields=("sites", "spec"),
-)
+@pytree("forward", "joint", "drawn", "constraints")
 @dataclass(frozen=True)
 class Likelihood:
     """A twin with a likelihood."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Values, flatten
 from numpyro_infograd._noise import NoiseSpec, noise_like
 from numpyro_infograd._objectives import Objective
@@ -75,11 +75,7 @@ def _why_not(sm: StructuralModel, sites: Sites, given: Sites) -> str:
     return ""
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("program",),
-    meta_fields=("sites", "given", "moving", "spec"),
-)
+@pytree("program")
 @dataclass(frozen=True)
 class GaussianEntropy:
     """h(sites | given = a) in nats, of sites that are linear-Gaussian given a.
@@ -114,11 +110,7 @@ class GaussianEntropy:
         return _entropy(jnp.concatenate(parts, axis=1))
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("coefficients", "terms", "forward"),
-    meta_fields=("spec",),
-)
+@pytree("coefficients", "terms", "forward")
 @dataclass(frozen=True)
 class GaussianEntropies:
     """sum of coefficient * h(sites | given) of a linear-Gaussian model, in nats.
