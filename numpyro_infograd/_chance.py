@@ -195,16 +195,15 @@ class Chance:
         found = jnp.zeros(num_samples) + means.coefficients @ at_each(means, values)
         deviation, evidence = jnp.zeros_like(found), {}
         for i, density in enumerate(self.densities):
-            inside = {name: values[name] for name in density.all_sites}
             c = self.coefficients[i]
             if not density.hidden:
-                log_p = jax.vmap(density.log_prob, (None, None, 0))(params, {}, inside)
+                log_p = density.log_probs(params, values)
                 # A state whose probability stays zero adds nothing.
                 found -= c * jnp.where(jnp.isfinite(log_p), log_p, 0.0)
                 continue
             key = jax.random.fold_in(rng_key, i)
             log_p, bias, low = self.mixture.log_density(
-                self.sources[i], density, params, inside, key
+                self.sources[i], density, params, values, key
             )
             fits = jnp.isfinite(log_p)
             bias = jnp.where(fits, bias, 0.0)

@@ -86,9 +86,17 @@ class Density:
     def log_prob(self, params: Any, noise: Values, values: Values) -> jax.Array:
         """log p(sites | given, hidden noise) for one sample, a scalar in nats."""
         full = noise_like(self.spec) | {name: noise[name] for name in self.hidden}
-        inside = {name: values[name] for name in self.all_sites}
-        out = self.program(params, full, inside)["log_prob"]
+        out = self.program(params, full, self.pick(values))["log_prob"]
         return sum((jnp.sum(out[s]) for s in self.log_prob_sites), jnp.zeros(()))
+
+    def log_probs(self, params: Any, values: Values) -> jax.Array:
+        """log p(sites | given) of a batch, (num_samples,), if no noise is hidden."""
+        over = jax.vmap(self.log_prob, (None, None, 0))
+        return over(params, {}, self.pick(values))
+
+    def pick(self, values: Values) -> Values:
+        """The values of `all_sites`."""
+        return {name: values[name] for name in self.all_sites}
 
 
 def sum_over(

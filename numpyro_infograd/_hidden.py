@@ -154,8 +154,7 @@ class Hidden:
             own = own | {site.name: site.values(at.states[start:stop])}
             start = stop
 
-        inside = {**values, **own}
-        inside = {name: inside[name] for name in self.joint.all_sites}
+        inside = self.joint.pick({**values, **own})
         out = self.joint.program(params, full, inside)["log_prob"]
         return sum((jnp.sum(out[s]) for s in self.joint.log_prob_sites), log_prior)
 

@@ -136,16 +136,9 @@ def _check_scores(
 
 
 def _uses_neg_log_prob(method: ScoreMethod | None, density: Density) -> bool:
-    """Whether `neg_log_prob` applies: known density, boundary that does not move."""
+    """Whether the log density may give the gradient of an entropy, not the score."""
     learned = method is not None and is_learned(method, density)
     return density.is_known and not learned and not density.moving_boundary
-
-
-def neg_log_prob(density: Density, params: Any, values: Values) -> jax.Array:
-    """Mean of -log p(values; params) of a known density, a scalar in nats."""
-    inside = {name: values[name] for name in density.all_sites}
-    log_prob = jax.vmap(density.log_prob, (None, None, 0))(params, {}, inside)
-    return -jnp.mean(log_prob)
 
 
 class Pulled(NamedTuple):
@@ -187,7 +180,7 @@ def pull_back(
             likelihood = None
         moved = {name: values[name] for name in moved_sites}
         neg_log_probs = [
-            neg_log_prob(d, params, values)
+            -jnp.mean(d.log_probs(params, values))
             if _uses_neg_log_prob(method, d)
             else jnp.zeros(())
             for d in densities

@@ -121,5 +121,4 @@ class Analytic(ScoreMethod):
                     )
             return jax.tree.map(jnp.asarray, picked)
 
-        inside = {name: values[name] for name in density.all_sites}
-        return Scores(jax.vmap(one)(inside), None, {})
+        return Scores(jax.vmap(one)(density.pick(values)), None, {})

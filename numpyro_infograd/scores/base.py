@@ -319,7 +319,7 @@ def complete_data_scores(
 ) -> Values:
     """`complete_data_score` for a batch: `noise` and `values` have a leading axis."""
     hidden = {name: noise[name] for name in density.hidden}
-    inside = {name: values[name] for name in density.all_sites}
+    inside = density.pick(values)
     over = jax.vmap(complete_data_score, in_axes=(None, None, 0, 0))
     return over(density, params, hidden, inside)
 

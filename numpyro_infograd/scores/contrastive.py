@@ -113,7 +113,7 @@ class Contrastive(ScoreMethod):
         size = min(self.block_size, self.num_components // 2)
         blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), fresh)
         own = {name: noise[name] for name in density.hidden}
-        rest = {name: values[name] for name in density.all_sites}
+        rest = density.pick(values)
         moved = {name: rest.pop(name) for name in density.moved_sites}
 
         def log_prob(moved: Values, rest: Values, noise: Values) -> jax.Array:

@@ -203,7 +203,7 @@ class Mixture(ScoreMethod):
             name: draws.reshape(2, -1, size, *draws.shape[1:])
             for name, draws in source(rng_key).items()
         }
-        inside = {name: values[name] for name in density.all_sites}
+        inside = density.pick(values)
         names = density.moved_sites if with_score else ()
         moved = {name: inside.pop(name) for name in names}
 

@@ -199,8 +199,7 @@ class Posterior(ScoreMethod):
         size = source.size
 
         def draw(key: jax.Array) -> Values:
-            values = simulate(forward, params, source(key))
-            return {name: values[name] for name in density.all_sites}
+            return density.pick(simulate(forward, params, source(key)))
 
         pool = jax.lax.stop_gradient(
             jax.vmap(draw)(jax.random.split(pool_key, _MEMBERS))
@@ -260,7 +259,7 @@ class Posterior(ScoreMethod):
     ) -> Scores:
         """grad_y log q(x | y): the mean of the fits; their scatter is the error."""
         affine, fits, before, gain = state[-1]
-        inside = {name: values[name] for name in density.all_sites}
+        inside = density.pick(values)
         moved = {name: inside.pop(name) for name in density.moved_sites}
 
         def one(fit: Any, moved: Values, rest: Values) -> Values:

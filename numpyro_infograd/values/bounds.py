@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jax
-import jax.numpy as jnp
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, flatten, simulate
@@ -136,8 +135,8 @@ def _gaussian(
         density = sm.density(term.sites, term.given, whole=True)
         own = all(has_density(sm, s) for s in term.sites)
         if own and not density.hidden:
-            inside = {s: values[s] for s in density.all_sites}
-            total -= term.coefficient * float(_mean_log_prob(density, params, inside))
+            each = _log_probs(density, params, density.pick(values))
+            total -= term.coefficient * float(np.mean(each))
         elif term.coefficient < 0 or any(has_atoms(sm, s) for s in term.sites):
             return math.inf
         else:
@@ -157,9 +156,8 @@ def _gaussian(
 
 
 @quick_jit
-def _mean_log_prob(density: Density, params: Any, values: Values) -> jax.Array:
-    each = jax.vmap(density.log_prob, in_axes=(None, None, 0))(params, {}, values)
-    return jnp.mean(each)
+def _log_probs(density: Density, params: Any, values: Values) -> jax.Array:
+    return density.log_probs(params, values)
 
 
 def _discrete(information: _Information, values: Values) -> float:

@@ -252,9 +252,7 @@ def _anneal(
     ) -> tuple[jax.Array, jax.Array]:
         """Lower and upper end of log p(sites | given) for each sample."""
         if tuning is None:
-            inside = {name: values[name] for name in density.all_sites}
-            over = jax.vmap(density.log_prob, (None, None, 0))
-            found = over(params, {}, inside)
+            found = density.log_probs(params, values)
             return found, found
 
         def one(key: jax.Array, noise: Values, values: Values) -> Any:

@@ -295,7 +295,7 @@ def _average(
                 held = {s: values[s] for s in density.given}
                 each += c * _over(density, params, held)[:, None]
                 continue
-            inside = {s: values[s] for s in density.all_sites}
+            inside = density.pick(values)
             hidden = {n: noise[n] for n in density.hidden}
             # At once where that takes little memory, which compiles faster.
             large = size * sum(density.sizes) > _AT_ONCE

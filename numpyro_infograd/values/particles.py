@@ -146,9 +146,7 @@ def _average(
         for i, density in enumerate(total.densities):
             c = total.coefficients[i]
             if isinstance(density, Density):
-                own = {s: values[s] for s in density.all_sites}
-                log_p = jax.vmap(density.log_prob, (None, None, 0))(params, {}, own)
-                each -= c * log_p
+                each -= c * density.log_probs(params, values)
                 continue
             inside = {s: values[s] for s in density.sites}
             keys = jax.random.split(jax.random.fold_in(key, i), (source.size, 2))
