@@ -77,10 +77,8 @@ def _close_over(
 class Code:
     """The static part of a `Program`; equal if both compute the same.
 
-    Attributes:
-        jaxpr: The computation, with the captured arrays as its constants.
-        in_tree: Structure of the tuple of arguments.
-        out_tree: Structure of the result.
+    The captured arrays are constants of `jaxpr`; `in_tree` is the structure of the
+    tuple of arguments, and `out_tree` that of the result.
     """
 
     def __init__(self, jaxpr: Jaxpr, in_tree: Any, out_tree: Any, key: Hashable):

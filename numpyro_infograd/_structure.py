@@ -106,19 +106,11 @@ class StructuralModel:
         return tuple(self.noise.items())
 
     def complete_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Add initial values of missing parameters; check names, shapes and numbers.
-
-        Raises:
-            ParameterError: For an unknown name, another shape, or a non-finite value.
-        """
+        """Add initial values of missing parameters; check names, shapes and numbers."""
         return complete(self.params, with_pairs(self.pairs, params))
 
     def check_constraints(self, params: Mapping[str, Any]) -> None:
-        """Raise for a parameter outside its NumPyro constraint.
-
-        Raises:
-            ParameterError: Names the parameter and the constraint.
-        """
+        """Raise for a parameter outside its NumPyro constraint."""
         check_inside(self.constraints, params)
 
     def sample_noise(

@@ -17,17 +17,7 @@ from numpyro_infograd.errors import ArgumentError
 
 
 def to_inference_data(result: Result) -> Any:
-    """A result as ArviZ data; see `Result.to_inference_data` for the groups.
-
-    Args:
-        result: What `maximize`, `minimize`, `maximize_mi` or `calibrate` returned.
-
-    Returns:
-        An `InferenceData`, from ArviZ 1 an `xarray.DataTree`.
-
-    Raises:
-        ArgumentError: For anything else, or a result without steps and draws.
-    """
+    """A result as ArviZ data: see `Result.to_inference_data`."""
     if not isinstance(result, Result):
         raise ArgumentError(
             "to_inference_data takes a Result, as maximize and calibrate return, got "

@@ -285,11 +285,7 @@ def _columns(name: str, values: Any, count: int) -> Columns:
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
-    """An array of real numbers.
-
-    Raises:
-        ArgumentError: If it is something else; names the argument.
-    """
+    """An array of real numbers."""
     try:
         if is_real(value):
             return np.asarray(value, float)

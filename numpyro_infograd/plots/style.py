@@ -51,21 +51,9 @@ def as_axes(
     most: int | None = None,
     projection: str | None = None,
 ) -> np.ndarray:
-    """An array of the caller's axes, or of the axes of a new figure.
+    """An array of the caller's axes, or of `number` axes of a new figure.
 
-    Args:
-        name: Name of the caller's argument.
-        axes: One or several matplotlib axes; None makes a figure.
-        number: Number of axes of a new figure.
-        most: Largest number of the caller's axes; None for `number`.
-        projection: "3d" for three-dimensional axes.
-
-    Returns:
-        An array of axes, (number,) or as many as the caller passed.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-        ArgumentError: If `axes` has something else, or too few or too many axes.
+    The caller may pass up to `most`, which is `number` by default.
     """
     if matplotlib is None:
         raise ImportError(

@@ -365,21 +365,15 @@ def symmetric_power(matrix: jax.Array, power: float) -> jax.Array:
 
 
 class Layout(NamedTuple):
-    """Column indices of the flat inputs and outputs of a density's score.
+    """Column indices of the flat inputs and outputs of a density's score."""
 
-    Attributes:
-        outputs: The input column of each score component.
-        own: Indices of the score components that belong to `sites`.
-        own_columns: The input column of each of those.
-        given: The input columns of `given`.
-    """
-
-    outputs: tuple[int, ...]
-    own: tuple[int, ...]
-    given: tuple[int, ...]
+    outputs: tuple[int, ...]  # the input column of each score component
+    own: tuple[int, ...]  # indices of the score components that belong to `sites`
+    given: tuple[int, ...]  # the input columns of `given`
 
     @property
     def own_columns(self) -> tuple[int, ...]:
+        """The input column of each of `own`."""
         return tuple(self.outputs[i] for i in self.own)
 
     @staticmethod
