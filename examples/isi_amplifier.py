@@ -71,7 +71,7 @@ tuned = ig.maximize_mi(
     link, "x", "y", init_params={"taps": best}, num_steps=40, num_samples=512
 )
 both = {"taps": jnp.stack([best, tuned.params["taps"]])}
-compared = ig.design(link, both, "x", "y", num_samples=4096)
+compared = ig.design(link, both, "x", "y", num_samples=16384)
 
 print("\nfilter              taps                    nats for each use")
 for i, name in enumerate(("best linear design", "tuned")):
