@@ -3,6 +3,7 @@
 
 import math
 import pickle
+import re
 
 import links
 from methods import slow
@@ -355,6 +356,31 @@ def test_a_gradient_that_is_lost_in_its_noise_is_reported() -> None:
 
     assert "at the start could not be told from its noise" in warnings_at(100.0)
     assert "noise" not in warnings_at(0.1)
+
+
+@pytest.mark.slow
+def test_a_noisy_ascent_says_what_noise_may_hide() -> None:
+    """Gradients of 16 samples end up to 0.3 % below the maximum."""
+    start = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+
+    def model():
+        a = numpyro.param("a", start)
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+        numpyro.sample("y", dist.Normal(a @ x, 0.5**0.5).to_event(1))
+
+    def within_power(params):
+        return {"a": optax.projections.projection_l2_ball(params["a"], 5.0)}
+
+    found = quiet.maximize(
+        model, XY, scores="mixture", num_samples=16, projection=within_power
+    )
+    a = np.asarray(found.params["a"], float)
+    short = (
+        1.5 * math.log(1 + 50 / 3) - 0.5 * np.linalg.slogdet(np.eye(3) + 2 * a @ a.T)[1]
+    )
+    text, hidden = re.fullmatch(r"(.*), to within (\S+) nats", found.status).groups()
+    assert text.startswith("converged") and found.status.ending is Ending.CONVERGED
+    assert 0.001 * 4.3 < short < float(hidden) < 0.05
 
 
 def test_a_status_is_a_text_and_an_ending() -> None:

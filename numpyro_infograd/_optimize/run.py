@@ -334,7 +334,7 @@ class Run:
             if ahead.most > NEGLIGIBLE * self._size(i)
         ]
         noisy = self.ascent.problem.is_sampled and hidden
-        return f", to within {max(hidden):.1g} nats" if noisy else ""
+        return f", to within {max(hidden):.2g} nats" if noisy else ""
 
     def _look_ahead(self, total: int) -> list[Outlook]:
         """The outlook of each restart after a cycle; empty for less than two chunks."""
