@@ -4,8 +4,8 @@
 Two sources stand at unknown places on a plane. A detector at x hears the logarithm of
 the sum of their strengths over squared distances, with noise (Foster et al. 2021, Deep
 Adaptive Design, section 6.1). A static design fixes all places before the first
-outcome. A policy is a network from the outcomes so far to the next place; nothing is
-inferred between the rounds.
+outcome. A policy adds to each place a network of the outcomes so far. It starts at the
+static design, with a network that gives zero. Nothing is inferred between the rounds.
 
     python examples/design_policy.py --rounds 10 --steps 5000 --contrasts 1024
 """
@@ -29,20 +29,22 @@ import numpyro_infograd as ig
 SOURCES, NOISE, CODE, WIDTH = 2, 0.5, 16, 64
 
 
-def network(inputs, outputs, rngs):
+def network(inputs, outputs, rngs, last=None):
     first = nnx.Linear(inputs, WIDTH, rngs=rngs)
-    return nnx.Sequential(first, nnx.relu, nnx.Linear(WIDTH, outputs, rngs=rngs))
+    last = last or nnx.initializers.lecun_normal()
+    second = nnx.Linear(WIDTH, outputs, kernel_init=last, rngs=rngs)
+    return nnx.Sequential(first, nnx.relu, second)
 
 
 class Policy(nnx.Module):
-    """From the code of the past and the last experiment to the next place.
+    """From the code of the past and the last experiment to a shift of the next place.
 
     The code is a sum over experiments, so their order does not matter.
     """
 
     def __init__(self, rngs):
         self.encode = network(3, CODE, rngs)
-        self.decide = network(CODE, 2, rngs)
+        self.decide = network(CODE, 2, rngs, nnx.initializers.zeros)
 
     def __call__(self, code, x, y):
         code = code + self.encode(jnp.append(x, y))
@@ -60,25 +62,28 @@ def sources():
     return numpyro.sample("place", dist.Normal(0, 1).expand([SOURCES, 2]).to_event(2))
 
 
+def places(rounds):
+    return numpyro.param("x", jax.random.normal(jax.random.key(5), (rounds, 2)))
+
+
 def static(rounds):
-    start = jax.random.normal(jax.random.key(5), (rounds, 2))
-    x, place = numpyro.param("x", start), sources()
+    x, place = places(rounds), sources()
     scan(lambda _, x: (None, listen(x, place)), None, x)
 
 
 def adaptive(rounds):
     policy = nnx_module("policy", Policy(nnx.Rngs(0)))
-    first, place = numpyro.param("first", jnp.array([0.3, 0.1])), sources()
+    x, place = places(rounds), sources()
 
-    def experiment(carry, _):
-        code, x = carry
-        y = listen(x, place)
-        return policy(code, x, y), x
+    def experiment(carry, x):
+        code, shift = carry
+        y = listen(x + shift, place)
+        return policy(code, x + shift, y), x + shift
 
-    scan(experiment, (jnp.zeros(CODE), first), None, length=rounds)
+    scan(experiment, (jnp.zeros(CODE), jnp.zeros(2)), x)
 
 
-def train(model, rounds, steps, contrasts, samples, rate):
+def train(model, rounds, steps, contrasts, samples, rate, start):
     """Parameters after an ascent of the contrastive bound."""
     schedule = optax.cosine_decay_schedule(rate, steps)
     ascent = ig.InfoMax(
@@ -88,7 +93,7 @@ def train(model, rounds, steps, contrasts, samples, rate):
         scores=ig.scores.Contrastive(num_components=contrasts),
         num_samples=samples,
     )
-    state = ascent.init(jax.random.key(0), rounds)
+    state = ascent.init(jax.random.key(0), rounds, init_params=start)
     for _ in range(steps):
         state, _ = ascent.update(state)
     return ascent.get_params(state)
@@ -102,11 +107,17 @@ def main():
     parser.add_argument("--samples", type=int, default=256)
     args = parser.parse_args()
     value = ig.values.Nested(num_components=2**14, max_components=2**14)
-    lower = {}
+    lower, params = {}, {}
     for model, rate in ((static, 0.03), (adaptive, 0.01)):
         began = time.perf_counter()
         params = train(
-            model, args.rounds, args.steps, args.contrasts, args.samples, rate
+            model,
+            args.rounds,
+            args.steps,
+            args.contrasts,
+            args.samples,
+            rate,
+            params,
         )
         seconds = time.perf_counter() - began
         found = ig.mutual_information(
