@@ -16,6 +16,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_infograd as ig
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd.scores import Analytic, Denoising, Mixture, complete_data_score
 from numpyro_infograd.scores.base import Scores, complete_data_scores
 from numpyro_infograd.scores.coordinates import Free
@@ -130,9 +131,10 @@ def test_jackknife_reduces_the_bias() -> None:
     density = sm.density(("y",))
     values = {"y": jnp.asarray([-7.5, 7.0])}
     method = Mixture(num_components=256)
+    independent = NoiseSource(None, density.hidden_spec, 256)
 
     def one(key):
-        found = method.score(None, density, POINT, {}, values, key)
+        found = method.score(independent, density, POINT, {}, values, key)
         return found.mean["y"], 2 * found.deviations["y"][0]
 
     corrected, removed = jax.jit(jax.vmap(one))(jax.random.split(KEY, 8192))
