@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 import math
-from typing import Any
+from typing import Any, NamedTuple
 import warnings
 
 import numpy as np
@@ -52,7 +52,6 @@ class Gradient:
         standard_error: Of the same shapes; includes what the fit of a score adds.
         diagnostics: The method, why it was chosen, and evidence about its scores.
         warnings: Sentences that say why a standard error may be too small.
-        evidence: The evidence by what it measures and its set of sites.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -72,7 +71,6 @@ class Gradient:
     standard_error: dict[str, Any]
     diagnostics: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    evidence: Evidence = field(default_factory=dict, repr=False)
 
     def _title(self) -> str:
         reason = self.diagnostics.get("reason")
@@ -201,9 +199,17 @@ def _with_shift(error: Any, shift: Any, shift_error: Any) -> Any:
     return np.sqrt(error**2 + np.maximum(shift**2 - shift_error**2, 0.0))
 
 
+class Estimated(NamedTuple):
+    """A gradient, the problem with the components that it needed, and its evidence."""
+
+    gradient: Gradient
+    posed: Posed
+    evidence: Evidence
+
+
 def estimate_gradient(
     posed: Posed, params: Any, num_samples: int | None, rng_key: jax.Array
-) -> Gradient:
+) -> Estimated:
     """The gradient of a posed problem; see `gradient`."""
     problem = posed.problem
     fit_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
@@ -268,7 +274,8 @@ def estimate_gradient(
         )
         warnings.warn(sentences[-1], stacklevel=3)
     value, error = jax.tree.map(jnp.asarray, (value, error))
-    return Gradient(value, error, diagnostics, sentences, evidence)
+    found = Gradient(value, error, diagnostics, sentences)
+    return Estimated(found, posed._replace(problem=problem), evidence)
 
 
 def _warnings_for(

@@ -62,10 +62,12 @@ def choose(
     params: Any,
     rng_key: jax.Array,
     num_samples: int | None = None,
+    is_trial: bool = False,
 ) -> tuple[Posed, Gradient | None]:
     """`scores="auto"`: the first possible of exact, sound mixture, chains, learned.
 
-    Returns the posed problem, and the gradient if the choice computed it.
+    Returns the posed problem, and the gradient if the choice computed it. A trial only
+    judges the mixture, which takes fewer samples.
     """
     why = why_not_exact(sm, objective.sites)
     if not why:
@@ -78,10 +80,12 @@ def choose(
         return pose(sm, objective, Denoising(), params, first_sentence(error)), None
     far = information(posed.sm, posed.problem.densities, params)
     if not far > _HOPELESS:
-        found = estimate_gradient(posed, params, num_samples, rng_key)
-        unsound = why_not_mixture(found.evidence)
+        if is_trial and not posed.problem.chance:
+            num_samples = Mixture.step_samples
+        found, posed, evidence = estimate_gradient(posed, params, num_samples, rng_key)
+        unsound = why_not_mixture(evidence)
         if not unsound:
-            reason = f"{why}; {_why_mixture(found.evidence)}"
+            reason = f"{why}; {_why_mixture(evidence)}"
             named = found.diagnostics | {"reason": reason}
             return posed._replace(reason=reason), replace(found, diagnostics=named)
     else:
@@ -98,8 +102,7 @@ def pose_by(
 ) -> Posed:
     """The problem for a method, or for the one that "auto" chooses."""
     if isinstance(method, str):
-        few = Mixture.step_samples  # enough to judge a mixture
-        return choose(sm, objective, params, rng_key, few)[0]
+        return choose(sm, objective, params, rng_key, is_trial=True)[0]
     return pose(sm, objective, method, params, "requested")
 
 
@@ -126,7 +129,7 @@ def _finer(
     other = pose_beyond_mixtures(posed.sm, posed.objective, params, reason)
     if not isinstance(other.problem.method, MCMC):
         return found
-    tried = estimate_gradient(other, params, num_samples, rng_key)
+    tried = estimate_gradient(other, params, num_samples, rng_key).gradient
     better = _norm(tried.standard_error) < error
     return tried if better and not tried.warnings else found
 
@@ -230,7 +233,7 @@ def gradient(
     else:
         posed, found = pose(sm, objective, method, complete, "requested"), None
     if found is None:
-        found = estimate_gradient(posed, complete, num_samples, key)
+        found = estimate_gradient(posed, complete, num_samples, key).gradient
     value, error = (
         without_pairs(sm.pairs, each) for each in (found.value, found.standard_error)
     )

@@ -74,7 +74,8 @@ def maximize(
             `Expectation(f) <= 1.0` or `>=`, enforced by an augmented Lagrangian.
         scores: As in `gradient`.
         num_samples: Samples of a step, a power of two; None for the method's
-            `step_samples`: 512 for chains, 2048 for mixtures, else 4096.
+            `step_samples`: 512 for chains, 2048 for mixtures, else 4096; at least 2048
+            with drawn sites or `subject_to`.
         num_restarts: Number of ascents, run as one batch. The first starts from
             `init_params`, the others from random values. The one with the best
             estimated value is returned.

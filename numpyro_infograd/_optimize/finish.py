@@ -27,6 +27,7 @@ from numpyro_infograd.errors import ConstraintError, InfogradError
 from numpyro_infograd.values import MCMC, Estimate, value_of
 
 HIDDEN = 0.01  # gain that noise may hide without a warning, relative to the value
+_FEWEST = 2**15  # samples of a constraint's expectation
 _ROUGH = 0.02  # relative error of a first value of the start
 
 # Parameters, the value there or None, and why there is no value.
@@ -42,6 +43,9 @@ def finish(run: Run) -> Result:
     histories = _histories(run, bool(reports[best]))
     status = _status(run, best, params, estimate, histories[best])
     missed = _missed(reports[best])
+    said = _warnings_for(run, best, status, ends[best], missed, histories[best])
+    if status == run.status and status.ending is Ending.CONVERGED:
+        status = Status(status + run.within(best), Ending.CONVERGED)
     result = Result(
         without_pairs(run.clean.sm.pairs, params),
         estimate,
@@ -54,7 +58,7 @@ def finish(run: Run) -> Result:
             "restarts": [e.value if e is not None else None for _, e, _ in ends],
         },
         reports[best],
-        _warnings_for(run, best, status, ends[best], missed, histories[best]),
+        said,
         histories,
     )
     if missed and run.status.ending is Ending.UNFINISHED:
@@ -119,6 +123,9 @@ def _warnings_for(
     elif status.ending not in sound or status != run.status:
         found.append(str(status))
     found += _prospects(run, index, status, estimate)
+    if (chance := run.clean.problem.chance) and run.chunks:
+        last = run.chunks[-1].evidence
+        found += chance.warnings_for({m: np.mean(v[index]) for m, v in last.items()})
     if skipped := _skipped(history):
         found.append(
             f"{skipped} steps were not finite and were skipped (for instance at p = 0 "
@@ -236,7 +243,7 @@ def _excess(
 ) -> tuple[list[float], list[float]]:
     """By how much each constraint is exceeded, and the standard error."""
     over, error = [], []
-    size = REPLICATES * run.ascent.source.size
+    size = max(REPLICATES * run.ascent.source.size, _FEWEST)
     for constraint in run.plan.subject_to:
         found = value_of(
             run.clean.sm, constraint.expectations, params, rng_key, num_samples=size

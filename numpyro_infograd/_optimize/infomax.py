@@ -51,7 +51,8 @@ class InfoMax:
             along which the projection lets the parameters move.
         scores: As in `gradient`.
         num_samples: Samples of a step, a power of two; None for the method's
-            `step_samples`: 512 for chains, 2048 for mixtures, else 4096.
+            `step_samples`: 512 for chains, 2048 for mixtures, else 4096; at least 2048
+            with drawn sites or `subject_to`.
         projection: Function of the parameter dict, in constrained space, that is
             applied after every step (`optax.projections`). It replaces the NumPyro
             constraints of the parameters.
@@ -217,8 +218,13 @@ class InfoMax:
 
         Args:
             rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
-            num_steps: As in `maximize`, as are the named settings.
+            num_steps: Number of steps; None ascends until more steps gain nothing.
             *args: Arguments of the model.
+            progress_bar: As in `maximize`, like the settings that follow.
+            init_params: First parameters.
+            num_restarts: Number of ascents.
+            annealing: Variance of the first noise.
+            checkpoint: Folder of the run.
             **kwargs: Keyword arguments of the model.
 
         Returns:

@@ -42,6 +42,8 @@ from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores import Exact
 
+_FEWEST = 2048  # samples of a step with drawn sites or constraints
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -127,7 +129,9 @@ class Plan:
     def make_ascent(self, posed: Posed, params: Any) -> Ascent:
         """What all steps of an ascent from these parameters have in common."""
         constraints, method = self.constraints(posed), posed.problem.method
-        size = self.num_samples or (4096 if method is None else method.step_samples)
+        size = 4096 if method is None else method.step_samples
+        if posed.problem.chance or self.subject_to:
+            size = max(size, _FEWEST)  # chains do not reduce the noise of these
         start = unconstrained(params, constraints)
         scale = scales(start, constraints) if self.is_default else None
         means, budgets = trace_budgets(
@@ -136,7 +140,7 @@ class Plan:
         return Ascent(
             with_expectations(posed, means),
             budgets,
-            NoiseSource.of(posed.sm.spec, size),
+            NoiseSource.of(posed.sm.spec, self.num_samples or size),
             Move.trace(
                 start,
                 self.optimizer,

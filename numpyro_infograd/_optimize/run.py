@@ -216,8 +216,7 @@ class Run:
             )
             return True
         if self._is_stationary() and self._polish():
-            text = f"converged after {done} steps{self._within()}"
-            self.status = Status(text, Ending.CONVERGED)
+            self.status = Status(f"converged after {done} steps", Ending.CONVERGED)
             return True
         if self.cycle + 1 < MAX_CYCLES:
             return False
@@ -326,15 +325,13 @@ class Run:
             for i, ahead in enumerate(self.outlooks)
         )
 
-    def _within(self) -> str:
+    def within(self, index: int) -> str:
         """The gain that noise may hide, in words; "" if it is negligible."""
-        hidden = [
-            ahead.most
-            for i, ahead in enumerate(self.outlooks)
-            if ahead.most > NEGLIGIBLE * self._size(i)
-        ]
-        noisy = self.ascent.problem.is_sampled and hidden
-        return f", to within {max(hidden):.2g} nats" if noisy else ""
+        if not self.outlooks or not self.ascent.problem.is_sampled:
+            return ""
+        hidden = self.outlooks[index].most
+        negligible = hidden <= NEGLIGIBLE * self._size(index)
+        return "" if negligible else f", to within {hidden:.2g} nats"
 
     def _look_ahead(self, total: int) -> list[Outlook]:
         """The outlook of each restart after a cycle; empty for less than two chunks."""

@@ -112,7 +112,7 @@ class Path:
         for node, own in zip(nodes, jax.random.split(key, len(nodes)), strict=True):
             at = {POSITION: jnp.asarray(node**2, jnp.result_type(float))}
             sm.check_constraints(way(at[POSITION]))
-            slope = estimate_gradient(posed, at, self.num_samples, own)
+            slope = estimate_gradient(posed, at, self.num_samples, own).gradient
             if not math.isfinite(float(slope.value[POSITION])):
                 raise ArgumentError(
                     f"the gradient is not finite at s = {node**2:.3g} of the path: a "
