@@ -62,8 +62,12 @@ def refuses_gradient(
     objective: Any = _X_TO_Y,
     **settings: Any,
 ) -> None:
-    """`gradient` refuses. That others do as well is said in test_bad_inputs.py."""
+    """`gradient` refuses, and `maximize` does for the same reason."""
     refuses(error, *words, call=lambda: ig.gradient(model, objective, **settings))
+    if "params" in settings:
+        settings["init_params"] = settings.pop("params")
+    quick = {"num_steps": 1, "progress_bar": False, **settings}
+    refuses(error, *words, call=lambda: ig.maximize(model, objective, **quick))
 
 
 def check_only(model: Any, objective: Any = _X_TO_Y) -> None:

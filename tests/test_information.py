@@ -27,6 +27,7 @@ import numpyro.distributions as dist
 from helpers import assert_found
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Entropy
+from numpyro_infograd.errors import BoundaryError
 from numpyro_infograd.scores import Analytic
 import truths
 
@@ -214,3 +215,9 @@ def root(law: Callable[[Any], Any], start: float) -> links.Model:
 def test_entropy_of_a_law_on_a_fixed_support(law, start, truth) -> None:
     wanted = {"k": float(truth)}
     check(Entropy("y"), root(law, start), wanted, "auto", num_samples=1 << 18)
+
+
+def test_entropy_on_a_support_that_moves_is_refused() -> None:
+    """h = log k of a uniform law on (0, k): its score is zero inside."""
+    with pytest.raises(BoundaryError, match="'y'"):
+        ig.gradient(root(lambda k: dist.Uniform(0.0, k), 2.0), Entropy("y"))

@@ -198,6 +198,19 @@ def test_scale_is_warned_about():
 
 
 # Sites.
+HELD = {
+    "observed": lambda site: handlers.condition(affine, data={site: 0.5}),
+    "substituted": lambda site: handlers.substitute(affine, data={site: 0.5}),
+    "intervened": lambda site: handlers.do(affine, data={site: 0.5}),
+}
+
+
+@pytest.mark.parametrize("site", ["x", "y"])
+@pytest.mark.parametrize("how", HELD)
+def test_a_site_that_is_held(how, site):
+    refuses(
+        SiteError, f"'{site}'", how, call=lambda: ig.estimate(HELD[how](site), X_TO_Y)
+    )
 
 
 def test_recorded_output():
@@ -447,6 +460,8 @@ def one_hot(v):
 
 JUMPS = {
     "sign": jnp.sign,
+    "ceil": jnp.ceil,
+    "bool cast": lambda v: (v > 0.2).astype(jnp.float32),
     "argmax": one_hot,
     "straight through": lambda v: jax.lax.stop_gradient(jnp.round(v) - v) + v,
     "sum of signs": lambda v: v + 0.1 * jnp.sign(v - 0.3),
@@ -485,6 +500,8 @@ def test_a_jump_off_the_path_is_fine():
 
 CONTINUOUS = {
     "leaky relu": lambda v: jnp.where(v > 0, v, 0.1 * v),
+    "clip": lambda v: jnp.clip(v, -1.0, 1.0),
+    "abs": jnp.abs,
     "double where": lambda v: jnp.where(v > 0, v * jnp.log(jnp.where(v > 0, v, 1)), 0),
     "square root": lambda v: jnp.where(v > 0, jnp.sqrt(jnp.where(v > 0, v, 1.0)), 0.0),
     "cond": lambda v: jax.lax.cond(v > 0, lambda u: u, lambda u: 0.1 * u, v),
@@ -596,7 +613,12 @@ def truth_of(density: Callable[[Any], Any]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [*zip(MOVING, ("mixture", "denoising", "auto"), strict=True)]
+    ("name", "method"),
+    [
+        (n, m) if i == j else slow(n, m)
+        for i, n in enumerate(MOVING)
+        for j, m in enumerate(("mixture", "denoising", "auto"))
+    ],
 )
 def test_moving_boundary(name, method):
     model = with_gain(MOVING[name][0])
