@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 
 from numpyro_infograd._arguments import is_number
-from numpyro_infograd._doors import check_outside
+from numpyro_infograd._doors import check_outside, warn
 from numpyro_infograd.errors import ArgumentError
 
 Sites = str | Iterable[str]
@@ -251,7 +251,8 @@ def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Obj
 
     Args:
         inputs: The site of each use, in order of time; or one site whose first axis is
-            time, as the sites of a `scan` have it. More than 32 uses need a scan.
+            time, as the sites of a `scan` have it. More than 32 named sites take
+            minutes, and give a warning.
         outputs: The same for the outputs. An output may depend on the inputs up to its
             use, and an input on the outputs before its use.
         given: Sites to condition on, such as a fading that the receiver knows.
@@ -260,8 +261,8 @@ def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Obj
         An objective; it can be added to others and multiplied by numbers.
 
     Raises:
-        ArgumentError: If inputs or outputs are empty, differ in number or are too many,
-            or two sets share a site.
+        ArgumentError: If inputs or outputs are empty, differ in number, or two sets
+            share a site.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -284,8 +285,8 @@ def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Obj
             "time."
         )
     if len(a) > _MOST_NAMED:
-        raise ArgumentError(
-            f"DirectedInformation got {len(a)} named uses, but more than {_MOST_NAMED} "
+        warn(
+            f"DirectedInformation got {len(a)} named uses, and more than {_MOST_NAMED} "
             "take minutes. Write the uses as a numpyro.contrib.control_flow.scan, and "
             "pass the site of its inputs and that of its outputs: "
             "ig.DirectedInformation('x', 'y')."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An objective on a model: which entropies need scores, and by which method."""
+"""An objective on a model: which entropies need scores, by which method; their fit."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host loop of a calibration: descent, corrections, bootstrap, tests.
+"""Settings and host loop of a calibration: descent, corrections, bootstrap, tests.
 
 `matched` and `likely` say how a twin is compared with recordings.
 """

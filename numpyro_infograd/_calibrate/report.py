@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a calibration: errors, draws, undetermined directions, warnings."""
+"""The report of a calibration: errors, draws, undetermined directions, warnings.
+
+Also the choice between several starts.
+"""
 
 from __future__ import annotations
 

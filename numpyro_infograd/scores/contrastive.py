@@ -164,11 +164,12 @@ class Contrastive(ScoreMethod):
 
         # What depends on shared draws alone is computed once for all samples. But draws
         # without weight may have no finite derivative: then each sample leaves out its
-        # own. A loop, because both branches of a condition run under vmap. Its body
-        # depends on its state, else XLA moves the body out of the loop.
+        # own. This is a loop of at most one turn, because under vmap both branches of a
+        # condition run. The bound on weights is zero; as part of the loop's state it
+        # keeps XLA from moving the body out of the loop.
         sums, _ = jax.lax.while_loop(
-            lambda at: (at[1] == 0.0) & ~_all_finite(at[0]),
-            lambda at: (over_halves(at[1]), at[1] + 1.0),
+            lambda state: (state[1] == 0.0) & ~_all_finite(state[0]),
+            lambda state: (over_halves(state[1]), state[1] + 1.0),
             (over_halves(), jnp.zeros(())),
         )
         share = jnp.exp(log_own - log_all)

@@ -140,8 +140,8 @@ class Sum(NamedTuple):
         coefficients = jnp.asarray([term.coefficient for term in terms])
         return Sum(sm.forward, densities, coefficients, expectations)
 
-    def mean(self, values: Values) -> jax.Array:
-        """The expectations at each of a batch of values, (num_samples,)."""
+    def expectations_at(self, values: Values) -> jax.Array:
+        """The weighted expectations at each of a batch of values, (num_samples,)."""
         return self.expectations.coefficients @ at_each(self.expectations, values)
 
 

@@ -277,7 +277,7 @@ def _anneal(
             lost += 0.5 * jnp.abs(c) * jnp.mean(near - far)
             ends = jnp.where(c > 0, high, low), jnp.where(c > 0, low, high)
             each -= c * jnp.stack([0.5 * (near + high), *ends], axis=1)
-        each += total.mean(values)[:, None]
+        each += total.expectations_at(values)[:, None]
         limit = min(REPLICATES * num_samples // 64, 256)
         known = squares(source.spec, noise, limit)
         left = each - jnp.mean(each, axis=0)

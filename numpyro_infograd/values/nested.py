@@ -326,7 +326,7 @@ def _average(
             unexplained += jnp.abs(c) * jnp.mean(alone)
             removed -= c * jnp.mean(correction)
             smallest = jnp.minimum(smallest, 1 / jnp.mean(1 / effective))
-        each += total.mean(values)[:, None]
+        each += total.expectations_at(values)[:, None]
         known = squares(source.spec, noise, min(REPLICATES * size // 64, 256))
         gram, cross = known.T @ known, known.T @ (each - jnp.mean(each, axis=0))
         means = jnp.mean(each, axis=0)

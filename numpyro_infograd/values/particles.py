@@ -140,7 +140,7 @@ def _average(
     def replicate(key: jax.Array) -> Any:
         noise_key, key = jax.random.split(key)
         values = simulate(total.forward, params, source(noise_key))
-        each = total.mean(values)
+        each = total.expectations_at(values)
         removed = variance = jnp.zeros(())
         smallest = jnp.asarray(jnp.inf)
         for i, density in enumerate(total.densities):
