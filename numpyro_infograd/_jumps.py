@@ -15,8 +15,8 @@ draws, five standard errors). It found all 11 wrong or stopped derivatives, 7 of
 jumps, and those on draws from a key and inside a scan. But it missed a jump of 1 beside
 a scale of 3,000 and every jump from 2.9 standard deviations on, which too few draws
 cross. At the given parameters alone it missed jumps and derivatives that are zero
-there; at parameters far away it refused limits whose order changes before those
-parameters. It also refused kinks that many draws cross (sorted values, a ReLU of zero
+there; at distant parameters it refused models in which two limits cross on the
+way. It also refused kinks that many draws cross (sorted values, a ReLU of zero
 weights). So both probes stay.
 """
 
