@@ -188,7 +188,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--peers", action="store_true", help="also of the policy")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, nargs=2, default=[2400, 400])
+    parser.add_argument("--steps", type=int, nargs=2, default=[2400, 200])
     parser.add_argument("--outer", type=int, default=128)
     parser.add_argument("--contrasts", type=int, default=1024)
     parser.add_argument(
