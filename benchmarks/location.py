@@ -9,8 +9,8 @@ from N(0, I), base signal 0.1, largest signal 1 / 1e-4, noise 0.5 on the log int
 The contrastive bound in plain JAX and optax has the same network, batches and
 optimizer. Its rate is the best of several, relative to this package's, in as much time
 each. It then trains for TIMES as long as this package. Policies start at the static
-design, whose time is not counted again. Times are processor seconds and
-include compiling. All are valued by the contrastive lower bound and the nested upper
+design, whose time is not counted again. Times are processor seconds and include
+compiling. All are valued by the contrastive lower bound and the nested upper
 bound with the same contrastive samples. The last column is the mean difference of the
 lower bound, with 100,000 contrastive samples, to that of this package's static design,
 on the same draws, after a rotation that makes the designs alike.
@@ -107,10 +107,10 @@ def ours(model, args, rate, steps, start):
             lambda s, _: (ascent.update(s)[0], None), state, None, CHUNK
         )
 
-    for _ in range(steps // CHUNK):
+    for _ in range(-(-steps // CHUNK)):  # whole chunks
         state, _ = chunk(state)
     params = jax.block_until_ready(ascent.get_params(state))
-    return params, time.process_time() - began, steps
+    return params, time.process_time() - began, int(state.step)
 
 
 def theirs(params, args, rate, seconds):
