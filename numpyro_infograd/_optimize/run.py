@@ -405,19 +405,17 @@ class Run:
         return problem.exact is not None and not problem.is_sampled
 
     def _nudge(self, index: int) -> float:
-        """Expected gain in nats of a move by one percent of the parameters' size.
+        """Gain in nats, beyond doubt, of a move by one percent of the parameters' size.
 
-        The squared norm of the gradient is estimated by the product of its means over
-        the last two chunks of a cycle. There the parameters hardly move and the noise
-        is independent, so noise adds nothing on average.
+        It is the gain to first order by the gradient at the end of a cycle, where the
+        parameters hardly move. Two errors are subtracted from its squared norm, so that
+        noise does not look like a rise.
         """
-        before, last = (jax.tree.leaves(chunk.gradient) for chunk in self.chunks[-2:])
-        product = sum(
-            float(np.vdot(np.mean(a[index], axis=0), np.mean(b[index], axis=0)))
-            for a, b in zip(before, last, strict=True)
-        )
+        last = [flat(chunk.gradient, 2)[index] for chunk in self.chunks[-2:]]
+        found = Steepness.of(np.concatenate(last))
+        sure = max(found.square - 2.0 * found.error, 0.0)
         size = float(optax.tree.norm(self._each_unconstrained()[index])) or 1.0
-        return 0.01 * size * math.sqrt(max(product, 0.0))
+        return 0.01 * size * math.sqrt(sure)
 
     def _size(self, index: int) -> float:
         """Unit of a gain: one nat, or the whole gain of the run if that is more.
