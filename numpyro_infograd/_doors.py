@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import difflib
 import functools
 import inspect
 import os
@@ -34,6 +35,8 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     takes = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     name = function.__qualname__
+    known = [p.name for p in parameters]
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -42,6 +45,13 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             raise ArgumentError(
                 f"{name} takes {', '.join(takes)} and named settings, got {len(args)} "
                 f"arguments. {_advice(name, takes, args)}"
+            )
+        if unknown := [key for key in kwargs if key not in known and not any_name]:
+            near = difflib.get_close_matches(unknown[0], known, 1, 0.5)
+            meant = f"Did you mean {near[0]!r}? " if near else ""
+            raise ArgumentError(
+                f"{name} has no argument {unknown[0]!r}. {meant}It takes "
+                f"{', '.join(known)}."
             )
         given = args[1] if len(args) > 1 else kwargs.get("inputs")
         if takes[1:3] == ["inputs", "outputs"] and hasattr(given, "entropies"):

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 import math
 from typing import Any, NamedTuple
-import warnings
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from numpyro_infograd._certificate import certify
 from numpyro_infograd._chance import Chance
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density
+from numpyro_infograd._doors import warn
 from numpyro_infograd._noise import NoiseSource, standard_error
 from numpyro_infograd._problem import (
     REPLICATES,
@@ -269,10 +269,10 @@ def estimate_gradient(
     if bad:
         sentences += (
             f"the gradient of {', '.join(map(repr, bad))} or its standard error is not "
-            "finite at these parameter values. A density may degenerate here: choose "
-            "other values, or enable x64.",
+            "finite at these parameter values. A density may degenerate here, or lack "
+            "digits: enable x64 (numpyro.enable_x64()), or choose other values.",
         )
-        warnings.warn(sentences[-1], stacklevel=3)
+        warn(sentences[-1])
     value, error = jax.tree.map(jnp.asarray, (value, error))
     found = Gradient(value, error, diagnostics, sentences)
     return Estimated(found, posed._replace(problem=problem), evidence)

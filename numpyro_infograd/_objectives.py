@@ -370,8 +370,10 @@ def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ..
         listed = tuple(value)
     for item in listed:
         if not isinstance(item, str):
+            hint = " Arguments of the model go into model_args=(...)."
             raise ArgumentError(
-                f"{argument} must be a {what} or a tuple of them, got {item!r}."
+                f"{argument} must be a {what} or a tuple of them, got {item!r:.80}."
+                f"{hint if is_number(item) else ''}"
             )
     return tuple(dict.fromkeys(listed))
 

@@ -421,6 +421,21 @@ def test_parameters_on_a_simplex() -> None:
 
 
 @pytest.mark.slow
+def test_skipped_steps_are_a_warning() -> None:
+    def model() -> None:
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0), 1))
+
+    broken = optax.stateless(lambda g, p: jax.tree.map(lambda x: x * jnp.nan, g))
+    twin = ig.calibrate(
+        model,
+        {"y": np.random.default_rng(0).normal(0, 1, 400)},
+        optimizer=broken,
+        num_steps=4,
+        progress_bar=False,
+    )
+    assert any("4 of 4 steps were not finite" in said for said in twin.warnings)
+
+
 def test_a_start_far_from_all_recordings_says_so() -> None:
     rows = 1000 + np.random.default_rng(11).normal(size=2000)
     twin = quick(normal(m=0.0), rows, num_steps=10)

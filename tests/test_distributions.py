@@ -7,7 +7,7 @@ from methods import rest_slow
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import logsumexp
+from scipy.special import log_ndtr, logsumexp
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +176,21 @@ def test_far_cells_keep_their_digits(name, dtype) -> None:
     expected = log_masses(truth, edges.astype(float))
     keep = np.isfinite(expected)
     np.testing.assert_allclose(found[keep], expected[keep], rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_far_half_lines_have_no_gap(dtype) -> None:
+    """Also where erfc is a subnormal number: at 13 and at 37.6 deviations."""
+    with jax.enable_x64(dtype is np.float64):
+        at = jnp.linspace(5, 60, 4001, dtype=dtype)
+        above = jax.vmap(lambda e: Quantized(dist.Normal(0, 1), e[None]).log_prob(1))
+        found = np.asarray(above(at))
+        slope = jax.vmap(jax.grad(lambda e: above(e[None])[0]))(at)
+    truth = log_ndtr(-np.asarray(at, float))
+    rtol = 1e-6 if dtype is np.float32 else 1e-14
+    np.testing.assert_allclose(found, truth, rtol=rtol)
+    ratio = np.exp(stats.norm.logpdf(np.asarray(at, float)) - truth)
+    np.testing.assert_allclose(slope, -ratio, rtol=max(rtol, 1e-11))
 
 
 def test_plain_differences_fail_the_same_comparison() -> None:

@@ -102,9 +102,15 @@ def _parts(name: str, value: Any, sm: StructuralModel, likely: bool) -> list[Any
         )
     if not likely and (_is_whole(site) or site.support == "mixed"):
         atoms = f"({site.distribution}) has atoms"
+        remedy = "Pass divergence='likelihood', or leave divergence out."
+        if site.kind == "deterministic":
+            remedy = (
+                "It is computed, so it has no probability either. Draw it from "
+                "ig.distributions.Quantized(base, edges), with the noise in base."
+            )
         raise ArgumentError(
             f"site {name!r} {'is discrete' if _is_whole(site) else atoms}, so it has "
-            "no score. Pass divergence='likelihood', or leave divergence out."
+            f"no score. {remedy}"
         )
     if isinstance(value, (list, tuple)) and value and hasattr(value[0], "__array__"):
         first = _as_array(name, value[0], site)

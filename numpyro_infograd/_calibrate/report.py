@@ -44,6 +44,7 @@ def make_report(fit: Fit, outcome: Outcome) -> Calibration:
         errors = {name: errors[name] for name in params}  # JAX sorts dicts
     test_after = fit.test()
     simulated = _replicates(fit, draws)
+    said = fit.warnings
     history: dict[str, Any] = {}
     if fit.history:
         history = jax.tree.map(lambda *x: np.concatenate(x), *fit.history)
@@ -51,6 +52,11 @@ def make_report(fit: Fit, outcome: Outcome) -> Calibration:
         if skipped:
             also = f"; {skipped} steps were not finite and were skipped"
             status = Status(status + also, status.ending)
+            said += (
+                f"{skipped} of {len(history['finite'])} steps were not finite and were "
+                "skipped, so the fit may rest on few steps. Start from other "
+                "init_params, or enable x64 (numpyro.enable_x64()).",
+            )
     return Calibration(
         params,
         after,
@@ -67,8 +73,7 @@ def make_report(fit: Fit, outcome: Outcome) -> Calibration:
         undetermined=undetermined,
         recorded={n: v[fit.train.ravel()] for n, v in fit.recorded.items()},
         simulated=simulated,
-        warnings=fit.warnings
-        + _warnings_for(fit, status, after, test_after, undetermined),
+        warnings=said + _warnings_for(fit, status, after, test_after, undetermined),
     )
 
 
