@@ -789,6 +789,8 @@ CASES: list[tuple] = [
     ("'symbol' is discrete.*likelihood",
         fit({"symbol": RECORDED}, pam, divergence="kl")),
     ("'symbol' are not whole.*Round", fit({"symbol": RECORDED}, pam)),
+    ("'symbol' are outside.*0 to 3: the recordings go from 1 to 4",
+        fit({"symbol": 1 + np.arange(1000) % 4}, pam)),
     ("noise_levels has no effect",
         fit_with(divergence="likelihood", noise_levels=(0.0,))),
     ("robust=True needs divergence", fit_with(divergence="likelihood", robust=True)),

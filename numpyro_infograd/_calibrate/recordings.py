@@ -208,6 +208,16 @@ def _checked(name: str, array: np.ndarray, site: Site, likely: bool) -> np.ndarr
             f"{wrong} recorded values of {name!r} are not whole numbers, as "
             f"{site.distribution} draws. Round them, or make the site continuous."
         )
+    if site.choices:
+        low, high = min(site.choices), max(site.choices)
+        slack = 1e-5 * (high - low)  # for levels that were computed in another way
+        wrong = int(np.sum((typed < low - slack) | (typed > high + slack)))
+        if wrong:
+            raise ArgumentError(
+                f"{wrong} recorded values of {name!r} are outside the values that "
+                f"{site.distribution} draws, {low:g} to {high:g}: the recordings go "
+                f"from {typed.min():g} to {typed.max():g}. Do they count from 1?"
+            )
     spread = np.ptp(rows, axis=0) if len(array) else [1.0]
     if not likely and not np.all(spread):
         column = np.unravel_index(int(np.argmin(spread)), site.shape)
