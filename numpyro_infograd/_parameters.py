@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,14 @@ def named_leaves(tree: Any) -> dict[str, np.ndarray]:
 
 
 def complete(
-    initial: Mapping[str, Any], params: Mapping[str, Any] | None
+    initial: Mapping[str, Any],
+    params: Mapping[str, Any] | None,
+    pairs: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Add initial values of missing parameters; check names, shapes and numbers."""
+    """Add initial values of missing parameters; check names, shapes and numbers.
+
+    Parameters in `pairs` are complex numbers as pairs of real ones.
+    """
     if params is not None and not isinstance(params, Mapping):
         raise ParameterError(
             "params (init_params of an ascent) must be a dict from names of "
@@ -61,7 +66,8 @@ def complete(
                 f"(it has: {known}). Use the names in numpyro.param."
             )
     return {
-        name: _like(name, given.get(name, old), old) for name, old in initial.items()
+        name: _like(name, given.get(name, old), old, name in pairs)
+        for name, old in initial.items()
     }
 
 
@@ -78,7 +84,7 @@ def check_inside(constraints: Mapping[str, Any], params: Mapping[str, Any]) -> N
                 )
 
 
-def _like(name: str, value: Any, initial: Any) -> Any:
+def _like(name: str, value: Any, initial: Any, is_pair: bool) -> Any:
     """`value` as arrays with the structure, shapes and types of the initial value."""
     expected: Any = jax.tree.structure(initial)
     got: Any = jax.tree.structure(value)
@@ -92,9 +98,14 @@ def _like(name: str, value: Any, initial: Any) -> Any:
     def leaf(new: Any, old: Any) -> jax.Array:
         array = as_parameter(name, new, old.dtype)
         if array.shape != old.shape:
+            expected, got, what = f"{old.shape}", f"{array.shape}", "a value"
+            if is_pair:
+                expected, what = f"{old.shape[:-1]}, complex,", "complex numbers"
+                both = array.ndim == old.ndim
+                got = f"{array.shape[:-1]}" if both else f"{array.shape}, real"
             raise ParameterError(
-                f"parameter {name!r} has shape {old.shape} in the model, "
-                f"got {array.shape}. Give a value of this shape, or change the initial "
+                f"parameter {name!r} has shape {expected} in the model, "
+                f"got {got}. Give {what} of this shape, or change the initial "
                 "value in numpyro.param."
             )
         tracer = isinstance(array, jax.core.Tracer)

@@ -107,7 +107,7 @@ class StructuralModel:
 
     def complete_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
         """Add initial values of missing parameters; check names, shapes and numbers."""
-        return complete(self.params, with_pairs(self.pairs, params))
+        return complete(self.params, with_pairs(self.pairs, params), self.pairs)
 
     def check_constraints(self, params: Mapping[str, Any]) -> None:
         """Raise for a parameter outside its NumPyro constraint."""

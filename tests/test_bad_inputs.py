@@ -36,6 +36,7 @@ from numpyro.distributions import constraints
 from helpers import REMEDY
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Entropy, Expectation, exogenous, scores, values
+from numpyro_infograd.distributions import ComplexNormal
 from numpyro_infograd.errors import (
     ArgumentError,
     BoundaryError,
@@ -193,6 +194,12 @@ def grad(model=affine, objective=XY, **settings):
     starts = {"init_params" if k == "params" else k: v for k, v in settings.items()}
     gradient = functools.partial(ig.gradient, model, objective, **settings)
     return gradient, ascend(model, objective, **starts)
+
+
+def complex_gains():
+    a = numpyro.param("a", jnp.ones(2) + 0j)
+    x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+    numpyro.sample("y", ComplexNormal(a * x, 1.0).to_event(1))
 
 
 def every(model=affine, objective=XY, **settings):
@@ -489,6 +496,8 @@ CASES: list[tuple] = [
     ("'a' is real.*complex value.*Give", every(params={"a": 1j}), ParameterError),
     ("'a' is not finite.*Give", every(params={"a": np.nan}), ParameterError),
     ("'a' is not finite: inf. Give", every(params={"a": 1e300}), ParameterError),
+    (r"'a' has shape \(2,\), complex, .*got \(2,\), real. Give complex",
+        grad(complex_gains, params={"a": jnp.ones(2)}), ParameterError),
     (r"'a' has shape \(\) .*got \(2,\). Give",
         every(params={"a": np.ones(2)}), ParameterError),
     ("'net' has another structure.*shapes",
