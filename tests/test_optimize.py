@@ -4,6 +4,7 @@
 import math
 import pickle
 import re
+import types
 
 import links
 from methods import slow
@@ -553,3 +554,22 @@ def test_right_projections_are_accepted_in_any_unit(size) -> None:
     move.check_enforces(onto_psd, start, {"c": constraints.positive_definite})
     with pytest.raises(ig.errors.ArgumentError, match="outside its constraint"):
         move.check_enforces(lambda p: p, start, {"c": constraints.positive_definite})
+
+
+@pytest.mark.parametrize("norm", [0.0, 0.5])
+def test_noise_is_no_rise_but_a_gradient_is(norm):
+    """The nudge at the end of a cycle: zero for noise, else at most the true gain."""
+    rng, found = np.random.default_rng(0), []
+    slope = norm * np.eye(100)[0]
+    for _ in range(100):
+        each = slope + 0.1 * rng.normal(size=(2, 1, 20, 100))
+        chunks = [types.SimpleNamespace(gradient={"a": g}) for g in each]
+        ended = types.SimpleNamespace(
+            chunks=chunks, _each_unconstrained=lambda: [{"a": np.ones(100)}]
+        )
+        found.append(run.Run._nudge(ended, 0))
+    whole = 0.01 * 10.0 * norm  # one percent of the size, along the gradient
+    if norm:
+        assert 0.7 * whole < min(found) and np.mean(found) < whole
+    else:
+        assert np.mean(np.array(found) > 0) < 0.1
