@@ -136,7 +136,10 @@ class Chance:
         count = 4 * self.mixture.num_components
         if count > _MOST_COMPONENTS:
             return None
-        mixture = replace(self.mixture, num_components=count)
+        return self.with_mixture(replace(self.mixture, num_components=count))
+
+    def with_mixture(self, mixture: Mixture) -> Chance:
+        """The same with another mixture for the log densities."""
         sources = _sources(mixture, self.densities)
         return replace(self, mixture=mixture, sources=sources)
 

@@ -208,9 +208,13 @@ class Estimated(NamedTuple):
 
 
 def estimate_gradient(
-    posed: Posed, params: Any, num_samples: int | None, rng_key: jax.Array
+    posed: Posed,
+    params: Any,
+    num_samples: int | None,
+    rng_key: jax.Array,
+    is_trial: bool = False,
 ) -> Estimated:
-    """The gradient of a posed problem; see `gradient`."""
+    """The gradient of a posed problem; see `gradient`. A trial takes few samples."""
     problem = posed.problem
     fit_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
     diagnostics: dict[str, Any] = {
@@ -225,6 +229,8 @@ def estimate_gradient(
         value = jax.device_get(_exact_gradient(problem.exact, params))
     if problem.is_sampled:
         size = check_num_samples(num_samples, problem.method)
+        if is_trial and problem.method is not None:
+            size = min(size, problem.method.step_samples)
         states = fit(problem, initial_states(problem, fit_key), params, fit_key)
         source = NoiseSource.of(problem.spec, size // REPLICATES)
         while True:
@@ -241,7 +247,8 @@ def estimate_gradient(
                 s if b is None else b for s, b in zip(states, better, strict=True)
             )
         batches = [first]
-        while num_samples is None and problem.chance and _needs_more(batches):
+        is_sharpened = num_samples is None and problem.chance and not is_trial
+        while is_sharpened and _needs_more(batches):
             own = jax.random.fold_in(key, len(batches))
             found = _replicated(problem, states, params, source, own)
             batches.append(jax.device_get(found))

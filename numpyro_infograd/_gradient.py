@@ -21,6 +21,7 @@ from numpyro_infograd._objectives import Objective
 from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._problem import (
     Posed,
+    as_fine,
     check_num_samples,
     enter_tunable,
     pose,
@@ -67,7 +68,7 @@ def choose(
     """`scores="auto"`: the first possible of exact, sound mixture, chains, learned.
 
     Returns the posed problem, and the gradient if the choice computed it. A trial only
-    judges the mixture, which takes fewer samples.
+    judges the mixture and the components of drawn sites, which takes few samples.
     """
     why = why_not_exact(sm, objective.sites)
     if not why:
@@ -80,9 +81,9 @@ def choose(
         return pose(sm, objective, Denoising(), params, first_sentence(error)), None
     far = information(posed.sm, posed.problem.densities, params)
     if not far > _HOPELESS:
-        if is_trial and not posed.problem.chance:
-            num_samples = Mixture.step_samples
-        found, posed, evidence = estimate_gradient(posed, params, num_samples, rng_key)
+        found, posed, evidence = estimate_gradient(
+            posed, params, num_samples, rng_key, is_trial
+        )
         unsound = why_not_mixture(evidence)
         if not unsound:
             reason = f"{why}; {_why_mixture(evidence)}"
@@ -90,7 +91,8 @@ def choose(
             return posed._replace(reason=reason), replace(found, diagnostics=named)
     else:
         unsound = f"about {far:.0f} nats are too many for a mixture"
-    return pose_beyond_mixtures(sm, objective, params, f"{why}; {unsound}"), None
+    beyond = pose_beyond_mixtures(sm, objective, params, f"{why}; {unsound}")
+    return as_fine(beyond, posed), None
 
 
 def pose_by(

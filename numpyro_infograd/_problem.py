@@ -200,7 +200,16 @@ def pose_again(posed: Posed, sm: StructuralModel) -> Posed:
         sm = append_noise(sm, posed.sm.appended)
     method, terms = posed.problem.method, posed.terms
     densities = () if method is None else _densities(sm, terms)
-    return _assemble(sm, posed.objective, terms, densities, method, posed.reason)
+    new = _assemble(sm, posed.objective, terms, densities, method, posed.reason)
+    return as_fine(new, posed)
+
+
+def as_fine(new: Posed, old: Posed) -> Posed:
+    """A problem with as many components for drawn sites as another one needed."""
+    if not (new.problem.chance and old.problem.chance):
+        return new
+    chance = new.problem.chance.with_mixture(old.problem.chance.mixture)
+    return new._replace(problem=replace(new.problem, chance=chance))
 
 
 def _assemble(
@@ -230,6 +239,8 @@ def with_expectations(posed: Posed, means: Means) -> Problem:
     """The problem with other expectations, and the part of drawn sites for these."""
     sm, method = posed.sm, posed.problem.method
     mixture = method if isinstance(method, Mixture) else Mixture()
+    if old := posed.problem.chance:
+        mixture = old.mixture  # it may have been refined
     terms = _changing_terms(posed.objective, sm)
     read = {s for t in terms for s in t.sites + t.given}
     read |= {*sites_read(means.programs, sm.sites)}

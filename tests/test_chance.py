@@ -489,3 +489,30 @@ def test_coarse_mixture_is_warned_about():
 
     found = ig.gradient(model, X_TO_Y, scores=ig.scores.Mixture(512), num_samples=512)
     assert any("which weighs the draws of 's'" in w for w in found.warnings)
+
+
+def counts():
+    a = numpyro.param("a", 1.0)
+    u = numpyro.sample("u", dist.Normal(0, 1).expand([2]).to_event(1))
+    numpyro.sample("n", dist.Poisson(jnp.exp(4 + 0.7 * a * u)).to_event(1))
+
+
+@pytest.mark.parametrize("scores", ["auto", "mixture"])
+def test_steps_have_the_components_that_a_gradient_needs(scores):
+    """The trial of "auto" finds out; a method by name has what it says."""
+    ascent = ig.InfoMax(counts, ig.MI("u", "n"), scores=scores)
+    _, info = ascent.update(ascent.init(jax.random.key(0)))
+    size = info.evidence["effective_sample_size_low(log p(n))"]
+    assert (size > 200) == (scores == "auto")
+
+
+@pytest.mark.slow
+def test_an_ascent_with_a_coarse_mixture_says_so():
+    ends = {
+        scores: ig.maximize_mi(
+            counts, "u", "n", scores=scores, num_steps=5, progress_bar=False
+        )
+        for scores in ("auto", "mixture")
+    }
+    coarse = ["which weighs the draws of 'n'" in str(e.warnings) for e in ends.values()]
+    assert coarse == [False, True]

@@ -28,7 +28,7 @@ from numpyro_infograd._optimize.polish import FLAT, Peak, climb, nudged
 from numpyro_infograd._optimize.remaining import Outlook, Steepness, flat, outlook
 from numpyro_infograd._optimize.result import Ending, Status
 from numpyro_infograd._optimize.step import StepInfo, ascend_many
-from numpyro_infograd._problem import Posed
+from numpyro_infograd._problem import Posed, as_fine
 from numpyro_infograd.scores import Mixture
 from numpyro_infograd.scores.base import measured
 
@@ -237,7 +237,8 @@ class Run:
         """Continue with chains, or with networks if chains cannot sample the noise."""
         old, params = self.clean, self._params()[0]
         self.reason = reason
-        self.clean = pose_beyond_mixtures(old.sm, old.objective, params, reason)
+        beyond = pose_beyond_mixtures(old.sm, old.objective, params, reason)
+        self.clean = as_fine(beyond, old)
         self._change(self.clean)
 
     def _has_left(self, infos: StepInfo) -> bool:
