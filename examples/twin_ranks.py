@@ -3,8 +3,8 @@
 
 A link with a gain and an offset sends bits to a converter of three bits, and only its
 codes are recorded. After the calibration, one call draws parameters around the twin,
-simulates recordings from each and calibrates to them. The rank of the true parameter
-among the draws of its own fit is uniform if the standard errors are right.
+simulates recordings from each and calibrates to them. Each fit has bootstrap draws. If
+the standard errors are right, the rank of the true parameter among them is uniform.
 """
 
 from pathlib import Path

@@ -99,7 +99,7 @@ def test_a_tuned_filter_beats_all_linear_designs():
     truth = log_density(np.asarray(y, float), filters[1])
     np.testing.assert_allclose(found, truth, atol=1e-3)
 
-    # Two ways to a value, each with draws of its own, and their paired differences.
+    # The package and the trellis value each filter on different draws.
     each = [informations(taps, 8192, seed=0) for taps in filters]
     value, error = compared.value / USES, compared.standard_error / USES
     for i in range(2):

@@ -216,7 +216,8 @@ def _checked(name: str, array: np.ndarray, site: Site, likely: bool) -> np.ndarr
             raise ArgumentError(
                 f"{wrong} recorded values of {name!r} are outside the values that "
                 f"{site.distribution} draws, {low:g} to {high:g}: the recordings go "
-                f"from {typed.min():g} to {typed.max():g}. Do they count from 1?"
+                f"from {typed.min():g} to {typed.max():g}. Number the values as the "
+                "site does, or drop these rows."
             )
     spread = np.ptp(rows, axis=0) if len(array) else [1.0]
     if not likely and not np.all(spread):

@@ -27,7 +27,7 @@ from numpyro_infograd.errors import ConstraintError, InfogradError
 from numpyro_infograd.values import MCMC, Estimate, value_of
 
 HIDDEN = 0.01  # gain that noise may hide without a warning, relative to the value
-_FEWEST = 2**15  # samples of a constraint's expectation
+_CHECKED = 2**15  # samples of a constraint's expectation
 _ROUGH = 0.02  # relative error of a first value of the start
 
 # Parameters, the value there or None, and why there is no value.
@@ -243,7 +243,7 @@ def _excess(
 ) -> tuple[list[float], list[float]]:
     """By how much each constraint is exceeded, and the standard error."""
     over, error = [], []
-    size = max(REPLICATES * run.ascent.source.size, _FEWEST)
+    size = max(REPLICATES * run.ascent.source.size, _CHECKED)
     for constraint in run.plan.subject_to:
         found = value_of(
             run.clean.sm, constraint.expectations, params, rng_key, num_samples=size
