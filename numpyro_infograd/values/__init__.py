@@ -28,7 +28,7 @@ from numpyro_infograd.values.bounds import warnings_for
 from numpyro_infograd.values.exact import Exact, why_not_closed
 from numpyro_infograd.values.fisher import DeBruijn, why_not_fisher
 from numpyro_infograd.values.mcmc import MCMC
-from numpyro_infograd.values.nested import Nested
+from numpyro_infograd.values.nested import Nested, enough_components
 from numpyro_infograd.values.particles import Particles, with_filters
 from numpyro_infograd.values.path import Path
 
@@ -56,7 +56,8 @@ REGISTRY: dict[str, type] = {
     "path": Path,
 }
 # "auto" uses at most this many inner draws; beyond that it uses chains.
-_AFFORDED = Nested(max_components=16384)
+_AFFORDED = 16384
+_BEST_NESTED = Nested(max_components=_AFFORDED)
 # "auto" does not try nested averages above this information, in nats. It counts only
 # sets that hide more than two dimensions.
 _HOPELESS = 5.0
@@ -336,7 +337,7 @@ def _auto(
         if far > _HOPELESS:
             reason = f"about {far:.0f} nats are too many for nested averages"
         else:
-            nested = by(_AFFORDED)
+            nested = _by_nested(by)
             effective = nested.diagnostics["effective_sample_size_low"]
             reason = f"inner effective sample size {effective:.0f}"
             if math.isinf(effective):
@@ -351,7 +352,7 @@ def _auto(
         if filtered is not None and filtered.standard_error < found.standard_error:
             return replace(filtered, reason=in_scan)
     except DensityError as error:
-        if other := filtered or nested:
+        if other := filtered or (nested and by(_BEST_NESTED)):
             found = other
         elif why_not_fisher(objective, sm):
             raise
@@ -374,6 +375,19 @@ def _auto(
     lower, upper = min(lower, best.value), max(upper, best.value)
     reason = f"{why}; {reason}"
     return replace(best, lower=lower, upper=upper, reason=reason, warnings=warnings)
+
+
+def _by_nested(by: Callable[[Estimator], Estimate]) -> Estimate:
+    """The value by nested averages, with more draws only if those afforded are enough.
+
+    If not, the first average is the result, with its warning.
+    """
+    found = by(Nested(max_components=Nested.num_components))
+    size = found.diagnostics["effective_sample_size_low"]
+    needed = enough_components(Nested.num_components, size)
+    if found.warnings and needed <= _AFFORDED:
+        return by(Nested(num_components=needed, max_components=_AFFORDED))
+    return found
 
 
 def _by_filters(

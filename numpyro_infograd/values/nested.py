@@ -106,10 +106,7 @@ class Nested:
             )
             if found.is_sound or count >= self.max_components:
                 break
-            # The effective size grows in proportion to L, so one step is enough.
-            have = found.effective if found.effective > 1.0 else 1.0  # or NaN
-            step = 2 ** math.ceil(math.log2(max(SOUND_SAMPLE_SIZE / have, 2.0)))
-            count = min(count * step, self.max_components)
+            count = min(enough_components(count, found.effective), self.max_components)
         warnings: tuple[str, ...] = ()
         if not found.is_sound:
             size = 0.0 if math.isnan(found.effective) else found.effective
@@ -133,6 +130,12 @@ class Nested:
                 **found.bounds,
             },
         )
+
+
+def enough_components(count: int, effective: float) -> int:
+    """Components for a sound average: the effective size grows in proportion to L."""
+    have = effective if effective > 1.0 else 1.0  # or NaN
+    return count * 2 ** math.ceil(math.log2(max(SOUND_SAMPLE_SIZE / have, 2.0)))
 
 
 class Average(NamedTuple):
