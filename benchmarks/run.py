@@ -267,6 +267,42 @@ def run_mimo(num_points: int) -> None:
         f"{first:.1f}")  # fmt: skip
 
 
+def run_large(sizes: Sequence[int]) -> None:
+    """The gradient in a whole matrix, behind tanh on each output.
+
+    The matrix has orthonormal rows. So the outputs are separate scalar channels, and
+    the gradient is the matrix times the derivative of one channel.
+    """
+    print("\n### y = tanh(A x) + noise, the gradient in A\n")
+    row("outputs", "parameters", "scores", "error", "standard error",
+        "along the gradient", "its standard error", "s", "first call, s")  # fmt: skip
+    row(*("---:",) * 2 + ("---",) + ("---:",) * 6)
+    for size in sizes:
+        matrix = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
+        truth = truths.tanh_derivative(1.0, NOISE) * matrix
+        norm = np.linalg.norm(truth)
+        for method in ("mcmc", "denoising"):
+
+            def call(method=method, size=size, matrix=matrix):
+                params = {"A": jnp.asarray(matrix, jnp.float32)}
+                return ours(matrix_channel, method, params, (jnp.tanh, size))
+
+            _, first = timed(call)
+            (value, error), spent = timed(call)
+            off, error = np.asarray(value["A"]) - truth, np.asarray(error["A"])
+            row(
+                size,
+                size**2,
+                f"`{method}`",
+                f"{np.linalg.norm(off) / norm:.1%}",
+                f"{np.linalg.norm(error) / norm:.1%}",
+                f"{np.vdot(off, truth) / norm**2:+.2%}",
+                f"{np.linalg.norm(error * truth) / norm**2:.2%}",
+                f"{spent:.1f}",
+                f"{first:.1f}",
+            )
+
+
 def saturated_information(matrix: np.ndarray) -> tuple[float, float]:
     """I(x;y) of y = tanh(A x) + noise with its standard error, without the package.
 
@@ -351,11 +387,12 @@ def inside(params):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sections = ("fig4", "fig6", "mimo", "ascents")
+    sections = ("fig4", "fig6", "mimo", "large", "ascents")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)
     parser.add_argument("--points", type=int, default=21, help="points of a line")
     parser.add_argument("--recipe-points", type=int, default=3, help="0 leaves it out")
     parser.add_argument("--mimo-points", type=int, default=31)
+    parser.add_argument("--sizes", type=int, nargs="+", default=(64, 256))
     options = parser.parse_args(arguments)
 
     begin = time.perf_counter()
@@ -368,6 +405,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 run_sweep(sweep, options.recipe_points)
     if "mimo" in options.only:
         run_mimo(options.mimo_points)
+    if "large" in options.only:
+        run_large(options.sizes)
     if "ascents" in options.only:
         run_ascents()
     print(f"\n{time.perf_counter() - begin:.0f} s in all")

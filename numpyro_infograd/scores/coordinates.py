@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 
@@ -29,21 +31,29 @@ class Free(NamedTuple):
     def of(density: Density, site_values: Values) -> Free:
         u = flatten(site_values, density.all_sites)
         layout = Layout.of(density)
-        names = [
-            s
-            for s, n in zip(density.supports, density.sizes, strict=True)
-            for _ in range(n)
-        ]
-        positive = jnp.asarray([name == "positive" for name in names])
-        unit = jnp.asarray([name == "unit" for name in names])
-        small = jnp.finfo(u.dtype).tiny
-        above = jnp.where(positive | unit, jnp.maximum(u, small), 1.0)
-        below = jnp.where(unit, jnp.maximum(1.0 - u, small), 1.0)
-        values = jnp.where(positive | unit, jnp.log(above / below), u)
-        own = jnp.zeros(len(layout.outputs)).at[jnp.asarray(layout.own, int)].set(1.0)
-        columns = jnp.asarray(layout.outputs, int)
-        bend = jnp.where(positive, 1.0, jnp.where(unit, 1.0 - 2.0 * u, 0.0))
-        return Free(values, (above * below)[:, columns], own * bend[:, columns])
+        names = np.repeat(density.supports, density.sizes)
+        above, below = _distances(u, names)
+        values = jnp.where(_is_bounded(names), jnp.log(above / below), u)
+        # Columns are picked first: XLA is slow to pick columns of constants.
+        columns = np.asarray(layout.outputs, int)
+        u, names = u[:, columns], names[columns]
+        above, below = _distances(u, names)
+        bend = jnp.where(names == "unit", 1.0 - 2.0 * u, names == "positive")
+        own = np.isin(np.arange(len(columns)), layout.own)
+        return Free(values, above * below, jnp.where(own, bend, 0.0))
+
+
+def _is_bounded(names: np.ndarray) -> np.ndarray:
+    """Which supports have an end that coordinates move to infinity."""
+    return np.isin(names, ("positive", "unit"))
+
+
+def _distances(u: jax.Array, names: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Distances from the lower and upper end of the support; 1 where there is none."""
+    small = jnp.finfo(u.dtype).tiny
+    above = jnp.where(_is_bounded(names), jnp.maximum(u, small), 1.0)
+    below = jnp.where(names == "unit", jnp.maximum(1.0 - u, small), 1.0)
+    return above, below
 
 
 class Frame(NamedTuple):
