@@ -348,8 +348,7 @@ def test_held_out_divergence_is_that_of_the_features() -> None:
     for scale, truth in ((1.0, 0.0), (0.8, 0.5 * (1 / 0.64 - 1) ** 2)):
         fit.unconstrained_params = {"s": jnp.asarray(scale)}
         fit.look()
-        weights = fit.draw_weights()
-        found = fit.distance(weights, fit.resample(weights, 50)[0])
+        found = fit.measure(50)
         assert abs(found.value - truth) < 4 * found.standard_error + 0.05 * truth
         assert found.standard_error < 0.02
         # What is fitted to differs from it by what these recordings happen to be.

@@ -83,18 +83,6 @@ class Settings:
         return tuple(sorted({*self.used, *self.reported}))
 
 
-def shares_of(levels: tuple[float, ...], divergence: str) -> np.ndarray:
-    """Weight of each level in the divergence.
-
-    For "fisher" they are the weights of the trapezoid rule, which gives nats. A single
-    level has weight one; for "kl" all levels have equal weights.
-    """
-    if divergence == "kl" or len(levels) == 1:
-        return np.full(len(levels), 1 / len(levels))
-    width = np.diff(levels)
-    return (np.append(width, 0.0) + np.append(0.0, width)) / 2
-
-
 class End(NamedTuple):
     """The twin at the last correction."""
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd._calibrate.features import Moments
-from numpyro_infograd._calibrate.matching import Local, Match, factors
+from numpyro_infograd._calibrate.matching import Local, Match
 from numpyro_infograd._calibrate.result import TwoSample
 from numpyro_infograd._noise import student
 from numpyro_infograd.values.base import Estimate, report
@@ -75,25 +75,24 @@ def find_directions(
     )
 
 
-def curvatures_of(local: Local, match: Match, divergence: str) -> np.ndarray:
+def curvatures_of(local: Local, match: Match) -> np.ndarray:
     """Curvature of the divergence by each draw of the twin, (draws, numbers, numbers).
 
     The slopes of the other draws multiply the factor of a draw: their noise is
     independent.
     """
-    factor = factors(local, match.shares, match.law.gram, divergence)
-    factor, slopes = _double(factor, local.slopes)
+    factor, slopes = _double(match.factor(local), local.slopes)
     others = (slopes.sum(0) - slopes) / (len(slopes) - 1)
     flat = (*factor.shape[:2], -1)
     return factor.reshape(flat) @ np.swapaxes(others.reshape(flat), 1, 2)
 
 
 def mean_gradient(
-    local: Local, weights: jax.Array, match: Match, divergence: str
+    local: Local, weights: jax.Array, match: Match
 ) -> tuple[np.ndarray, np.ndarray]:
     """The gradient, and its covariance over draws of the twin."""
-    factor = factors(local, match.shares, match.law.gram, divergence)
-    factor, gap = _double(jnp.mean(factor, axis=0), weights - match.target)
+    factor = jnp.mean(match.factor(local), axis=0)
+    factor, gap = _double(factor, weights - match.target)
     found = np.einsum("plwd,rlwd->rp", factor, gap)
     covariance = np.atleast_2d(np.cov(found.T)) * student(len(found)) ** 2 / len(found)
     return found.mean(0), covariance
@@ -110,13 +109,13 @@ class Place(NamedTuple):
     inside: Any  # what else the divergence was computed from
 
 
-def rises(last: Place, here: Place, match: Match, divergence: str) -> bool:
+def rises(last: Place, here: Place, match: Match) -> bool:
     """Whether the divergence rose by more than two standard errors.
 
     The value of the reverse KL is not known. Its rise is estimated by the step times
     the mean of the gradients at both ends.
     """
-    if divergence == "kl":
+    if match.divergence == "kl":
         way = here.flat - last.flat
         rise = way @ (last.gradient + here.gradient) / 2
         return bool(rise > np.sqrt(way @ (last.noise + here.noise) @ way))
@@ -161,12 +160,12 @@ def resample(
 
 
 def resampled_gradients(
-    local: Local, weights: Any, match: Match, divergence: str, targets: Any, pulls: Any
+    local: Local, weights: Any, match: Match, targets: Any, pulls: Any
 ) -> np.ndarray:
     """The gradient for each resample of the recordings, (num_draws, numbers)."""
     weights, slopes, flow = (x.mean(0) for x in _double(weights, *local))
     (shares,) = _double(match.shares)
-    if divergence == "kl":
+    if match.divergence == "kl":
         gaps = weights - np.asarray(targets, float)
         return np.einsum("l,plwd,blwd->bp", shares, flow, gaps)
     return np.einsum("l,plwd,blwd->bp", shares, slopes, np.asarray(pulls, float))

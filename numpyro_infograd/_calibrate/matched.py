@@ -17,7 +17,7 @@ from numpyro_infograd._calibrate.features import (
     block_moments,
     make_features,
 )
-from numpyro_infograd._calibrate.fit import Fit, shares_of
+from numpyro_infograd._calibrate.fit import Fit
 from numpyro_infograd._calibrate.inference import (
     Place,
     curvatures_of,
@@ -85,11 +85,11 @@ class MatchedFit(Fit):
             features.weights(law),
             jnp.ones(len(levels)),
             self.constraints,
+            "fisher",
         )
         self.blocks, self.held_blocks, self.whole = blocks, held, whole
-        used, reported, divergence = settings.used, settings.reported, "fisher"
-        self.reported = whole.at(reported, shares_of(reported, divergence))
-        self.match = whole.at(used, shares_of(used, settings.divergence))
+        self.reported = whole.at(settings.reported, "fisher")
+        self.match = whole.at(settings.used, settings.divergence)
 
     def _moments(self, features: Features, rows: np.ndarray) -> Moments:
         """Moments of each block of recordings."""
@@ -103,13 +103,10 @@ class MatchedFit(Fit):
         size, divergence = self.settings.num_samples, self.settings.divergence
         # The Fisher divergence takes two draws of half the size.
         source = NoiseSource.of(self.spec, size if divergence == "kl" else size // 2)
-        return descend(
-            self.match, move, state, rates, rng_key, source, divergence=divergence
-        )
+        return descend(self.match, move, state, rates, rng_key, source)
 
     def place(self) -> Place | None:
         """Gradient and curvature at the present parameters."""
-        divergence = self.settings.divergence
         whole = self.draw_weights()
         weights = whole[:, self.whole.features.index(self.settings.used)]
         few = _FINAL_SAMPLES if self.numbers == 1 else _FEW_SAMPLES
@@ -126,14 +123,14 @@ class MatchedFit(Fit):
         flat, _ = ravel_pytree(self.unconstrained_params)
         return Place(
             np.asarray(flat, float),
-            *mean_gradient(local, weights, self.match, divergence),
-            curvatures_of(local, self.match, divergence),
+            *mean_gradient(local, weights, self.match),
+            curvatures_of(local, self.match),
             Inside(local, whole, weights),
         )
 
     def rises(self, last: Place, here: Place) -> bool:
         """Whether the divergence rose by more than two standard errors."""
-        return rises(last, here, self.match, self.settings.divergence)
+        return rises(last, here, self.match)
 
     def coordinates(self, values: Values) -> jax.Array:
         """Whitened values of the recorded sites."""
@@ -172,7 +169,6 @@ class MatchedFit(Fit):
             local,
             weights,
             self.match,
-            self.settings.divergence,
             targets[:, index],
             pulls[:, index],
         )

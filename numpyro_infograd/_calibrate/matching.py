@@ -12,6 +12,7 @@ levels is KL(p || q), by de Bruijn's identity.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ import optax
 
 from numpyro_infograd._arguments import explain_grad_errors
 from numpyro_infograd._calibrate.features import Features, Moments
-from numpyro_infograd._compiling import quick_jit
+from numpyro_infograd._compiling import pytree, quick_jit
 from numpyro_infograd._density import simulate
 from numpyro_infograd._noise import NoiseSource, NoiseSpec
 from numpyro_infograd._optimize.move import Move, all_finite, constrained
@@ -34,7 +35,21 @@ from numpyro_infograd.scores.base import sequence_after
 BLUR = "+blur"
 
 
-class Match(NamedTuple):
+def shares_of(levels: tuple[float, ...], divergence: str) -> np.ndarray:
+    """Weight of each level in the divergence.
+
+    For "fisher" they are the weights of the trapezoid rule, which gives nats. A single
+    level has weight one; for "kl" all levels have equal weights.
+    """
+    if divergence == "kl" or len(levels) == 1:
+        return np.full(len(levels), 1 / len(levels))
+    width = np.diff(levels)
+    return (np.append(width, 0.0) + np.append(0.0, width)) / 2
+
+
+@pytree("forward", "features", "law", "target", "shares", "constraints")
+@dataclass(frozen=True)
+class Match:
     """A twin and the moments of the recordings."""
 
     forward: Program  # the twin's map from parameters and noise to sites
@@ -44,15 +59,18 @@ class Match(NamedTuple):
     shares: jax.Array  # weight of each level in the divergence, (levels,)
     # Constraints of the parameters; None with a projection.
     constraints: dict[str, Any] | None
+    divergence: str  # "fisher" or "kl"
 
-    def at(self, levels: tuple[float, ...], shares: np.ndarray) -> Match:
-        """The same with only these levels, and these weights of them."""
+    def at(self, levels: tuple[float, ...], divergence: str) -> Match:
+        """The same with only these levels, for this divergence."""
         index = self.features.index(levels)
-        return self._replace(
+        return replace(
+            self,
             features=self.features.at(levels),
             law=Moments(*(x[index] for x in self.law)),
             target=self.target[index],
-            shares=jnp.asarray(shares, self.shares.dtype),
+            shares=jnp.asarray(shares_of(levels, divergence), self.shares.dtype),
+            divergence=divergence,
         )
 
     def outputs(self, unconstrained_params: Any, noise: Any) -> jax.Array:
@@ -69,6 +87,18 @@ class Match(NamedTuple):
             self.outputs(unconstrained_params, noise), blur, key
         )
         return self.features.weights(moments)
+
+    def factor(self, local: Local) -> Any:
+        """Factor of the gap W_q - W_p in the gradient, of the shape of `slopes`.
+
+        Its product with the slopes is the curvature. For the reverse KL this is the
+        Fisher information of the parameters, if twin and recordings have the same
+        distribution.
+        """
+        if self.divergence == "kl":
+            return jnp.einsum("l,...lwd->...lwd", self.shares, local.flow)
+        gram = self.law.gram
+        return jnp.einsum("l,lwv,...lvd->...lwd", self.shares, gram, local.slopes)
 
 
 def with_blur(spec: NoiseSpec, dimensions: int) -> NoiseSpec:
@@ -148,7 +178,7 @@ class Descent(NamedTuple):
         return new, {"gradient_norm": optax.tree.norm(ascent), "finite": finite}
 
 
-@quick_jit(static_argnames=("divergence",))
+@quick_jit
 def descend(
     match: Match,
     move: Move,
@@ -156,15 +186,13 @@ def descend(
     rates: jax.Array,
     rng_key: jax.Array,
     source: NoiseSource,
-    *,
-    divergence: str,
 ) -> tuple[Descent, dict[str, Any]]:
     """A chunk of steps; parameters, divergence and gradient norm of each."""
 
     def step(state: Descent, rate: jax.Array) -> tuple[Descent, dict[str, Any]]:
         key = jax.random.fold_in(rng_key, state.step)
         descent = kl_gradient
-        if divergence == "fisher":
+        if match.divergence == "fisher":
             descent = jax.value_and_grad(fisher, argnums=1)
         with explain_grad_errors():
             value, gradient = descent(match, state.unconstrained_params, key, source)
@@ -248,14 +276,3 @@ def look_around(
         return Local(jnp.moveaxis(slopes, -1, 0), flow)
 
     return jax.lax.map(one, (weights, jax.random.split(rng_key, len(weights))))
-
-
-def factors(local: Local, shares: jax.Array, gram: jax.Array, divergence: str) -> Any:
-    """Factor of the gap W_q - W_p in the gradient, of the shape of `slopes`.
-
-    Its product with the slopes is the curvature. For the reverse KL this is the Fisher
-    information of the parameters, if twin and recordings have the same distribution.
-    """
-    if divergence == "kl":
-        return jnp.einsum("l,...lwd->...lwd", shares, local.flow)
-    return jnp.einsum("l,lwv,...lvd->...lwd", shares, gram, local.slopes)
