@@ -60,12 +60,12 @@ def test_forms_of_scalars() -> None:
 def test_forms_of_vectors() -> None:
     frame = pandas.DataFrame(Z, columns=["u", "v", "w"])
     for form in (Z.tolist(), list(Z), frame, [frame[:200], Z[200:]]):
-        np.testing.assert_array_equal(read(z=form).values["z"], Z)
+        np.testing.assert_array_equal(read(z=form)[0]["z"], Z)
 
 
 def test_a_table_of_sites() -> None:
     table = as_tables(pandas.DataFrame({"y": Y, "n": np.arange(600) % 4}))
-    found = as_recordings(table, SM, likely=True).values
+    found, _ = as_recordings(table, SM, likely=True)
     np.testing.assert_array_equal(found["y"], Y)
     assert found["n"].dtype == np.int32 and found["n"].max() == 3
 

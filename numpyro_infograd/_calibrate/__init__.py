@@ -225,8 +225,7 @@ def calibrate(
             ends.append(make_report(fit, fit.run(progress_bar)))
     found = best_of(ends)
     if used and used[0] == 0.0:
-        still, why = _is_smooth(sm, density, found.params)
-        if not still:
+        if why := _why_rough(sm, density, found.params):
             doubt = f"at the end {why}: pass positive noise_levels."
             found = replace(found, warnings=(*found.warnings, doubt))
     return found
@@ -250,17 +249,17 @@ def _choose_levels(
 
     Also a warning if level 0 is left out.
     """
-    smooth, why = _is_smooth(sm, density, params)
-    seen = LEVELS if smooth else LEVELS[1:]
+    why = _why_rough(sm, density, params)
+    seen = LEVELS[1:] if why else LEVELS
     used = levels or (seen if divergence == "fisher" else seen[:1])
-    if not smooth and used[0] == 0.0:
+    if why and used[0] == 0.0:
         raise ArgumentError(
             f"noise_levels starts at 0, but {why}, where a score without noise is "
             "wrong. Pass positive levels."
         )
-    if not smooth and levels is None:
-        return used, seen, (f"{why}, so noise is appended at every level.",)
-    return used, seen, ()
+    noted = why and levels is None
+    said = f"{why}, so noise is appended at every level."
+    return used, seen, (said,) if noted else ()
 
 
 def _check_levels(levels: Any) -> tuple[float, ...] | None:
@@ -276,16 +275,16 @@ def _check_levels(levels: Any) -> tuple[float, ...] | None:
     return found
 
 
-def _is_smooth(sm: StructuralModel, density: Density, params: Any) -> tuple[bool, str]:
-    """Whether the sites have a density without jumps, or why they do not."""
+def _why_rough(sm: StructuralModel, density: Density, params: Any) -> str:
+    """Why the sites have no density without jumps; "" if they have one."""
     rough = (*density.moving_boundary, *density.hard_boundaries)
     if rough:
-        return False, f"the density of site {rough[0]!r} ends in a jump"
+        return f"the density of site {rough[0]!r} ends in a jump"
     try:
         _checks.check_atoms(sm, density.without_density, params)
     except DensityError:
-        return False, "a site takes one value repeatedly, as after a clip"
-    return True, ""
+        return "a site takes one value repeatedly, as after a clip"
+    return ""
 
 
 def _random_start(

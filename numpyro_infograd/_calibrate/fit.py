@@ -36,6 +36,7 @@ from numpyro_infograd._optimize.move import (
     Projection,
     as_optax,
     constrained,
+    decay,
     is_mapped,
     onto,
     scales,
@@ -167,6 +168,16 @@ class Fit(abc.ABC):
 
     # -- the parts -----------------------------------------------------------------
 
+    def rows(self, index: np.ndarray) -> Values:
+        """The recordings with these indices."""
+        return {n: jnp.asarray(v[index]) for n, v in self.recorded.items()}
+
+    def shares(self, num_draws: int) -> np.ndarray:
+        """Share of each block of the fit in resamples of them, (num_draws, blocks)."""
+        count = len(self.train)
+        counts = self.rng.multinomial(count, np.full(count, 1 / count), num_draws)
+        return counts / count
+
     def simulate(self, unconstrained_params: Any, size: int) -> Values:
         """Independent draws of the recorded sites: quasi-random ones would be too even
         for a two-sample test."""
@@ -186,9 +197,8 @@ class Fit(abc.ABC):
         projection = settings.projection
         move = Move.trace(start, optimizer, projection, self.constraints, scale)
         state = Descent(start, optimizer.init(start), jnp.zeros((), jnp.int32))
-        rates = 0.5 * (1 + np.cos(np.pi * np.arange(num_steps) / num_steps))
-        if not scaled:
-            rates = np.ones(num_steps)
+        steps = np.arange(num_steps)
+        rates = decay(steps, num_steps) if scaled else np.ones(num_steps)
         key = next(self.keys)
         try:
             for start in range(0, num_steps, _CHUNK):
@@ -299,9 +309,8 @@ class Fit(abc.ABC):
         """Two-sample test of held-out recordings and draws of the twin."""
         rows = self.held.ravel()
         picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: rows may be correlated
-        recorded = {n: jnp.asarray(v[picked]) for n, v in self.recorded.items()}
         drawn = self.simulate(self.unconstrained_params, len(picked))
-        a, b = (np.asarray(self.coordinates(v)) for v in (recorded, drawn))
+        a, b = (np.asarray(self.coordinates(v)) for v in (self.rows(picked), drawn))
         a, b = (x[self.near(x)] for x in (a, b))
         if not len(a) or not len(b):  # they lie far apart
             return TwoSample(math.inf, 0.0)

@@ -101,7 +101,7 @@ class LikelihoodFit(Fit):
             )
         self.rows = rows_of(self.recorded, self.train)
         self.held_rows = rows_of(self.recorded, self.held)
-        whole = {n: v[self.train.ravel()] for n, v in self.recorded.items()}
+        whole = self.rows(self.train.ravel())
         flat = np.asarray(flatten(whole, self.twin.sites))
         self.centre, self.scale = flat.mean(0), np.maximum(flat.std(0), 1e-30)
         self.count = self._fit(_FIRST)
@@ -197,9 +197,7 @@ class LikelihoodFit(Fit):
 
     def resampled(self, place: Place, num_draws: int) -> np.ndarray:
         """Gradients for resamples of the recordings, (num_draws, numbers)."""
-        count = len(self.train)
-        counts = self.rng.multinomial(count, np.full(count, 1 / count), num_draws)
-        return counts @ place.inside.slopes / count
+        return self.shares(num_draws) @ place.inside.slopes
 
     def measure(self, num_draws: int) -> Estimate:
         """Minus the mean log likelihood of the held-out recordings, in nats."""

@@ -12,7 +12,6 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from numpyro_infograd._calibrate.features import (
-    Features,
     Moments,
     block_moments,
     make_features,
@@ -62,21 +61,21 @@ class MatchedFit(Fit):
 
     def look(self) -> None:
         """Train features at the present parameters, and measure the recordings."""
-        train = {
-            n: jnp.asarray(v[self.train.ravel()]) for n, v in self.recorded.items()
-        }
         levels, settings = self.settings.levels, self.settings
         drawn = self.simulate(self.unconstrained_params, _FINAL_SAMPLES)
         features = make_features(
             self.density,
-            train,
+            self.rows(self.train.ravel()),
             drawn,
             levels,
             settings.network,
             next(self.keys),
             settings.robust,
         )
-        blocks, held = (self._moments(features, x) for x in (self.train, self.held))
+        blocks, held = (
+            block_moments(features, self.rows(index), next(self.keys))
+            for index in (self.train, self.held)
+        )
         law = Moments(*(jnp.mean(x, axis=0) for x in blocks))
         whole = Match(
             self.sm.forward,
@@ -90,11 +89,6 @@ class MatchedFit(Fit):
         self.blocks, self.held_blocks, self.whole = blocks, held, whole
         self.reported = whole.at(settings.reported, "fisher")
         self.match = whole.at(settings.used, settings.divergence)
-
-    def _moments(self, features: Features, rows: np.ndarray) -> Moments:
-        """Moments of each block of recordings."""
-        values = {n: jnp.asarray(v[rows]) for n, v in self.recorded.items()}
-        return block_moments(features, values, next(self.keys))
 
     def chunk(
         self, move: Move, state: Any, rates: jax.Array, rng_key: jax.Array
@@ -155,10 +149,8 @@ class MatchedFit(Fit):
         self, weights: jax.Array, num_draws: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """A bootstrap over blocks of recordings; see `inference.resample`."""
-        count = len(self.train)
-        counts = self.rng.multinomial(count, np.full(count, 1 / count), num_draws)
         mean = jnp.mean(weights, axis=0)
-        return resample(self.whole, mean, self.blocks, counts / count)
+        return resample(self.whole, mean, self.blocks, self.shares(num_draws))
 
     def resampled(self, place: Place, num_draws: int) -> np.ndarray:
         """Gradients for resamples of the recordings, (num_draws, numbers)."""

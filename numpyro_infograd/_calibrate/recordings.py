@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +18,6 @@ FEWEST = 256  # recordings, at least
 MOST = 128  # numbers in one recording, at most: moments need their square
 _REPEATED = 0.01  # largest share of repeated recordings
 _COARSE = 0.01  # largest rounding step, in standard deviations
-
-
-class Recordings(NamedTuple):
-    """Recordings after checks."""
-
-    # Arrays (num_recordings, *shape) by site, all of one length.
-    values: dict[str, np.ndarray]
-    warnings: tuple[str, ...]  # sentences about what was left out
 
 
 def as_tables(observed: Any) -> dict[str, Any]:
@@ -43,8 +35,8 @@ def as_tables(observed: Any) -> dict[str, Any]:
 
 def as_recordings(
     observed: Mapping[str, Any], sm: StructuralModel, likely: bool
-) -> Recordings:
-    """Arrays of the recorded sites, without rows that have a gap.
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Arrays of the recorded sites, without rows that have a gap; and warnings.
 
     For a likelihood (`likely`), which needs no score, they may be discrete, rounded,
     repeated or clipped.
@@ -82,7 +74,7 @@ def as_recordings(
         )
     if not likely:
         _check_continuous(found, flat)
-    return Recordings(found, warnings)
+    return found, warnings
 
 
 def _parts(name: str, value: Any, sm: StructuralModel, likely: bool) -> list[Any]:
@@ -198,10 +190,8 @@ def _checked(name: str, array: np.ndarray, site: Site, likely: bool) -> np.ndarr
             f"distribution, {site.distribution}. Drop these rows, or use a "
             "distribution that contains them."
         )
-    if jnp.issubdtype(site.dtype, jnp.floating):
-        typed = array
-    else:
-        typed = array.astype(site.dtype)
+    floating = jnp.issubdtype(site.dtype, jnp.floating)
+    typed = array if floating else array.astype(site.dtype)
     wrong = int(np.sum(typed != array))
     if wrong:
         raise ArgumentError(

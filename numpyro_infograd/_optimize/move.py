@@ -289,6 +289,11 @@ def onto(projection: Projection | None, params: Any) -> Any:
 # -- optimizers ------------------------------------------------------------
 
 
+def decay(steps: np.ndarray, total: int) -> np.ndarray:
+    """Rate of the default optimizer at steps of a cycle, relative to its peak."""
+    return 0.5 * (1 + np.cos(np.pi * steps / total))
+
+
 @functools.cache
 def _default_optimizer() -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.95), optax.scale(-1.0))

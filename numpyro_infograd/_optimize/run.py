@@ -22,7 +22,7 @@ from numpyro_infograd._optimize.annealing import (
 )
 from numpyro_infograd._optimize.budgets import FARTHEST, is_settled
 from numpyro_infograd._optimize.log import Log, Snapshot, identify, take_apart
-from numpyro_infograd._optimize.move import constrained, scales
+from numpyro_infograd._optimize.move import constrained, decay, scales
 from numpyro_infograd._optimize.plan import Plan
 from numpyro_infograd._optimize.polish import FLAT, Peak, climb, nudged
 from numpyro_infograd._optimize.remaining import Outlook, Steepness, flat, outlook
@@ -177,9 +177,7 @@ class Run:
             before = self.states
             here = before.unconstrained_params
             steps = np.arange(start, min(start + chunk, total))
-            decay = _decay(steps, total)
-            rates = jnp.asarray(decay if self.plan.is_default else np.ones(len(steps)))
-            rates = rates.astype(jnp.zeros(()).dtype)
+            rates = jnp.asarray(self._rates(steps, total), jnp.zeros(()).dtype)
             self.states, infos = ascend_many(self.ascent, self.states, rates)
             infos = jax.device_get(infos)
             if self.posed is not self.clean:  # objective with appended noise
@@ -223,6 +221,10 @@ class Run:
         text = f"stopped after {done} steps while the gradient still promised a rise"
         self.status = Status(text, Ending.UNFINISHED)
         return True
+
+    def _rates(self, steps: np.ndarray, total: int) -> np.ndarray:
+        """The rate at steps of a cycle; the caller's optimizer has its own."""
+        return decay(steps, total) if self.plan.is_default else np.ones(len(steps))
 
     def _watch(self, infos: StepInfo) -> None:
         """Under "auto", replace a mixture whose scores have become poor."""
@@ -338,8 +340,7 @@ class Run:
         """The outlook of each restart after a cycle; empty for less than two chunks."""
         if self.middle is None or len(self.chunks) < 2:
             return []
-        decay = _decay(np.arange(total), total)
-        rates = decay if self.plan.is_default else np.ones(total)
+        rates = self._rates(np.arange(total), total)
         ratio = float(np.sum(rates) / np.sum(rates[total // 2 :]))
         # A gradient without noise needs no mean.
         steps = max(total // 5, 2) if self.ascent.problem.is_sampled else 1
@@ -431,8 +432,3 @@ class Run:
 def _is_higher(one: Peak, other: Peak) -> bool:
     least = FLAT * max(abs(float(other.value)), 1.0)
     return bool(one.value > other.value + least)
-
-
-def _decay(steps: np.ndarray, total: int) -> np.ndarray:
-    """The rate at each step of a cycle, relative to the peak rate."""
-    return 0.5 * (1 + np.cos(np.pi * steps / total))
