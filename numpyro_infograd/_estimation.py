@@ -31,7 +31,7 @@ from numpyro_infograd._problem import (
     noise_warnings,
 )
 from numpyro_infograd._pullback import Pulled, pull_back
-from numpyro_infograd._text import html_table, with_error
+from numpyro_infograd._text import html_table, warned, with_error
 from numpyro_infograd.errors import VOUCH
 from numpyro_infograd.scores.base import (
     Evidence,
@@ -82,12 +82,11 @@ class Gradient:
         return [(n, with_error(value, errors[n])) for n, value in self.value.items()]
 
     def __repr__(self) -> str:
-        rows = [f"{self._title()}:", *(f"  {n}: {text}" for n, text in self._rows())]
-        return "\n".join([*rows, *(f"  warning: {w}" for w in self.warnings)])
+        rows = map(": ".join, self._rows())
+        return "\n  ".join([f"{self._title()}:", *rows, *warned(self.warnings)])
 
     def _repr_html_(self) -> str:
-        notes = [f"warning: {sentence}" for sentence in self.warnings]
-        return html_table(self._title(), self._rows(), notes)
+        return html_table(self._title(), self._rows(), warned(self.warnings))
 
 
 # Draws of sites without a derivative are noisy, so a gradient takes up to so many

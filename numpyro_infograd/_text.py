@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+import importlib
 import math
 from typing import Any
 
@@ -40,6 +41,16 @@ def _floats(value: Any) -> np.ndarray:
 def first_sentence(error: Exception) -> str:
     """The first sentence of an error, as a reason."""
     return str(error).split(". ")[0]
+
+
+def warned(sentences: Iterable[str]) -> list[str]:
+    """The warnings of a result as notes."""
+    return [f"warning: {sentence}" for sentence in sentences]
+
+
+def draw(figure: str, *args: Any) -> Any:
+    """A figure of `plots`, which is loaded by name: it needs matplotlib."""
+    return getattr(importlib.import_module("numpyro_infograd.plots"), figure)(*args)
 
 
 def html_table(

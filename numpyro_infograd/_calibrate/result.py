@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-import importlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from numpyro_infograd._optimize import Result, Status
-from numpyro_infograd._text import with_error
+from numpyro_infograd._text import draw, warned, with_error
 from numpyro_infograd.values import Estimate
 
 
@@ -126,7 +125,7 @@ class Calibration(Result):
                 )
                 if test is not None
             ),
-            *(f"warning: {sentence}" for sentence in self.warnings),
+            *warned(self.warnings),
             self.status,
         ]
 
@@ -135,8 +134,7 @@ class Calibration(Result):
 
         `plots.plot_ascent` draws the history of the calibration.
         """
-        plots = importlib.import_module("numpyro_infograd.plots")
-        return plots.plot_twin(self, axes)
+        return draw("plot_twin", self, axes)
 
     def to_inference_data(self) -> Any:
         """The calibration as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.

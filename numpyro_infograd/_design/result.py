@@ -12,7 +12,7 @@ import numpy as np
 
 import jax
 
-from numpyro_infograd._text import html_table, with_error
+from numpyro_infograd._text import html_table, warned, with_error
 
 _SHOWN = 5  # designs in the repr
 
@@ -93,6 +93,7 @@ class Designs:
         return len(self.value)
 
     def _rows(self) -> Iterator[tuple[str, str, str]]:
+        yield "design", "information", "less the best"
         for i in self.ranking[:_SHOWN]:
             design = self[int(i)]
             parts = design if isinstance(design, dict) else {self.names[0]: design}
@@ -109,16 +110,13 @@ class Designs:
         return f"{len(self)} designs, information in nats ({self.method}){close}"
 
     def __repr__(self) -> str:
-        rows = [("design", "information", "less the best"), *self._rows()]
-        widths = [max(len(row[k]) for row in rows) for k in range(3)]
-        lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        notes = [f"  warning: {w}" for w in self.warnings]
-        return "\n".join([self._head, *lines, *notes])
+        rows = [*self._rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n  ".join([self._head, *lines, *warned(self.warnings)])
 
     def _repr_html_(self) -> str:
-        head = ("design", "information", "less the best")
-        notes = [f"warning: {w}" for w in self.warnings]
-        return html_table(self._head, [head, *self._rows()], notes)
+        return html_table(self._head, self._rows(), warned(self.warnings))
 
 
 def _shown(value: float, error: float) -> str:

@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 from numpyro_infograd._optimize.budgets import ConstraintReport
-from numpyro_infograd._text import html_table, with_error
+from numpyro_infograd._text import draw, html_table, warned, with_error
 from numpyro_infograd.values import Estimate
 
 
@@ -125,11 +125,11 @@ class Result:
             *map(repr, self.constraints),
             f"scores: {scores} ({self.diagnostics.get('reason', '')})",
             self.status,
-            *(f"warning: {w}" for w in self.warnings if w != self.status),
+            *warned(w for w in self.warnings if w != self.status),
         ]
 
     def __repr__(self) -> str:
-        rows = [f"{name} = {text}" for name, text in self._rows()]
+        rows = map(" = ".join, self._rows())
         return "\n  ".join([f"{type(self).__name__}:", *rows, *self._notes()])
 
     def _repr_html_(self) -> str:
@@ -137,8 +137,7 @@ class Result:
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the ascent with all its restarts: see `plots.plot_ascent`."""
-        plots = importlib.import_module("numpyro_infograd.plots")
-        return plots.plot_ascent(self, axes)
+        return draw("plot_ascent", self, axes)
 
     def to_inference_data(self) -> Any:
         """The history as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.

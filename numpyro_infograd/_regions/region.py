@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-import importlib
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,8 @@ from scipy.optimize import linprog
 from scipy.spatial import ConvexHull, QhullError
 
 from numpyro_infograd._arguments import as_number, is_real
+from numpyro_infograd._optimize import Ending, Status
+from numpyro_infograd._text import draw
 from numpyro_infograd.errors import ArgumentError
 
 
@@ -37,13 +38,14 @@ class RateRegion:
     Example:
         >>> import numpy as np
         >>> from numpyro_infograd import RateRegion
+        >>> from numpyro_infograd._optimize import Ending, Status
         >>> region = RateRegion(  # by hand; `rate_region` makes them
         ...     rates=("r1", "r2"),
         ...     weights=np.eye(2),
         ...     points=np.array([[0.8, 0.3], [0.3, 0.8]]),
         ...     standard_error=np.zeros(2),
         ...     params=[{"p": 0.7}, {"p": 0.3}],
-        ...     statuses=["converged", "converged"],
+        ...     statuses=[Status("converged", Ending.CONVERGED)] * 2,
         ...     facets={},
         ...     corners=np.array([[0, 0], [0.8, 0], [0.8, 0.3], [0.3, 0.8], [0, 0.8]]),
         ... )
@@ -59,7 +61,7 @@ class RateRegion:
     points: np.ndarray
     standard_error: np.ndarray
     params: list[dict[str, Any]]
-    statuses: list[str]
+    statuses: list[Status]
     facets: dict[tuple[str, ...], np.ndarray]
     corners: np.ndarray
     warnings: tuple[str, ...] = ()
@@ -143,15 +145,14 @@ class RateRegion:
             ArgumentError: For a region of another number of rates.
             ImportError: If the `plots` extra is not installed.
         """
-        plots = importlib.import_module("numpyro_infograd.plots")
-        return plots.plot_rate_region(self, ax)
+        return draw("plot_rate_region", self, ax)
 
     def __repr__(self) -> str:
         most = self.corners.max(axis=0)
         shown = ", ".join(
             f"{r} <= {m:.5g}" for r, m in zip(self.rates, most, strict=True)
         )
-        converged = sum(status.startswith("converged") for status in self.statuses)
+        converged = sum(s.ending is Ending.CONVERGED for s in self.statuses)
         notes = "".join(f"\n  warning: {w}" for w in self.warnings)
         return (
             f"RateRegion({shown} nats; {len(self.points)} points, {converged} "

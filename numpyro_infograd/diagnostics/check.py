@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-import importlib
 import math
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from numpyro_infograd._problem import (
     pose,
 )
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._text import draw
 from numpyro_infograd.scores import MCMC, Denoising, resolve_method
 from numpyro_infograd.scores.base import TOLERATED, Layout, Scores
 from numpyro_infograd.scores.stein import standard
@@ -152,8 +152,7 @@ class ScoreCheck:
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the scores against those of chains: see `plots.plot_score_check`."""
-        plots = importlib.import_module("numpyro_infograd.plots")
-        return plots.plot_score_check(self, ax)
+        return draw("plot_score_check", self, ax)
 
 
 def _with(value: float, error: float, form: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-import importlib
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from numpyro_infograd._doors import public
 from numpyro_infograd._optimize import Ending
 from numpyro_infograd._parameters import named_leaves
 from numpyro_infograd._structure import StructuralModel
-from numpyro_infograd._text import html_table
+from numpyro_infograd._text import draw, html_table, warned
 from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.errors import ArgumentError
 
@@ -129,10 +128,10 @@ class RankCheck:
 
     def _notes(self) -> list[str]:
         number = len(next(iter(self.ranks.values())))
-        return [f"{number} simulations", *(f"warning: {w}" for w in self.warnings)]
+        return [f"{number} simulations", *warned(self.warnings)]
 
     def __repr__(self) -> str:
-        rows = [f"{name}: {text}" for name, text in self._lines()]
+        rows = map(": ".join, self._lines())
         return "\n  ".join([f"{type(self).__name__}:", *rows, *self._notes()])
 
     def _repr_html_(self) -> str:
@@ -140,8 +139,7 @@ class RankCheck:
 
     def plot(self, axes: Any = None) -> Any:
         """Draw histograms of the ranks: see `plots.plot_ranks`."""
-        plots = importlib.import_module("numpyro_infograd.plots")
-        return plots.plot_ranks(self, axes)
+        return draw("plot_ranks", self, axes)
 
 
 @public
