@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -267,7 +268,7 @@ def _check_levels(levels: Any) -> tuple[float, ...] | None:
     if levels is None:
         return None
     found = tuple(float(level) for level in as_floats("noise_levels", levels))
-    rising = all(a < b for a, b in zip(found[:-1], found[1:], strict=True))
+    rising = all(a < b for a, b in pairwise(found))
     if not found or found[0] < 0 or not rising or not np.isfinite(found[-1]):
         raise ArgumentError(
             f"noise_levels must be rising variances of at least 0, got {levels!r}."

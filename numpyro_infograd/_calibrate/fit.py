@@ -168,7 +168,7 @@ class Fit(abc.ABC):
 
     # -- the parts -----------------------------------------------------------------
 
-    def rows(self, index: np.ndarray) -> Values:
+    def recordings(self, index: np.ndarray) -> Values:
         """The recordings with these indices."""
         return {n: jnp.asarray(v[index]) for n, v in self.recorded.items()}
 
@@ -310,7 +310,8 @@ class Fit(abc.ABC):
         rows = self.held.ravel()
         picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: rows may be correlated
         drawn = self.simulate(self.unconstrained_params, len(picked))
-        a, b = (np.asarray(self.coordinates(v)) for v in (self.rows(picked), drawn))
+        recorded = self.recordings(picked)
+        a, b = (np.asarray(self.coordinates(v)) for v in (recorded, drawn))
         a, b = (x[self.near(x)] for x in (a, b))
         if not len(a) or not len(b):  # they lie far apart
             return TwoSample(math.inf, 0.0)

@@ -91,8 +91,8 @@ def mean_gradient(
     local: Local, weights: jax.Array, match: Match
 ) -> tuple[np.ndarray, np.ndarray]:
     """The gradient, and its covariance over draws of the twin."""
-    factor = jnp.mean(match.factor(local), axis=0)
-    factor, gap = _double(factor, weights - match.target)
+    mean = jnp.mean(match.factor(local), axis=0)
+    factor, gap = _double(mean, weights - match.target)
     found = np.einsum("plwd,rlwd->rp", factor, gap)
     covariance = np.atleast_2d(np.cov(found.T)) * student(len(found)) ** 2 / len(found)
     return found.mean(0), covariance

@@ -58,7 +58,7 @@ class Likelihood:
         if not drawn:
             spec = alone.hidden_spec
             return Likelihood(sm.forward, alone, None, constraints, sites, spec)
-        both = tuple(s for s in sm.sites if s in drawn or s in sites)
+        both = sm.in_order(drawn + sites)
         return Likelihood(
             sm.forward,
             sm.density(both, whole=True),

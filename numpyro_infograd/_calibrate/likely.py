@@ -101,7 +101,7 @@ class LikelihoodFit(Fit):
             )
         self.rows = rows_of(self.recorded, self.train)
         self.held_rows = rows_of(self.recorded, self.held)
-        whole = self.rows(self.train.ravel())
+        whole = self.recordings(self.train.ravel())
         flat = np.asarray(flatten(whole, self.twin.sites))
         self.centre, self.scale = flat.mean(0), np.maximum(flat.std(0), 1e-30)
         self.count = self._fit(_FIRST)

@@ -65,7 +65,7 @@ class MatchedFit(Fit):
         drawn = self.simulate(self.unconstrained_params, _FINAL_SAMPLES)
         features = make_features(
             self.density,
-            self.rows(self.train.ravel()),
+            self.recordings(self.train.ravel()),
             drawn,
             levels,
             settings.network,
@@ -73,7 +73,7 @@ class MatchedFit(Fit):
             settings.robust,
         )
         blocks, held = (
-            block_moments(features, self.rows(index), next(self.keys))
+            block_moments(features, self.recordings(index), next(self.keys))
             for index in (self.train, self.held)
         )
         law = Moments(*(jnp.mean(x, axis=0) for x in blocks))

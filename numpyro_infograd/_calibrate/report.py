@@ -139,7 +139,7 @@ def _warnings_for(
     """Sentences that say why results may be wrong."""
     found = []
     drawn = fit.simulate(fit.unconstrained_params, 1024)
-    seen = fit.rows(fit.train.ravel()[::16])
+    seen = fit.recordings(fit.train.ravel()[::16])
     outside, usual = (
         float(jnp.mean(~jnp.all(jnp.abs(fit.coordinates(v)) <= CLIP, axis=1)))
         for v in (drawn, seen)
@@ -203,7 +203,7 @@ def _warnings_for(
 
 def _outliers(fit: Fit) -> list[str]:
     """What is said about recordings that the twin does not make."""
-    rows = fit.rows(fit.train.ravel())
+    rows = fit.recordings(fit.train.ravel())
     drawn = fit.simulate(fit.unconstrained_params, _COMPARED)
     z, made = (np.asarray(fit.coordinates(v)) for v in (rows, drawn))
     out = int(np.sum(~fit.near(z)))
