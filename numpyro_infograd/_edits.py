@@ -23,7 +23,7 @@ from numpyro.distributions import constraints
 
 from numpyro_infograd._density import Values, simulate
 from numpyro_infograd._noise import noise_like, probe_noise
-from numpyro_infograd._pairs import from_pair, to_pair, to_pairs
+from numpyro_infograd._pairs import from_pair, to_pair, with_pairs, without_pairs
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import Site
 from numpyro_infograd._structure import StructuralModel, appended_name
@@ -111,9 +111,8 @@ def restrict_to_path(
 ) -> StructuralModel:
     """The same model with one parameter, "position", on a path of parameters."""
 
-    def run(params, noise, given, log_prob_sites=(), cut=False):
-        inside = way(params[POSITION])
-        return sm.run(inside, noise, given, log_prob_sites=log_prob_sites, cut=cut)
+    def run(params, noise, given, **options):
+        return sm.run(way(params[POSITION]), noise, given, **options)
 
     return _retrace(
         replace(
@@ -222,10 +221,8 @@ def add_site(
     """
     inner = sm.run
 
-    def run(params, noise, given, log_prob_sites=(), cut=False):
-        values, *rest = inner(
-            params, noise, given, log_prob_sites=log_prob_sites, cut=cut
-        )
+    def run(params, noise, given, **options):
+        values, *rest = inner(params, noise, given, **options)
         made = fn(params, noise, {**values, **given})
         return {**values, name: given.get(name, made)}, *rest
 
@@ -249,11 +246,9 @@ def as_pairs(sm: StructuralModel, sites: Iterable[str]) -> StructuralModel:
         return sm
     inner, pairs = sm.run, frozenset(filter(is_complex, sm.sites))
 
-    def run(params, noise, given, log_prob_sites=(), cut=False):
+    def run(params, noise, given, **options):
         put = {n: from_pair(v) if n in pairs else v for n, v in given.items()}
-        values, *rest = inner(
-            params, noise, put, log_prob_sites=log_prob_sites, cut=cut
-        )
+        values, *rest = inner(params, noise, put, **options)
         return {n: to_pair(v) if n in pairs else v for n, v in values.items()}, *rest
 
     real = {
@@ -289,18 +284,14 @@ def with_real_params(sm: StructuralModel) -> StructuralModel:
             )
     inner = sm.run
 
-    def run(params, noise, given, log_prob_sites=(), cut=False):
-        params = {
-            n: jax.tree.map(from_pair, p) if n in pairs else p
-            for n, p in params.items()
-        }
-        return inner(params, noise, given, log_prob_sites=log_prob_sites, cut=cut)
+    def run(params, noise, given, **options):
+        return inner(without_pairs(pairs, params), noise, given, **options)
 
     return _retrace(
         replace(
             sm,
             run=run,
-            params={n: to_pairs(p) if n in pairs else p for n, p in sm.params.items()},
+            params=with_pairs(pairs, sm.params),
             constraints=sm.constraints | dict.fromkeys(pairs, constraints.real),
             pairs=pairs,
         )
@@ -317,11 +308,9 @@ def hold(sm: StructuralModel) -> StructuralModel:
         return sm
     inert = noise_like(tuple((n, law) for n, law in sm.spec if n in sites))
 
-    def run(params, noise, given, log_prob_sites=(), cut=False):
+    def run(params, noise, given, **options):
         put = {n: noise[n].astype(sm.site_info[n].dtype) for n in sites}
-        values, *rest = inner(
-            params, noise | inert, put | given, log_prob_sites=log_prob_sites, cut=cut
-        )
+        values, *rest = inner(params, noise | inert, put | given, **options)
         return values | put, *rest
 
     held = {

@@ -10,6 +10,7 @@ few joint states, so these are not hidden.)
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -88,12 +89,9 @@ class Hidden:
         parts = tuple((n, law) for n, law in density.hidden_spec if n not in discrete)
         sites = {n: sm.site_info[n] for n in valued}
 
-        def unpacked(free: jax.Array) -> tuple[Values, Values, jax.Array]:
-            return _unpack(parts, sites, free)
-
-        def packed(noise: Values, values: Values) -> jax.Array:
-            return _pack(parts, sites, noise, values)
-
+        unpacked, packed = (
+            functools.partial(of, parts, sites) for of in (_unpack, _pack)
+        )
         noise = noise_like(density.spec)
         example = {n: sm.example(n) for n in valued}
         flat = jax.eval_shape(packed, noise, example)
@@ -176,8 +174,10 @@ def why_not_walked(sm: StructuralModel, density: Density) -> str:
         name = density.hidden_deterministic[0]
         return f"site {name!r} is computed from noise that the set hides"
     for name, law in density.hidden_spec:
-        if name in sm.copies and (law.kind == "key" or _copied(sm, name).discrete):
-            return f"the noise {name!r} is a copy without a site"
+        if name in sm.copies:
+            site = sm.site_info[name.removesuffix("+copy")]
+            if law.kind == "key" or site.discrete:
+                return f"the noise {name!r} is a copy without a site"
         if not _is_valued(sm, name, law):
             continue
         site = sm.site_info[name]
@@ -217,10 +217,6 @@ def _smooth(
             shape = sites[name].unconstrain.inverse_shape(sites[name].shape)
         found += [not jumps] * math.prod(shape)
     return tuple(found)
-
-
-def _copied(sm: StructuralModel, name: str) -> Site:
-    return sm.site_info[name.removesuffix("+copy")]
 
 
 def _is_valued(sm: StructuralModel, name: str, law: Any) -> bool:

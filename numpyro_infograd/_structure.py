@@ -8,7 +8,7 @@ density of a set of sites. This file is pure JAX; effect handlers are in `messen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 import functools
 from typing import Any
@@ -225,6 +225,10 @@ class StructuralModel:
                     f"{', '.join(self.sites) or 'none'}). Name one of these."
                 )
         return listed
+
+    def in_order(self, names: Collection[str]) -> tuple[str, ...]:
+        """Sites of these names, in the model's order."""
+        return tuple(name for name in self.site_info if name in names)
 
     def params_of(self, sites: Iterable[str]) -> frozenset[str]:
         """Parameters that reach any of the sites.

@@ -51,18 +51,16 @@ def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
     the density of A is not needed. A may have none, if it is discrete or a codeword
     computed from noise.
     """
-    order = {name: i for i, name in enumerate(sm.sites)}
     left = dict(objective.entropies)
     pairs = _pair_off(left, -1, lambda joint, inner: _separates(sm, joint, inner))
-    terms = [_conditional(order, *pair) for pair in pairs]
+    terms = [_conditional(sm, *pair) for pair in pairs]
     for joint, coefficient in left.items():
         if coefficient:
-            sites = tuple(sorted(joint, key=order.__getitem__))
-            terms.append(Term(coefficient, sites, ()))
+            terms.append(_conditional(sm, coefficient, joint, frozenset()))
     for sets, coefficient in objective.causal.items():
         check_sources(sm, sets)
-        given = sorted(sets.inputs + sets.given, key=order.__getitem__)
-        terms.append(Term(coefficient, sets.outputs, tuple(given), causal=True))
+        given = sm.in_order(sets.inputs + sets.given)
+        terms.append(Term(coefficient, sets.outputs, given, causal=True))
     return tuple(terms)
 
 
@@ -74,14 +72,13 @@ def without_moving_conditions(
     The score of p(A | B) in B cannot be learned from samples of A and B. It is the
     difference of two scores that can.
     """
-    order = {name: i for i, name in enumerate(sm.sites)}
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
     for coefficient, sites, given, causal in terms:
         if causal:
             raise ScoreError(_NO_JOINT)
         parts = [(coefficient, sites, given)]
         if sm.params_of(given):
-            joint = tuple(sorted(sites + given, key=order.__getitem__))
+            joint = sm.in_order(sites + given)
             parts = [(coefficient, joint, ()), (-coefficient, given, ())]
         for share, own, rest in parts:
             found[own, rest] = plus(found.get((own, rest), 0.0), share)
@@ -92,10 +89,9 @@ def resolve_reversed(objective: Objective, sm: StructuralModel) -> tuple[Term, .
     """The objective as entropies h(A | B) of sites A that no parameter reaches."""
     if objective.causal:
         raise ScoreError(_NO_JOINT)
-    order = {name: i for i, name in enumerate(sm.sites)}
     left = dict(objective.entropies)
     pairs = _pair_off(left, 1, lambda joint, inner: not sm.params_of(joint - inner))
-    terms = [_conditional(order, *pair) for pair in pairs if sm.params_of(pair[2])]
+    terms = [_conditional(sm, *pair) for pair in pairs if sm.params_of(pair[2])]
     for sites, coefficient in left.items():
         if coefficient and sm.params_of(sites):
             raise ScoreError(
@@ -129,12 +125,10 @@ def _pair_off(
 
 
 def _conditional(
-    order: dict[str, int], coefficient: float, joint: Joint, inner: Joint
+    sm: StructuralModel, coefficient: float, joint: Joint, inner: Joint
 ) -> Term:
     """h(joint | inner), with its sites in the order of the model."""
-    parts = (sorted(part, key=order.__getitem__) for part in (joint - inner, inner))
-    sites, given = map(tuple, parts)
-    return Term(coefficient, sites, given)
+    return Term(coefficient, sm.in_order(joint - inner), sm.in_order(inner))
 
 
 class Means(NamedTuple):

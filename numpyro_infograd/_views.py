@@ -42,7 +42,7 @@ class View:
     def read(self) -> tuple[str, ...]:
         """The sites of the entropies, and the sites that an expectation reads."""
         found = {*self.sites, *sites_read(self.expectations.values(), self.sm.sites)}
-        return tuple(s for s in self.sm.sites if s in found)
+        return self.sm.in_order(found)
 
     @property
     def keyed(self) -> tuple[str, ...]:
