@@ -186,11 +186,17 @@ def check_counts(settings: Any, *names: str) -> None:
         object.__setattr__(settings, name, as_count(name, getattr(settings, name)))
 
 
-def check_numbers(settings: Any, *names: str, high: float = np.inf) -> None:
-    """Make these attributes of frozen settings floats above zero and below a bound."""
+def check_numbers(settings: Any, *names: str) -> None:
+    """Make these attributes of frozen settings floats above zero."""
     for name in names:
-        number = as_number(name, getattr(settings, name), 0.0, high)
+        number = as_number(name, getattr(settings, name), 0.0)
         object.__setattr__(settings, name, number)
+
+
+def check_powers_of_two(settings: Any, least: int, *names: str) -> None:
+    """Raise unless these attributes of settings are numbers of points or samples."""
+    for name in names:
+        as_power_of_two(name, getattr(settings, name), least)
 
 
 def as_floats(name: str, value: Any) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._density import Density, Values, quantiles
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._structure import StructuralModel
@@ -57,8 +57,7 @@ class Contrastive(ScoreMethod):
     needs_certificate = False  # nothing is learned
 
     def __post_init__(self) -> None:
-        for name in ("num_components", "num_samples", "block_size"):
-            as_power_of_two(name, getattr(self, name), 2)
+        check_powers_of_two(self, 2, "num_components", "num_samples", "block_size")
 
     def prepare(
         self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]

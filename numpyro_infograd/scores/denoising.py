@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 import math
 
 import jax
@@ -75,7 +76,7 @@ class Denoising(Learned):
         if self.noise_variance is not None:
             check_numbers(self, "noise_variance")
         levels = as_floats("noise_levels", self.noise_levels)
-        rising = all(a < b for a, b in zip(levels[:-1], levels[1:], strict=True))
+        rising = all(a < b for a, b in pairwise(levels))
         if len(levels) < 2 or not 0 < levels[0] or not rising or levels[-1] == math.inf:
             raise ArgumentError(
                 "noise_levels must be two or more variances, positive and rising, got "

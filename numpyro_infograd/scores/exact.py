@@ -43,7 +43,7 @@ class Exact:
 
 def why_not_exact(sm: StructuralModel, sites: Iterable[str]) -> str:
     """The reason why the sites are not jointly linear-Gaussian; "" if they are."""
-    return _why_not(sm, tuple(sites), ())
+    return why_not_gaussian(sm, tuple(sites), ())
 
 
 def why_not_gaussian(
@@ -57,10 +57,6 @@ def why_not_gaussian(
     shared = sorted(sm.noise_given(given, sites) & sm.noise_of(given))
     if shared and not causal:
         return f"site and condition share the noise of site {shared[0]!r}"
-    return _why_not(sm, sites, given)
-
-
-def _why_not(sm: StructuralModel, sites: Sites, given: Sites) -> str:
     for name in sites:
         if sm.site_info[name].discrete:
             return f"site {name!r} is discrete"

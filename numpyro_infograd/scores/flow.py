@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ class FlowMatching(Learned):
     def __post_init__(self) -> None:
         super().__post_init__()
         times = as_floats("times", self.times)
-        falling = all(a > b for a, b in zip(times[:-1], times[1:], strict=True))
+        falling = all(a > b for a, b in pairwise(times))
         if len(times) < 2 or not _FIRST <= times[-1] or not times[0] < 1 or not falling:
             raise ArgumentError(
                 f"times must be two or more numbers in falling order, below 1 and at "

@@ -20,7 +20,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._arguments import as_power_of_two, check_counts
+from numpyro_infograd._arguments import check_counts, check_powers_of_two
 from numpyro_infograd._density import Density, Values, unflatten
 from numpyro_infograd._noise import NoiseSource, student
 from numpyro_infograd._program import Program
@@ -41,7 +41,7 @@ from numpyro_infograd.scores.pool import (
     sources,
     with_noise,
 )
-from numpyro_infograd.scores.quadratic import Batch, held_out_gain, solve, train
+from numpyro_infograd.scores.quadratic import Batch, Problem, held_out_gain, train
 
 # Scale of the noise variance as an input of a network. It is small so that the errors
 # of a network are similar at all levels; else the extrapolation would amplify them.
@@ -97,8 +97,7 @@ class Learned(ScoreMethod):
             )
         check_network(self.network, self.hidden)
         check_training(self, self.num_networks)
-        for name in ("pool_size", "warm_pool_size", "num_samples"):
-            as_power_of_two(name, getattr(self, name), 256)
+        check_powers_of_two(self, 256, "pool_size", "warm_pool_size", "num_samples")
         whole = type(self.refit) is int and self.refit > 0
         if not whole and self.refit != "auto":
             raise ArgumentError(
@@ -166,14 +165,15 @@ class Learned(ScoreMethod):
             here = draw(cold)
             networks = self.ensemble(density).init(init_key, self.num_networks)
             networks = self.train(density, *here, networks, train_key, self.num_steps)
-            _, (_, gain) = self.held_out_gain(density, *here, networks)
+            _, (_, gain) = held_out_gain(*self.loss(density, here[0]), *here, networks)
             return cold, again, Fitted.new(networks, first(here[0]), gain)
 
         here = draw(again)
         frame = first(here[0])
         change = (here[1].values - frame.mean) @ (frame.base - last.trained_base).T
         drift = jnp.mean((change @ frame.fisher_inv_sqrt) ** 2)
-        shrink, (gain, _) = self.held_out_gain(density, *here, last.networks)
+        loss = self.loss(density, here[0])
+        shrink, (gain, _) = held_out_gain(*loss, *here, last.networks)
         kept = shrink, gain
         if self.refit == "auto":
             stale = (drift > DRIFTED) | (kept[1] < last.trained_gain - LOST)
@@ -187,7 +187,7 @@ class Learned(ScoreMethod):
             else:
                 steps = self.num_warm_steps
                 new = self.train(density, *here, networks, train_key, steps, False)
-            shrink, (gain, _) = self.held_out_gain(density, *here, new)
+            shrink, (gain, _) = held_out_gain(*loss, *here, new)
             return new, shrink, gain
 
         networks, shrink, gain = jax.lax.cond(
@@ -284,14 +284,14 @@ class Learned(ScoreMethod):
         whole: bool = True,
     ) -> Any:
         """Networks fitted to pools with an axis of frames, as in `quadratic.train`."""
-        ensemble = self.ensemble(density, frames.setting.shape[-1])
+        ensemble, problem = self.loss(density, frames)
         if whole:
             some = pool.values[0, :, : max(_PLACED // pool.values.shape[1], 16)]
             white = jax.vmap(Frame.clipped)(frames, some - frames.mean[:, None])
             networks = ensemble.place(networks, white.reshape(-1, white.shape[-1]))
         return train(
             ensemble,
-            functools.partial(self.problem, density),
+            problem,
             frames,
             pool,
             networks,
@@ -302,19 +302,10 @@ class Learned(ScoreMethod):
             whole=whole,
         )
 
-    def solve(self, density: Density, frames: Frame, pool: Pool, networks: Any) -> Any:
-        """Networks with last layers from least squares, as in `quadratic.solve`."""
+    def loss(self, density: Density, frames: Frame) -> tuple[Ensemble, Problem]:
+        """The networks and what they are fitted to, for functions of `quadratic`."""
         ensemble = self.ensemble(density, frames.setting.shape[-1])
-        problem = functools.partial(self.problem, density)
-        return solve(ensemble, problem, frames, pool, networks)
-
-    def held_out_gain(
-        self, density: Density, frames: Frame, pool: Pool, networks: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        """Weights and gains of the networks, as in `quadratic.held_out_gain`."""
-        ensemble = self.ensemble(density, frames.setting.shape[-1])
-        problem = functools.partial(self.problem, density)
-        return held_out_gain(ensemble, problem, frames, pool, networks)
+        return ensemble, functools.partial(self.problem, density)
 
     def members(
         self, density: Density, fitted: Fitted, values: jax.Array, rng_key: jax.Array

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._chains import Tuning, Walk, average
 from numpyro_infograd._density import Density, Values, simulate, unflatten
 from numpyro_infograd._noise import NoiseSource
@@ -82,9 +82,8 @@ class MCMC(ScoreMethod):
     needs_certificate = False  # nothing is learned
 
     def __post_init__(self) -> None:
-        as_power_of_two("num_samples", self.num_samples, 256)
-        as_power_of_two("max_steps", self.max_steps, FEWEST_STEPS)
-        as_power_of_two("pilot_size", self.pilot_size, 256)
+        check_powers_of_two(self, 256, "num_samples", "pilot_size")
+        check_powers_of_two(self, FEWEST_STEPS, "max_steps")
 
     def check(self, density: Density) -> None:
         """Raise for a moving boundary, or hidden noise that chains cannot sample."""

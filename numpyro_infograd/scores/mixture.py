@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._density import Density, Values, quantiles
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd.errors import VOUCH, DensityError
@@ -96,8 +96,7 @@ class Mixture(ScoreMethod):
     needs_certificate = False  # nothing is learned
 
     def __post_init__(self) -> None:
-        for name in ("num_components", "num_samples", "block_size"):
-            as_power_of_two(name, getattr(self, name), 2)
+        check_powers_of_two(self, 2, "num_components", "num_samples", "block_size")
 
     def check(self, density: Density) -> None:
         """Raise for a moving boundary, or for a site without a density."""

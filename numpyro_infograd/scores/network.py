@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
+from itertools import pairwise
 from typing import Any
 
 from flax import nnx
@@ -38,10 +39,7 @@ class Perceptron(nnx.Module):
 
     def __init__(self, inputs: int, hidden: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
         widths = (inputs, *hidden)
-        self.layers = nnx.List(
-            nnx.Linear(a, b, rngs=rngs)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nnx.List(nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(widths))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map (..., inputs) to (..., features)."""

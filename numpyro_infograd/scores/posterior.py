@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd import _guides
-from numpyro_infograd._arguments import as_power_of_two, check_counts
+from numpyro_infograd._arguments import check_counts, check_powers_of_two
 from numpyro_infograd._density import Density, Values, flatten, simulate
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._program import Program
@@ -104,8 +104,7 @@ class Posterior(ScoreMethod):
         check_network(self.network, self.hidden)
         check_counts(self, "num_components")
         check_training(self, _MEMBERS)
-        for name in ("pool_size", "warm_pool_size", "num_samples"):
-            as_power_of_two(name, getattr(self, name), 256)
+        check_powers_of_two(self, 256, "pool_size", "warm_pool_size", "num_samples")
         if not isinstance(self.symbols, tuple):
             raise ArgumentError(
                 f"prepare sets symbols, got {self.symbols!r}: leave it out."

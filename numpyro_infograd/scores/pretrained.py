@@ -19,6 +19,7 @@ from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 from numpyro_infograd.scores.learned import Fitted, Learned, first
 from numpyro_infograd.scores.pool import sources, with_noise
+from numpyro_infograd.scores.quadratic import held_out_gain, solve
 
 _EDGE = 1e-3  # tolerance for rounding at the ends of a range, relative to its size
 
@@ -158,8 +159,9 @@ class Pretrained(ScoreMethod):
         method, setting = self.method, ranges.setting(params, self.names)
         source = again if warm else cold
         here = method.draw(density, forward, params, rng_key, source, setting)
-        own = networks if warm else method.solve(density, *here, networks)
-        _, (_, gain) = method.held_out_gain(density, *here, own)
+        loss = method.loss(density, here[0])
+        own = networks if warm else solve(*loss, *here, networks)
+        _, (_, gain) = held_out_gain(*loss, *here, own)
         fitted = Fitted.new(own, first(here[0]), gain)
         return cold, again, networks, ranges, fitted
 

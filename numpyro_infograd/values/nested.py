@@ -14,7 +14,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._noise import NoiseSource, squares, standard_error
@@ -77,8 +77,7 @@ class Nested:
     num_samples: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_components", "max_components"):
-            as_power_of_two(name, getattr(self, name), 2)
+        check_powers_of_two(self, 2, "num_components", "max_components")
         if self.max_components < self.num_components:
             raise ArgumentError(
                 f"max_components ({self.max_components}) is below num_components "

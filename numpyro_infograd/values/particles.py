@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._arguments import as_power_of_two, check_powers_of_two
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, simulate
 from numpyro_infograd._noise import NoiseSource, standard_error
@@ -56,8 +56,7 @@ class Particles:
     num_samples: int = 2048
 
     def __post_init__(self) -> None:
-        for name in ("num_particles", "max_particles"):
-            as_power_of_two(name, getattr(self, name), 2)
+        check_powers_of_two(self, 2, "num_particles", "max_particles")
         if self.max_particles < self.num_particles:
             raise ArgumentError(
                 f"max_particles ({self.max_particles}) is below num_particles "
