@@ -127,6 +127,14 @@ def _kind(value: Any) -> Any:
     return getattr(value, "dtype", None) or np.asarray(value).dtype
 
 
+def as_real(value: Any) -> np.ndarray | None:
+    """An array of real numbers; None for other values, and rows of several lengths."""
+    try:
+        return np.asarray(value) if is_real(value) else None
+    except ValueError:
+        return None
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is one finite real number, of Python, NumPy or JAX."""
     if isinstance(value, numbers.Real):

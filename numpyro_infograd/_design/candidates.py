@@ -48,7 +48,9 @@ class Candidates:
             ArgumentError: If they are not finite arrays with one leading axis of the
                 same length, or an argument is given twice.
         """
-        arguments = _arguments(model)
+        found = _arguments(model)
+        stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        arguments = [p.name for p in found or () if p.kind not in stars]
         if not isinstance(designs, Mapping):
             if isinstance(model, StructuralModel):
                 raise ArgumentError(
@@ -56,20 +58,20 @@ class Candidates:
                     "because a StructuralModel takes no arguments. Pass the NumPyro "
                     "model to vary its first argument."
                 )
-            if _takes_none(model):
+            if found == ():
                 raise ArgumentError(
                     "designs is an array for the first argument of the model, but the "
                     "model takes no arguments. Name a parameter: {'x': candidates}."
                 )
             name = next(iter(arguments), "design")
             array = _as_arrays("designs", designs)
-            _count({name: array})
+            _check_lengths({name: array})
             own = _own(name)
             return Candidates(
                 _with_first(model, own, array), array, {own: array}, (name,)
             )
         named = {str(n): _as_arrays(f"designs[{n!r}]", x) for n, x in designs.items()}
-        _count(named)
+        _check_lengths(named)
         twice = [n for n in named if n in model_kwargs]
         if twice:
             raise ArgumentError(
@@ -112,24 +114,12 @@ def _own(name: str) -> str:
     return f"{name}+design"
 
 
-def _arguments(model: Any) -> tuple[str, ...]:
-    """Names of the arguments of a model; empty if it has no signature."""
-    if isinstance(model, StructuralModel):
-        return ()
+def _arguments(model: Any) -> tuple[inspect.Parameter, ...] | None:
+    """The arguments of a model; None if it has no signature."""
     try:
-        found = inspect.signature(model).parameters.values()
+        return tuple(inspect.signature(model).parameters.values())
     except (TypeError, ValueError):
-        return ()
-    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return tuple(p.name for p in found if p.kind not in stars)
-
-
-def _takes_none(model: Any) -> bool:
-    """Whether the signature of a model is empty."""
-    try:
-        return not inspect.signature(model).parameters
-    except (TypeError, ValueError):
-        return False
+        return None
 
 
 def _as_arrays(name: str, value: Any) -> Any:
@@ -160,22 +150,16 @@ def _as_arrays(name: str, value: Any) -> Any:
     return jax.tree.map(leaf, value)
 
 
-def _count(named: Mapping[str, Any]) -> int:
-    """The number of designs.
-
-    Raises:
-        ArgumentError: If there is no design, or if arrays differ in length.
-    """
-    counts = {n: len(x) for n, tree in named.items() for x in jax.tree.leaves(tree)}
-    sizes = {len(x) for tree in named.values() for x in jax.tree.leaves(tree)}
-    if not counts:
+def _check_lengths(named: Mapping[str, Any]) -> None:
+    """Raise if there is no design, or if arrays differ in length."""
+    if not named:
         raise ArgumentError("designs is empty. Pass at least one candidate.")
-    if len(sizes) > 1:
+    counts = {n: len(x) for n, tree in named.items() for x in jax.tree.leaves(tree)}
+    if len({len(x) for x in jax.tree.leaves(dict(named))}) > 1:
         raise ArgumentError(
             f"designs must have one leading axis of the same length, got {counts}. "
             "Repeat the shorter ones, as numpy.meshgrid does."
         )
-    return sizes.pop()
 
 
 def _at(tree: Any, index: int) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.spatial import ConvexHull, QhullError
 
-from numpyro_infograd._arguments import as_number, is_real
+from numpyro_infograd._arguments import as_number, as_real
 from numpyro_infograd._optimize import Ending, Status
 from numpyro_infograd._text import draw
 from numpyro_infograd.errors import ArgumentError
@@ -102,12 +102,9 @@ class RateRegion:
             rates = [rates[name] for name in self.rates]
         slack = as_number("slack", slack)
         width = len(self.rates)
-        try:
-            asked = np.asarray(rates)
-        except ValueError:  # rows of several lengths
-            asked = np.zeros(0)
-        fits = asked.shape[-1:] == (width,) and is_real(asked)
-        if not fits or not np.all(np.isfinite(asked)):
+        asked = as_real(rates)
+        fits = asked is not None and asked.shape[-1:] == (width,)
+        if asked is None or not fits or not np.all(np.isfinite(asked)):
             raise ArgumentError(
                 f"rates must be finite numbers in {width} columns "
                 f"({', '.join(self.rates)}), got {rates!r:.200}."

@@ -10,11 +10,11 @@ import numpy as np
 
 import jax
 
-from numpyro_infograd._arguments import is_real
+from numpyro_infograd._arguments import as_real
 from numpyro_infograd._estimation import Gradient
 from numpyro_infograd._optimize import Result
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.plots.style import ASIDE, BARS, TRUTH, as_axes, look
+from numpyro_infograd.plots.style import ASIDE, BARS, TRUTH, as_axes, indexed, look
 
 _COMPONENTS = 12  # components of a gradient in one figure, at most
 
@@ -77,16 +77,12 @@ def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
     best["label"] = "best restart" if len(result.histories) > 1 else "each step"
     what = _draw_way(axes, result.history, end, best)
     if estimate is not None and what.startswith("objective"):
-        style = look(1)
         axes[0].errorbar(
             [len(result.history["gradient_norm"])],
             [estimate.value],
             [2 * estimate.standard_error],
-            color=style.color,
-            marker=style.marker,
-            linestyle="none",
             label="estimate, 2 s.e.",
-            **BARS,
+            **look(1).points | BARS,
         )
     if what == "divergence":  # not in nats
         axes[0].set(xlabel="step", ylabel="Fisher divergence of the levels in use")
@@ -275,20 +271,16 @@ def _columns(name: str, values: Any, count: int) -> Columns:
                 f"{name} must have one row for each of the {count} points, got an "
                 f"array of shape {array.shape}."
             )
-        if array.ndim == 1:
-            found[label] = array
-            continue
         for place in np.ndindex(array.shape[1:]):
-            at = ", ".join(map(str, place))
-            found[f"{label}[{at}]"] = array[:, *place]
+            found[indexed(label, place)] = array[:, *place]
     return found
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
     """An array of real numbers."""
-    try:
-        if is_real(value):
-            return np.asarray(value, float)
-    except ValueError:  # rows of several lengths
-        pass
-    raise ArgumentError(f"{name} must be an array of real numbers, got {value!r:.80}.")
+    array = as_real(value)
+    if array is None:
+        raise ArgumentError(
+            f"{name} must be an array of real numbers, got {value!r:.80}."
+        )
+    return array.astype(float)

@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from numpyro_infograd._calibrate import Calibration
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.plots.style import TRUTH, as_axes, look
+from numpyro_infograd.plots.style import TRUTH, as_axes, indexed, look
 
 _SHOWN = 2000  # points of a scatter plot, at most
 _PANELS = 12  # outputs in one figure, at most
@@ -54,18 +54,8 @@ def plot_score_check(check: Any, ax: Any = None) -> Any:
     (ax,) = as_axes("ax", ax)
     for index, (site, both) in enumerate(check.cotangents.items()):
         ours, theirs = both.reshape(2, -1)[:, :_SHOWN]
-        style = look(index)
-        ax.plot(
-            ours,
-            theirs,
-            color=style.color,
-            marker=style.marker,
-            markersize=2.5,
-            markeredgewidth=0,
-            linestyle="none",
-            alpha=0.6,
-            label=site,
-        )
+        small = {"markersize": 2.5, "markeredgewidth": 0, "alpha": 0.6}
+        ax.plot(ours, theirs, label=site, **look(index).points | small)
     ax.axline((0, 0), slope=1, label="equal", **TRUTH)
     ax.set(xlabel=f"cotangent by {check.method}", ylabel="by chains")
     ax.legend(fontsize="small", markerscale=2)
@@ -154,7 +144,7 @@ def plot_ranks(check: Any, axes: Any = None) -> np.ndarray:
             f"{check!r:.80}."
         )
     numbers = [
-        (name + (f"[{', '.join(map(str, at))}]" if at else ""), ranks[:, *at], p[at])
+        (indexed(name, at), ranks[:, *at], p[at])
         for (name, ranks), p in zip(
             check.ranks.items(), check.pvalue.values(), strict=True
         )
@@ -182,9 +172,9 @@ def _outputs(calibration: Calibration) -> list[tuple[str, np.ndarray, np.ndarray
     for site, values in calibration.recorded.items():
         made = calibration.simulated[site]
         for place in np.ndindex(values.shape[1:]):
-            at = f"[{', '.join(map(str, place))}]" if place else ""
             ours, theirs = values[:, *place], made[:, :, *place]
-            found.append((site + at, ours.astype(float), theirs.astype(float)))
+            name = indexed(site, place)
+            found.append((name, ours.astype(float), theirs.astype(float)))
     return found
 
 

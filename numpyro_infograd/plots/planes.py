@@ -71,15 +71,11 @@ def plot_rate_region(region: RateRegion, ax: Any = None) -> Any:
             ax.view_init(elev=25, azim=40)  # from the side of high rates
     else:
         _draw_plane(region, ax)
-    style = look(1)
     ax.errorbar(
         *region.points.T,
         *[2 * region.standard_error] * len(region.rates),
-        color=style.color,
-        marker=style.marker,
-        linestyle="none",
         label="points, 2 s.e.",
-        **BARS,
+        **look(1).points | BARS,
     )
     for axis, rate in zip("xyz", region.rates, strict=False):
         ax.set(**{f"{axis}label": f"{rate} (nats)"})

@@ -33,6 +33,16 @@ class Look(NamedTuple):
     linestyle: Any
     marker: str
 
+    @property
+    def points(self) -> dict[str, Any]:
+        """Settings of points without a line between them."""
+        return {"color": self.color, "marker": self.marker, "linestyle": "none"}
+
+
+def indexed(name: str, place: tuple[int, ...]) -> str:
+    """Name of one number of an array; the name itself for a scalar."""
+    return f"{name}[{', '.join(map(str, place))}]" if place else name
+
 
 def look(index: int) -> Look:
     """The style of element number `index`, counted from zero."""
