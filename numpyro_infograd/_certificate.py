@@ -29,8 +29,7 @@ from numpyro_infograd._problem import (
     REPLICATES,
     Posed,
     Problem,
-    fit,
-    initial_states,
+    fit_anew,
     is_learned,
     pose,
 )
@@ -67,7 +66,7 @@ def certify(
     if chains is None:
         return None
     fit_key, key = jax.random.split(rng_key)
-    tunings = fit(chains, initial_states(chains, fit_key), params, fit_key)
+    tunings = fit_anew(chains, params, fit_key)
     source = NoiseSource.of(posed.problem.spec, CHAINS.num_samples // REPLICATES)
     error, *rest = _compare(posed.problem, states, chains, tunings, params, source, key)
     sure = {label: each for label, each in error.items() if bool(jnp.isfinite(each))}

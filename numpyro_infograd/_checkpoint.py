@@ -7,7 +7,7 @@ folder when it is complete. So if a process is killed, the last complete save re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 import contextlib
 import hashlib
 import os
@@ -33,6 +33,8 @@ from numpyro_infograd.errors import ArgumentError, CheckpointError
 
 _FORMAT = "numpyro_infograd 1"
 _KEPT = 2  # saves to keep, in case the last one is damaged
+# Folders of Orbax: a step, complete or still being written.
+_OURS = re.compile(r"\d+($|\.orbax-checkpoint-tmp)")
 
 
 class Checkpoint:
@@ -61,7 +63,8 @@ class Checkpoint:
                 f"{jax.process_count()} processes. Leave it out."
             )
         self.identity = {"format": _FORMAT, **identity}
-        strange = [p.name for p in _entries(self.path) if not _is_ours(p)]
+        entries = self.path.iterdir() if self.path.exists() else ()
+        strange = [p.name for p in entries if not _OURS.match(p.name)]
         if strange:
             raise CheckpointError(
                 f"checkpoint {self.path} holds other things ({strange[0]!r}). Name an "
@@ -84,12 +87,13 @@ class Checkpoint:
         step = self.manager.latest_step()
         if step is None:
             return None
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
             found = self.manager.restore(
                 step,
                 args=items.Composite(
                     facts=items.JsonRestore(),
-                    arrays=items.StandardRestore(fallback_sharding=_here()),
+                    arrays=items.StandardRestore(fallback_sharding=here),
                 ),
             )
             facts, arrays = found["facts"], found["arrays"]
@@ -146,19 +150,6 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if caught:
         raise KeyboardInterrupt
-
-
-def _entries(path: Path) -> Iterable[Path]:
-    return path.iterdir() if path.exists() else ()
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether Orbax made this entry: a step, complete or still being written."""
-    return bool(re.match(r"\d+($|\.orbax-checkpoint-tmp)", path.name))
-
-
-def _here() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 # -- trees and their identity ---------------------------------------------------------

@@ -25,8 +25,7 @@ from numpyro_infograd._problem import (
     Posed,
     Problem,
     check_num_samples,
-    fit,
-    initial_states,
+    fit_anew,
     is_learned,
     noise_warnings,
 )
@@ -230,7 +229,7 @@ def estimate_gradient(
         size = check_num_samples(num_samples, problem.method)
         if is_trial and problem.method is not None:
             size = min(size, problem.method.step_samples)
-        states = fit(problem, initial_states(problem, fit_key), params, fit_key)
+        states = fit_anew(problem, params, fit_key)
         source = NoiseSource.of(problem.spec, size // REPLICATES)
         while True:
             found = _replicated(problem, states, params, source, key)

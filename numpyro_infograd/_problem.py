@@ -296,15 +296,16 @@ def check_num_samples(num_samples: int | None, method: Any) -> int:
     return as_power_of_two("num_samples", num_samples, 16 * REPLICATES)
 
 
-def initial_states(problem: Problem, rng_key: jax.Array) -> tuple[Any, ...]:
-    """A new score state for every density with hidden noise, None for the others."""
+def fit_anew(problem: Problem, params: Any, rng_key: jax.Array) -> tuple[Any, ...]:
+    """A fitted score state for every density with hidden noise, None for the others."""
     method = problem.method
-    return tuple(
+    states = tuple(
         method.init(density, rng_key)
         if method is not None and is_learned(method, density)
         else None
         for density in problem.densities
     )
+    return fit(problem, states, params, rng_key)
 
 
 def fit(

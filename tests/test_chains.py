@@ -29,7 +29,7 @@ from numpyro_infograd._chains import Walk, average
 from numpyro_infograd._edits import append_noise
 from numpyro_infograd._hidden import Hidden, Position, walkable, why_not_walked
 from numpyro_infograd._pilot import tune
-from numpyro_infograd._problem import fit, initial_states, pose
+from numpyro_infograd._problem import fit_anew, pose
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.scores import MCMC, Analytic, Denoising
 from numpyro_infograd.values.mcmc import _ends
@@ -449,7 +449,7 @@ def certificate_of(model: Callable[[], None], method: Any, **params: Any) -> Any
     sm = ig.structural_model(model)
     complete = sm.complete_params(params)
     posed = pose(sm, XY, method, complete)
-    states = fit(posed.problem, initial_states(posed.problem, KEY), complete, KEY)
+    states = fit_anew(posed.problem, complete, KEY)
     return certify(posed, states, complete, jax.random.key(1))
 
 

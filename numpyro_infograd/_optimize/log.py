@@ -43,10 +43,6 @@ class Log:
         self.next_save = -np.inf
         self.pending: Snapshot | None = None  # not yet written
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Packed arrays and facts of the last save; None before the first save."""
-        return self.checkpoint.load()
-
     def note(self, snapshot: Snapshot) -> None:
         """Keep a snapshot, and save it if the last save is old enough."""
         self.pending = snapshot
@@ -69,10 +65,6 @@ class Log:
         )
         end = time.monotonic()
         self.next_save = end + max(_PAUSE, (end - start) / _SHARE)
-
-    def close(self) -> None:
-        """Close the Orbax checkpoint."""
-        self.checkpoint.close()
 
 
 def join(chunks: list[StepInfo]) -> StepInfo:

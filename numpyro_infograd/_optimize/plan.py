@@ -31,8 +31,7 @@ from numpyro_infograd._pairs import with_pairs, without_pairs
 from numpyro_infograd._problem import (
     Posed,
     enter,
-    fit,
-    initial_states,
+    fit_anew,
     pose,
     pose_again,
     with_expectations,
@@ -120,7 +119,7 @@ class Plan:
             start,
             start,
             self.optimizer.init(start),
-            fit(problem, initial_states(problem, key), params, key),
+            fit_anew(problem, params, key),
             jnp.zeros(len(self.subject_to)),
             rng_key,
             jnp.zeros((), jnp.int32),

@@ -100,7 +100,7 @@ class Run:
                 self.log.flush()
         finally:
             if self.log is not None:
-                self.log.close()
+                self.log.checkpoint.close()
 
     # -- checkpoints ------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class Run:
 
     def _resume(self) -> bool:
         """Load a snapshot if one was saved; return whether the run had ended."""
-        found = self.log.load() if self.log is not None else None
+        found = self.log.checkpoint.load() if self.log is not None else None
         if found is None:
             return False
         arrays, facts = found

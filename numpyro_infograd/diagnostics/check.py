@@ -26,8 +26,7 @@ from numpyro_infograd._problem import (
     Posed,
     Problem,
     enter_tunable,
-    fit,
-    initial_states,
+    fit_anew,
     is_learned,
     pose,
 )
@@ -228,7 +227,7 @@ def check_scores(
     problem = posed.problem
     report = ScoreCheck("exact", ())
     if problem.method is not None:
-        states = _fitted(problem, complete, fit_key)
+        states = fit_anew(problem, complete, fit_key)
         found = _certified(posed, states, complete, other_key)
         noise = draw_noise(problem.spec, sample_key, num_samples)
         values = simulate(problem.forward, complete, noise)
@@ -241,18 +240,13 @@ def check_scores(
     return report
 
 
-def _fitted(problem: Problem, params: Any, rng_key: jax.Array) -> tuple[Any, ...]:
-    """The fitted scores of a problem."""
-    return fit(problem, initial_states(problem, rng_key), params, rng_key)
-
-
 def _certified(
     posed: Posed, states: tuple[Any, ...], params: Any, rng_key: jax.Array
 ) -> Certificate | None:
     """The certificate of the scores; for chains, of networks to compare with."""
     if isinstance(posed.problem.method, MCMC):
         posed = pose(posed.sm, posed.objective, Denoising(), params)
-        states = _fitted(posed.problem, params, rng_key)
+        states = fit_anew(posed.problem, params, rng_key)
     return certify(posed, states, params, rng_key)
 
 
