@@ -8,16 +8,10 @@ compared. A draw from a PRNG key cannot be interpolated through its key, so ther
 values of the drawn sites are interpolated. A jump is harmless if no noise drives it, or
 if no parameter moves the place of the jump.
 
-One simpler probe in place of this one and that of `_slopes` was tried on the 53 models
-of `tests/test_jumps.py`: mean pathwise derivatives of each output, of its square and of
-a cosine, against differences of the same means with common random numbers (16,384
-draws, five standard errors). It found all 11 wrong or stopped derivatives, 7 of 8
-jumps, and those on draws from a key and inside a scan. But it missed a jump of 1 beside
-a scale of 3,000 and every jump from 2.9 standard deviations on, which too few draws
-cross. At the given parameters alone it missed jumps and derivatives that are zero
-there; at distant parameters it refused models in which two limits cross on the
-way. It also refused kinks that many draws cross (sorted values, a ReLU of zero
-weights). So both probes stay.
+Differences of means with common random numbers would be one simpler probe in place of
+this one and that of `_slopes`. On the models of `tests/test_jumps.py` it missed jumps
+that few draws cross, or that are zero at the given parameters, and it refused kinks
+that many draws cross. So both probes stay.
 """
 
 from __future__ import annotations
