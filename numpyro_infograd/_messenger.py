@@ -32,6 +32,7 @@ from numpyro_infograd._parameters import constraint_of
 from numpyro_infograd._sites import Site
 from numpyro_infograd.errors import ModelError
 from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.exogenous.rows import innermost, leaf_of
 
 _FEW = 1024  # listed values of a discrete distribution, at most
 # Supports with fewer dimensions than values, so without a density on R^d.
@@ -371,8 +372,7 @@ def _check_name(name: Any) -> None:
 
 def _support(support: Any) -> str:
     """The kind of a support: thin, real, positive, unit or bounded."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+    support = innermost(support)
     if any(word in repr(support).lower() for word in _THIN):
         return "thin"
     if support in (constraints.real, constraints.real_matrix):
@@ -409,7 +409,7 @@ def _choices(fn: Any) -> tuple[float, ...] | None:
     None for a vector whose entries depend on each other, such as counts with a fixed
     sum.
     """
-    fn = _leaf(fn)
+    fn = leaf_of(fn)
     if fn.event_dim and fn.support.is_discrete:
         return None
     if not fn.has_enumerate_support:
@@ -424,15 +424,7 @@ def _choices(fn: Any) -> tuple[float, ...] | None:
 
 def _class_name(fn: Any) -> str:
     """Name of the distribution's class, without NumPyro's wrappers."""
-    return type(_leaf(fn)).__name__
-
-
-def _leaf(fn: Any) -> Any:
-    """The distribution without NumPyro's wrappers."""
-    wrappers = ("Independent", "ExpandedDistribution", "MaskedDistribution")
-    while type(fn).__name__ in wrappers:
-        fn = fn.base_dist
-    return fn
+    return type(leaf_of(fn)).__name__
 
 
 def _is_masked(fn: Any) -> bool:

@@ -21,6 +21,7 @@ from numpyro_infograd._arguments import explain_trace_errors
 from numpyro_infograd._parameters import check_inside
 from numpyro_infograd._program import Program
 from numpyro_infograd.errors import ArgumentError, ParameterError
+from numpyro_infograd.exogenous.rows import innermost
 
 Projection = Callable[[Any], Any]
 
@@ -116,7 +117,8 @@ def check_interior(params: Any, constraints: dict[str, Any]) -> None:
         ):
             start = np.asarray(start)
             inside = bool(np.all(np.isfinite(leaf)))
-            if _elementwise(constraint):  # NumPyro clips values at the boundary
+            # NumPyro clips values at the boundary.
+            if innermost(constraint).event_dim == 0:
                 nudge = np.finfo(start.dtype).eps * np.abs(start) + 1e-30
                 sides = (constraint(start - nudge), constraint(start + nudge))
                 inside = inside and all(bool(np.all(side)) for side in sides)
@@ -225,12 +227,6 @@ def _in_closure(constraint: Any, value: jax.Array, start: jax.Array) -> bool:
     near = value + 1e-3 * (interior - value)
     size = float(jnp.max(jnp.abs(near), initial=0.0))
     return np.allclose(transform(transform.inv(near)), near, rtol=0, atol=5e-3 * size)
-
-
-def _elementwise(constraint: Any) -> bool:
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    return constraint.event_dim == 0
 
 
 def is_mapped(name: str, constraints: dict[str, Any] | None) -> bool:

@@ -14,20 +14,14 @@ import numpyro.distributions as dist
 from numpyro.distributions import Distribution
 
 from numpyro_infograd.errors import ArgumentError, ModelError
-from numpyro_infograd.exogenous.rows import TABLE, WRAPPERS, Noise, Row, keyed
+from numpyro_infograd.exogenous.rows import TABLE, WRAPPERS, Noise, Row, keyed, leaf_of
 
 _DRAWN = keyed()  # distributions with a reason are drawn from a key
 
 
 def row_of(fn) -> Row:
     """The row that makes draws of a distribution."""
-    leaf = fn
-    while type(leaf) in (
-        dist.ExpandedDistribution,
-        dist.Independent,
-        dist.MaskedDistribution,
-    ):
-        leaf = leaf.base_dist
+    leaf = leaf_of(fn)
     few = type(leaf) in TABLE and TABLE[type(leaf)].few
     if reason_not_reparametrized(fn) and not few:
         return _DRAWN
@@ -69,9 +63,7 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
             f"fn must be a NumPyro distribution, got {fn!r:.80}. Call its class: "
             "dist.Normal(0.0, 1.0)."
         )
-    leaf: Any = fn
-    while type(leaf) in WRAPPERS:
-        leaf = leaf.base_dist
+    leaf = leaf_of(fn, WRAPPERS)
     if isinstance(leaf, (dist.ImproperUniform, dist.Unit)):
         raise ModelError(
             f"{type(leaf).__name__} has no draws, but every site of a generative model "
@@ -231,10 +223,7 @@ def has_atoms(fn: Distribution) -> bool:
         >>> has_atoms(Clipped(dist.Normal(0.0, 1.0), low=0.0).expand((3,)))
         True
     """
-    leaf: Any = fn
-    while type(leaf) in WRAPPERS:
-        leaf = leaf.base_dist
-    row = TABLE.get(type(leaf))
+    row = TABLE.get(type(leaf_of(fn, WRAPPERS)))
     return row is not None and row.atoms
 
 

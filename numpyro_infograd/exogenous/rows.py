@@ -61,13 +61,10 @@ class Row(NamedTuple):
 TABLE: dict[type, Row] = {}
 """Every known distribution: the rows of `table`, and what users registered."""
 
-WRAPPERS = (
-    dist.ExpandedDistribution,
-    dist.FoldedDistribution,
-    dist.Independent,
-    dist.MaskedDistribution,
-    dist.TransformedDistribution,
-)
+PLAIN_WRAPPERS = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)
+"""Classes that draw as their `base_dist` does."""
+
+WRAPPERS = (*PLAIN_WRAPPERS, dist.FoldedDistribution, dist.TransformedDistribution)
 """Classes whose draws are made by their `base_dist`."""
 
 
@@ -137,6 +134,18 @@ def unless_above_one(power: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def on_the_line(support) -> bool:
     """Whether a support is the real line, in each coordinate."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support is constraints.real
+    return innermost(support) is constraints.real
+
+
+def innermost(constraint: Any) -> Any:
+    """The constraint of one coordinate, without wrappers such as `independent`."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def leaf_of(fn: Any, wrappers: tuple[type, ...] = PLAIN_WRAPPERS) -> Any:
+    """The distribution inside of these wrappers."""
+    while type(fn) in wrappers:
+        fn = fn.base_dist
+    return fn
