@@ -287,9 +287,7 @@ def mixed(name: str, size: int) -> Channel:
         numpyro.sample("y", dist.Normal(mean, law.scale).to_event(1))
 
     return Channel(
-        model,
-        size * information(scalar, start),
-        size * derivative(scalar, start),
+        model, size * information(scalar, start), size * derivative(scalar, start)
     )
 
 

@@ -85,12 +85,7 @@ def compare_times(model, target, respond, middle, spread, end, count):
     }
     times = np.stack(list(rows.values())).clip(0, 0.999 * end)
     found = ig.design(
-        model,
-        {"t": times},
-        target,
-        "y",
-        num_samples=4096,
-        num_components=2**15,
+        model, {"t": times}, target, "y", num_samples=4096, num_components=2**15
     )
     for i, name in enumerate(rows):
         check = f"bounds {found.lower[i]:.3f} and {found.upper[i]:.3f}"
@@ -220,14 +215,7 @@ def pharmacokinetics():
 
 
 def show_pharmacokinetics():
-    compare_times(
-        pharmacokinetics,
-        "theta",
-        concentration,
-        *BLOOD,
-        HOURS,
-        SAMPLES,
-    )
+    compare_times(pharmacokinetics, "theta", concentration, *BLOOD, HOURS, SAMPLES)
 
 
 # -- an epidemic: on which days to count the sick --------------------------------------

@@ -166,10 +166,7 @@ def info_nce(draw: Draw, seconds: float, batch: int = 512) -> float:
     """log(batch) less the cross-entropy of finding the partner in a batch."""
     x, y = draw(jax.random.key(0), 2)
     k1, k2 = jax.random.split(jax.random.key(1))
-    params = (
-        init(k1, (x.shape[1], *WIDTHS, 32)),
-        init(k2, (y.shape[1], *WIDTHS, 32)),
-    )
+    params = (init(k1, (x.shape[1], *WIDTHS, 32)), init(k2, (y.shape[1], *WIDTHS, 32)))
 
     def bound(params: Any, key: jax.Array, size: int = batch) -> jax.Array:
         x, y = draw(key, size)

@@ -382,11 +382,7 @@ def evaluate(hidden: Hidden, params: Any, values: Values, at: Position) -> Chain
 
 
 def average(
-    walk: Walk,
-    at: Position,
-    led: jax.Array,
-    rng_key: jax.Array,
-    lengths: jax.Array,
+    walk: Walk, at: Position, led: jax.Array, rng_key: jax.Array, lengths: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Means (num_windows, num_scores) over consecutive windows of one chain, and mean
     acceptances of moves and of flips, (2,).

@@ -29,11 +29,7 @@ from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Means, Term, at_each, has_density
 from numpyro_infograd.errors import VOUCH, DensityError
 from numpyro_infograd.scores.base import Evidence, Measure, about
-from numpyro_infograd.scores.mixture import (
-    FEW_UNEXPLAINED,
-    SOUND_SAMPLE_SIZE,
-    Mixture,
-)
+from numpyro_infograd.scores.mixture import FEW_UNEXPLAINED, SOUND_SAMPLE_SIZE, Mixture
 
 _MOST_STATES = 16  # joint states of drawn sites that are summed over, at most
 _MOST_COMPONENTS = 2**14  # of a mixture that is refined on its own

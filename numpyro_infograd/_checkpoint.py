@@ -18,11 +18,7 @@ import threading
 from typing import Any
 
 import numpy as np
-from orbax.checkpoint import (
-    CheckpointManager,
-    CheckpointManagerOptions,
-    args as items,
-)
+from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions, args as items
 
 import jax
 import jax.numpy as jnp

@@ -32,12 +32,7 @@ from numpyro_infograd._problem import (
 from numpyro_infograd._pullback import Pulled, pull_back
 from numpyro_infograd._text import html_table, warned, with_error
 from numpyro_infograd.errors import VOUCH
-from numpyro_infograd.scores.base import (
-    Evidence,
-    Measure,
-    ScoreMethod,
-    about,
-)
+from numpyro_infograd.scores.base import Evidence, Measure, ScoreMethod, about
 from numpyro_infograd.scores.exact import GaussianEntropies
 
 

@@ -114,10 +114,7 @@ class Domain:
 
 
 def propagate(
-    domain: Domain,
-    jaxpr: ClosedJaxpr | Jaxpr,
-    values: Sequence[Any],
-    path: Path = (),
+    domain: Domain, jaxpr: ClosedJaxpr | Jaxpr, values: Sequence[Any], path: Path = ()
 ) -> list[Any]:
     """Abstract values of the flat outputs of a jaxpr, from those of its flat inputs.
 

@@ -108,7 +108,7 @@ def admit(
         if sm.site_info[name].masked:
             warn(
                 f"site {name!r} carries a mask (handlers.mask), which has no effect on "
-                "information. Leave masked entries out of the site.",
+                "information. Leave masked entries out of the site."
             )
     for name, site in sm.site_info.items():
         if site.state != "observed":
@@ -117,7 +117,7 @@ def admit(
             warn(
                 f"site {name!r} is observed: its value is fixed, but the sites that "
                 "it depends on are not conditioned on it. If the site is a part of the "
-                "system, leave out obs= (or handlers.condition).",
+                "system, leave out obs= (or handlers.condition)."
             )
     return sm, complete
 

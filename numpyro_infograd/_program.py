@@ -315,9 +315,7 @@ def _entry(key: Any) -> Any:
 
 
 def dependencies_by_name(
-    program: Program,
-    *inputs: Any,
-    key: Callable[[Any], Any] = lambda path: path[0].key,
+    program: Program, *inputs: Any, key: Callable[[Any], Any] = lambda path: path[0].key
 ) -> dict[Any, tuple[frozenset[str], ...]]:
     """Output name -> for each input dict, the names that the output depends on."""
     labels = [

@@ -273,11 +273,7 @@ def _reads(
 
 
 def _fits(
-    order: Order,
-    factors: Program,
-    density: Density,
-    sm: Any,
-    cells: Cells,
+    order: Order, factors: Program, density: Density, sm: Any, cells: Cells
 ) -> bool:
     """Whether the factors at other points are those of the table of an order.
 

@@ -171,12 +171,7 @@ def resampled_gradients(
     return np.einsum("l,plwd,blwd->bp", shares, slopes, np.asarray(pulls, float))
 
 
-def held_out(
-    weights: Any,
-    targets: Any,
-    held: Moments,
-    match: Match,
-) -> Estimate:
+def held_out(weights: Any, targets: Any, held: Moments, match: Match) -> Estimate:
     """Divergence from held-out recordings, without bias from the fit.
 
     It is 1/2 <W_q - W_p, G W_q - c>, with the moments G (plus the ridge) and c of the

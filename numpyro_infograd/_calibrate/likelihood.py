@@ -241,10 +241,7 @@ def look_around(
     whole = whole.at[first, second].set(half).at[second, first].set(half)
     return (
         Around(
-            means(flat),
-            jax.lax.map(slope, basis),
-            whole,
-            quantiles(effective, _LOW)[0],
+            means(flat), jax.lax.map(slope, basis), whole, quantiles(effective, _LOW)[0]
         ),
         elsewhere,
         missed,

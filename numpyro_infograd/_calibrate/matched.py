@@ -11,11 +11,7 @@ import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
-from numpyro_infograd._calibrate.features import (
-    Moments,
-    block_moments,
-    make_features,
-)
+from numpyro_infograd._calibrate.features import Moments, block_moments, make_features
 from numpyro_infograd._calibrate.fit import Fit
 from numpyro_infograd._calibrate.inference import (
     Place,
@@ -158,11 +154,7 @@ class MatchedFit(Fit):
         targets, pulls = self.resample(whole, num_draws)
         index = self.whole.features.index(self.settings.used)
         return resampled_gradients(
-            local,
-            weights,
-            self.match,
-            targets[:, index],
-            pulls[:, index],
+            local, weights, self.match, targets[:, index], pulls[:, index]
         )
 
     def measure(self, num_draws: int) -> Estimate:

@@ -28,11 +28,7 @@ from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.values.exact import evaluate_each, why_not_closed
-from numpyro_infograd.values.nested import (
-    Average,
-    average_each,
-    refuse_without_density,
-)
+from numpyro_infograd.values.nested import Average, average_each, refuse_without_density
 
 __all__ = ["Designs", "design"]
 

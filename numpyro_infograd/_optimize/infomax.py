@@ -26,12 +26,7 @@ from numpyro_infograd._optimize.move import (
 from numpyro_infograd._optimize.plan import Plan
 from numpyro_infograd._optimize.result import Result
 from numpyro_infograd._optimize.run import Run
-from numpyro_infograd._optimize.step import (
-    Ascent,
-    InfoMaxState,
-    StepInfo,
-    ascend_many,
-)
+from numpyro_infograd._optimize.step import Ascent, InfoMaxState, StepInfo, ascend_many
 from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._problem import Posed
 from numpyro_infograd._structure import StructuralModel

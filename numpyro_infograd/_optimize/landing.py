@@ -46,11 +46,7 @@ def _slopes(ascent: Ascent, params: Any, rng_key: jax.Array) -> Any:
 
 
 def land(
-    ascent: Ascent,
-    params: Any,
-    multipliers: Any,
-    measure: Measure,
-    rng_key: jax.Array,
+    ascent: Ascent, params: Any, multipliers: Any, measure: Measure, rng_key: jax.Array
 ) -> Any:
     """Unconstrained parameters on the inner side of the bounds that hold them.
 

@@ -13,12 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd._checkpoint import Checkpoint, digest, pack, unpack
-from numpyro_infograd._optimize.step import (
-    Ascent,
-    InfoMaxState,
-    StepInfo,
-    ascend_many,
-)
+from numpyro_infograd._optimize.step import Ascent, InfoMaxState, StepInfo, ascend_many
 from numpyro_infograd._problem import Posed
 from numpyro_infograd._program import Program
 from numpyro_infograd.scores.base import Measure

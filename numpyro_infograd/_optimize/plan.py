@@ -141,11 +141,7 @@ class Plan:
             budgets,
             NoiseSource.of(posed.sm.spec, self.num_samples or size),
             Move.trace(
-                start,
-                self.optimizer,
-                self._projection(posed.sm),
-                constraints,
-                scale,
+                start, self.optimizer, self._projection(posed.sm), constraints, scale
             ),
         )
 

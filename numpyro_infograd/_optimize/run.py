@@ -15,11 +15,7 @@ import optax
 
 from numpyro_infograd._checkpoint import unpack
 from numpyro_infograd._gradient import pose_beyond_mixtures, why_not_mixture
-from numpyro_infograd._optimize.annealing import (
-    Annealing,
-    cooled,
-    initial_variances,
-)
+from numpyro_infograd._optimize.annealing import Annealing, cooled, initial_variances
 from numpyro_infograd._optimize.budgets import FARTHEST, is_settled
 from numpyro_infograd._optimize.log import Log, Snapshot, identify, take_apart
 from numpyro_infograd._optimize.move import constrained, decay, scales

@@ -33,10 +33,7 @@ class Trace:
         shapes = [jax.typeof(const) for const in program.consts]
         closed = jax.make_jaxpr(
             lambda consts, *args: replay(
-                code.jaxpr,
-                consts,
-                args,
-                enter=lambda eqn, _: body_of(eqn) is not None,
+                code.jaxpr, consts, args, enter=lambda eqn, _: body_of(eqn) is not None
             )[0]
         )(shapes, *[var.aval for var in code.jaxpr.invars])
         self.jaxpr = closed.jaxpr

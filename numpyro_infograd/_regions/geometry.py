@@ -35,9 +35,7 @@ def simplex_grid(num_rates: int, num_weights: int) -> np.ndarray:
 
 
 def multipliers_of(
-    weight: np.ndarray,
-    rates: tuple[str, ...],
-    values: dict[tuple[str, ...], Estimate],
+    weight: np.ndarray, rates: tuple[str, ...], values: dict[tuple[str, ...], Estimate]
 ) -> dict[tuple[str, ...], float]:
     """The multipliers y_S of the bounds in one direction, without zeros."""
     sets = {frozenset(subset): subset for subset in values}

@@ -34,13 +34,7 @@ from numpyro_infograd.scores.network import (
     check_training,
     perceptron,
 )
-from numpyro_infograd.scores.pool import (
-    Pool,
-    draw_pool,
-    share_of,
-    sources,
-    with_noise,
-)
+from numpyro_infograd.scores.pool import Pool, draw_pool, share_of, sources, with_noise
 from numpyro_infograd.scores.quadratic import Batch, Problem, held_out_gain, train
 
 # Scale of the noise variance as an input of a network. It is small so that the errors

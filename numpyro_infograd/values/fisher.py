@@ -27,11 +27,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._arguments import (
-    as_power_of_two,
-    check_counts,
-    check_widths,
-)
+from numpyro_infograd._arguments import as_power_of_two, check_counts, check_widths
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, flatten, simulate
 from numpyro_infograd._edits import append_noise
@@ -50,12 +46,7 @@ from numpyro_infograd._terms import (
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.scores.base import complete_data_scores
-from numpyro_infograd.scores.network import (
-    Ensemble,
-    adam,
-    check_training,
-    perceptron,
-)
+from numpyro_infograd.scores.network import Ensemble, adam, check_training, perceptron
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import average
 from numpyro_infograd.values.regression import (
