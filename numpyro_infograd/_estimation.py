@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import optax
 
 from numpyro_infograd._certificate import certify
-from numpyro_infograd._chance import Chance
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import warn
@@ -170,12 +169,6 @@ def _pooled(batches: list[Any]) -> tuple[Any, Any, Any, dict[Measure, Any]]:
     return jax.tree.map(mean, *values), jax.tree.map(error, *errors), *means
 
 
-def _finer_chance(problem: Problem, evidence: Evidence) -> Chance | None:
-    """The part of drawn sites with more components, if there are too few."""
-    chance = problem.chance
-    return chance.finer() if chance and chance.warnings_for(evidence) else None
-
-
 def _needs_more(batches: list[Any]) -> bool:
     """Whether the draws of drawn sites leave more than a share of `_SHARP`."""
     value, error, *_ = _pooled(batches)
@@ -229,8 +222,8 @@ def estimate_gradient(
         while True:
             found = _replicated(problem, states, params, source, key)
             _, _, _, excess, _ = first = jax.device_get(found)
-            finer = _finer_chance(problem, first[-1]) if num_samples is None else None
-            if finer is not None:
+            chance = problem.chance if num_samples is None else None
+            if chance and chance.warnings_for(first[-1]) and (finer := chance.finer()):
                 problem = replace(problem, chance=finer)
                 continue
             better = [problem.method and problem.method.improve(s) for s in states]
@@ -265,7 +258,8 @@ def estimate_gradient(
     ratio = diagnostics.get("fit_error_ratio", 0.0)
     sentences = noise_warnings(posed.sm) + _warnings_for(problem, evidence, ratio)
     both = {name: (value[name], error[name]) for name in value}
-    bad = [n for n in both if not all(map(_is_finite, jax.tree.leaves(both[n])))]
+    finite = jax.tree.map(lambda x: np.all(np.isfinite(x)), both)
+    bad = [name for name in both if not jax.tree.all(finite[name])]
     if bad:
         sentences += (
             f"the gradient of {', '.join(map(repr, bad))} or its standard error is not "
@@ -315,7 +309,3 @@ def unchecked(
 @jax.jit
 def _exact_gradient(exact: GaussianEntropies, params: Any) -> Any:
     return jax.grad(exact)(params)
-
-
-def _is_finite(x: Any) -> bool:
-    return bool(np.all(np.isfinite(x)))

@@ -241,7 +241,8 @@ def with_expectations(posed: Posed, means: Means) -> Problem:
     mixture = method if isinstance(method, Mixture) else Mixture()
     if old := posed.problem.chance:
         mixture = old.mixture  # it may have been refined
-    terms = _changing_terms(posed.objective, sm)
+    terms = resolve(posed.objective, sm)  # what no parameter changes has no gradient
+    terms = tuple(t for t in terms if sm.params_of(t.sites + t.given))
     read = {s for t in terms for s in t.sites + t.given}
     read |= {*sites_read(means.programs, sm.sites)}
     chance = Chance.of(sm, terms, read, mixture)
@@ -265,12 +266,6 @@ def moving_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
     """The entropies whose values a parameter moves; the others need no score."""
     terms = resolve(objective, sm)
     return tuple(t for t in terms if any(map(sm.moves, t.sites + t.given)))
-
-
-def _changing_terms(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
-    """The entropies that a parameter changes; the others have no gradient."""
-    terms = resolve(objective, sm)
-    return tuple(t for t in terms if sm.params_of(t.sites + t.given))
 
 
 def noise_warnings(sm: StructuralModel) -> tuple[str, ...]:

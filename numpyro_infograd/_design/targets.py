@@ -14,7 +14,6 @@ from numpyro_infograd._density import simulate
 from numpyro_infograd._edits import tabulate
 from numpyro_infograd._noise import probe_noise
 from numpyro_infograd._objectives import Objective
-from numpyro_infograd._sites import Site
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import has_density, resolve
 from numpyro_infograd.errors import DensityError
@@ -42,8 +41,9 @@ def with_probabilities(
             inputs; names the site.
     """
     needed = {s for t in resolve(objective, sm) for s in t.sites}
-    computed = [s for s in sm.sites if s in needed and not has_density(sm, s)]
-    counts = [s for s in sm.sites if s in needed and _is_count(sm.site_info[s])]
+    sites = {s: sm.site_info[s] for s in sm.sites if s in needed}
+    computed = [s for s in sites if not has_density(sm, s)]
+    counts = [s for s, site in sites.items() if site.discrete and site.choices == ()]
     grouped: tuple[str, ...] = ()
     if not computed and not counts:
         return sm, grouped
@@ -77,8 +77,3 @@ def with_probabilities(
         sm = tabulate(sm, name, range(cells), np.unique(edges))
         grouped += (name,)
     return sm, grouped
-
-
-def _is_count(site: Site) -> bool:
-    """Whether a discrete site has entries without a known list of values."""
-    return site.discrete and site.choices == ()

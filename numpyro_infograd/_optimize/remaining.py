@@ -83,7 +83,9 @@ def outlook(
     if not all(np.all(np.isfinite(x)) for x in (gradients, before, moved)):
         return Outlook(0.0, 0.0, True)  # the steps say nothing
     each = gradients * moved  # slopes, in nats for a move of the same length
-    alone = np.mean(each, axis=0) > (2.0 + _least(moved.size)) * _error(each)
+    # Noise rarely exceeds so many standard errors in any of the numbers.
+    least = 2.0 + math.sqrt(2.0 * math.log(max(moved.size, 1)))
+    alone = np.mean(each, axis=0) > least * _error(each)
     rest = ~alone
     slopes = np.column_stack([each[:, alone], np.sum(each[:, rest], axis=1)])
     start = np.append((before * moved)[alone], np.sum((before * moved)[rest]))
@@ -104,8 +106,3 @@ def outlook(
 def _error(draws: np.ndarray) -> np.ndarray:
     """Standard error of the mean of each column."""
     return np.std(draws, axis=0) / math.sqrt(max(len(draws) - 1, 1))
-
-
-def _least(count: int) -> float:
-    """Standard errors that noise rarely exceeds in any of `count` numbers."""
-    return math.sqrt(2.0 * math.log(max(count, 1)))

@@ -135,7 +135,9 @@ def rate_region(
                     **arguments,
                     **settings,
                 )
-                _check_end(result)
+                for report in result.constraints:
+                    if not report.is_met:
+                        raise ConstraintError(f"a constraint is not met, {report!r}")
                 values = _values(named, model, result.params, own_key, args, kwargs)
                 before, multipliers = multipliers, multipliers_of(weight, rates, values)
                 if multipliers == before or result.status.ending is Ending.INTERRUPTED:
@@ -162,17 +164,6 @@ def rate_region(
     weights, facets, results = zip(*ends, strict=True)
     found = _region(rates, np.array(weights), list(facets), list(results))
     return replace(found, warnings=_missing_sums(named) + found.warnings)
-
-
-def _check_end(result: Result) -> None:
-    """Raise if a constraint is not met at the end of an ascent.
-
-    Raises:
-        ConstraintError: Names the constraint.
-    """
-    missed = [report for report in result.constraints if not report.is_met]
-    if missed:
-        raise ConstraintError(f"a constraint is not met, {missed[0]!r}")
 
 
 def _check_bounds(bounds: Any) -> Bounds:
