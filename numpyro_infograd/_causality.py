@@ -32,11 +32,7 @@ _ROUNDING = 1e-4  # of the scale of a value
 
 
 def check_sources(sm: StructuralModel, sets: Causal) -> None:
-    """Check that inputs and outputs share no noise, given the others' values.
-
-    Raises:
-        DensityError: Names a site whose noise they share.
-    """
+    """Check that inputs and outputs share no noise, given the others' values."""
     outputs, inputs, given = sets
     own = sm.noise_given(inputs + given, outputs)
     source = sm.noise_given(outputs + given, inputs)
@@ -52,11 +48,7 @@ def check_sources(sm: StructuralModel, sets: Causal) -> None:
 
 
 def check_order(sm: StructuralModel, objective: Objective, params: Any) -> None:
-    """Check at draws that no value of a directed information depends on a later one.
-
-    Raises:
-        ArgumentError: Names two sites, or the axes of time that do not fit.
-    """
+    """Check at draws that no value of a directed information depends on a later one."""
     for outputs, inputs, given in objective.causal:
         uses = {_uses(sm, names) for names in (inputs, outputs)}
         if len(uses) > 1:

@@ -42,12 +42,7 @@ class Candidates:
         designs: Any,
         model_kwargs: Mapping[str, Any],
     ) -> Candidates:
-        """Check the designs; make parameters of those that are arguments.
-
-        Raises:
-            ArgumentError: If they are not finite arrays with one leading axis of the
-                same length, or an argument is given twice.
-        """
+        """Check the designs; make parameters of those that are arguments."""
         found = _arguments(model)
         stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         arguments = [p.name for p in found or () if p.kind not in stars]
@@ -90,11 +85,7 @@ class Candidates:
         return {n: _at(x, 0) for n, x in self.params.items()}
 
     def like(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """All designs in the types of the model's parameters.
-
-        Raises:
-            ArgumentError: If a design is neither a parameter nor an argument.
-        """
+        """All designs in the types of the model's parameters."""
         for name in self.params:
             if name not in params:
                 known = ", ".join(p for p in params if p not in self.params) or "none"
@@ -123,11 +114,7 @@ def _arguments(model: Any) -> tuple[inspect.Parameter, ...] | None:
 
 
 def _as_arrays(name: str, value: Any) -> Any:
-    """A tree of finite NumPy arrays with at least one axis.
-
-    Raises:
-        ArgumentError: Names what is not.
-    """
+    """A tree of finite NumPy arrays with at least one axis."""
 
     def leaf(x: Any) -> np.ndarray:
         try:

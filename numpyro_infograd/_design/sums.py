@@ -89,18 +89,10 @@ def sums_each(
 ) -> tuple[Average, jax.Array]:
     """The sum of the entropies at each design, in nats, on the same random numbers.
 
-    Args:
-        sm: The traced model.
-        entropies: From `tables`.
-        params: All parameters.
-        designs: Some of the parameters, with a leading axis of designs.
-        rng_key: A JAX PRNG key.
-        num_samples: Draws of the conditions and of known densities, a power of two.
-        num_components: Draws of hidden noise for each replicate, a power of two.
-
-    Returns:
-        The averages, with an axis of designs, and the smallest total probability of all
-        states for each design; below one if states are missing.
+    `num_samples` are draws of the conditions and of known densities, `num_components`
+    those of hidden noise for each replicate; both are powers of two. Returns averages,
+    with an axis of designs, and the smallest total probability of all states for each
+    design; below one if states are missing.
     """
     size = num_samples // REPLICATES
     work = sum(t.evaluations(num_samples, num_components) for t in entropies)

@@ -35,10 +35,6 @@ def with_probabilities(
 
     A computed site whose distribution given the rest is needed becomes discrete. A
     count without an upper end gets a list of values, with some beyond those drawn.
-
-    Raises:
-        DensityError: For a computed site with many values that is not one number of the
-            inputs; names the site.
     """
     needed = {s for t in resolve(objective, sm) for s in t.sites}
     sites = {s: sm.site_info[s] for s in sm.sites if s in needed}

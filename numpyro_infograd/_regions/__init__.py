@@ -167,11 +167,7 @@ def rate_region(
 
 
 def _check_bounds(bounds: Any) -> Bounds:
-    """The bounds by tuples of rates, after a check.
-
-    Raises:
-        ArgumentError: Names what is not a set of rates, or not an information.
-    """
+    """The bounds by tuples of rates, after a check."""
     if not isinstance(bounds, Mapping) or not bounds:
         raise ArgumentError(
             "bounds must be a dict from rates to objectives, such as {'r1': MI('x1', "

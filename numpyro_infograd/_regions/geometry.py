@@ -16,11 +16,7 @@ _DIRECTIONS = 2**14  # directions, at most
 
 
 def simplex_grid(num_rates: int, num_weights: int) -> np.ndarray:
-    """Non-negative weights that sum to one, `num_weights` along each edge.
-
-    Raises:
-        ArgumentError: If there are too many.
-    """
+    """Non-negative weights that sum to one, `num_weights` along each edge."""
     steps, bars = num_weights - 1, num_rates - 1
     count = math.comb(steps + bars, bars)
     if count > _DIRECTIONS:
