@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
 from flax import nnx
 import jax
@@ -211,6 +212,21 @@ def pam_derivative(a: float) -> float:
     """dI/da of `pam` on a dense grid."""
     y, p, slope = _pam_grid(a)
     return float(-np.sum(slope * np.log(np.maximum(p, 1e-300))) * (y[1] - y[0]))
+
+
+def capacity(snr: Any) -> Any:
+    """Of a Gaussian channel with this signal to noise ratio."""
+    return 0.5 * np.log1p(snr)
+
+
+def fill_water(gains: NDArray, power: float) -> float:
+    """max of sum log(1 + g p) / 2 over powers p that add up to `power`."""
+
+    def powers(level: float) -> NDArray:
+        return np.maximum(level - 1 / gains, 0)
+
+    level = brentq(lambda v: powers(v).sum() - power, 0, power + 1 / gains.min())
+    return float(np.sum(capacity(gains * powers(level))))
 
 
 def grid_score(

@@ -4,6 +4,7 @@
 from pathlib import Path
 import runpy
 
+from links import capacity, fill_water
 import numpy as np
 import pytest
 from scipy.optimize import brentq
@@ -23,10 +24,6 @@ from numpyro_infograd.scores import Mixture
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BETAS = (1.6, 2.5, 4.0, 8.0, 20.0)
-
-
-def capacity(snr):
-    return 0.5 * np.log1p(snr)
 
 
 # -- information bottleneck ------------------------------------------------------------
@@ -77,16 +74,6 @@ def precoder():
     x = numpyro.deterministic("x", f @ u)
     mean = jnp.asarray(ANTENNAS, x.dtype) @ x
     numpyro.sample("y", dist.Normal(mean, 1).to_event(1))
-
-
-def fill_water(gains, power):
-    """max of sum log(1 + g p) / 2 over powers p that add up to `power`."""
-
-    def powers(level):
-        return np.maximum(level - 1 / gains, 0)
-
-    level = brentq(lambda v: powers(v).sum() - power, 0, power + 1 / gains.min())
-    return np.sum(capacity(gains * powers(level)))
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Constraints on expectations, against closed forms."""
 
+from links import fill_water
 from methods import slow
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 
 import jax.numpy as jnp
 import optax
@@ -70,13 +72,9 @@ def assert_on_the_bounds(result, truth):
 
 
 def reverse_water_filling(variances, distortion):
-    low, high = 0.0, max(variances)
-    for _ in range(60):
-        level = 0.5 * (low + high)
-        if np.minimum(level, variances).sum() < distortion:
-            low = level
-        else:
-            high = level
+    level = brentq(
+        lambda v: np.minimum(v, variances).sum() - distortion, 0.0, max(variances)
+    )
     return 0.5 * np.log(np.maximum(variances / level, 1.0)).sum()
 
 
@@ -200,18 +198,6 @@ def carriers():
     numpyro.sample("y", dist.Normal(s, jnp.sqrt(NOISES)).to_event(1))
 
 
-def filled(total):
-    """Water-filling: nats of the carriers for a total power."""
-    low, high = 0.0, total + NOISES.max()
-    for _ in range(60):
-        level = 0.5 * (low + high)
-        if np.maximum(level - NOISES, 0.0).sum() < total:
-            low = level
-        else:
-            high = level
-    return 0.5 * np.log(np.maximum(level / NOISES, 1.0)).sum()
-
-
 def limiter():
     a = numpyro.param("a", 0.3)
     x = numpyro.sample("x", dist.Normal(0, 1))
@@ -223,13 +209,7 @@ def limited(power):
     """Nats of the limiter for an output power, by its gain on a dense grid."""
     x = np.linspace(-9, 9, 6001)
     weights = np.exp(-(x**2) / 2) / np.exp(-(x**2) / 2).sum()
-    low, high = 0.0, 50.0
-    for _ in range(60):
-        gain = 0.5 * (low + high)
-        if weights @ np.tanh(gain * x) ** 2 < power:
-            low = gain
-        else:
-            high = gain
+    gain = brentq(lambda v: weights @ np.tanh(v * x) ** 2 - power, 0.0, 50.0)
     return truths.tanh_information(gain, 0.25)
 
 
@@ -262,6 +242,7 @@ SUM = MI(("x1", "x2"), "y")
 S2, TOTAL = Expectation(power), Expectation(lambda v: jnp.sum(v["s"] ** 2))
 THIRD = Expectation(lambda v: v["s"][2] ** 2)
 BOTH, ONE, TWO = map(Expectation, (both, first, second))
+FILLED = fill_water(1 / NOISES, 6)
 PRICED = XY - 0.1 * S2
 PROBLEMS = {  # maximised or minimised, model, objective, constraints, optimum
     "scalar": (1, sender, XY, [S2 <= 10], 0.5 * np.log(11)),
@@ -269,8 +250,8 @@ PROBLEMS = {  # maximised or minimised, model, objective, constraints, optimum
         1, sender, XY, [Expectation(lambda v: jnp.abs(v["s"])) <= 1],
         0.5 * np.log1p(np.pi / 2),
     ),
-    "water": (1, carriers, XY, [TOTAL <= 6], filled(6)),
-    "water and a slack bound": (1, carriers, XY, [TOTAL <= 6, THIRD <= 5], filled(6)),
+    "water": (1, carriers, XY, [TOTAL <= 6], FILLED),
+    "water and a slack bound": (1, carriers, XY, [TOTAL <= 6, THIRD <= 5], FILLED),
     "limiter": (1, limiter, XY, [S2 <= 0.5], limited(0.5)),
     "sum power": (1, two_users, SUM, [BOTH <= 10], 0.5 * np.log(11)),
     "two bounds": (1, two_users, SUM, [ONE <= 3, TWO <= 5], 0.5 * np.log(9)),

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 import runpy
 
-from links import two_users
+from links import capacity, two_users
 from models import with_gain
 import numpy as np
 import pytest
@@ -36,10 +36,6 @@ def own_power(params):
     return {n: jnp.clip(p, -jnp.sqrt(5.0), jnp.sqrt(5.0)) for n, p in params.items()}
 
 
-def capacity(snr):
-    return 0.5 * np.log1p(snr)
-
-
 @pytest.mark.slow
 def test_sum_power() -> None:
     """The triangle r1 + r2 <= log(1 + P) / 2."""
@@ -59,11 +55,7 @@ def test_facets_that_keep_changing_are_told(monkeypatch) -> None:
     multipliers = itertools.cycle([{("r1",): 1.0}, {("r2",): 1.0}])
     monkeypatch.setattr(_regions, "multipliers_of", lambda *_: next(multipliers))
     region = quiet.rate_region(
-        two_users,
-        {"r1": MI("x1", "y", given="x2"), "r2": MI("x2", "y", given="x1")},
-        projection=sum_power,
-        num_weights=2,
-        num_steps=2,
+        two_users, SINGLE, projection=sum_power, num_weights=2, num_steps=2
     )
     assert all("has not settled" in status for status in region.statuses)
     assert any("has not settled" in warning for warning in region.warnings)
