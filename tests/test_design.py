@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from helpers import assert_within, refuses
+from helpers import assert_found, assert_within, refuses
 import numpyro_infograd as ig
 from numpyro_infograd.distributions import Clipped
 from numpyro_infograd.errors import ArgumentError, DensityError, ParameterError
@@ -36,13 +36,7 @@ def from_table(joint):
 
 
 def agrees(found, truth, sharp, rounding=2e-6):
-    assert_within(
-        found.value,
-        found.standard_error,
-        np.asarray(truth, found.value.dtype),
-        max_standard_error=sharp,
-        rounding=rounding,
-    )
+    assert_found(found, np.asarray(truth), sharp, rounding=rounding)
 
 
 def recall(length):

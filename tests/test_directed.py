@@ -27,15 +27,15 @@ def names(n):
     return tuple(f"x{t}" for t in range(n)), tuple(f"y{t}" for t in range(n))
 
 
-def encode(m, y):
-    """What is sent, with feedback of the last output."""
+def encoder():
+    """What is sent for a message, with feedback of the last output."""
     g, f = numpyro.param("g", 0.9), numpyro.param("f", -0.6)
-    return g * (m + f * y) / jnp.sqrt(1 + f**2)
+    return lambda m, y: g * (m + f * y) / jnp.sqrt(1 + f**2)
 
 
 def by_name(n):
     """Noise of first order, as a function of the values; one site a use."""
-    y = z = 0.0
+    encode, y, z = encoder(), 0.0, 0.0
     for t in range(n):
         m = numpyro.sample(f"m{t}", dist.Normal())
         x = numpyro.deterministic(f"x{t}", encode(m, y))
@@ -45,13 +45,12 @@ def by_name(n):
 
 def by_scan(n):
     """The same as one scan."""
-    g, f = numpyro.param("g", 0.9), numpyro.param("f", -0.6)
+    encode = encoder()
 
     def step(carry, _):
         y, z = carry
         m = numpyro.sample("m", dist.Normal())
-        sent = g * (m + f * y) / jnp.sqrt(1 + f**2)
-        x = numpyro.deterministic("x", sent)
+        x = numpyro.deterministic("x", encode(m, y))
         y = numpyro.sample("y", dist.Normal(x + MEMORY * z, 1.0))
         return (y, y - x), None
 
@@ -60,13 +59,12 @@ def by_scan(n):
 
 def hidden(n, level=1.0):
     """A transmitter with noise, and noise with memory that no site shows."""
-    g, f = numpyro.param("g", 0.9), numpyro.param("f", -0.6)
+    encode = encoder()
 
     def step(carry, _):
         y, z = carry
         m = numpyro.sample("m", dist.Normal())
-        sent = g * (m + f * y) / jnp.sqrt(1 + f**2)
-        x = numpyro.sample("x", dist.Normal(sent, 0.3))
+        x = numpyro.sample("x", dist.Normal(encode(m, y), 0.3))
         z = numpyro.sample("z", dist.Normal(MEMORY * z, 0.8))
         y = numpyro.sample("y", dist.Normal(level * x + z, 0.6))
         return (y, z), None

@@ -23,10 +23,7 @@ LIMIT = 4.5
 DRAWS = 16_000
 
 
-@pytest.fixture(autouse=True)
-def _double_precision():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def _square(a, c):

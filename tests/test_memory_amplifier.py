@@ -95,7 +95,7 @@ def test_a_tuned_filter_beats_all_linear_designs():
     at = {"taps": made["both"]["taps"][1]}
     y = sm.sample(jax.random.key(1), 64, at)["y"]
     density = sm.density(("y",), whole=True)
-    found = jax.jit(jax.vmap(density.log_prob, (None, None, 0)))(at, {}, {"y": y})
+    found = jax.jit(density.log_probs)(at, {"y": y})
     truth = log_density(np.asarray(y, float), filters[1])
     np.testing.assert_allclose(found, truth, atol=1e-3)
 

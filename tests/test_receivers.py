@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of receivers against dense grids: NumPyro's algorithms, information."""
 
+from models import channel, with_gain
 import numpy as np
 import pytest
 from scipy import stats
@@ -14,7 +15,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density
 
-from helpers import assert_within
+from helpers import assert_found, assert_within
 import numpyro_infograd as ig
 from numpyro_infograd import exogenous
 from numpyro_infograd.distributions import (
@@ -136,10 +137,7 @@ def test_scans_have_the_density_of_their_steps(kind) -> None:
 # --- in this package ------------------------------------------------------------------
 
 
-def one_bit():
-    a = numpyro.param("a", 1.0)
-    x = numpyro.sample("x", dist.Normal(0, 1))
-    numpyro.sample("y", Quantized(dist.Normal(a * x, 1), [-0.3]))
+one_bit = with_gain(lambda mean: Quantized(dist.Normal(mean, 1), [-0.3]))
 
 
 def one_bit_truth(a, edge=-0.3):
@@ -152,11 +150,7 @@ def one_bit_truth(a, edge=-0.3):
 
 
 def clipped(scale=0.5, low=0.0, high=1.0):
-    def model():
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        numpyro.sample("y", Clipped(dist.Normal(x, scale), low, high))
-
-    return model
+    return channel(lambda x: Clipped(dist.Normal(x, scale), low, high))
 
 
 def clipped_truth(scale=0.5, low=0.0, high=1.0):
@@ -178,13 +172,12 @@ def test_information_of_a_one_bit_receiver() -> None:
     assert abs(truth - 0.18967) < 1e-5
     found = ig.mutual_information(one_bit, "x", "y")
     assert found.method == "nested" and not found.warnings
-    bound = dict(max_standard_error=0.001)
-    assert_within(found.value, found.standard_error, truth, **bound)
+    assert_found(found, truth, 0.001)
     for wrong in (one_bit_truth(1.0, 0.6), one_bit_truth(1.1)):
         with pytest.raises(AssertionError):
-            assert_within(found.value, found.standard_error, wrong, **bound)
+            assert_found(found, wrong, 0.001)
     louder = ig.mutual_information(one_bit, "x", "y", params={"a": 2.0})
-    assert_within(louder.value, louder.standard_error, one_bit_truth(2.0), **bound)
+    assert_found(louder, one_bit_truth(2.0), 0.001)
 
 
 @pytest.mark.slow
@@ -194,11 +187,10 @@ def test_information_of_a_saturating_sensor(settings) -> None:
     found = ig.mutual_information(clipped(*settings), "x", "y")
     truth = clipped_truth(*settings)
     assert found.method == "nested" and not found.warnings
-    bound = dict(max_standard_error=0.002)
-    assert_within(found.value, found.standard_error, truth, **bound)
+    assert_found(found, truth, 0.002)
     with pytest.raises(AssertionError):  # without its atoms
         whole = 0.5 * np.log(1 + settings[0] ** -2)
-        assert_within(found.value, found.standard_error, whole, **bound)
+        assert_found(found, whole, 0.002)
 
 
 @pytest.mark.slow
@@ -209,7 +201,7 @@ def test_information_of_several_sensors() -> None:
 
     found = ig.mutual_information(model, "x", "y", method=ig.values.Nested(1024, 4096))
     truth = 2 * clipped_truth()
-    assert_within(found.value, found.standard_error, truth, max_standard_error=0.002)
+    assert_found(found, truth, 0.002)
 
 
 @pytest.mark.slow
@@ -227,7 +219,7 @@ def test_a_site_behind_a_quantiser() -> None:
     one = stats.norm.sf(0.2, x, 0.5)[:, None]
     p = one * stats.norm.pdf(z, 1.0, 0.8) + (1 - one) * stats.norm.pdf(z, -1.0, 0.8)
     truth = p_x @ (p * np.log(p / (p_x @ p))).sum(1) * (z[1] - z[0])
-    assert_within(found.value, found.standard_error, truth, max_standard_error=0.002)
+    assert_found(found, truth, 0.002)
 
 
 def test_draws_from_noise_follow_the_density(x64) -> None:
@@ -304,11 +296,7 @@ def test_complex_noise_is_gaussian() -> None:
 
 
 def test_what_has_atoms_is_refused_where_a_score_is_needed() -> None:
-    def model():
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        base = dist.Normal(numpyro.param("a", 1.0) * x, 0.5)
-        numpyro.sample("y", Clipped(base, 0.0, 1.0))
-
+    model = with_gain(lambda mean: Clipped(dist.Normal(mean, 0.5), 0.0, 1.0))
     with pytest.raises(ArgumentError, match="'y' has atoms"):
         ig.mutual_information(model, "x", "y", method="fisher")
     with pytest.raises(ArgumentError, match="'y' is discrete"):

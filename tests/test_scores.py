@@ -114,17 +114,6 @@ def test_mixture_is_the_gaussian_score(multipath, given) -> None:
     assert float(found.evidence["effective_sample_size_low"]) > 100
 
 
-def test_mixture_of_a_joint_set_is_the_gaussian_score() -> None:
-    sm = ig.structural_model(links.common_cause)
-    params = {"e": jnp.asarray(2.0)}
-    values = sm.sample(jax.random.key(1), 512, params)
-    precision = np.linalg.inv([[5.0, 7.0], [7.0, 11.0]])
-    truth = -precision @ np.stack([values["x"], values["y"]])
-    found = score(AVERAGE, sm, sm.density(("x", "y")), params, values)
-    for site, row in zip("xy", truth, strict=True):
-        assert relative_error(found.mean[site], row) < 1e-3
-
-
 def test_jackknife_reduces_the_bias() -> None:
     """Few components count in the tail: the mean over many draws of them."""
     sm = ig.structural_model(links.link)
@@ -202,17 +191,24 @@ def test_denoising_is_right_at_step_zero_where_all_is_gaussian(
     assert relative_error(found.mean["y"], truth) < 1e-3
 
 
-def test_denoising_conditions_on_the_right_samples() -> None:
+@pytest.mark.parametrize(
+    ("method", "tolerance"),
+    [
+        (AVERAGE, 1e-3),
+        (Denoising(hidden=(8,), num_steps=20, pool_size=16384), 5e-3),
+    ],
+    ids=["mixture", "denoising"],
+)
+def test_the_score_of_a_joint_set_is_the_gaussian_one(method, tolerance) -> None:
     """A score trained with shuffled conditions would learn that of y alone."""
     sm = ig.structural_model(links.common_cause)
     params = {"e": jnp.asarray(2.0)}
     values = sm.sample(jax.random.key(1), 1024, params)
     precision = np.linalg.inv([[5.0, 7.0], [7.0, 11.0]])
     truth = -precision @ np.stack([values["x"], values["y"]])
-    method = Denoising(hidden=(8,), num_steps=20, pool_size=16384)
     found = score(method, sm, sm.density(("x", "y")), params, values)
     for site, row in zip("xy", truth, strict=True):
-        assert relative_error(found.mean[site], row) < 5e-3
+        assert relative_error(found.mean[site], row) < tolerance
         assert relative_error(row / row.std(), values[site] / 3) > 0.1
 
 

@@ -79,14 +79,6 @@ def test_double_precision(x64) -> None:
     check(found, truths.multipath_information(1.0, 1.0), 0.0, rounding=1e-12)
 
 
-def test_bits() -> None:
-    settings = {"params": {"a": 1.0, "b": 1.0}}
-    nats = information(links.link, **settings)
-    bits = information(links.link, unit="bits", **settings)
-    assert bits.value == pytest.approx(nats.value / math.log(2))
-    assert "bits" in repr(bits)
-
-
 # -- nested ----------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("eta", "truth"), [(0.5, 0.263050), (1, 0.463508), (2, 0.588576), (3, 0.620317)]
@@ -110,31 +102,19 @@ def test_nested_standard_errors_cover() -> None:
     assert np.median([e.standard_error for e in found]) < 3 * scatter
 
 
-def test_nested_in_bits_scales_its_standard_error() -> None:
+def test_bits_scale_the_value_and_its_standard_error() -> None:
     settings = {"params": {"eta": 1.0}, **SMALL}
     nats = information(links.amplifier, **settings)
     bits = information(links.amplifier, unit="bits", **settings)
     assert bits.value == pytest.approx(nats.value / math.log(2))
     assert bits.standard_error == pytest.approx(nats.standard_error / math.log(2))
-    assert bits.in_bits() == bits
+    assert bits.in_bits() == bits and "bits" in repr(bits)
 
 
 def test_a_discrete_condition() -> None:
     objective, truth = ig.MI("x", "y", given="on"), 0.35 * math.log(1 + 1.5**2)
     found = ig.estimate(links.switched, objective, params={"a": 1.5}, **SMALL)
     check(found, truth, 0.01)
-
-
-@pytest.mark.slow
-def test_names_do_not_matter() -> None:
-    """The output comes before the input in the alphabet."""
-
-    def renamed():
-        z = numpyro.sample("z", dist.Normal(0, 1))
-        numpyro.sample("y", dist.Normal(jnp.tanh(z), 0.5))
-
-    found = ig.mutual_information(renamed, "z", "y", **SMALL)
-    check(found, 0.463508, 0.005)
 
 
 def test_value_of_an_expectation() -> None:
