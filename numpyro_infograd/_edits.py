@@ -95,15 +95,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
         )
         for name in scales
     }
-    return _retrace(
-        replace(
-            sm,
-            run=run,
-            site_info=sm.site_info | noisy,
-            appended=dict(variances),
-            clean=sm,
-        )
-    )
+    return _edited(sm, run, noisy, appended=dict(variances), clean=sm)
 
 
 def restrict_to_path(
@@ -114,14 +106,12 @@ def restrict_to_path(
     def run(params, noise, given, **options):
         return sm.run(way(params[POSITION]), noise, given, **options)
 
-    return _retrace(
-        replace(
-            sm,
-            params={POSITION: jnp.asarray(0.5)},
-            constraints={POSITION: constraints.real},
-            run=run,
-            clean=sm.clean and restrict_to_path(sm.clean, way),
-        )
+    return _edited(
+        sm,
+        run,
+        params={POSITION: jnp.asarray(0.5)},
+        constraints={POSITION: constraints.real},
+        clean=sm.clean and restrict_to_path(sm.clean, way),
     )
 
 
@@ -161,7 +151,7 @@ def shuffle_inputs(
         )
 
     clean = sm.clean and shuffle_inputs(sm.clean, inputs, given)
-    return _retrace(replace(sm, run=run, copies=laws, clean=clean))
+    return _edited(sm, run, copies=laws, clean=clean)
 
 
 def tabulate(
@@ -200,17 +190,22 @@ def tabulate(
         support="bounded",
         choices=tuple(choices),
     )
-    return _retrace(replace(sm, run=run, site_info=sm.site_info | {name: site}))
+    return _edited(sm, run, {name: site})
 
 
-def _retrace(sm: StructuralModel) -> StructuralModel:
-    """The model with `forward` traced again from `run`."""
+def _edited(
+    sm: StructuralModel,
+    run: Callable[..., Any],
+    sites: dict[str, Site] | None = None,
+    **changes: Any,
+) -> StructuralModel:
+    """The model with another `run`, of which `forward` is traced, and other sites."""
+    site_info = sm.site_info | (sites or {})
+    sm = replace(sm, run=run, site_info=site_info, source=None, **changes)
     forward = Program.trace(
-        lambda params, noise: sm.run(params, noise, {})[0],
-        sm.params,
-        noise_like(sm.spec),
+        lambda params, noise: run(params, noise, {})[0], sm.params, noise_like(sm.spec)
     )
-    return replace(sm, forward=forward, source=None)
+    return replace(sm, forward=forward)
 
 
 def add_site(
@@ -228,8 +223,7 @@ def add_site(
 
     site = Site(name, "deterministic", (), jnp.result_type(float))
     clean = sm.clean and add_site(sm.clean, name, fn)
-    site_info = sm.site_info | {name: site}
-    return _retrace(replace(sm, run=run, site_info=site_info, clean=clean))
+    return _edited(sm, run, {name: site}, clean=clean)
 
 
 def as_pairs(sm: StructuralModel, sites: Iterable[str]) -> StructuralModel:
@@ -262,7 +256,7 @@ def as_pairs(sm: StructuralModel, sites: Iterable[str]) -> StructuralModel:
         for name in pairs
         for site in [sm.site_info[name]]
     }
-    return _retrace(replace(sm, run=run, site_info=sm.site_info | real))
+    return _edited(sm, run, real)
 
 
 def with_real_params(sm: StructuralModel) -> StructuralModel:
@@ -287,14 +281,12 @@ def with_real_params(sm: StructuralModel) -> StructuralModel:
     def run(params, noise, given, **options):
         return inner(without_pairs(pairs, params), noise, given, **options)
 
-    return _retrace(
-        replace(
-            sm,
-            run=run,
-            params=with_pairs(pairs, sm.params),
-            constraints=sm.constraints | dict.fromkeys(pairs, constraints.real),
-            pairs=pairs,
-        )
+    return _edited(
+        sm,
+        run,
+        params=with_pairs(pairs, sm.params),
+        constraints=sm.constraints | dict.fromkeys(pairs, constraints.real),
+        pairs=pairs,
     )
 
 
@@ -317,7 +309,7 @@ def hold(sm: StructuralModel) -> StructuralModel:
         n: sm.site_info[n]._replace(noise=Noise("held", sm.site_info[n].shape))
         for n in sites
     }
-    return _retrace(replace(sm, run=run, site_info=sm.site_info | held, held_from=sm))
+    return _edited(sm, run, held, held_from=sm)
 
 
 def probes(

@@ -184,15 +184,13 @@ def _warnings_for(
     far = not likely and after.value > 3 * after.standard_error
     near = likely or after.lower <= 0
     if far or test.pvalue < 0.01 or (test.pvalue < 0.05 and not near):
-        why = (
-            "the descent converged, so the model may be misspecified"
-            if converged
-            else status
-        )
-        what = f"divergence {after.value:.3g} +- {after.standard_error:.2g} nats; "
-        what = "" if likely else what
+        number = f"{after.value:.3g} +- {after.standard_error:.2g}"
+        what = "" if likely else f"divergence {number} nats; "
+        why: str = status
         if fit.end is not None and fit.end.edges:
             why = "the projection prevents a better fit"
+        elif converged:
+            why = "the descent converged, so the model may be misspecified"
         found.append(
             f"the twin's distribution differs from that of the recordings ({what}a "
             f"two-sample test has p = {test.pvalue:.2g}): {why}. Standard errors do "
