@@ -477,7 +477,7 @@ def test_an_annealed_method_appends_its_own_noise_once() -> None:
     scores = Denoising(noise_variance=0.1, num_steps=5)
     ascent = ig.InfoMax(links.amplifier, XY, scores=scores)
     ascent.init(jax.random.key(0))
-    posed = ascent.posed
+    posed, _ = ascent._made
     noisy = cooled(posed, {"y": 0.3}, 0.0, posed.sm.params)
     assert float(noisy.sm.appended["y"]) == pytest.approx(0.4)
 

@@ -98,8 +98,7 @@ class InfoMax:
             check_constraints(subject_to),
             allow_jumps,
         )
-        self.posed: Posed | None = None
-        self._ascent: Ascent | None = None
+        self._made: tuple[Posed, Ascent] | None = None
 
     # -- SVI's four methods ------------------------------------------------------
 
@@ -127,9 +126,9 @@ class InfoMax:
             InfogradError: A subclass that names the site or argument at fault.
         """
         rng_key = as_key(rng_key)
-        self.posed, params = self.plan.pose(rng_key, args, kwargs, init_params)
-        self._ascent = self.plan.make_ascent(self.posed, params)
-        return self.plan.start(self.posed, rng_key, params)
+        posed, params = self.plan.pose(rng_key, args, kwargs, init_params)
+        self._made = posed, self.plan.make_ascent(posed, params)
+        return self.plan.start(posed, rng_key, params)
 
     def update(
         self, state: InfoMaxState, *args: Any, **kwargs: Any
@@ -154,27 +153,25 @@ class InfoMax:
             TransformationError: Inside a JAX transformation with arguments, and if a
                 step is differentiated.
         """
-        self._check_state(state)
-        assert self.posed is not None
-        assert self._ascent is not None
+        posed, ascent = self._made_for(state)
         if args or kwargs:
             check_outside("InfoMax.update with arguments of the model")
-            params = self._params(state)
-            posed = self.plan.pose_again(self.posed, args, kwargs, params)
-            began, new = self._ascent, self.plan.make_ascent(posed, params)
+            constraints = self.plan.constraints(posed)
+            params = constrained(state.unconstrained_params, constraints)
+            posed = self.plan.pose_again(posed, args, kwargs, params)
+            new = self.plan.make_ascent(posed, params)
             # Rates and multipliers keep the units of the start of the ascent.
-            budgets = new.budgets._replace(scales=began.budgets.scales)
-            self._ascent = replace(new.rescaled(began.move.scale), budgets=budgets)
-            self.posed = posed
+            budgets = new.budgets._replace(scales=ascent.budgets.scales)
+            ascent = replace(new.rescaled(ascent.move.scale), budgets=budgets)
+            self._made = posed, ascent
         params = without_derivative(state.unconstrained_params)
         state = state._replace(unconstrained_params=params)
         batch = jax.tree.map(lambda x: x[None], state)
-        batch, infos = ascend_many(self._ascent, batch, jnp.ones(1))
+        batch, infos = ascend_many(ascent, batch, jnp.ones(1))
         state = jax.tree.map(lambda x: x[0], batch)
         info = jax.tree.map(lambda x: x[0, 0], infos)
         params, slope = (
-            without_pairs(self.posed.sm.pairs, each)
-            for each in (info.params, info.gradient)
+            without_pairs(posed.sm.pairs, each) for each in (info.params, info.gradient)
         )
         evidence = {str(measure): each for measure, each in info.evidence.items()}
         return state, info._replace(params=params, gradient=slope, evidence=evidence)
@@ -185,16 +182,10 @@ class InfoMax:
         Raises:
             ArgumentError: Before `init`, or for the state of another model.
         """
-        params = self._params(state)
-        assert self.posed is not None
-        return without_pairs(self.posed.sm.pairs, params)
-
-    def _params(self, state: InfoMaxState) -> dict[str, Any]:
-        self._check_state(state)
-        assert self.posed is not None
-        return constrained(
-            state.unconstrained_params, self.plan.constraints(self.posed)
-        )
+        posed, _ = self._made_for(state)
+        constraints = self.plan.constraints(posed)
+        params = constrained(state.unconstrained_params, constraints)
+        return without_pairs(posed.sm.pairs, params)
 
     @public
     def run(
@@ -269,14 +260,15 @@ class InfoMax:
         run.run(progress_bar)
         return finish(run)
 
-    def _check_state(self, state: Any) -> None:
-        """Raise unless `state` is a state of this ascent."""
-        if self.posed is None:
+    def _made_for(self, state: Any) -> tuple[Posed, Ascent]:
+        """What `init` made, after a check that `state` is a state of this ascent."""
+        if self._made is None:
             raise ArgumentError("this InfoMax has no state yet: call init first.")
-        ours: Any = jax.tree.structure(self.posed.sm.params)
+        ours: Any = jax.tree.structure(self._made[0].sm.params)
         known = isinstance(state, InfoMaxState)
         if not known or jax.tree.structure(state.unconstrained_params) != ours:
             raise ArgumentError(
                 f"state must be an InfoMaxState of this model, got {state!r:.80}. Take "
                 "the state from init, or the first output of update."
             )
+        return self._made
