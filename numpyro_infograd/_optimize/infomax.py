@@ -156,8 +156,7 @@ class InfoMax:
         posed, ascent = self._made_for(state)
         if args or kwargs:
             check_outside("InfoMax.update with arguments of the model")
-            constraints = self.plan.constraints(posed)
-            params = constrained(state.unconstrained_params, constraints)
+            params = constrained(state.unconstrained_params, ascent.move.constraints)
             posed = self.plan.pose_again(posed, args, kwargs, params)
             new = self.plan.make_ascent(posed, params)
             # Rates and multipliers keep the units of the start of the ascent.
@@ -182,9 +181,8 @@ class InfoMax:
         Raises:
             ArgumentError: Before `init`, or for the state of another model.
         """
-        posed, _ = self._made_for(state)
-        constraints = self.plan.constraints(posed)
-        params = constrained(state.unconstrained_params, constraints)
+        posed, ascent = self._made_for(state)
+        params = constrained(state.unconstrained_params, ascent.move.constraints)
         return without_pairs(posed.sm.pairs, params)
 
     @public

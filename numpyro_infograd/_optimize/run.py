@@ -279,10 +279,8 @@ class Run:
 
     def _params(self) -> list[Any]:
         """The present parameters of each restart."""
-        return [
-            constrained(f, self.plan.constraints(self.posed))
-            for f in self._each_unconstrained()
-        ]
+        constraints = self.ascent.move.constraints
+        return [constrained(f, constraints) for f in self._each_unconstrained()]
 
     def _each_unconstrained(self) -> list[Any]:
         count = self.states.step.shape[0]
@@ -297,9 +295,7 @@ class Run:
         """At the start of a cycle, scale the rates to the present parameters."""
         if not self.plan.is_default:
             return
-        scale = scales(
-            self.states.unconstrained_params, self.plan.constraints(self.posed)
-        )
+        scale = scales(self.states.unconstrained_params, self.ascent.move.constraints)
         self.ascent = self.ascent.rescaled(scale)
         if self._came_from_far():
             fresh = jax.vmap(self.plan.optimizer.init)(self.states.unconstrained_params)
