@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identity V: what no path carries, a probability carries.
+"""Identity V: the gradient through the probabilities of draws.
 
 A draw of a discrete site, or of a sampler without a right derivative, is held at its
 value along every path. With L the sum of the log probabilities of these drawn sites,

@@ -100,7 +100,7 @@ def channel(
         these names with the model, inputs and outputs filled in.
 
     Raises:
-        ArgumentError: If an argument has something else than site names, if two share a
+        ArgumentError: If an argument holds anything but site names, if two share a
             site, or if the decorated object is not a function.
 
     Example:

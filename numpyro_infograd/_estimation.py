@@ -42,8 +42,9 @@ class Gradient:
     Attributes:
         value: Arrays by parameter name, in constrained space, in nats per unit of the
             parameter.
-        standard_error: Of the same shapes; includes what the fit of a score adds.
-        diagnostics: The method, why it was chosen, and evidence about its scores.
+        standard_error: Of the same shapes; includes the error of fitted scores.
+        diagnostics: The method, why it was chosen, and numbers that show how good its
+            scores are.
         warnings: Sentences that say why a standard error may be too small.
 
     Example:

@@ -203,7 +203,7 @@ def gradient(
         A `Gradient`. Its `.value` and `.standard_error` are dicts of arrays in the
         shapes of the parameters, in nats per unit of the parameter. For a complex
         parameter it is the direction of steepest ascent, the conjugate of what
-        `jax.grad` returns, with the errors of both parts. The value is
+        `jax.grad` returns, with a standard error for both parts. The value is
         unbiased except for what `.diagnostics` and `.warnings` report.
 
     Raises:

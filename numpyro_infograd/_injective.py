@@ -22,12 +22,12 @@ _ARGUMENT, _RESULT, _RETURNED = (f"injective {s}" for s in ("in", "out", "back")
 def injective(
     fn: Callable[[Any], Any], inverse: Callable[[Any], Any] | None = None
 ) -> Callable[[Any], jax.Array]:
-    """The same function, marked as one that loses nothing.
+    """Mark a function as one-to-one, so that its result loses no information.
 
     The information of `fn(y)` is that of `y`, so no density of `fn(y)` is needed.
     Rearranged values, constant linear maps and monotone functions of each component are
-    recognised without a mark. The inverse is compared with draws of the model, and is
-    not used otherwise.
+    recognised without a mark. The inverse is only used to check, at draws of the model,
+    that the function loses nothing.
 
     Args:
         fn: A function of one array, written in JAX, with one array as result; or a

@@ -29,9 +29,10 @@ _MOST_NAMED = 32  # uses of a directed information as named sites
 
 
 class Causal(NamedTuple):
-    """The sets of h(outputs || inputs | given), with time in order in the first two.
+    """The sites of h(outputs || inputs | given); outputs and inputs in order of time.
 
-    Each holds the site of each use, or one site whose first axis is time.
+    Outputs and inputs each hold one site for each use, or one site whose first axis is
+    time.
     """
 
     outputs: tuple[str, ...]
@@ -245,14 +246,15 @@ def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Obj
 
     I(X^n -> Y^n) = sum_t I(X^t; Y_t | Y^(t-1)) = h(Y^n) - sum_t h(Y_t | X^t, Y^(t-1)),
 
-    by Massey, "Causality, feedback and directed information", 1990. It is what a
-    channel carries when its inputs depend on earlier outputs (feedback). Without
-    feedback it is the mutual information. Divide it by n for the rate of a use.
+    by Massey, "Causality, feedback and directed information", 1990. It is the
+    information that a channel carries if its inputs depend on earlier outputs
+    (feedback). Without feedback it is the mutual information. Divide it by n for the
+    rate of one use.
 
     Args:
         inputs: The site of each use, in order of time; or one site whose first axis is
-            time, as the sites of a `scan` have it. More than 32 named sites take
-            minutes, and give a warning.
+            time, as for sites inside a `scan`. More than 32 named sites take minutes,
+            and give a warning.
         outputs: The same for the outputs. An output may depend on the inputs up to its
             use, and an input on the outputs before its use.
         given: Sites to condition on, such as a fading that the receiver knows.
@@ -306,7 +308,7 @@ def Entropy(sites: Sites, given: Sites = ()) -> Objective:
         given: Sites to condition on.
 
     Returns:
-        An objective. Unlike information it depends on the units of the sites.
+        An objective. Unlike an information, it depends on the units of the sites.
 
     Raises:
         ArgumentError: If `sites` is empty or shares a site with `given`.

@@ -49,8 +49,8 @@ def pretrain_scores(
 ) -> Pretrained:
     """Train scores s(y; params) once for a range of parameters.
 
-    The inputs of the networks are the values and the parameters. Pass the result as
-    `scores=`: then a sweep or an ascent trains no network, and fits only the moments at
+    The networks take the values and the parameters as inputs. Pass the result as
+    `scores=`. Then a sweep or an ascent trains no network, and fits only the moments at
     each point.
 
     Args:

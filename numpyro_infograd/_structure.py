@@ -49,7 +49,7 @@ class StructuralModel:
         copies: Distributions of noise that an edit draws a second time.
         held_from: The model before its drawn sites were held.
         source: The NumPyro model and its arguments, for pickle; None after an edit.
-        pairs: Complex parameters, if they are pairs of real numbers here.
+        pairs: Complex parameters that are given here as pairs of real numbers.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist

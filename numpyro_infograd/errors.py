@@ -61,7 +61,7 @@ class ReparametrizationError(InfogradError, ValueError):
     """A parameter reaches a site, but no correct derivative leads there.
 
     Raised by functions that need a gradient, for distributions of which neither the
-    draws nor `log_prob` have a right derivative, such as censored ones, and if
+    draws nor `log_prob` have a right derivative, such as censored ones. Also raised if
     something stops a derivative. Use another distribution. Register a class of your own
     by `exogenous.register`.
     """
@@ -94,9 +94,9 @@ class BoundaryError(InfogradError, ValueError):
 class DegenerateError(InfogradError, ValueError):
     """A set of sites has fewer dimensions of noise than values: infinite entropy.
 
-    Raised before a value or a gradient is computed, also if the derivative in the noise
-    is not finite. Add the missing noise, or leave out sites that are functions of the
-    others.
+    Raised before a value or a gradient is computed. Also raised if the derivative in
+    the noise is not finite. Add the missing noise, or leave out sites that are
+    functions of the others.
     """
 
 

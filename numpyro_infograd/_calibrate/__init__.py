@@ -83,12 +83,12 @@ def calibrate(
 ) -> Calibration:
     """Find parameters for which a model's outputs have the recorded distribution.
 
-    Recordings are of outputs only, in any order, without the inputs that made them. The
-    gradient is that of a divergence between the distribution q of the model (the twin)
-    and the distribution p of the recordings, from the scores of both (eqs. 88, 89 of
-    the paper): the Fisher divergence E_p |s_p - s_q|^2 / 2, or KL(q || p), in nats. The
-    scores are linear in features that are learned from both distributions, so the
-    twin's score is a function of its parameters.
+    Recordings are of outputs only, in any order, without the inputs that made them. Let
+    q be the distribution of the model (the twin), and p that of the recordings. The
+    descent minimises the Fisher divergence E_p |s_p - s_q|^2 / 2, or KL(q || p), in
+    nats, with the scores s_p and s_q of both (eqs. 88, 89 of the paper). The scores are
+    linear in features that are learned from both distributions, so the twin's score is
+    a function of its parameters.
 
     Args:
         model: A NumPyro model, or the result of `structural_model`.
@@ -123,12 +123,13 @@ def calibrate(
         num_samples: Draws of the twin in a step, a power of two.
         num_draws: Bootstrap draws of the parameters, at least 20.
         num_restarts: Number of calibrations. The first starts from `init_params`, the
-            others from random values around them. Returned is the one with the smallest
-            divergence from held-out recordings, among those that the two-sample test
-            does not reject if there are any.
-        robust: Whether recordings beyond 1.5 times the radius that holds 99.5 % of a
-            normal distribution get weight zero, in the twin too, so that outliers do
-            not move the parameters. For "fisher" and "kl".
+            others from random values around them. The result is the one with the
+            smallest divergence from held-out recordings, among those that the
+            two-sample test does not reject, if there are any.
+        robust: Whether to give outliers no weight. The weights of recordings, and of
+            draws of the twin, fall from one, at the radius that holds 99.5 % of a
+            normal distribution, to zero at 1.5 times that radius. For "fisher" and
+            "kl".
         init_params: Starting values, each in its parameter's shape; a missing one takes
             the model's value.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.

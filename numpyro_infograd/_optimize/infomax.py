@@ -46,8 +46,9 @@ class InfoMax:
             along which the projection lets the parameters move.
         scores: As in `gradient`.
         num_samples: Samples of a step, a power of two; None for the method's
-            `step_samples`: 512 for chains, 2048 for mixtures, else 4096; at least 2048
-            with drawn sites or `subject_to`.
+            `step_samples`: 512 for "mcmc" and "contrastive", 2048 for mixtures, else
+            4096; at least 2048 with drawn sites or `subject_to`. Drawn sites are those
+            whose draws have no derivative in a parameter that reaches them.
         projection: Function of the parameter dict, in constrained space, that is
             applied after every step (`optax.projections`). It replaces the NumPyro
             constraints of the parameters.
@@ -145,7 +146,7 @@ class InfoMax:
 
         Returns:
             The next state, and a `StepInfo`: a NamedTuple with parameters, gradient and
-            its norm, gain in nats, and evidence about the scores.
+            its norm, gain in nats, and numbers that show how good the scores are.
 
         Raises:
             ArgumentError: Before `init`, for the state of another model, or for
@@ -198,17 +199,17 @@ class InfoMax:
         checkpoint: Any = None,
         **kwargs: Any,
     ) -> Result:
-        """Ascend for `num_steps`, or until the gradient vanishes if that is None.
+        """Run the whole ascent, as `maximize` does.
 
         Args:
             rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
-            num_steps: Number of steps; None ascends until more steps gain nothing.
+            num_steps: Number of steps; None as in `maximize`.
             *args: Arguments of the model.
             progress_bar: As in `maximize`, like the settings that follow.
-            init_params: First parameters.
+            init_params: Starting values.
             num_restarts: Number of ascents.
-            annealing: Variance of the first noise.
-            checkpoint: Folder of the run.
+            annealing: Variance of the noise at the start.
+            checkpoint: Folder to which the run is saved.
             **kwargs: Keyword arguments of the model.
 
         Returns:

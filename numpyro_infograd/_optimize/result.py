@@ -35,7 +35,7 @@ class Ending(enum.Enum):
 
 
 class Status(str):
-    """A message that says how a run ended, with the same as an enum.
+    """A string that says how a run ended; `.ending` says the same as an enum.
 
     Attributes:
         ending: The enum. Compare this, not the text.
@@ -73,10 +73,11 @@ class Result:
         history: Arrays over steps, (num_steps,): "gradient_norm"; "gain" (first-order
             gain in nats, including appended noise while it anneals); "finite" (whether
             the step was finite and taken); "objective" (nats; NaN if it is not known
-            exactly); and evidence about the scores by set of sites, such as
-            "stein_residual(y)", "held_out_gain(y)" and "trained(y)" (whether the
-            networks were trained at the step). "params" is a dict of arrays (num_steps,
-            *shape); "excess", with `subject_to`, is (num_steps, num_constraints).
+            exactly); and numbers that show how good the scores of each set of sites
+            are, such as "stein_residual(y)", "held_out_gain(y)" and "trained(y)"
+            (whether the networks were trained at the step). "params" is a dict of
+            arrays (num_steps, *shape); "excess", with `subject_to`, is (num_steps,
+            num_constraints).
         status: How the ascent ended, in words; `status.ending` is the same as an
             `Ending`.
         diagnostics: Score method and why it was chosen; skipped steps; restarts.
@@ -143,8 +144,8 @@ class Result:
         """The history as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
 
         The group `ascent` holds the parameters over the steps, with one chain for each
-        restart, and `ascent_stats` the rest of the history. Steps are no draws of a
-        posterior, so there is no group of that name. `arviz.plot_trace(data["ascent"])`
+        restart, and `ascent_stats` the rest of the history. Steps are not draws from a
+        posterior, so there is no group `posterior`. `arviz.plot_trace(data["ascent"])`
         draws them, from ArviZ 1 `arviz.plot_trace(data, group="ascent")`.
 
         Raises:

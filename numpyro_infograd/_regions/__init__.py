@@ -65,9 +65,9 @@ def rate_region(
     Args:
         model: A NumPyro model, or the result of `structural_model`.
         bounds: Maps a set of rates to the information that bounds their sum. You choose
-            the names of the rates. Each rate needs its own entry. These alone give the
-            paper's algorithm; the true region of a multiple-access channel needs an
-            entry for each set.
+            the names of the rates. Each rate needs its own entry. Entries of single
+            rates alone give the paper's algorithm; the true region of a multiple-access
+            channel needs an entry for each set.
         num_weights: Number of directions along each edge of the simplex of weights,
             including its corners. With two rates, the number of directions.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.

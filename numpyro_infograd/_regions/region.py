@@ -27,8 +27,8 @@ class RateRegion:
         points: The rates reached in each direction, (num_points, num_rates).
         standard_error: Largest standard error of the rates of each point at `params`,
             (num_points,). Where a rate is the difference of two bounds, their errors
-            add up. It does not include that an ascent ended before the boundary; see
-            `statuses`.
+            add up. If an ascent ended before the boundary, the error does not include
+            it; see `statuses`.
         params: The parameters of each point.
         statuses: How the ascent to each point ended.
         facets: Each bound at each point, clipped at zero, (num_points,).

@@ -45,19 +45,20 @@ class SetCheck(NamedTuple):
     Attributes:
         label: The set, as "y" or "y|x".
         certificate: The score's mean-square error over its mean square: an upper bound
-            in expectation, from Markov chains that do not use the score. It includes
-            the error of chains that still depend on their start. NaN if no chain can
-            check the score.
+            in expectation, from Markov chains that do not use the score. It also
+            includes the error of chains that still depend on their start. NaN if no
+            chain can check the score.
         certificate_error: Standard error of `certificate`.
-        mean: Largest mean of a component of the score, in standard errors. The true
-            mean is 0.
+        mean: Mean of the score's component that is farthest from zero, in standard
+            errors. The true mean is 0.
         residual: Stein residual, E<y, s(y)> / d + 1 before the correction. The true
             value is 0. `mean` and `residual` use log or logit coordinates for positive
             or unit-interval values. They are NaN if a boundary remains, or if only
             conditions have a score.
         residual_error: Standard error of `residual`.
-        gain: Share of the Fisher information that the score gains over a normal
-            distribution, on held-out samples; NaN for methods that do not measure it.
+        gain: Reduction of the mean-square error against the score of a normal
+            distribution, on held-out samples, in units of the Fisher information of
+            that distribution; NaN for methods that do not measure it.
         warnings: Sentences that say what is wrong.
 
     Example:

@@ -72,15 +72,15 @@ class Clipped(Distribution):
         p(v) = 1 - F(high)    at v = high.
 
     So `log_prob` is relative to Lebesgue measure plus a unit mass at each bound, as are
-    entropies of such a site; information does not depend on the measure. The atoms are
-    accurate far out for the bases that `Quantized` lists, and all derivatives in
-    parameters are finite. NumPyro cannot sample an unobserved Clipped site by NUTS,
-    because it has no unconstrained coordinates.
+    entropies of such a site; information does not depend on the measure. For the bases
+    that `Quantized` lists, the log probabilities of the bounds are accurate even if
+    they are very small. All derivatives in parameters are finite. NumPyro cannot sample
+    an unobserved Clipped site by NUTS, because it has no unconstrained coordinates.
 
     Args:
         base: A univariate continuous distribution with a `cdf`.
-        low: Lower bound, broadcast with the batch shape of `base`; None for none.
-        high: Upper bound, likewise. At least one is needed.
+        low: Lower bound, broadcast with the batch shape of `base`; None for no bound.
+        high: Upper bound, likewise. At least one bound is needed.
         validate_args: Whether to check values, as in NumPyro.
 
     Raises:

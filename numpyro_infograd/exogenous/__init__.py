@@ -6,8 +6,8 @@ distribution of `noise` does not depend on any parameter. If there is a well-con
 closed form, the noise is explicit (independent standard normals, or uniforms on the
 open unit interval), so quasi-random points can be used. Else it is one PRNG key. Only
 exact classes are looked up, because a subclass may override its sampler. A class that
-is not in the table, or is there with a reason, raises an error where a gradient is
-needed.
+is not in the table raises an error where a gradient is needed, and so does one whose
+row says why its gradient would be wrong.
 
 Example:
     >>> import jax, numpyro.distributions as dist

@@ -231,7 +231,8 @@ def has_law(fn: Distribution) -> bool:
     """Whether `log_prob` is the log density of draws, for `fn` and its parts.
 
     Args:
-        fn: Any distribution. One that this package does not know is taken at its word.
+        fn: Any distribution. Of a class that this package does not know, only the parts
+            are checked.
 
     Returns:
         False if a gradient through `log_prob` would be wrong.

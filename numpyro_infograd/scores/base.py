@@ -63,9 +63,10 @@ class Scores(NamedTuple):
     Attributes:
         mean: For each of `_density.moved_sites` (the sites that depend on a parameter),
             scores of shape (num_samples, *shape), in nats per unit of the site.
-        deviations: The same with a leading axis of `num_deviations` perturbations. The
-            fit adds to the squared standard error of a linear functional of the scores
-            the sum of its squares over that axis. None if the fit is exact.
+        deviations: The same with a leading axis of `num_deviations` perturbations that
+            measure the error of the fit. A linear function of the scores is evaluated
+            at each of them; the sum of the squares is added to its squared standard
+            error. None if the fit is exact.
         evidence: Named scalars that measure how good the scores are.
 
     Example:
@@ -131,7 +132,7 @@ class ScoreMethod(ABC):
 
     @property
     def needs_certificate(self) -> bool:
-        """Whether its scores may have an error that its own evidence does not show."""
+        """Whether its scores may have an error that only a certificate shows."""
         return True
 
     def prepare(
@@ -210,8 +211,8 @@ class ScoreMethod(ABC):
     ) -> list[str]:
         """Sentences that say why the standard error of a score may be too small.
 
-        `stein_correct` repairs the scale of scores that violate Stein's identity. Their
-        other errors do not show in the standard error.
+        `stein_correct` corrects the scale of scores that violate Stein's identity. The
+        standard error does not include their other errors.
 
         Args:
             density: The set of sites.

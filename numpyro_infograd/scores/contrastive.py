@@ -32,10 +32,10 @@ class Contrastive(ScoreMethod):
     the prior contrastive bound (Foster et al. 2020; for policies Foster et al. 2021).
     For independent draws it is the information between a and the index of the draw that
     made it, so the score of the mixture over 0, ..., L gives its gradient without bias.
-    A sample that only its own u_0 explains has no gradient. So the gradient is much
-    less noisy than that of the information, if the information is high or outcomes
-    follow each other. Its bias is that of the bound: the standard error includes the
-    difference to half as many draws, and a warning says if the draws are too few.
+    A sample that only its own u_0 explains has no gradient. So if the information is
+    high, or designs depend on earlier outcomes, this gradient is much less noisy than
+    that of the information. Its bias is that of the bound. The standard error includes
+    the difference to half as many draws, and a warning says if the draws are too few.
 
     Args:
         num_components: Fresh draws L, a power of two.

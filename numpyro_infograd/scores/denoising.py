@@ -26,7 +26,7 @@ class Denoising(Learned):
 
     The score is the Gaussian score of the fitted moments plus a network that starts at
     zero, so a linear-Gaussian model is exact before any training. The networks of an
-    ensemble learn from disjoint samples; their scatter is the error that the fit adds.
+    ensemble learn from disjoint samples; their scatter measures the error of the fit.
 
     If every site has a density given the other noise, the target uses the model's own
     noise, and the score is unbiased. If a site has no density, for instance because it

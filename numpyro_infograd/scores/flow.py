@@ -34,8 +34,8 @@ class FlowMatching(Learned):
     close to 1 and extrapolated to zero variance. There the regression target stays
     bounded, unlike that of denoising. The method uses only samples.
 
-    The noise z makes the fit less accurate, so the defaults are twice the samples and
-    steps of `Denoising`.
+    The noise z makes the fit less accurate, so by default it takes twice the samples
+    and steps of `Denoising`.
 
     Args:
         times: Times below 1, in falling order, at which the velocity is learned and the

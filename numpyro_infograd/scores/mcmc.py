@@ -38,7 +38,7 @@ class MCMC(ScoreMethod):
 
     The noise u_0 that made a sample S is an exact draw from the posterior p(noise | S).
     So a chain for this posterior that starts at u_0 is stationary from its first step.
-    After enough steps k that u_k is independent of u_0,
+    After so many steps k that u_k no longer depends on u_0,
 
         E[(D S)^T s(S)] = E[(D S)^T c(S, u_k)],
 
@@ -54,8 +54,8 @@ class MCMC(ScoreMethod):
     posterior. The first chain may depend on u_0 too much, and the second may not have
     converged, so the score is the mean of both. The standard error includes sampling,
     half of their difference, and how much the means still change with more steps. For a
-    gradient the chains double in length, up to max_steps, while that part is clearly
-    more than its own noise and most of the error.
+    gradient the chains double in length, up to max_steps, while these two parts are
+    clearly more than their own noise and make up most of the error.
 
     Args:
         num_samples: Default number of samples of a gradient, a power of two.

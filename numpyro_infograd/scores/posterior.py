@@ -54,7 +54,7 @@ class Posterior(ScoreMethod):
     """grad_y log q(x | y), with q an approximate posterior of inputs given outputs.
 
     For inputs x that no parameter reaches, s(y | x) - s(y) = grad_y log p(x | y). So
-    one function gives the whole cotangent of I(x; y) (eqs. 19-20 of the paper). q is
+    one density gives the whole gradient of I(x; y) (eqs. 19-20 of the paper). q is
     trained by maximum likelihood on samples. It is a mixture of normal distributions
     around the linear regression, a classifier if x is discrete, or your own model. The
     standard error includes the scatter of four fits and what the second half of the

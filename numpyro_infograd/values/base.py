@@ -35,7 +35,7 @@ class Estimate:
             `Calibration`.
         unit: "nats" or "bits".
         reason: Why "auto" chose this method; "" if the caller chose it.
-        sampled: What of an "exact" value is sampled, in words: "averaged over h" for a
+        sampled: Which part of an "exact" value is sampled: "averaged over h" for a
             condition that changes the closed form, or "expectations sampled".
         warnings: Sentences that say why the value or its error may be wrong.
         diagnostics: Further numbers about the estimate.

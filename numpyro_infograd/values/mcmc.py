@@ -63,8 +63,8 @@ class MCMC:
     For information of any size, if no site is deterministic and chains can sample the
     hidden noise. `lower` and `upper` are bounds in expectation. The value is the middle
     between them (Bennett's acceptance ratio). Its standard error includes sampling and
-    a share of the gap between the bounds. Levels are added until the gap is small, then
-    samples.
+    a share of the gap between the bounds. Levels are added until the gap is small. Then
+    samples are added.
 
     Args:
         num_samples: Maximum number of samples, a power of two.

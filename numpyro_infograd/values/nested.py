@@ -54,10 +54,10 @@ class Nested:
     draws whose averages vary less. The value is the first bound with its bias removed
     by a jackknife over two halves; the standard error includes half of the correction.
     For a sample that only its own u_0 explains, the value uses u_0, and the standard
-    error includes two nats. For an information whose outputs have a density given the
-    inputs, the bounds are the prior contrastive and the nested Monte Carlo bound.
-    `Estimate.diagnostics` has each with its standard error, as "lower_bound" and
-    "upper_bound".
+    error includes two nats for that sample. For an information whose outputs have a
+    density given the inputs, the bounds are the prior contrastive and the nested Monte
+    Carlo bound. `Estimate.diagnostics` has each with its standard error, as
+    "lower_bound" and "upper_bound".
 
     Args:
         num_components: Initial L, the fresh draws of each replicate; a power of two.
