@@ -262,7 +262,7 @@ def explain_trace_errors(
         yield
     except _CONCRETE as cause:
         raise error(
-            f"{what} asks for the number of a traced value{line_of(cause)} by an if, "
+            f"{what} needs the number of a traced value{line_of(cause)}, for an if, "
             "a while, float() or a NumPy function. Use jnp.where or jax.lax.cond, and "
             "functions of jax.numpy: jnp.tanh for np.tanh."
         ) from cause

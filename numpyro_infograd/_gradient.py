@@ -127,7 +127,7 @@ def _finer(
     moved = jax.tree.map(np.multiply, found.standard_error, params)
     if error <= 0.05 * _norm(found.value) or _norm(moved) <= 0.002:
         return found
-    reason = f"{posed.reason}; but its error is larger"
+    reason = f"{posed.reason}; but its error is larger than that of chains"
     other = pose_beyond_mixtures(posed.sm, posed.objective, params, reason)
     if not isinstance(other.problem.method, MCMC):
         return found
@@ -161,7 +161,7 @@ def _why_mixture(evidence: Evidence) -> str:
     if not math.isfinite(low):
         return "the hidden noise has few states, so the mixture enumerates all of them"
     size = f"{low:.0f}" if low < 10000 else "over 10000"
-    return f"the mixture's effective sample size, {size}, is sound"
+    return f"the mixture's effective sample size, {size}, is large enough"
 
 
 # -- the public function -------------------------------------------------------

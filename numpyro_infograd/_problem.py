@@ -115,8 +115,8 @@ def admit(
             continue
         if site.control_flow or sm.density((name,), whole=True).hidden:
             warn(
-                f"site {name!r} is observed: its value is fixed, but the sites that "
-                "it depends on are not conditioned on it. If the site is a part of the "
+                f"site {name!r} is observed. This fixes its value, but does not "
+                "condition the sites that it depends on. If the site is a part of the "
                 "system, leave out obs= (or handlers.condition)."
             )
     return sm, complete

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identity VI: a readout that loses nothing is not a new variable.
+"""Identity VI: a readout that loses nothing has the information of what it reads.
 
 If sampled sites T can be computed back from deterministic sites D, which are functions
 of T alone, then for any other sites R
@@ -101,9 +101,9 @@ def check_readouts(
                 names = ", ".join(map(repr, sorted(swap.readouts)))
                 raise DensityError(
                     f"{names} may lose nothing of "
-                    f"{', '.join(map(repr, sorted(swap.sources)))}, but this cannot be "
-                    f"read off the model, and a learned score may miss it. {VOUCH} "
-                    "Otherwise choose a method: method='fisher' for a value, "
+                    f"{', '.join(map(repr, sorted(swap.sources)))}, but the package "
+                    "cannot tell, and a learned score may be wrong without a warning. "
+                    f"{VOUCH} Otherwise choose a method: method='fisher' for a value, "
                     "scores='denoising' for a gradient."
                 )
 

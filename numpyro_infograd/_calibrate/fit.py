@@ -331,7 +331,7 @@ class Fit(abc.ABC):
                         self.look()
                     bar.set_description("descent")
                     self.descend(steps, bar)
-                bar.set_description("corrections")
+                bar.set_description("Newton steps")
                 status = self._settle(total)
             except KeyboardInterrupt:
                 self._step_back()
@@ -349,7 +349,7 @@ class Fit(abc.ABC):
         if self.numbers > _MOST:
             self.warnings += (
                 f"the parameters have {self.numbers} numbers, more than {_MOST}, so "
-                "there are no corrections and no standard errors.",
+                "there are no Newton steps and no standard errors.",
             )
             return Status(f"took {total} steps", Ending.ALL_STEPS)
         for _ in range(_CORRECTIONS):
@@ -367,24 +367,24 @@ class Fit(abc.ABC):
             assert self.end is not None
             directions = self.end.directions
             if not directions.known.size:
-                why = "the recordings determine nothing here. Use other init_params"
+                why = "the recordings determine no parameter. Use other init_params"
                 if directions.rough:
                     why = "derivatives of the twin are too noisy"
                 elif not directions.unknown.size:
                     why = "the projection lets no parameter move"
                 return Status(
-                    f"took {total} steps, with no corrections: {why}", Ending.ALL_STEPS
+                    f"took {total} steps, without Newton steps: {why}", Ending.ALL_STEPS
                 )
             if length < self.settled:
                 return Status(
-                    f"converged: the last correction was {length:.2g} standard errors",
+                    f"converged: the last Newton step was {length:.2g} standard errors",
                     Ending.CONVERGED,
                 )
         self._step_back()
         if length is None:
-            text = "corrections raised the divergence. Raise num_samples"
+            text = "Newton steps raised the divergence. Raise num_samples"
         else:
-            last = f"the last correction was still {length:.2g} standard errors"
+            last = f"the last Newton step was still {length:.2g} standard errors"
             text = f"{last}. Raise num_steps or num_samples"
         text = f"not converged: {text}, or use other init_params"
         return Status(text, Ending.UNFINISHED)

@@ -176,7 +176,7 @@ def _warnings_for(
     converged = status.ending is Ending.CONVERGED
     if fit.end is not None and not converged:
         found.append(
-            "the corrections did not converge (see .status): standard errors may be "
+            "the Newton steps did not converge (see .status): standard errors may be "
             "wrong."
         )
     found.extend([*fit.doubts(), *_outliers(fit)])

@@ -138,8 +138,9 @@ class ScoreCheck:
         ]
         for label in apart:
             rows.append(
-                f"The networks differ from the chains at {label!r}, so they confirm "
-                "nothing. Chains are more reliable; compare with differences of values."
+                f"The networks differ from the chains at {label!r}, so they do "
+                "not confirm the chains. Chains are more reliable; compare with "
+                "differences of values."
             )
         if self.trusted and not apart:
             rows.append("No check found a problem with these scores.")

@@ -104,7 +104,7 @@ class MCMC(ScoreMethod):
         if evidence["stuck"] > _STUCK:
             found.append(
                 f"{evidence['stuck']:.1%} of the chains for {density.label!r} hardly "
-                "ever moved, so their scores belong to the noise where they started, "
+                "ever moved, so their scores depend on the noise where they started, "
                 "and the error may exceed the standard error. Raise max_steps, or "
                 "compare with scores='denoising' in check_scores."
             )

@@ -58,7 +58,7 @@ class Exact:
         if why:
             raise ArgumentError(
                 f"method='exact' needs a linear-Gaussian model, but {why}. Use "
-                "'nested'."
+                "method='nested'."
             )
         terms, value = resolve(objective, sm), 0.0
         if terms and not why_not_exact(sm, objective.sites):

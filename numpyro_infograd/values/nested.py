@@ -113,7 +113,7 @@ class Nested:
                 f"the inner effective sample size is only {size:.0f} with "
                 f"{count} components: the information is too high for nested averages, "
                 "and the error may exceed the standard error. The bounds still hold. "
-                "Raise max_components, or use method='fisher'.",
+                "Raise max_components, or use method='mcmc'.",
             )
         return Estimate(
             found.value,
