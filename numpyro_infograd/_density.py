@@ -147,12 +147,13 @@ def simulate(forward: Program, params: Any, noise: Values) -> Values:
     return jax.vmap(forward, in_axes=(None, 0))(params, noise)
 
 
-def quantiles(samples: jax.Array, *shares: float) -> tuple[jax.Array, ...]:
-    """Samples at the quantiles of the first axis, without interpolation.
+def quantiles(samples: Any, *shares: float) -> tuple[Any, ...]:
+    """JAX or NumPy samples at the quantiles of the first axis, without interpolation.
 
     `jnp.quantile` takes five times as long to compile.
     """
-    ordered, last = jnp.sort(samples, axis=0), len(samples) - 1
+    xp = samples.__array_namespace__()
+    ordered, last = xp.sort(samples, axis=0), len(samples) - 1
     return tuple(ordered[round(share * last)] for share in shares)
 
 

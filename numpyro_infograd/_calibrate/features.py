@@ -85,7 +85,11 @@ class Features:
 
     def coordinates(self, values: Values) -> jax.Array:
         """Values of the sites, whitened, (num_samples, dimensions)."""
-        return (Free.of(self.density, values).values - self.mean) @ self.whiten.T
+        return self.whitened(Free.of(self.density, values).values)
+
+    def whitened(self, values: Any) -> Any:
+        """Values in unbounded coordinates, whitened; JAX or NumPy arrays."""
+        return (values - self.mean) @ self.whiten.T
 
     def weigh(self, z: jax.Array) -> Any:
         """Weight of each sample, (num_samples, 1): from one within `reach` to zero.
@@ -193,28 +197,44 @@ def make_features(
 ) -> Features:
     """Features trained on the scores of recordings and of draws of the twin."""
     pick_key, key = jax.random.split(rng_key)
-    order = jax.random.permutation(pick_key, len(next(iter(recorded.values()))))
-    mixed = {name: values[order] for name, values in recorded.items()}
-    free, layout = Free.of(density, mixed).values, Layout.of(density)
-    reach = float(chi2.ppf(_WHOLE, free.shape[1]) ** 0.5) if robust else np.inf
-    frame = Frame.of(free[_middle(free)] if robust else free, layout)
-    size = len(frame.whiten)
+    mixed = jax.device_get(_mixed(density, recorded, pick_key))
+    size = mixed.shape[1]
+    reach = float(chi2.ppf(_WHOLE, size) ** 0.5) if robust else np.inf
+    frame = jax.device_get(_frame(density, _middle(mixed) if robust else mixed))
     blank = Features(
         density, frame.mean, frame.whiten, None, jnp.ones(1), levels, network, reach
     )
     blank.ensemble.check()
-    laws = [blank.coordinates(values) for values in (mixed, drawn)]
+    laws = [blank.whitened(mixed), np.asarray(coordinates(blank, drawn))]
     if robust:
         inside = [law[np.asarray(blank.weigh(law))[:, 0] > 0] for law in laws]
         laws = [x if len(x) else law for x, law in zip(inside, laws, strict=True)]
-    pools = jnp.stack([law[np.arange(_POOL) % len(law)] for law in laws])
-    return _trained(blank, pools.reshape(2, 1, _POOL, size), key)
+    pools = np.stack([law[np.arange(_POOL) % len(law)] for law in laws])
+    return jax.device_get(_trained(blank, pools.reshape(2, 1, _POOL, size), key))
 
 
-def _middle(values: jax.Array) -> np.ndarray:
-    """Whether each row is near the median in all columns, (num_samples,)."""
+@quick_jit
+def _mixed(density: Density, recorded: Values, rng_key: jax.Array) -> jax.Array:
+    """Recordings in random order, in unbounded coordinates."""
+    free = Free.of(density, recorded).values
+    return free[jax.random.permutation(rng_key, len(free))]
+
+
+@quick_jit
+def _frame(density: Density, values: jax.Array) -> Frame:
+    return Frame.of(values, Layout.of(density))
+
+
+@quick_jit
+def coordinates(features: Features, values: Values) -> jax.Array:
+    """`features.coordinates`, compiled."""
+    return features.coordinates(values)
+
+
+def _middle(values: np.ndarray) -> np.ndarray:
+    """The rows that are near the median in all columns."""
     low, middle, high = quantiles(values, 0.16, 0.5, 0.84)
-    return np.asarray(jnp.all(jnp.abs(values - middle) < _NEAR * (high - low), axis=1))
+    return values[np.all(np.abs(values - middle) < _NEAR * (high - low), axis=1)]
 
 
 @quick_jit

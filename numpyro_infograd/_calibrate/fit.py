@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass
 import math
 from typing import Any, NamedTuple
@@ -110,7 +111,7 @@ class Fit(abc.ABC):
     ) -> None:
         self.sm, self.density, self.recorded = sm, density, recorded
         self.settings, self.warnings = settings, warnings
-        self.keys = iter(jax.random.split(rng_key, 64))
+        self.keys = _split(rng_key, 64)
         self.constraints = sm.constraints if settings.projection is None else None
         self.unconstrained_params = unconstrained(params, self.constraints)
         self.train, self.held = into_blocks(len(next(iter(recorded.values()))))
@@ -134,7 +135,7 @@ class Fit(abc.ABC):
 
     @abc.abstractmethod
     def chunk(
-        self, move: Move, state: Any, rates: jax.Array, rng_key: jax.Array
+        self, move: Move, state: Any, rates: Any, rng_key: jax.Array
     ) -> tuple[Any, dict[str, Any]]:
         """A chunk of steps of a descent; see `matching.descend`."""
 
@@ -155,7 +156,7 @@ class Fit(abc.ABC):
         """How far the held-out recordings are from the twin."""
 
     @abc.abstractmethod
-    def coordinates(self, values: Values) -> jax.Array:
+    def coordinates(self, values: Values) -> np.ndarray:
         """Recorded sites in units of the recordings, (num_samples, dimensions)."""
 
     def doubts(self) -> list[str]:
@@ -170,7 +171,7 @@ class Fit(abc.ABC):
 
     def recordings(self, index: np.ndarray) -> Values:
         """The recordings with these indices."""
-        return {n: jnp.asarray(v[index]) for n, v in self.recorded.items()}
+        return {n: v[index] for n, v in self.recorded.items()}
 
     def shares(self, num_draws: int) -> np.ndarray:
         """Share of each block of the fit in resamples of them, (num_draws, blocks)."""
@@ -186,8 +187,9 @@ class Fit(abc.ABC):
         for start in range(0, size, _AT_ONCE):  # all of one size: they compile once
             noise = draw_noise(self.sm.spec, jax.random.fold_in(key, start), _AT_ONCE)
             values = simulate(self.sm.forward, params, noise)
-            parts.append({n: values[n][: size - start] for n in self.recorded})
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+            drawn = jax.device_get({n: values[n] for n in self.recorded})
+            parts.append({n: v[: size - start] for n, v in drawn.items()})
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def descend(self, num_steps: int, bar: Any) -> None:
         """Steps of the optimizer, with a rate that falls to zero."""
@@ -202,9 +204,10 @@ class Fit(abc.ABC):
         key = next(self.keys)
         try:
             for start in range(0, num_steps, _CHUNK):
-                part = jnp.asarray(rates[start : start + _CHUNK], jnp.zeros(()).dtype)
+                part = rates[start : start + _CHUNK].astype(jnp.result_type(float))
                 state, info = self.chunk(move, state, part, key)
-                self.history.append(jax.device_get(info))
+                info = jax.device_get(info)
+                self.history.append(info)
                 bar.update(len(info["finite"]))
                 name = next(n for n in VALUES if n in info)
                 bar.set_postfix_str(f"{name} {float(info[name][-1]):.3g}")
@@ -259,7 +262,7 @@ class Fit(abc.ABC):
         """
         found = dict(scales(self.unconstrained_params, self.constraints))
         for name, tree in self.unconstrained_params.items():
-            if any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree)):
+            if any(np.any(leaf) for leaf in jax.tree.leaves(jax.device_get(tree))):
                 law = self.constraints and {name: self.constraints[name]}
                 found[name] = scales({name: tree}, law)[name]
         self.largest = jax.tree.map(jnp.maximum, self.largest or found, found)
@@ -311,7 +314,7 @@ class Fit(abc.ABC):
         picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: rows may be correlated
         drawn = self.simulate(self.unconstrained_params, len(picked))
         recorded = self.recordings(picked)
-        a, b = (np.asarray(self.coordinates(v)) for v in (recorded, drawn))
+        a, b = map(self.coordinates, (recorded, drawn))
         a, b = (x[self.near(x)] for x in (a, b))
         if not len(a) or not len(b):  # they lie far apart
             return TwoSample(math.inf, 0.0)
@@ -388,6 +391,13 @@ class Fit(abc.ABC):
             text = f"{last}. Raise num_steps or num_samples"
         text = f"not converged: {text}, or use other init_params"
         return Status(text, Ending.UNFINISHED)
+
+
+def _split(rng_key: jax.Array, number: int) -> Iterator[jax.Array]:
+    """Keys, one by one; to unpack an array of them takes JAX half a second."""
+    data = np.asarray(jax.random.key_data(jax.random.split(rng_key, number)))
+    kind = jax.random.key_impl(rng_key)
+    return (jax.random.wrap_key_data(each, impl=kind) for each in data)
 
 
 def into_blocks(number: int) -> tuple[np.ndarray, np.ndarray]:

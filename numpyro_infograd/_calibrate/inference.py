@@ -10,9 +10,6 @@ from scipy.linalg import eigh
 from scipy.spatial.distance import cdist
 from scipy.stats import permutation_test
 
-import jax
-import jax.numpy as jnp
-
 from numpyro_infograd._calibrate.features import Moments
 from numpyro_infograd._calibrate.matching import Local, Match
 from numpyro_infograd._calibrate.result import TwoSample
@@ -88,10 +85,10 @@ def curvatures_of(local: Local, match: Match) -> np.ndarray:
 
 
 def mean_gradient(
-    local: Local, weights: jax.Array, match: Match
+    local: Local, weights: Any, match: Match
 ) -> tuple[np.ndarray, np.ndarray]:
     """The gradient, and its covariance over draws of the twin."""
-    mean = jnp.mean(match.factor(local), axis=0)
+    mean = match.factor(local).mean(axis=0)
     factor, gap = _double(mean, weights - match.target)
     found = np.einsum("plwd,rlwd->rp", factor, gap)
     covariance = np.atleast_2d(np.cov(found.T)) * student(len(found)) ** 2 / len(found)
@@ -123,7 +120,7 @@ def rises(last: Place, here: Place, match: Match) -> bool:
     return now[0] - before[0] > 2 * np.hypot(before[1], now[1])
 
 
-def apart(weights: jax.Array, match: Match) -> tuple[float, float]:
+def apart(weights: Any, match: Match) -> tuple[float, float]:
     """The Fisher divergence from the recordings of the fit, and its error over draws.
 
     It uses all pairs of different draws, so the noise of a draw causes no bias.

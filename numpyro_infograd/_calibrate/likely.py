@@ -118,7 +118,7 @@ class LikelihoodFit(Fit):
         """Nothing needs preparation."""
 
     def chunk(
-        self, move: Move, state: Any, rates: jax.Array, rng_key: jax.Array
+        self, move: Move, state: Any, rates: Any, rng_key: jax.Array
     ) -> tuple[Any, dict[str, Any]]:
         """A chunk of steps of a descent."""
         count = self.settings.num_samples if self.twin.spec else 1
@@ -206,9 +206,10 @@ class LikelihoodFit(Fit):
         value = by_block.mean() if missed < 1 else np.inf
         return report(float(value), mean_error(by_block), "likelihood")
 
-    def coordinates(self, values: Values) -> jax.Array:
+    def coordinates(self, values: Values) -> np.ndarray:
         """Recorded sites minus their means, in standard deviations."""
-        return (flatten(values, self.twin.sites) - self.centre) / self.scale
+        flat = np.asarray(flatten(values, self.twin.sites))
+        return (flat - self.centre) / self.scale
 
     def doubts(self) -> list[str]:
         """Sentences that say why the likelihood may be wrong."""

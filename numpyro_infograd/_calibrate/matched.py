@@ -9,9 +9,13 @@ import numpy as np
 
 import jax
 from jax.flatten_util import ravel_pytree
-import jax.numpy as jnp
 
-from numpyro_infograd._calibrate.features import Moments, block_moments, make_features
+from numpyro_infograd._calibrate.features import (
+    Moments,
+    block_moments,
+    coordinates,
+    make_features,
+)
 from numpyro_infograd._calibrate.fit import Fit
 from numpyro_infograd._calibrate.inference import (
     Place,
@@ -44,8 +48,8 @@ class Inside(NamedTuple):
     """What a gradient is computed from."""
 
     local: Local  # derivatives of the twin in its parameters
-    whole: jax.Array  # W_q at all levels, (draws, levels, width, dimensions)
-    weights: jax.Array  # W_q at the levels in use
+    whole: Any  # W_q at all levels, (draws, levels, width, dimensions)
+    weights: Any  # W_q at the levels in use
 
 
 class MatchedFit(Fit):
@@ -68,17 +72,18 @@ class MatchedFit(Fit):
             next(self.keys),
             settings.robust,
         )
-        blocks, held = (
-            block_moments(features, self.recordings(index), next(self.keys))
-            for index in (self.train, self.held)
-        )
-        law = Moments(*(jnp.mean(x, axis=0) for x in blocks))
+        index = np.concatenate([self.train, self.held])  # one program for both
+        every = block_moments(features, self.recordings(index), next(self.keys))
+        every, count = jax.device_get(every), len(self.train)
+        blocks = Moments(*(x[:count] for x in every))
+        held = Moments(*(x[count:] for x in every))
+        law = Moments(*(np.mean(x, axis=0) for x in blocks))
         whole = Match(
             self.sm.forward,
             features,
             law,
             features.weights(law),
-            jnp.ones(len(levels)),
+            np.ones(len(levels), features.power.dtype),
             self.constraints,
             "fisher",
         )
@@ -87,7 +92,7 @@ class MatchedFit(Fit):
         self.match = whole.at(settings.used, settings.divergence)
 
     def chunk(
-        self, move: Move, state: Any, rates: jax.Array, rng_key: jax.Array
+        self, move: Move, state: Any, rates: Any, rng_key: jax.Array
     ) -> tuple[Any, dict[str, Any]]:
         """A chunk of steps of a descent."""
         size, divergence = self.settings.num_samples, self.settings.divergence
@@ -108,6 +113,7 @@ class MatchedFit(Fit):
             NoiseSource.of(self.spec, _FINAL_SAMPLES),
             NoiseSource.of(self.spec, few),
         )
+        local = jax.device_get(local)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((whole, local))):
             return None
         flat, _ = ravel_pytree(self.unconstrained_params)
@@ -122,30 +128,31 @@ class MatchedFit(Fit):
         """Whether the divergence rose by more than two standard errors."""
         return rises(last, here, self.match)
 
-    def coordinates(self, values: Values) -> jax.Array:
+    def coordinates(self, values: Values) -> np.ndarray:
         """Whitened values of the recorded sites."""
-        return self.whole.features.coordinates(values)
+        return np.asarray(coordinates(self.whole.features, values))
 
     def near(self, coordinates: Any) -> np.ndarray:
         """Whether rows have weight, (num_samples,)."""
         weight = np.asarray(self.whole.features.weigh(coordinates))
         return np.broadcast_to(weight > 0, (len(coordinates), 1))[:, 0]
 
-    def draw_weights(self) -> jax.Array:
+    def draw_weights(self) -> Any:
         """W_q of independent draws at the present parameters."""
-        return draw_weights(
+        found = draw_weights(
             self.whole,
             self.unconstrained_params,
             next(self.keys),
             NoiseSource.of(self.spec, _FINAL_SAMPLES),
             draws=_DRAWS,
         )
+        return np.asarray(found)
 
     def resample(
-        self, weights: jax.Array, num_draws: int
+        self, weights: np.ndarray, num_draws: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """A bootstrap over blocks of recordings; see `inference.resample`."""
-        mean = jnp.mean(weights, axis=0)
+        mean = weights.mean(axis=0)
         return resample(self.whole, mean, self.blocks, self.shares(num_draws))
 
     def resampled(self, place: Place, num_draws: int) -> np.ndarray:

@@ -55,8 +55,8 @@ class Match:
     forward: Program  # the twin's map from parameters and noise to sites
     features: Features  # features of its outputs
     law: Moments  # moments of the recordings
-    target: jax.Array  # weights W_p of the recordings
-    shares: jax.Array  # weight of each level in the divergence, (levels,)
+    target: Any  # weights W_p of the recordings
+    shares: Any  # weight of each level in the divergence, (levels,)
     # Constraints of the parameters; None with a projection.
     constraints: dict[str, Any] | None
     divergence: str  # "fisher" or "kl"
@@ -69,7 +69,7 @@ class Match:
             features=self.features.at(levels),
             law=Moments(*(x[index] for x in self.law)),
             target=self.target[index],
-            shares=jnp.asarray(shares_of(levels, divergence), self.shares.dtype),
+            shares=shares_of(levels, divergence).astype(self.shares.dtype),
             divergence=divergence,
         )
 
@@ -96,9 +96,8 @@ class Match:
         distribution.
         """
         if self.divergence == "kl":
-            return jnp.einsum("l,...lwd->...lwd", self.shares, local.flow)
-        gram = self.law.gram
-        return jnp.einsum("l,lwv,...lvd->...lwd", self.shares, gram, local.slopes)
+            return self.shares[:, None, None] * local.flow
+        return self.shares[:, None, None] * (self.law.gram @ local.slopes)
 
 
 def with_blur(spec: NoiseSpec, dimensions: int) -> NoiseSpec:

@@ -83,11 +83,12 @@ def _replicates(fit: Fit, draws: dict[str, Any]) -> dict[str, np.ndarray]:
     count = int(np.clip(_LARGEST // (number * sum(fit.density.sizes)), 1, _REPLICATES))
     places = [fit.unconstrained_params] * count
     if draws:
+        params = jax.device_get(draws)
         places = [
-            unconstrained(jax.tree.map(lambda x, i=i: x[i], draws), fit.constraints)
+            unconstrained(jax.tree.map(lambda x, i=i: x[i], params), fit.constraints)
             for i in range(count)
         ]
-    made = [jax.device_get(fit.simulate(place, number)) for place in places]
+    made = [fit.simulate(place, number) for place in places]
     return jax.tree.map(lambda *x: np.stack(x), *made)
 
 
@@ -113,20 +114,19 @@ def _spread(fit: Fit) -> tuple[Any, Any, tuple[Any, ...]]:
     )
     rank = known.shape[1]
 
-    def error(draws: jax.Array, moved: jax.Array) -> jax.Array:
+    def error(draws: np.ndarray, moved: np.ndarray) -> jax.Array:
         """Infinite if undetermined; NaN if a projection lets it not move."""
-        squares = jnp.cumsum(moved**2, axis=0)
-        whole = squares[-1] if len(squares) else jnp.zeros(draws.shape[1:])
-        lost = whole - (squares[rank - 1] if rank else 0.0)
-        found = jnp.where(lost > _LOST**2 * whole, jnp.inf, jnp.std(draws, axis=0))
-        return jnp.where(whole > 0, found, jnp.nan)
+        whole, lost = np.sum(moved**2, axis=0), np.sum(moved[rank:] ** 2, axis=0)
+        found = np.where(lost > _LOST**2 * whole, np.inf, np.std(draws, axis=0))
+        return jnp.asarray(np.where(whole > 0, found, np.nan))
 
+    draws, moves = jax.device_get((draws, moves))
     errors = jax.tree.map(error, draws, moves)
     undetermined = tuple(
         jax.tree.map(lambda x, i=i: x[i], moves)
         for i in range(rank, rank + unknown.shape[1])
     )
-    return draws, errors, undetermined
+    return jax.tree.map(jnp.asarray, draws), errors, undetermined
 
 
 def _warnings_for(
@@ -141,7 +141,7 @@ def _warnings_for(
     drawn = fit.simulate(fit.unconstrained_params, 1024)
     seen = fit.recordings(fit.train.ravel()[::16])
     outside, usual = (
-        float(jnp.mean(~jnp.all(jnp.abs(fit.coordinates(v)) <= CLIP, axis=1)))
+        float(np.mean(~np.all(np.abs(fit.coordinates(v)) <= CLIP, axis=1)))
         for v in (drawn, seen)
     )
     if outside > 2 * usual + 0.01:
@@ -203,7 +203,7 @@ def _outliers(fit: Fit) -> list[str]:
     """What is said about recordings that the twin does not make."""
     rows = fit.recordings(fit.train.ravel())
     drawn = fit.simulate(fit.unconstrained_params, _COMPARED)
-    z, made = (np.asarray(fit.coordinates(v)) for v in (rows, drawn))
+    z, made = map(fit.coordinates, (rows, drawn))
     out = int(np.sum(~fit.near(z)))
     if fit.settings.robust:
         return [
