@@ -69,7 +69,7 @@ def certify(
     tunings = fit_anew(chains, params, fit_key)
     source = NoiseSource.of(posed.problem.spec, CHAINS.num_samples // REPLICATES)
     error, *rest = _compare(posed.problem, states, chains, tunings, params, source, key)
-    sure = {label: each for label, each in error.items() if bool(jnp.isfinite(each))}
+    sure = {label: each for label, each in error.items() if np.isfinite(each)}
     return Certificate(sure, *rest) if sure else None
 
 
@@ -96,7 +96,7 @@ def _chained(posed: Posed, params: Any) -> Problem | None:
     return replace(
         problem,
         densities=tuple(problem.densities[i] for i in kept),
-        coefficients=problem.coefficients[np.asarray(kept)],
+        coefficients=jnp.asarray(np.asarray(problem.coefficients)[kept]),
         method=CHAINS,
     )
 

@@ -197,10 +197,10 @@ def check_noise(spec: NoiseSpec, noise: Any) -> None:
             )
 
 
-def standard_error(replicates: jax.Array) -> jax.Array:
+def standard_error(replicates: Any) -> Any:
     """Standard error of the mean over the first axis, with Student's factor."""
     count = len(replicates)
-    return student(count) * jnp.std(replicates, axis=0, ddof=1) / math.sqrt(count)
+    return student(count) * replicates.std(axis=0, ddof=1) / math.sqrt(count)
 
 
 def student(count: int) -> float:

@@ -136,7 +136,7 @@ def _gaussian(
         own = all(has_density(sm, s) for s in term.sites)
         if own and not density.hidden:
             each = _log_probs(density, params, density.pick(values))
-            total -= term.coefficient * float(np.mean(each))
+            total -= term.coefficient * float(np.asarray(each).mean())
         elif term.coefficient < 0 or any(has_atoms(sm, s) for s in term.sites):
             return math.inf
         else:

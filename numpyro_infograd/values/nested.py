@@ -212,7 +212,8 @@ def average(
         num_components,
         closed_form=closed_form,
     )
-    return jax.tree.map(lambda x: float(x) if jnp.ndim(x) == 0 else x, found)
+    found = jax.device_get(found)
+    return jax.tree.map(lambda x: float(x) if np.ndim(x) == 0 else x, found)
 
 
 def average_each(
