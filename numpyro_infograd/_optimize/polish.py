@@ -56,7 +56,8 @@ def climb(exact: GaussianEntropies, move: Move, start: Any) -> Peak:
         return exact(constrained(params, move.constraints))
 
     rise = jax.value_and_grad(height)
-    size = optax.tree.norm(jax.tree.map(_size, move.scale, start))
+    sizes = jax.tree.map(lambda s, x: s / RATE * math.sqrt(x.size), move.scale, start)
+    size = optax.tree.norm(sizes)
 
     def reach(gradient: Any) -> jax.Array:
         """The longest step: a move by the parameters' size."""
@@ -138,10 +139,6 @@ def climb(exact: GaussianEntropies, move: Move, start: Any) -> Peak:
     halted = end.is_stuck | (now == 0)
     remaining = jnp.where(halted, 0.0, jnp.minimum(tail, whole))
     return Peak(end.best, end.record[end.step], remaining)
-
-
-def _size(scale: jax.Array, leaf: jax.Array) -> jax.Array:
-    return scale / RATE * math.sqrt(leaf.size)
 
 
 def nudged(move: Move, params: Any, rng_key: jax.Array) -> Any:

@@ -132,7 +132,7 @@ def ascent_step(
     )
     finite = all_finite(gradient, there, scores)
     kept = jax.tree.map(
-        lambda a, b: jnp.where(finite, a, b) if _is_number(a) else a,
+        lambda a, b: jnp.where(finite, a, b),
         new,
         state._replace(unconstrained_params=state.previous),
     )
@@ -149,10 +149,6 @@ def ascent_step(
         gradient,
     )
     return kept._replace(step=state.step + 1), info
-
-
-def _is_number(x: Any) -> bool:
-    return not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _ascend(
