@@ -23,6 +23,7 @@ from numpyro_infograd._jaxpr_walk import (
     Path,
     dtype_of,
     in_scope,
+    is_inexact,
     open_jaxpr,
     propagate,
     sub_jaxprs,
@@ -80,7 +81,7 @@ _LINEAR_GIVEN: dict[str, Callable[[list[int]], tuple[list[int], list[int]]]] = {
 }
 
 
-def _keeps_floats(eqn: JaxprEqn) -> bool:
+def keeps_floats(eqn: JaxprEqn) -> bool:
     """Whether a conversion is linear, with a rounding error of at most float32."""
     old, new = dtype_of(eqn.invars[0]), eqn.params["new_dtype"]
     if not (jnp.issubdtype(old, jnp.inexact) and jnp.issubdtype(new, jnp.inexact)):
@@ -114,7 +115,7 @@ class _Affine(Domain):
         elif name in _LINEAR_GIVEN:
             linear = not any(_LINEAR_GIVEN[name](values)[0])
         elif name == "convert_element_type":
-            linear = _keeps_floats(eqn)
+            linear = keeps_floats(eqn)
         elif name == "custom_linear_solve":
             linear = not any(values[: sum(eqn.params["const_lengths"])])
         elif name == "integer_pow":
@@ -128,7 +129,7 @@ def affine_outputs(jaxpr: Jaxpr, wrt: Collection[int]) -> list[bool]:
     """For each output, whether it is certainly affine in the inputs `wrt` jointly."""
     # Integers overflow and keys are hashed, so neither is affine.
     values = [
-        (1 if jnp.issubdtype(dtype_of(var), jnp.inexact) else 2) * (index in wrt)
+        (1 if is_inexact(var) else 2) * (index in wrt)
         for index, var in enumerate(jaxpr.invars)
     ]
     try:

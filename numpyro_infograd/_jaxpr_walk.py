@@ -14,6 +14,7 @@ import numpy as np
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+import jax.numpy as jnp
 
 Path = tuple[int, ...]
 """Position of an equation: its index in each of the enclosing jaxprs."""
@@ -183,3 +184,8 @@ def _step(domain: Domain, eqn: JaxprEqn, values: list[Any], path: Path) -> list[
 def dtype_of(atom: Any) -> Any:
     """The dtype of a variable."""
     return getattr(atom.aval, "dtype", np.dtype(np.int32))  # references, tokens
+
+
+def is_inexact(atom: Any) -> bool:
+    """Whether a variable holds floats or complex numbers."""
+    return bool(jnp.issubdtype(dtype_of(atom), jnp.inexact))

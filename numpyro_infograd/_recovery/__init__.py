@@ -23,7 +23,7 @@ from jax.extend.core import JaxprEqn, Literal
 import jax.numpy as jnp
 
 from numpyro_infograd._injective import Marked, marked_calls
-from numpyro_infograd._jaxpr_walk import dtype_of
+from numpyro_infograd._jaxpr_walk import dtype_of, is_inexact
 from numpyro_infograd._program import Program
 from numpyro_infograd._recovery.equations import (
     bind,
@@ -98,7 +98,7 @@ class Recovery:
         self._support: dict[Any, str] = {}
         for index, support in sources.items():
             var = self.trace.args[index]
-            if jnp.issubdtype(dtype_of(var), jnp.inexact):
+            if is_inexact(var):
                 self.sources[index] = Source(support, self._new(size_of(var)))
                 self._rows[var] = self._unit(self.sources[index].atoms)
                 self._support[var] = support
@@ -169,7 +169,7 @@ class Recovery:
         """Keep the rows of results; those that are not known are new atoms."""
         lost = [None] * len(eqn.outvars)
         for var, rows in zip(eqn.outvars, found or lost, strict=True):
-            if jnp.issubdtype(dtype_of(var), jnp.inexact):
+            if is_inexact(var):
                 if rows is None:
                     rows = self._unit(self._new(size_of(var)))
                 self._rows[var] = rows
@@ -248,7 +248,7 @@ class Recovery:
                 return self._rearranged(eqn, rows)
             except (TypeError, ValueError, NotImplementedError):
                 return None  # it does not accept whole numbers
-        if not all(jnp.issubdtype(dtype_of(v), jnp.inexact) for v in eqn.outvars):
+        if not all(is_inexact(v) for v in eqn.outvars):
             return None
         size = size_of(eqn.outvars[0])
         zero = sparse.csr_matrix((size, self._num_atoms))
@@ -296,7 +296,7 @@ class Recovery:
         table, start = [sparse.csr_matrix((1, self._num_atoms))], 1
         parts: dict[int, list[np.ndarray]] = {}
         for i, each in rows.items():
-            if not jnp.issubdtype(dtype_of(eqn.invars[i]), jnp.inexact):
+            if not is_inexact(eqn.invars[i]):
                 return None  # an index
             table.append(each)
             shape = shape_of(eqn.invars[i])
@@ -312,7 +312,7 @@ class Recovery:
                 value = self.trace.value(atom)
                 if i in parts:
                     labelled.append(jnp.asarray(parts[i][part]))
-                elif jnp.issubdtype(dtype_of(atom), jnp.inexact):
+                elif is_inexact(atom):
                     labelled.append(jnp.zeros(shape_of(atom), jnp.int32))
                 elif value is None:
                     return None  # an unknown index

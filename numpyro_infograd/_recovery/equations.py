@@ -11,7 +11,8 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 import jax.numpy as jnp
 
-from numpyro_infograd._jaxpr_walk import dtype_of
+from numpyro_infograd._jaxpr_facts import keeps_floats
+from numpyro_infograd._jaxpr_walk import dtype_of, is_inexact
 
 # Strictly monotone, or at least one-to-one, on all real numbers of their domain.
 _ONE_TO_ONE = frozenset(
@@ -97,7 +98,4 @@ def rounds(eqn: JaxprEqn) -> bool:
     """Whether it converts a float or complex number to one of fewer digits."""
     if eqn.primitive.name != "convert_element_type":
         return False
-    old, new = dtype_of(eqn.invars[0]), eqn.params["new_dtype"]
-    if not jnp.issubdtype(old, jnp.inexact) or not jnp.issubdtype(new, jnp.inexact):
-        return jnp.issubdtype(old, jnp.inexact)  # to whole numbers
-    return jnp.finfo(new).bits < min(jnp.finfo(old).bits, 32)
+    return is_inexact(eqn.invars[0]) and not keeps_floats(eqn)
