@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import jax.numpy as jnp
-
 from numpyro_infograd._arguments import as_flag
 from numpyro_infograd._density import Density, simulate
 from numpyro_infograd._edits import hold
@@ -246,9 +244,7 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
     """Check that each entropy's sites have enough noise, given their conditions."""
 
     def continuous(sites: Iterable[str]) -> tuple[str, ...]:
-        floating = (
-            s for s in sites if jnp.issubdtype(sm.site_info[s].dtype, jnp.floating)
-        )
+        floating = (s for s in sites if sm.site_info[s].is_float)
         return tuple(s for s in floating if not has_atoms(sm, s))
 
     terms = resolve(objective, sm)

@@ -74,9 +74,9 @@ def see_through(
 
 def _is_readout(sm: StructuralModel, name: str) -> bool:
     site = sm.site_info[name]
-    real = jnp.issubdtype(site.dtype, jnp.floating)
-    computed = site.kind == "deterministic" and site.state == "free"
-    return computed and real and name not in sm.appended and not site.control_flow
+    computed = site.kind == "deterministic" and name not in sm.appended
+    free = site.state == "free" and not site.control_flow
+    return computed and free and site.is_float
 
 
 def check_readouts(

@@ -51,6 +51,11 @@ class Site(NamedTuple):
         """Number of scalars in one draw of the site."""
         return math.prod(self.shape)
 
+    @property
+    def is_float(self) -> bool:
+        """Whether its values are real floating-point numbers."""
+        return bool(jnp.issubdtype(self.dtype, jnp.floating))
+
 
 def joint_states(
     site_info: Mapping[str, Site], discrete: Iterable[str], most: int = MOST_STATES

@@ -32,12 +32,11 @@ def check_slopes(view: View, params: Any) -> None:
     """Raise if a pathwise derivative differs from finite differences."""
     sm = view.sm
     drawn = tuple(name for name in view.keyed if sm.params_of((name,)))
-    kinds = {name: sm.site_info[name].dtype for name in view.sites}
     names = tuple(
         name
         for name in view.names
-        if jnp.issubdtype(kinds.get(name, jnp.result_type(float)), jnp.floating)
-        and sm.params_of((name,) if name in kinds else view.read)
+        if (name not in view.sites or sm.site_info[name].is_float)
+        and sm.params_of((name,) if name in view.sites else view.read)
     )
     if not names:
         return
@@ -64,7 +63,7 @@ def check_slopes(view: View, params: Any) -> None:
             blamed = {
                 p for m in found for p in ([m] if m in params else sm.params_of((m,)))
             }
-            reach = blamed or sm.params_of((name,) if name in kinds else view.read)
+            reach = blamed or sm.params_of((name,) if name in view.sites else view.read)
             blame = ", ".join(map(repr, sorted(reach)))
             raise ReparametrizationError(
                 f"{view.call(name)} does not move with {blame} as its derivative "

@@ -190,8 +190,7 @@ def _checked(name: str, array: np.ndarray, site: Site, likely: bool) -> np.ndarr
             f"distribution, {site.distribution}. Drop these rows, or use a "
             "distribution that contains them."
         )
-    floating = jnp.issubdtype(site.dtype, jnp.floating)
-    typed = array if floating else array.astype(site.dtype)
+    typed = array if site.is_float else array.astype(site.dtype)
     wrong = int(np.sum(typed != array))
     if wrong:
         raise ArgumentError(
@@ -246,4 +245,4 @@ def _check_continuous(found: dict[str, np.ndarray], flat: np.ndarray) -> None:
 
 def _is_whole(site: Site) -> bool:
     """Whether the values of a site are states or whole numbers."""
-    return site.discrete or not jnp.issubdtype(site.dtype, jnp.floating)
+    return site.discrete or not site.is_float

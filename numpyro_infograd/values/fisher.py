@@ -250,8 +250,9 @@ def why_not_fisher(objective: Objective, sm: StructuralModel) -> str:
         hidden = noisy.density(term.sites, term.given, whole=True).hidden
         for site in term.sites:
             learned = hidden or not has_density(sm, site)
-            if learned and (has_atoms(sm, site) or _whole(sm, site)):
-                mixed = sm.site_info[site].support == "mixed"
+            info = sm.site_info[site]
+            if learned and (has_atoms(sm, site) or not info.is_float):
+                mixed = info.support == "mixed"
                 return f"site {site!r} {'has atoms' if mixed else 'is discrete'}"
     return ""
 
@@ -261,15 +262,9 @@ def _seen_through_noise(objective: Objective, sm: StructuralModel) -> Structural
 
     Then all sites have a density, and `resolve` depends on the graph only.
     """
-    without = [
-        s for s in objective.sites if not has_density(sm, s) and not _whole(sm, s)
-    ]
+    floating = [s for s in objective.sites if sm.site_info[s].is_float]
+    without = [s for s in floating if not has_density(sm, s)]
     return append_noise(sm, dict.fromkeys(without, 1.0)) if without else sm
-
-
-def _whole(sm: StructuralModel, site: str) -> bool:
-    """Whether a site holds whole numbers."""
-    return not jnp.issubdtype(sm.site_info[site].dtype, jnp.floating)
 
 
 # -- samples -----------------------------------------------------------------------
@@ -310,15 +305,13 @@ def _draw(
 def _one_hot(sm: StructuralModel, density: Density, given: jax.Array) -> jax.Array:
     """One-hot columns for discrete sites that take few values."""
     parts, start = [], 0
-    for site in density.given:
-        size = sm.site_info[site].size
-        for column in range(start, start + size):
+    for info in (sm.site_info[name] for name in density.given):
+        for column in range(start, start + info.size):
             each = given[..., column : column + 1]
             seen = np.unique(np.asarray(each))
-            discrete = sm.site_info[site].discrete or _whole(sm, site)
-            few = discrete and 2 < len(seen) <= _SYMBOLS
+            few = (info.discrete or not info.is_float) and 2 < len(seen) <= _SYMBOLS
             parts.append((each == seen).astype(given.dtype) if few else each)
-        start += size
+        start += info.size
     return jnp.concatenate(parts, axis=-1) if parts else given
 
 
