@@ -38,6 +38,7 @@ DOORS = {
     "mutual_information": lambda a: ig.mutual_information(
         affine, "x", "y", params={"a": a}
     ),
+    "design": lambda a: ig.design(affine, {"a": [a, 2.0]}, "x", "y"),
     "null_check": lambda a: ig.null_check(affine, "x", "y", params={"a": a}),
     "maximize": lambda a: quiet.maximize(affine, XY, init_params={"a": a}, num_steps=2),
     "maximize_mi": lambda a: quiet.maximize_mi(

@@ -17,6 +17,7 @@ from numpyro_infograd._design.candidates import Candidates
 from numpyro_infograd._design.result import Designs
 from numpyro_infograd._design.sums import sums_each, tables
 from numpyro_infograd._design.targets import CELLS, with_probabilities
+from numpyro_infograd._doors import public
 from numpyro_infograd._noise import standard_error
 from numpyro_infograd._objectives import MI, Objective, Sites, names
 from numpyro_infograd._parameters import check_inside
@@ -38,6 +39,7 @@ _LEAST, _MOST = 256, 2**14  # outer samples by default
 _UNSEEN = 1e-3  # probability of outcomes outside all states without a warning
 
 
+@public
 def design(
     model: Callable[..., Any] | StructuralModel,
     designs: Any,
