@@ -30,12 +30,8 @@ class Channel:
         self, model: Callable[..., Any], inputs: Sites, outputs: Sites, given: Sites
     ) -> None:
         functools.update_wrapper(self, model)
-        self.model, self.inputs, self.outputs, self.given = (
-            model,
-            inputs,
-            outputs,
-            given,
-        )
+        self.model = model
+        self.inputs, self.outputs, self.given = inputs, outputs, given
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
