@@ -129,19 +129,7 @@ class RateRegion:
         return bool(solved.success)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw a region of two or three rates, in nats: see `plots.plot_rate_region`.
-
-        Args:
-            ax: Matplotlib axes to draw on, for three rates in space; None makes a
-                figure.
-
-        Returns:
-            The axes.
-
-        Raises:
-            ArgumentError: For a region of another number of rates.
-            ImportError: If the `plots` extra is not installed.
-        """
+        """Draw a region of two or three rates: see `plots.plot_rate_region`."""
         return draw("plot_rate_region", self, ax)
 
     def __repr__(self) -> str:
