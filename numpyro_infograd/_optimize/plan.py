@@ -48,17 +48,15 @@ _FEWEST = 2048  # samples of a step with drawn sites or constraints
 class Plan:
     """The arguments of an ascent, after checks."""
 
-    # A NumPyro model, or the result of `structural_model`.
     model: Callable[..., Any] | StructuralModel
-    objective: Objective  # the objective to maximise
-    optimizer: optax.GradientTransformation  # an optax transformation
-    # Whether it is the default one, with rates scaled to the parameters.
-    is_default: bool
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    is_default: bool  # whether the optimizer's rates are scaled to the parameters
     scores: Any  # "auto" or a method
-    num_samples: int | None  # of a step, or None
-    projection: Projection | None  # of the parameters, or None
-    subject_to: tuple[Constraint, ...]  # constraints on expectations
-    allow_jumps: bool  # as for `gradient`
+    num_samples: int | None  # of a step
+    projection: Projection | None
+    subject_to: tuple[Constraint, ...]
+    allow_jumps: bool
 
     def pose(
         self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
