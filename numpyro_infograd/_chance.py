@@ -77,7 +77,7 @@ class Chance:
                 raise DensityError(
                     f"site {without[0]!r} is deterministic, so it has no density. But "
                     f"a parameter reaches the draws of {sites[0]!r}, which have no "
-                    "derivative, and then the log densities of all sets are needed. "
+                    "derivative. So the gradient needs log densities of all sets. "
                     "Observe the site through noise: numpyro.sample(name, "
                     f"Normal(value, scale)). {VOUCH}"
                 )

@@ -197,9 +197,9 @@ def _information(
         unseen = 1.0 - float(jnp.min(mass))
         if not unseen <= _UNSEEN:
             warnings += (
-                f"{unseen:.2g} of the probability lies on values that are not in the "
-                "list of a site's values, which comes from draws at 8 of the designs. "
-                "Evaluate designs whose outcomes differ much in separate calls.",
+                f"{unseen:.2g} of the probability lies on values that did not occur in "
+                "the draws at 8 of the designs, so the sum leaves them out. Evaluate "
+                "designs with very different outcomes in separate calls.",
             )
         return _Found(found, "sums", num_samples, warnings, grouped)
     refuse_without_density(sm, terms)
