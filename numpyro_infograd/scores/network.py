@@ -34,27 +34,15 @@ _ALL_STEPS = 256  # sigmoid steps of all inputs, at most
 Network = Callable[..., nnx.Module] | tuple[Callable[..., Any], Callable[..., Any]]
 
 
-class Perceptron(nnx.Module):
-    """A multilayer perceptron; its output is the last hidden layer."""
-
-    def __init__(self, inputs: int, hidden: tuple[int, ...], *, rngs: nnx.Rngs) -> None:
-        widths = (inputs, *hidden)
-        self.layers = nnx.List(nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(widths))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map (..., inputs) to (..., features)."""
-        for layer in self.layers:
-            x = nnx.silu(layer(x))
-        return x
-
-
 @functools.cache
 def perceptron(hidden: tuple[int, ...] | None) -> Network:
     """The built-in network; by default its width grows with the inputs."""
 
     def make(inputs: int, rngs: nnx.Rngs) -> nnx.Module:
         width = max(64, min(2 * inputs, 256))
-        return Perceptron(inputs, hidden or (width, width), rngs=rngs)
+        layers = pairwise((inputs, *(hidden or (width, width))))
+        each = ((nnx.Linear(*sizes, rngs=rngs), nnx.silu) for sizes in layers)
+        return nnx.Sequential(*(function for pair in each for function in pair))
 
     return make
 
