@@ -109,9 +109,9 @@ CHANNELS = {
             (0.005, 7.96075),
         )
     },
-    "linear 8-d": Channel(matrix_channel(identity, EIGHT, 0.5), LINEAR, "fisher"),
+    "linear 8-d": Channel(matrix_channel(identity, EIGHT, 0.5), LINEAR, "mcmc"),
     "identity 4-d": Channel(
-        matrix_channel(identity, np.eye(4), 1 / 200), 2 * math.log(201), "fisher"
+        matrix_channel(identity, np.eye(4), 1 / 200), 2 * math.log(201), "mcmc"
     ),
 }
 
