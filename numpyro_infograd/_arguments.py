@@ -262,9 +262,10 @@ def explain_trace_errors(
         yield
     except _CONCRETE as cause:
         raise error(
-            f"{what} needs the number of a traced value{line_of(cause)}, for an if, "
-            "a while, float() or a NumPy function. Use jnp.where or jax.lax.cond, and "
-            "functions of jax.numpy: jnp.tanh for np.tanh."
+            f"{what} needs the number of a traced value{line_of(cause)}, for a shape, "
+            "an if, a while, float() or a NumPy function. Pass sizes and switches as "
+            "Python numbers, choose by jnp.where or jax.lax.cond, and use functions of "
+            "jax.numpy: jnp.tanh for np.tanh."
         ) from cause
     except KeyError as cause:
         if not holds:

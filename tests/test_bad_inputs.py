@@ -202,6 +202,11 @@ def complex_gains():
     numpyro.sample("y", ComplexNormal(a * x, 1.0).to_event(1))
 
 
+def sized(size):
+    x = numpyro.sample("x", dist.Normal(0, 1).expand([size]).to_event(1))
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1).to_event(1))
+
+
 def every(model=affine, objective=XY, **settings):
     """`estimate` as well."""
     value = functools.partial(ig.estimate, model, objective, **settings)
@@ -678,6 +683,10 @@ CASES: list[tuple] = [
         ascend(projection=lambda p: {"a": jnp.nan * p["a"]})),
     ("mesh must be.*Use jax.make_mesh", ascend(mesh=2)),
     ("projection must return a dict", ascend(projection=lambda p: [p["a"]])),
+    (r"'a': \(1,\)}. Return all of them, in these shapes: {'a': \(2,\)}",
+        ascend(complex_gains, projection=lambda p: {"a": p["a"][:1]})),
+    ("number of a traced value.*for a shape.*sizes and switches as Python numbers",
+        every(sized, model_args=(jnp.array(2),)), ModelError),
     ("projection needs the number.*jnp.where",
         ascend(projection=lambda p: p if p["a"] > 0 else {"a": 0.0})),
     ("projection.*jnp.tanh", ascend(projection=lambda p: {"a": np.tanh(p["a"])})),

@@ -850,3 +850,9 @@ def test_every_class_numpyro_exports_has_a_place():
     groups = [tested - WRAPPERS, WRAPPERS, NOT_A_LAW, REFUSED, DISCRETE]
     assert set().union(*groups) == exported
     assert sum(map(len, groups)) == len(exported)
+
+
+def test_sizes_may_be_numpy_arrays() -> None:
+    noise = exogenous.noise_of(dist.Normal(0, 1).expand([np.array(3)]))
+    assert noise == exogenous.Noise("normal", (3,))
+    assert type(noise.shape[0]) is int

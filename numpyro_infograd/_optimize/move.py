@@ -138,20 +138,25 @@ def check_projection(projection: Any) -> None:
         )
 
 
+def check_projected(projected: Any, params: Any) -> None:
+    """Raise unless a projection returned all parameters in their shapes."""
+    got, shapes = (jax.tree.map(jnp.shape, tree) for tree in (projected, params))
+    if got != shapes:
+        raise ArgumentError(
+            "projection must return a dict like the parameters, got the shapes "
+            f"{got!r}. Return all of them, in these shapes: {shapes}."
+        )
+
+
 def project(projection: Projection, params: Any) -> dict[str, Any]:
     """The projected parameters, in their own types."""
-    shapes = jax.tree.map(jnp.shape, params)
     holds = (
         f"the dict of the parameters {', '.join(params)}. Use these names; apply a "
         "function f of one array by lambda p: {n: f(v) for n, v in p.items()}"
     )
     with explain_trace_errors("projection", holds):
         projected = jax.eval_shape(projection, params)
-    if jax.tree.map(lambda x: x.shape, projected) != shapes:
-        raise ArgumentError(
-            "projection must return a dict like the parameters, got "
-            f"{projected!r}. Return all of them, in these shapes: {shapes}."
-        )
+    check_projected(projected, params)
     kinds = {str(x.dtype) for x in jax.tree.leaves(projected)}
     if not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
         raise ArgumentError(

@@ -21,6 +21,7 @@ from numpyro_infograd._optimize.move import (
     Move,
     Projection,
     as_start,
+    check_projected,
     constrained,
     project,
     scales,
@@ -96,13 +97,17 @@ class Plan:
         user = self.projection
         if user is None or not sm.pairs:
             return user
-        return lambda params: with_pairs(
-            sm.pairs,
-            {
+
+        def on_pairs(params: Any) -> Any:
+            start = without_pairs(sm.pairs, params)
+            check_projected(moved := user(start), start)
+            whole = {
                 name: jax.tree.map(lambda x: x + 0j, p) if name in sm.pairs else p
-                for name, p in user(without_pairs(sm.pairs, params)).items()
-            },
-        )
+                for name, p in moved.items()
+            }
+            return with_pairs(sm.pairs, whole)
+
+        return on_pairs
 
     def constraints(self, posed: Posed) -> dict[str, Any] | None:
         """Constraints of the parameters; None with a projection."""

@@ -69,7 +69,8 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
             f"{type(leaf).__name__} has no draws, but every site of a generative model "
             "needs one. Use a distribution with a proper density instead."
         )
-    return row_of(fn).noise(fn, tuple(sample_shape))
+    kind, shape = row_of(fn).noise(fn, tuple(sample_shape))
+    return Noise(kind, tuple(map(int, shape)))  # sizes may be NumPy arrays
 
 
 def transform(fn: Distribution, noise: Any, sample_shape: tuple[int, ...] = ()) -> Any:

@@ -230,7 +230,7 @@ class Learned(ScoreMethod):
         if gain < 0.0 and not wrong <= TOLERATED:
             found.append(
                 f"the networks learned nothing about {density.label!r} beyond a normal "
-                f"distribution (held-out gain {gain:.2%} of the Fisher information). "
+                f"distribution (held-out gain {gain:.2%} of its Fisher information). "
                 "Unless its distribution is normal, the error may exceed the standard "
                 "error. Raise pool_size."
             )
