@@ -22,6 +22,8 @@ from numpyro_infograd._calibrate.features import make_features
 from numpyro_infograd._calibrate.fit import Settings
 from numpyro_infograd._calibrate.inference import apart, two_sample
 from numpyro_infograd._calibrate.matched import MatchedFit as Fit
+from numpyro_infograd._calibrate.matching import fisher_gradient
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.network import perceptron
 
@@ -333,6 +335,31 @@ def test_order_of_recordings_does_not_matter() -> None:
             density, recorded, drawn, (0.0,), perceptron((8,)), jax.random.key(0)
         )
         assert float(features.whiten[0, 0]) == pytest.approx(1 / rows.std(), rel=0.05)
+
+
+def test_gradient_of_the_fisher_divergence_is_its_derivative() -> None:
+    """The weights are an implicit function; here they are differentiated directly."""
+    y = amplified(1.5, 2000).astype(np.float32)
+    settings = Settings("fisher", (0.0, 0.2), (0.0,), network=perceptron((8,)))
+    fit = fit_of(links.amplifier, y, settings, {"eta": jnp.asarray(1.0)})
+    fit.look()
+    source, key = NoiseSource.of(fit.spec, 1024), jax.random.key(1)
+    match, start = fit.match, fit.unconstrained_params
+
+    @jax.jit
+    def divergence(params):
+        first, second = (
+            match.weights(params, each, source) - match.target
+            for each in jax.random.split(key)
+        )
+        gram = match.law.gram
+        return jnp.einsum("l,lwd,lwv,lvd->", match.shares, first, gram, second) / 2
+
+    value, gradient = jax.jit(fisher_gradient)(match, start, key, source)
+    assert float(value) == pytest.approx(float(divergence(start)), rel=1e-3)
+    slope = jax.grad(divergence)(start)["eta"]
+    assert float(gradient["eta"]) == pytest.approx(float(slope), rel=5e-3)
+    assert abs(slope) > 0.01
 
 
 @pytest.mark.slow

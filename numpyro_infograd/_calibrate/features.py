@@ -122,25 +122,36 @@ class Features:
         directions, if there are many dimensions.
         """
 
-        def at(level: float) -> tuple[jax.Array, jax.Array]:
+        def at(level: jax.Array) -> Moments:
             phi, slope = self._phi_and_slope(z, blur, rng_key, level)
-            return phi.T @ (self.weigh(z) * phi) / len(z), slope
+            return Moments(phi.T @ (self.weigh(z) * phi) / len(z), slope)
 
-        return Moments(*map(jnp.stack, zip(*map(at, self.levels), strict=True)))
+        return jax.lax.map(at, jnp.asarray(self.levels))  # a loop compiles faster
 
     def defect(
         self, z: jax.Array, blur: jax.Array, rng_key: jax.Array, weights: jax.Array
     ) -> jax.Array:
         """E[-d phi / dz] - E[phi phi^T] W for z; zero if W are its own weights."""
 
-        def at(level: float, weights: jax.Array) -> jax.Array:
-            phi, slope = self._phi_and_slope(z, blur, rng_key, level)
-            return slope - phi.T @ (self.weigh(z) * (phi @ weights)) / len(z)
+        return jax.lax.map(
+            lambda at: self.defect_at(z, blur, rng_key, *at),
+            (jnp.asarray(self.levels), weights),
+        )
 
-        return jnp.stack([*map(at, self.levels, weights)])
+    def defect_at(
+        self,
+        z: jax.Array,
+        blur: jax.Array,
+        rng_key: jax.Array,
+        level: jax.Array,
+        weights: jax.Array,
+    ) -> jax.Array:
+        """`defect` at one level, (width, dimensions)."""
+        phi, slope = self._phi_and_slope(z, blur, rng_key, level)
+        return slope - phi.T @ (self.weigh(z) * (phi @ weights)) / len(z)
 
     def _phi_and_slope(
-        self, z: jax.Array, blur: jax.Array, rng_key: jax.Array, level: float
+        self, z: jax.Array, blur: jax.Array, rng_key: jax.Array, level: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """The features, and E[-d phi / dz] by directional derivatives."""
         size = self.dimensions

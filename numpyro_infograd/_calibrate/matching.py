@@ -112,21 +112,49 @@ def draw(source: NoiseSource, rng_key: jax.Array) -> tuple[Any, jax.Array, jax.A
     return noise, noise.pop(BLUR), key
 
 
-def fisher(
+def fisher_gradient(
     match: Match, unconstrained_params: Any, rng_key: jax.Array, source: NoiseSource
-) -> jax.Array:
-    """The Fisher divergence from two independent draws of the twin.
+) -> tuple[jax.Array, Any]:
+    """The Fisher divergence from two independent draws of the twin, and its gradient.
 
-    The product of two draws has no bias; the square of one draw would have one.
+    The product of two draws has no bias; the square of one draw would have one. W_q is
+    an implicit function of the parameters, G W_q = c, so its derivative needs only
+    that of `defect`, at fixed weights.
     """
+    features, keys = match.features, jax.random.split(rng_key)
 
-    def gap(key: jax.Array) -> jax.Array:
-        return match.weights(unconstrained_params, key, source) - match.target
+    def law(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        noise, blur, key = draw(source, key)
+        outputs = match.outputs(unconstrained_params, noise)
+        moments = features.moments(outputs, blur, key)
+        return moments.gram, features.weights(moments)
 
-    first, second = jax.lax.map(gap, jax.random.split(rng_key))
-    return 0.5 * jnp.einsum(
-        "l,lwd,lwv,lvd->", match.shares, first, match.law.gram, second
-    )
+    grams, weights = jax.lax.map(law, keys)
+    gaps = weights - match.target
+    pulls = match.shares[:, None, None] * (match.law.gram @ gaps)
+
+    def pulled(given: tuple[jax.Array, ...]) -> Any:
+        key, gram, weights, pull = given
+        noise, blur, key = draw(source, key)
+        z, back = jax.vjp(lambda at: match.outputs(at, noise), unconstrained_params)
+        factor = features.solve(gram, pull)
+
+        def add(total: jax.Array, at: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+            level, weights, factor = at
+            slope = jax.grad(
+                lambda z: jnp.vdot(
+                    factor, features.defect_at(z, blur, key, level, weights)
+                )
+            )
+            return total + slope(z), None
+
+        levels = jnp.asarray(features.levels)
+        cotangent, _ = jax.lax.scan(add, jnp.zeros_like(z), (levels, weights, factor))
+        return back(cotangent)[0]
+
+    each = jax.lax.map(pulled, (keys, grams, weights, pulls[::-1]))
+    gradient = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
+    return 0.5 * jnp.vdot(pulls[0], gaps[1]), gradient
 
 
 def kl_gradient(
@@ -146,10 +174,14 @@ def kl_gradient(
         unconstrained_params,
     )
     gap = features.weights(features.moments(z, blur, key)) - match.target
-    cotangent = sum(
-        share * features.weigh(z) * (features(z + level**0.5 * blur, level) @ each)
-        for share, level, each in zip(match.shares, features.levels, gap, strict=True)
-    )
+
+    def push(total: jax.Array, at: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        share, level, gap = at
+        phi = features(z + level**0.5 * blur, level)
+        return total + share * features.weigh(z) * (phi @ gap), None
+
+    levels = jnp.asarray(features.levels)
+    cotangent, _ = jax.lax.scan(push, jnp.zeros_like(z), (match.shares, levels, gap))
     value = jnp.einsum("l,lwd,lwv,lvd->", match.shares, gap, match.law.gram, gap)
     return 0.5 * value, back(cotangent / source.size)[0]
 
@@ -190,9 +222,7 @@ def descend(
 
     def step(state: Descent, rate: jax.Array) -> tuple[Descent, dict[str, Any]]:
         key = jax.random.fold_in(rng_key, state.step)
-        descent = kl_gradient
-        if match.divergence == "fisher":
-            descent = jax.value_and_grad(fisher, argnums=1)
+        descent = kl_gradient if match.divergence == "kl" else fisher_gradient
         with explain_grad_errors():
             value, gradient = descent(match, state.unconstrained_params, key, source)
         new, info = state.moved(move, gradient, rate)
@@ -253,12 +283,13 @@ def look_around(
         keys = jax.random.split(key)
         noise, blur, _ = draw(many, keys[0])
         z = match.outputs(unconstrained_params, noise)
-        phi = [features(z + t**0.5 * blur, t) for t in features.levels]
+        levels = jnp.asarray(features.levels)
+        phi = jax.lax.map(lambda t: features(z + t**0.5 * blur, t), levels)
 
         def stream(number: jax.Array) -> jax.Array:
             outputs = lambda flat: match.outputs(unravel(flat), noise)  # noqa: E731
             moved = features.weigh(z) * jax.jvp(outputs, (flat,), (number,))[1]
-            return jnp.stack([each.T @ moved / many.size for each in phi])
+            return jnp.swapaxes(phi, 1, 2) @ moved / many.size
 
         flow = jax.lax.map(stream, numbers)
         noise, blur, key = draw(few, keys[1])
