@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
+from scipy.special import entr
 
 from flax import nnx
 import jax
@@ -229,6 +230,18 @@ def fill_water(gains: NDArray, power: float) -> float:
     return float(np.sum(capacity(gains * powers(level))))
 
 
+def normal_grid(reach: float, size: int = 4001) -> tuple[NDArray, NDArray]:
+    """Points of a standard normal variable, and their probabilities."""
+    x = np.linspace(-reach, reach, size)
+    weight = np.exp(-0.5 * x**2)
+    return x, weight / weight.sum()
+
+
+def table_information(law: NDArray, prior: NDArray) -> float:
+    """I(A; B) from tables of p(b|a), (num_a, num_b), and of p(a)."""
+    return float(entr(prior @ law).sum() - prior @ entr(law).sum(axis=1))
+
+
 def grid_score(
     density: Callable[[NDArray, NDArray], NDArray], values: NDArray
 ) -> NDArray:
@@ -237,8 +250,7 @@ def grid_score(
     `density(x, y)` is p(y|x); its mean over a dense grid of x is differentiated by a
     central difference.
     """
-    x = np.linspace(-8.0, 8.0, 4001)
-    weight = np.exp(-0.5 * x**2)
+    x, weight = normal_grid(8.0)
 
     def log_p(y: NDArray) -> NDArray:
         return np.log(density(x, y[:, None]) @ weight)

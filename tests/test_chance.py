@@ -6,6 +6,7 @@ from dataclasses import replace
 import itertools
 from typing import Any
 
+from links import normal_grid, table_information
 import numpy as np
 import pytest
 from scipy import stats
@@ -26,20 +27,8 @@ from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.distributions import Clipped, Quantized
 from numpyro_infograd.errors import DensityError, ReparametrizationError
 
-X = np.linspace(-8, 8, 4001)
-PRIOR = np.exp(-(X**2) / 2) / np.exp(-(X**2) / 2).sum()
+X, PRIOR = normal_grid(8)
 X_TO_Y = ig.MI("x", "y")
-
-
-def information(law: Any, prior: Any = PRIOR) -> float:
-    """Of an input with probabilities `prior` and outputs of a discrete law, in nats.
-
-    Args:
-        law: Probabilities of the outputs given each input, (num_inputs, num_outputs).
-    """
-    known = np.where(law > 0, law, 1.0)
-    p = np.maximum(prior @ law, 1e-300)
-    return float(prior @ (law * (np.log(known) - np.log(p))).sum(1))
 
 
 def slope(f: Callable[[float], float], at: float, h: float = 1e-4) -> float:
@@ -60,7 +49,7 @@ def one_bit():
 def bits(a: float) -> float:
     """The information of `one_bit`."""
     p = stats.norm.cdf(a * X + 0.3)
-    return information(np.stack([1 - p, p], 1))
+    return table_information(np.stack([1 - p, p], 1), PRIOR)
 
 
 def test_output_of_one_bit():
@@ -97,7 +86,7 @@ def shaped(nu: float) -> float:
     levels = LEVELS * np.sqrt(4.0 / (q @ LEVELS**2))
     y = np.linspace(-14, 14, 8001)
     law = stats.norm.pdf(y, levels[:, None], 1.0) * (y[1] - y[0])
-    return information(law, q)
+    return table_information(law, q)
 
 
 def test_input_whose_probabilities_and_levels_move():
@@ -135,12 +124,11 @@ def hidden_state():
 
 def switched(a: float) -> float:
     """The information of `hidden_state`."""
-    y, x = np.linspace(-9, 9, 1501), X[::8]
+    y, (x, prior) = np.linspace(-9, 9, 1501), normal_grid(8, 501)
     p = 1 / (1 + np.exp(-a * x[:, None]))
     law = p * stats.norm.pdf(y, a * x[:, None], 0.7)
     law += (1 - p) * stats.norm.pdf(y, -0.5 * x[:, None], 0.7)
-    prior = np.exp(-(x**2) / 2)
-    return information(law * (y[1] - y[0]), prior / prior.sum())
+    return table_information(law * (y[1] - y[0]), prior)
 
 
 def test_hidden_state_beside_a_path():
@@ -190,7 +178,7 @@ def counter():
 def counted(a: float, b: float) -> float:
     """The information of `counter`."""
     rate = np.exp(np.minimum(a + b * X, 3.0))
-    return information(stats.poisson.pmf(np.arange(80), rate[:, None]))
+    return table_information(stats.poisson.pmf(np.arange(80), rate[:, None]), PRIOR)
 
 
 def test_counts():
@@ -235,7 +223,7 @@ def rated(a: float) -> float:
     v = np.linspace(0, 1, 2001)[1:-1]
     atoms = [stats.norm.cdf(0, a * X, 0.5), stats.norm.sf(1, a * X, 0.5)]
     inside = stats.norm.pdf(v, a * X[:, None], 0.5) * (v[1] - v[0])
-    return information(np.concatenate([np.stack(atoms, 1), inside], 1))
+    return table_information(np.concatenate([np.stack(atoms, 1), inside], 1), PRIOR)
 
 
 def test_rating_with_atoms():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Constraints on expectations, against closed forms."""
 
-from links import fill_water
+from links import fill_water, normal_grid
 from methods import slow
 import numpy as np
 import pytest
@@ -207,8 +207,7 @@ def limiter():
 
 def limited(power):
     """Nats of the limiter for an output power, by its gain on a dense grid."""
-    x = np.linspace(-9, 9, 6001)
-    weights = np.exp(-(x**2) / 2) / np.exp(-(x**2) / 2).sum()
+    x, weights = normal_grid(9, 6001)
     gain = brentq(lambda v: weights @ np.tanh(v * x) ** 2 - power, 0.0, 50.0)
     return truths.tanh_information(gain, 0.25)
 

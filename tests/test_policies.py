@@ -3,10 +3,11 @@
 
 import math
 
+from links import normal_grid, table_information
 import numpy as np
 import pytest
 from scipy import optimize
-from scipy.special import expit, xlogy
+from scipy.special import expit
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +56,7 @@ def policy():
 
 def truth(w):
     """I(theta; y_1, y_2) of `policy`, and its slope in w, in nats."""
-    z = np.linspace(-9, 9, 20001)
-    p = np.exp(-0.5 * z**2)
-    p /= p.sum()
+    z, p = normal_grid(9, 20001)
     value = 0.5 * math.log(2) + p @ (0.5 * np.log1p((w * z) ** 2))
     return value, p @ (w * z**2 / (1 + (w * z) ** 2))
 
@@ -182,9 +181,7 @@ START = np.random.default_rng(0).normal(0, 0.5, 31).astype(np.float32)
 
 def tree_truth(x):
     """I(theta; answers) of a tree of thresholds, by a sum over all answers."""
-    z = np.linspace(-6, 6, 801)
-    w = np.exp(-0.5 * z**2)
-    w /= w.sum()
+    z, w = normal_grid(6, 801)
     paths = [(np.ones_like(z), 0)]
     for _ in range(int(math.log2(len(x) + 1))):
         yes = [expit(4 * (z - x[node])) for _, node in paths]
@@ -194,7 +191,7 @@ def tree_truth(x):
             for y, q in enumerate((1 - each, each))
         ]
     p = np.array([p for p, _ in paths])
-    return w @ np.sum(xlogy(p, p), axis=0) - np.sum(xlogy(p @ w, p @ w))
+    return table_information(p.T, w)
 
 
 @pytest.mark.parametrize(

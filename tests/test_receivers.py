@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of receivers against dense grids: NumPyro's algorithms, information."""
 
+from links import normal_grid, table_information
 from models import channel, with_gain
 import numpy as np
 import pytest
@@ -142,11 +143,9 @@ one_bit = with_gain(lambda mean: Quantized(dist.Normal(mean, 1), [-0.3]))
 
 def one_bit_truth(a, edge=-0.3):
     """I(x; y) of a one-bit receiver, in nats."""
-    x = np.linspace(-10, 10, 20_001)
-    p_x = stats.norm.pdf(x) * (x[1] - x[0])
+    x, p_x = normal_grid(10, 20_001)
     p = stats.norm.cdf(edge, a * x, 1)
-    whole = p_x @ p
-    return stats.entropy([whole, 1 - whole]) - p_x @ stats.entropy([p, 1 - p])
+    return table_information(np.stack([p, 1 - p], axis=1), p_x)
 
 
 def clipped(scale=0.5, low=0.0, high=1.0):
@@ -155,16 +154,13 @@ def clipped(scale=0.5, low=0.0, high=1.0):
 
 def clipped_truth(scale=0.5, low=0.0, high=1.0):
     """I(x; y) of a saturating sensor, in nats."""
-    x = np.linspace(-8, 8, 2001)
-    p_x = stats.norm.pdf(x) * (x[1] - x[0])
+    x, p_x = normal_grid(8, 2001)
     step = (high - low) / 2000
     y = low + step * (np.arange(2000) + 0.5)
     inside = stats.norm.pdf(y, x[:, None], scale) * step
     low_atom, high_atom = stats.norm.cdf(low, x, scale), stats.norm.sf(high, x, scale)
     p = np.concatenate([low_atom[:, None], inside, high_atom[:, None]], axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        each = np.where(p > 0, p * np.log(p / (p_x @ p)), 0.0)
-    return p_x @ each.sum(1)
+    return table_information(p, p_x)
 
 
 def test_information_of_a_one_bit_receiver() -> None:
@@ -214,11 +210,10 @@ def test_a_site_behind_a_quantiser() -> None:
         numpyro.sample("z", dist.Normal(y, 0.8))
 
     found = ig.mutual_information(model, "x", "z", method="nested")
-    x, z = np.linspace(-8, 8, 2001), np.linspace(-6, 6, 2001)
-    p_x = stats.norm.pdf(x) * (x[1] - x[0])
+    (x, p_x), z = normal_grid(8, 2001), np.linspace(-6, 6, 2001)
     one = stats.norm.sf(0.2, x, 0.5)[:, None]
     p = one * stats.norm.pdf(z, 1.0, 0.8) + (1 - one) * stats.norm.pdf(z, -1.0, 0.8)
-    truth = p_x @ (p * np.log(p / (p_x @ p))).sum(1) * (z[1] - z[0])
+    truth = table_information(p * (z[1] - z[0]), p_x)
     assert_found(found, truth, 0.002)
 
 

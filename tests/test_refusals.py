@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from links import normal_grid, table_information
 from methods import slow
 from models import affine, multipath, qam, tanh_channel, with_gain
 import numpy as np
@@ -65,9 +66,7 @@ def through(fn: Callable[[Any], Any]) -> Callable[[], None]:
 # References on dense grids, independent of the package.
 def entropy_of_shifted(density: Callable[[Any], Any], gain: float) -> float:
     """h(gain X + N) for X standard normal and noise of that density."""
-    x = np.linspace(-8.5, 8.5, 1701)
-    y = np.linspace(-14.0, 26.0, 4001)
-    weight = stats.norm.pdf(x) * (x[1] - x[0])
+    (x, weight), y = normal_grid(8.5, 1701), np.linspace(-14.0, 26.0, 4001)
     p = density(y[:, None] - gain * x) @ weight
     return float(special.entr(p).sum() * (y[1] - y[0]))
 
@@ -84,14 +83,11 @@ def truth_of_sign() -> float:
     """dI(X;Y)/da of `through(sign)` at a = 1."""
 
     def information(gain: float) -> float:
-        x = np.linspace(-8.0, 8.0, 1601)
-        y = np.linspace(-6.0, 6.0, 1201)
+        (x, weight), y = normal_grid(8.0, 1601), np.linspace(-6.0, 6.0, 1201)
         up = stats.norm.cdf(gain * x / 0.5)
         above, below = stats.norm.pdf(y, 1, 0.5), stats.norm.pdf(y, -1, 0.5)
         given = up[:, None] * above + (1 - up[:, None]) * below
-        weight = stats.norm.pdf(x) * (x[1] - x[0])
-        entropies = special.entr(given).sum(1) @ weight
-        return (special.entr(weight @ given).sum() - entropies) * (y[1] - y[0])
+        return table_information(given * (y[1] - y[0]), weight)
 
     return derivative(information)
 
