@@ -130,9 +130,10 @@ def _kind(value: Any) -> Any:
 def as_real(value: Any) -> np.ndarray | None:
     """An array of real numbers; None for other values, and rows of several lengths."""
     try:
-        return np.asarray(value) if is_real(value) else None
+        array = np.asarray(value)
     except ValueError:
         return None
+    return array if is_real(array) else None
 
 
 def is_number(value: Any) -> bool:

@@ -13,6 +13,8 @@ import threading
 from typing import Any, ParamSpec, TypeVar
 import warnings
 
+from threadpoolctl import threadpool_limits
+
 import jax
 from jax.extend.core import get_opaque_trace_state
 
@@ -59,7 +61,10 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
                 f"{name} takes inputs and outputs, which are names of sites, got "
                 f"{given!r:.80}. {_WITH_OBJECTIVE.get(name, 'Pass the sites.')}"
             )
-        return function(*args, **kwargs)
+        # Many small systems are solved. On more threads this takes twice the time, and
+        # ten times on a busy machine. Does nothing if another thread set the number.
+        with threadpool_limits(1, user_api="blas"):
+            return function(*args, **kwargs)
 
     return call
 

@@ -27,7 +27,7 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 from numpyro_infograd import exogenous
 from numpyro_infograd._density import Values
 from numpyro_infograd._doors import warn
-from numpyro_infograd._noise import noise_like
+from numpyro_infograd._noise import one_draw
 from numpyro_infograd._parameters import constraint_of
 from numpyro_infograd._sites import Site
 from numpyro_infograd.errors import ModelError
@@ -87,8 +87,8 @@ class _Give(Messenger):
 class Generate(Messenger):
     """Supplies every value of a model run, and records sites and parameters.
 
-    With `noise=None` only the records are used: sites are computed from constant noise,
-    and parameters take the model's initial values.
+    With `noise=None` only the records are used: sites are computed from one draw of
+    their noise, and parameters take the model's initial values.
     """
 
     def __init__(
@@ -204,7 +204,9 @@ class Generate(Messenger):
     def _draw(self, name: str, fn: Any, sample_shape: tuple[int, ...]) -> jax.Array:
         """A site's value from its noise."""
         law = self._laws[name] = _noise_of(name, fn, sample_shape)
-        noise = noise_like(((name, law),)) if self.noise is None else self.noise
+        noise = self.noise
+        if noise is None:  # not zero, where a model may divide by zero
+            noise = one_draw(((name, law),), seed=len(self._laws))
         return _transform(name, fn, noise.get(name), sample_shape)
 
     def _keep(self, name: str, made: Any, settable: bool) -> Any:
@@ -290,7 +292,7 @@ class Generate(Messenger):
             stacked = (length,) if is_scan and law.kind != "none" else ()
             self._laws[name] = law._replace(shape=stacked + law.shape)
             if self.noise is None:
-                noise = noise_like(((name, law),)).get(name)
+                noise = one_draw(((name, law),), seed=len(self._laws)).get(name)
             else:
                 noise = self.noise.get(name)
                 noise = noise if step is None or noise is None else noise[step]

@@ -128,6 +128,12 @@ def probe_noise(spec: NoiseSpec, seed: int, num_samples: int) -> dict[str, Any]:
     return noise
 
 
+def one_draw(spec: NoiseSpec, seed: int) -> dict[str, Any]:
+    """`probe_noise` of one sample, in the shapes of a model's call."""
+    drawn = probe_noise(spec, seed, 1)
+    return noise_like(spec) | {name: jnp.asarray(x[0]) for name, x in drawn.items()}
+
+
 def shard_samples(samples: jax.Array) -> jax.Array:
     """Samples, split along their first axis over the devices in use.
 

@@ -7,6 +7,7 @@ import warnings
 from models import affine, channel, tanh_channel, with_gain
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,12 @@ from numpyro.distributions import constraints
 from helpers import quiet, refuses
 import numpyro_infograd as ig
 from numpyro_infograd import _guides
-from numpyro_infograd.errors import ArgumentError, ModelError, TransformationError
+from numpyro_infograd.errors import (
+    ArgumentError,
+    ModelError,
+    ParameterError,
+    TransformationError,
+)
 from numpyro_infograd.scores import Denoising, Mixture
 
 XY = ig.MI("x", "y")
@@ -331,3 +337,23 @@ def test_threads_take_turns() -> None:
 )
 def test_positional_arguments_that_should_be_an_objective(call, words) -> None:
     refuses(ArgumentError, words, call=call)
+
+
+def test_blas_has_one_thread_during_a_call_and_its_own_number_afterwards() -> None:
+    seen = []
+
+    def count() -> set[int]:
+        blas = [each for each in threadpool_info() if each["user_api"] == "blas"]
+        return {each["num_threads"] for each in blas}
+
+    def model() -> None:
+        seen.append(count())
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+
+    with threadpool_limits(3, user_api="blas"):
+        ig.mutual_information(model, "x", "y")
+        with pytest.raises(ParameterError):
+            ig.mutual_information(model, "x", "y", params={"b": 1.0})
+        assert count() == {3}
+    assert seen and all(each == {1} for each in seen)

@@ -313,11 +313,14 @@ def _warnings_for(
     facets: list[dict[tuple[str, ...], Estimate]],
     results: list[Result],
 ) -> tuple[str, ...]:
-    """Statuses of ascents that did not converge, and warnings of the bounds."""
-    ends = [
-        f"the direction {weight.tolist()} {result.status}"
-        for weight, result in zip(weights, results, strict=True)
-        if result.status.ending not in (Ending.CONVERGED, Ending.ALL_STEPS)
-    ]
+    """Statuses of ascents that did not converge, and warnings of ascents and bounds."""
+    ends = []
+    for weight, result in zip(weights, results, strict=True):
+        own = f"the direction {weight.tolist()}"
+        if result.status.ending not in (Ending.CONVERGED, Ending.ALL_STEPS):
+            ends.append(f"{own} {result.status}")
+        known = result.estimate.warnings if result.estimate else ()
+        said = (w for w in result.warnings if w not in (*known, str(result.status)))
+        ends.extend(f"{own}: {warning}" for warning in said)
     values = (w for bounds in facets for e in bounds.values() for w in e.warnings)
     return tuple(dict.fromkeys([*ends, *values]))

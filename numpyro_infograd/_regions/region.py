@@ -38,7 +38,7 @@ class RateRegion:
     Example:
         >>> import numpy as np
         >>> from numpyro_infograd import RateRegion
-        >>> from numpyro_infograd._optimize import Ending, Status
+        >>> from numpyro_infograd import Ending, Status
         >>> region = RateRegion(  # by hand; `rate_region` makes them
         ...     rates=("r1", "r2"),
         ...     weights=np.eye(2),
@@ -137,7 +137,8 @@ class RateRegion:
         shown = ", ".join(
             f"{r} <= {m:.5g}" for r, m in zip(self.rates, most, strict=True)
         )
-        converged = sum(s.ending is Ending.CONVERGED for s in self.statuses)
+        endings = [getattr(s, "ending", None) for s in self.statuses]
+        converged = endings.count(Ending.CONVERGED)
         notes = "".join(f"\n  warning: {w}" for w in self.warnings)
         return (
             f"RateRegion({shown} nats; {len(self.points)} points, {converged} "

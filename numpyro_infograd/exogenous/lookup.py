@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from typing import Any
 
 import jax
@@ -70,7 +71,7 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
             "needs one. Use a distribution with a proper density instead."
         )
     kind, shape = row_of(fn).noise(fn, tuple(sample_shape))
-    return Noise(kind, tuple(map(int, shape)))  # sizes may be NumPy arrays
+    return Noise(kind, tuple(map(operator.index, shape)))  # also of NumPy arrays
 
 
 def transform(fn: Distribution, noise: Any, sample_shape: tuple[int, ...] = ()) -> Any:

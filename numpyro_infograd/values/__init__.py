@@ -57,7 +57,7 @@ REGISTRY: dict[str, type] = {
 }
 # "auto" uses at most this many inner draws; beyond that it uses chains.
 _AFFORDED = 16384
-_BEST_NESTED = Nested(max_components=_AFFORDED)
+_FEW = 2**12  # samples of nested averages that only give bounds
 # "auto" does not try nested averages above this information, in nats. It counts only
 # sets that hide more than two dimensions.
 _HOPELESS = 5.0
@@ -352,7 +352,9 @@ def _auto(
         if filtered is not None and filtered.standard_error < found.standard_error:
             return replace(filtered, reason=in_scan)
     except DensityError as error:
-        if other := filtered or (nested and by(_BEST_NESTED)):
+        if nested and nested.warnings and not filtered:
+            nested = by(Nested(max_components=_AFFORDED))
+        if other := filtered or nested:
             found = other
         elif why_not_fisher(objective, sm):
             raise
@@ -378,16 +380,16 @@ def _auto(
 
 
 def _by_nested(by: Callable[[Estimator], Estimate]) -> Estimate:
-    """The value by nested averages, with more draws only if those afforded are enough.
-
-    If not, the first average is the result, with its warning.
-    """
+    """The value by nested averages; only bounds if the draws afforded are too few."""
     found = by(Nested(max_components=Nested.num_components))
     size = found.diagnostics["effective_sample_size_low"]
     needed = enough_components(Nested.num_components, size)
-    if found.warnings and needed <= _AFFORDED:
+    if not found.warnings:
+        return found
+    if needed <= _AFFORDED:
         return by(Nested(num_components=needed, max_components=_AFFORDED))
-    return found
+    most = {"num_components": _AFFORDED, "max_components": _AFFORDED}
+    return by(Nested(**most, num_samples=_FEW))
 
 
 def _by_filters(
