@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from numpyro.distributions.constraints import Constraint, real
 
 from numpyro_infograd._arguments import as_parameter
+from numpyro_infograd._pairs import with_pairs
 from numpyro_infograd.errors import ParameterError
 
 
@@ -50,7 +51,7 @@ def complete(
 ) -> dict[str, Any]:
     """Add initial values of missing parameters; check names, shapes and numbers.
 
-    Parameters in `pairs` are complex numbers as pairs of real ones.
+    Parameters in `pairs` are complex, and become pairs of real numbers.
     """
     if params is not None and not isinstance(params, Mapping):
         raise ParameterError(
@@ -65,8 +66,11 @@ def complete(
                 f"params has {name!r}, but the model has no such parameter "
                 f"(it has: {known}). Use the names in numpyro.param."
             )
+    paired = with_pairs(pairs, given)
     return {
-        name: _like(name, given.get(name, old), old, name in pairs)
+        name: _like(name, paired.get(name, old), old, given.get(name, 0j))
+        if name in pairs
+        else _like(name, paired.get(name, old), old)
         for name, old in initial.items()
     }
 
@@ -84,8 +88,11 @@ def check_inside(constraints: Mapping[str, Any], params: Mapping[str, Any]) -> N
                 )
 
 
-def _like(name: str, value: Any, initial: Any, is_pair: bool) -> Any:
-    """`value` as arrays with the structure, shapes and types of the initial value."""
+def _like(name: str, value: Any, initial: Any, numbers: Any = None) -> Any:
+    """`value` as arrays with the structure, shapes and types of the initial value.
+
+    If these are pairs, `numbers` are the complex numbers that the user gave.
+    """
     expected: Any = jax.tree.structure(initial)
     got: Any = jax.tree.structure(value)
     if got != expected:
@@ -99,10 +106,10 @@ def _like(name: str, value: Any, initial: Any, is_pair: bool) -> Any:
         array = as_parameter(name, new, old.dtype)
         if array.shape != old.shape:
             expected, got, what = f"{old.shape}", f"{array.shape}", "a value"
-            if is_pair:
+            if numbers is not None:
                 expected, what = f"{old.shape[:-1]}, complex,", "complex numbers"
-                both = array.ndim == old.ndim
-                got = f"{array.shape[:-1]}" if both else f"{array.shape}, real"
+                is_pair = any(map(np.iscomplexobj, jax.tree.leaves(numbers)))
+                got = f"{array.shape[:-1]}" if is_pair else f"{array.shape}, real"
             raise ParameterError(
                 f"parameter {name!r} has shape {expected} in the model, "
                 f"got {got}. Give {what} of this shape, or change the initial "

@@ -24,7 +24,6 @@ from numpyro_infograd._noise import (
     draw_noise,
     noise_like,
 )
-from numpyro_infograd._pairs import with_pairs
 from numpyro_infograd._parameters import check_inside, complete
 from numpyro_infograd._program import Program, dependencies_by_name
 from numpyro_infograd._sequences import sum_hidden
@@ -107,7 +106,7 @@ class StructuralModel:
 
     def complete_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
         """Add initial values of missing parameters; check names, shapes and numbers."""
-        return complete(self.params, with_pairs(self.pairs, params), self.pairs)
+        return complete(self.params, params, self.pairs)
 
     def check_constraints(self, params: Mapping[str, Any]) -> None:
         """Raise for a parameter outside its NumPyro constraint."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+import runpy
 from types import SimpleNamespace
 
 import links
@@ -168,3 +170,23 @@ def test_restarts_leave_a_local_optimum() -> None:
     assert found.after.value < alone.after.value - 0.1
     assert float(found.params["low"]) == pytest.approx(-4, abs=0.2)
     assert len(found.histories) == len(found.diagnostics["restarts"]) == 8
+
+
+@pytest.mark.slow
+def test_twins_of_epidemics_cover_the_truth() -> None:
+    """Of examples/twin_of_epidemic.py: the recordings come from another simulator."""
+    script = Path(__file__).parents[1] / "examples" / "twin_of_epidemic.py"
+    example = runpy.run_path(str(script))
+    truth = example["TRUTH"]
+    off = []
+    for seed in range(12):
+        twin = example["fit"](seed)
+        assert twin.status.startswith("converged"), seed
+        off.append(
+            [(twin.params[n] - truth[n]) / twin.standard_error[n] for n in truth]
+        )
+    off = np.array(off, float)
+    assert np.mean(np.abs(off) < 2) >= 0.85
+    assert np.all(np.abs(off) < 3.5)
+    # The errors are neither too small nor too large.
+    assert 0.4 < np.sqrt(np.mean(off**2)) < 1.5
