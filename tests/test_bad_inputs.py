@@ -202,6 +202,11 @@ def complex_gains():
     numpyro.sample("y", ComplexNormal(a * x, 1.0).to_event(1))
 
 
+def complex_mean():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(1j * numpyro.param("a", 1.0) * x, 1))
+
+
 def sized(size):
     x = numpyro.sample("x", dist.Normal(0, 1).expand([size]).to_event(1))
     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1).to_event(1))
@@ -683,6 +688,10 @@ CASES: list[tuple] = [
         ascend(projection=lambda p: {"a": jnp.nan * p["a"]})),
     ("mesh must be.*Use jax.make_mesh", ascend(mesh=2)),
     ("projection must return a dict", ascend(projection=lambda p: [p["a"]])),
+    ("site 'y': Normal has a complex mean.*ComplexNormal",
+        every(complex_mean), ModelError),
+    (r"'a' has shape \(2,\), complex, .*got \(4,\). Give complex",
+        grad(complex_gains, params={"a": jnp.ones(4) + 0j}), ParameterError),
     (r"'a': \(1,\)}. Return all of them, in these shapes: {'a': \(2,\)}",
         ascend(complex_gains, projection=lambda p: {"a": p["a"][:1]})),
     ("number of a traced value.*for a shape.*sizes and switches as Python numbers",

@@ -58,7 +58,8 @@ def find_directions(
         spread = np.einsum("pi,rpq,qi->ri", vectors, each, vectors).std(0, ddof=1)
         error = student(len(each)) * spread / len(each) ** 0.5
     vectors = allowed @ vectors
-    recorded = np.sqrt(np.einsum("pi,pq,qi->i", vectors, information, vectors))
+    variance = np.einsum("pi,pq,qi->i", vectors, information, vectors)
+    recorded = np.sqrt(np.maximum(variance, 0.0))
     # Known: the standard error is below the parameters' size, and the curvature is well
     # above its own noise.
     known = (curvature > recorded) & (curvature > 3 * error)

@@ -116,14 +116,16 @@ def _spread(fit: Fit) -> tuple[Any, Any, tuple[Any, ...]]:
 
     def error(draws: np.ndarray, moved: np.ndarray) -> jax.Array:
         """Infinite if undetermined; NaN if a projection lets it not move."""
+        moved = moved.astype(float)
         whole, lost = np.sum(moved**2, axis=0), np.sum(moved[rank:] ** 2, axis=0)
-        found = np.where(lost > _LOST**2 * whole, np.inf, np.std(draws, axis=0))
+        with np.errstate(all="ignore"):  # parameters may be infinite
+            found = np.where(lost > _LOST**2 * whole, np.inf, np.std(draws, axis=0))
         return jnp.asarray(np.where(whole > 0, found, np.nan))
 
     draws, moves = jax.device_get((draws, moves))
     errors = jax.tree.map(error, draws, moves)
     undetermined = tuple(
-        jax.tree.map(lambda x, i=i: x[i], moves)
+        jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), moves)
         for i in range(rank, rank + unknown.shape[1])
     )
     return jax.tree.map(jnp.asarray, draws), errors, undetermined

@@ -50,7 +50,8 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
         except discrete ones with few values, which take uniforms.
 
     Raises:
-        ModelError: If `fn` is improper, or a factor statement.
+        ModelError: If `fn` is improper, a factor statement, or a real distribution
+            with a complex mean.
         ArgumentError: If `fn` is not a distribution.
 
     Example:
@@ -69,6 +70,11 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
         raise ModelError(
             f"{type(leaf).__name__} has no draws, but every site of a generative model "
             "needs one. Use a distribution with a proper density instead."
+        )
+    if isinstance(leaf, dist.Normal) and jnp.iscomplexobj(leaf.loc):
+        raise ModelError(
+            "Normal has a complex mean, but its noise is real. Use "
+            "numpyro_infograd.distributions.ComplexNormal(mean, scale)."
         )
     kind, shape = row_of(fn).noise(fn, tuple(sample_shape))
     return Noise(kind, tuple(map(operator.index, shape)))  # also of NumPy arrays
