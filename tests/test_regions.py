@@ -86,6 +86,13 @@ def test_facets_of_single_rates_alone() -> None:
     assert "add {('r1', 'r2'): ig.MI(('x1', 'x2'), 'y')}" in region.warnings[0]
 
 
+def test_too_few_steps_are_told() -> None:
+    region = quiet.rate_region(
+        two_users, TRUE, projection=own_power, num_weights=2, num_steps=20
+    )
+    assert sum("ended after 20 steps, too few" in w for w in region.warnings) == 2
+
+
 def test_sums_without_a_bound_are_told() -> None:
     """Of users whose informations condition on one another, and only of these."""
     three = {

@@ -45,6 +45,7 @@ from numpyro_infograd.errors import (
 from numpyro_infograd.values import Estimate, value_of
 
 Bounds = dict[tuple[str, ...], Objective]
+_FEW_STEPS = 40  # fewer do not show whether an ascent is finished
 _ROUNDS = 3  # ascents in a direction with updated multipliers, at most
 
 
@@ -319,6 +320,11 @@ def _warnings_for(
         own = f"the direction {weight.tolist()}"
         if result.status.ending not in (Ending.CONVERGED, Ending.ALL_STEPS):
             ends.append(f"{own} {result.status}")
+        elif (steps := len(result.history["gain"])) < _FEW_STEPS:
+            ends.append(
+                f"{own} ended after {steps} steps, too few to tell whether more would "
+                "gain: leave num_steps out, or raise it."
+            )
         known = result.estimate.warnings if result.estimate else ()
         said = (w for w in result.warnings if w not in (*known, str(result.status)))
         ends.extend(f"{own}: {warning}" for warning in said)
