@@ -560,3 +560,20 @@ def test_a_matrix_that_is_not_quite_symmetric(kind) -> None:
         "(c + c.T) / 2",
         call=lambda: gradient(1e-2),
     )
+
+
+def test_a_mean_that_has_no_value_at_zero_is_traced() -> None:
+    """A limiter of complex values divides by their magnitude."""
+
+    def limited() -> None:
+        weights = numpyro.param("weights", jnp.eye(2) + 0j)  # a computed initial value
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+        sent = weights @ x
+        mean = jnp.tanh(abs(sent)) * sent / abs(sent)
+        noise = ig.distributions.ComplexNormal(mean, 1.0)
+        numpyro.sample("y", noise.to_event(1))
+
+    sm = structural_model(limited)
+    assert sm.parents["y"] == ("x", "weights")
+    values = sm.evaluate(sm.params, sm.sample_noise(jax.random.key(0), 16))
+    assert np.all(np.isfinite(np.asarray(values["y"])))
