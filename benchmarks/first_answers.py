@@ -5,8 +5,8 @@
     python benchmarks/first_answers.py gradient svi      # some
 
 Each call runs in its own process, on the tanh channel, without a compilation cache.
-The seconds include imports and compilation. NumPyro's own SVI and NUTS fit a location
-to data of the same channel, for comparison. A second call takes another key.
+The seconds include imports and compilation. For comparison, NumPyro's own SVI and NUTS
+infer the input of the same channel from one output. A second call takes another key.
 """
 
 import argparse

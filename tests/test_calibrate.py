@@ -337,9 +337,10 @@ def test_order_of_recordings_does_not_matter() -> None:
         assert float(features.whiten[0, 0]) == pytest.approx(1 / rows.std(), rel=0.05)
 
 
+@pytest.mark.usefixtures("x64")
 def test_gradient_of_the_fisher_divergence_is_its_derivative() -> None:
     """The weights are an implicit function; here they are differentiated directly."""
-    y = amplified(1.5, 2000).astype(np.float32)
+    y = amplified(1.5, 2000)
     settings = Settings("fisher", (0.0, 0.2), (0.0,), network=perceptron((8,)))
     fit = fit_of(links.amplifier, y, settings, {"eta": jnp.asarray(1.0)})
     fit.look()
@@ -356,9 +357,9 @@ def test_gradient_of_the_fisher_divergence_is_its_derivative() -> None:
         return jnp.einsum("l,lwd,lwv,lvd->", match.shares, first, gram, second) / 2
 
     value, gradient = jax.jit(fisher_gradient)(match, start, key, source)
-    assert float(value) == pytest.approx(float(divergence(start)), rel=1e-3)
+    assert float(value) == pytest.approx(float(divergence(start)), rel=1e-9)
     slope = jax.grad(divergence)(start)["eta"]
-    assert float(gradient["eta"]) == pytest.approx(float(slope), rel=5e-3)
+    assert float(gradient["eta"]) == pytest.approx(float(slope), rel=1e-9)
     assert abs(slope) > 0.01
 
 

@@ -355,5 +355,5 @@ def test_blas_has_one_thread_during_a_call_and_its_own_number_afterwards() -> No
         ig.mutual_information(model, "x", "y")
         with pytest.raises(ParameterError):
             ig.mutual_information(model, "x", "y", params={"b": 1.0})
-        assert count() == {3}
-    assert seen and all(each == {1} for each in seen)
+        assert count() <= {3}  # empty with a BLAS that has no such setting
+    assert seen and all(each <= {1} for each in seen)

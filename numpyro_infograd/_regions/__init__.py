@@ -31,6 +31,7 @@ from numpyro_infograd._arguments import as_args, as_count, as_key
 from numpyro_infograd._doors import public
 from numpyro_infograd._objectives import MI, Objective, names
 from numpyro_infograd._optimize import Ending, Result, Status, maximize
+from numpyro_infograd._optimize.run import CHUNK
 from numpyro_infograd._problem import enter
 from numpyro_infograd._regions.geometry import corners_of, multipliers_of, simplex_grid
 from numpyro_infograd._regions.region import RateRegion
@@ -45,7 +46,7 @@ from numpyro_infograd.errors import (
 from numpyro_infograd.values import Estimate, value_of
 
 Bounds = dict[tuple[str, ...], Objective]
-_FEW_STEPS = 40  # fewer do not show whether an ascent is finished
+_FEW_STEPS = 2 * CHUNK  # fewer do not show whether an ascent is finished
 _ROUNDS = 3  # ascents in a direction with updated multipliers, at most
 
 

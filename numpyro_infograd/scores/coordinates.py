@@ -49,7 +49,10 @@ def _is_bounded(names: np.ndarray) -> np.ndarray:
 
 
 def _distances(u: jax.Array, names: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Distances from the lower and upper end of the support; 1 where there is none."""
+    """Distances of u from the lower and the upper end of its support.
+
+    The distance from an end that a support does not have is 1.
+    """
     small = jnp.finfo(u.dtype).tiny
     above = jnp.where(_is_bounded(names), jnp.maximum(u, small), 1.0)
     below = jnp.where(names == "unit", jnp.maximum(1.0 - u, small), 1.0)

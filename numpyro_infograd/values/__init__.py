@@ -384,12 +384,14 @@ def _by_nested(by: Callable[[Estimator], Estimate]) -> Estimate:
     found = by(Nested(max_components=Nested.num_components))
     size = found.diagnostics["effective_sample_size_low"]
     needed = enough_components(Nested.num_components, size)
-    if not found.warnings:
-        return found
-    if needed <= _AFFORDED:
+    if found.warnings and needed > _AFFORDED:
+        most = Nested(num_components=_AFFORDED, max_components=_AFFORDED)
+        found = by(replace(most, num_samples=_FEW))
+        if not found.warnings:  # they are enough, so more samples are worth their time
+            return by(most)
+    elif found.warnings:
         return by(Nested(num_components=needed, max_components=_AFFORDED))
-    most = {"num_components": _AFFORDED, "max_components": _AFFORDED}
-    return by(Nested(**most, num_samples=_FEW))
+    return found
 
 
 def _by_filters(
