@@ -856,3 +856,5 @@ def test_sizes_may_be_numpy_arrays() -> None:
     noise = exogenous.noise_of(dist.Normal(0, 1).expand([np.array(3)]))
     assert noise == exogenous.Noise("normal", (3,))
     assert type(noise.shape[0]) is int
+    with pytest.raises(ModelError, match=r"Normal has the sizes \(2.7,\): use whole"):
+        exogenous.noise_of(dist.Normal(0, 1), (2.7,))

@@ -77,7 +77,14 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
             "numpyro_infograd.distributions.ComplexNormal(mean, scale)."
         )
     kind, shape = row_of(fn).noise(fn, tuple(sample_shape))
-    return Noise(kind, tuple(map(operator.index, shape)))  # also of NumPy arrays
+    try:
+        return Noise(kind, tuple(map(operator.index, shape)))  # also of NumPy arrays
+    except jax.errors.JAXTypeError:  # a traced size, which is explained elsewhere
+        raise
+    except TypeError:
+        raise ModelError(
+            f"{type(fn).__name__} has the sizes {shape}: use whole numbers."
+        ) from None
 
 
 def transform(fn: Distribution, noise: Any, sample_shape: tuple[int, ...] = ()) -> Any:
