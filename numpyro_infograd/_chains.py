@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from blackjax.mcmc import integrators, random_walk, trajectory
-from blackjax.mcmc.metrics import LowRankInverseMassMatrix, Metric, default_metric
+import lazy_loader
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,8 @@ from jax.scipy.special import ndtr
 
 from numpyro_infograd._density import Values, flatten
 from numpyro_infograd._hidden import Hidden, Position
+
+blackjax = lazy_loader.load("blackjax")  # only chains need it
 
 # One of four moves draws from the reference, to reach other modes. One is a trajectory
 # with small steps, for samples with a narrow posterior.
@@ -127,11 +128,12 @@ class Tuning(NamedTuple):
     num_steps: jax.Array
 
     @property
-    def metric(self) -> Metric:
+    def metric(self) -> Any:
         """The metric whose mass matrix is the posterior's mean precision."""
         shrunk = 1.0 / (1.0 + self.information)
-        return default_metric(
-            LowRankInverseMassMatrix(self.scale, self.directions, shrunk)
+        metrics = blackjax.mcmc.metrics
+        return metrics.default_metric(
+            metrics.LowRankInverseMassMatrix(self.scale, self.directions, shrunk)
         )
 
     def momentum(self, normal: jax.Array) -> jax.Array:
@@ -264,9 +266,10 @@ class Walk(NamedTuple):
             return self._tempered(Position(free, at.states), power)
 
         energy = self.tuning.metric.kinetic_energy
+        integrators = blackjax.mcmc.integrators
         leapfrog = integrators.velocity_verlet(target, energy)
         momentum = self.tuning.momentum(normal)
-        end = trajectory.static_integration(leapfrog)(
+        end = blackjax.mcmc.trajectory.static_integration(leapfrog)(
             integrators.IntegratorState(at.free, momentum, log_prob, slope),
             share * step_size,
             jnp.clip(jnp.ceil(_TIME / step_size), 1, _MOST_LEAPS).astype(int),
@@ -279,6 +282,7 @@ class Walk(NamedTuple):
         self, rng_key: jax.Array, at: Position, power: jax.Array | float
     ) -> tuple[Position, jax.Array]:
         """Metropolis steps of single discrete values, one for each value."""
+        random_walk = blackjax.mcmc.random_walk
         kernel = random_walk.build_rmh()
 
         def log_prob(states: jax.Array) -> jax.Array:

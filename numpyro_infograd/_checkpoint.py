@@ -17,8 +17,8 @@ import signal
 import threading
 from typing import Any
 
+import lazy_loader
 import numpy as np
-from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions, args as items
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import is_key
 from numpyro_infograd._program import Program
 from numpyro_infograd.errors import ArgumentError, CheckpointError
+
+# Only runs with a checkpoint need it; `orbax` is a namespace without code.
+ocp = lazy_loader.load("orbax.checkpoint", suppress_warning=True)
 
 _FORMAT = "numpyro_infograd 1"
 _KEPT = 2  # saves to keep, in case the last one is damaged
@@ -67,9 +70,9 @@ class Checkpoint:
                 "empty folder, or a path that does not exist."
             )
         try:
-            self.manager = CheckpointManager(
+            self.manager = ocp.CheckpointManager(
                 self.path,
-                options=CheckpointManagerOptions(
+                options=ocp.CheckpointManagerOptions(
                     max_to_keep=_KEPT, enable_async_checkpointing=False
                 ),
             )
@@ -87,9 +90,9 @@ class Checkpoint:
         try:
             found = self.manager.restore(
                 step,
-                args=items.Composite(
-                    facts=items.JsonRestore(),
-                    arrays=items.StandardRestore(fallback_sharding=here),
+                args=ocp.args.Composite(
+                    facts=ocp.args.JsonRestore(),
+                    arrays=ocp.args.StandardRestore(fallback_sharding=here),
                 ),
             )
             facts, arrays = found["facts"], found["arrays"]
@@ -116,9 +119,9 @@ class Checkpoint:
                 self.manager.delete(step)
             written = self.manager.save(
                 step,
-                args=items.Composite(
-                    arrays=items.StandardSave(arrays),
-                    facts=items.JsonSave({**facts, "identity": self.identity}),
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(arrays),
+                    facts=ocp.args.JsonSave({**facts, "identity": self.identity}),
                 ),
             )
         if not written:

@@ -10,8 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
+import scipy
 from scipy.special import stdtrit
-from scipy.stats import qmc
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ _EXPLICIT = ("normal", "uniform")
 @functools.lru_cache(maxsize=16)
 def sobol_points(num_points: int, dimensions: int) -> np.ndarray:
     """A scrambled Sobol set as 32-bit integers, shape (num_points, dimensions)."""
-    sampler = qmc.Sobol(dimensions, scramble=True, rng=0, bits=32)
+    sampler = scipy.stats.qmc.Sobol(dimensions, scramble=True, rng=0, bits=32)
     return (sampler.random(num_points) * 2.0**32).astype(np.uint32)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import math
 from typing import Any, NamedTuple
 
-from blackjax.smc.resampling import systematic
+import lazy_loader
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ from numpyro_infograd._noise import NoiseSpec, draw_noise, noise_like
 from numpyro_infograd._program import Program, dependencies_by_name
 from numpyro_infograd._sites import joint_states
 from numpyro_infograd._structure import StructuralModel
+
+blackjax = lazy_loader.load("blackjax")  # only filters and chains need it
 
 
 class _Step(Messenger):
@@ -240,7 +242,7 @@ class _Scan(NamedTuple):
             weights = jnp.where(
                 jnp.isfinite(total), jnp.exp(flat - total), 1 / len(flat)
             )
-            pick = systematic(key, weights, count)
+            pick = blackjax.smc.resampling.systematic(key, weights, count)
             new = jax.tree.map(
                 lambda x, like: x.reshape(-1, *x.shape[2:])[pick].astype(like.dtype),
                 moved,

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 import itertools
 import math
 from typing import Any, NamedTuple
 
+import lazy_loader
 import numpy as np
 
 import jax
@@ -15,10 +17,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd.exogenous import Noise
 
-try:
-    import graphviz
-except ImportError:  # an extra; the error in `draw_graph` says how to install it
-    graphviz = None
+graphviz = lazy_loader.load("graphviz")  # an extra
 
 MOST_STATES = 64  # joint states of discrete sites that are summed over, at most
 # Colours of Okabe and Ito, as in `plots`.
@@ -85,7 +84,7 @@ def draw_graph(
     parents: Mapping[str, tuple[str, ...]],
 ) -> Any:
     """The graph of sites and parameters; see `StructuralModel.render`."""
-    if graphviz is None:
+    if find_spec("graphviz") is None:
         raise ImportError(
             "render needs graphviz: pip install 'numpyro_infograd[plots]'."
         )
