@@ -83,23 +83,27 @@ class Posed(NamedTuple):
         return type(self.problem.method or Exact()).__name__.lower()
 
 
-def admit(
+def enter(
     model: Callable[..., Any] | StructuralModel,
     objective: Objective,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     params: Mapping[str, Any] | None,
-) -> tuple[StructuralModel, dict[str, Any]]:
-    """Trace the model, complete the parameters, check the objective's sites.
+    method: Any = None,
+    *,
+    keeps_readouts: bool = False,
+) -> tuple[StructuralModel, Objective, dict[str, Any]]:
+    """Trace the model, complete the parameters, see through readouts (identity VI).
 
-    If one of these is complex, all complex sites of the model become pairs; complex
-    parameters always do.
+    A score method that appends noise to readouts keeps them, as does `keeps_readouts`.
+    If a site of the objective is complex, all complex sites of the model become pairs;
+    complex parameters always do. Returns the model, the objective without readouts that
+    lose nothing, and all parameters.
 
     Warns of a mask, which has no effect on information, and of an observed site that
     depends on other sites, because fixing its value does not condition them.
     """
-    sm = trace_model(model, args, kwargs)
-    sm = with_real_params(sm)
+    sm = with_real_params(trace_model(model, args, kwargs))
     complete = sm.complete_params(params)
     _checks.check_objective(objective, sm)
     sm = as_pairs(sm, objective.sites)
@@ -119,24 +123,7 @@ def admit(
                 "condition the sites that it depends on. If the site is a part of the "
                 "system, leave out obs= (or handlers.condition)."
             )
-    return sm, complete
-
-
-def enter(
-    model: Callable[..., Any] | StructuralModel,
-    objective: Objective,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    params: Mapping[str, Any] | None,
-    method: Any = None,
-) -> tuple[StructuralModel, Objective, dict[str, Any]]:
-    """`admit`, then see through readouts that lose nothing (identity VI).
-
-    A score method that appends noise to readouts needs the readouts themselves. Returns
-    the model, the objective without these readouts, and all parameters.
-    """
-    sm, complete = admit(model, objective, args, kwargs, params)
-    if getattr(method, "noise_variance", None) is None:
+    if not keeps_readouts and getattr(method, "noise_variance", None) is None:
         sm, objective = see_through(sm, objective, complete)
     return sm, objective, complete
 

@@ -47,7 +47,7 @@ from numpyro_infograd._optimize.move import (
     scales,
     unconstrained,
 )
-from numpyro_infograd._problem import admit
+from numpyro_infograd._problem import enter
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import has_atoms
 from numpyro_infograd._tracing import trace_model
@@ -182,7 +182,7 @@ def calibrate(
     divergence = divergence or _choose(sm, tables)
     recorded, warnings = as_recordings(tables, sm, divergence == "likelihood")
     sites = Entropy(tuple(recorded))
-    sm, params = admit(sm, sites, (), {}, init_params)
+    sm, _, params = enter(sm, sites, (), {}, init_params, keeps_readouts=True)
     _checks.check_real_params(sm)
     if not sm.params_of(tuple(recorded)):
         raise ArgumentError(

@@ -21,7 +21,7 @@ from numpyro_infograd._doors import public
 from numpyro_infograd._noise import standard_error
 from numpyro_infograd._objectives import MI, Objective, Sites, names
 from numpyro_infograd._parameters import check_inside
-from numpyro_infograd._problem import REPLICATES, admit, check_num_samples
+from numpyro_infograd._problem import REPLICATES, check_num_samples, enter
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import resolve, trace_expectations
 from numpyro_infograd._tracing import trace_model
@@ -107,7 +107,7 @@ def design(
     fixed = {**(params or {}), **candidates.first}
     traced = trace_model(candidates.model, args, kwargs)
     batch = candidates.like(traced.params)
-    sm, complete = admit(traced, objective, (), {}, fixed)
+    sm, _, complete = enter(traced, objective, (), {}, fixed, keeps_readouts=True)
     check_inside(sm.constraints, complete | batch)
     idle = [n for n in batch if n not in sm.params_of(objective.sites)]
     if idle:

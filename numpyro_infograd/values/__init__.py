@@ -17,7 +17,7 @@ from numpyro_infograd._doors import public
 from numpyro_infograd._edits import shuffle_inputs
 from numpyro_infograd._linear import information
 from numpyro_infograd._objectives import MI, Objective, Sites, names
-from numpyro_infograd._problem import admit, check_num_samples, enter, noise_warnings
+from numpyro_infograd._problem import check_num_samples, enter, noise_warnings
 from numpyro_infograd._readouts import check_readouts
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import resolve
@@ -228,7 +228,7 @@ def null_check(
         settings.pop("model_args", ()), settings.pop("model_kwargs", None)
     )
     params = settings.get("params")
-    sm, _ = admit(model, objective, args, kwargs, params)
+    sm, *_ = enter(model, objective, args, kwargs, params, keeps_readouts=True)
     a, c = names(inputs, "inputs"), names(given, "given")
     shuffled = shuffle_inputs(sm, a, c)
     if isinstance(_resolve(settings.get("method", "auto")), str):  # "auto"
