@@ -27,7 +27,7 @@ import optax
 from numpyro_infograd._arguments import check_counts, check_numbers, check_widths
 from numpyro_infograd.errors import ArgumentError
 
-flax = lazy_loader.load("flax")  # only networks need it
+nnx = lazy_loader.load("flax.nnx", suppress_warning=True)  # only networks need it
 
 _STEPS = 16  # sigmoid steps of one input, at most
 _ALL_STEPS = 256  # sigmoid steps of all inputs, at most
@@ -44,8 +44,8 @@ def perceptron(hidden: tuple[int, ...] | None) -> Network:
     def make(inputs: int, rngs: Any) -> Any:
         width = max(64, min(2 * inputs, 256))
         layers = pairwise((inputs, *(hidden or (width, width))))
-        each = ((flax.nnx.Linear(*sizes, rngs=rngs), flax.nnx.silu) for sizes in layers)
-        return flax.nnx.Sequential(*(function for pair in each for function in pair))
+        each = ((nnx.Linear(*sizes, rngs=rngs), nnx.silu) for sizes in layers)
+        return nnx.Sequential(*(function for pair in each for function in pair))
 
     return make
 
@@ -58,7 +58,7 @@ def check_network(network: Any, hidden: Any) -> None:
     functions = network if pair else (network,)
     if network is not None and not all(map(callable, functions)):
         raise ArgumentError(f"network={network!r} is not a function. {_USE}")
-    if network is not None and isinstance(network, flax.nnx.Module):
+    if network is not None and isinstance(network, nnx.Module):
         raise ArgumentError(
             f"network is a {type(network).__name__} object, but each network of the "
             f"ensemble must be made anew. {_USE}"
@@ -123,7 +123,7 @@ class Ensemble:
         if isinstance(self.network, tuple):
             found = self.network[1](body, x)
         else:
-            found = flax.nnx.merge(_definition(self.network, self.inputs), body)(x)
+            found = nnx.merge(_definition(self.network, self.inputs), body)(x)
         rows = x.shape[:-1]
         parts = [found, jnp.ones((*rows, 1), found.dtype)]
         if knots.size:
@@ -132,7 +132,7 @@ class Ensemble:
             width = jnp.where(
                 rising, width, -width
             )  # few samples reach the outer sides
-            steps = flax.nnx.sigmoid((x[..., : len(knots), None] - knots) / width)
+            steps = nnx.sigmoid((x[..., : len(knots), None] - knots) / width)
             parts.insert(0, steps.reshape(*rows, knots.size))
         return jnp.concatenate(parts, axis=-1)
 
@@ -192,8 +192,8 @@ _USE = (
 def _initial(network: Network, inputs: int, rng_key: jax.Array) -> Any:
     if isinstance(network, tuple):
         return network[0](rng_key, inputs)
-    _, parameters, *rest = flax.nnx.split(
-        network(inputs, rngs=flax.nnx.Rngs(rng_key)), flax.nnx.Param, ...
+    _, parameters, *rest = nnx.split(
+        network(inputs, rngs=nnx.Rngs(rng_key)), nnx.Param, ...
     )
     if jax.tree.leaves(rest):
         raise ArgumentError(
@@ -205,5 +205,4 @@ def _initial(network: Network, inputs: int, rng_key: jax.Array) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _definition(network: Callable[..., Any], inputs: int) -> Any:
-    nnx = flax.nnx
     return nnx.split(nnx.eval_shape(lambda: network(inputs, rngs=nnx.Rngs(0))))[0]
