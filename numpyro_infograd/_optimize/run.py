@@ -164,8 +164,7 @@ class Run:
 
     def _cycle(self, total: int, bar: Any) -> bool:
         """Run the rest of a cycle; return whether the run has ended."""
-        # Noise falls from chunk to chunk, at least five times before it is removed.
-        chunk = min(CHUNK, max(total // 10, 1)) if self.heat else CHUNK
+        chunk = self._chunk(total)
         middle = -(-total // (2 * chunk)) * chunk
         for start in range(self.steps, total, chunk):
             if self.heat and not self.cycle:
@@ -217,6 +216,12 @@ class Run:
         text = f"stopped after {done} steps while the gradient still promised a rise"
         self.status = Status(text, Ending.UNFINISHED)
         return True
+
+    def _chunk(self, total: int) -> int:
+        """Steps of a chunk: two chunks show what more steps would gain."""
+        if self.heat:  # noise falls at least five times before it is removed
+            return min(CHUNK, max(total // 10, 1))
+        return min(CHUNK, -(-total // 2)) if total >= 2 * FIRST else CHUNK
 
     def _rates(self, steps: np.ndarray, total: int) -> np.ndarray:
         """The rate at steps of a cycle; the caller's optimizer has its own."""
