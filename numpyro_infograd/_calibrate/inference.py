@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.linalg import eigh
@@ -16,6 +16,7 @@ from numpyro_infograd._calibrate.result import TwoSample
 from numpyro_infograd._noise import student
 from numpyro_infograd.values.base import Estimate, report
 
+Inside = TypeVar("Inside")
 _FARTHEST = 0.3  # largest correction, in units of the parameters' size
 _RELABELLINGS = 499  # permutations of a two-sample test
 
@@ -96,7 +97,7 @@ def mean_gradient(
     return found.mean(0), covariance
 
 
-class Place(NamedTuple):
+class Place(NamedTuple, Generic[Inside]):
     """The start of a correction."""
 
     flat: np.ndarray  # the unconstrained numbers, (numbers,)
@@ -104,21 +105,7 @@ class Place(NamedTuple):
     noise: np.ndarray  # covariance of the gradient over draws of the twin
     # Curvature by each draw of the twin, (draws, numbers, numbers).
     curvatures: np.ndarray
-    inside: Any  # what else the divergence was computed from
-
-
-def rises(last: Place, here: Place, match: Match) -> bool:
-    """Whether the divergence rose by more than two standard errors.
-
-    The value of the reverse KL is not known. Its rise is estimated by the step times
-    the mean of the gradients at both ends.
-    """
-    if match.divergence == "kl":
-        way = here.flat - last.flat
-        rise = way @ (last.gradient + here.gradient) / 2
-        return bool(rise > np.sqrt(way @ (last.noise + here.noise) @ way))
-    before, now = (apart(place.inside.weights, match) for place in (last, here))
-    return now[0] - before[0] > 2 * np.hypot(before[1], now[1])
+    inside: Inside  # what else the divergence was computed from
 
 
 def apart(weights: Any, match: Match) -> tuple[float, float]:

@@ -82,7 +82,7 @@ class Inside(NamedTuple):
     key: jax.Array  # key of the draws
 
 
-class LikelihoodFit(Fit):
+class LikelihoodFit(Fit[Inside]):
     """A calibration by the likelihood."""
 
     settled = 0.1
@@ -153,7 +153,7 @@ class LikelihoodFit(Fit):
         )
         return around, np.asarray(found, float), float(missed)
 
-    def place(self) -> Place | None:
+    def place(self) -> Place[Inside] | None:
         """Gradient and curvature; more draws from now on if theirs are too noisy."""
         around, _, missed = self._around(self.rows)
         assert around is not None
@@ -189,13 +189,13 @@ class LikelihoodFit(Fit):
             np.asarray(flat, float), gradient, noise, curvatures[:sets], inside
         )
 
-    def rises(self, last: Place, here: Place) -> bool:
+    def rises(self, last: Place[Inside], here: Place[Inside]) -> bool:
         """Whether the likelihood of all recordings fell by half a nat."""
         rise = here.inside.value - last.inside.value
         same = here.inside.draws == last.inside.draws
         return bool(same and rise * self.train.size > 0.5)
 
-    def resampled(self, place: Place, num_draws: int) -> np.ndarray:
+    def resampled(self, place: Place[Inside], num_draws: int) -> np.ndarray:
         """Gradients for resamples of the recordings, (num_draws, numbers)."""
         return self.shares(num_draws) @ place.inside.slopes
 

@@ -19,12 +19,12 @@ from numpyro_infograd._calibrate.features import (
 from numpyro_infograd._calibrate.fit import Fit
 from numpyro_infograd._calibrate.inference import (
     Place,
+    apart,
     curvatures_of,
     held_out,
     mean_gradient,
     resample,
     resampled_gradients,
-    rises,
 )
 from numpyro_infograd._calibrate.matching import (
     Local,
@@ -52,7 +52,7 @@ class Inside(NamedTuple):
     weights: Any  # W_q at the levels in use
 
 
-class MatchedFit(Fit):
+class MatchedFit(Fit[Inside]):
     """A calibration by the Fisher divergence or the reverse Kullback-Leibler one."""
 
     def __init__(self, *args: Any) -> None:
@@ -100,7 +100,7 @@ class MatchedFit(Fit):
         source = NoiseSource.of(self.spec, size if divergence == "kl" else size // 2)
         return descend(self.match, move, state, rates, rng_key, source)
 
-    def place(self) -> Place | None:
+    def place(self) -> Place[Inside] | None:
         """Gradient and curvature at the present parameters."""
         whole = self.draw_weights()
         weights = whole[:, self.whole.features.index(self.settings.used)]
@@ -124,9 +124,20 @@ class MatchedFit(Fit):
             Inside(local, whole, weights),
         )
 
-    def rises(self, last: Place, here: Place) -> bool:
-        """Whether the divergence rose by more than two standard errors."""
-        return rises(last, here, self.match)
+    def rises(self, last: Place[Inside], here: Place[Inside]) -> bool:
+        """Whether the divergence rose by more than two standard errors.
+
+        The value of the reverse KL is not known. Its rise is estimated by the step
+        times the mean of the gradients at both ends.
+        """
+        if self.match.divergence == "kl":
+            way = here.flat - last.flat
+            rise = way @ (last.gradient + here.gradient) / 2
+            return bool(rise > np.sqrt(way @ (last.noise + here.noise) @ way))
+        before, now = (
+            apart(place.inside.weights, self.match) for place in (last, here)
+        )
+        return now[0] - before[0] > 2 * np.hypot(before[1], now[1])
 
     def coordinates(self, values: Values) -> np.ndarray:
         """Whitened values of the recorded sites."""
@@ -155,7 +166,7 @@ class MatchedFit(Fit):
         mean = weights.mean(axis=0)
         return resample(self.whole, mean, self.blocks, self.shares(num_draws))
 
-    def resampled(self, place: Place, num_draws: int) -> np.ndarray:
+    def resampled(self, place: Place[Inside], num_draws: int) -> np.ndarray:
         """Gradients for resamples of the recordings, (num_draws, numbers)."""
         local, whole, weights = place.inside
         targets, pulls = self.resample(whole, num_draws)

@@ -32,7 +32,7 @@ _REJECTED = 0.01  # p-value below which a two-sample test rejects a twin
 _LOST = 0.05  # largest undetermined part of a parameter with a finite error
 
 
-def make_report(fit: Fit, outcome: Outcome) -> Calibration:
+def make_report(fit: Fit[Any], outcome: Outcome) -> Calibration:
     """The result of a calibration, from where it ended."""
     status, before, after, test_before = outcome
     params = constrained(fit.unconstrained_params, fit.constraints)
@@ -77,7 +77,7 @@ def make_report(fit: Fit, outcome: Outcome) -> Calibration:
     )
 
 
-def _replicates(fit: Fit, draws: dict[str, Any]) -> dict[str, np.ndarray]:
+def _replicates(fit: Fit[Any], draws: dict[str, Any]) -> dict[str, np.ndarray]:
     """Replicates of the recordings by the twin, each for one draw of parameters."""
     number = fit.train.size
     count = int(np.clip(_LARGEST // (number * sum(fit.density.sizes)), 1, _REPLICATES))
@@ -92,7 +92,7 @@ def _replicates(fit: Fit, draws: dict[str, Any]) -> dict[str, np.ndarray]:
     return jax.tree.map(lambda *x: np.stack(x), *made)
 
 
-def _spread(fit: Fit) -> tuple[Any, Any, tuple[Any, ...]]:
+def _spread(fit: Fit[Any]) -> tuple[Any, Any, tuple[Any, ...]]:
     """Draws of the parameters, their errors, and the undetermined directions."""
     assert fit.end is not None
     place, directions, _ = fit.end
@@ -132,7 +132,7 @@ def _spread(fit: Fit) -> tuple[Any, Any, tuple[Any, ...]]:
 
 
 def _warnings_for(
-    fit: Fit,
+    fit: Fit[Any],
     status: Status,
     after: Estimate,
     test: TwoSample,
@@ -201,7 +201,7 @@ def _warnings_for(
     return tuple(found)
 
 
-def _outliers(fit: Fit) -> list[str]:
+def _outliers(fit: Fit[Any]) -> list[str]:
     """What is said about recordings that the twin does not make."""
     rows = fit.recordings(fit.train.ravel())
     drawn = fit.simulate(fit.unconstrained_params, _COMPARED)
