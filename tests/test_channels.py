@@ -43,10 +43,15 @@ def by_value(channel: Channel, key: jax.Array) -> tuple[float, float, float]:
 @pytest.mark.parametrize("name", FOUR)
 @pytest.mark.parametrize("found", [by_gradient, by_value])
 def test_two_errors_of_chains_hold_the_truth(found, name) -> None:
-    """For 88 to 100 percent of the keys."""
+    """For 88 to 100 percent of the keys, with errors of at most thrice their size.
+
+    If the noise of the chains dominates, the two deviations, each from half of the
+    replicates, have at most 2 and 6 times the variance of the gradient. So the sum, 9,
+    is in the standard error.
+    """
     channel, off = CHANNELS[name](), []
     for seed in range(KEYS):
         value, error, truth = found(channel, jax.random.key(seed))
         off.append((value - truth) / error)
     assert np.mean(np.abs(off) <= 2) >= 0.88, off
-    assert 0.5 < np.std(off) < 1.5, off
+    assert 1 / 3 < np.std(off) < 1.5, off
