@@ -226,6 +226,7 @@ def test_an_ascent_that_diverges_says_so(rate):
     assert "diverged" not in sound.status
 
 
+@pytest.mark.slow
 def test_an_ascent_goes_on_while_its_rate_holds_it_back():
     """The optimum is far from a start at zero, in a valley that is almost flat."""
 

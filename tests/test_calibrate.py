@@ -322,6 +322,7 @@ def test_rectified_outputs_are_seen_through_noise() -> None:
         quick(model, jittered, noise_levels=(0.0,))
 
 
+@pytest.mark.slow
 def test_order_of_recordings_does_not_matter() -> None:
     """Neither sorted rows nor a quiet start changes the coordinates."""
     sm = ig.structural_model(links.amplifier)

@@ -273,7 +273,8 @@ def test_scores_over_discrete_states_are_those_of_a_sum() -> None:
 AMPLIFIER = truths.tanh_derivative(1.0)
 
 
-@rest_slow(
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("scores", "sharp"),
     [(MCMC(max_steps=64, pilot_size=256, num_samples=2048), 0.03), ("mcmc", 0.004)],
     ids=["small", "default"],
@@ -451,7 +452,7 @@ def certificate_of(model: Callable[[], None], method: Any, **params: Any) -> Any
     return certify(posed, states, complete, jax.random.key(1))
 
 
-@pytest.mark.parametrize("right", [True, False])
+@rest_slow("right", [True, False])
 def test_the_certificate_is_the_error_of_the_score(right) -> None:
     """That of the best linear score is what a normal law misses of the information."""
     y, density, _ = truths.tanh_density(1.0)

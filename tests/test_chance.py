@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 from links import normal_grid, table_information
+from methods import rest_slow
 import numpy as np
 import pytest
 from scipy import stats
@@ -52,6 +53,7 @@ def bits(a: float) -> float:
     return table_information(np.stack([1 - p, p], 1), PRIOR)
 
 
+@pytest.mark.slow
 def test_output_of_one_bit():
     found = ig.gradient(one_bit, X_TO_Y)
     assert_found(found, {"a": slope(bits, 1.0)}, 2e-3 * 0.239)
@@ -89,6 +91,7 @@ def shaped(nu: float) -> float:
     return table_information(law, q)
 
 
+@pytest.mark.slow
 def test_input_whose_probabilities_and_levels_move():
     found = ig.gradient(shaping, ig.MI("k", "y"))
     assert_found(found, {"nu": slope(shaped, 0.1)}, 0.01)
@@ -131,6 +134,7 @@ def switched(a: float) -> float:
     return table_information(law * (y[1] - y[0]), prior)
 
 
+@pytest.mark.slow
 def test_hidden_state_beside_a_path():
     found = ig.gradient(hidden_state, X_TO_Y)
     assert_found(found, {"a": slope(switched, 0.8, 1e-3)}, 0.01)
@@ -148,6 +152,7 @@ def test_ascent_finds_the_best_design():
     assert_found(found.estimate, 0.2311, 0.0005)
 
 
+@pytest.mark.slow
 def test_constraint_on_a_discrete_site():
     """Send bits as strong as their mean energy allows."""
 
@@ -181,6 +186,7 @@ def counted(a: float, b: float) -> float:
     return table_information(stats.poisson.pmf(np.arange(80), rate[:, None]), PRIOR)
 
 
+@pytest.mark.slow
 def test_counts():
     truth = {
         "a": slope(lambda a: counted(a, 0.5), 1.0),
@@ -226,6 +232,7 @@ def rated(a: float) -> float:
     return table_information(np.concatenate([np.stack(atoms, 1), inside], 1), PRIOR)
 
 
+@pytest.mark.slow
 def test_rating_with_atoms():
     def model():
         a = numpyro.param("a", 1.0)
@@ -480,7 +487,7 @@ def counts():
     numpyro.sample("n", dist.Poisson(jnp.exp(4 + 0.7 * a * u)).to_event(1))
 
 
-@pytest.mark.parametrize("scores", ["auto", "mixture"])
+@rest_slow("scores", ["auto", "mixture"])
 def test_steps_have_the_components_that_a_gradient_needs(scores):
     """The trial of "auto" finds out; a method by name has what it says."""
     ascent = ig.InfoMax(counts, ig.MI("u", "n"), scores=scores)

@@ -2,7 +2,7 @@
 """Constraints on expectations, against closed forms."""
 
 from links import fill_water, normal_grid
-from methods import slow
+from methods import rest_slow
 import numpy as np
 import pytest
 from scipy.optimize import brentq
@@ -78,9 +78,7 @@ def reverse_water_filling(variances, distortion):
     return 0.5 * np.log(np.maximum(variances / level, 1.0)).sum()
 
 
-@pytest.mark.parametrize(
-    "scores", ["exact", Mixture(num_components=128)], ids=["exact", "mixture"]
-)
+@rest_slow("scores", ["exact", Mixture(num_components=128)], ids=["exact", "mixture"])
 def test_average_power(scores) -> None:
     """log(1 + P) / 2, and its derivative as the multiplier."""
     result = ascend(4.0, scores=scores)
@@ -96,7 +94,8 @@ def test_average_power(scores) -> None:
         )
 
 
-@pytest.mark.parametrize("budget", [slow(0.1), 0.7])
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [0.1, 0.7])
 def test_rate_distortion(budget) -> None:
     model = forward_channel(np.ones(1))
     result = quiet.minimize(model, XY, subject_to=Expectation(distortion) <= budget)
@@ -258,10 +257,10 @@ PROBLEMS = {  # maximised or minimised, model, objective, constraints, optimum
     "range": (1, sender, XY - 0.5 * S2, [S2 >= 1, S2 <= 4], 0.5 * np.log(2) - 0.5),
     "no bound holds": (1, sender, PRICED, [S2 <= 20], 0.5 * np.log(5) - 0.4),
 }  # fmt: skip
-QUICK = ("water and a slack bound",)
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else slow(n) for n in PROBLEMS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROBLEMS)
 def test_an_ascent_ends_inside_its_bounds(name) -> None:
     sign, model, objective, bounds, truth = PROBLEMS[name]
     go = quiet.maximize if sign > 0 else quiet.minimize

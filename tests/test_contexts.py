@@ -121,9 +121,10 @@ def test_structural_models_work_inside() -> None:
     np.testing.assert_allclose(both, [mean(1.0), mean(2.0)], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scores",
-    [SMALL, pytest.param(QUICK, marks=pytest.mark.slow)],
+    [SMALL, QUICK],
     ids=["mixture", "nets"],
 )
 def test_steps_work_inside(scores) -> None:

@@ -50,6 +50,7 @@ def memory():
     return lengths, ig.design(recall, lengths, "theta", "y", rng_key=KEY)
 
 
+@pytest.mark.slow
 def test_yes_or_no_answers_are_summed_over(memory):
     lengths, found = memory
     truth = np.array([recall_truth(x) for x in lengths])
@@ -230,6 +231,7 @@ def test_errors_include_the_loss_by_cells():
     assert np.any(apart > 3 * found.lower_error)
 
 
+@pytest.mark.slow
 def test_computed_targets_of_continuous_outcomes():
     found = ig.design(
         ballot, PLACES[:2], "wins", "y", num_samples=2048, model_kwargs={"noise": 0.5}

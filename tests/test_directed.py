@@ -123,6 +123,7 @@ def check(model, objective, truth, n, is_hidden=False):
     assert abs(wanted["f"]) > 0.1
 
 
+@pytest.mark.slow
 def test_feedback_over_noise_with_memory(x64):
     check(by_scan, STACKED, directed, 4)
 

@@ -178,7 +178,7 @@ def test_far_cells_keep_their_digits(name, dtype) -> None:
     np.testing.assert_allclose(found[keep], expected[keep], rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@rest_slow("dtype", [np.float32, np.float64])
 def test_far_half_lines_have_no_gap(dtype) -> None:
     """Also where erfc is a subnormal number: at 13 and at 37.6 deviations."""
     with jax.enable_x64(dtype is np.float64):

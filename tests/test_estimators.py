@@ -6,7 +6,6 @@ import functools
 import math
 
 import links
-from methods import rest_slow
 from models import channel
 import numpy as np
 import pytest
@@ -142,6 +141,7 @@ def test_sixteen_points_over_noise() -> None:
     check(found, 2 * truths.pam_information(10.0), 2e-3, 0.003)
 
 
+@pytest.mark.slow
 def test_nested_bounds_enclose_the_truth_however_few_the_draws() -> None:
     """At 4 nats 64 draws give a value that is off, and bounds that are not."""
     gaps = []
@@ -182,6 +182,7 @@ SHARES = np.diff([0.5 * (1 + math.erf(e / math.sqrt(2))) for e in EDGES])
 LEVELS = float(-np.sum(SHARES * np.log(np.maximum(SHARES, 1e-300))))
 
 
+@pytest.mark.slow
 def test_levels_too_rare_for_the_inner_draws() -> None:
     """Draws that nothing else explains count with their own: no outlier runs away."""
     found = information(levels, method=NESTED)
@@ -441,7 +442,8 @@ def test_values_that_are_seen_once_are_not_discrete() -> None:
 
 
 # -- null check ------------------------------------------------------------------------
-@rest_slow("method", [NESTED, FISHER])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [NESTED, FISHER])
 def test_shuffled_pairs_carry_nothing(method) -> None:
     settings = {"params": {"eta": 3.0}, "method": method}
     found = ig.null_check(links.amplifier, "x", "y", **settings)

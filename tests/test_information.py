@@ -10,7 +10,6 @@ from methods import (
     AVERAGE,
     LEARN,
     exact_and_slow,
-    named_and_slow,
     sampled_and_slow,
     slow,
 )
@@ -135,7 +134,7 @@ def common_condition() -> None:
     numpyro.sample("y", dist.Normal(x + b * u, 1))
 
 
-@named_and_slow
+@exact_and_slow
 def test_input_output_and_condition_of_one_cause(scores) -> None:
     def covariance(a, b, e):  # of x, y, c
         cause = np.array([a, a + b, e])
@@ -181,6 +180,7 @@ log_normal = channel(
 )
 
 
+@pytest.mark.slow
 @sampled_and_slow
 def test_entropy_of_a_positive_site(scores) -> None:
     """h = m + log(2 pi e (a^2 + s^2)) / 2."""

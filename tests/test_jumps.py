@@ -52,7 +52,8 @@ def test_a_rare_jump_is_found(place):
             check(model)
 
 
-@rest_slow("rare", [0, 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rare", [0, 1])
 def test_a_rare_jump_beside_a_common_switch_is_found(rare):
     """One select over two components: one of them continuous, or both rare."""
 
@@ -263,9 +264,12 @@ def test_jumps_that_count(name):
         check(driven(fn, **params))
 
 
+DEAR = ("pieces", "spline", "quantile", "no noise")
+
+
 @pytest.mark.parametrize(
     "name",
-    [slow(n) if "limits " in n or n in ("pieces", "spline") else n for n in STEADY],
+    [slow(n) if "limits " in n or n in DEAR else n for n in STEADY],
 )
 def test_jumps_that_are_none_or_do_not_move(name):
     fn, params = STEADY[name]
@@ -313,7 +317,8 @@ class Map(transforms.ParameterFreeTransform):
         return jnp.zeros_like(x)
 
 
-@rest_slow(
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("base", "nested"),
     [(dist.Normal, True), (lambda m: dist.StudentT(5.0, m), False)],
     ids=["normal", "key"],

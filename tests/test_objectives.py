@@ -161,6 +161,7 @@ def test_resolution_keeps_the_entropies() -> None:
     assert all(abs(c) < 1e-12 for c in left.values())
 
 
+@pytest.mark.slow
 def test_codeword_wider_than_its_source_is_exact() -> None:
     """Four dimensions made of two have no density; h(x) must never be asked for."""
 

@@ -150,6 +150,7 @@ def test_simplex_parameter() -> None:
     np.testing.assert_allclose(result.params["p"], [0.8, 0.2], atol=0.03)
 
 
+@pytest.mark.slow
 def test_simplex_projection_fills_water() -> None:
     """Power 5 over noise 1 and 4: a level of 5, so 4 and 1."""
     result = ascend(water(), projection=optax.projections.projection_simplex)
@@ -270,7 +271,8 @@ def reflector(seed: int):
     return model, np.log1p((abs(direct[0]) + abs(paths).sum()) ** 2 / 9)
 
 
-@pytest.mark.parametrize("seed", [0, *map(slow, range(1, 8))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
 def test_convergence_means_that_nothing_is_left_to_gain(seed) -> None:
     model, most = reflector(seed)
     result = ascend(model)
@@ -449,6 +451,7 @@ def test_update_takes_new_arguments_of_the_model() -> None:
     assert float(info.gradient_norm) == pytest.approx(0.2, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_update_with_the_same_arguments_is_the_same_ascent() -> None:
     def model(noise):
         x = numpyro.sample("x", dist.Normal(0, 1))

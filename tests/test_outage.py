@@ -2,6 +2,7 @@
 """Outage and ergodic rates of two users with Rayleigh fading, against closed forms."""
 
 import numpy as np
+import pytest
 from scipy.special import exp1
 
 import jax
@@ -46,6 +47,7 @@ def ergodic(share):
     return (one(p1) - one(p2)) / (p1 - p2)
 
 
+@pytest.mark.slow
 def test_outage_and_ergodic_rate() -> None:
     lost = ig.gradient(uplink, ig.Expectation(lambda v: v["out1"] + v["out2"]))
     truth = float(jax.grad(outages)(0.6))

@@ -73,9 +73,10 @@ def test_contrastive_gradient_is_that_of_the_bound():
     assert any("gradient of the contrastive bound" in w for w in found.warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scores",
-    [BOUND, pytest.param("mixture", marks=slow), pytest.param("mcmc", marks=slow)],
+    [BOUND, "mixture", "mcmc"],
     ids=["contrastive", "mixture", "mcmc"],
 )
 def test_gradient_through_a_policy(scores):
@@ -85,6 +86,7 @@ def test_gradient_through_a_policy(scores):
     assert_found(found, {"w": slope}, 0.02)
 
 
+@pytest.mark.slow
 def test_draws_without_weight_may_have_no_derivative():
     """A mean that ends at a root: draws beyond its end have a weight of zero."""
 
@@ -194,9 +196,10 @@ def tree_truth(x):
     return table_information(p.T, w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rounds", "sharp"),
-    [(3, 0.001), pytest.param(5, 0.01, marks=slow)],  # 8 and 32 joint outcomes
+    [(3, 0.001), (5, 0.01)],  # 8 and 32 joint outcomes
 )
 def test_gradient_through_a_policy_with_discrete_outcomes(rounds, sharp):
     """Outcomes have no path, so their probabilities carry the gradient."""

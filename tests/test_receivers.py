@@ -163,6 +163,7 @@ def clipped_truth(scale=0.5, low=0.0, high=1.0):
     return table_information(p, p_x)
 
 
+@pytest.mark.slow
 def test_information_of_a_one_bit_receiver() -> None:
     truth = one_bit_truth(1.0)
     assert abs(truth - 0.18967) < 1e-5

@@ -309,6 +309,7 @@ def test_sampler_without_a_gradient(name):
     assert_far(slopes.mean(), slopes.std() / np.sqrt(4096), truth, sigmas=10.0)
 
 
+@pytest.mark.slow
 def test_samplers_without_a_gradient_may_stand_where_no_parameter_goes():
     found = ig.gradient(qam, MI("symbol", "y"), scores=MIXTURE, num_samples=1024)
     assert np.linalg.norm(found.value["points"]) > 0.1
@@ -683,6 +684,7 @@ def test_appended_noise_has_no_boundary():
     assert_found(found, truth, 0.03)
 
 
+@pytest.mark.slow
 def test_fixed_boundary_is_fine():
     model = with_gain(lambda m: dist.Exponential(jnp.exp(m)))
     found = ig.gradient(model, X_TO_Y, scores=MIXTURE, num_samples=1024)

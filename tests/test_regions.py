@@ -61,6 +61,7 @@ def test_facets_that_keep_changing_are_told(monkeypatch) -> None:
     assert any("has not settled" in warning for warning in region.warnings)
 
 
+@pytest.mark.slow
 def test_individual_powers() -> None:
     """The pentagon."""
     region = quiet.rate_region(two_users, TRUE, num_weights=3, projection=own_power)

@@ -301,7 +301,7 @@ def halves(means, y):
 
 
 @pytest.mark.parametrize(
-    ("model", "given"), [(series, ()), (far_rectifier, ()), (on_off_keying, ("x",))]
+    ("model", "given"), [(series, ()), slow(far_rectifier, ()), (on_off_keying, ("x",))]
 )
 def test_rare_reads_are_summed_rightly_or_not_at_all(model, given):
     sm = ig.structural_model(model)
@@ -319,6 +319,7 @@ def test_rare_reads_are_summed_rightly_or_not_at_all(model, given):
     np.testing.assert_allclose(found, truth.sum(-1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_value_outside_of_a_support_beside_a_sum_has_density_zero():
     def model():
         with numpyro.plate("members", 12):
@@ -353,6 +354,7 @@ def test_filters_hold_computed_sites_at_their_given_values():
     assert_found(found, exact.value, 0.15)
 
 
+@pytest.mark.slow
 def test_a_read_that_no_probe_shows_is_noticed(monkeypatch):
     """No wrong sum: chains then flip the hidden values."""
     seen = _sequences._reads
