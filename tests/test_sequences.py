@@ -349,7 +349,7 @@ def test_filters_hold_computed_sites_at_their_given_values():
     objective = ig.DirectedInformation("x", "y")
     exact = ig.estimate(computed_input, objective)
     assert exact.method == "exact"
-    method = ig.values.Particles(num_particles=64, max_particles=256, num_samples=512)
+    method = ig.values.Particles(num_particles=256, max_particles=256, num_samples=256)
     found = ig.estimate(computed_input, objective, method=method)
     assert_found(found, exact.value, 0.15)
 
