@@ -12,6 +12,12 @@ direction. It starts at u_0, an exact draw of the posterior, and has E w >= log 
 (bidirectional Monte Carlo: Grosse, Ghahramani and Adams, 2015). Both bounds hold even
 if the chains mix badly. Their gap falls as one over the number of levels. Bennett's
 acceptance ratio with one draw from each end is the mean of both.
+
+The density p(u, S) may be zero for a part 1 - m of the reference. Then the first chain
+starts at one of the I draws, of M, where it is not. Their share I / M, an unbiased
+estimate of m, is a factor of exp(w). The second chain never comes to where the density
+is zero, so its mean of exp(-w) is m / p(S). The factor (M + 1) / (I + 1) has at most
+the mean 1 / m, so the bound holds.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd._arguments import as_number, as_power_of_two
-from numpyro_infograd._chains import Chain, Tuning, Walk
+from numpyro_infograd._chains import Chain, Tuning, Walk, where
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._hidden import Position, walkable
@@ -49,8 +55,9 @@ _BATCH = 2048  # samples of one call
 _FIRST = 32  # initial number of levels
 _BENDS = (1.0, 2.0, 4.0)  # exponents that space the levels
 _WIDEST = 20.0  # largest gap of the two ends of one sample, in nats
-_HOPELESS = 1e3  # nats at which an even larger gap is clipped
-_FAR = 1e10  # log weights are clipped at minus this
+# Nats at which a larger gap is clipped; minus the weight of a chain without a start.
+_HOPELESS = 1e3
+_STARTS = 64  # draws of the reference, to start at one where the density is not zero
 _GROWTH = 3  # doublings of the levels at once, at most
 _SHARE = 0.1  # possible error of the middle, as a share of the gap
 _FINE = 0.002  # goal of the error in nats, if that is larger
@@ -299,7 +306,21 @@ def _ends(
         return chain.log_prob - walk.log_reference(chain.at)
 
     draw_key, rng_key = jax.random.split(rng_key)
-    starts = jax.tree.map(lambda *x: jnp.stack(x), walk.begin(draw_key), exact)
+
+    def draw(index: jax.Array, carry: Any) -> Any:
+        """Count draws inside, and keep one of them, each with the same chance."""
+        at, inside = carry
+        key, keep_key = jax.random.split(jax.random.fold_in(draw_key, index))
+        drawn = walk.begin(key)
+        is_inside = jnp.isfinite(walk.log_prob(drawn))
+        inside += is_inside
+        kept = is_inside & (jax.random.uniform(keep_key) * inside < 1.0)
+        return where(kept, drawn, at), inside
+
+    begin, inside = jax.lax.fori_loop(0, _STARTS, draw, (exact, jnp.zeros((), int)))
+    share = jnp.log(jnp.maximum(inside, 1) / _STARTS)
+    shares = jnp.where(inside, share, -_HOPELESS), jnp.log((inside + 1) / (_STARTS + 1))
+    starts = jax.tree.map(lambda *x: jnp.stack(x), begin, exact)
 
     def level(index: jax.Array, carry: Any) -> Any:
         """Both chains add the weight of a level, then move at its other end."""
@@ -313,10 +334,8 @@ def _ends(
             return walk.step(key, index, chain, end)[0], weight(chain)
 
         at, weights = jax.vmap(both)(keys, at, jnp.stack([ends[1, 0], ends[0, 1]]))
-        # The chain from the reference may start outside the support, the other not.
-        low = jnp.nan_to_num(weights[0], nan=-_FAR, neginf=-_FAR)
-        weights = weights.at[0].set(jnp.maximum(low, -_FAR))
         return at, totals + (ends[1] - ends[0]) * weights
 
-    _, totals = jax.lax.fori_loop(0, levels, level, (starts, jnp.zeros(2)))
+    begun = starts, jnp.stack(shares)
+    _, totals = jax.lax.fori_loop(0, levels, level, begun)
     return totals[0], totals[1]
