@@ -387,9 +387,9 @@ def evaluate(hidden: Hidden, params: Any, values: Values, at: Position) -> Chain
 
 def average(
     walk: Walk, at: Position, led: jax.Array, rng_key: jax.Array, lengths: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Means (num_windows, num_scores) over consecutive windows of one chain, and mean
-    acceptances of moves and of flips, (2,).
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Means (num_windows, num_scores) over consecutive windows of one chain, mean
+    acceptances of moves and of flips, (2,), and discrete values at the end.
 
     `led` says whether the start is a draw of the reference; then the chain is annealed
     to the posterior during the first window. `lengths` are the steps of each window.
@@ -411,5 +411,5 @@ def average(
         return (stop, at, accepted), total / length
 
     begun = jnp.zeros((), lengths.dtype), at, jnp.zeros(2)
-    (count, _, accepted), means = jax.lax.scan(window, begun, lengths)
-    return means, accepted / count
+    (count, end, accepted), means = jax.lax.scan(window, begun, lengths)
+    return means, accepted / count, end.states

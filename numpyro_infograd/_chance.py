@@ -184,7 +184,9 @@ class Chance:
 
         at = jax.lax.map(one, self.states)
         centred = (at.value - jnp.mean(at.value, axis=0)) / num_samples
-        evidence = {k: jnp.min(v) for k, v in at.evidence.items()}
+        evidence = {  # of the worst state
+            k: jnp.min(v) if k.is_size else jnp.max(v) for k, v in at.evidence.items()
+        }
         return centred, at.deviation / num_samples, evidence
 
     def _pointwise(
@@ -204,9 +206,9 @@ class Chance:
             log_p, bias, low = self.mixture.log_density(
                 self.sources[i], density, params, values, key
             )
-            fits = jnp.isfinite(log_p)
+            fits = jnp.isfinite(log_p) & jnp.isfinite(bias)  # bias compares two halves
             bias = jnp.where(fits, bias, 0.0)
-            found -= c * (jnp.where(fits, log_p, 0.0) + bias)
+            found -= c * (jnp.where(jnp.isfinite(log_p), log_p, 0.0) + bias)
             deviation -= 0.5 * c * bias
             label = _label(density)
             evidence[Measure("effective_sample_size_low", label)] = low

@@ -406,7 +406,7 @@ def _unconstrain(fn: Any) -> Any:
 
 
 def _choices(fn: Any) -> tuple[float, ...] | None:
-    """The values of a discrete distribution if they are known and few, else ().
+    """The sorted values of a discrete distribution if they are known and few, else ().
 
     None for a vector whose entries depend on each other, such as counts with a fixed
     sum.
@@ -421,7 +421,7 @@ def _choices(fn: Any) -> tuple[float, ...] | None:
             found = np.asarray(fn.enumerate_support(expand=False)).ravel()
     except (NotImplementedError, jax.errors.JAXTypeError):
         return ()  # their number depends on a traced value
-    return tuple(found.tolist()) if len(found) <= _FEW else ()
+    return tuple(np.unique(found).tolist()) if len(found) <= _FEW else ()
 
 
 def _class_name(fn: Any) -> str:

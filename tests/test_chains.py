@@ -12,7 +12,7 @@ import links
 from methods import rest_slow, slow
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from numpyro_infograd._edits import append_noise
 from numpyro_infograd._hidden import Hidden, Position, walkable, why_not_walked
 from numpyro_infograd._pilot import tune
 from numpyro_infograd._problem import fit_anew, pose
+from numpyro_infograd.distributions import Quantized
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.scores import MCMC, Analytic, Denoising
 from numpyro_infograd.values.mcmc import _ends
@@ -495,6 +496,33 @@ def test_the_certificate_tells_wrong_networks_from_right_ones(model, flagged) ->
         assert 0.5 * error < off < 2 * error
 
 
+def ranks(levels: Any) -> Callable[[], None]:
+    """Four levels of a hidden value, in an order that is not theirs."""
+
+    def model() -> None:
+        law = Quantized(dist.Normal(0, 1), [-1.0, 0.0, 1.0], levels=levels)
+        s = numpyro.sample("s", law.expand([4]).to_event(1))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * s, 0.5).to_event(1))
+
+    return model
+
+
+def test_chains_start_at_levels_in_any_order() -> None:
+    sm = ig.structural_model(ranks([3.0, -1.0, 1.0, -3.0]))
+    hidden = Hidden.of(sm, sm.density(("y",)))
+    values = sm.evaluate({}, sm.sample_noise(KEY, 1))
+    (site,), own = hidden.walked, values["s"][0]
+    np.testing.assert_array_equal(site.values(site.numbers(own)), own)
+
+
+def test_levels_that_are_not_known_before_the_model_runs_are_named() -> None:
+    def model() -> None:  # in a trace, jnp.array is not a constant
+        ranks(jnp.array([3.0, -1.0, 1.0, -3.0]))()
+
+    with pytest.raises(DensityError, match=r"values of site 's' .* before the model"):
+        ig.gradient(model, ig.Entropy("y"), scores="mcmc")
+
+
 # -- values by annealing --------------------------------------------------------------
 def gamma_input() -> None:
     x = numpyro.sample("x", dist.Gamma(2.0, 1.0))
@@ -562,6 +590,27 @@ def test_annealing_is_unbiased_from_both_ends(model, density, levels, bend) -> N
 
 def counted() -> None:
     numpyro.sample("y", dist.Normal(numpyro.sample("k", dist.Poisson(1.0)), 0.7))
+
+
+@pytest.mark.slow
+def test_values_that_rarely_flip_are_not_stuck() -> None:
+    """Most outputs are far from the next count, so most flips are rightly rejected."""
+
+    def model() -> None:
+        k = numpyro.sample("k", dist.Poisson(1.0))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * k, 0.2))
+
+    found = ig.gradient(model, ig.Entropy("y"), scores="mcmc")
+    k, y = np.arange(20), np.linspace(-2, 20, 44001)
+
+    def entropy(a: float) -> float:
+        p = stats.norm.pdf(y[:, None], a * k, 0.2) @ stats.poisson.pmf(k, 1.0)
+        return float(-np.sum(special.xlogy(p, p)) * (y[1] - y[0]))
+
+    truth = (entropy(1.01) - entropy(0.99)) / 0.02
+    error = float(found.standard_error["a"])
+    assert abs(float(found.value["a"]) - truth) < 3 * error < 0.1, (found, truth)
+    assert not any("hardly ever moved" in warning for warning in found.warnings)
 
 
 @pytest.mark.slow

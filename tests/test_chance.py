@@ -470,6 +470,24 @@ def test_scores_of_a_twin_refuse_draws():
 
 
 @pytest.mark.slow
+def test_samples_that_half_of_the_components_explain_are_counted():
+    """Their bias, the difference of both halves, is infinite."""
+
+    def model():
+        a = numpyro.param("a", 1.0)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        s = numpyro.sample("s", dist.Poisson(jnp.exp(a)))
+        low, high = x + s - 0.5, x + s + 0.5
+        numpyro.sample("y", dist.Uniform(low, high, validate_args=False))
+
+    coarse = ig.scores.Mixture(num_components=256)
+    found = ig.gradient(model, X_TO_Y, scores=coarse, num_samples=4096)
+    assert np.isfinite(found.value["a"]) and np.isfinite(found.standard_error["a"])
+    assert found.diagnostics["unexplained(log p(y))"] > 0.005
+    assert any("outside the support of half" in warning for warning in found.warnings)
+
+
+@pytest.mark.slow
 def test_coarse_mixture_is_warned_about():
     def model():
         a = numpyro.param("a", 1.0)

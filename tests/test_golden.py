@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models import affine, multipath, tanh_channel
+import numpy as np
 import pytest
 
 import jax
@@ -94,13 +95,18 @@ def numbers(name: str, key: int) -> dict[str, list[float]]:
 )
 def test_numbers_stay(name: str, key: int) -> None:
     kept = json.loads(FILE.read_text())[name][str(key)]
+    learned = CASES[name][2] in LEARNED
     for param, found in numbers(name, key).items():
         for new, old, error in zip(
             found[:2], kept[param][:2], kept[param][2:], strict=True
         ):
             # Rounding, or another run of a method whose fit or chains move with it.
-            share = 3.0 if CASES[name][2] in LEARNED else 0.02
+            share = 3.0 if learned else 0.02
             assert abs(new - old) <= share * error + 3e-6 * abs(old)
+        # Errors of a fit or of chains are themselves noisy.
+        np.testing.assert_allclose(
+            found[2:], kept[param][2:], rtol=0.7 if learned else 0.02, atol=1e-7
+        )
 
 
 if __name__ == "__main__":

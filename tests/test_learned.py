@@ -21,6 +21,7 @@ from helpers import ascend, assert_found
 import numpyro_infograd as ig
 from numpyro_infograd.errors import DensityError, ScoreError
 from numpyro_infograd.scores import (
+    MCMC,
     Analytic,
     Denoising,
     FlowMatching,
@@ -431,6 +432,20 @@ def test_sound_scores_are_trusted(capsys) -> None:
     assert each.label == "y"
     assert each.certificate < 0.05
     assert found.plot().get_xlabel() == "cotangent by denoising"
+
+
+@pytest.mark.slow
+def test_chains_are_checked_as_a_gradient_runs_them() -> None:
+    """Ten values of each input explain an output, and short chains keep to one."""
+
+    def folded() -> None:
+        gain = numpyro.param("gain", 6.0)
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([4]).to_event(1))
+        numpyro.sample("y", dist.Normal(jnp.sin(gain * x), 0.05).to_event(1))
+
+    found = checked(folded, scores=MCMC(max_steps=16))
+    assert any("still depend on their start" in warning for warning in found.warnings)
+    assert not found.trusted
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from numpyro_infograd._arguments import as_args, as_key, as_power_of_two
 from numpyro_infograd._certificate import Certificate, certify
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._doors import public
-from numpyro_infograd._estimation import unchecked
+from numpyro_infograd._estimation import estimate_gradient, unchecked
 from numpyro_infograd._gradient import pose_by
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._objectives import Objective
@@ -33,7 +33,7 @@ from numpyro_infograd._problem import (
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._text import draw
 from numpyro_infograd.scores import MCMC, Denoising, resolve_method
-from numpyro_infograd.scores.base import TOLERATED, Layout, Scores
+from numpyro_infograd.scores.base import TOLERATED, Layout, Scores, about
 from numpyro_infograd.scores.stein import standard
 
 _FAR = 5.0  # largest deviation of E[s] from zero, in standard errors
@@ -233,7 +233,8 @@ def check_scores(
         found = _certified(posed, states, complete, other_key)
         noise = draw_noise(problem.spec, sample_key, num_samples)
         values = simulate(problem.forward, complete, noise)
-        sets = _look(problem, states, complete, noise, values, sample_key, found)
+        ran = _as_in_gradient(posed, complete, fit_key)
+        sets = _look(problem, states, complete, noise, values, sample_key, found, ran)
         both = {} if found is None else found.cotangents
         shown = {name: np.asarray(each) for name, each in both.items()}
         report = ScoreCheck(posed.method_name, sets, shown)
@@ -252,6 +253,18 @@ def _certified(
     return certify(posed, states, params, rng_key)
 
 
+def _as_in_gradient(
+    posed: Posed, params: Any, rng_key: jax.Array
+) -> dict[str, dict[str, float]]:
+    """Evidence about the chains of each set, as long as a gradient makes them."""
+    if not isinstance(posed.problem.method, MCMC):
+        return {}
+    found = estimate_gradient(posed, params, None, rng_key)
+    ratio = {"fit_error_ratio": found.gradient.diagnostics["fit_error_ratio"]}
+    labels = [density.label for density in posed.problem.densities]
+    return {label: about(found.evidence, label) | ratio for label in labels}
+
+
 def _look(
     problem: Problem,
     states: tuple[Any, ...],
@@ -260,8 +273,12 @@ def _look(
     values: Values,
     rng_key: jax.Array,
     certificate: Certificate | None,
+    ran: Mapping[str, Mapping[str, float]],
 ) -> tuple[SetCheck, ...]:
-    """A check of each score that is not known exactly, at fresh samples."""
+    """A check of each score that is not known exactly, at fresh samples.
+
+    `ran` has more evidence about each set, from a gradient.
+    """
     method = problem.method
     assert method is not None
     sets: list[SetCheck] = []
@@ -271,6 +288,7 @@ def _look(
         raw = method.score(state, density, params, noise, values, rng_key)
         mean, residual, error = _stein(density, raw, values)
         evidence = {name: float(v) for name, v in raw.evidence.items()}
+        evidence |= ran.get(density.label, {})
         evidence |= {"stein_residual": residual, "stein_residual_error": error}
         seen = math.nan, math.nan
         if certificate is not None and density.label in certificate.error:

@@ -187,12 +187,15 @@ class MCMC(ScoreMethod):
 
         num_samples = next(iter(values.values())).shape[0]
         keys = jax.random.split(rng_key, num_samples)
-        means, accepted = jax.vmap(one)(keys, noise, values)
+        means, accepted, states = jax.vmap(one)(keys, noise, values)
         last = means[:, :, -1]
         found = jnp.mean(last, axis=1)
+        hardly = accepted < _HARDLY
+        # Discrete values that rarely flip are right if both chains have the same ones.
+        apart = jnp.any(states[:, :1] != states, axis=(1, 2))[:, None]
         evidence = {
             "acceptance": jnp.mean(accepted[..., 0]),
-            "stuck": jnp.mean(jnp.min(accepted, axis=-1) < _HARDLY),
+            "stuck": jnp.mean(hardly[..., 0] | (hardly[..., 1] & apart)),
             "num_steps": tuning.num_steps.astype(found.dtype),
         }
         deviations = jnp.stack(

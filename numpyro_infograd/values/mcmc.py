@@ -59,7 +59,9 @@ _WIDEST = 20.0  # largest gap of the two ends of one sample, in nats
 _HOPELESS = 1e3
 _STARTS = 64  # draws of the reference, to start at one where the density is not zero
 _GROWTH = 3  # doublings of the levels at once, at most
-_SHARE = 0.1  # possible error of the middle, as a share of the gap
+# Possible error of the middle, as a share of a small gap and of a large one.
+_SHARE, _MOST_SHARE = 0.1, 0.25
+_WIDE = 5.0  # gap of one sample, in nats, that is more than noise
 _FINE = 0.002  # goal of the error in nats, if that is larger
 
 
@@ -169,7 +171,7 @@ class MCMC:
 
 def _bias(gap: float) -> float:
     """Possible error of the middle of two ends."""
-    return gap * min(_SHARE + 0.5 * _SHARE * gap, 0.25)
+    return gap * min(_SHARE + 0.5 * _SHARE * gap, _MOST_SHARE)
 
 
 def _walked(sm: StructuralModel, term: Term) -> Density:
@@ -190,6 +192,8 @@ class Ends(NamedTuple):
     cross: np.ndarray  # their products with `totals`, (num_replicates, columns, 3)
     # Change of the middle by clipping the ends of single samples, nats.
     lost: np.ndarray
+    # Mean over samples of their gap, counted only where it is above `_WIDE`, nats.
+    wide: np.ndarray
 
     @staticmethod
     def joined(parts: list[Ends]) -> Ends:
@@ -203,8 +207,12 @@ class Ends(NamedTuple):
 
     @property
     def bias(self) -> float:
-        """Possible error of the middle: a share of the gap that grows with the gap."""
-        return _bias(abs(self.gap)) + float(np.mean(self.lost))
+        """Possible error of the middle: a share of the gap that grows with the gap.
+
+        The wide gaps of a few samples count by themselves, beside a small mean.
+        """
+        rare = _MOST_SHARE * float(np.mean(self.wide))
+        return max(_bias(abs(self.gap)), rare) + float(np.mean(self.lost))
 
     def enough(self, levels: int, goal: float, most: int) -> int:
         """Levels for which the bias should meet a goal: the gap falls as 1 / levels."""
@@ -272,7 +280,7 @@ def _anneal(
         noise_key, key = jax.random.split(key)
         noise = source(noise_key)
         values = simulate(total.forward, params, noise)
-        each, lost = jnp.zeros((num_samples, 3)), jnp.zeros(())
+        each, lost, wide = jnp.zeros((num_samples, 3)), jnp.zeros(()), jnp.zeros(())
         for i, (density, tuning) in enumerate(
             zip(total.densities, tunings, strict=True)
         ):
@@ -282,6 +290,8 @@ def _anneal(
             near = jnp.maximum(low, high - _WIDEST)
             far = jnp.maximum(low, high - _HOPELESS)
             lost += 0.5 * jnp.abs(c) * jnp.mean(near - far)
+            gap = high - near
+            wide += jnp.abs(c) * jnp.mean(jnp.where(gap > _WIDE, gap, 0.0))
             ends = jnp.where(c > 0, high, low), jnp.where(c > 0, low, high)
             each -= c * jnp.stack([0.5 * (near + high), *ends], axis=1)
         each += total.expectations_at(values)[:, None]
@@ -289,7 +299,7 @@ def _anneal(
         known = squares(source.spec, noise, limit)
         left = each - jnp.mean(each, axis=0)
         sums = jnp.mean(each, axis=0), jnp.mean(known, axis=0)
-        return (*sums, known.T @ known, known.T @ left, lost)
+        return (*sums, known.T @ known, known.T @ left, lost, wide)
 
     return jax.vmap(replicate)(jax.random.split(rng_key, REPLICATES))
 
