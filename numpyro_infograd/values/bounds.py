@@ -12,8 +12,9 @@ import jax
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, flatten, simulate
-from numpyro_infograd._noise import probe_noise
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._objectives import MI, Objective
+from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import has_atoms, has_density, resolve, trace_expectations
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
@@ -48,8 +49,7 @@ def warnings_for(
             f"the information is {found.value:.4g}, but information is never negative: "
             "the standard error is too small. Use another method or more samples."
         )
-    # In every process the same, so that the host may read them.
-    values = simulate(sm.forward, params, probe_noise(sm.spec, 7, _SAMPLES))
+    values = _simulate(sm.forward, params, NoiseSource.of(sm.spec, _SAMPLES))
     for name, bound in (
         ("the Gaussian upper bound", _gaussian(objective, sm, params, values)),
         ("the entropy of the discrete sites", _discrete(information, values)),
@@ -63,6 +63,12 @@ def warnings_for(
     if found.method in ("fisher", "path"):
         broken += _contrastive(found, objective, sm, params)
     return tuple(broken)
+
+
+@quick_jit
+def _simulate(forward: Program, params: Any, source: NoiseSource) -> Values:
+    """Values of all sites for quasi-random noise."""
+    return simulate(forward, params, source(jax.random.key(7)))
 
 
 def _contrastive(
@@ -129,9 +135,8 @@ def _gaussian(
         density = sm.density(term.sites, term.given, whole=True)
         own = all(has_density(sm, s) for s in term.sites)
         if own and not density.hidden:
-            each = np.asarray(_log_probs(density, params, density.pick(values)))
-            total -= term.coefficient * float(each.mean())
-            total += 3 * abs(term.coefficient) * float(each.std()) / len(each) ** 0.5
+            each = _log_probs(density, params, density.pick(values))
+            total -= term.coefficient * float(np.asarray(each).mean())
         elif term.coefficient < 0 or any(has_atoms(sm, s) for s in term.sites):
             return math.inf
         else:
