@@ -142,12 +142,23 @@ def shard_samples(samples: jax.Array) -> jax.Array:
     on a mesh with explicit axes, which only a user sets. See `_arguments.use_mesh`.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    traced = isinstance(samples, jax.core.Tracer)
-    ours = all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
-    if mesh.empty or not ours or not traced or len(samples) % mesh.size:
+    if not _is_ours(mesh, samples) or len(samples) % mesh.size:
         return samples
     spec = jax.sharding.PartitionSpec(mesh.axis_names)
     return jax.lax.with_sharding_constraint(samples, spec)
+
+
+def gather_samples(samples: jax.Array) -> jax.Array:
+    """Split samples, whole on every device, so that the host of a process can read them."""
+    if not _is_ours(jax.sharding.get_abstract_mesh(), samples):
+        return samples
+    return jax.lax.with_sharding_constraint(samples, jax.sharding.PartitionSpec())
+
+
+def _is_ours(mesh: Any, samples: jax.Array) -> bool:
+    """Whether samples in a compiled function are split over this mesh."""
+    ours = all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+    return not mesh.empty and ours and isinstance(samples, jax.core.Tracer)
 
 
 def squares(spec: NoiseSpec, noise: dict[str, jax.Array], limit: int) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, flatten, simulate
-from numpyro_infograd._noise import NoiseSource
+from numpyro_infograd._noise import NoiseSource, gather_samples
 from numpyro_infograd._objectives import MI, Objective
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
@@ -68,7 +68,8 @@ def warnings_for(
 @quick_jit
 def _simulate(forward: Program, params: Any, source: NoiseSource) -> Values:
     """Values of all sites for quasi-random noise."""
-    return simulate(forward, params, source(jax.random.key(7)))
+    values = simulate(forward, params, source(jax.random.key(7)))
+    return jax.tree.map(gather_samples, values)
 
 
 def _contrastive(
