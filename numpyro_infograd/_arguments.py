@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
+import difflib
 import math
 import numbers
 import operator
@@ -176,17 +177,32 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
 
 
 def as_power_of_two(name: str, value: Any, least: int) -> int:
-    """A number of points or samples of quasi-random noise."""
+    """A number of samples, points, steps or levels."""
     try:
         size = operator.index(value)
     except TypeError:
-        size = 0
+        raise ArgumentError(
+            f"{name} must be an int, a power of two of at least {least}, got "
+            f"{value!r:.80} ({type(value).__name__})."
+        ) from None
     if not least <= size <= _MOST or size & (size - 1):
+        near = min(max(1 << max(size - 1, 0).bit_length(), least), _MOST)
         raise ArgumentError(
             f"{name} must be a power of two of at least {least} (and at most {_MOST}), "
-            f"as quasi-random noise needs, got {value!r:.80}."
+            f"got {value!r:.80}. Use {near}."
         )
     return size
+
+
+def nearest(given: Any, known: Iterable[str]) -> str:
+    """What may be meant by a wrong method, as the end of an error; "" if unknown."""
+    if isinstance(given, str):
+        near = difflib.get_close_matches(given.lower(), known, 1, 0.5)
+        return f" Did you mean {near[0]!r}?" if near else ""
+    for module, argument in (("scores", "scores"), ("values", "method")):
+        if type(given).__module__.startswith(f"numpyro_infograd.{module}."):
+            return f" This is an object of ig.{module}, for the argument {argument}."
+    return ""
 
 
 def check_counts(settings: Any, *names: str) -> None:

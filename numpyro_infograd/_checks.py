@@ -75,7 +75,8 @@ def check_objective(objective: Objective, sm: StructuralModel) -> None:
         if name not in sm.site_info:
             raise SiteError(
                 f"the objective names site {name!r}, but the model has no such site "
-                f"(it has: {', '.join(sm.sites) or 'none'}). Name one of these."
+                f"(it has: {', '.join(sm.sites) or 'none'}). Name one of these, or "
+                "make a value a site by numpyro.deterministic(name, value)."
             )
         if not sm.site_info[name].size:
             raise SiteError(

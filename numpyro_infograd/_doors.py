@@ -50,6 +50,9 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             )
         if unknown := [key for key in kwargs if key not in known and not any_name]:
             near = difflib.get_close_matches(unknown[0], known, 1, 0.5)
+            # What a gradient calls scores is the method of a value.
+            other = {"method": "scores", "scores": "method"}.get(unknown[0])
+            near = [other] if other in known else near
             meant = f"Did you mean {near[0]!r}? " if near else ""
             raise ArgumentError(
                 f"{name} has no argument {unknown[0]!r}. {meant}It takes "

@@ -149,7 +149,7 @@ def shard_samples(samples: jax.Array) -> jax.Array:
 
 
 def gather_samples(samples: jax.Array) -> jax.Array:
-    """Split samples, whole on every device, so that the host of a process can read them."""
+    """Split samples, whole on every device, so that every process can read them."""
     if not _is_ours(jax.sharding.get_abstract_mesh(), samples):
         return samples
     return jax.lax.with_sharding_constraint(samples, jax.sharding.PartitionSpec())

@@ -98,7 +98,7 @@ def _like(name: str, value: Any, initial: Any, numbers: Any = None) -> Any:
     if got != expected:
         raise ParameterError(
             f"parameter {name!r} has another structure than the model's: got "
-            f"{value!r:.80}. Give arrays of these shapes: "
+            f"{value!r:.80} ({type(value).__name__}). Give jax arrays of these shapes: "
             f"{jax.tree.map(jnp.shape, initial)}."
         )
 

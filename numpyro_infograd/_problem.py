@@ -159,7 +159,7 @@ def pose(
         if why:
             raise ScoreError(
                 f"scores='exact' needs a linear-Gaussian model, but {why}. Use "
-                "scores='auto', 'mixture' or 'denoising'."
+                "scores='auto'."
             )
         return _assemble(sm, objective, resolve(objective, sm), (), None, reason)
     if method.noise_variance is not None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Score methods: one file for each method, and the table of their names."""
 
+from numpyro_infograd._arguments import nearest
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.analytic import Analytic
 from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_score
@@ -79,8 +80,8 @@ def resolve_method(scores: object, name: str = "scores") -> str | Exact | ScoreM
                 "Use @dataclass(frozen=True), with numbers, strings and tuples only."
             ) from None
         return scores
-    known = ", ".join(map(repr, ("auto", *REGISTRY)))
+    known = ("auto", *REGISTRY)
     raise ArgumentError(
-        f"{name} must be one of {known} or a numpyro_infograd.scores.ScoreMethod, "
-        f"got {scores!r}."
+        f"{name} must be one of {', '.join(map(repr, known))} or a "
+        f"numpyro_infograd.scores.ScoreMethod, got {scores!r}.{nearest(scores, known)}"
     )

@@ -92,8 +92,8 @@ class MCMC(ScoreMethod):
             raise DensityError(
                 f"no Markov chain can sample the noise that the set {density.label!r} "
                 f"hides, because {density.why_no_walk}. Use scores='denoising', or "
-                "add its noise as a sample site: numpyro.sample(name, Normal(mean, "
-                "scale))."
+                "make the output a sample site, with noise added last: "
+                "numpyro.sample(name, Normal(mean, scale))."
             )
 
     def warnings_for(

@@ -11,7 +11,7 @@ from typing import Any, cast
 import jax
 
 from numpyro_infograd import _checks
-from numpyro_infograd._arguments import as_args, as_key, use_mesh
+from numpyro_infograd._arguments import as_args, as_key, nearest, use_mesh
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import public
 from numpyro_infograd._edits import shuffle_inputs
@@ -426,8 +426,8 @@ def _resolve(method: Any) -> str | Estimator:
         )
     elif callable(getattr(method, "value", None)):
         return cast("Estimator", method)
-    known = ", ".join(map(repr, ("auto", *REGISTRY)))
+    known = ("auto", *REGISTRY)
     raise ArgumentError(
-        f"method must be one of {known} or an object of "
-        f"numpyro_infograd.values, got {method!r}."
+        f"method must be one of {', '.join(map(repr, known))} or an object of "
+        f"numpyro_infograd.values, got {method!r}.{nearest(method, known)}"
     )

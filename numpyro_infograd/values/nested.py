@@ -179,9 +179,10 @@ def refuse_without_density(sm: StructuralModel, terms: tuple[Term, ...]) -> None
         for site in term.sites:
             if not has_density(sm, site):
                 raise DensityError(
-                    f"site {site!r} is deterministic, so it has no density to average. "
-                    "Use method='fisher' if its values are continuous, or observe the "
-                    f"site through a sample site. {VOUCH}"
+                    f"site {site!r} is deterministic, so it has no density, which this "
+                    "method needs. Use method='fisher' if its values are continuous, "
+                    "or add noise to it in a sample site: numpyro.sample(name, "
+                    f"Normal({site}, scale)). {VOUCH}"
                 )
 
 
