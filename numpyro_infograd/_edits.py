@@ -71,7 +71,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
         clean_given = {k: v for k, v in given.items() if cut or k not in scales}
         own = tuple(s for s in log_prob_sites if s not in scales)
         clean_noise = {k: v for k, v in noise.items() if k not in extra}
-        values, log_prob, boundary = inner(
+        values, log_prob, *rest = inner(
             params, clean_noise, clean_given, log_prob_sites=own, cut=cut
         )
         values = dict(values)
@@ -83,7 +83,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
                 z = (values[name] - clean) / scale
                 constant = jnp.log(scale) + 0.5 * math.log(2 * math.pi)
                 log_prob[name] = -(0.5 * z**2 + constant)
-        return values, log_prob, boundary
+        return values, log_prob, *rest
 
     extra = {appended_name(name) for name in scales}
     float_type = jnp.zeros(()).dtype
@@ -169,10 +169,10 @@ def tabulate(
     bounds = None if edges is None else jnp.asarray(edges)
 
     def run(params, noise, given, log_prob_sites=(), cut=False):
-        rest = {k: v for k, v in given.items() if k != name}
+        others = {k: v for k, v in given.items() if k != name}
         own = tuple(s for s in log_prob_sites if s != name)
-        values, log_prob, boundary = inner(
-            params, noise, rest, log_prob_sites=own, cut=cut
+        values, log_prob, *rest = inner(
+            params, noise, others, log_prob_sites=own, cut=cut
         )
         made = values[name]
         if bounds is not None:
@@ -180,7 +180,7 @@ def tabulate(
         put = made if cut else given.get(name, made)
         if name in log_prob_sites:
             log_prob[name] = jnp.where(jnp.all(put == made), 0.0, -jnp.inf)
-        return values | {name: put}, log_prob, boundary
+        return values | {name: put}, log_prob, *rest
 
     site = info._replace(
         kind="sample",

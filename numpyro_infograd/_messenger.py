@@ -25,6 +25,7 @@ from numpyro.distributions import MaskedDistribution, Unit, biject_to, constrain
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from numpyro_infograd import exogenous
+from numpyro_infograd._arguments import is_real
 from numpyro_infograd._density import Values
 from numpyro_infograd._doors import warn
 from numpyro_infograd._noise import one_draw
@@ -109,6 +110,7 @@ class Generate(Messenger):
         self.values: Values = {}
         self.log_prob: Values = {}
         self.boundary: dict[str, Any] = {}
+        self.arguments: dict[str, Any] = {}  # of the distributions that are scored
         self._laws: dict[str, Noise] = {}
         self._states: dict[str, str] = {}
         self._held: set[str] = set()
@@ -219,6 +221,8 @@ class Generate(Messenger):
         law = exogenous.density(fn)
         self.log_prob[name] = exogenous.log_probs(law, value)
         self.boundary[name] = exogenous.boundary(law)
+        numbers = [x for x in jax.tree.leaves(fn) if is_real(x)]
+        self.arguments[name] = numbers or [self.log_prob[name]]
 
     def _describe(self, name: str, fn: Any, msg: Any, state: str) -> None:
         value = jnp.asarray(msg["value"])

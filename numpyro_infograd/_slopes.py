@@ -35,8 +35,7 @@ def check_slopes(view: View, params: Any) -> None:
     names = tuple(
         name
         for name in view.names
-        if (name not in view.sites or sm.site_info[name].is_float)
-        and sm.params_of((name,) if name in view.sites else view.read)
+        if (name not in view.sites or sm.site_info[name].is_float) and view.movers(name)
     )
     if not names:
         return
@@ -63,7 +62,7 @@ def check_slopes(view: View, params: Any) -> None:
             blamed = {
                 p for m in found for p in ([m] if m in params else sm.params_of((m,)))
             }
-            reach = blamed or sm.params_of((name,) if name in view.sites else view.read)
+            reach = blamed or view.movers(name)
             blame = ", ".join(map(repr, sorted(reach)))
             raise ReparametrizationError(
                 f"{view.call(name)} does not move with {blame} as its derivative "

@@ -41,7 +41,8 @@ class StructuralModel:
         params: Initial value of every parameter, in constrained space.
         constraints: NumPyro constraint of every parameter.
         site_info: `Site` record of every site, in the model's order.
-        run: The model with given values of sites; for internal use.
+        run: The model with given values of sites: their values, log densities,
+            boundaries, and arguments of distributions; for internal use.
         forward: The traced map from (params, noise) of one sample to its values.
         appended: Variance of the Gaussian noise appended to sites.
         clean: The model before noise was appended.
@@ -71,7 +72,7 @@ class StructuralModel:
     params: dict[str, Any]
     constraints: dict[str, Any]
     site_info: dict[str, Site]
-    run: Callable[..., tuple[Values, Values, dict[str, Any]]]
+    run: Callable[..., tuple[Values, Values, dict[str, Any], dict[str, Any]]]
     forward: Program
     appended: dict[str, Any] = field(default_factory=dict)
     clean: StructuralModel | None = None
@@ -326,7 +327,7 @@ class StructuralModel:
         moved_sites = tuple(s for s in members if self.moves(s))
 
         def run(params: Any, noise: Values, values: Values) -> dict[str, Any]:
-            _, log_prob, boundary = self.run(
+            _, log_prob, boundary, _ = self.run(
                 params, noise, values, log_prob_sites=wanted
             )
             return {"log_prob": log_prob, "boundary": boundary}

@@ -200,7 +200,8 @@ def trace_model(
     def run(params, noise, given, log_prob_sites=(), cut=False):
         messenger = Generate(params, noise, given, log_prob_sites, cut)
         play(messenger)
-        return messenger.values, messenger.log_prob, messenger.boundary
+        seen = messenger.log_prob, messenger.boundary, messenger.arguments
+        return messenger.values, *seen
 
     laws = tuple(
         (name, site.noise)

@@ -27,7 +27,11 @@ FAR = 0.3  # relative step of parameters to a different region
 
 @dataclass(frozen=True)
 class View:
-    """The part of a model that an objective uses: sites and expectations."""
+    """The part of a model that an objective uses: sites, expectations, probabilities.
+
+    Where drawn sites are held at their values, a parameter acts by the probabilities of
+    these values (identity V). The arguments of their distributions stand for them.
+    """
 
     sm: StructuralModel  # the model
     sites: tuple[str, ...]  # the sites of the entropies
@@ -35,8 +39,26 @@ class View:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sites and the labels of expectations: the outputs of the objective."""
-        return (*self.sites, *self.expectations)
+        """The sites, and labels of expectations and probabilities: all outputs."""
+        return (*self.sites, *self.expectations, *self.probabilities)
+
+    @functools.cached_property
+    def probabilities(self) -> dict[str, str]:
+        """The held sites whose probabilities a parameter may move, by label."""
+        whole = self.sm.held_from
+        if whole is None:
+            return {}
+        around = whole.noise_of(self.read)
+        return {f"the probability of site {s!r}": s for s in whole.drawn if s in around}
+
+    def movers(self, name: str) -> frozenset[str]:
+        """The parameters that may move an output."""
+        if name in self.probabilities:
+            assert self.sm.held_from is not None
+            return frozenset(self.sm.held_from.params_of((self.probabilities[name],)))
+        return frozenset(
+            self.sm.params_of((name,) if name in self.sites else self.read)
+        )
 
     @property
     def read(self) -> tuple[str, ...]:
@@ -69,27 +91,39 @@ class View:
         return {}
 
     def _trace(self, given: tuple[str, ...]) -> Program:
-        sm = self.sm
+        sm, weighed = self.sm, self.probabilities
+        wanted = tuple(weighed.values())
 
         def run(params: Any, noise: Values, put: Values) -> dict[str, Any]:
-            # Without given sites the forward map is enough.
-            made = (
-                sm.run(params, noise, put, cut=True)[0]
-                if given
-                else sm.forward(params, noise)
-            )
+            laws: dict[str, Any] = {}
+            if given or wanted:
+                made, *_, laws = sm.run(
+                    params, noise, put, cut=True, log_prob_sites=wanted
+                )
+            else:  # the forward map is enough
+                made = sm.forward(params, noise)
             passed = {**made, **put}
             means = {n: jnp.asarray(e(passed)) for n, e in self.expectations.items()}
             # A bool is averaged as a number, so it jumps.
             numbers = {n: m.astype(jnp.result_type(float)) for n, m in means.items()}
-            return made | numbers
+            return (
+                made
+                | numbers
+                | {k: _joined(laws.get(s, [])) for k, s in weighed.items()}
+            )
 
         example = {name: sm.example(name) for name in given}
         return Program.trace(run, sm.params, noise_like(sm.spec), example)
 
     def call(self, name: str) -> str:
         """Name of an output in messages."""
-        return name if name in self.expectations else f"site {name!r}"
+        return f"site {name!r}" if name in self.sm.site_info else name
+
+
+def _joined(arguments: list[Any]) -> jax.Array:
+    """All numbers of some arrays."""
+    flat = [jnp.ravel(x).astype(jnp.result_type(float)) for x in arguments]
+    return jnp.concatenate([jnp.zeros(0), *flat])
 
 
 # NumPy, because JAX would compile each operation below separately.

@@ -14,6 +14,7 @@ from scipy import stats
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import expit
 
 import numpyro
 from numpyro.contrib.control_flow import scan
@@ -22,11 +23,12 @@ import numpyro.distributions as dist
 from helpers import assert_found
 import numpyro_infograd as ig
 from numpyro_infograd import _estimation
+from numpyro_infograd._checks import check_gradient
 from numpyro_infograd._edits import shuffle_inputs
 from numpyro_infograd._gradient import choose
 from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.distributions import Clipped, Quantized
-from numpyro_infograd.errors import DensityError, ReparametrizationError
+from numpyro_infograd.errors import DensityError, JumpError, ReparametrizationError
 
 X, PRIOR = normal_grid(8)
 X_TO_Y = ig.MI("x", "y")
@@ -467,6 +469,50 @@ def test_scores_of_a_twin_refuse_draws():
     with pytest.raises(ReparametrizationError, match="'z' depends on 'a'.*calibrate"):
         record = {"y": np.random.default_rng(0).normal(size=600)}
         ig.calibrate(model, record, divergence="kl")
+
+
+def seen(probability: Callable[[Any, Any], Any]) -> Callable[[], None]:
+    """A yes or no with this probability of a and of a noisy v around a x."""
+
+    def model() -> None:
+        a = numpyro.param("a", 1.2)
+        x = numpyro.sample("x", dist.Normal())
+        v = numpyro.sample("v", dist.Normal(a * x, 0.7))
+        numpyro.sample("k", dist.Bernoulli(probs=probability(a, v)))
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("probability", "error"),
+    [
+        (lambda a, v: jnp.where(v > 0.3, 0.9, 0.1), JumpError),
+        (lambda a, v: expit(jnp.round(2 * v) / 2), JumpError),
+        (lambda a, v: expit(jax.lax.stop_gradient(v)), ReparametrizationError),
+    ],
+)
+def test_probabilities_without_a_right_derivative_are_refused(probability, error):
+    """With the draws held, nothing else of the objective depends on the parameter."""
+    with pytest.raises(error, match="the probability of site 'k'"):
+        ig.gradient(seen(probability), ig.MI("x", "k"))
+
+
+def test_a_probability_with_a_kink_has_a_derivative():
+    model = seen(lambda a, v: jnp.clip(expit(3 * v), 0.2, 0.7))
+    check_gradient(ig.MI("x", "k"), ig.structural_model(model), {"a": 1.2}, False)
+
+
+def test_the_weights_of_a_mixture_must_not_jump():
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal())
+        even, odd = jnp.array([0.9, 0.1]), jnp.array([0.2, 0.8])
+        weights = jnp.where(numpyro.param("a", 1.2) * x > 0.3, even, odd)
+        parts = dist.Normal(jnp.array([-2.0, 2.0]), 1)
+        mixed = dist.MixtureSameFamily(dist.Categorical(probs=weights), parts)
+        numpyro.sample("y", mixed)
+
+    with pytest.raises(JumpError, match="the probability of site 'y'"):
+        ig.gradient(model, X_TO_Y)
 
 
 @pytest.mark.slow
