@@ -154,8 +154,8 @@ _WRT = Source((), "")
 _SMOOTH = frozenset({"custom_linear_solve", "scatter-add", "scatter_add"})
 _JUMPS = frozenset({"floor", "ceil", "round", "sign", "rem", "atan2"})
 # Continuous functions of JAX whose code has jumps that cancel: they reduce an argument
-# to a range near zero, or split a float into two halves of its digits.
-_STEPS_CANCEL = frozenset({"sinc", "_ndtri", "_erfcinv", "_erfcx"})
+# to a range near zero, split a float into two halves of its digits, or swap rows.
+_STEPS_CANCEL = frozenset({"sinc", "_ndtri", "_erfcinv", "_erfcx", "_det"})
 _JAX_FOLDER = os.path.dirname(jax.__file__)
 _PIVOTS = frozenset({"lu"})  # its row swaps cancel in the product
 _ORDERS = frozenset({"sort", "top_k", "approx_top_k"})

@@ -701,7 +701,7 @@ def test_an_ascent_by_chains_reaches_the_maximum() -> None:
     gram = rows @ rows.T / (25 / 12)
     assert np.abs(gram - np.eye(12)).max() < 0.1
     assert_found(result.estimate, 4.249638, 0.02)
-    assert "below its start" not in result.status
+    assert "worse than its start" not in result.status
 
 
 @pytest.mark.slow
@@ -709,6 +709,6 @@ def test_an_ascent_says_that_it_ended_below_its_start() -> None:
     """Wrong scores lead down; the start and the end are compared on one noise."""
     down = Analytic({"y": lambda params, v: -20.0 * v["y"] ** 3})
     result = ascend(links.amplifier, scores=down, num_steps=40)
-    assert "ended below its start" in result.status
+    assert "ended worse than its start" in result.status
     sound = ascend(links.amplifier, scores="mixture", num_steps=20)
-    assert "below its start" not in sound.status
+    assert "worse than its start" not in sound.status

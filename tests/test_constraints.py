@@ -78,6 +78,15 @@ def reverse_water_filling(variances, distortion):
     return 0.5 * np.log(np.maximum(variances / level, 1.0)).sum()
 
 
+def test_an_equality_is_met_after_few_steps() -> None:
+    """Two opposite bounds have no room for the margins of both."""
+    both = [Expectation(power) <= 3, Expectation(power) >= 3]
+    result = quiet.maximize(sender, XY, subject_to=both, num_steps=100)
+    assert_on_the_bounds(result, 0.5 * np.log(4))
+    assert float(result.params["a"]) == pytest.approx(3**0.5, rel=1e-4)
+    assert "nats" not in " ".join(result.warnings)  # of the Lagrangian
+
+
 @rest_slow("scores", ["exact", Mixture(num_components=128)], ids=["exact", "mixture"])
 def test_average_power(scores) -> None:
     """log(1 + P) / 2, and its derivative as the multiplier."""
@@ -255,6 +264,9 @@ PROBLEMS = {  # maximised or minimised, model, objective, constraints, optimum
     "two bounds": (1, two_users, SUM, [ONE <= 3, TWO <= 5], 0.5 * np.log(9)),
     "least": (-1, sender, XY, [S2 >= 2], 0.5 * np.log(3)),
     "range": (1, sender, XY - 0.5 * S2, [S2 >= 1, S2 <= 4], 0.5 * np.log(2) - 0.5),
+    "equality": (1, sender, XY, [S2 <= 3, S2 >= 3], 0.5 * np.log(4)),
+    "equality of two": (1, carriers, XY, [TOTAL <= 6, TOTAL >= 6], FILLED),
+    "no room": (1, sender, XY, [S2 <= 3, S2 >= 2.99999], 0.5 * np.log(4)),
     "no bound holds": (1, sender, PRICED, [S2 <= 20], 0.5 * np.log(5) - 0.4),
 }  # fmt: skip
 

@@ -248,6 +248,8 @@ STEADY = {
     "quantile": (
         lambda x, a: jax.scipy.special.ndtri(jax.nn.sigmoid(a * x)), {"a": 1.0}),
     "phase": (lambda x, a: jnp.cos(jnp.mod(3 * x + a, 2 * jnp.pi)), {"a": 1.0}),
+    "determinant": (
+        lambda x, a: jnp.linalg.det(jnp.eye(4) + a * x * jnp.ones((4, 4))), {"a": 1.0}),
     "no noise": (rotated, {"a": 1.0}),
     "fixed place": (
         lambda x, a: jnp.where(x > 0, 1, -1) + jax.nn.leaky_relu(a * x), {"a": 1.0}),

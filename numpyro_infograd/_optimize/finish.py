@@ -86,7 +86,8 @@ def _status(
     fall = _fall(run, estimate)
     if fall and run.plan.is_default:
         return Status(
-            f"{run.status}, but it ended below its start, {fall}", Ending.BELOW_START
+            f"{run.status}, but it ended worse than its start, {fall}",
+            Ending.BELOW_START,
         )
     if fall:
         return Status(
@@ -96,7 +97,8 @@ def _status(
         )
     if run.status.ending is Ending.UNFINISHED:
         gain = run.outlooks[index].gain
-        status = run.status + (f" of about {gain:.2g} nats" if gain > 0 else "")
+        told = gain > 0 and not run.plan.subject_to
+        status = run.status + (f" of about {gain:.2g} nats" if told else "")
         if run.plan.projection is None and not run.plan.subject_to:
             status += ": is a constraint or a projection missing?"
         return Status(status, Ending.UNFINISHED)
@@ -156,9 +158,12 @@ def _prospects(
         unit = max(unit, 1.0)
     noisy = not ahead.is_clear and run.ascent.problem.is_sampled
     if may_rise and ahead.is_rising and ahead.gain > max(NEGLIGIBLE * unit, error):
+        # With constraints the gain is that of the augmented Lagrangian.
+        gain = f"more steps would gain about {ahead.gain:.2g} nats"
+        why = "the constraints still move it" if run.plan.subject_to else gain
         found.append(
-            f"the ascent is not finished: more steps would gain about {ahead.gain:.2g} "
-            "nats. Raise num_steps, or start again from these parameters."
+            f"the ascent is not finished: {why}. Raise num_steps, or start again from "
+            "these parameters."
         )
     elif noisy and ahead.most > max(HIDDEN * unit, 2 * error):
         found.append(
@@ -274,8 +279,8 @@ def _landed(run: Run, index: int, unconstrained_params: Any) -> Any:
 def _fall(run: Run, end: Estimate | None) -> str:
     """How far the ascent fell below its start, in words; "" if it did not fall.
 
-    Both values use the same key. With constraints there is no check, because the
-    objective may have to fall to meet them.
+    The words hold for what is minimised, too. Both values use the same key. With
+    constraints there is no check, because the objective may have to fall to meet them.
     """
     if run.plan.subject_to or not run.chunks:
         return ""
@@ -289,11 +294,11 @@ def _fall(run: Run, end: Estimate | None) -> str:
     if start is None:
         return ""
     if end is None:
-        return f"{start.value:.4g} nats, and has no value at the end"
+        return "and has no value at the end"
     error = math.hypot(start.standard_error, end.standard_error)
     if end.value >= start.value - 2 * error - 1e-6 * abs(start.value):
         return ""
-    return f"{start.value:.4g} to {end.value:.4g} nats"
+    return f"by {start.value - end.value:.4g} nats"
 
 
 def _end(run: Run, index: int) -> End:

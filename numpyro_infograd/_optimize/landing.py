@@ -45,6 +45,22 @@ def _slopes(ascent: Ascent, params: Any, rng_key: jax.Array) -> Any:
     return jax.jacrev(excess)(params)
 
 
+def _within(normals: np.ndarray, mean: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    """The margins, smaller between opposite bounds that have no room for both.
+
+    An equality is two such bounds, without any room.
+    """
+    size = np.maximum(np.linalg.norm(normals, axis=1), 1e-30)
+    cosines = (normals @ normals.T) / np.outer(size, size)
+    found = margin.copy()
+    for i, j in np.argwhere(np.triu(cosines < -0.999)):
+        room = -(mean[i] / size[i] + mean[j] / size[j])
+        wanted = margin[i] / size[i] + margin[j] / size[j]
+        share = min(max(room, 0.0) / max(wanted, 1e-30), 1.0)
+        found[[i, j]] = np.minimum(found[[i, j]], share * margin[[i, j]])
+    return found
+
+
 def land(
     ascent: Ascent, params: Any, multipliers: Any, measure: Measure, rng_key: jax.Array
 ) -> Any:
@@ -61,15 +77,16 @@ def land(
     here = params
     for _ in range(_STEPS):
         mean, error, rounding = measure(here)
-        gap = mean + _MARGIN * error + rounding
-        if not np.all(np.isfinite(gap)):
+        if not np.all(np.isfinite(mean + error)):
             break
+        slopes = jax.device_get(_slopes(ascent, here, rng_key))
+        normals = flat(slopes, 1) * scale
+        gap = mean + _within(normals, mean, _MARGIN * error + rounding)
         near = _NEAR * error + rounding
         active = (gap > near) | (np.asarray(multipliers) > PENALTY * np.abs(gap))
         if np.all((gap <= near) & (~active | (gap >= -near))):
             return here
-        slopes = jax.device_get(_slopes(ascent, here, rng_key))
-        normals = flat(slopes, 1)[active] * scale
+        normals = normals[active]
         gram = normals @ normals.T
         gram += _RIDGE * max(np.trace(gram), 1e-30) * np.eye(len(gram))
         step = -scale * (normals.T @ np.linalg.solve(gram, gap[active]))

@@ -28,7 +28,7 @@ class Ending(enum.Enum):
     SADDLE = "rests at a saddle point"
     AT_REST = "no parameter can move"
     DIVERGED = "diverged"
-    BELOW_START = "below its start"
+    BELOW_START = "worse than its start"
     OUT_OF_RANGE = "left the range of its scores"
     NOT_FINITE = "values are not finite"
     INTERRUPTED = "interrupted"
