@@ -336,7 +336,7 @@ def _flips(
     shapes = jax.eval_shape(predicates, params, *one)
     sizes = [math.prod(shapes[i].shape) for i in numbers]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    picks = max(1, min(8, -(-max(sizes) // 64)))
+    picks = max(1, min(16, -(-max(sizes) // 16)))  # one element alone may jump
 
     def pair(a: Any, b: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         at = jax.vmap(lambda t: states(params, between(a, b, t)))
