@@ -120,6 +120,13 @@ def test_wrong_errors_have_ranks_that_are_not_uniform() -> None:
     )
     assert list(both.pvalue["a"] < 0.01) == [False, True]
     assert "3 of the fits" in both.warnings[-1]
+    # A parameter without standard errors does not make the test of another one coarse.
+    none = np.full_like(z, np.nan)
+    beside = ig.diagnostics.RankCheck(
+        {"a": ranks(0.5), "b": none}, {"a": 2 * z, "b": none}
+    )
+    assert any("ranks of 'a' are not uniform" in each for each in beside.warnings)
+
     few = ranks(1.0)
     few[20:] = np.nan
     check = ig.diagnostics.RankCheck({"a": few}, {"a": np.where(few >= 0, z, np.nan)})

@@ -36,6 +36,7 @@ __all__ = ["Designs", "design"]
 _COMPONENTS = 1024
 _EVALUATIONS = 2**29  # density evaluations of one call, unless the caller says more
 _LEAST, _MOST = 256, 2**14  # outer samples by default
+_COARSE = 0.2  # loss by cells in nats beyond which they are too wide
 _UNSEEN = 1e-3  # probability of outcomes outside all states without a warning
 
 
@@ -136,24 +137,34 @@ class _Found(NamedTuple):
 
 
 def _with_loss(found: _Found, coarse: _Found) -> _Found:
-    """The errors with the loss by cells, which half as many cells bound.
+    """The errors and upper bounds with the loss by cells, from half as many cells.
 
     The loss falls as the square of the width of a cell, so it is about a third of what
-    halving the number of cells loses. All of that enters the errors.
+    halving the number of cells loses. All of that enters the errors. A large loss says
+    that outcomes tell apart what one cell holds together; then there is no upper bound.
     """
     average = found.average
     loss = jnp.abs(average.value - coarse.average.value)
+    is_coarse = loss > _COARSE
     average = average._replace(
         error=jnp.hypot(average.error, loss),
-        upper=average.upper + loss,
+        upper=jnp.where(is_coarse, jnp.inf, average.upper + loss),
         bias=average.bias + loss,
+        replicates=average.replicates.at[..., 2].add(loss[:, None]),
     )
     sentence = (
         f"site {found.grouped[0]!r} is computed, and has no density given the outputs. "
         f"It is grouped into {CELLS} cells, which lose some of the information. The "
         "errors include it."
     )
-    return found._replace(average=average, warnings=(*found.warnings, sentence))
+    warnings = *found.warnings, sentence
+    if number := int(jnp.sum(is_coarse)):
+        warnings += (
+            f"the cells are too wide for the outcomes of {number} designs, so the "
+            "information there may be far higher. Add noise to the computed site, or "
+            "use ig.mutual_information for single designs.",
+        )
+    return found._replace(average=average, warnings=warnings)
 
 
 def _information(
@@ -257,11 +268,11 @@ def _ranked(found: _Found, candidates: Candidates, num_components: int) -> Desig
     shift = 0.5 * (average.correction - average.correction[best])
     shift = np.maximum(np.abs(shift), np.abs(average.bias - average.bias[best]))
     paired_error = np.hypot(np.asarray(standard_error(paired.T)), shift)
-    # Equal designs differ by rounding.
-    paired_error += np.finfo(value.dtype).eps * np.abs(value)
-    paired_error[best] = 0.0
     if not found.num_samples:  # a closed form
         paired_error, errors = 0 * paired_error, 0 * errors
+    # Equal designs differ by rounding.
+    paired_error += 4 * np.finfo(value.dtype).eps * np.maximum(np.abs(value), 1.0)
+    paired_error[best] = 0.0
     means = np.mean(average.replicates, axis=1)
     return Designs(
         designs=candidates.designs,

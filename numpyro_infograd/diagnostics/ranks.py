@@ -12,7 +12,7 @@ at every place of the parameters; there is no prior.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,8 @@ class RankCheck:
         >>> import numpy as np, numpyro_infograd as ig
         >>> ranks = (np.arange(100) + 0.5) / 100  # by hand
         >>> check = ig.diagnostics.RankCheck({"a": ranks}, {"a": 4 * ranks - 2}, 0)
-        >>> check.bins, float(check.pvalue["a"]), float(check.coverage["a"])
-        (10, 1.0, 1.0)
+        >>> float(check.pvalue["a"]), float(check.coverage["a"])
+        (1.0, 1.0)
         >>> check
         RankCheck:
           a: ranks uniform with p = 1; two standard errors cover 100%
@@ -61,12 +61,12 @@ class RankCheck:
     ranks: dict[str, np.ndarray]
     zscores: dict[str, np.ndarray]
     num_unfinished: int = 0
-    bins: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        number = min(int(np.min(_finite(x))) for x in self.ranks.values())
-        bins = int(np.clip(number // _IN_A_BIN, 2, _MOST_BINS))
-        object.__setattr__(self, "bins", bins)
+    @staticmethod
+    def histogram(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Counts in bins of equal width, and their edges; more bins for more ranks."""
+        bins = int(np.clip(len(ranks) // _IN_A_BIN, 2, _MOST_BINS))
+        return np.histogram(ranks, bins, (0.0, 1.0))
 
     @property
     def pvalue(self) -> dict[str, np.ndarray]:
@@ -114,8 +114,7 @@ class RankCheck:
     def _test(self, ranks: np.ndarray) -> float:
         if not len(ranks):
             return np.nan
-        counts, _ = np.histogram(ranks, self.bins, (0.0, 1.0))
-        return float(chisquare(counts).pvalue)
+        return float(chisquare(self.histogram(ranks)[0]).pvalue)
 
     def _lines(self) -> list[tuple[str, str]]:
         pvalue, coverage = self.pvalue, self.coverage
@@ -173,7 +172,8 @@ def simulation_based_calibration(
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
         **settings: Of `calibrate`. By default each fit has the twin's divergence and
-            starts at the twin's parameters.
+            noise levels, and starts at the twin's parameters. Repeat other settings of
+            the twin, such as `robust` or `projection`.
 
     Returns:
         A `RankCheck`: ranks, a test that they are uniform, and the share of true values
@@ -202,6 +202,8 @@ def simulation_based_calibration(
     num_recordings = as_count("num_recordings", num_recordings)
     sm = trace_model(model, args, kwargs)
     used = {"divergence": twin.diagnostics["divergence"], "init_params": twin.params}
+    if levels := twin.diagnostics.get("noise_levels"):
+        used["noise_levels"] = levels
     ranks: list[Any] = []
     scores: list[Any] = []
     unfinished = 0

@@ -151,13 +151,14 @@ def plot_ranks(check: Any, axes: Any = None) -> np.ndarray:
         for at in np.ndindex(ranks.shape[1:])
     ][:_PANELS]
     axes = as_axes("axes", axes, len(numbers), _PANELS)[: len(numbers)]
-    style, bins = look(0), check.bins
+    style = look(0)
     for ax, (name, ranks, pvalue) in zip(axes, numbers, strict=False):
         known = ranks[np.isfinite(ranks)]
+        counts, edges = check.histogram(known)
+        bins = len(counts)
         low, high = binom.ppf([0.005, 0.995], len(known), 1 / bins)
         ax.axhspan(low, high, color="0.9", label="99% if uniform")
         ax.axhline(len(known) / bins, **TRUTH)
-        counts, edges = np.histogram(known, bins, (0.0, 1.0))
         bars = {"fill": True, "color": style.color, "alpha": 0.6, "label": "ranks"}
         ax.stairs(counts, edges, **bars)
         ax.set(xlabel=f"rank of {name}", ylabel="simulations", xlim=(0, 1))
