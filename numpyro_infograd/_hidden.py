@@ -74,7 +74,7 @@ class Hidden:
     walked: tuple[Walked, ...]
     sizes: tuple[int, ...]  # number of scalars in each of `sites`
     supports: tuple[str, ...]  # support of each of `sites`, as in `Site`
-    # For each coordinate of `free`, whether all sites of the set are continuous in it.
+    # For each coordinate of `free`, whether the set has a right derivative in it.
     smooth: tuple[bool, ...]
 
     @staticmethod
@@ -206,9 +206,10 @@ def _counts(dtype: Any) -> bool:
 def _smooth(
     sm: StructuralModel, density: Density, parts: NoiseSpec, sites: dict[str, Site]
 ) -> tuple[bool, ...]:
-    """For each coordinate, whether the sites of a set are continuous in it.
+    """For each coordinate, whether all sites of a set have a right derivative in it.
 
-    The distributions of the other hidden sites must be continuous in it too.
+    The distributions of the other hidden sites too. A jump has none, and a derivative
+    that is stopped, or of a custom rule, may be wrong.
     """
     valued = tuple(name for name, _ in parts if name in sites)
     program = Program.trace(
@@ -223,10 +224,11 @@ def _smooth(
     for name, law in parts:
         inputs = program.input_indices(*((2,) if name in sites else (1,)), name)
         jumps = any(jump.outputs & seen for jump in program.jumps(inputs))
+        is_smooth = not jumps and not program.stops(inputs) & seen
         shape = law.shape
         if name in sites:
             shape = sites[name].unconstrain.inverse_shape(sites[name].shape)
-        found += [not jumps] * math.prod(shape)
+        found += [is_smooth] * math.prod(shape)
     return tuple(found)
 
 

@@ -15,6 +15,8 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn
 import jax.numpy as jnp
 
+import numpyro
+
 from numpyro_infograd._jaxpr_walk import (
     CALLS,
     EXOGENOUS,
@@ -156,20 +158,47 @@ _JUMPS = frozenset({"floor", "ceil", "round", "sign", "rem", "atan2"})
 # Continuous functions of JAX whose code has jumps that cancel: they reduce an argument
 # to a range near zero, split a float into two halves of its digits, or swap rows.
 _STEPS_CANCEL = frozenset({"sinc", "_ndtri", "_erfcinv", "_erfcx", "_det"})
-_JAX_FOLDER = os.path.dirname(jax.__file__)
 _PIVOTS = frozenset({"lu"})  # its row swaps cancel in the product
 _ORDERS = frozenset({"sort", "top_k", "approx_top_k"})
 
 
 def _is_continuous_call(eqn: JaxprEqn) -> bool:
     """Whether it calls such a function of JAX, not another one of the same name."""
+    about = _about(eqn)
+    return about is not None and about.func_name in _STEPS_CANCEL and _is_of(eqn, jax)
+
+
+def _about(eqn: JaxprEqn) -> Any:
+    """Name and file of the function that an equation calls, or None."""
     body = eqn.params.get(CALLS.get(eqn.primitive.name, ""))
-    about = None if body is None else open_jaxpr(body).debug_info
-    return (
-        about is not None
-        and about.func_name in _STEPS_CANCEL
-        and (about.func_filename or "").startswith(_JAX_FOLDER + os.sep)
-    )
+    return None if body is None else open_jaxpr(body).debug_info
+
+
+def _is_of(eqn: JaxprEqn, *packages: Any) -> bool:
+    """Whether an equation calls a function that one of these packages defines."""
+    about = _about(eqn)
+    return about is not None and _is_in(about.func_filename, *packages)
+
+
+def _is_in(file: str | None, *packages: Any) -> bool:
+    """Whether a file is one of these packages."""
+    folders = tuple(os.path.dirname(each.__file__) + os.sep for each in packages)
+    return (file or "").startswith(folders)
+
+
+def _is_stop(eqn: JaxprEqn) -> bool:
+    """Whether it is a `stop_gradient` of the user. In those of JAX's and NumPyro's
+    functions, such as `logsumexp`, the stopped derivative cancels.
+    """
+    if eqn.primitive.name != "stop_gradient":
+        return False
+    traceback = eqn.source_info.traceback
+    frames: list[Any] = [] if traceback is None else list(traceback.frames)
+    names = [frame.function_name for frame in frames]
+    if "stop_gradient" not in names:
+        return True
+    callers = frames[names.index("stop_gradient") + 1 :]
+    return not callers or not _is_in(callers[0].file_name, jax, numpyro)
 
 
 class _Jumps(Domain):
@@ -261,3 +290,34 @@ def jumps(jaxpr: Jaxpr, wrt: Collection[int]) -> list[Jump]:
         Jump(source.primitive, frozenset(outputs), source.path)
         for source, outputs in sorted(reached.items())
     ]
+
+
+class _Stopped(Domain):
+    """Whether values depend on `wrt` (1), and by a derivative that may be wrong (2)."""
+
+    empty = 0
+
+    def join(self, values: Sequence[int]) -> int:
+        return max(values, default=0)
+
+    def equation(self, eqn: JaxprEqn, values: list[int], path: Path) -> list[int]:
+        stops = any(values) and _is_stop(eqn)
+        return [2 if stops else self.join(values)] * len(eqn.outvars)
+
+    def leave(self, eqn: JaxprEqn, outs: list[int]) -> list[int]:
+        custom = eqn.primitive.name.startswith(("custom_", "call_hi_"))
+        if not custom or in_scope(eqn, EXOGENOUS) or _is_of(eqn, jax, numpyro):
+            return outs
+        return [2 if out else 0 for out in outs]
+
+
+def stopped_outputs(jaxpr: Jaxpr, wrt: Collection[int]) -> list[bool]:
+    """For each output, whether its derivative in the inputs `wrt` may be wrong.
+
+    It is stopped, or follows a user's rule.
+    """
+    values = [int(index in wrt) for index in range(len(jaxpr.invars))]
+    try:
+        return [value == 2 for value in propagate(_Stopped(), jaxpr, values)]
+    except MutableError:
+        return [True] * len(jaxpr.outvars)

@@ -238,6 +238,14 @@ class Program:
         reached = {jump.path for jump in self.jumps(noise)}
         return [jump for jump in found if jump.path in reached]
 
+    def stops(self, wrt: Collection[int]) -> frozenset[int]:
+        """The flat outputs whose derivative in the inputs `wrt` may be wrong."""
+        code, chosen = self.code, frozenset(wrt)
+        found = code.fact(
+            ("stops", chosen), lambda: _jaxpr_facts.stopped_outputs(code.jaxpr, chosen)
+        )
+        return frozenset(index for index, stopped in enumerate(found) if stopped)
+
     def predicates(
         self, wrt: Collection[int], noise: Collection[int] | None = None
     ) -> "Program | None":

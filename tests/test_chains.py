@@ -496,6 +496,20 @@ def test_the_certificate_tells_wrong_networks_from_right_ones(model, flagged) ->
         assert 0.5 * error < off < 2 * error
 
 
+def test_no_control_variate_along_a_stopped_derivative() -> None:
+    """A value that is clipped only on the way forward."""
+
+    def clipped() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        v = x + jax.lax.stop_gradient(jnp.clip(x, -0.8, 0.8) - x)
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.3) * v, 0.5))
+
+    sm = ig.structural_model(clipped)
+    assert Hidden.of(sm, sm.density(("y",))).smooth == (False,)
+    few = MCMC(max_steps=64, pilot_size=256, num_samples=2048)
+    assert_found(ig.gradient(clipped, XY, scores=few), {"a": 0.4770}, 0.03)
+
+
 def ranks(levels: Any) -> Callable[[], None]:
     """Four levels of a hidden value, in an order that is not theirs."""
 

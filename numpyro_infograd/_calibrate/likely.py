@@ -38,6 +38,7 @@ _MOST_ROWS = 2**17  # different recordings in use
 _STEP = 2**20  # recordings times draws in a step of the descent
 _BATCH = 4096  # recordings in a step if no noise is hidden
 _SOUND = 64  # effective sample size
+_FEW = 8  # effective sample size below which slopes are not tested
 _OFF = 0.5  # largest difference between derivatives and differences
 
 
@@ -104,6 +105,7 @@ class LikelihoodFit(Fit[Inside]):
         whole = self.recordings(self.train.ravel())
         flat = np.asarray(flatten(whole, self.twin.sites))
         self.centre, self.scale = flat.mean(0), np.maximum(flat.std(0), 1e-30)
+        self.held_missed = 0.0
         self.count = self._fit(_FIRST)
         self.key = next(self.keys)
 
@@ -157,7 +159,7 @@ class LikelihoodFit(Fit[Inside]):
         """Gradient and curvature; more draws from now on if theirs are too noisy."""
         around, _, missed = self._around(self.rows)
         assert around is not None
-        if missed == 1 or not all(np.isfinite(x).all() for x in around[:3]):
+        if missed > 1 - 1e-6 or not all(np.isfinite(x).all() for x in around[:3]):
             return None
         value, slope, bend = (-np.asarray(x, float) for x in around[:3])
         value, slope, bend = (x / (1 - missed) for x in (value, slope, bend))
@@ -202,6 +204,7 @@ class LikelihoodFit(Fit[Inside]):
     def measure(self, num_draws: int) -> Estimate:
         """Minus the mean log likelihood of the held-out recordings, in nats."""
         _, found, missed = self._around(self.held_rows, derivatives=False)
+        self.held_missed = missed  # of the last measurement, which is that of the end
         by_block = -found[0] / max(1 - missed, 1e-30)
         value = by_block.mean() if missed < 1 else np.inf
         return report(float(value), mean_error(by_block), "likelihood")
@@ -222,15 +225,22 @@ class LikelihoodFit(Fit[Inside]):
                 f"set of {inside.draws} draws of the twin, so they were left out. Use "
                 "a model that can make every recording."
             )
+        elif self.held_missed:
+            found.append(
+                f"{self.held_missed:.2%} of the held-out recordings have probability "
+                f"zero under a set of {inside.draws} draws of the twin, so .after "
+                "leaves them out. Use a model that can make every recording."
+            )
         if inside.size < _SOUND:
             found.append(
                 "recordings determine the hidden noise so well that few draws of it "
                 f"explain one recording (an effective sample size of {inside.size:.0f} "
-                "or less for one in twenty). Errors of the sum over draws are in the "
-                "standard errors, but its bias may be larger. Record fewer numbers at "
-                "once, or use divergence='kl' if all sites are continuous."
+                "or less for one in twenty). The bias of the sum over draws may exceed "
+                "the standard errors. Record fewer numbers at once, or use "
+                "divergence='kl' if all sites are continuous."
             )
-        if directions.known.size and not inside.missed:  # else rows come and go
+        # Else rows come and go, or noise decides.
+        if directions.known.size and not inside.missed and inside.size >= _FEW:
             found.extend(self._compare(directions))
         return found
 
