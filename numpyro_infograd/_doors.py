@@ -55,7 +55,7 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             near = [other] if other in known else near
             meant = f"Did you mean {near[0]!r}? " if near else ""
             raise ArgumentError(
-                f"{name} has no argument {unknown[0]!r}. {meant}It takes "
+                f"{name} has no argument {unknown[0]!r}. {meant}Use one of "
                 f"{', '.join(known)}."
             )
         given = args[1] if len(args) > 1 else kwargs.get("inputs")

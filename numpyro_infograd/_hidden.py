@@ -187,7 +187,7 @@ def why_not_walked(sm: StructuralModel, density: Density) -> str:
             return (
                 f"entries of site {name!r} ({site.distribution}) depend on each other"
             )
-        if not site.choices and site.discrete and not _counts(site.dtype):
+        if not site.choices and site.discrete and site.is_float:
             return (
                 f"the values of site {name!r} ({site.distribution}) are not whole "
                 "numbers, and are not known before the model runs (write them as a "
@@ -196,11 +196,6 @@ def why_not_walked(sm: StructuralModel, density: Density) -> str:
         if not site.discrete and site.unconstrain is None:
             return f"the support of site {name!r} ({site.distribution}) is not known"
     return ""
-
-
-def _counts(dtype: Any) -> bool:
-    """Whether values of this type are whole numbers."""
-    return bool(jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_))
 
 
 def _smooth(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import jax
+from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from numpyro.distributions import biject_to
@@ -109,7 +110,7 @@ class View:
             return (
                 made
                 | numbers
-                | {k: _joined(laws.get(s, [])) for k, s in weighed.items()}
+                | {k: ravel_pytree(laws.get(s, []))[0] for k, s in weighed.items()}
             )
 
         example = {name: sm.example(name) for name in given}
@@ -118,12 +119,6 @@ class View:
     def call(self, name: str) -> str:
         """Name of an output in messages."""
         return f"site {name!r}" if name in self.sm.site_info else name
-
-
-def _joined(arguments: list[Any]) -> jax.Array:
-    """All numbers of some arrays."""
-    flat = [jnp.ravel(x).astype(jnp.result_type(float)) for x in arguments]
-    return jnp.concatenate([jnp.zeros(0), *flat])
 
 
 # NumPy, because JAX would compile each operation below separately.

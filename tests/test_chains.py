@@ -497,7 +497,7 @@ def test_the_certificate_tells_wrong_networks_from_right_ones(model, flagged) ->
 
 
 def test_no_control_variate_along_a_stopped_derivative() -> None:
-    """A value that is clipped only on the way forward."""
+    """A value that is clipped only on the way forward; the truth is by quadrature."""
 
     def clipped() -> None:
         x = numpyro.sample("x", dist.Normal(0, 1))

@@ -89,9 +89,9 @@ def test_facets_of_single_rates_alone() -> None:
 
 def test_too_few_steps_are_told() -> None:
     region = quiet.rate_region(
-        two_users, TRUE, projection=own_power, num_weights=2, num_steps=20
+        two_users, TRUE, projection=own_power, num_weights=2, num_steps=10
     )
-    assert sum("ended after 20 steps, too few" in w for w in region.warnings) == 2
+    assert sum("ended after 10 steps, too few" in w for w in region.warnings) == 2
 
 
 def test_sums_without_a_bound_are_told() -> None:

@@ -33,6 +33,7 @@ CYCLE = 200  # steps of one cosine decay if num_steps is None
 MAX_CYCLES = 5
 NEGLIGIBLE = 2e-4  # expected gain of more steps, relative to its unit, to stop
 FIRST = 8  # steps whose gradients are compared with their noise
+FEWEST = 2 * FIRST  # fewer steps do not show whether an ascent is finished
 
 
 class Run:
@@ -221,7 +222,7 @@ class Run:
         """Steps of a chunk: two chunks show what more steps would gain."""
         if self.heat:  # noise falls at least five times before it is removed
             return min(CHUNK, max(total // 10, 1))
-        return min(CHUNK, -(-total // 2)) if total >= 2 * FIRST else CHUNK
+        return min(CHUNK, -(-total // 2)) if total >= FEWEST else CHUNK
 
     def _rates(self, steps: np.ndarray, total: int) -> np.ndarray:
         """The rate at steps of a cycle; the caller's optimizer has its own."""

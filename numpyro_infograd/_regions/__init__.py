@@ -31,7 +31,7 @@ from numpyro_infograd._arguments import as_args, as_count, as_key
 from numpyro_infograd._doors import public
 from numpyro_infograd._objectives import MI, Objective, names
 from numpyro_infograd._optimize import Ending, Result, Status, maximize
-from numpyro_infograd._optimize.run import CHUNK
+from numpyro_infograd._optimize.run import FEWEST
 from numpyro_infograd._problem import enter
 from numpyro_infograd._regions.geometry import corners_of, multipliers_of, simplex_grid
 from numpyro_infograd._regions.region import RateRegion
@@ -46,7 +46,6 @@ from numpyro_infograd.errors import (
 from numpyro_infograd.values import Estimate, value_of
 
 Bounds = dict[tuple[str, ...], Objective]
-_FEW_STEPS = 2 * CHUNK  # fewer do not show whether an ascent is finished
 _ROUNDS = 3  # ascents in a direction with updated multipliers, at most
 
 
@@ -321,7 +320,7 @@ def _warnings_for(
         own = f"the direction {weight.tolist()}"
         if result.status.ending not in (Ending.CONVERGED, Ending.ALL_STEPS):
             ends.append(f"{own} {result.status}")
-        elif (steps := len(result.history["gain"])) < _FEW_STEPS:
+        elif (steps := len(result.history["gain"])) < FEWEST:
             ends.append(
                 f"{own} ended after {steps} steps, too few to tell whether more would "
                 "gain: leave num_steps out, or raise it."
