@@ -61,6 +61,11 @@ class Problem:
     spec: NoiseSpec  # distributions of the noise; static
 
     @property
+    def closed_form(self) -> GaussianEntropies | None:
+        """The whole objective as a function of parameters, if it needs no sample."""
+        return None if self.is_sampled else self.exact
+
+    @property
     def is_sampled(self) -> bool:
         """Whether a gradient needs samples."""
         return self.method is not None or bool(self.expectations.programs)

@@ -16,9 +16,16 @@ from numpyro_infograd._optimize.budgets import ConstraintReport
 from numpyro_infograd._optimize.landing import land
 from numpyro_infograd._optimize.log import join
 from numpyro_infograd._optimize.move import constrained
+from numpyro_infograd._optimize.polish import is_below_others
 from numpyro_infograd._optimize.remaining import flat
 from numpyro_infograd._optimize.result import Ending, Result, Status
-from numpyro_infograd._optimize.run import CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
+from numpyro_infograd._optimize.run import (
+    CYCLE,
+    MAX_CYCLES,
+    NEGLIGIBLE,
+    Ended,
+    unit_of_gain,
+)
 from numpyro_infograd._optimize.step import StepInfo, ascend_many
 from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._problem import REPLICATES
@@ -34,26 +41,26 @@ _ROUGH = 0.02  # relative error of a first value of the start
 End = tuple[Any, Estimate | None, str]
 
 
-def finish(run: Run) -> Result:
+def finish(ended: Ended) -> Result:
     """Choose the best restart, and estimate the objective at its end."""
-    ends = [_end(run, index) for index in range(len(run.starts))]
-    reports = [_report(run, index, end[0]) for index, end in enumerate(ends)]
+    ends = [_end(ended, index) for index in range(len(ended.starts))]
+    reports = [_report(ended, index, end[0]) for index, end in enumerate(ends)]
     best = max(range(len(ends)), key=lambda i: _rank(ends[i][1], reports[i]))
     params, estimate, _ = ends[best]
-    histories = _histories(run, bool(reports[best]))
-    status = _status(run, best, params, estimate, histories[best])
+    histories = _histories(ended, bool(reports[best]))
+    status = _status(ended, best, params, estimate, histories[best])
     missed = _missed(reports[best])
-    said = _warnings_for(run, best, status, ends[best], missed, histories[best])
-    if status == run.status and status.ending is Ending.CONVERGED:
-        status = Status(status + run.within(best), Ending.CONVERGED)
+    said = _warnings_for(ended, best, status, ends[best], missed, histories[best])
+    if status == ended.status and status.ending is Ending.CONVERGED:
+        status = Status(status + _within(ended, best), Ending.CONVERGED)
     result = Result(
-        without_pairs(run.clean.sm.pairs, params),
+        without_pairs(ended.posed.sm.pairs, params),
         estimate,
         histories[best],
         status,
         {
-            "method": run.clean.method_name,
-            "reason": run.clean.reason,
+            "method": ended.posed.method_name,
+            "reason": ended.posed.reason,
             "skipped_steps": _skipped(histories[best]),
             "restarts": [e.value if e is not None else None for _, e, _ in ends],
         },
@@ -61,7 +68,7 @@ def finish(run: Run) -> Result:
         said,
         histories,
     )
-    if missed and run.status.ending is Ending.UNFINISHED:
+    if missed and ended.status.ending is Ending.UNFINISHED:
         error = ConstraintError(
             f"the ascent found no parameters that meet {missed[0]!r} in "
             f"{MAX_CYCLES * CYCLE} steps. Use a bound that can be met, or other "
@@ -72,8 +79,17 @@ def finish(run: Run) -> Result:
     return result
 
 
+def _within(ended: Ended, index: int) -> str:
+    """The gain that noise may hide, in words; "" if it is negligible."""
+    if not ended.outlooks or not ended.ascent.problem.is_sampled:
+        return ""
+    hidden = ended.outlooks[index].most
+    unit = unit_of_gain(ended.plan, ended.chunks, index)
+    return "" if hidden <= NEGLIGIBLE * unit else f", to within {hidden:.2g} nats"
+
+
 def _status(
-    run: Run,
+    ended: Ended,
     index: int,
     params: Any,
     estimate: Estimate | None,
@@ -82,11 +98,11 @@ def _status(
     """How the run ended, after a look at its start and its end."""
     norms = history.get("gradient_norm", np.ones(0))
     if len(norms) and norms[0] == 0:
-        return _at_rest(run, index, params)
-    fall = _fall(run, estimate)
-    if fall and run.plan.is_default:
+        return _at_rest(ended, index, params)
+    fall = _fall(ended, estimate)
+    if fall and ended.plan.is_default:
         return Status(
-            f"{run.status}, but it ended worse than its start, {fall}",
+            f"{ended.status}, but it ended worse than its start, {fall}",
             Ending.BELOW_START,
         )
     if fall:
@@ -95,18 +111,18 @@ def _status(
             f"start, {fall}. Lower the learning rate of the optimizer",
             Ending.DIVERGED,
         )
-    if run.status.ending is Ending.UNFINISHED:
-        gain = run.outlooks[index].gain
-        told = gain > 0 and not run.plan.subject_to
-        status = run.status + (f" of about {gain:.2g} nats" if told else "")
-        if run.plan.projection is None and not run.plan.subject_to:
+    if ended.status.ending is Ending.UNFINISHED:
+        gain = ended.outlooks[index].gain
+        told = gain > 0 and not ended.plan.subject_to
+        status = ended.status + (f" of about {gain:.2g} nats" if told else "")
+        if ended.plan.projection is None and not ended.plan.subject_to:
             status += ": is a constraint or a projection missing?"
         return Status(status, Ending.UNFINISHED)
-    return run.status
+    return ended.status
 
 
 def _warnings_for(
-    run: Run,
+    ended: Ended,
     index: int,
     status: Status,
     end: End,
@@ -122,11 +138,11 @@ def _warnings_for(
             f"{status}: the gradient is wrong, or smaller than its noise. Raise "
             "num_samples, use other scores, or keep the start."
         )
-    elif status.ending not in sound or status != run.status:
+    elif status.ending not in sound or status != ended.status:
         found.append(str(status))
-    found += _prospects(run, index, status, estimate)
-    if (chance := run.clean.problem.chance) and run.chunks:
-        last = run.chunks[-1].evidence
+    found += _prospects(ended, index, status, estimate)
+    if (chance := ended.posed.problem.chance) and ended.chunks:
+        last = ended.chunks[-1].evidence
         found += chance.warnings_for({m: np.mean(v[index]) for m, v in last.items()})
     if skipped := _skipped(history):
         found.append(
@@ -143,24 +159,24 @@ def _warnings_for(
 
 
 def _prospects(
-    run: Run, index: int, status: Status, estimate: Estimate | None
+    ended: Ended, index: int, status: Status, estimate: Estimate | None
 ) -> list[str]:
     """What more steps would gain, and what noise hides."""
-    if not run.outlooks or status.ending in (Ending.SADDLE, Ending.AT_REST):
+    if not ended.outlooks or status.ending in (Ending.SADDLE, Ending.AT_REST):
         return []
-    ahead, found = run.outlooks[index], []
+    ahead, found = ended.outlooks[index], []
     may_rise = status.ending in (Ending.CONVERGED, Ending.ALL_STEPS)
-    clear_first = run.is_clear_first[index] if run.is_clear_first else True
+    clear_first = ended.is_clear_first[index] if ended.is_clear_first else True
     unit = error = 0.0
     if estimate is not None:
         unit, error = abs(estimate.value), estimate.standard_error
-    if estimate is None or run.plan.subject_to:
+    if estimate is None or ended.plan.subject_to:
         unit = max(unit, 1.0)
-    noisy = not ahead.is_clear and run.ascent.problem.is_sampled
+    noisy = not ahead.is_clear and ended.ascent.problem.is_sampled
     if may_rise and ahead.is_rising and ahead.gain > max(NEGLIGIBLE * unit, error):
         # With constraints the gain is that of the augmented Lagrangian.
         gain = f"more steps would gain about {ahead.gain:.2g} nats"
-        why = "the constraints still move it" if run.plan.subject_to else gain
+        why = "the constraints still move it" if ended.plan.subject_to else gain
         found.append(
             f"the ascent is not finished: {why}. Raise num_steps, or start again from "
             "these parameters."
@@ -178,20 +194,23 @@ def _prospects(
     return found
 
 
-def _at_rest(run: Run, index: int, params: Any) -> Status:
+def _at_rest(ended: Ended, index: int, params: Any) -> Status:
     """How a run ended whose gradient was zero at the start."""
-    said, ending, start = run.status, run.status.ending, run.starts[index]
-    objective, sites = run.clean.objective, run.clean.objective.sites
-    if not objective.expectations and not run.clean.sm.params_of(sites):
+    said, ending, start = ended.status, ended.status.ending, ended.starts[index]
+    objective, sites = ended.posed.objective, ended.posed.objective.sites
+    if not objective.expectations and not ended.posed.sm.params_of(sites):
         named = ", ".join(map(repr, sites))
         return Status(f"{said}; no parameter reaches {named}", Ending.AT_REST)
-    if _free_gradient_norm(run, start) > 0:
+    if _free_gradient_norm(ended, start) > 0:
         held = f"{said}; the projection allows no move from the start"
         return Status(held, Ending.AT_REST)
     if np.any(flat(params) != flat(start)):
         left = "from a start at a saddle point, which it left in a random direction"
         return Status(f"{said}, {left}", ending)
-    higher = run.is_below_others(index)
+    exact, move = ended.ascent.problem.closed_form, ended.ascent.move
+    key = jax.random.fold_in(ended.rng_key, index)
+    here = jax.tree.map(lambda x: x[index], ended.states.unconstrained_params)
+    higher = None if exact is None else is_below_others(exact, move, here, key)
     if higher is False:
         return said  # it is a maximum
     may_be = "is" if higher else "may be"
@@ -202,11 +221,11 @@ def _at_rest(run: Run, index: int, params: Any) -> Status:
     )
 
 
-def _free_gradient_norm(run: Run, start: Any) -> float:
+def _free_gradient_norm(ended: Ended, start: Any) -> float:
     """Norm of the gradient at a start, in all directions."""
-    ascent = run.ascent
+    ascent = ended.ascent
     ascent = replace(ascent, move=ascent.move._replace(projection=None))
-    state = run.plan.start(run.clean, run.rng_key, start)
+    state = ended.plan.start(ended.posed, ended.rng_key, start)
     batch = jax.tree.map(lambda x: x[None], state)
     _, info = ascend_many(ascent, batch, jnp.ones(1))
     return float(info.gradient_norm[0, 0])
@@ -222,11 +241,11 @@ def _missed(reports: tuple[ConstraintReport, ...]) -> list[ConstraintReport]:
     return [report for report in reports if not report.is_met]
 
 
-def _report(run: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
+def _report(ended: Ended, index: int, params: Any) -> tuple[ConstraintReport, ...]:
     """The report of each constraint."""
-    budgets, reports = run.ascent.budgets, []
-    over, error = _excess(run, params, jax.random.fold_in(run.rng_key, 8))
-    for i, constraint in enumerate(run.plan.subject_to):
+    budgets, reports = ended.ascent.budgets, []
+    over, error = _excess(ended, params, jax.random.fold_in(ended.rng_key, 8))
+    for i, constraint in enumerate(ended.plan.subject_to):
         sign = 1.0 if constraint.sense == "<=" else -1.0
         bound, scale = float(constraint.bound), float(budgets.scales[i])
         reports.append(
@@ -237,21 +256,21 @@ def _report(run: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
                 bound,
                 max(over[i], 0.0),
                 scale * float(budgets.rounding[i]) + 2 * error[i],
-                float(run.states.multipliers[index, i]) / scale,
+                float(ended.states.multipliers[index, i]) / scale,
             )
         )
     return tuple(reports)
 
 
 def _excess(
-    run: Run, params: Any, rng_key: jax.Array
+    ended: Ended, params: Any, rng_key: jax.Array
 ) -> tuple[list[float], list[float]]:
     """By how much each constraint is exceeded, and the standard error."""
     over, error = [], []
-    size = max(REPLICATES * run.ascent.source.size, _CHECKED)
-    for constraint in run.plan.subject_to:
+    size = max(REPLICATES * ended.ascent.source.size, _CHECKED)
+    for constraint in ended.plan.subject_to:
         found = value_of(
-            run.clean.sm, constraint.expectations, params, rng_key, num_samples=size
+            ended.posed.sm, constraint.expectations, params, rng_key, num_samples=size
         )
         excess = found.value - float(constraint.bound)
         over.append(excess if constraint.sense == "<=" else -excess)
@@ -259,38 +278,38 @@ def _excess(
     return over, error
 
 
-def _landed(run: Run, index: int, unconstrained_params: Any) -> Any:
+def _landed(ended: Ended, index: int, unconstrained_params: Any) -> Any:
     """The parameters after a correction onto the bounds that hold them."""
-    budgets, constraints = run.ascent.budgets, run.plan.constraints(run.clean)
+    budgets, constraints = ended.ascent.budgets, ended.plan.constraints(ended.posed)
     scales, rounding = np.asarray(budgets.scales), np.asarray(budgets.rounding)
-    key = jax.random.fold_in(run.rng_key, 9)
+    key = jax.random.fold_in(ended.rng_key, 9)
 
     def measure(here: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         try:
-            over, error = _excess(run, constrained(here, constraints), key)
+            over, error = _excess(ended, constrained(here, constraints), key)
         except InfogradError:  # such as an expectation that is not finite here
             over = error = [math.nan] * len(scales)
         return np.array(over) / scales, np.array(error) / scales, rounding
 
-    multipliers = run.states.multipliers[index]
-    return land(run.ascent, unconstrained_params, multipliers, measure, key)
+    multipliers = ended.states.multipliers[index]
+    return land(ended.ascent, unconstrained_params, multipliers, measure, key)
 
 
-def _fall(run: Run, end: Estimate | None) -> str:
+def _fall(ended: Ended, end: Estimate | None) -> str:
     """How far the ascent fell below its start, in words; "" if it did not fall.
 
     The words hold for what is minimised, too. Both values use the same key. With
     constraints there is no check, because the objective may have to fall to meet them.
     """
-    if run.plan.subject_to or not run.chunks:
+    if ended.plan.subject_to or not ended.chunks:
         return ""
     if end is not None and end.method == "mcmc":
         # A rough value of the start is usually enough, and takes a tenth of the time.
-        rough, _ = _value(run, run.starts[0], MCMC(tolerance=_ROUGH))
+        rough, _ = _value(ended, ended.starts[0], MCMC(tolerance=_ROUGH))
         far = 4 * math.hypot(rough.standard_error, end.standard_error) if rough else 0.0
         if rough and end.value > rough.value + far:
             return ""
-    start, _ = _value(run, run.starts[0])
+    start, _ = _value(ended, ended.starts[0])
     if start is None:
         return ""
     if end is None:
@@ -301,18 +320,18 @@ def _fall(run: Run, end: Estimate | None) -> str:
     return f"by {start.value - end.value:.4g} nats"
 
 
-def _end(run: Run, index: int) -> End:
+def _end(ended: Ended, index: int) -> End:
     """Where a restart ended, with its value or the reason why it has none.
 
     If the objective has no value after the last step, the point before it is used.
     """
     trouble = ""
-    for tree in (run.states.unconstrained_params, run.states.previous):
+    for tree in (ended.states.unconstrained_params, ended.states.previous):
         tree = jax.tree.map(lambda x: x[index], tree)
-        if run.plan.subject_to:
-            tree = _landed(run, index, tree)
-        params = constrained(tree, run.plan.constraints(run.clean))
-        value, why = _value(run, params)
+        if ended.plan.subject_to:
+            tree = _landed(ended, index, tree)
+        params = constrained(tree, ended.plan.constraints(ended.posed))
+        value, why = _value(ended, params)
         if value is not None:
             return params, value, ""
         trouble = trouble or why
@@ -320,12 +339,12 @@ def _end(run: Run, index: int) -> End:
 
 
 def _value(
-    run: Run, params: Any, method: str | MCMC = "auto"
+    ended: Ended, params: Any, method: str | MCMC = "auto"
 ) -> tuple[Estimate | None, str]:
     """The value of the objective at `params`, or the reason why it has none."""
-    key = jax.random.fold_in(run.rng_key, 7)
+    key = jax.random.fold_in(ended.rng_key, 7)
     try:
-        sm, objective = see_through(run.clean.sm, run.plan.objective, params)
+        sm, objective = see_through(ended.posed.sm, ended.plan.objective, params)
         value = value_of(sm, objective, params, key, method)
     except InfogradError as error:
         return None, str(error)
@@ -340,23 +359,23 @@ def _rank(value: Estimate | None, reports: tuple[ConstraintReport, ...]) -> Any:
     return (-missed, -math.inf if value is None else value.value)
 
 
-def _histories(run: Run, budgets: bool) -> tuple[dict[str, Any], ...]:
+def _histories(ended: Ended, budgets: bool) -> tuple[dict[str, Any], ...]:
     """The histories of all restarts: arrays over steps."""
-    if not run.chunks:
-        return ({},) * len(run.starts)
-    infos = join(run.chunks)
+    if not ended.chunks:
+        return ({},) * len(ended.starts)
+    infos = join(ended.chunks)
     return tuple(
-        _history(run, jax.tree.map(lambda x, i=i: x[i], infos), budgets)
-        for i in range(len(run.starts))
+        _history(ended, jax.tree.map(lambda x, i=i: x[i], infos), budgets)
+        for i in range(len(ended.starts))
     )
 
 
-def _history(run: Run, info: StepInfo, budgets: bool) -> dict[str, Any]:
+def _history(ended: Ended, info: StepInfo, budgets: bool) -> dict[str, Any]:
     """The history of one restart: arrays over steps."""
     history = {
         "gradient_norm": info.gradient_norm,
         "gain": info.gain,
-        "params": without_pairs(run.clean.sm.pairs, info.params),
+        "params": without_pairs(ended.posed.sm.pairs, info.params),
         "finite": info.finite,
     }
     history |= {str(measure): each for measure, each in info.evidence.items()}

@@ -256,8 +256,7 @@ class InfoMax:
             key = jax.random.fold_in(rng_key, index)
             starts.append(self.plan.random_start(posed, key, params))
         run = Run(self.plan, posed, rng_key, starts, num_steps, annealing, checkpoint)
-        run.run(progress_bar)
-        return finish(run)
+        return finish(run.run(progress_bar))
 
     def _made_for(self, state: Any) -> tuple[Posed, Ascent]:
         """What `init` made, after a check that `state` is a state of this ascent."""

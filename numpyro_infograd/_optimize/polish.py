@@ -141,7 +141,27 @@ def climb(exact: GaussianEntropies, move: Move, start: Any) -> Peak:
     return Peak(end.best, end.record[end.step], remaining)
 
 
-def nudged(move: Move, params: Any, rng_key: jax.Array) -> Any:
+def top(exact: GaussianEntropies, move: Move, start: Any, rng_key: jax.Array) -> Peak:
+    """The maximum above a start, also if the climb meets a saddle or a flat place."""
+    peak = climb(exact, move, start)
+    beside = climb(exact, move, _nudged(move, peak.params, rng_key))
+    return beside if _is_higher(beside, peak) else peak
+
+
+def is_below_others(
+    exact: GaussianEntropies, move: Move, here: Any, rng_key: jax.Array
+) -> bool:
+    """Whether a random small move leads to a higher maximum."""
+    beside = climb(exact, move, _nudged(move, here, rng_key))
+    return _is_higher(beside, climb(exact, move, here))
+
+
+def _is_higher(one: Peak, other: Peak) -> bool:
+    least = FLAT * max(abs(float(other.value)), 1.0)
+    return bool(one.value > other.value + least)
+
+
+def _nudged(move: Move, params: Any, rng_key: jax.Array) -> Any:
     """A random point near unconstrained parameters: a climb from it leaves a saddle."""
 
     def one(leaf: jax.Array, scale: jax.Array, index: int) -> jax.Array:

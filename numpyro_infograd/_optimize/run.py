@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -20,10 +20,10 @@ from numpyro_infograd._optimize.budgets import FARTHEST, is_settled
 from numpyro_infograd._optimize.log import Log, Snapshot, identify, take_apart
 from numpyro_infograd._optimize.move import constrained, decay, scales
 from numpyro_infograd._optimize.plan import Plan
-from numpyro_infograd._optimize.polish import FLAT, Peak, climb, nudged
+from numpyro_infograd._optimize.polish import top
 from numpyro_infograd._optimize.remaining import Outlook, Steepness, flat, outlook
 from numpyro_infograd._optimize.result import Ending, Status
-from numpyro_infograd._optimize.step import StepInfo, ascend_many
+from numpyro_infograd._optimize.step import Ascent, InfoMaxState, StepInfo, ascend_many
 from numpyro_infograd._problem import Posed, as_fine
 from numpyro_infograd.scores import Mixture
 from numpyro_infograd.scores.base import measured
@@ -34,6 +34,21 @@ MAX_CYCLES = 5
 NEGLIGIBLE = 2e-4  # expected gain of more steps, relative to its unit, to stop
 FIRST = 8  # steps whose gradients are compared with their noise
 FEWEST = 2 * FIRST  # fewer steps do not show whether an ascent is finished
+
+
+class Ended(NamedTuple):
+    """An ascent after its last step."""
+
+    plan: Plan
+    posed: Posed
+    ascent: Ascent
+    rng_key: jax.Array
+    starts: list[Any]  # parameters of each restart, in constrained space
+    states: InfoMaxState  # of all restarts
+    chunks: list[StepInfo]
+    status: Status
+    outlooks: list[Outlook]  # of each restart
+    is_clear_first: list[bool]  # of each restart, as in `Run`
 
 
 class Run:
@@ -83,7 +98,7 @@ class Run:
         self.states = jax.tree.map(lambda *x: jnp.stack(x), *states)
         self.ascent = self.plan.make_ascent(self.posed, self.starts[0])
 
-    def run(self, progress_bar: bool) -> None:
+    def run(self, progress_bar: bool) -> Ended:
         """Run from the start, or from a checkpoint, to the end."""
         total = self.num_steps or CYCLE
         try:
@@ -98,6 +113,18 @@ class Run:
         finally:
             if self.log is not None:
                 self.log.checkpoint.close()
+        return Ended(
+            self.plan,
+            self.clean,
+            self.ascent,
+            self.rng_key,
+            self.starts,
+            self.states,
+            self.chunks,
+            self.status,
+            self.outlooks,
+            self.is_clear_first,
+        )
 
     # -- checkpoints ------------------------------------------------------------------
 
@@ -319,20 +346,12 @@ class Run:
         """Whether no restart would gain by more steps, or by a one percent move."""
         return not self._came_from_far() and all(
             max(self._nudge(i), ahead.gain if ahead.is_rising else 0.0)
-            <= NEGLIGIBLE * self._size(i)
+            <= NEGLIGIBLE * unit_of_gain(self.plan, self.chunks, i)
             and is_settled(
                 np.mean(self.chunks[-1].excess[i], axis=0), self.states.multipliers[i]
             )
             for i, ahead in enumerate(self.outlooks)
         )
-
-    def within(self, index: int) -> str:
-        """The gain that noise may hide, in words; "" if it is negligible."""
-        if not self.outlooks or not self.ascent.problem.is_sampled:
-            return ""
-        hidden = self.outlooks[index].most
-        negligible = hidden <= NEGLIGIBLE * self._size(index)
-        return "" if negligible else f", to within {hidden:.2g} nats"
 
     def _look_ahead(self, total: int) -> list[Outlook]:
         """The outlook of each restart after a cycle; empty for less than two chunks."""
@@ -369,40 +388,19 @@ class Run:
         """Climb to the maximum, if the objective is known exactly; whether nothing is
         left to gain.
         """
-        if not self._is_exact() or not self.plan.is_default:
+        exact = self.ascent.problem.closed_form
+        if exact is None or not self.plan.is_default:
             return True
-        exact, move = self.clean.problem.exact, self.ascent.move
-        ends = []
-        for index, here in enumerate(self._each_unconstrained()):
-            peak = climb(exact, move, here)
-            beside = climb(exact, move, self._beside(peak.params, index))
-            if _is_higher(beside, peak):
-                peak = beside  # the other was a saddle, or almost flat
-            ends.append(peak)
+        ends = [
+            top(exact, self.ascent.move, here, jax.random.fold_in(self.rng_key, index))
+            for index, here in enumerate(self._each_unconstrained())
+        ]
         found = jax.tree.map(lambda *x: jnp.stack(x), *(end.params for end in ends))
         self.states = self.states._replace(
             previous=self.states.unconstrained_params, unconstrained_params=found
         )
         self.outlooks = [Outlook(float(end.remaining), 0.0, True) for end in ends]
         return all(end.remaining <= NEGLIGIBLE * abs(end.value) for end in ends)
-
-    def is_below_others(self, index: int) -> bool | None:
-        """Whether a random small move leads higher; None if there is no exact value."""
-        if not self._is_exact():
-            return None
-        exact, move = self.clean.problem.exact, self.ascent.move
-        here = self._each_unconstrained()[index]
-        beside = climb(exact, move, self._beside(here, index))
-        return _is_higher(beside, climb(exact, move, here))
-
-    def _beside(self, params: Any, index: int) -> Any:
-        key = jax.random.fold_in(self.rng_key, index)
-        return nudged(self.ascent.move, params, key)
-
-    def _is_exact(self) -> bool:
-        """Whether the objective is known in closed form."""
-        problem = self.ascent.problem  # with the expectations of constraints
-        return problem.exact is not None and not problem.is_sampled
 
     def _nudge(self, index: int) -> float:
         """Gain in nats, beyond doubt, of a move by one percent of the parameters' size.
@@ -417,16 +415,12 @@ class Run:
         size = float(optax.tree.norm(self._each_unconstrained()[index])) or 1.0
         return 0.01 * size * math.sqrt(sure)
 
-    def _size(self, index: int) -> float:
-        """Unit of a gain: one nat, or the whole gain of the run if that is more.
 
-        With constraints it is one nat, because the gain may come from meeting them.
-        """
-        if self.plan.subject_to:
-            return 1.0
-        return max(1.0, float(sum(np.nansum(c.gain[index]) for c in self.chunks)))
+def unit_of_gain(plan: Plan, chunks: list[StepInfo], index: int) -> float:
+    """Unit of a gain: one nat, or the whole gain of a restart if that is more.
 
-
-def _is_higher(one: Peak, other: Peak) -> bool:
-    least = FLAT * max(abs(float(other.value)), 1.0)
-    return bool(one.value > other.value + least)
+    With constraints it is one nat, because the gain may come from meeting them.
+    """
+    if plan.subject_to:
+        return 1.0
+    return max(1.0, float(sum(np.nansum(chunk.gain[index]) for chunk in chunks)))
