@@ -29,7 +29,12 @@ from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Means, Term, at_each, has_density
 from numpyro_infograd.errors import VOUCH, DensityError
 from numpyro_infograd.scores.base import Evidence, Measure, about
-from numpyro_infograd.scores.mixture import FEW_UNEXPLAINED, SOUND_SAMPLE_SIZE, Mixture
+from numpyro_infograd.scores.mixture import (
+    FEW_UNEXPLAINED,
+    LOWEST,
+    SOUND_SAMPLE_SIZE,
+    Mixture,
+)
 
 _MOST_STATES = 16  # joint states of drawn sites that are summed over, at most
 _MOST_COMPONENTS = 2**14  # of a mixture that is refined on its own
@@ -116,12 +121,12 @@ class Chance:
                     "outside the support of half of a mixture's components, so their "
                     "log densities are poor."
                 )
-            if not own["effective_sample_size_low"] >= SOUND_SAMPLE_SIZE:
+            if not own[LOWEST] >= SOUND_SAMPLE_SIZE:
                 found.append(
                     f"log p({density.label}), which weighs the draws of "
                     f"{', '.join(map(repr, self.sites))}, comes from a mixture with an "
                     "effective sample size of only "
-                    f"{own['effective_sample_size_low']:.0f}: its bias may exceed the "
+                    f"{own[LOWEST]:.0f}: its bias may exceed the "
                     "standard error. Pass scores=ig.scores.Mixture(num_components=...) "
                     "with more components."
                 )
@@ -194,7 +199,7 @@ class Chance:
     ) -> Pointwise:
         num_samples = next(iter(values.values())).shape[0]
         found = jnp.zeros(num_samples) + means.coefficients @ at_each(means, values)
-        deviation, evidence = jnp.zeros_like(found), {}
+        deviation, evidence = jnp.zeros_like(found), dict[Measure, jax.Array]()
         for i, density in enumerate(self.densities):
             c = self.coefficients[i]
             if not density.hidden:
@@ -203,16 +208,11 @@ class Chance:
                 found -= c * jnp.where(jnp.isfinite(log_p), log_p, 0.0)
                 continue
             key = jax.random.fold_in(rng_key, i)
-            log_p, bias, low = self.mixture.log_density(
-                self.sources[i], density, params, values, key
-            )
-            fits = jnp.isfinite(log_p) & jnp.isfinite(bias)  # bias compares two halves
-            bias = jnp.where(fits, bias, 0.0)
-            found -= c * (jnp.where(jnp.isfinite(log_p), log_p, 0.0) + bias)
+            at = self.mixture.log_density(self.sources[i], density, params, values, key)
+            bias = jnp.where(at.is_explained, at.correction, 0.0)
+            found -= c * (jnp.where(jnp.isfinite(at.value), at.value, 0.0) + bias)
             deviation -= 0.5 * c * bias
-            label = _label(density)
-            evidence[Measure("effective_sample_size_low", label)] = low
-            evidence[Measure("unexplained", label)] = jnp.mean(~fits)
+            evidence |= at.evidence(_label(density))
         return Pointwise(found, deviation, evidence)
 
 

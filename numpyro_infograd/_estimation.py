@@ -16,7 +16,7 @@ import optax
 
 from numpyro_infograd._certificate import certify
 from numpyro_infograd._compiling import quick_jit
-from numpyro_infograd._density import Density
+from numpyro_infograd._density import Density, simulate
 from numpyro_infograd._doors import warn
 from numpyro_infograd._noise import NoiseSource, standard_error
 from numpyro_infograd._problem import (
@@ -31,6 +31,7 @@ from numpyro_infograd._problem import (
 from numpyro_infograd._pullback import Pulled, pull_back
 from numpyro_infograd._text import html_table, warned, with_error
 from numpyro_infograd.errors import VOUCH
+from numpyro_infograd.scores import Mixture
 from numpyro_infograd.scores.base import Evidence, Measure, ScoreMethod, about
 from numpyro_infograd.scores.exact import GaussianEntropies
 
@@ -186,6 +187,51 @@ def _with_shift(error: Any, shift: Any, shift_error: Any) -> Any:
     return np.sqrt(error**2 + np.maximum(shift**2 - shift_error**2, 0.0))
 
 
+def _refined(problem: Problem, evidence: Evidence) -> Problem | None:
+    """The problem with more components for drawn sites; None if these are enough."""
+    chance = problem.chance
+    poor = chance and chance.warnings_for(evidence)
+    finer = chance.finer() if chance and poor else None
+    return replace(problem, chance=finer) if finer else None
+
+
+@quick_jit
+def _components(
+    problem: Problem, params: Any, source: NoiseSource, rng_key: jax.Array
+) -> dict[Measure, jax.Array]:
+    """How good all components of mixtures are, without scores."""
+    mixture, chance = problem.method, problem.chance
+    noise_key, key = jax.random.split(rng_key)
+    noise = source(noise_key)
+    values = simulate(problem.forward, params, noise)
+    evidence: dict[Measure, jax.Array] = {}
+    if chance:
+        means = problem.expectations
+        _, _, evidence = chance.cotangent(params, noise, values, means, key)
+    if isinstance(mixture, Mixture):
+        for density in (d for d in problem.densities if is_learned(mixture, d)):
+            state = mixture.init(density, key)
+            log_p = mixture.log_density(state, density, params, values, key)
+            evidence |= log_p.evidence(density.label)
+    return evidence
+
+
+def judge_components(
+    posed: Posed, params: Any, rng_key: jax.Array
+) -> tuple[Posed, Evidence]:
+    """Evidence about the components of mixtures, and the problem with as many of them
+    as its drawn sites need. It takes the samples of one step of an ascent.
+    """
+    problem, size = posed.problem, Mixture.step_samples
+    source = NoiseSource.of(problem.spec, size)
+    while True:
+        evidence = jax.device_get(_components(problem, params, source, rng_key))
+        finer = _refined(problem, evidence)
+        if finer is None:
+            return posed._replace(problem=problem), evidence
+        problem = finer
+
+
 class Estimated(NamedTuple):
     """A gradient, the problem with the components that it needed, and its evidence."""
 
@@ -199,9 +245,8 @@ def estimate_gradient(
     params: Any,
     num_samples: int | None,
     rng_key: jax.Array,
-    is_trial: bool = False,
 ) -> Estimated:
-    """The gradient of a posed problem; see `gradient`. A trial takes few samples."""
+    """The gradient of a posed problem; see `gradient`."""
     problem = posed.problem
     fit_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
     diagnostics: dict[str, Any] = {
@@ -216,16 +261,13 @@ def estimate_gradient(
         value = jax.device_get(_exact_gradient(problem.exact, params))
     if problem.is_sampled:
         size = check_num_samples(num_samples, problem.method)
-        if is_trial and problem.method is not None:
-            size = min(size, problem.method.step_samples)
         states = fit_anew(problem, params, fit_key)
         source = NoiseSource.of(problem.spec, size // REPLICATES)
         while True:
             found = _replicated(problem, states, params, source, key)
             _, _, _, excess, _ = first = jax.device_get(found)
-            chance = problem.chance if num_samples is None else None
-            if chance and chance.warnings_for(first[-1]) and (finer := chance.finer()):
-                problem = replace(problem, chance=finer)
+            if num_samples is None and (finer := _refined(problem, first[-1])):
+                problem = finer
                 continue
             better = [problem.method and problem.method.improve(s) for s in states]
             if not excess > _BALANCE or all(b is None for b in better):
@@ -234,7 +276,7 @@ def estimate_gradient(
                 s if b is None else b for s, b in zip(states, better, strict=True)
             )
         batches = [first]
-        is_sharpened = num_samples is None and problem.chance and not is_trial
+        is_sharpened = num_samples is None and problem.chance
         while is_sharpened and _needs_more(batches):
             own = jax.random.fold_in(key, len(batches))
             found = _replicated(problem, states, params, source, own)

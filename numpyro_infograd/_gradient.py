@@ -15,7 +15,11 @@ import jax
 from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_args, as_key
 from numpyro_infograd._doors import public
-from numpyro_infograd._estimation import Gradient, estimate_gradient
+from numpyro_infograd._estimation import (
+    Gradient,
+    estimate_gradient,
+    judge_components,
+)
 from numpyro_infograd._linear import information
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._pairs import without_pairs
@@ -68,7 +72,7 @@ def choose(
     """`scores="auto"`: the first possible of exact, sound mixture, chains, learned.
 
     Returns the posed problem, and the gradient if the choice computed it. A trial only
-    judges the mixture and the components of drawn sites, which takes few samples.
+    judges the components of mixtures, and computes no gradient.
     """
     why = why_not_exact(sm, objective.sites)
     if not why:
@@ -81,14 +85,20 @@ def choose(
         return pose(sm, objective, Denoising(), params, first_sentence(error)), None
     far = information(posed.sm, posed.problem.densities, params)
     if not far > _HOPELESS:
-        found, posed, evidence = estimate_gradient(
-            posed, params, num_samples, rng_key, is_trial
-        )
+        found = None
+        if is_trial:
+            posed, evidence = judge_components(posed, params, rng_key)
+        else:
+            found, posed, evidence = estimate_gradient(
+                posed, params, num_samples, rng_key
+            )
         unsound = why_not_mixture(evidence)
         if not unsound:
             reason = f"{why}; {_why_mixture(evidence)}"
-            named = found.diagnostics | {"reason": reason}
-            return posed._replace(reason=reason), replace(found, diagnostics=named)
+            if found is not None:
+                named = found.diagnostics | {"reason": reason}
+                found = replace(found, diagnostics=named)
+            return posed._replace(reason=reason), found
     else:
         unsound = f"about {far:.0f} nats are too many for a mixture"
     beyond = pose_beyond_mixtures(sm, objective, params, f"{why}; {unsound}")

@@ -15,13 +15,14 @@ from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._density import Density, Values, quantiles
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd.errors import VOUCH, DensityError
-from numpyro_infograd.scores.base import ScoreMethod, Scores
+from numpyro_infograd.scores.base import Measure, ScoreMethod, Scores
 
 # Below this effective sample size (the 10 % quantile over samples) the jackknife no
 # longer removes a mixture's bias.
 SOUND_SAMPLE_SIZE = 200.0
 # Share of samples that may lie outside the support of all components of a half.
 FEW_UNEXPLAINED = 1e-3
+LOWEST = "effective_sample_size_low"  # evidence: its 10 % quantile over samples
 
 
 class _Sums(NamedTuple):
@@ -63,6 +64,26 @@ class _Sums(NamedTuple):
         """Kish's (sum w)^2 / sum w^2; zero if all weights are zero."""
         square = jnp.where(self.weight > 0, self.square, 1.0)
         return self.weight**2 / square
+
+
+class LogDensity(NamedTuple):
+    """Estimated log densities of some values."""
+
+    value: jax.Array  # from all components, in nats
+    correction: jax.Array  # for the bias, by a jackknife over two halves, in nats
+    effective_sample_size: jax.Array  # the 10 % quantile over values
+
+    @property
+    def is_explained(self) -> jax.Array:
+        """Whether each value lies in the support of both halves of the components."""
+        return jnp.isfinite(self.value) & jnp.isfinite(self.correction)
+
+    def evidence(self, label: str) -> dict[Measure, jax.Array]:
+        """How good the components are, for the set of sites with this label."""
+        return {
+            Measure(LOWEST, label): self.effective_sample_size,
+            Measure("unexplained", label): jnp.mean(~self.is_explained),
+        }
 
 
 @dataclass(frozen=True)
@@ -118,7 +139,7 @@ class Mixture(ScoreMethod):
         self, density: Density, evidence: Mapping[str, float]
     ) -> list[str]:
         """Also warns of too few components with weight."""
-        size = evidence["effective_sample_size_low"]
+        size = evidence[LOWEST]
         found = super().warnings_for(density, evidence)
         if evidence["unexplained"] > FEW_UNEXPLAINED:
             found.append(
@@ -161,7 +182,7 @@ class Mixture(ScoreMethod):
         evidence = {
             "unexplained": jnp.mean(~explained),
             "effective_sample_size": jnp.mean(both.effective_sample_size),
-            "effective_sample_size_low": _lowest_tenth(first, second),
+            LOWEST: _lowest_tenth(first, second),
         }
         return Scores(
             jax.tree.map(jnp.add, whole, removed),
@@ -176,8 +197,8 @@ class Mixture(ScoreMethod):
         params: Any,
         values: Values,
         rng_key: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """log p(sites | given) of each value, its jackknife correction, sample size."""
+    ) -> LogDensity:
+        """log p(sites | given) of each value."""
         first, second = self._halves(
             state, density, params, values, rng_key, with_score=False
         )
@@ -185,7 +206,7 @@ class Mixture(ScoreMethod):
         count = math.log(self.num_components)
         whole = both.log_sum - count
         halves = 0.5 * (first.log_sum + second.log_sum) - (count - math.log(2.0))
-        return whole, whole - halves, _lowest_tenth(first, second)
+        return LogDensity(whole, whole - halves, _lowest_tenth(first, second))
 
     def _halves(
         self,
