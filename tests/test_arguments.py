@@ -86,7 +86,8 @@ def bounded(constraint, start):
     return channel(law)
 
 
-@rest_slow("name", BOUNDARY)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOUNDARY)
 def test_start_on_the_boundary(name):
     constraint, start = BOUNDARY[name]
     model = bounded(constraint, start)

@@ -128,6 +128,7 @@ def test_a_position_is_what_made_the_sample(x64) -> None:
     assert float(found) == pytest.approx(float(whole + states[0]), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_few_states_are_summed_over(x64) -> None:
     def model() -> None:
         k = numpyro.sample("k", dist.Bernoulli(0.3))
@@ -193,6 +194,7 @@ def test_chains_leave_their_law_unchanged(model) -> None:
     assert np.mean(np.asarray(last.states != first.states)) > 0.05
 
 
+@pytest.mark.slow
 def test_a_kernel_that_takes_every_proposal_changes_the_law() -> None:
     """The negative control of the test above."""
     one = case(symbols)
@@ -521,6 +523,7 @@ def ranks(levels: Any) -> Callable[[], None]:
     return model
 
 
+@pytest.mark.slow
 def test_chains_start_at_levels_in_any_order() -> None:
     sm = ig.structural_model(ranks([3.0, -1.0, 1.0, -3.0]))
     hidden = Hidden.of(sm, sm.density(("y",)))
@@ -572,7 +575,7 @@ def interval_density(y: np.ndarray) -> np.ndarray:
     ("model", "density", "levels", "bend"),
     [
         (gamma_input, gamma_density, 6, 1.0),
-        (interval, interval_density, 128, 4.0),
+        slow(interval, interval_density, 128, 4.0),
         slow(symbols, symbols_density, 6, 1.0),
     ],
 )

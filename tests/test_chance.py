@@ -62,6 +62,7 @@ def test_output_of_one_bit():
     assert not found.warnings
 
 
+@pytest.mark.slow
 def test_path_alone_misses_the_gradient():
     sm = trace_model(one_bit, (), {})
     posed, _ = choose(sm, X_TO_Y, sm.params, jax.random.key(0))

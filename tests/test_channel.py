@@ -28,6 +28,7 @@ def line(power=1.0, y=None):
     numpyro.sample("y", dist.Normal(gain * x, 1), obs=y)
 
 
+@pytest.mark.slow
 def test_the_model_still_does_what_models_do() -> None:
     assert line.__name__ == "line" and line.__doc__ == "A gain."
     drawn = Predictive(line, num_samples=5, params={"gain": 2.0})(jax.random.key(0))

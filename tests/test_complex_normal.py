@@ -57,6 +57,7 @@ def test_complex_normal_is_two_real_ones(x64) -> None:
     assert ComplexNormal().sample(jax.random.key(0)).shape == ()
 
 
+@pytest.mark.slow
 def test_complex_normal_derivatives(x64) -> None:
     def moments(p):
         fn = ComplexNormal(p["re"] + 1j * p["im"], p["scale"])

@@ -78,6 +78,7 @@ def reverse_water_filling(variances, distortion):
     return 0.5 * np.log(np.maximum(variances / level, 1.0)).sum()
 
 
+@pytest.mark.slow
 def test_an_equality_is_met_after_few_steps() -> None:
     """Two opposite bounds have no room for the margins of both."""
     both = [Expectation(power) <= 3, Expectation(power) >= 3]

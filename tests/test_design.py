@@ -64,6 +64,7 @@ def test_yes_or_no_answers_are_summed_over(memory):
         agrees(found, truth[::-1] * 1.01, 2e-4)
 
 
+@pytest.mark.slow
 def test_errors_of_differences_are_paired(memory):
     lengths, found = memory
     truth = np.array([recall_truth(x) for x in lengths])

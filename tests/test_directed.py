@@ -128,6 +128,7 @@ def test_feedback_over_noise_with_memory(x64):
     check(by_scan, STACKED, directed, 4)
 
 
+@pytest.mark.slow
 def test_one_site_for_each_use(x64):
     check(by_name, ig.DirectedInformation(*names(2)), directed, 2)
 

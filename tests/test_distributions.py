@@ -228,6 +228,7 @@ def test_derivatives_are_finite_everywhere(name) -> None:
         assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.slow
 def test_a_cell_without_probability_has_log_minus_infinity() -> None:
     fn = Quantized(dist.Uniform(0.0, 1.0), [-1.0, 0.5, 2.0, 3.0])
     np.testing.assert_allclose(fn.probs, [0.0, 0.5, 0.5, 0.0, 0.0])
@@ -315,6 +316,7 @@ def test_quantized_shapes() -> None:
     assert abs(float(fn.sample(jax.random.key(1)).mean()) - 0.5) < 0.03
 
 
+@pytest.mark.slow
 def test_quantized_under_transformations(x64) -> None:
     locs = np.linspace(-1.0, 1.0, 4)
 
@@ -447,6 +449,7 @@ def test_wrong_arguments(build, message) -> None:
         build()
 
 
+@pytest.mark.slow
 def test_traced_arguments_are_not_checked() -> None:
     def log_prob(edges, low):
         a = Quantized(dist.Normal(), edges).log_prob(0)

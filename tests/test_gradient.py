@@ -9,7 +9,6 @@ from methods import (
     LEARN,
     exact_and_slow,
     named_and_slow,
-    rest_slow,
     sampled_and_slow,
     slow,
 )
@@ -33,7 +32,7 @@ XY = ig.MI("x", "y")
 
 
 # -- linear links ----------------------------------------------------------------
-@named_and_slow
+@exact_and_slow
 @pytest.mark.parametrize("point", [slow((1.0, 1.0)), (2.0, 1.0)], ids=str)
 def test_multipath(scores, point) -> None:
     a, b = point
@@ -270,6 +269,7 @@ def test_auto_is_exact_for_a_linear_model() -> None:
     check(found, {"a": 0.25, "b": 0.25}, 0.0)
 
 
+@pytest.mark.slow
 def test_auto_is_a_mixture_at_moderate_information() -> None:
     found = ig.gradient(links.amplifier, XY, params={"eta": 1.0})
     assert found.diagnostics["method"] == "mixture"
@@ -398,7 +398,8 @@ CHEAP = {
 }
 
 
-@rest_slow(
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("scores", "num_keys", "least"),
     [*((s, 16, 0.75) for s in CHEAP.values()), *((s, 200, 0.88) for s in CHEAP)],
     ids=["mixture", "denoising", "mixture by default", "denoising by default"],

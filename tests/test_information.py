@@ -188,6 +188,7 @@ def test_entropy_of_a_positive_site(scores) -> None:
     check(Entropy("y"), log_normal, {"a": 0.8 / variance, "m": 1.0}, scores)
 
 
+@pytest.mark.slow
 def test_value_of_the_entropy_of_a_positive_site() -> None:
     found = ig.estimate(log_normal, Entropy("y"))
     truth = 0.2 + 0.5 * np.log(2 * np.pi * np.e)

@@ -36,7 +36,8 @@ def check_pair(bad: Any, good: Any, objective: Any = X_TO_Y, words="'y' jumps") 
     check(good, objective)
 
 
-@rest_slow("place", [2.9, 2.5, 3.2])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [2.9, 2.5, 3.2])
 def test_a_rare_jump_is_found(place):
     """dI/d place is not zero however far out the step is: -0.037 at 2.9."""
 
@@ -259,7 +260,7 @@ STEADY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", JUMPING)
+@pytest.mark.parametrize("name", [slow(n) if n == "levels" else n for n in JUMPING])
 def test_jumps_that_count(name):
     fn, params = JUMPING[name]
     with pytest.raises(JumpError, match="'y' jumps"):

@@ -475,13 +475,13 @@ class Family(NamedTuple):
 
 
 _FAMILIES = [
-    Family(hmm, "y", ("state", "y")),
     Family(eight_schools, "y", ("mu", "y")),
-    Family(gaussian_mixture, "y", ("locs", "y")),
     Family(vae, "image", ("z", "image")),
     Family(capture_recapture, "caught", ("survives", "alive"), "seen"),
 ]
 _SLOW = [  # to compile, or of a kind that the others or test_tracing.py have
+    Family(hmm, "y", ("state", "y")),
+    Family(gaussian_mixture, "y", ("locs", "y")),
     Family(lotka_volterra, "y", ("start", "y"), moved=1.3),
     Family(holt_winters, "means", ("level", "y")),
     Family(proportion_test, "lift", ("effect", "bought"), "bought"),

@@ -104,6 +104,7 @@ def cost(v):
     return v["cost"]
 
 
+@pytest.mark.slow
 def test_positive_parameter() -> None:
     """log(1 + g^2) / 2 - 0.1 g^2 is highest at g = 2."""
 
@@ -281,7 +282,7 @@ def test_convergence_means_that_nothing_is_left_to_gain(seed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "num_steps"), [("exact", 60), ("exact", 16), slow(AVERAGE, 60)]
+    ("scores", "num_steps"), [("exact", 16), slow("exact", 60), slow(AVERAGE, 60)]
 )
 def test_an_ascent_that_still_rises_says_by_how_much(scores, num_steps) -> None:
     """The estimate is from gradients alone."""
@@ -412,6 +413,7 @@ def test_minimize_reports_the_objective_itself() -> None:
     assert np.sum(result.history["gain"]) < 0
 
 
+@pytest.mark.slow
 def test_same_key_same_result_other_key_another() -> None:
     def final(seed):
         key = jax.random.key(seed)

@@ -41,6 +41,7 @@ def test_discrete_draws_have_the_right_gradient(name) -> None:
     assert np.any(np.abs(-mean - truth) > 8 * error)
 
 
+@pytest.mark.slow
 def test_a_peer_takes_steps_within_its_constraint() -> None:
     task = TASKS["relay"]()
     settings = PEERS["contrastive"].grid[0]

@@ -105,6 +105,7 @@ def test_draws_without_weight_may_have_no_derivative():
     assert_found(found, {"k": 100 / 101}, 0.03)  # z, almost N(0.2, 1), adds nothing
 
 
+@pytest.mark.slow
 def test_bounds_of_a_policy():
     """One call gives both bounds with their errors."""
     method = ig.values.Nested(num_components=256, max_components=256)

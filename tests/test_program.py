@@ -63,6 +63,7 @@ def rich(array, literal=1.0, slope=1.0):
     return fn
 
 
+@pytest.mark.slow
 def test_retrace_of_fresh_closures_is_equal_and_compiles_once():
     run = jax.jit(jax.value_and_grad(lambda program, x, key: program(x, key), 1))
     for array in (np.arange(3.0), np.arange(3.0) + 1, jnp.arange(3.0) + 2):

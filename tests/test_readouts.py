@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Identity VI: a readout that loses nothing has the information of what it reads."""
 
+from methods import slow
 import numpy as np
 import pytest
 
@@ -336,8 +337,8 @@ def test_an_infinite_information_stays_infinite() -> None:
     ("fn", "added", "slope"),
     [
         (lambda y, a: jnp.exp(y), 0.0, 0.0),
-        (lambda y, a: jnp.exp(a) * y[::-1], 3.0, 2.0),
-        (lambda y, a: jnp.exp(a) * pair(y[0], y[1]), 3.0, 2.0),
+        slow(lambda y, a: jnp.exp(a) * y[::-1], 3.0, 2.0),
+        slow(lambda y, a: jnp.exp(a) * pair(y[0], y[1]), 3.0, 2.0),
     ],
 )
 def test_entropies(fn, added, slope) -> None:
@@ -388,6 +389,7 @@ def test_complex_sum() -> None:
     np.testing.assert_allclose(found.value, np.log(2.0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_complex_entropy_and_expectation() -> None:
     """The functions of an expectation and of a constraint see complex values."""
     h = ig.estimate(complex_link, ig.Entropy("y"))

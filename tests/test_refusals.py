@@ -282,7 +282,10 @@ NO_GRADIENT = {
 
 @pytest.mark.parametrize(
     "name",
-    [slow(n) if n in ("Poisson", "MixtureSameFamily") else n for n in NO_GRADIENT],
+    [
+        slow(n) if n in ("Poisson", "MixtureSameFamily", "VonMises") else n
+        for n in NO_GRADIENT
+    ],
 )
 def test_sampler_without_a_gradient(name):
     law, start, functional, truth = NO_GRADIENT[name]

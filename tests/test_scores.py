@@ -114,6 +114,7 @@ def test_mixture_is_the_gaussian_score(multipath, given) -> None:
     assert float(found.evidence["effective_sample_size_low"]) > 100
 
 
+@pytest.mark.slow
 def test_jackknife_reduces_the_bias() -> None:
     """Few components count in the tail: the mean over many draws of them."""
     sm = ig.structural_model(links.link)
@@ -191,7 +192,7 @@ def test_denoising_is_right_at_step_zero_where_all_is_gaussian(
     assert relative_error(found.mean["y"], truth) < 1e-3
 
 
-@pytest.mark.parametrize(
+@rest_slow(
     ("method", "tolerance"),
     [
         (AVERAGE, 1e-3),
@@ -267,7 +268,7 @@ def test_calibration_puts_a_scale_right(num_samples) -> None:
         assert float(found.evidence["stein_residual"]) == pytest.approx(-0.3, abs=0.1)
 
 
-@pytest.mark.parametrize("law", [dist.Exponential(1.0), dist.Beta(2.0, 1.5)], ids=type)
+@rest_slow("law", [dist.Exponential(1.0), dist.Beta(2.0, 1.5)], ids=type)
 def test_calibration_in_log_and_logit_coordinates(law) -> None:
     """There the boundary is infinitely far, even where the density jumps at it."""
 
@@ -293,6 +294,7 @@ def test_a_density_with_an_edge_is_left_alone() -> None:
     assert stein_correct(density, given, values) is given
 
 
+@pytest.mark.slow
 def test_calibration_leaves_the_condition_alone() -> None:
     """E[u s(u)^T] = -I holds for y given x, not for the block of x."""
 

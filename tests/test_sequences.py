@@ -93,6 +93,7 @@ def test_the_density_of_a_scan_is_that_of_the_forward_algorithm():
     assert np.max(np.abs(found - wrong)) > 1.0
 
 
+@pytest.mark.slow
 def test_a_state_without_memory_at_the_first_parameters_gets_one_later():
     # At go + back = 1 no factor depends on the last state.
     def model():
@@ -116,6 +117,7 @@ def test_a_state_without_memory_at_the_first_parameters_gets_one_later():
     np.testing.assert_allclose(found, truth, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_rate_of_a_channel_with_memory():
     n = 32
     truth, truth_error = rate_by_forward(n, 20_000, **GILBERT_ELLIOTT)
@@ -191,6 +193,7 @@ def classes():
         numpyro.sample("z", dist.Normal(0.5 * mean, 1.0))
 
 
+@pytest.mark.slow
 def test_members_with_hidden_classes():
     grid = np.linspace(-9, 10, 400)
     p_y = norm.pdf(grid, MEANS[:, None], 1.0)
@@ -243,7 +246,7 @@ def loop():
         numpyro.sample(f"y{t}", dist.Normal(s, 1.0))
 
 
-@pytest.mark.parametrize("model", [two_ago, from_outside, slow(loop)])
+@pytest.mark.parametrize("model", [two_ago, slow(from_outside), slow(loop)])
 def test_sums_along_a_sequence_are_sums_over_all_states(model):
     sm = ig.structural_model(model)
     outputs = tuple(s for s in sm.sites if s.startswith("y"))
@@ -433,6 +436,7 @@ def test_a_filter_is_unbiased():
     assert np.mean(np.log(ratio)) < -5 * error  # negative control: the log is not
 
 
+@pytest.mark.slow
 def test_an_entropy_by_filters():
     method = ig.values.Particles(num_particles=32, num_samples=512)
     found = ig.estimate(tracked, ig.Entropy("y"), method=method)

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 import graphviz
+from methods import slow
 from models import ZOO, with_gain
 import numpy as np
 import pytest
@@ -38,6 +39,9 @@ DRAWS = 4096
 ELSEWHERE = (
     "affine tanh_channel eight_schools mixture_prior ar2 gaussian_process".split()
 )
+
+
+DEAR = ("scan_model", "qam", "wrapped_distributions")
 
 
 @functools.cache
@@ -85,7 +89,10 @@ def assert_same_law(ours: np.ndarray, theirs: np.ndarray) -> None:
 
 
 # The law.
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in ELSEWHERE])
+@pytest.mark.parametrize(
+    "name",
+    [slow(name) if name in DEAR else name for name in ZOO if name not in ELSEWHERE],
+)
 def test_same_law_as_predictive(name):
     sm = traced(name)
     settings = {"params": sm.params, "num_samples": DRAWS, "parallel": True}
@@ -198,6 +205,7 @@ def test_quasi_random_noise_is_much_sharper():
     assert 0.3 < error(qmc=False) / np.sqrt((0.5 + 0.5 * np.exp(-4) - truth**2) / 4096)
 
 
+@pytest.mark.slow
 def test_quasi_random_noise_has_the_law():
     for name in ("nested_plates", "scan_model"):  # uniform, normal and key noise
         sm = traced(name)

@@ -4,6 +4,7 @@
 import math
 
 import links
+from methods import slow
 import numpy as np
 import pytest
 
@@ -81,7 +82,7 @@ def test_double_precision(x64) -> None:
 
 # -- nested ----------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("eta", "truth"), [(0.5, 0.263050), (1, 0.463508), (2, 0.588576), (3, 0.620317)]
+    ("eta", "truth"), [slow(0.5, 0.263050), (1, 0.463508), (2, 0.588576), (3, 0.620317)]
 )
 def test_saturated_amplifier(eta, truth) -> None:
     found = information(links.amplifier, params={"eta": eta}, **SMALL)
@@ -117,6 +118,7 @@ def test_a_discrete_condition() -> None:
     check(found, truth, 0.01)
 
 
+@pytest.mark.slow
 def test_value_of_an_expectation() -> None:
     """E[v1^2] = a^2 + 1, alone and as a price."""
     cost = ig.Expectation(lambda v: v["v1"] ** 2)
