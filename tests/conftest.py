@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax  # noqa: E402
 
-from numpyro_infograd import values  # noqa: E402
+from numpyro_infograd import _compiling, values  # noqa: E402
 
 # The same examples at every run: a failure is then one of the change at hand.
 settings.register_profile("same", derandomize=True, database=None)
@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if not hasattr(config, "workerinput"):  # workers inherit what is set here
             os.environ["XLA_FLAGS"] = _quick_flags()
         jax.config.update("jax_disable_most_optimizations", True)
+        _compiling._OPTIONS["xla_backend_optimization_level"] = 0
         # Traces leave millions of objects, few of them garbage in cycles, and what is
         # imported stays: a twentieth of all time went into looking for it.
         gc.freeze()
