@@ -388,7 +388,7 @@ def test_held_out_divergence_is_that_of_the_features() -> None:
 
 @rest_slow("divergence", ["kl", "fisher"])
 def test_a_correction_that_led_away_is_taken_back_by_half(divergence) -> None:
-    y = np.random.default_rng(8).normal(size=NUMBER).astype(np.float32)
+    y = np.random.default_rng(8).normal(size=1000).astype(np.float32)
     settings = Settings(divergence, (0.0,), (0.0,), network=perceptron((16,)))
     params = {"m": jnp.asarray(0.3), "s": jnp.asarray(1e-3)}
     fit = fit_of(normal(m=0.0, s=1.0), y, settings, params)
@@ -465,7 +465,7 @@ def test_skipped_steps_are_a_warning() -> None:
 
 
 def test_a_start_far_from_all_recordings_says_so() -> None:
-    rows = 1000 + np.random.default_rng(11).normal(size=2000)
+    rows = 1000 + np.random.default_rng(11).normal(size=500)
     twin = quick(normal(m=0.0), rows, num_steps=10)
     assert "converged" not in twin.status
     assert any("overlap the recordings" in warning for warning in twin.warnings)
