@@ -256,9 +256,7 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
             continue
         sites, given = continuous(term.sites), continuous(term.given)
         size = sum(sm.site_info[s].size for s in sites)
-        rank = linear.rank(sites + given) if sites else 0
-        if sites and given:
-            rank -= linear.rank(given)
+        rank = linear.rank(sites, given) if sites else 0
         if rank < size:
             names = _list(sites + given)
             stepped = _stepped(sm, sites, params)

@@ -20,6 +20,7 @@ from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import DegenerateError
 
 _DRAWS = 3
+_ROUNDING = 3e-6  # error of a derivative in single precision, relative to its row
 
 
 def information(
@@ -84,14 +85,18 @@ class Linear(NamedTuple):
             not any(keyed.values()),
         )
 
-    def rank(self, sites: Sequence[str]) -> int:
-        """The rank of some sites' Jacobian in all noise: the largest over the draws."""
+    def rank(self, sites: Sequence[str], given: Sequence[str] = ()) -> int:
+        """The rank of some sites' Jacobian in the noise that others leave free.
+
+        It is that of the draw where the others, and then the sites, have most.
+        """
+        size = sum(self.sizes[s] for s in sites)
         if not self.complete:  # some noise has no Jacobian
-            return sum(self.sizes[s] for s in sites)
-        ranks = [0]
-        for jacobian in self._rows(sites):
+            return size
+        ranks = [(0, 0)]
+        for jacobian in self._rows((*sites, *given)):
             if not np.all(np.isfinite(jacobian)):
-                names = ", ".join(map(repr, sorted(sites)))
+                names = ", ".join(map(repr, sorted((*sites, *given))))
                 raise DegenerateError(
                     f"the derivative of {names} in the noise is not finite at these "
                     "parameter values, perhaps at a square root, division or "
@@ -100,9 +105,14 @@ class Linear(NamedTuple):
                 )
             scale = np.linalg.norm(jacobian, axis=1, keepdims=True)
             scaled = jacobian / np.where(scale > 0, scale, 1.0)
-            tolerance = 3e-6 * max(1, *scaled.shape)
-            ranks.append(int(np.linalg.matrix_rank(scaled, tol=tolerance)))
-        return max(ranks)
+            own, held = scaled[:size], scaled[size:]
+            _, sizes, axes = np.linalg.svd(held, full_matrices=False)
+            axes = axes[sizes > _ROUNDING * math.sqrt(len(held))]
+            free = own - own @ axes.T @ axes
+            tolerance = _ROUNDING * math.sqrt(len(own))
+            rank = int(np.linalg.matrix_rank(free, tol=tolerance))
+            ranks.append((len(axes), rank))
+        return max(ranks)[1]
 
     def information(self, density: Density) -> float:
         """Approximate information of a density's sites about its hidden noise, in nats.

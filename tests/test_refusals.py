@@ -731,3 +731,26 @@ def test_rules_that_go_backwards_alone_are_refused() -> None:
     for find in (ig.gradient, ig.estimate):
         with pytest.raises(ModelError, match="custom_vjp"):
             find(model, ig.MI("x", "y"))
+
+
+@pytest.mark.parametrize("noise", [1.0, 0.0])
+def test_noise_that_is_small_beside_many_known_numbers(noise):
+    """I(x; y) = 1/2 log(1 + 500 a^2); without noise it is infinite."""
+
+    def model() -> None:
+        a = numpyro.param("a", 50.0)
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([500]).to_event(1))
+        mean = a * jnp.sum(x)
+        if noise:
+            numpyro.sample("y", dist.Normal(mean, noise))
+        else:
+            numpyro.deterministic("y", mean)
+
+    if noise:
+        found = ig.gradient(model, X_TO_Y)
+        assert found.diagnostics["method"] == "exact"
+        assert float(found.value["a"]) == pytest.approx(0.02, rel=1e-3)
+    else:
+        refuses(
+            DegenerateError, "'y'", "infinite", call=lambda: ig.gradient(model, X_TO_Y)
+        )
