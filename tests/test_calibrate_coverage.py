@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 import runpy
 from types import SimpleNamespace
@@ -157,6 +158,9 @@ def test_the_best_restart_fits_held_out_recordings_best() -> None:
     assert best.after is ends[1].after and len(best.histories) == 4
     assert best.diagnostics["restarts"][:3] == [0.2, 0.1, 0.05]
     assert best_of(ends[:1]) is ends[0]
+    lost = replace(ends[1].after, diagnostics={"missed": 0.01})
+    ends[1] = replace(ends[1], after=lost)
+    assert best_of(ends).after is ends[0].after
 
 
 @pytest.mark.slow

@@ -105,7 +105,6 @@ class LikelihoodFit(Fit[Inside]):
         whole = self.recordings(self.train.ravel())
         flat = np.asarray(flatten(whole, self.twin.sites))
         self.centre, self.scale = flat.mean(0), np.maximum(flat.std(0), 1e-30)
-        self.held_missed = 0.0
         self.count = self._fit(_FIRST)
         self.key = next(self.keys)
 
@@ -204,10 +203,10 @@ class LikelihoodFit(Fit[Inside]):
     def measure(self, num_draws: int) -> Estimate:
         """Minus the mean log likelihood of the held-out recordings, in nats."""
         _, found, missed = self._around(self.held_rows, derivatives=False)
-        self.held_missed = missed  # of the last measurement, which is that of the end
         by_block = -found[0] / max(1 - missed, 1e-30)
         value = by_block.mean() if missed < 1 else np.inf
-        return report(float(value), mean_error(by_block), "likelihood")
+        seen = {"missed": missed}
+        return report(float(value), mean_error(by_block), "likelihood", (), seen)
 
     def coordinates(self, values: Values) -> np.ndarray:
         """Recorded sites minus their means, in standard deviations."""
@@ -224,12 +223,6 @@ class LikelihoodFit(Fit[Inside]):
                 f"{inside.missed:.2%} of the recordings have probability zero under a "
                 f"set of {inside.draws} draws of the twin, so they were left out. Use "
                 "a model that can make every recording."
-            )
-        elif self.held_missed:
-            found.append(
-                f"{self.held_missed:.2%} of the held-out recordings have probability "
-                f"zero under a set of {inside.draws} draws of the twin, so .after "
-                "leaves them out. Use a model that can make every recording."
             )
         if inside.size < _SOUND:
             found.append(

@@ -182,6 +182,12 @@ def _warnings_for(
             "wrong."
         )
     found.extend([*fit.doubts(), *_outliers(fit)])
+    if missed := after.diagnostics.get("missed"):
+        found.append(
+            f"{missed:.2%} of the held-out recordings have probability zero under a "
+            "set of the twin's draws, so .after leaves them out. Use a model that can "
+            "make every recording."
+        )
     likely = fit.settings.divergence == "likelihood"  # its value is no divergence
     far = not likely and after.value > 3 * after.standard_error
     near = likely or after.lower <= 0
@@ -233,13 +239,15 @@ def best_of(ends: Sequence[Calibration]) -> Calibration:
     """The calibration with the smallest divergence from held-out recordings.
 
     One that the two-sample test rejects is worse than one that it does not: the
-    divergences come from different features, so the test is the fairer judge.
+    divergences come from different features, so the test is the fairer judge. So is one
+    that leaves out more recordings, because it cannot make them.
     """
 
-    def rank(end: Calibration) -> tuple[bool, float]:
+    def rank(end: Calibration) -> tuple[bool, float, float]:
         assert end.after is not None and end.test_after is not None
-        value = end.after.value
-        return end.test_after.pvalue < _REJECTED, math.inf if value != value else value
+        value, missed = end.after.value, end.after.diagnostics.get("missed", 0.0)
+        rejected = end.test_after.pvalue < _REJECTED
+        return rejected, missed, math.inf if value != value else value
 
     if len(ends) == 1:
         return ends[0]
