@@ -13,7 +13,6 @@ import contextlib
 from contextvars import ContextVar
 import threading
 from typing import Any
-import warnings
 
 import numpy as np
 
@@ -180,12 +179,6 @@ class Generate(Messenger):
                 "reweights runs of a model, but draws of a generative model have no "
                 "weights. Express it as a sample site, or remove it."
             )
-        if msg.get("scale") is not None and not _is_one(msg["scale"]):
-            warnings.warn(
-                f"site {name!r} carries a scale (handlers.scale), which has no effect "
-                "on information. Remove the scale.",
-                stacklevel=2,
-            )
         if msg.get("_control_flow_done"):
             state = self._states.get(name, "observed")
         elif "_intervener_id" in msg:
@@ -240,6 +233,7 @@ class Generate(Messenger):
             support="mixed" if exogenous.has_atoms(fn) else _support(fn.support),
             state=state,
             masked=_is_masked(fn),
+            scaled=msg.get("scale") is not None and not _is_one(msg["scale"]),
             control_flow=bool(msg.get("_control_flow_done")),
             unconstrain=_unconstrain(fn),
             choices=_choices(fn),

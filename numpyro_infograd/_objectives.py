@@ -189,6 +189,11 @@ class Constraint:
                 "to the objective with a weight instead."
             )
 
+    @property
+    def sign(self) -> float:
+        """The sign of an excess: 1 for "<=", -1 for ">="."""
+        return 1.0 if self.sense == "<=" else -1.0
+
     def __repr__(self) -> str:
         return f"{self.expectations!r} {self.sense} {float(self.bound):g}"
 

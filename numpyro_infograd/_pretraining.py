@@ -20,7 +20,7 @@ from numpyro_infograd._density import Density
 from numpyro_infograd._doors import public
 from numpyro_infograd._noise import NoiseSource, sobol_points
 from numpyro_infograd._objectives import Objective
-from numpyro_infograd._problem import enter, pose
+from numpyro_infograd._problem import appends_noise, enter, pose
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
@@ -95,7 +95,9 @@ def pretrain_scores(
             "'denoising', 'sliced' or 'flow'."
         )
     as_power_of_two("num_points", num_points, 16)
-    sm, objective, initial = enter(model, objective, args, kwargs, None, method)
+    sm, objective, initial = enter(
+        model, objective, args, kwargs, None, keeps_readouts=appends_noise(method)
+    )
     _checks.check_tunable(sm)
     _checks.check_real_params(sm)
     needed = sm.params_of(objective.sites)

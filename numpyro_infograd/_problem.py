@@ -94,19 +94,17 @@ def enter(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     params: Mapping[str, Any] | None,
-    method: Any = None,
     *,
-    keeps_readouts: bool = False,
+    keeps_readouts: bool,
 ) -> tuple[StructuralModel, Objective, dict[str, Any]]:
     """Trace the model, complete the parameters, see through readouts (identity VI).
 
-    A score method that appends noise to readouts keeps them, as does `keeps_readouts`.
     If a site of the objective is complex, all complex sites of the model become pairs;
     complex parameters always do. Returns the model, the objective without readouts that
     lose nothing, and all parameters.
 
-    Warns of a mask, which has no effect on information, and of an observed site that
-    depends on other sites, because fixing its value does not condition them.
+    Warns of a mask or a scale, which has no effect on information, and of an observed
+    site that depends on other sites, because fixing its value does not condition them.
     """
     sm = with_real_params(trace_model(model, args, kwargs))
     complete = sm.complete_params(params)
@@ -119,6 +117,11 @@ def enter(
                 f"site {name!r} carries a mask (handlers.mask), which has no effect on "
                 "information. Leave masked entries out of the site."
             )
+        if sm.site_info[name].scaled:
+            warn(
+                f"site {name!r} carries a scale (handlers.scale), which has no effect "
+                "on information. Remove the scale."
+            )
     for name, site in sm.site_info.items():
         if site.state != "observed":
             continue
@@ -128,9 +131,14 @@ def enter(
                 "condition the sites that it depends on. If the site is a part of the "
                 "system, leave out obs= (or handlers.condition)."
             )
-    if not keeps_readouts and getattr(method, "noise_variance", None) is None:
+    if not keeps_readouts:
         sm, objective = see_through(sm, objective, complete)
     return sm, objective, complete
+
+
+def appends_noise(method: Any) -> bool:
+    """Whether a score method appends noise to readouts, so that they must stay."""
+    return getattr(method, "noise_variance", None) is not None
 
 
 def enter_tunable(
@@ -143,7 +151,9 @@ def enter_tunable(
     allow_jumps: bool,
 ) -> tuple[StructuralModel, Objective, dict[str, Any]]:
     """`enter`, with all checks that a gradient at these parameters needs."""
-    sm, objective, complete = enter(model, objective, args, kwargs, params, method)
+    sm, objective, complete = enter(
+        model, objective, args, kwargs, params, keeps_readouts=appends_noise(method)
+    )
     sm.check_constraints(complete)
     _checks.check_tunable(sm)
     _checks.check_finite(objective, sm, complete)

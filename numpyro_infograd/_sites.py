@@ -39,10 +39,11 @@ class Site(NamedTuple):
     support: str = "real"  # also "positive", "unit", "bounded", "thin", "mixed" (atoms)
     state: str = "free"  # "free", "observed", "substituted" or "intervened"
     masked: bool = False  # whether it has a mask, which does not change draws
+    scaled: bool = False  # whether it has a scale other than one, which neither does
     control_flow: bool = False  # whether it is inside a scan or a cond
     unconstrain: Any = None  # NumPyro transform from real numbers to the support
-    choices: tuple[float, ...] | None = ()  # values of a discrete site, if few
-
+    # Values of a discrete site; () if many or unknown, None if entries are dependent.
+    choices: tuple[float, ...] | None = ()
     pair: bool = False  # whether a last axis has the real and the imaginary part
 
     @property

@@ -155,11 +155,10 @@ def trace_budgets(
     weights = np.zeros((len(parts), len(programs)))
     start = len(own.programs)
     for row, (constraint, part) in enumerate(zip(constraints, parts, strict=True)):
-        sign = 1.0 if constraint.sense == "<=" else -1.0
         stop = start + len(part.programs)
-        weights[row, start:stop] = sign * np.asarray(part.coefficients)
+        weights[row, start:stop] = constraint.sign * np.asarray(part.coefficients)
         start = stop
-    bounds = np.array([c.bound if c.sense == "<=" else -c.bound for c in constraints])
+    bounds = np.array([c.sign * c.bound for c in constraints])
     means = Means(coefficients, programs)
     scales = np.ones(0)
     if constraints:

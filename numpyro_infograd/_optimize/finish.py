@@ -244,52 +244,47 @@ def _missed(reports: tuple[ConstraintReport, ...]) -> list[ConstraintReport]:
 def _report(ended: Ended, index: int, params: Any) -> tuple[ConstraintReport, ...]:
     """The report of each constraint."""
     budgets, reports = ended.ascent.budgets, []
-    over, error = _excess(ended, params, jax.random.fold_in(ended.rng_key, 8))
+    found = _constrained(ended, params, jax.random.fold_in(ended.rng_key, 8))
     for i, constraint in enumerate(ended.plan.subject_to):
-        sign = 1.0 if constraint.sense == "<=" else -1.0
+        value, error = found[i].value, found[i].standard_error
         bound, scale = float(constraint.bound), float(budgets.scales[i])
         reports.append(
             ConstraintReport(
                 constraint,
-                bound + sign * over[i],
-                error[i],
-                bound,
-                max(over[i], 0.0),
-                scale * float(budgets.rounding[i]) + 2 * error[i],
-                float(ended.states.multipliers[index, i]) / scale,
+                value=value,
+                standard_error=error,
+                bound=bound,
+                violation=max(constraint.sign * (value - bound), 0.0),
+                tolerance=scale * float(budgets.rounding[i]) + 2 * error,
+                multiplier=float(ended.states.multipliers[index, i]) / scale,
             )
         )
     return tuple(reports)
 
 
-def _excess(
-    ended: Ended, params: Any, rng_key: jax.Array
-) -> tuple[list[float], list[float]]:
-    """By how much each constraint is exceeded, and the standard error."""
-    over, error = [], []
+def _constrained(ended: Ended, params: Any, rng_key: jax.Array) -> list[Estimate]:
+    """The expectation of each constraint."""
     size = max(REPLICATES * ended.ascent.source.size, _CHECKED)
-    for constraint in ended.plan.subject_to:
-        found = value_of(
-            ended.posed.sm, constraint.expectations, params, rng_key, num_samples=size
-        )
-        excess = found.value - float(constraint.bound)
-        over.append(excess if constraint.sense == "<=" else -excess)
-        error.append(found.standard_error)
-    return over, error
+    return [
+        value_of(ended.posed.sm, c.expectations, params, rng_key, num_samples=size)
+        for c in ended.plan.subject_to
+    ]
 
 
 def _landed(ended: Ended, index: int, unconstrained_params: Any) -> Any:
     """The parameters after a correction onto the bounds that hold them."""
-    budgets, constraints = ended.ascent.budgets, ended.plan.constraints(ended.posed)
-    scales, rounding = np.asarray(budgets.scales), np.asarray(budgets.rounding)
-    key = jax.random.fold_in(ended.rng_key, 9)
+    subject_to, key = ended.plan.subject_to, jax.random.fold_in(ended.rng_key, 9)
 
-    def measure(here: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def measure(here: Any) -> tuple[np.ndarray, np.ndarray]:
+        params = constrained(here, ended.ascent.move.constraints)
         try:
-            over, error = _excess(ended, constrained(here, constraints), key)
+            found = _constrained(ended, params, key)
         except InfogradError:  # such as an expectation that is not finite here
-            over = error = [math.nan] * len(scales)
-        return np.array(over) / scales, np.array(error) / scales, rounding
+            nowhere = np.full(len(subject_to), math.nan)
+            return nowhere, nowhere
+        pairs = zip(subject_to, found, strict=True)
+        over = [c.sign * (estimate.value - c.bound) for c, estimate in pairs]
+        return np.array(over), np.array([e.standard_error for e in found])
 
     multipliers = ended.states.multipliers[index]
     return land(ended.ascent, unconstrained_params, multipliers, measure, key)
@@ -330,7 +325,7 @@ def _end(ended: Ended, index: int) -> End:
         tree = jax.tree.map(lambda x: x[index], tree)
         if ended.plan.subject_to:
             tree = _landed(ended, index, tree)
-        params = constrained(tree, ended.plan.constraints(ended.posed))
+        params = constrained(tree, ended.ascent.move.constraints)
         value, why = _value(ended, params)
         if value is not None:
             return params, value, ""

@@ -22,8 +22,6 @@ from numpyro_infograd._optimize.move import constrained, onto
 from numpyro_infograd._optimize.remaining import flat
 from numpyro_infograd._optimize.step import Ascent
 
-Measure = Callable[[Any], tuple[np.ndarray, np.ndarray, np.ndarray]]
-
 _STEPS = 8  # of Newton's method, at most
 _MARGIN = 2.0  # distance from a bound, in standard errors of the expectation
 _NEAR = 0.25  # distance from the goal at which the steps end, in the same unit
@@ -62,21 +60,26 @@ def _within(normals: np.ndarray, mean: np.ndarray, margin: np.ndarray) -> np.nda
 
 
 def land(
-    ascent: Ascent, params: Any, multipliers: Any, measure: Measure, rng_key: jax.Array
+    ascent: Ascent,
+    params: Any,
+    multipliers: Any,
+    measure: Callable[[Any], tuple[np.ndarray, np.ndarray]],
+    rng_key: jax.Array,
 ) -> Any:
     """Unconstrained parameters on the inner side of the bounds that hold them.
 
-    `measure` gives the relative excess of each constraint at unconstrained parameters,
-    its standard error and its rounding error. Returns `params` if no correction meets
-    all bounds.
+    `measure` gives the excess of each constraint at unconstrained parameters, and its
+    standard error. Returns `params` if no correction meets all bounds.
     """
+    units = np.asarray(ascent.budgets.scales)
+    rounding = np.asarray(ascent.budgets.rounding)
     leaves, tree = jax.tree.flatten(params)
     scales = jax.tree.leaves(ascent.move.scale)
     scale = flat(list(map(np.broadcast_to, scales, map(np.shape, leaves))))
     ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
     here = params
     for _ in range(_STEPS):
-        mean, error, rounding = measure(here)
+        mean, error = (each / units for each in measure(here))
         if not np.all(np.isfinite(mean + error)):
             break
         slopes = jax.device_get(_slopes(ascent, here, rng_key))

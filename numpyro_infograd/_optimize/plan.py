@@ -31,6 +31,7 @@ from numpyro_infograd._optimize.step import Ascent, InfoMaxState
 from numpyro_infograd._pairs import with_pairs, without_pairs
 from numpyro_infograd._problem import (
     Posed,
+    appends_noise,
     enter,
     fit_anew,
     pose,
@@ -63,7 +64,7 @@ class Plan:
         self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
     ) -> tuple[Posed, dict[str, Any]]:
         """The posed problem and where the ascent starts."""
-        sm, seen, params = enter(self.model, self.objective, args, kwargs, init_params)
+        sm, seen, params = self._enter(self.model, args, kwargs, init_params)
         _checks.check_tunable(sm)
         params = as_start(self._projection(sm), params, sm.constraints)
         self._check(sm, seen, params)
@@ -75,7 +76,7 @@ class Plan:
         same = sm.forward.code == (old.sm.clean or old.sm).forward.code
         if same and old.objective is self.objective:
             return pose_again(old, sm)
-        sm, seen, _ = enter(sm, self.objective, (), {}, params, self.scores)
+        sm, seen, _ = self._enter(sm, (), {}, params)
         self._check(sm, seen, params)
         method = old.problem.method or Exact()
         new = pose(sm, seen, method, params, old.reason)
@@ -85,6 +86,10 @@ class Plan:
                 "this state do not fit it. Call init with these arguments."
             )
         return new
+
+    def _enter(self, model: Any, args: Any, kwargs: Any, params: Any) -> Any:
+        keeps = appends_noise(self.scores)
+        return enter(model, self.objective, args, kwargs, params, keeps_readouts=keeps)
 
     def _check(self, sm: StructuralModel, objective: Objective, params: Any) -> None:
         """Raise for an objective or constraint without a right gradient."""

@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 import difflib
+import functools
 import itertools
 from typing import Any
-import warnings
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 import jax
 
 from numpyro_infograd._arguments import as_args, as_count, as_key
-from numpyro_infograd._doors import public
+from numpyro_infograd._doors import public, warn
 from numpyro_infograd._objectives import MI, Objective, names
 from numpyro_infograd._optimize import Ending, Result, Status, maximize
 from numpyro_infograd._optimize.run import FEWEST
@@ -46,6 +46,7 @@ from numpyro_infograd.errors import (
 from numpyro_infograd.values import Estimate, value_of
 
 Bounds = dict[tuple[str, ...], Objective]
+Bounded = dict[tuple[str, ...], Estimate]  # their values
 _ROUNDS = 3  # ascents in a direction with updated multipliers, at most
 
 
@@ -84,7 +85,10 @@ def rate_region(
 
     Raises:
         ArgumentError: If the bounds or the number of weights are not valid, or a rate
-            is in a sum but has no bound alone.
+            is in a sum but has no bound alone; if no direction gave a point.
+        InfogradError: Another subclass, as from `maximize`.
+
+    Warns of each direction that is left out, and why.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist, optax
@@ -125,34 +129,23 @@ def rate_region(
     ends = []
     for index, weight in enumerate(tqdm(grid, disable=not progress_bar)):
         own_key = jax.random.fold_in(key, index)
-        multipliers = multipliers_of(weight, rates, start)
+        ascend = functools.partial(
+            maximize,
+            model,
+            rng_key=own_key,
+            progress_bar=False,
+            **arguments,
+            **settings,
+        )
+
+        def values_at(params: Any, own_key: jax.Array = own_key) -> Bounded:
+            return _values(named, model, params, own_key, args, kwargs)
+
         try:
-            for _ in range(_ROUNDS):
-                result = maximize(
-                    model,
-                    sum((p * named[s] for s, p in multipliers.items()), Objective({})),
-                    rng_key=own_key,
-                    progress_bar=False,
-                    **arguments,
-                    **settings,
-                )
-                for report in result.constraints:
-                    if not report.is_met:
-                        raise ConstraintError(f"a constraint is not met, {report!r}")
-                values = _values(named, model, result.params, own_key, args, kwargs)
-                before, multipliers = multipliers, multipliers_of(weight, rates, values)
-                if multipliers == before or result.status.ending is Ending.INTERRUPTED:
-                    break
-            else:
-                unsettled = (
-                    "has not settled: the active bounds changed in each of "
-                    f"{_ROUNDS} ascents, so its point may not be the best; the last "
-                )
-                status = Status(unsettled + result.status, Ending.UNFINISHED)
-                result = replace(result, status=status)
+            values, result = _end_in(weight, rates, named, start, ascend, values_at)
         except (ConstraintError, DegenerateError, DensityError, ModelError) as error:
             trouble = f"the direction {weight.tolist()} is left out: {error}"
-            warnings.warn(trouble, stacklevel=2)
+            warn(trouble)
             continue
         ends.append((weight, values, result))
         if result.status.ending is Ending.INTERRUPTED:
@@ -165,6 +158,38 @@ def rate_region(
     weights, facets, results = zip(*ends, strict=True)
     found = _region(rates, np.array(weights), list(facets), list(results))
     return replace(found, warnings=_missing_sums(named) + found.warnings)
+
+
+def _end_in(
+    weight: np.ndarray,
+    rates: tuple[str, ...],
+    named: Bounds,
+    start: Bounded,
+    ascend: Callable[[Objective], Result],
+    values_at: Callable[[Any], Bounded],
+) -> tuple[Bounded, Result]:
+    """The values of the bounds where a direction leads, and the last ascent.
+
+    The order of the values tells which bounds hold the corner of the region, so an
+    ascent that changes the order is followed by another one.
+    """
+    multipliers = multipliers_of(weight, rates, start)
+    for _ in range(_ROUNDS):
+        terms = (p * named[s] for s, p in multipliers.items())
+        result = ascend(sum(terms, Objective({})))
+        for report in result.constraints:
+            if not report.is_met:
+                raise ConstraintError(f"a constraint is not met, {report!r}")
+        values = values_at(result.params)
+        before, multipliers = multipliers, multipliers_of(weight, rates, values)
+        if multipliers == before or result.status.ending is Ending.INTERRUPTED:
+            return values, result
+    unsettled = (
+        "has not settled: the active bounds changed in each of "
+        f"{_ROUNDS} ascents, so its point may not be the best; the last "
+    )
+    status = Status(unsettled + result.status, Ending.UNFINISHED)
+    return values, replace(result, status=status)
 
 
 def _check_bounds(bounds: Any) -> Bounds:
@@ -268,7 +293,7 @@ def _is_information(bound: Objective) -> bool:
 
 def _values(
     named: Bounds, model: Any, params: Any, rng_key: jax.Array, args: Any, kwargs: Any
-) -> dict[tuple[str, ...], Estimate]:
+) -> Bounded:
     """The value of every bound at `params`, clipped at zero (eqs. 71-72).
 
     With a projection the parameters may be on the boundary of a NumPyro constraint, so
@@ -276,7 +301,9 @@ def _values(
     """
     found = {}
     for subset, bound in named.items():
-        sm, seen, complete = enter(model, bound, args, kwargs, params)
+        sm, seen, complete = enter(
+            model, bound, args, kwargs, params, keeps_readouts=False
+        )
         found[subset] = value_of(sm, seen, complete, rng_key)
     return {subset: replace(e, value=max(e.value, 0.0)) for subset, e in found.items()}
 

@@ -141,7 +141,9 @@ def estimate(
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     with use_mesh(mesh):
-        sm, seen, complete = enter(model, objective, args, kwargs, params)
+        sm, seen, complete = enter(
+            model, objective, args, kwargs, params, keeps_readouts=False
+        )
         sm.check_constraints(complete)
         found = value_of(sm, seen, complete, key, chosen, num_samples)
     return found.in_bits() if unit == "bits" else found
