@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import difflib
 import math
@@ -194,6 +194,32 @@ def as_power_of_two(name: str, value: Any, least: int) -> int:
     return size
 
 
+def resolve_name(
+    argument: str,
+    given: Any,
+    registry: Mapping[str, Callable[[], Any]],
+    is_method: Callable[[Any], bool],
+    kind: str,
+) -> Any:
+    """A method with default settings for a name; "auto" and methods stay as they are.
+
+    Raises `ArgumentError` for another name, for a class and for another object.
+    """
+    if isinstance(given, str) and given in registry:
+        return registry[given]()
+    if isinstance(given, type):
+        raise ArgumentError(
+            f"{argument}={given.__name__} is a class: call it, {given.__name__}()."
+        )
+    if given == "auto" or (not isinstance(given, str) and is_method(given)):
+        return given
+    known = ("auto", *registry)
+    raise ArgumentError(
+        f"{argument} must be one of {', '.join(map(repr, known))} or {kind}, got "
+        f"{given!r}.{nearest(given, known)}"
+    )
+
+
 def nearest(given: Any, known: Iterable[str]) -> str:
     """What may be meant by a wrong method, as the end of an error; "" if unknown."""
     if isinstance(given, str):
@@ -224,7 +250,7 @@ def check_powers_of_two(settings: Any, least: int, *names: str) -> None:
         as_power_of_two(name, getattr(settings, name), least)
 
 
-def as_floats(name: str, value: Any) -> tuple[float, ...]:
+def as_number_tuple(name: str, value: Any) -> tuple[float, ...]:
     """A tuple of numbers."""
     if not isinstance(value, tuple) or not all(
         isinstance(x, numbers.Real) and not isinstance(x, bool) for x in value

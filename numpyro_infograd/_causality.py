@@ -6,7 +6,7 @@ With inputs X_t = f_t(Y^(t-1), U), outputs Y_t = g_t(X^t, V) and independent noi
     sum_t h(Y_t | X^t, Y^(t-1)) = -E log p(Y^n || X^n),
 
 and p(y || x) is the density of the outputs when the inputs are held at x. So the noise
-must be separate (`check_sources`), and time must have an order (`check_order`).
+must be separate (`check_sources`), and time must have an order (`check_time_order`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def check_sources(sm: StructuralModel, sets: Causal) -> None:
         )
 
 
-def check_order(sm: StructuralModel, objective: Objective, params: Any) -> None:
+def check_time_order(sm: StructuralModel, objective: Objective, params: Any) -> None:
     """Check at draws that no value of a directed information depends on a later one."""
     for outputs, inputs, given in objective.causal:
         uses = {_uses(sm, names) for names in (inputs, outputs)}

@@ -5,7 +5,7 @@ The noise that made a sample is an exact draw of the posterior of the noise give
 sample. A chain for this posterior that starts there is stationary from its first step.
 Integrator, metric and flips are those of BlackJAX. The moves are written here, because
 they share random numbers, so that a gradient compiles in three quarters of the time. A
-pilot batch (`pilot`) tunes the moves, and then they are fixed: a chain that adapts to
+pilot batch (`_pilot`) tunes the moves, and then they are fixed: a chain that adapts to
 its own states would not stay stationary.
 """
 
@@ -19,6 +19,7 @@ import lazy_loader
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr
+import optax
 
 from numpyro_infograd._density import Values, flatten
 from numpyro_infograd._hidden import Hidden, Position
@@ -341,11 +342,11 @@ class Walk(NamedTuple):
                 one = (first + index) % size
                 free = reference.redraw(moves[index], one, mean, at.free)
                 alone = Position(free, at.states)
-                proposed = where(index == 0, whole, alone)
+                proposed = optax.tree.where(index == 0, whole, alone)
             new = weight(proposed, self.log_prob(proposed))
             takes, accepted = _metropolis(uniforms[index], new - now)
             return (
-                where(takes, proposed, at),
+                optax.tree.where(takes, proposed, at),
                 jnp.where(takes, new, now),
                 jnp.where(index == 0, accepted, probability),
             )
@@ -353,11 +354,6 @@ class Walk(NamedTuple):
         begun = chain.at, weight(chain.at, chain.log_prob), jnp.zeros(())
         at, _, probability = jax.lax.fori_loop(0, redrawn + 1, draw, begun)
         return at, probability
-
-
-def where(condition: jax.Array, yes: Any, no: Any) -> Any:
-    """`jnp.where` for pytrees."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def _is_one(power: jax.Array | float) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of public functions before any number is computed.
+"""Checks of public functions before any estimate.
 
 Each check finds one cause of a gradient that would be wrong without a sign: a site that
 is not random, a sampler that drops a derivative, a jump between a parameter and a site,
@@ -43,7 +43,7 @@ from numpyro_infograd.errors import (
 _ATOM = 8  # equal values among 256 draws from which a site has no density
 
 
-def check_order(call: str, model: Any, objective: Any) -> None:
+def check_call(call: str, model: Any, objective: Any) -> None:
     """Raise unless the second argument is an objective.
 
     `call` is the correct call of the public function, as written after `ig.`.
@@ -158,7 +158,7 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
     for name, site in sm.site_info.items():
         if not finite[name] or not valid.get(name, True):
             raise ModelError(
-                f"{'its log density at' if finite[name] else 'a draw of'} site "
+                f"{'the log density at' if finite[name] else 'a draw of'} site "
                 f"{name!r} ({site.distribution or site.kind}) is not finite at "
                 "these parameter values: a scale is negative, or a logarithm, a "
                 "root or a division left its domain. Use other values, or a "

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a public function is called: outside of JAX, with an objective, from a line."""
+"""What every public function does around its call.
+
+It refuses JAX transformations and wrong arguments, keeps BLAS on one thread, and warns
+with the line of the caller.
+"""
 
 from __future__ import annotations
 

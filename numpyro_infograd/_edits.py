@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graph edits: functions from a structural model to another with the same sites.
+"""Graph edits: a structural model from another one.
 
-There are seven: noise appended to sites (identity III), shuffled inputs (the null
-hypothesis), a path of parameters whose only parameter is the position on it, drawn
-sites that are held, a site that is computed from all others, computed sites as discrete
-ones, and complex sites and complex parameters as pairs of real numbers.
+Noise appended to sites (identity III), shuffled inputs (the null hypothesis), a path of
+parameters whose only parameter is the position on it, drawn sites that are held, one
+more site that is computed from all others, computed sites as discrete ones, and complex
+sites and complex parameters as pairs of real numbers.
 """
 
 from __future__ import annotations

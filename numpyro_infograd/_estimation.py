@@ -44,8 +44,10 @@ class Gradient:
         value: Arrays by parameter name, in constrained space, in nats per unit of the
             parameter.
         standard_error: Of the same shapes; includes the error of fitted scores.
-        diagnostics: The method, why it was chosen, and numbers that show how good its
-            scores are.
+        diagnostics: A dict: "method" and "reason" (why it was chosen), "terms" (the
+            entropies), "num_samples", "fit_error_ratio" (fit error over sampling
+            error), and numbers that show how good the scores of each set of sites are,
+            such as "stein_residual(y)".
         warnings: Sentences that say why a standard error may be too small.
 
     Example:

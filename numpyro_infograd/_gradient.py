@@ -229,7 +229,7 @@ def gradient(
         >>> round(float(g.value["a"]), 6)  # a / (1 + a^2)
         0.4
     """
-    _checks.check_order("gradient(model, objective)", model, objective)
+    _checks.check_call("gradient(model, objective)", model, objective)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)

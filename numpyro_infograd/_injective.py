@@ -69,7 +69,7 @@ def injective(
     def readout(value: Any) -> jax.Array:
         array = checkpoint_name(jnp.asarray(value), _ARGUMENT)
         made = checkpoint_name(_as_array(forth(array), "fn"), _RESULT)
-        # The inverse is a part of the trace, where `recovery` finds it. Its result is
+        # The inverse is a part of the trace, where `_recovery` finds it. Its result is
         # not used, so it is not compiled.
         returned = _as_array(back(jax.lax.stop_gradient(made)), "inverse")
         if returned.shape != array.shape:

@@ -5,7 +5,7 @@ Every objective reduces to a signed sum of joint entropies plus expectations,
 
     I(A;B|C) = h(A,C) + h(B,C) - h(A,B,C) - h(C),
 
-in which equal terms cancel. `terms` combines them on a model. A directed information
+in which equal terms cancel. `_terms` combines them on a model. A directed information
 also has an entropy of outputs that are causally conditioned on inputs (`Causal`).
 """
 

@@ -47,7 +47,7 @@ def named_leaves(tree: Any) -> dict[str, np.ndarray]:
 def complete(
     initial: Mapping[str, Any],
     params: Mapping[str, Any] | None,
-    pairs: Collection[str] = (),
+    pairs: Collection[str],
 ) -> dict[str, Any]:
     """Add initial values of missing parameters; check names, shapes and numbers.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
+import optax
 
 from numpyro_infograd._chains import (
     CLIP,
@@ -21,7 +22,6 @@ from numpyro_infograd._chains import (
     Tuning,
     Walk,
     evaluate,
-    where,
 )
 from numpyro_infograd._density import Values, flatten, quantiles
 from numpyro_infograd._hidden import Hidden, Position
@@ -48,7 +48,7 @@ def tune(
     values: Values,
     rng_key: jax.Array,
     most_steps: int,
-    last: Tuning | None = None,
+    last: Tuning | None,
 ) -> Tuning:
     """The tuning of chains, from a pilot batch of samples.
 
@@ -103,7 +103,7 @@ def tune(
             length,
             carry.step_size * jnp.exp(change),
             # Chains start again when the step size is tuned.
-            where(length == 0, start, moved),
+            optax.tree.where(length == 0, start, moved),
             jnp.where(tuned & ~ends, total, 0.0),
             jnp.where(ends, product, carry.product),
             ends & forgot,

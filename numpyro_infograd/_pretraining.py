@@ -85,7 +85,7 @@ def pretrain_scores(
         >>> abs(float(g.value["gain"]) - 0.25256) < 0.005
         True
     """
-    _checks.check_order("pretrain_scores(model, objective, over)", model, objective)
+    _checks.check_call("pretrain_scores(model, objective, over)", model, objective)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)

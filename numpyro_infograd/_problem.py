@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_power_of_two
-from numpyro_infograd._causality import check_order
+from numpyro_infograd._causality import check_time_order
 from numpyro_infograd._chance import Chance
 from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Density
@@ -81,11 +81,16 @@ class Posed(NamedTuple):
     problem: Problem
 
     @property
+    def method(self) -> ScoreMethod | Exact:
+        """The score method."""
+        return self.problem.method or Exact()
+
+    @property
     def method_name(self) -> str:
         """Name of the method in results."""
         if not self.objective.sites:
             return "sampled"
-        return type(self.problem.method or Exact()).__name__.lower()
+        return type(self.method).__name__.lower()
 
 
 def enter(
@@ -110,7 +115,7 @@ def enter(
     complete = sm.complete_params(params)
     _checks.check_objective(objective, sm)
     sm = as_pairs(sm, objective.sites)
-    check_order(sm, objective, complete)
+    check_time_order(sm, objective, complete)
     for name in objective.sites:
         if sm.site_info[name].masked:
             warn(

@@ -104,6 +104,25 @@ def score_of(
     return stein_correct(density, raw, values)
 
 
+def _scores_of(
+    problem: Problem,
+    states: tuple[Any, ...],
+    params: Any,
+    noise: Values,
+    values: Values,
+    rng_key: jax.Array,
+) -> list[Scores]:
+    """The scores of all densities at a batch, one after the other."""
+    found: list[Scores] = []
+    for i, (density, state) in enumerate(zip(problem.densities, states, strict=True)):
+        own = jax.random.fold_in(rng_key, i)
+        found.append(
+            score_of(problem.method, state, density, params, noise, values, own)
+        )
+        values = sequence_after(values, found[-1].mean)
+    return found
+
+
 def _check_scores(
     method: ScoreMethod, density: Density, found: Any, values: Values
 ) -> None:
@@ -192,12 +211,7 @@ def pull_back(
         run, params, has_aux=True
     )
     num_samples = next(iter(values.values())).shape[0]
-    scores: list[Scores] = []
-    seen = values
-    for i, (density, state) in enumerate(zip(densities, states, strict=True)):
-        own = jax.random.fold_in(rng_key, i)
-        scores.append(score_of(method, state, density, params, noise, seen, own))
-        seen = sequence_after(seen, scores[-1].mean)
+    scores = _scores_of(problem, states, params, noise, values, rng_key)
     by_score = score_weights(method, densities, coefficients, scores)
     mean, spread = cotangents(densities, coefficients * by_score, scores)
     scaled = {n: mean[n].astype(moved[n].dtype) / num_samples for n in moved_sites}
@@ -226,9 +240,8 @@ def pull_back(
             for name in moved_sites
         }
         nothing = jnp.zeros_like(means), jnp.zeros_like(neg_log_probs)
-        if (
-            missed is not None
-        ):  # its deviation counts once, whatever the method's number
+        if missed is not None:
+            # The deviation of drawn sites counts once, whatever the method's number.
             count = 1 if method is None else method.num_deviations
             missed = jnp.where(deviation_index % count == 0, missed, 0.0)
         deviation = pullback((picked, *nothing, missed))[0]

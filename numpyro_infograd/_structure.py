@@ -2,8 +2,9 @@
 """A model as a deterministic function of parameters and exogenous noise.
 
 A `StructuralModel` is `values = g(params, noise)`. The distribution of the noise does
-not depend on the parameters, so `g` has all derivatives. `density` gives the log
-density of a set of sites. This file is pure JAX; effect handlers are in `messenger`.
+not depend on the parameters, so `g` has a derivative along every path; drawn sites have
+none (`_chance`). `density` gives the log density of a set of sites. This file is pure
+JAX; effect handlers are in `_messenger`.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ class StructuralModel:
     def drawn(self) -> tuple[str, ...]:
         """Sites that a parameter reaches and whose draws have no right derivative.
 
-        A parameter acts on them by their probability (`chance`).
+        A parameter acts on them by their probability (`_chance`).
         """
         return tuple(
             name

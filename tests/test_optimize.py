@@ -586,7 +586,7 @@ def test_noise_is_no_rise_but_a_gradient_is(norm):
         ended = types.SimpleNamespace(
             chunks=chunks, _each_unconstrained=lambda: [{"a": np.ones(100)}]
         )
-        found.append(run.Run._nudge(ended, 0))
+        found.append(run.Run._gain_of_small_move(ended, 0))
     whole = 0.01 * 10.0 * norm  # one percent of the size, along the gradient
     if norm:
         assert 0.7 * whole < min(found) and np.mean(found) < whole

@@ -21,8 +21,8 @@ from numpyro_infograd._arguments import (
     as_args,
     as_count,
     as_flag,
-    as_floats,
     as_key,
+    as_number_tuple,
     as_power_of_two,
     use_mesh,
 )
@@ -268,7 +268,7 @@ def _check_levels(levels: Any) -> tuple[float, ...] | None:
     """The levels after a check, or None."""
     if levels is None:
         return None
-    found = tuple(float(level) for level in as_floats("noise_levels", levels))
+    found = tuple(float(level) for level in as_number_tuple("noise_levels", levels))
     rising = all(a < b for a, b in pairwise(found))
     if not found or found[0] < 0 or not rising or not np.isfinite(found[-1]):
         raise ArgumentError(

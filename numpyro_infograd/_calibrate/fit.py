@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._calibrate.inference import (
     Directions,
-    Inside,
+    Inner,
     Place,
     find_directions,
     limited,
@@ -86,16 +86,16 @@ class Settings:
         return tuple(sorted({*self.used, *self.reported}))
 
 
-class End(NamedTuple, Generic[Inside]):
+class End(NamedTuple, Generic[Inner]):
     """The twin at the last correction."""
 
-    place: Place[Inside]  # what it was computed from
+    place: Place[Inner]  # what it was computed from
     directions: Directions  # directions that the recordings determine, and the others
     # Number of directions in which a projection allows moves of one sign only.
     edges: int
 
 
-class Fit(abc.ABC, Generic[Inside]):
+class Fit(abc.ABC, Generic[Inner]):
     """The state of a calibration."""
 
     settled = 1.0  # length of the last correction at convergence, in standard errors
@@ -119,9 +119,9 @@ class Fit(abc.ABC, Generic[Inside]):
         seed = jax.random.key_data(next(self.keys))
         self.rng = np.random.default_rng(np.asarray(seed))
         self.history: list[dict[str, Any]] = []
-        self.end: End[Inside] | None = None
+        self.end: End[Inner] | None = None
         self.largest: Any = None  # largest rates of the parameters so far
-        self.last: Place[Inside] | None = None  # start of the last correction
+        self.last: Place[Inner] | None = None  # start of the last correction
 
     @property
     def numbers(self) -> int:
@@ -141,15 +141,15 @@ class Fit(abc.ABC, Generic[Inside]):
         """A chunk of steps of a descent; see `matching.descend`."""
 
     @abc.abstractmethod
-    def place(self) -> Place[Inside] | None:
+    def place(self) -> Place[Inner] | None:
         """The divergence around the present parameters; None if it is not finite."""
 
     @abc.abstractmethod
-    def rises(self, last: Place[Inside], here: Place[Inside]) -> bool:
+    def rises(self, last: Place[Inner], here: Place[Inner]) -> bool:
         """Whether the divergence rose from one place to the other."""
 
     @abc.abstractmethod
-    def resampled(self, place: Place[Inside], num_draws: int) -> np.ndarray:
+    def resampled(self, place: Place[Inner], num_draws: int) -> np.ndarray:
         """Gradients there for resamples of the recordings, (num_draws, numbers)."""
 
     @abc.abstractmethod

@@ -16,7 +16,7 @@ from numpyro_infograd._calibrate.result import TwoSample
 from numpyro_infograd._noise import student
 from numpyro_infograd.values.base import Estimate, report
 
-Inside = TypeVar("Inside")
+Inner = TypeVar("Inner")
 _FARTHEST = 0.3  # largest correction, in units of the parameters' size
 _RELABELLINGS = 499  # permutations of a two-sample test
 
@@ -97,7 +97,7 @@ def mean_gradient(
     return found.mean(0), covariance
 
 
-class Place(NamedTuple, Generic[Inside]):
+class Place(NamedTuple, Generic[Inner]):
     """The start of a correction."""
 
     flat: np.ndarray  # the unconstrained numbers, (numbers,)
@@ -105,7 +105,7 @@ class Place(NamedTuple, Generic[Inside]):
     noise: np.ndarray  # covariance of the gradient over draws of the twin
     # Curvature by each draw of the twin, (draws, numbers, numbers).
     curvatures: np.ndarray
-    inside: Inside  # what else the divergence was computed from
+    inside: Inner  # what else the divergence was computed from
 
 
 def apart(weights: Any, match: Match) -> tuple[float, float]:

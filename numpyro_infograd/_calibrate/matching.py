@@ -205,7 +205,7 @@ class Descent(NamedTuple):
         finite = all_finite(ascent, there)
         stay = self._replace(step=self.step + 1)
         new = Descent(there, opt_state, self.step + 1)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, stay)
+        new = optax.tree.where(finite, new, stay)
         return new, {"gradient_norm": optax.tree.norm(ascent), "finite": finite}
 
 

@@ -211,7 +211,9 @@ def _checked(name: str, array: np.ndarray, site: Site, likely: bool) -> np.ndarr
     spread = np.ptp(rows, axis=0) if len(array) else [1.0]
     if not likely and not np.all(spread):
         column = np.unravel_index(int(np.argmin(spread)), site.shape)
-        where = f"component {tuple(map(int, column))} of {name!r}" if column else name
+        where = (
+            f"component {tuple(map(int, column))} of {name!r}" if column else repr(name)
+        )
         raise ArgumentError(
             f"the recordings of {where} are constant, so they have no density. Leave "
             "the component out of the site."

@@ -251,10 +251,10 @@ def best_of(ends: Sequence[Calibration]) -> Calibration:
 
     if len(ends) == 1:
         return ends[0]
-    values = [end.after.value if end.after else None for end in ends]
     best = min(ends, key=rank)
     return replace(
         best,
-        diagnostics=best.diagnostics | {"restarts": values},
+        diagnostics=best.diagnostics
+        | {"restarts": [end.after.value for end in ends if end.after is not None]},
         histories=tuple(end.history for end in ends),
     )

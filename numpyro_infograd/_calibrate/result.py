@@ -72,8 +72,7 @@ class Calibration(Result):
 
     Example:
         >>> import numpy as np
-        >>> from numpyro_infograd import Calibration, Estimate
-        >>> from numpyro_infograd._optimize import Ending, Status
+        >>> from numpyro_infograd import Calibration, Ending, Estimate, Status
         >>> twin = Calibration(  # by hand; `calibrate` makes them
         ...     {"a": 2.0, "b": 0.5},
         ...     estimate=None,

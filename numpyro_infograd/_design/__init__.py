@@ -187,7 +187,16 @@ def _information(
         value = evaluate_each(closed, params, designs)
         none = jnp.zeros(count)
         sure = jnp.broadcast_to(value[:, None, None], (count, REPLICATES, 3))
-        whole = Average(value, none, value, value, none, none + jnp.inf, none, sure)
+        whole = Average(
+            value,
+            error=none,
+            lower=value,
+            upper=value,
+            correction=none,
+            effective=none + jnp.inf,
+            bias=none,
+            replicates=sure,
+        )
         return _Found(whole, "exact", 0, ())
     closed_form = not why_not_closed(objective, sm)
     warnings: tuple[str, ...] = ()
@@ -200,11 +209,9 @@ def _information(
     if entropies:
         if num_samples is None:
             num_samples = _affordable(
-                lambda n: sum(t.evaluations(n, num_components) for t in entropies),
-                count,
+                lambda n: sum(t.evaluations(n) for t in entropies), count
             )
-        sizes = num_samples, num_components
-        found, mass = sums_each(sm, entropies, params, designs, rng_key, *sizes)
+        found, mass = sums_each(sm, entropies, params, designs, rng_key, num_samples)
         unseen = 1.0 - float(jnp.min(mass))
         if not unseen <= _UNSEEN:
             warnings += (
@@ -215,7 +222,9 @@ def _information(
         return _Found(found, "sums", num_samples, warnings, grouped)
     refuse_without_density(sm, terms)
     if num_samples is None:
-        hidden = sum(bool(sm.density(t.sites, t.given, True).hidden) for t in terms)
+        hidden = sum(
+            bool(sm.density(t.sites, t.given, whole=True).hidden) for t in terms
+        )
         inner = 1 if closed_form else max(hidden, 1) * num_components
         num_samples = _affordable(lambda n: n * inner, count)
     found = average_each(

@@ -21,7 +21,7 @@ from jax.scipy.special import xlogy
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
-from numpyro_infograd._noise import NoiseSpec, base_points, draw_noise, standard_error
+from numpyro_infograd._noise import NoiseSource, standard_error
 from numpyro_infograd._problem import REPLICATES
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import joint_states
@@ -40,26 +40,26 @@ class Table(NamedTuple):
         density: Of the sites, without omissions.
         coefficient: In the objective.
         states: The joint states, (num_states, *shape) for each site.
-        points: Quasi-random points of the hidden noise.
+        source: Draws of the hidden noise for each replicate.
     """
 
     density: Density
     coefficient: jax.Array
     states: Values
-    points: Any
+    source: NoiseSource
 
     @property
     def num_states(self) -> int:
         """Number of joint states."""
         return len(next(iter(self.states.values())))
 
-    def evaluations(self, num_samples: int, num_components: int) -> int:
+    def evaluations(self, num_samples: int) -> int:
         """Density evaluations of one design."""
         draws = num_samples
         if self.density.hidden and self.density.given:
-            draws += num_samples * num_components
+            draws += num_samples * self.source.size
         elif self.density.hidden:
-            draws += REPLICATES * num_components
+            draws += REPLICATES * self.source.size
         return draws * self.num_states
 
 
@@ -73,8 +73,8 @@ def tables(
         if not states:
             return ()
         density = sm.density(term.sites, term.given, whole=True)
-        points = base_points(density.hidden_spec, num_components)
-        found.append(Table(density, jnp.asarray(term.coefficient), states, points))
+        source = NoiseSource.of(density.hidden_spec, num_components)
+        found.append(Table(density, jnp.asarray(term.coefficient), states, source))
     return tuple(found)
 
 
@@ -85,17 +85,14 @@ def sums_each(
     designs: Any,
     rng_key: jax.Array,
     num_samples: int,
-    num_components: int,
 ) -> tuple[Average, jax.Array]:
     """The sum of the entropies at each design, in nats, on the same random numbers.
 
-    `num_samples` are draws of the conditions and of known densities, `num_components`
-    those of hidden noise for each replicate; both are powers of two. Returns averages,
-    with an axis of designs, and the smallest total probability of all states for each
-    design; below one if states are missing.
+    `num_samples`, a power of two, are draws of the conditions and of known densities.
+    Returns averages, with an axis of designs, and the smallest total probability of all
+    states for each design; below one if states are missing.
     """
-    size = num_samples // REPLICATES
-    work = sum(t.evaluations(num_samples, num_components) for t in entropies)
+    work = sum(t.evaluations(num_samples) for t in entropies)
     count = len(jax.tree.leaves(designs)[0])
     batch = min(max(_AT_ONCE // work, 1), count)
     # Whole batches, so that nothing is compiled a second time for the rest.
@@ -107,46 +104,32 @@ def sums_each(
         entropies,
         params,
         padded,
-        base_points(sm.spec, size),
+        NoiseSource.of(sm.spec, num_samples // REPLICATES),
         rng_key,
-        spec=sm.spec,
-        num_samples=num_samples,
-        num_components=num_components,
         batch=batch,
     )
     return jax.tree.map(lambda x: x[:count], found)
 
 
-@quick_jit(static_argnames=("spec", "num_samples", "num_components", "batch"))
+@quick_jit(static_argnames="batch")
 def _sums_each(
     forward: Program,
     entropies: tuple[Table, ...],
     params: Any,
     designs: Any,
-    outer_points: Any,
+    source: NoiseSource,
     rng_key: jax.Array,
     *,
-    spec: NoiseSpec,
-    num_samples: int,
-    num_components: int,
     batch: int,
 ) -> tuple[Average, jax.Array]:
-    size = num_samples // REPLICATES
-
     # The noise of all designs is the same, so it is drawn once.
     def draw(key: jax.Array) -> Any:
         noise_key, inner_key = jax.random.split(key)
-        noise = draw_noise(spec, noise_key, size, outer_points)
         fresh = [
-            draw_noise(
-                t.density.hidden_spec,
-                jax.random.fold_in(inner_key, i),
-                num_components,
-                t.points,
-            )
-            for i, t in enumerate(entropies)
+            table.source(jax.random.fold_in(inner_key, i))
+            for i, table in enumerate(entropies)
         ]
-        return noise, fresh
+        return source(noise_key), fresh
 
     draws = jax.lax.map(draw, jax.random.split(rng_key, REPLICATES))
 

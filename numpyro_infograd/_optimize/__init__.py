@@ -63,8 +63,9 @@ def maximize(
         model: A NumPyro model, or the result of `structural_model`.
         objective: Built from `MI`, `Entropy`, `Expectation`.
         num_steps: Number of steps, exactly. None runs up to 5 cycles of 200 steps,
-            until more steps would gain less than 0.02 %. An exact objective then ends
-            with a climb by projected gradients.
+            until more steps would gain less than 0.02 % of the whole gain, or 0.0002
+            nats if the whole gain is below one nat. An exact objective then ends with a
+            climb by projected gradients.
         optimizer: An optax transformation or a numpyro optimizer; None is Adam with a
             cosine decay and a rate scaled to the parameters.
         projection: Function of the parameter dict, in constrained space, that is
@@ -122,7 +123,7 @@ def maximize(
         >>> result.params["p"].round(2)  # water-filling
         Array([4., 1.], dtype=float32)
     """
-    _checks.check_order("maximize(model, objective)", model, objective)
+    _checks.check_call("maximize(model, objective)", model, objective)
     args, kwargs = as_args(model_args, model_kwargs)
     ascent = InfoMax(
         model,
@@ -181,7 +182,7 @@ def minimize(
         >>> abs(result.estimate.value) < 1e-5
         True
     """
-    _checks.check_order("minimize(model, objective)", model, objective)
+    _checks.check_call("minimize(model, objective)", model, objective)
     try:
         return _negated(maximize(model, -objective, **settings))
     except ConstraintError as error:

@@ -20,7 +20,6 @@ from numpyro_infograd._edits import append_noise
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._problem import Posed, pose
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.scores import Exact
 
 COLDEST = 1e-4  # last variance before the noise is removed, relative to the first
 
@@ -67,5 +66,4 @@ def cooled(
     variances = {site: v * COLDEST**share for site, v in start.items()}
     # `pose` appends the method's own noise again.
     noisy = append_noise(posed.sm.clean or posed.sm, variances)
-    method = posed.problem.method or Exact()
-    return pose(noisy, posed.objective, method, params, posed.reason)
+    return pose(noisy, posed.objective, posed.method, params, posed.reason)

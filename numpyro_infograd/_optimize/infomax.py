@@ -84,7 +84,7 @@ class InfoMax:
         subject_to: Iterable[Constraint] | Constraint = (),
         allow_jumps: bool = False,
     ) -> None:
-        _checks.check_order("InfoMax(model, objective)", model, objective)
+        _checks.check_call("InfoMax(model, objective)", model, objective)
         check_projection(projection)
         if num_samples is not None:
             num_samples = as_power_of_two("num_samples", num_samples, 2)
@@ -177,7 +177,13 @@ class InfoMax:
         return state, info._replace(params=params, gradient=slope, evidence=evidence)
 
     def get_params(self, state: InfoMaxState) -> dict[str, Any]:
-        """Parameters of a state by name, in their shapes and constrained space.
+        """The parameters of a state.
+
+        Args:
+            state: What `init` or `update` returned.
+
+        Returns:
+            A dict by name of arrays in the parameters' shapes, in constrained space.
 
         Raises:
             ArgumentError: Before `init`, or for the state of another model.

@@ -41,7 +41,6 @@ from numpyro_infograd._problem import (
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.scores import Exact
 
 _FEWEST = 2048  # samples of a step with drawn sites or constraints
 
@@ -78,8 +77,7 @@ class Plan:
             return pose_again(old, sm)
         sm, seen, _ = self._enter(sm, (), {}, params)
         self._check(sm, seen, params)
-        method = old.problem.method or Exact()
-        new = pose(sm, seen, method, params, old.reason)
+        new = pose(sm, seen, old.method, params, old.reason)
         if [t[1:] for t in new.terms] != [t[1:] for t in old.terms]:
             raise ArgumentError(
                 "these arguments change the structure of the model, so the scores of "

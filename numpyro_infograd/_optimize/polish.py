@@ -99,7 +99,7 @@ def climb(exact: GaussianEntropies, move: Move, start: Any) -> Peak:
             after,
             jnp.minimum(length, reach(after)),
             jnp.roll(state.values, 1).at[0].set(value),
-            jax.tree.map(lambda a, b: jnp.where(is_best, a, b), there, state.best),
+            optax.tree.where(is_best, there, state.best),
             state.record.at[state.step + 1].set(jnp.where(is_best, value, top)),
             state.step + 1,
             (count == _HALVINGS) | ~jnp.isfinite(value) | (square == 0),

@@ -16,8 +16,20 @@ from numpyro_infograd.values import Estimate
 class Ending(enum.Enum):
     """How an ascent, or a calibration, ended.
 
+    Attributes:
+        CONVERGED: More steps would gain almost nothing.
+        ALL_STEPS: It took all of `num_steps`.
+        UNFINISHED: It took the most steps, and more would still gain.
+        SADDLE: The gradient was zero at the start, which is no maximum, or may be none.
+        AT_REST: No parameter reaches the objective, or a projection allows no move.
+        DIVERGED: With the caller's optimizer, it ended worse than its start.
+        BELOW_START: With the default optimizer, it ended worse than its start.
+        OUT_OF_RANGE: The parameters left the range of pretrained scores.
+        NOT_FINITE: A calibration met values that are not finite.
+        INTERRUPTED: The user interrupted it.
+
     Example:
-        >>> from numpyro_infograd._optimize import Ending
+        >>> from numpyro_infograd import Ending
         >>> Ending("converged") is Ending.CONVERGED
         True
     """
@@ -41,7 +53,7 @@ class Status(str):
         ending: The enum. Compare this, not the text.
 
     Example:
-        >>> from numpyro_infograd._optimize import Ending, Status
+        >>> from numpyro_infograd import Ending, Status
         >>> status = Status("converged after 200 steps", Ending.CONVERGED)
         >>> print(status)
         converged after 200 steps
@@ -80,7 +92,8 @@ class Result:
             num_constraints).
         status: How the ascent ended, in words; `status.ending` is the same as an
             `Ending`.
-        diagnostics: Score method and why it was chosen; skipped steps; restarts.
+        diagnostics: A dict: "method" and "reason" (the score method, and why it was
+            chosen), "skipped_steps" (their number), "restarts" (the value of each).
         constraints: A report for each constraint of `subject_to`.
         warnings: Sentences that say what is wrong: the ascent is not finished, rests at
             a saddle or ended below its start; noise hides the gradient; steps were
@@ -151,5 +164,5 @@ class Result:
         Raises:
             ArgumentError: For a result without steps.
         """
-        room = "numpyro_infograd.diagnostics.inference_data"
-        return importlib.import_module(room).to_inference_data(self)
+        module = "numpyro_infograd.diagnostics.inference_data"
+        return importlib.import_module(module).to_inference_data(self)

@@ -114,16 +114,16 @@ class Run:
             if self.log is not None:
                 self.log.checkpoint.close()
         return Ended(
-            self.plan,
-            self.clean,
-            self.ascent,
-            self.rng_key,
-            self.starts,
-            self.states,
-            self.chunks,
-            self.status,
-            self.outlooks,
-            self.is_clear_first,
+            plan=self.plan,
+            posed=self.clean,
+            ascent=self.ascent,
+            rng_key=self.rng_key,
+            starts=self.starts,
+            states=self.states,
+            chunks=self.chunks,
+            status=self.status,
+            outlooks=self.outlooks,
+            is_clear_first=self.is_clear_first,
         )
 
     # -- checkpoints ------------------------------------------------------------------
@@ -198,7 +198,6 @@ class Run:
             if self.heat and not self.cycle:
                 self._cool(2 * start / total)
             before = self.states
-            here = before.unconstrained_params
             steps = np.arange(start, min(start + chunk, total))
             rates = jnp.asarray(self._rates(steps, total), jnp.zeros(()).dtype)
             self.states, infos = ascend_many(self.ascent, self.states, rates)
@@ -207,11 +206,9 @@ class Run:
                 infos = infos._replace(objective=np.full_like(infos.objective, np.nan))
             self.chunks.append(infos)
             if start == middle:
-                few = slice(
-                    max(total // 10, 1) if self.ascent.problem.is_sampled else 1
-                )
-                seen = [x[:, few].mean(axis=1) for x in jax.tree.leaves(infos.gradient)]
-                self.middle = here, jax.tree.unflatten(jax.tree.structure(here), seen)
+                few = max(total // 10, 1) if self.ascent.problem.is_sampled else 1
+                mean = jax.tree.map(lambda x: x[:, :few].mean(axis=1), infos.gradient)  # noqa: B023
+                self.middle = before.unconstrained_params, mean
             if len(self.chunks) == 1 and self.ascent.problem.is_sampled:
                 self.is_clear_first = self._are_clear(infos)
                 if not all(self.is_clear_first):
@@ -345,7 +342,7 @@ class Run:
     def _is_stationary(self) -> bool:
         """Whether no restart would gain by more steps, or by a one percent move."""
         return not self._came_from_far() and all(
-            max(self._nudge(i), ahead.gain if ahead.is_rising else 0.0)
+            max(self._gain_of_small_move(i), ahead.gain if ahead.is_rising else 0.0)
             <= NEGLIGIBLE * unit_of_gain(self.plan, self.chunks, i)
             and is_settled(
                 np.mean(self.chunks[-1].excess[i], axis=0), self.states.multipliers[i]
@@ -402,7 +399,7 @@ class Run:
         self.outlooks = [Outlook(float(end.remaining), 0.0, True) for end in ends]
         return all(end.remaining <= NEGLIGIBLE * abs(end.value) for end in ends)
 
-    def _nudge(self, index: int) -> float:
+    def _gain_of_small_move(self, index: int) -> float:
         """Gain in nats, beyond doubt, of a move by one percent of the parameters' size.
 
         It is the gain to first order by the gradient at the end of a cycle, where the

@@ -131,17 +131,13 @@ def ascent_step(
         there, here, opt_state, scores, multipliers, state.rng_key, state.step
     )
     finite = all_finite(gradient, there, scores)
-    kept = jax.tree.map(
-        lambda a, b: jnp.where(finite, a, b),
-        new,
-        state._replace(unconstrained_params=state.previous),
-    )
+    back = state._replace(unconstrained_params=state.previous)
+    kept = optax.tree.where(finite, new, back)
     moved = jax.tree.map(jnp.subtract, kept.unconstrained_params, here)
-    gains = jax.tree.map(lambda g, m: jnp.sum(jnp.nan_to_num(g) * m), gradient, moved)
     info = StepInfo(
         params,
         optax.tree.norm(gradient),
-        sum(jax.tree.leaves(gains), jnp.zeros(())),
+        optax.tree.vdot(jax.tree.map(jnp.nan_to_num, gradient), moved),
         value,
         finite,
         evidence,

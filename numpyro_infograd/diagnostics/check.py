@@ -216,7 +216,7 @@ def check_scores(
         (True, True)
     """
     order = "diagnostics.check_scores(model, objective)"
-    _checks.check_order(order, model, objective)
+    _checks.check_call(order, model, objective)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)

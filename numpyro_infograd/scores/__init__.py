@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Score methods: one file for each method, and the table of their names."""
 
-from numpyro_infograd._arguments import nearest
+from numpyro_infograd._arguments import resolve_name
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.analytic import Analytic
 from numpyro_infograd.scores.base import ScoreMethod, Scores, complete_data_score
@@ -44,12 +44,11 @@ REGISTRY: dict[str, type[Exact | ScoreMethod]] = {
 }
 
 
-def resolve_method(scores: object, name: str = "scores") -> str | Exact | ScoreMethod:
+def resolve_method(scores: object) -> str | Exact | ScoreMethod:
     """The score method that `scores` names; "auto" stays "auto".
 
     Args:
         scores: "auto", the name of a method, or a method object.
-        name: Name of the argument in error messages.
 
     Returns:
         A method with default settings for a name; else `scores` unchanged.
@@ -62,26 +61,19 @@ def resolve_method(scores: object, name: str = "scores") -> str | Exact | ScoreM
         >>> ig.scores.resolve_method("mixture")
         Mixture(num_components=1024, num_samples=16384, block_size=128)
     """
-    if isinstance(scores, str):
-        if scores == "auto":
-            return scores
-        if scores in REGISTRY:
-            return REGISTRY[scores]()
-    elif isinstance(scores, type):
-        raise ArgumentError(
-            f"{name}={scores.__name__} is a class: call it, {scores.__name__}()."
-        )
-    elif isinstance(scores, (Exact, ScoreMethod)):
-        try:
-            hash(scores)
-        except TypeError as error:
-            raise ArgumentError(
-                f"{name}={type(scores).__name__}(...) must have a hash: {error}. "
-                "Use @dataclass(frozen=True), with numbers, strings and tuples only."
-            ) from None
-        return scores
-    known = ("auto", *REGISTRY)
-    raise ArgumentError(
-        f"{name} must be one of {', '.join(map(repr, known))} or a "
-        f"numpyro_infograd.scores.ScoreMethod, got {scores!r}.{nearest(scores, known)}"
+    kinds = Exact, ScoreMethod
+    found: str | Exact | ScoreMethod = resolve_name(
+        "scores",
+        scores,
+        REGISTRY,
+        lambda given: isinstance(given, kinds),
+        "a numpyro_infograd.scores.ScoreMethod",
     )
+    try:
+        hash(found)
+    except TypeError as error:
+        raise ArgumentError(
+            f"scores={type(scores).__name__}(...) must have a hash: {error}. "
+            "Use @dataclass(frozen=True), with numbers, strings and tuples only."
+        ) from None
+    return found

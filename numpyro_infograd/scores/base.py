@@ -61,7 +61,7 @@ class Scores(NamedTuple):
     """Scores of a batch of values.
 
     Attributes:
-        mean: For each of `_density.moved_sites` (the sites that depend on a parameter),
+        mean: For each of `density.moved_sites` (the sites that depend on a parameter),
             scores of shape (num_samples, *shape), in nats per unit of the site.
         deviations: The same with a leading axis of `num_deviations` perturbations that
             measure the error of the fit. A linear function of the scores is evaluated

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._arguments import as_floats, check_numbers
+from numpyro_infograd._arguments import as_number_tuple, check_numbers
 from numpyro_infograd._density import Density
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
@@ -75,7 +75,7 @@ class Denoising(Learned):
         super().__post_init__()
         if self.noise_variance is not None:
             check_numbers(self, "noise_variance")
-        levels = as_floats("noise_levels", self.noise_levels)
+        levels = as_number_tuple("noise_levels", self.noise_levels)
         rising = all(a < b for a, b in pairwise(levels))
         if len(levels) < 2 or not 0 < levels[0] or not rising or levels[-1] == math.inf:
             raise ArgumentError(

@@ -9,7 +9,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._arguments import as_floats
+from numpyro_infograd._arguments import as_number_tuple
 from numpyro_infograd._density import Density
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
@@ -56,7 +56,7 @@ class FlowMatching(Learned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        times = as_floats("times", self.times)
+        times = as_number_tuple("times", self.times)
         falling = all(a > b for a, b in pairwise(times))
         if len(times) < 2 or not _FIRST <= times[-1] or not times[0] < 1 or not falling:
             raise ArgumentError(

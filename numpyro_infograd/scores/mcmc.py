@@ -106,7 +106,7 @@ class MCMC(ScoreMethod):
                 f"{evidence['stuck']:.1%} of the chains for {density.label!r} hardly "
                 "ever moved, so their scores depend on the noise where they started, "
                 "and the error may exceed the standard error. Raise max_steps, or "
-                "compare with scores='denoising' in check_scores."
+                "run ig.diagnostics.check_scores(..., scores='denoising')."
             )
         steps = evidence["num_steps"]
         if evidence.get("fit_error_ratio", 0.0) > _MOST and steps >= self.max_steps:

@@ -129,9 +129,8 @@ class Ensemble:
         if knots.size:
             width = 0.7 * jnp.maximum(jnp.asarray(jnp.gradient(knots, axis=1)), 0.02)
             rising = jnp.arange(knots.shape[1]) >= knots.shape[1] // 2
-            width = jnp.where(
-                rising, width, -width
-            )  # few samples reach the outer sides
+            # Each falls on its outer side, which few samples reach.
+            width = jnp.where(rising, width, -width)
             steps = nnx.sigmoid((x[..., : len(knots), None] - knots) / width)
             parts.insert(0, steps.reshape(*rows, knots.size))
         return jnp.concatenate(parts, axis=-1)

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 import math
-from typing import Any, cast
+from typing import Any
 
 import jax
 
 from numpyro_infograd import _checks
-from numpyro_infograd._arguments import as_args, as_key, nearest, use_mesh
+from numpyro_infograd._arguments import as_args, as_key, resolve_name, use_mesh
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import public
 from numpyro_infograd._edits import shuffle_inputs
@@ -127,7 +127,7 @@ def estimate(
         >>> ig.estimate(model, ig.MI("x", "y"), params={"a": 3.0})  # log(10) / 2
         1.15129 nats (exact)
     """
-    _checks.check_order("estimate(model, objective)", model, objective)
+    _checks.check_call("estimate(model, objective)", model, objective)
     if unit not in ("nats", "bits"):
         raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
     if unit == "bits" and not objective.sites:
@@ -284,7 +284,7 @@ def value_of(
         0.346574 nats (exact)
     """
     order = "values.value_of(sm, objective, params, rng_key)"
-    _checks.check_order(order, sm, objective)
+    _checks.check_call(order, sm, objective)
     _checks.check_laws(objective, sm)
     _checks.check_finite(objective, sm, params)
     _checks.check_rank(objective, sm, params)
@@ -417,19 +417,11 @@ def _is_fine(found: Estimate) -> bool:
 
 def _resolve(method: Any) -> str | Estimator:
     """The estimator object for a method; "auto" stays "auto"."""
-    if isinstance(method, str):
-        if method == "auto":
-            return method
-        if method in REGISTRY:
-            return REGISTRY[method]()
-    elif isinstance(method, type):
-        raise ArgumentError(
-            f"method={method.__name__} is a class: call it, {method.__name__}()."
-        )
-    elif callable(getattr(method, "value", None)):
-        return cast("Estimator", method)
-    known = ("auto", *REGISTRY)
-    raise ArgumentError(
-        f"method must be one of {', '.join(map(repr, known))} or an object of "
-        f"numpyro_infograd.values, got {method!r}.{nearest(method, known)}"
+    found: str | Estimator = resolve_name(
+        "method",
+        method,
+        REGISTRY,
+        lambda given: callable(getattr(given, "value", None)),
+        "an object of numpyro_infograd.values",
     )
+    return found

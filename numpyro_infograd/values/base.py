@@ -31,8 +31,8 @@ class Estimate:
             standard errors, which is not a bound.
         upper: The same from above.
         method: "exact", "nested", "mcmc", "particles", "fisher", "path", or "sampled"
-            if the objective has only expectations; "features" for the divergence of a
-            `Calibration`.
+            if the objective has only expectations; "features" or "likelihood" for the
+            distance of a `Calibration` from its recordings.
         unit: "nats" or "bits".
         reason: Why "auto" chose this method; "" if the caller chose it.
         sampled: Which part of an "exact" value is sampled: "averaged over h" for a

@@ -32,9 +32,10 @@ import numpy as np
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from numpyro_infograd._arguments import as_number, as_power_of_two
-from numpyro_infograd._chains import Chain, Tuning, Walk, where
+from numpyro_infograd._chains import Chain, Tuning, Walk
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._hidden import Position, walkable
@@ -56,7 +57,7 @@ _FIRST = 32  # initial number of levels
 _BENDS = (1.0, 2.0, 4.0)  # exponents that space the levels
 _WIDEST = 20.0  # largest gap of the two ends of one sample, in nats
 # Nats at which a larger gap is clipped; minus the weight of a chain without a start.
-_HOPELESS = 1e3
+_CLIPPED = 1e3
 _STARTS = 64  # draws of the reference, to start at one where the density is not zero
 _GROWTH = 3  # doublings of the levels at once, at most
 # Possible error of the middle, as a share of a small gap and of a large one.
@@ -288,7 +289,7 @@ def _anneal(
             low, high = log_density(density, tuning, noise, values, own)
             c = total.coefficients[i]
             near = jnp.maximum(low, high - _WIDEST)
-            far = jnp.maximum(low, high - _HOPELESS)
+            far = jnp.maximum(low, high - _CLIPPED)
             lost += 0.5 * jnp.abs(c) * jnp.mean(near - far)
             gap = high - near
             wide += jnp.abs(c) * jnp.mean(jnp.where(gap > _WIDE, gap, 0.0))
@@ -325,11 +326,11 @@ def _ends(
         is_inside = jnp.isfinite(walk.log_prob(drawn))
         inside += is_inside
         kept = is_inside & (jax.random.uniform(keep_key) * inside < 1.0)
-        return where(kept, drawn, at), inside
+        return optax.tree.where(kept, drawn, at), inside
 
     begin, inside = jax.lax.fori_loop(0, _STARTS, draw, (exact, jnp.zeros((), int)))
     share = jnp.log(jnp.maximum(inside, 1) / _STARTS)
-    shares = jnp.where(inside, share, -_HOPELESS), jnp.log((inside + 1) / (_STARTS + 1))
+    shares = jnp.where(inside, share, -_CLIPPED), jnp.log((inside + 1) / (_STARTS + 1))
     starts = jax.tree.map(lambda *x: jnp.stack(x), begin, exact)
 
     def level(index: jax.Array, carry: Any) -> Any:
