@@ -211,7 +211,7 @@ def resolve_name(
         raise ArgumentError(
             f"{argument}={given.__name__} is a class: call it, {given.__name__}()."
         )
-    if given == "auto" or (not isinstance(given, str) and is_method(given)):
+    if given == "auto" if isinstance(given, str) else is_method(given):
         return given
     known = ("auto", *registry)
     raise ArgumentError(

@@ -48,7 +48,7 @@ def tune(
     values: Values,
     rng_key: jax.Array,
     most_steps: int,
-    last: Tuning | None,
+    last: Tuning | None = None,
 ) -> Tuning:
     """The tuning of chains, from a pilot batch of samples.
 

@@ -819,7 +819,7 @@ CASES: list[tuple] = [
         recordings(lambda y: np.where(np.arange(1000) >= 200, np.nan, y))),
     ("files of different lengths.*one order",
         fit({"x": np.split(RECORDED, [400]), "y": np.split(RECORDED, [500])})),
-    ("recordings of y are constant.*Leave", recordings(np.ones_like)),
+    ("recordings of 'y' are constant.*Leave", recordings(np.ones_like)),
     ("'y' repeat.*add uniform noise", recordings(np.round)),
     ("'x': 900.*same recording", fit({"y": RECORDED, "x": RECORDED[:900]})),
     ("'y' are outside the support.*LogNormal",
