@@ -303,9 +303,12 @@ def check_atoms(sm: StructuralModel, names: Iterable[str], params: Any) -> None:
 
 
 def _stepped(sm: StructuralModel, sites: Iterable[str], params: Any) -> str:
-    """The first computed site with few different values in 256 draws, or ""."""
+    """The first computed site with few different values in 256 draws, or "".
+
+    A rectifier has one value that repeats, and many that occur once.
+    """
     for name, counts in _repeats(sm, _computed(sm, sites), params):
-        if 1 < len(counts) < 128:
+        if 1 < len(counts) < 128 and np.mean(counts == 1) < 0.5:
             return name
     return ""
 

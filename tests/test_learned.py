@@ -226,15 +226,20 @@ def test_methods_that_return_no_scores(found, words) -> None:
         ig.gradient(links.link, ig.Entropy("y"), scores=Odd())
 
 
-def test_a_clipped_output_has_no_density() -> None:
+@pytest.mark.parametrize("part", [lambda y: jnp.clip(y, -1, 1), jax.nn.relu])
+def test_a_clipped_output_has_no_density(part) -> None:
     def model() -> None:
         x = numpyro.sample("x", dist.Normal(0, 1))
         n = numpyro.sample("n", dist.Normal(0, 1))
         y = numpyro.param("a", 1.0) * x + 0.5 * n
-        numpyro.deterministic("y", jnp.clip(y, -1, 1))
+        numpyro.deterministic("y", part(y))
 
-    with pytest.raises(DensityError, match="site 'y' is computed and takes the same"):
-        ig.gradient(model, XY, scores="sliced")
+    for call in (
+        lambda: ig.gradient(model, XY, scores="sliced"),
+        lambda: ig.estimate(model, XY),
+    ):
+        with pytest.raises(DensityError, match="'y' is computed and takes the same"):
+            call()
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd._arguments import as_power_of_two, check_counts, check_widths
+from numpyro_infograd._checks import check_atoms
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, flatten, simulate
 from numpyro_infograd._edits import append_noise
@@ -129,6 +130,8 @@ class DeBruijn:
             density = sm.density(term.sites, term.given, whole=True)
             own = all(has_density(sm, s) for s in term.sites)
             (known if own and not density.hidden else learned).append((term, density))
+        without = {s for _, density in learned for s in density.without_density}
+        check_atoms(sm, sorted(without), params)
         first_key, *keys = jax.random.split(rng_key, 1 + len(learned))
         rest = average(
             tuple(term for term, _ in known),
