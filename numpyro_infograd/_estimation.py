@@ -94,6 +94,17 @@ _BALANCE = 0.7  # a fit is improved if its error exceeds this share of sampling 
 _SIGNIFICANT = math.sqrt(3.0)  # noise alone is larger in 8 to 10 % of cases
 
 
+class Batch(NamedTuple):
+    """The gradient from one batch of samples, as arrays by parameter."""
+
+    value: Any
+    error: Any  # of sampling
+    missed: Any  # by the fit of the scores
+    # Fit error, less its noise, over sampling error; 0 if it may be noise alone.
+    excess: jax.Array
+    evidence: dict[Measure, jax.Array]
+
+
 @quick_jit
 def _replicated(
     problem: Problem,
@@ -101,12 +112,8 @@ def _replicated(
     params: Any,
     source: NoiseSource,
     rng_key: jax.Array,
-) -> tuple[Any, Any, Any, jax.Array, dict[Measure, jax.Array]]:
-    """Gradient, sampling error, fit error, ratio and evidence, from replicates.
-
-    The ratio is that of the fit error, less its noise, to the sampling error; zero if
-    the fit error may be noise alone.
-    """
+) -> Batch:
+    """The gradient from 16 replicates, whose scatter gives the error."""
 
     def replicate(key: jax.Array, deviation_index: jax.Array) -> Pulled:
         noise_key, score_key = jax.random.split(key)
@@ -156,12 +163,11 @@ def _replicated(
         for measure, v in pulled.evidence.items()
         if measure.name == "stein_residual"
     }
-    return value, error, missed, excess, evidence
+    return Batch(value, error, missed, excess, evidence)
 
 
-def _pooled(batches: list[Any]) -> tuple[Any, Any, Any, dict[Measure, Any]]:
-    """Gradient, sampling error, fit error and evidence of independent batches."""
-    values, errors, misses, _, evidence = zip(*batches, strict=True)
+def _pooled(batches: list[Batch]) -> Batch:
+    """The mean of independent batches."""
 
     def mean(*each: Any) -> Any:
         return np.mean(each, axis=0)
@@ -169,19 +175,20 @@ def _pooled(batches: list[Any]) -> tuple[Any, Any, Any, dict[Measure, Any]]:
     def error(*each: Any) -> Any:
         return np.sqrt(np.sum(np.square(each), axis=0)) / len(batches)
 
-    means = (jax.tree.map(mean, *trees) for trees in (misses, evidence))
-    return jax.tree.map(mean, *values), jax.tree.map(error, *errors), *means
+    errors = jax.tree.map(error, *(batch.error for batch in batches))
+    return jax.tree.map(mean, *batches)._replace(error=errors)
 
 
-def _needs_more(batches: list[Any]) -> bool:
+def _needs_more(batches: list[Batch]) -> bool:
     """Whether the draws of drawn sites leave more than a share of `_SHARP`."""
-    value, error, *_ = _pooled(batches)
-    size, noise = (float(np.linalg.norm(_flat(tree))) for tree in (value, error))
-    return len(batches) < _MOST_BATCHES and noise > _SHARP * size
+    pooled = _pooled(batches)
+    noisy = norm(pooled.error) > _SHARP * norm(pooled.value)
+    return noisy and len(batches) < _MOST_BATCHES
 
 
-def _flat(tree: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+def norm(tree: Any) -> float:
+    """The Euclidean norm of all leaves, on the host."""
+    return math.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def _with_shift(error: Any, shift: Any, shift_error: Any) -> Any:
@@ -242,6 +249,35 @@ class Estimated(NamedTuple):
     evidence: Evidence
 
 
+def _sample(
+    problem: Problem, params: Any, size: int, is_default: bool, rng_key: jax.Array
+) -> tuple[Problem, tuple[Any, ...], list[Batch]]:
+    """Batches of `size` samples, with the problem and the fitted scores behind them.
+
+    Scores are improved while their fit adds more to the error than sampling does. By
+    default, drawn sites get as many components and batches as they need.
+    """
+    fit_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
+    states = fit_anew(problem, params, fit_key)
+    source = NoiseSource.of(problem.spec, size // REPLICATES)
+    while True:
+        batches = [jax.device_get(_replicated(problem, states, params, source, key))]
+        if is_default and (finer := _refined(problem, batches[0].evidence)):
+            problem = finer
+            continue
+        better = [problem.method and problem.method.improve(s) for s in states]
+        if not batches[0].excess > _BALANCE or all(b is None for b in better):
+            break
+        pairs = zip(states, better, strict=True)
+        states = tuple(s if b is None else b for s, b in pairs)
+    while is_default and problem.chance and _needs_more(batches):
+        own = jax.random.fold_in(key, len(batches))
+        batches.append(
+            jax.device_get(_replicated(problem, states, params, source, own))
+        )
+    return problem, states, batches
+
+
 def estimate_gradient(
     posed: Posed,
     params: Any,
@@ -250,7 +286,6 @@ def estimate_gradient(
 ) -> Estimated:
     """The gradient of a posed problem; see `gradient`."""
     problem = posed.problem
-    fit_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
     diagnostics: dict[str, Any] = {
         "method": posed.method_name,
         "reason": posed.reason,
@@ -263,29 +298,11 @@ def estimate_gradient(
         value = jax.device_get(_exact_gradient(problem.exact, params))
     if problem.is_sampled:
         size = check_num_samples(num_samples, problem.method)
-        states = fit_anew(problem, params, fit_key)
-        source = NoiseSource.of(problem.spec, size // REPLICATES)
-        while True:
-            found = _replicated(problem, states, params, source, key)
-            _, _, _, excess, _ = first = jax.device_get(found)
-            if num_samples is None and (finer := _refined(problem, first[-1])):
-                problem = finer
-                continue
-            better = [problem.method and problem.method.improve(s) for s in states]
-            if not excess > _BALANCE or all(b is None for b in better):
-                break
-            states = tuple(
-                s if b is None else b for s, b in zip(states, better, strict=True)
-            )
-        batches = [first]
-        is_sharpened = num_samples is None and problem.chance
-        while is_sharpened and _needs_more(batches):
-            own = jax.random.fold_in(key, len(batches))
-            found = _replicated(problem, states, params, source, own)
-            batches.append(jax.device_get(found))
-        sampled, error, missed, found = _pooled(batches)
-        value = jax.tree.map(np.add, value, sampled)
-        error = jax.tree.map(np.hypot, error, missed)
+        is_default = num_samples is None
+        problem, states, batches = _sample(problem, params, size, is_default, rng_key)
+        pooled = _pooled(batches)
+        value = jax.tree.map(np.add, value, pooled.value)
+        error = jax.tree.map(np.hypot, pooled.error, pooled.missed)
         checked = certify(posed, states, params, jax.random.fold_in(rng_key, 2))
         if checked is not None:
             shift, noise = jax.device_get((checked.shift, checked.shift_error))
@@ -294,10 +311,10 @@ def estimate_gradient(
                 spread = checked.standard_error[label]
                 evidence[Measure("certificate", label)] = float(number)
                 evidence[Measure("certificate_error", label)] = float(spread)
-        evidence |= {measure: float(v) for measure, v in found.items()}
+        evidence |= {measure: float(v) for measure, v in pooled.evidence.items()}
         diagnostics |= {
             "num_samples": size * len(batches),
-            "fit_error_ratio": float(excess),
+            "fit_error_ratio": float(batches[0].excess),
             **{str(measure): v for measure, v in evidence.items()},
         }
     ratio = diagnostics.get("fit_error_ratio", 0.0)

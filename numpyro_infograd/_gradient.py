@@ -19,6 +19,7 @@ from numpyro_infograd._estimation import (
     Gradient,
     estimate_gradient,
     judge_components,
+    norm,
 )
 from numpyro_infograd._linear import information
 from numpyro_infograd._objectives import Objective
@@ -133,22 +134,17 @@ def _finer(
     """
     if posed.problem.chance:
         return found
-    error = _norm(found.standard_error)
+    error = norm(found.standard_error)
     moved = jax.tree.map(np.multiply, found.standard_error, params)
-    if error <= 0.05 * _norm(found.value) or _norm(moved) <= 0.002:
+    if error <= 0.05 * norm(found.value) or norm(moved) <= 0.002:
         return found
     reason = f"{posed.reason}; but its error is larger than that of chains"
     other = pose_beyond_mixtures(posed.sm, posed.objective, params, reason)
     if not isinstance(other.problem.method, MCMC):
         return found
     tried = estimate_gradient(other, params, num_samples, rng_key).gradient
-    better = _norm(tried.standard_error) < error
+    better = norm(tried.standard_error) < error
     return tried if better and not tried.warnings else found
-
-
-def _norm(tree: Any) -> float:
-    """The Euclidean norm of all leaves, on the host."""
-    return math.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def pose_beyond_mixtures(
