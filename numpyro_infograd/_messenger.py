@@ -20,7 +20,7 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 import jax.numpy as jnp
 
-from numpyro.distributions import MaskedDistribution, Unit, biject_to, constraints
+from numpyro.distributions import MaskedDistribution, Unit, constraints
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from numpyro_infograd import exogenous
@@ -28,7 +28,7 @@ from numpyro_infograd._arguments import is_real
 from numpyro_infograd._density import Values
 from numpyro_infograd._doors import warn
 from numpyro_infograd._noise import one_draw
-from numpyro_infograd._parameters import constraint_of
+from numpyro_infograd._parameters import bijection, constraint_of
 from numpyro_infograd._sites import Site
 from numpyro_infograd.errors import ModelError
 from numpyro_infograd.exogenous import Noise
@@ -397,10 +397,7 @@ def _unconstrain(fn: Any) -> Any:
         return None
     if _support(support) == "real" and exogenous.has_edge(exogenous.density(fn)):
         return None
-    try:
-        return biject_to(support)
-    except NotImplementedError:
-        return None
+    return bijection(support)
 
 
 def _choices(fn: Any) -> tuple[float, ...] | None:

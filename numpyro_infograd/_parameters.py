@@ -11,7 +11,9 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro.distributions import biject_to
 from numpyro.distributions.constraints import Constraint, real
+from numpyro.distributions.transforms import Transform
 
 from numpyro_infograd._arguments import as_parameter
 from numpyro_infograd._pairs import with_pairs
@@ -33,6 +35,14 @@ def constraint_of(name: str, value: Any, constraint: Any) -> Constraint | None:
             "constraint=constraints.positive, and call those that take bounds."
         )
     return constraint
+
+
+def bijection(constraint: Constraint) -> Transform | None:
+    """NumPyro's map from real numbers to a constraint; None if there is none."""
+    try:
+        return biject_to(constraint)
+    except NotImplementedError:  # such as for a sphere
+        return None
 
 
 def named_leaves(tree: Any) -> dict[str, np.ndarray]:

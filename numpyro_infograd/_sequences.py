@@ -27,11 +27,10 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 import jax
 import jax.numpy as jnp
 
-from numpyro.distributions import biject_to
-
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, sum_over, summed
 from numpyro_infograd._noise import noise_like, probe_noise
+from numpyro_infograd._parameters import bijection
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import Site, joint_states
 
@@ -364,8 +363,7 @@ def _moved(rng: np.random.Generator, value: Any, constraint: Any, count: int) ->
         steps = rng.standard_normal((count, *leaf.shape))
         return (leaf + 0.3 * (0.1 + np.abs(leaf)) * steps).astype(leaf.dtype)
 
-    try:
-        transform = biject_to(constraint)
-        return jax.tree.map(transform, jax.tree.map(spread, transform.inv(value)))
-    except (NotImplementedError, TypeError):
+    transform = bijection(constraint)
+    if transform is None:
         return jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), value)
+    return jax.tree.map(lambda leaf: transform(spread(transform.inv(leaf))), value)

@@ -237,6 +237,9 @@ class StructuralModel:
         Args:
             sites: A site name or several.
 
+        Returns:
+            A set of names.
+
         Raises:
             SiteError: For a name that no site has.
         """
@@ -251,6 +254,9 @@ class StructuralModel:
 
         Args:
             sites: A site name or several.
+
+        Returns:
+            A set of names: those of the sampled sites, and of appended noise.
 
         Raises:
             SiteError: For a name that no site has.
@@ -305,8 +311,19 @@ class StructuralModel:
 
         A score does not need the density of a site if that density uses neither hidden
         noise nor the value of a site that depends on a parameter. Such a density is
-        left out, so discrete sites and root inputs may be in the set. With `whole` no
-        density is left out, as needed for the value of an entropy.
+        left out, so discrete sites and root inputs may be in the set.
+
+        Args:
+            sites: A site name or several.
+            given: Names of the sites that are held.
+            whole: Whether to leave no density out, as the value of an entropy needs.
+
+        Returns:
+            A `Density`, as `scores.complete_data_score` takes it.
+
+        Raises:
+            SiteError: For a name that no site has.
+            ArgumentError: For a site that is in both sets.
         """
         key = (self._named(sites), self._named(given), whole)
         shared = sorted({*key[0]} & {*key[1]})

@@ -14,11 +14,11 @@ import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
-from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd._density import Values
 from numpyro_infograd._noise import noise_like
+from numpyro_infograd._parameters import bijection
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 
@@ -130,7 +130,7 @@ def perturb(sm: StructuralModel, params: Any, size: float) -> Any:
     rng = np.random.default_rng(3)
     moved = {}
     for name, value in params.items():
-        transform = _from_the_line(sm, name)
+        transform = bijection(sm.constraints[name])
         if transform is None:  # a constraint without a bijection, such as a sphere
             moved[name] = value
             continue
@@ -160,7 +160,7 @@ def lines_through(
     rng = np.random.default_rng(6)
     points, tangents = {}, {}
     for name, value in params.items():
-        transform = _from_the_line(sm, name) or IdentityTransform()
+        transform = bijection(sm.constraints[name]) or IdentityTransform()
         identity = isinstance(transform, IdentityTransform)
         leaves, tree = jax.tree.flatten(value)
         found = []
@@ -180,14 +180,6 @@ def lines_through(
         points[name] = jax.tree.unflatten(tree, [point for point, _ in found])
         tangents[name] = jax.tree.unflatten(tree, [tangent for _, tangent in found])
     return points, tangents
-
-
-def _from_the_line(sm: StructuralModel, name: str) -> Any:
-    """NumPyro's map from real numbers to a parameter's constraint, or None."""
-    try:
-        return biject_to(sm.constraints[name])
-    except NotImplementedError:
-        return None
 
 
 def sites_read(programs: Iterable[Program], sites: Iterable[str]) -> tuple[str, ...]:

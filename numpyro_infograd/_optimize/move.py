@@ -18,7 +18,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd._arguments import explain_trace_errors
-from numpyro_infograd._parameters import check_inside
+from numpyro_infograd._parameters import bijection, check_inside
 from numpyro_infograd._program import Program
 from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.exogenous.rows import innermost
@@ -97,13 +97,12 @@ def unconstrained(params: Any, constraints: dict[str, Any] | None) -> Any:
         return params
     found = {}
     for name, constraint in constraints.items():
-        try:
-            transform = biject_to(constraint)
-        except NotImplementedError:
+        transform = bijection(constraint)
+        if transform is None:
             raise ArgumentError(
                 f"parameter {name!r} has the constraint {constraint}, but NumPyro has "
                 "no bijection from real numbers to it. Pass a projection onto it."
-            ) from None
+            )
         found[name] = jax.tree.map(transform.inv, params[name])
     return found
 
@@ -221,9 +220,8 @@ def _in_closure(constraint: Any, value: jax.Array, start: jax.Array) -> bool:
     A value slightly nearer to an interior point then survives the way to real numbers
     and back. The start is that point unless it is on the boundary.
     """
-    try:
-        transform = biject_to(constraint)
-    except NotImplementedError:
+    transform = bijection(constraint)
+    if transform is None:
         return bool(np.all(constraint(np.asarray(value))))
     interior = start
     if not np.all(np.isfinite(transform.inv(start))):
