@@ -34,7 +34,7 @@ from numpyro_infograd.scores.network import (
     check_training,
     perceptron,
 )
-from numpyro_infograd.scores.pool import Pool, draw_pool, share_of, sources, with_noise
+from numpyro_infograd.scores.pool import Learning, Pool, draw_pool, share_of, with_noise
 from numpyro_infograd.scores.quadratic import Batch, Problem, held_out_gain, train
 
 # Scale of the noise variance as an input of a network. It is small so that the errors
@@ -137,7 +137,7 @@ class Learned(ScoreMethod):
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """Noise for the pools of a fit from scratch and of a refit."""
         self.ensemble(density).check()
-        return *sources(with_noise(density), self, self.num_networks), None
+        return Learning.of(with_noise(density), self, self.num_networks)
 
     def fit(
         self,
@@ -149,20 +149,21 @@ class Learned(ScoreMethod):
         warm: bool = False,
     ) -> Any:
         """Draw a pool, fit the moments, and train the networks if they are stale."""
-        cold, again, last = state
+        last = state.fitted
         pool_key, init_key, train_key = jax.random.split(rng_key, 3)
 
         def draw(source: NoiseSource) -> tuple[Frame, Pool]:
             return self.draw(density, forward, params, pool_key, source)
 
         if not warm:
-            here = draw(cold)
+            here = draw(state.cold)
             networks = self.ensemble(density).init(init_key, self.num_networks)
             networks = self.train(density, *here, networks, train_key, self.num_steps)
             _, (_, gain) = held_out_gain(*self.loss(density, here[0]), *here, networks)
-            return cold, again, Fitted.new(networks, first(here[0]), gain)
+            fitted = Fitted.new(networks, first(here[0]), gain)
+            return state._replace(fitted=fitted)
 
-        here = draw(again)
+        here = draw(state.again)
         frame = first(here[0])
         change = (here[1].values - frame.mean) @ (frame.base - last.trained_base).T
         drift = jnp.mean((change @ frame.fisher_inv_sqrt) ** 2)
@@ -176,7 +177,7 @@ class Learned(ScoreMethod):
 
         def retrain(networks: Any) -> Any:
             if self.refit == "auto":
-                large, steps = draw(cold), self.num_steps // 2
+                large, steps = draw(state.cold), self.num_steps // 2
                 new = self.train(density, *large, networks, train_key, max(steps, 1))
             else:
                 steps = self.num_warm_steps
@@ -197,7 +198,7 @@ class Learned(ScoreMethod):
             drift,
             jnp.where(stale, 0.0, last.age + 1),
         )
-        return cold, again, fitted
+        return state._replace(fitted=fitted)
 
     def score(
         self,
@@ -209,7 +210,7 @@ class Learned(ScoreMethod):
         rng_key: jax.Array,
     ) -> Scores:
         """Mean score of the networks; their scatter is the error of the fit."""
-        fitted: Fitted = state[-1]
+        fitted: Fitted = state.fitted
         free = Free.of(density, values)
         each, further = self.members(density, fitted, free.values, rng_key)
         evidence = {

@@ -37,14 +37,21 @@ def with_noise(density: Density) -> NoiseSpec:
     )
 
 
-def sources(
-    spec: NoiseSpec, method: Any, members: int
-) -> tuple[NoiseSource, NoiseSource]:
-    """Noise for each network's pools of a fit from scratch and of a refit."""
-    cold, warm = (
-        share_of(x, members) for x in (method.pool_size, method.warm_pool_size)
-    )
-    return NoiseSource.of(spec, cold), NoiseSource.of(spec, warm)
+class Learning(NamedTuple):
+    """The state of a learned score."""
+
+    cold: NoiseSource  # of each network's pool in a fit from scratch
+    again: NoiseSource  # and in a refit
+    fitted: Any = None  # what the last fit made
+
+    @staticmethod
+    def of(spec: NoiseSpec, method: Any, members: int) -> Learning:
+        """The state before the first fit."""
+        cold, again = (
+            NoiseSource.of(spec, share_of(size, members))
+            for size in (method.pool_size, method.warm_pool_size)
+        )
+        return Learning(cold, again)
 
 
 def share_of(total: int, members: int) -> int:

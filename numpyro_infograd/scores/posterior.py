@@ -30,7 +30,7 @@ from numpyro_infograd.scores.network import (
     check_training,
     perceptron,
 )
-from numpyro_infograd.scores.pool import share_of, sources
+from numpyro_infograd.scores.pool import Learning, share_of
 
 _MEMBERS = 4
 _LOST = 0.02  # nats that held-out samples may lose by chance
@@ -180,7 +180,7 @@ class Posterior(ScoreMethod):
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """Noise for the pools of a fit from scratch and of a refit."""
         self._ensemble(density).check()
-        return *sources(density.spec, self, _MEMBERS), None
+        return Learning.of(density.spec, self, _MEMBERS)
 
     def fit(
         self,
@@ -192,9 +192,8 @@ class Posterior(ScoreMethod):
         warm: bool = False,
     ) -> Any:
         """Train q on a fresh pool, from scratch or from the last fit."""
-        *both, last = state
         pool_key, init_key, order_key = jax.random.split(rng_key, 3)
-        source = both[warm]
+        source = state.again if warm else state.cold
         size = source.size
 
         def draw(key: jax.Array) -> Values:
@@ -205,7 +204,7 @@ class Posterior(ScoreMethod):
         )
         affine = self._moments(density, pool)
         if warm:
-            start = last[1]
+            start = state.fitted[1]
         else:
             one = jax.tree.map(lambda x: x[0, 0], pool)
             start = jax.vmap(lambda key: self._start(density, one, key))(
@@ -245,7 +244,7 @@ class Posterior(ScoreMethod):
             return jnp.where((gain > 0).reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
         fits, before = (jax.tree.map(kept, found, start) for found in (fits, middle[0]))
-        return *both, (affine, fits, before, jnp.mean(gain))
+        return state._replace(fitted=(affine, fits, before, jnp.mean(gain)))
 
     def score(
         self,
@@ -257,7 +256,7 @@ class Posterior(ScoreMethod):
         rng_key: jax.Array,
     ) -> Scores:
         """grad_y log q(x | y): the mean of the fits; their scatter is the error."""
-        affine, fits, before, gain = state[-1]
+        affine, fits, before, gain = state.fitted
         inside = density.pick(values)
         moved = {name: inside.pop(name) for name in density.moved_sites}
 

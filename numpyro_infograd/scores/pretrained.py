@@ -18,7 +18,7 @@ from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 from numpyro_infograd.scores.learned import Fitted, Learned, first
-from numpyro_infograd.scores.pool import sources, with_noise
+from numpyro_infograd.scores.pool import Learning, with_noise
 from numpyro_infograd.scores.quadratic import held_out_gain, solve
 
 _EDGE = 1e-3  # tolerance for rounding at the ends of a range, relative to its size
@@ -34,6 +34,12 @@ class Range(NamedTuple):
         """The parameters scaled to [-1, 1], the inputs of the networks."""
         flat = flatten_params(params, names)
         return (2 * flat - self.low - self.high) / (self.high - self.low)
+
+
+class _State(NamedTuple):
+    networks: Any
+    ranges: Range
+    learning: Learning
 
 
 def flatten_params(params: Any, names: tuple[str, ...]) -> jax.Array:
@@ -141,9 +147,9 @@ class Pretrained(ScoreMethod):
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """Noise for fresh samples, and the trained networks."""
         method = self.method
-        both = sources(with_noise(density), method, method.num_networks)
+        learning = Learning.of(with_noise(density), method, method.num_networks)
         networks = self.trained[density.sites, density.given]
-        return *both, networks, self.ranges, None
+        return _State(networks, self.ranges, learning)
 
     def fit(
         self,
@@ -155,15 +161,15 @@ class Pretrained(ScoreMethod):
         warm: bool = False,
     ) -> Any:
         """Fit the moments at these parameters; from scratch, also the last layers."""
-        cold, again, networks, ranges, _ = state
+        networks, ranges, learning = state
         method, setting = self.method, ranges.setting(params, self.names)
-        source = again if warm else cold
+        source = learning.again if warm else learning.cold
         here = method.draw(density, forward, params, rng_key, source, setting)
         loss = method.loss(density, here[0])
         own = networks if warm else solve(*loss, *here, networks)
         _, (_, gain) = held_out_gain(*loss, *here, own)
         fitted = Fitted.new(own, first(here[0]), gain)
-        return cold, again, networks, ranges, fitted
+        return state._replace(learning=learning._replace(fitted=fitted))
 
     def score(
         self,
@@ -175,8 +181,8 @@ class Pretrained(ScoreMethod):
         rng_key: jax.Array,
     ) -> Scores:
         """Scores of the trained networks, as the method computes them."""
-        fitted: Fitted = state[-1]
-        found = self.method.score((fitted,), density, params, noise, values, rng_key)
+        learning, fitted = state.learning, state.learning.fitted
+        found = self.method.score(learning, density, params, noise, values, rng_key)
         outside = jnp.max(jnp.abs(fitted.frame.setting)) > 1 + _EDGE
         evidence = {
             "held_out_gain": fitted.gain,
