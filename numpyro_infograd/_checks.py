@@ -274,7 +274,8 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
                 f"{names} together have {size} dimensions but only {rank} of noise at "
                 "these parameter values: some values are a function of the others, and "
                 "information between them is infinite. Add the missing noise (a sample "
-                "site), or leave out redundant sites."
+                "site), or leave out redundant sites. (Noise of less than a millionth "
+                "of a value needs double precision: numpyro.enable_x64().)"
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jax
+import jax.numpy as jnp
 
 from numpyro_infograd._arguments import explain_grad_errors
 from numpyro_infograd._compiling import quick_jit
@@ -20,7 +21,8 @@ from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import DegenerateError
 
 _DRAWS = 3
-_ROUNDING = 3e-6  # error of a derivative in single precision, relative to its row
+# Error of a derivative, relative to its row, in units of the machine's epsilon.
+_ROUNDING = 25.0
 
 
 def information(
@@ -52,6 +54,7 @@ class Linear(NamedTuple):
     jacobians: dict[str, dict[str, np.ndarray]]
     sizes: dict[str, int]  # number of scalars in each site
     complete: bool  # whether the Jacobians include all noise
+    rounding: float = 0.0  # error of a derivative, relative to its row
 
     @staticmethod
     def of(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> Linear:
@@ -83,6 +86,7 @@ class Linear(NamedTuple):
             },
             sizes,
             not any(keyed.values()),
+            _ROUNDING * float(jnp.finfo(jnp.result_type(float)).eps),
         )
 
     def rank(self, sites: Sequence[str], given: Sequence[str] = ()) -> int:
@@ -107,9 +111,9 @@ class Linear(NamedTuple):
             scaled = jacobian / np.where(scale > 0, scale, 1.0)
             own, held = scaled[:size], scaled[size:]
             _, sizes, axes = np.linalg.svd(held, full_matrices=False)
-            axes = axes[sizes > _ROUNDING * math.sqrt(len(held))]
+            axes = axes[sizes > self.rounding * math.sqrt(len(held))]
             free = own - own @ axes.T @ axes
-            tolerance = _ROUNDING * math.sqrt(len(own))
+            tolerance = self.rounding * math.sqrt(len(own))
             rank = int(np.linalg.matrix_rank(free, tol=tolerance))
             ranks.append((len(axes), rank))
         return max(ranks)[1]

@@ -754,3 +754,16 @@ def test_noise_that_is_small_beside_many_known_numbers(noise):
         refuses(
             DegenerateError, "'y'", "infinite", call=lambda: ig.gradient(model, X_TO_Y)
         )
+
+
+def test_noise_below_single_precision_needs_double() -> None:
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1e-8))
+
+    def value() -> float:
+        return ig.mutual_information(model, "x", "y").value
+
+    refuses(DegenerateError, "'y'", "enable_x64", call=value)
+    with jax.enable_x64(True):
+        assert value() == pytest.approx(8 * np.log(10), rel=1e-9)
