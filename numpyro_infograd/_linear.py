@@ -38,7 +38,8 @@ def information(
         for d in densities
         if sum(math.prod(law.shape) for _, law in d.hidden_spec) > 2
     ]
-    sites = tuple(dict.fromkeys(s for d in hiding for s in d.sites))
+    named = dict.fromkeys(s for d in hiding for s in d.sites)
+    sites = tuple(s for s in named if sm.site_info[s].is_float)  # others: no Jacobian
     linear = Linear.of(sm, sites, params)
     return max((linear.information(d) for d in hiding), default=0.0)
 

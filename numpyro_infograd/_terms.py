@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import explain_trace_errors
 from numpyro_infograd._causality import check_sources
-from numpyro_infograd._density import Density
 from numpyro_infograd._objectives import Joint, Objective, expectation_label, plus
 from numpyro_infograd._pairs import from_pair
 from numpyro_infograd._program import Program
@@ -192,11 +191,11 @@ def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
     rest = sorted(joint - inner)
     if not all(has_density(sm, s) for s in rest):
         return False
-    density: Density = sm.density(tuple(rest), tuple(sorted(inner)))
-    # The noise of `rest` must not reach `inner` either: the density of a cause given
-    # its effect is not its density in the model.
+    # Not `Density.hidden`: it lacks the discrete noise that the density sums over. The
+    # noise of `rest` must not reach `inner` either: the density of a cause given its
+    # effect is not its density in the model.
     own = {appended_name(s) if s in sm.appended else s for s in rest}
-    return not (set(density.hidden) | own) & sm.noise_of(inner)
+    return not (sm.noise_given(sorted(inner), rest) | own) & sm.noise_of(inner)
 
 
 def has_density(sm: StructuralModel, site: str) -> bool:

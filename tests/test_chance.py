@@ -20,7 +20,7 @@ import numpyro
 from numpyro.contrib.control_flow import scan
 import numpyro.distributions as dist
 
-from helpers import assert_found
+from helpers import assert_found, assert_within
 import numpyro_infograd as ig
 from numpyro_infograd import _estimation
 from numpyro_infograd._checks import check_gradient
@@ -571,3 +571,42 @@ def test_an_ascent_with_a_coarse_mixture_says_so():
     }
     coarse = ["which weighs the draws of 'n'" in str(e.warnings) for e in ends.values()]
     assert coarse == [False, True]
+
+
+@pytest.mark.parametrize("call", [ig.gradient, ig.estimate])
+def test_a_cause_of_the_condition_is_not_summed_out_with_its_prior(call) -> None:
+    """b moves n, and both move y: p(y | n) needs the posterior of b given n."""
+
+    def model() -> None:
+        a = numpyro.param("a", 0.4)
+        b = numpyro.sample("b", dist.Bernoulli(logits=a))
+        n = numpyro.sample("n", dist.Bernoulli(logits=3.0 * b - 1.0))
+        numpyro.sample("y", dist.Normal(2.0 * a * b + n, 1.0))
+        numpyro.deterministic("e", b > 0)
+
+    grid = np.linspace(-8.0, 11.0, 8001)
+
+    def information(a: float) -> float:
+        def expit(x):
+            return 1 / (1 + np.exp(-x))
+
+        b = np.array([1 - expit(a), expit(a)])
+        high = expit(3 * np.arange(2) - 1)
+        n = np.stack([1 - high, high], 1)
+        means = 2 * a * np.arange(2)[:, None] + np.arange(2)
+        each = np.exp(-0.5 * (grid - means[..., None]) ** 2) / np.sqrt(2 * np.pi)
+        joint = np.einsum("b,bn,bny->ny", b, n, each)
+        weights = joint.sum(1, keepdims=True) * (grid[1] - grid[0])
+        ratio = joint / (weights * joint.sum(0))
+        return float(np.sum(joint * np.log(ratio)) * (grid[1] - grid[0]))
+
+    found = call(model, ig.MI("n", "y"), params={"a": 0.4})
+    if call is ig.gradient:
+        truth = (information(0.401) - information(0.399)) / 0.002
+        assert_within(found.value["a"], found.standard_error["a"], truth,
+                      max_standard_error=0.01)  # fmt: skip
+    else:
+        assert_within(found.value, found.standard_error, information(0.4),
+                      max_standard_error=0.005)  # fmt: skip
+    with pytest.raises(ig.errors.DensityError, match="'e'"):
+        call(model, ig.MI("e", "n"))
