@@ -109,6 +109,29 @@ def check(twin, log_prob, names, tolerance=0.05):
     assert np.all(np.abs(error / wanted - 1) < 0.35), (error, wanted)
 
 
+def saturated() -> None:
+    """Far from its maximum the likelihood is concave along one direction."""
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    mean = numpyro.param("a", 1.0) * jnp.tanh(numpyro.param("g", 1.0) * x)
+    numpyro.sample("y", dist.Normal(mean, positive("s", 1.0)))
+
+
+def saturated_log_prob(theta, y):
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    mean, scale = theta[0] * np.tanh(theta[1] * nodes), np.exp(theta[2])
+    prob = norm.pdf(y[:, None], mean, scale) @ (weights / weights.sum())
+    return np.sum(np.log(prob))
+
+
+def test_newton_steps_go_on_where_the_curvature_says_nothing() -> None:
+    """A direction without positive curvature may be one that recordings determine."""
+    rng = np.random.default_rng(2009)
+    x, noise = rng.normal(size=(2, 3000))
+    y = 1.7 * np.tanh(0.8 * x) + 0.3 * noise
+    twin = quiet.calibrate(saturated, {"y": y}, divergence="likelihood")
+    check(twin, saturated_log_prob, ("a", "g", "s"))
+
+
 @pytest.mark.slow
 def test_counts_with_a_hidden_rate() -> None:
     rng = np.random.default_rng(0)
@@ -181,7 +204,10 @@ def test_a_jump_in_a_likelihood_is_seen(jump: bool) -> None:
         numpyro.sample("y", dist.Bernoulli(logits=high + a))
 
     y = np.random.default_rng(4).uniform(size=1000) < 0.6
-    twin = quiet.calibrate(model, {"y": y}, num_steps=20)
+    if jump:
+        with pytest.raises(ig.errors.JumpError):
+            quiet.calibrate(model, {"y": y}, num_steps=20)
+    twin = quiet.calibrate(model, {"y": y}, num_steps=20, allow_jumps=jump)
     assert any("as its derivatives say" in w for w in twin.warnings) is jump
 
 

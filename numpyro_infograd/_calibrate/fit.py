@@ -220,7 +220,8 @@ class Fit(abc.ABC, Generic[Inner]):
     def correct(self) -> float | None:
         """A Newton step along the directions that the recordings determine.
 
-        Returns its largest component, in standard errors. NaN, without a step, if
+        Along others it goes down where the gradient is not zero. Returns its largest
+        component, in standard errors of the parameters or of the gradient. NaN, without a step, if
         something is not finite. None if the last step raised the divergence or led to
         values that are not finite; then half of it is undone.
         """
@@ -237,7 +238,8 @@ class Fit(abc.ABC, Generic[Inner]):
         allowed, edges = self._ways()
         information = np.atleast_2d(np.cov(self.resampled(here, _RESAMPLES).T))
         directions = find_directions(here.curvatures, size, allowed, information)
-        step = limited(directions.solve(here.gradient), size)
+        down, steepness = directions.slope(here.gradient, information + here.noise)
+        step = limited(directions.solve(here.gradient) + down, size)
         moved = onto(
             self.settings.projection, unravel(jnp.asarray(flat + step, flat.dtype))
         )
@@ -247,7 +249,7 @@ class Fit(abc.ABC, Generic[Inner]):
         error = np.hypot(directions.error, 3 * own / directions.curvature)
         self.unconstrained_params = moved
         self.end = End(here, directions, edges)
-        return float((np.abs(along) / error).max(initial=0.0))
+        return max(float((np.abs(along) / error).max(initial=0.0)), steepness)
 
     def _step_back(self) -> None:
         """Return to the start of the last correction, to which `end` belongs."""
@@ -370,7 +372,7 @@ class Fit(abc.ABC, Generic[Inner]):
                 )
             assert self.end is not None
             directions = self.end.directions
-            if not directions.known.size:
+            if not directions.known.size and not length:
                 why = "the recordings determine no parameter. Use other init_params"
                 if directions.rough:
                     why = "derivatives of the twin are too noisy"
