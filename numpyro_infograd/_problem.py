@@ -70,6 +70,13 @@ class Problem:
         """Whether a gradient needs samples."""
         return self.method is not None or bool(self.expectations.programs)
 
+    def without_entropies(self) -> Problem:
+        """The expectations alone."""
+        none, chance = jnp.zeros(0), self.chance
+        if chance:
+            chance = replace(chance, densities=(), coefficients=none, sources=())
+        return replace(self, densities=(), coefficients=none, exact=None, chance=chance)
+
 
 class Posed(NamedTuple):
     """A problem, what it was made from, and why it uses its method."""

@@ -467,7 +467,7 @@ def test_skipped_steps_are_a_warning() -> None:
 def test_a_start_far_from_all_recordings_says_so() -> None:
     rows = 1000 + np.random.default_rng(11).normal(size=500)
     twin = quick(normal(m=0.0), rows, num_steps=10)
-    assert "converged" not in twin.status
+    assert not twin.status.startswith("converged")
     assert any("overlap the recordings" in warning for warning in twin.warnings)
 
 

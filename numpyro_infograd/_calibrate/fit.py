@@ -55,7 +55,8 @@ _BLOCKS = 125  # blocks of consecutive recordings, at most
 _FEWEST_BLOCKS = 75
 _HELD_OUT = 5  # one of so many blocks is held out
 _CHUNK = 25  # steps of one compiled scan
-_CORRECTIONS = 8  # Newton steps, at most
+_CORRECTIONS = 12  # Newton steps, at most
+_NOISE = 3.0  # of a gradient over draws of the twin that counts as zero
 _RESAMPLES = 50  # bootstrap draws for the error of the first divergence
 _AT_ONCE = 16384  # draws of the twin that are made at once
 _MOST = 64  # largest number of parameters with corrections and standard errors
@@ -221,9 +222,9 @@ class Fit(abc.ABC, Generic[Inner]):
         """A Newton step along the directions that the recordings determine.
 
         Along others it goes down where the gradient is not zero. Returns its largest
-        component, in standard errors of the parameters or of the gradient. NaN, without a step, if
-        something is not finite. None if the last step raised the divergence or led to
-        values that are not finite; then half of it is undone.
+        component, in standard errors of the parameters or of the gradient. NaN, without
+        a step, if something is not finite. None if the last step raised the divergence
+        or led to values that are not finite; then half of it is undone.
         """
         flat, unravel = ravel_pytree(self.unconstrained_params)
         here = self.place()
@@ -238,7 +239,9 @@ class Fit(abc.ABC, Generic[Inner]):
         allowed, edges = self._ways()
         information = np.atleast_2d(np.cov(self.resampled(here, _RESAMPLES).T))
         directions = find_directions(here.curvatures, size, allowed, information)
-        down, steepness = directions.slope(here.gradient, information + here.noise)
+        down, steepness = directions.slope(
+            here.gradient, information + _NOISE**2 * here.noise
+        )
         step = limited(directions.solve(here.gradient) + down, size)
         moved = onto(
             self.settings.projection, unravel(jnp.asarray(flat + step, flat.dtype))
@@ -246,7 +249,7 @@ class Fit(abc.ABC, Generic[Inner]):
         step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # after projection
         along = step @ (directions.known / size[:, None] ** 2)
         own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))
-        error = np.hypot(directions.error, 3 * own / directions.curvature)
+        error = np.hypot(directions.error, _NOISE * own / directions.curvature)
         self.unconstrained_params = moved
         self.end = End(here, directions, edges)
         return max(float((np.abs(along) / error).max(initial=0.0)), steepness)

@@ -18,7 +18,6 @@ from numpyro_infograd.values.base import Estimate, report
 
 Inner = TypeVar("Inner")
 _FARTHEST = 0.3  # largest correction, in units of the parameters' size
-_STEEP = 3.0  # gradient that descends along an unknown direction, in standard errors
 _ROUNDING = 1e-3  # rounding errors of a gradient, relative to its largest component
 _RELABELLINGS = 499  # permutations of a two-sample test
 
@@ -41,15 +40,15 @@ class Directions(NamedTuple):
     ) -> tuple[np.ndarray, float]:
         """The way down along `unknown`, and its steepness in standard errors.
 
-        Where the parameters are far from the best ones, the curvature along a direction
-        may be small or negative although the recordings determine it. Then the gradient
-        along it, whose covariance is given, is not zero.
+        Far from the best parameters, the curvature along a direction may be small or
+        negative although the recordings determine it. Then the gradient along it, whose
+        covariance is given, is not zero.
         """
         along = gradient @ self.unknown
         size = np.einsum("pi,pq,qi->i", self.unknown, covariance, self.unknown)
         error = np.maximum(np.sqrt(np.maximum(size, 0.0)), 1e-30)
         floor = np.abs(gradient @ self.known).max(initial=0.0) * _ROUNDING
-        steep = np.abs(along) > np.maximum(_STEEP * error, floor)
+        steep = np.abs(along) > np.maximum(error, floor)
         way = -self.unknown[:, steep] @ np.sign(along[steep])
         return _FARTHEST * way, float((np.abs(along) / error)[steep].max(initial=0.0))
 
