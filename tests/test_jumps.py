@@ -420,6 +420,8 @@ WRONG = {
     "at zero": (lambda x, a: x + stop_gradient(a) ** 2, {"a": 0.0}),
     "of some draws": (
         lambda x, a: x * jnp.where(x > 0, stop_gradient(a), a), {"a": 1.0}),
+    "in a rare branch": (
+        lambda x, a: a * jnp.where(abs(x) > 2.2, stop_gradient(a), a) * x, {"a": 1.0}),
     "near a bound": (
         lambda x, a, b, p: b * jnp.log(p) * stop_gradient(a) * x,
         {"a": 1.0, "b": 1.0, "p": 0.1}),
@@ -431,6 +433,17 @@ def test_a_wrong_derivative_and_whose_it_is(name):
     fn, params = WRONG[name]
     with pytest.raises(ReparametrizationError, match="not move with 'a' as"):
         check(driven(fn, **params))
+
+
+def test_a_stop_that_cancels_is_no_wrong_derivative():
+    """A reference that is subtracted and added again."""
+
+    def steady(x, a):
+        z = jnp.stack([a * x, -a, x])
+        most = stop_gradient(jnp.max(z))
+        return most + jnp.log(jnp.sum(jnp.exp(z - most)))
+
+    check(driven(steady, a=1.0))
 
 
 @pytest.mark.slow
