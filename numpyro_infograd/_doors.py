@@ -32,6 +32,16 @@ _WITH_OBJECTIVE = {
     "mutual_information": "Pass the sites, or write ig.estimate(model, objective).",
     "maximize_mi": "Pass the sites, or write ig.maximize(model, objective).",
 }
+# What is meant by arguments that other libraries have.
+_RATE = "Pass optimizer=optax.adam(learning_rate). "
+_ELSEWHERE = {
+    "learning_rate": ("optimizer", _RATE),
+    "lr": ("optimizer", _RATE),
+    # What a gradient calls scores is the method of a value.
+    "method": ("scores", "Did you mean 'scores'? "),
+    "scores": ("method", "Did you mean 'method'? "),
+    "candidates": ("designs", "Did you mean 'designs'? "),
+}
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
@@ -48,16 +58,16 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         check_outside(name)
         if len(args) > len(takes) and not open_ended:
+            where = "ig.diagnostics" if ".diagnostics" in function.__module__ else "ig"
             raise ArgumentError(
                 f"{name} takes {', '.join(takes)} and named settings, got {len(args)} "
-                f"arguments. {_advice(name, takes, args)}"
+                f"arguments. {_advice(f'{where}.{name}', takes, args)}"
             )
         if unknown := [key for key in kwargs if key not in known and not any_name]:
             near = difflib.get_close_matches(unknown[0], known, 1, 0.5)
-            # What a gradient calls scores is the method of a value.
-            other = {"method": "scores", "scores": "method"}.get(unknown[0])
-            near = [other] if other in known else near
             meant = f"Did you mean {near[0]!r}? " if near else ""
+            other, advice = _ELSEWHERE.get(unknown[0], ("", ""))
+            meant = advice if other in known else meant
             raise ArgumentError(
                 f"{name} has no argument {unknown[0]!r}. {meant}Use one of "
                 f"{', '.join(known)}."
@@ -81,7 +91,7 @@ def _advice(name: str, takes: list[str], args: tuple[Any, ...]) -> str:
     sites = args[1:]
     if takes[1:2] == ["objective"] and all(isinstance(s, (str, tuple)) for s in sites):
         shown = ", ".join(map(repr, sites))
-        return f"Write ig.{name}(model, ig.MI({shown})): the objective is one argument."
+        return f"Write {name}(model, ig.MI({shown})): the objective is one argument."
     return "Give all others by name."
 
 

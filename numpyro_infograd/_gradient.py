@@ -167,7 +167,7 @@ def _why_mixture(evidence: Evidence) -> str:
     if not math.isfinite(low):
         return "the hidden noise has few states, so the mixture enumerates all of them"
     size = f"{low:.0f}" if low < 10000 else "over 10000"
-    return f"the mixture's effective sample size, {size}, is large enough"
+    return f"the mixture has an effective sample size of {size}, which is enough"
 
 
 # -- the public function -------------------------------------------------------

@@ -74,8 +74,14 @@ class Objective:
         self.causal = {s: c for s, c in (causal or {}).items() if c != 0}
 
     def __add__(self, other: Any) -> Objective:
-        if isinstance(other, numbers.Number) and other == 0:
-            return self  # for the built-in sum
+        if isinstance(other, numbers.Number):
+            if other == 0:
+                return self  # for the built-in sum
+            raise ArgumentError(
+                f"{other} was added to {self!r:.80}, but an objective has no constant: "
+                "it moves no maximum. Leave it out, or move it to the bound of a "
+                "constraint."
+            )
         if not isinstance(other, Objective):
             return NotImplemented
         return Objective(
@@ -116,7 +122,8 @@ class Objective:
         return self * -1.0
 
     def __sub__(self, other: Any) -> Objective:
-        return self + (-other) if isinstance(other, Objective) else NotImplemented
+        known = isinstance(other, (Objective, numbers.Number))
+        return self + (-other) if known else NotImplemented
 
     def __le__(self, bound: Any) -> Constraint:
         return Constraint(self, "<=", bound)
@@ -361,7 +368,12 @@ def Expectation(fn: Callable[[dict[str, Any]], Any]) -> Objective:
         MI('x', 'y') - 0.1 * Expectation(power)
     """
     if not callable(fn):
-        raise ArgumentError(f"Expectation needs a function of one sample, got {fn!r}.")
+        advice = (
+            f" Write Expectation(lambda v: v[{fn!r}])." if isinstance(fn, str) else ""
+        )
+        raise ArgumentError(
+            f"Expectation needs a function of one sample, got {fn!r}.{advice}"
+        )
     return Objective({}, ((1.0, fn),), ((1.0, expectation_label(fn)),))
 
 

@@ -175,7 +175,7 @@ def _prospects(
     noisy = not ahead.is_clear and ended.ascent.problem.is_sampled
     if may_rise and ahead.is_rising and ahead.gain > max(NEGLIGIBLE * unit, error):
         # With constraints the gain is that of the augmented Lagrangian.
-        gain = f"more steps would gain about {ahead.gain:.2g} nats"
+        gain = f"more steps would gain {ahead.gain:.1g} nats, by order of magnitude"
         why = "the constraints still move it" if ended.plan.subject_to else gain
         found.append(
             f"the ascent is not finished: {why}. Raise num_steps, or start again from "

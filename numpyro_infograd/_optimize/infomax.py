@@ -146,7 +146,8 @@ class InfoMax:
 
         Returns:
             The next state, and a `StepInfo`: a NamedTuple with parameters, gradient and
-            its norm, gain in nats, and numbers that show how good the scores are.
+            its norm, gain in nats, the objective (NaN unless it is known exactly), and
+            numbers that show how good the scores are.
 
         Raises:
             ArgumentError: Before `init`, for the state of another model, or for

@@ -229,9 +229,10 @@ class Run:
         done = sum(c.finite.shape[1] for c in self.chunks)
         self.outlooks = self._look_ahead(total)
         if self.num_steps:
-            self.status = Status(
-                f"took all of num_steps={total} steps", Ending.ALL_STEPS
-            )
+            text = f"took all of num_steps={total} steps"
+            if total < FEWEST:
+                text += ", too few to say what more would gain"
+            self.status = Status(text, Ending.ALL_STEPS)
             return True
         if self._is_stationary() and self._polish():
             self.status = Status(f"converged after {done} steps", Ending.CONVERGED)
