@@ -20,6 +20,7 @@ import numpyro
 from numpyro_infograd._jaxpr_walk import (
     CALLS,
     EXOGENOUS,
+    FACTORS,
     Domain,
     MutableError,
     Path,
@@ -31,7 +32,7 @@ from numpyro_infograd._jaxpr_walk import (
     sub_jaxprs,
 )
 
-SWITCHES = frozenset({"select_n", "cond", "while", "sign", "rem", "atan2"})
+SWITCHES = frozenset({"select_n", "cond", "while", "sign", "rem", "atan2", *FACTORS})
 """Primitives that jump or not, depending on their operands and their use."""
 
 
@@ -229,6 +230,9 @@ class _Jumps(Domain):
                 return [joined] * count
             jump = joined | {Source(path, name)}
             return [joined] + [jump] * (count - 1)
+        if name in FACTORS:
+            jump = joined | {Source(path, name)}
+            return [joined if i in FACTORS[name] else jump for i in range(count)]
         for number, body in enumerate(sub_jaxprs(list(eqn.params.values()))):
             if name not in _SMOOTH:
                 # It is unknown which operand is which input, so use all for each.

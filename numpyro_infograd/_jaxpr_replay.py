@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._jaxpr_walk import (
     EXOGENOUS,
+    FACTORS,
     Path,
     body_of,
     in_scope,
@@ -33,6 +34,11 @@ def _predicate(eqn: JaxprEqn, values: list[Any]) -> Any:
             return (values[1] < 0) & (values[0] >= 0)
         case "rem":  # from the remainder, so that rounding is the same
             return jnp.round((values[0] - lax.rem(*values)) / values[1])
+        case name if name in FACTORS:  # if a factor jumps, a sign changes
+            params = eqn.primitive.get_bind_params(eqn.params)
+            outs = enumerate(eqn.primitive.bind(*values, **params))
+            signs = [jnp.real(x) >= 0 for i, x in outs if i not in FACTORS[name]]
+            return jnp.concatenate([each.ravel() for each in signs])
     return values[0]
 
 

@@ -22,6 +22,17 @@ Path = tuple[int, ...]
 EXOGENOUS = "exogenous"
 """Name scope of trusted samplers, which the search for jumps skips."""
 
+FACTORS: dict[str, frozenset[int]] = {
+    "eig": frozenset(),
+    "eigh": frozenset({1}),
+    "geqrf": frozenset(),
+    "qr": frozenset(),
+    "schur": frozenset(),
+    "svd": frozenset({0}),
+}
+"""Primitives whose factors are unique only up to signs and order, so that they may
+jump, and which of their outputs are continuous nevertheless."""
+
 CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",

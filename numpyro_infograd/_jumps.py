@@ -29,6 +29,7 @@ from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Values, simulate
 from numpyro_infograd._edits import probes
 from numpyro_infograd._jaxpr_facts import Jump
+from numpyro_infograd._jaxpr_walk import FACTORS
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._views import FAR, NUM_PROBES, View, lines_through, perturb
@@ -217,9 +218,18 @@ def _probe_around(
         )
         for row, column in np.argwhere(jumped & rows[:, None]):
             primitive = switches[numbers[row]].primitive
+            where = (
+                "a condition that depends on a parameter changes (where, select or "
+                f"cond; here {primitive!r})."
+            )
+            if primitive in FACTORS:
+                where = (
+                    f"a factor of {primitive!r} changes its sign or place, which are "
+                    "arbitrary. Use what does not depend on them, such as the "
+                    "projector v v^T in place of an eigenvector v."
+                )
             raise JumpError(
-                f"{view.call(names[column])} jumps where a condition that depends on "
-                f"a parameter changes (where, select or cond; here {primitive!r}). "
+                f"{view.call(names[column])} jumps where {where} "
                 f"{_remedy(view, names[column])}"
             )
         return flipped

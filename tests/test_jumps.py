@@ -124,6 +124,35 @@ def test_expectation_is_asked_only_for_what_it_reads():
     assert float(both.standard_error["q"]) > 0.0
 
 
+def turned(t):
+    """A symmetric matrix whose eigenvectors turn by t / 2."""
+    return jnp.array([[jnp.cos(t), jnp.sin(t)], [jnp.sin(t), -jnp.cos(t)]])
+
+
+def projected(t):
+    v = jnp.linalg.eigh(turned(t))[1][:, 1]
+    return v * v[0]
+
+
+FACTORS = {
+    "eigh": (lambda t: jnp.linalg.eigh(turned(t))[1][:, 1], projected),
+    "qr": (
+        lambda t: jnp.linalg.qr(turned(t))[0][0],
+        lambda t: jnp.matmul(*jnp.linalg.qr(turned(t)))[0],
+    ),
+    "svd": (
+        lambda t: jnp.linalg.svd(turned(t) + t * jnp.eye(2))[0][0],
+        lambda t: jnp.linalg.norm(turned(t) + t * jnp.eye(2), 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["eigh", slow("qr"), slow("svd")])
+def test_a_factor_of_a_matrix_jumps_and_what_is_unique_does_not(name):
+    bad, good = (driven(lambda x, a, f=f: f(a * x), a=1.0) for f in FACTORS[name])
+    check_pair(bad, good, Entropy("y"))
+
+
 # Draws from a key.
 def scaled_gamma(fn):
     def model():
