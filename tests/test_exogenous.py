@@ -859,3 +859,23 @@ def test_sizes_may_be_numpy_arrays() -> None:
     assert type(noise.shape[0]) is int
     with pytest.raises(ModelError, match=r"Normal has the sizes \(2.7,\): use whole"):
         exogenous.noise_of(dist.Normal(0, 1), (2.7,))
+
+
+def test_a_mixture_with_an_atom_has_no_density() -> None:
+    """NumPyro adds the probability of the Delta to the densities of the others."""
+
+    def law(*components):
+        half = dist.Categorical(probs=jnp.array([0.5, 0.5]))
+        return dist.MixtureGeneral(
+            half, list(components), support=dist.constraints.real
+        )
+
+    spike, slab = dist.Delta(0.0), dist.Normal(0.0, 1.0)
+    assert not exogenous.has_law(law(spike, slab).to_event(0))
+    assert "Delta" in exogenous.reason_not_reparametrized(law(spike, slab))
+    assert exogenous.has_law(law(slab, slab))
+    assert "weights" in exogenous.reason_not_reparametrized(law(slab, slab))
+    same = dist.MixtureSameFamily(
+        dist.Categorical(probs=jnp.array([0.5, 0.5])), dist.Delta(jnp.arange(2.0))
+    )
+    assert not exogenous.has_law(same.expand((3,)))

@@ -15,7 +15,15 @@ import numpyro.distributions as dist
 from numpyro.distributions import Distribution
 
 from numpyro_infograd.errors import ArgumentError, ModelError
-from numpyro_infograd.exogenous.rows import TABLE, WRAPPERS, Noise, Row, keyed, leaf_of
+from numpyro_infograd.exogenous.rows import (
+    TABLE,
+    WRAPPERS,
+    Noise,
+    Row,
+    keyed,
+    leaf_of,
+    mixes_atoms,
+)
 
 _DRAWN = keyed()  # distributions with a reason are drawn from a key
 
@@ -264,7 +272,8 @@ def has_law(fn: Distribution) -> bool:
     )
     parts = [part for part in inside if isinstance(part, Distribution)]
     row = TABLE.get(type(fn))
-    return (row is None or row.law) and all(map(has_law, parts))
+    right = row is None or row.law and not mixes_atoms(fn)
+    return right and all(map(has_law, parts))
 
 
 def boundary(fn: Distribution) -> tuple[Array, ...]:

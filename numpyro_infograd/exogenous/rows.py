@@ -144,6 +144,17 @@ def innermost(constraint: Any) -> Any:
     return constraint
 
 
+def mixes_atoms(fn: Any) -> bool:
+    """Whether a mixture adds the probability of an atom to the densities of others."""
+    if isinstance(fn, dist.MixtureGeneral):
+        components = fn.component_distributions
+    elif isinstance(fn, dist.MixtureSameFamily):
+        components = [fn.component_distribution]
+    else:
+        return False
+    return any(isinstance(leaf_of(each), dist.Delta) for each in components)
+
+
 def leaf_of(fn: Any, wrappers: tuple[type, ...] = PLAIN_WRAPPERS) -> Any:
     """The distribution inside of these wrappers."""
     while type(fn) in wrappers:

@@ -22,6 +22,7 @@ from numpyro_infograd.exogenous.rows import (
     Row,
     at,
     keyed,
+    mixes_atoms,
     normal,
     uniform,
     unless_above_one,
@@ -34,6 +35,7 @@ from numpyro_infograd.exogenous.wrappers import (
     copula,
     copula_reason,
     euler_maruyama,
+    parts_ends,
     refused,
     truncated,
     truncated_reason,
@@ -49,12 +51,21 @@ def _censored(instead: str) -> Row:
 
 
 _GATE = refused("the gradient of the gate would be silently zero")
-_MIXTURE = refused("the gradient of the mixing weights would be silently zero")
 _ANGLE = refused("the gradient does not pass its rejection sampler")
 
 
 def _discrete(d) -> str:
     return f"{type(d).__name__} is discrete"
+
+
+def _mixture_reason(d) -> str:
+    why = "the gradient of the mixing weights would be silently zero"
+    if mixes_atoms(d):
+        why = (
+            "a Delta among its components has no density (draw the component as a "
+            "site, compute the value from it, and add noise)"
+        )
+    return f"{type(d).__name__}: {why}"
 
 
 def _few(formula) -> Row:
@@ -71,6 +82,7 @@ def _clipped_reason(d) -> str:
     return "Clipped has atoms at its bounds, and draws do not carry their gradient"
 
 
+_MIXTURE = keyed(parts_ends, _mixture_reason)
 _LOW, _HIGH, _LOW_HIGH = at("low"), at("high"), at("low", "high")
 
 # fmt: off
