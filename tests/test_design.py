@@ -405,3 +405,20 @@ def test_results_read_well(memory):
     assert "length=7 " in repr(found) and len(found) == 101
     assert "<table>" in found._repr_html_()
     assert float(found[0]) == 2.0
+
+
+def test_a_design_whose_counts_were_not_drawn_has_no_value() -> None:
+    """The list of values comes from draws at some of the designs."""
+
+    def model(rate):
+        u = numpyro.sample("u", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Poisson(rate * (1 + u)))
+
+    rates = np.full(200, 0.5)
+    rates[1] = 30.0
+    found = ig.design(model, jnp.asarray(rates), "u", "y", num_samples=256)
+    assert "at 1 designs, up to 1 of the probability" in found.warnings[0]
+    assert np.isinf(found.standard_error[1]) and found.upper[1] == np.inf
+    assert np.all(np.isfinite(np.delete(found.standard_error, 1)))
+    alone = ig.design(model, jnp.asarray(rates[:2]), "u", "y", num_samples=256)
+    assert not alone.warnings and alone.value[1] > 0.6

@@ -212,12 +212,18 @@ def _information(
                 lambda n: sum(t.evaluations(n) for t in entropies), count
             )
         found, mass = sums_each(sm, entropies, params, designs, rng_key, num_samples)
-        unseen = 1.0 - float(jnp.min(mass))
-        if not unseen <= _UNSEEN:
+        missed = ~(1.0 - mass <= _UNSEEN)
+        if number := int(jnp.sum(missed)):
+            found = found._replace(
+                error=jnp.where(missed, jnp.inf, found.error),
+                lower=jnp.where(missed, -jnp.inf, found.lower),
+                upper=jnp.where(missed, jnp.inf, found.upper),
+            )
             warnings += (
-                f"{unseen:.2g} of the probability lies on values that did not occur in "
-                "the draws at 8 of the designs, so the sum leaves them out. Evaluate "
-                "designs with very different outcomes in separate calls.",
+                f"at {number} designs, up to {1.0 - float(jnp.min(mass)):.2g} of the "
+                "probability lies on values that did not occur in the draws at 64 of "
+                "the designs. The sum leaves them out, so the errors there are "
+                "infinite. Evaluate these designs in a separate call.",
             )
         return _Found(found, "sums", num_samples, warnings, grouped)
     refuse_without_density(sm, terms)

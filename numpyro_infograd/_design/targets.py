@@ -20,7 +20,7 @@ from numpyro_infograd.errors import DensityError
 
 _FEW = 64  # values of a computed site that is discrete
 CELLS = 32  # cells of equal probability of a computed number, a power of two
-_PROBES, _PLACES = 4096, 8  # draws, and designs, from which values are known
+_PROBES, _PLACES = 4096, 64  # draws, and designs, from which values are known
 
 
 def with_probabilities(
