@@ -18,6 +18,7 @@ from numpyro.distributions import constraints
 
 from helpers import quiet
 import numpyro_infograd as ig
+from numpyro_infograd._calibrate.inference import find_directions
 from numpyro_infograd._calibrate.likelihood import Likelihood, draw_sets
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd.distributions import Clipped, Quantized
@@ -123,6 +124,20 @@ def saturated_log_prob(theta, y):
     return np.sum(np.log(prob))
 
 
+def test_the_way_down_where_the_curvature_says_nothing() -> None:
+    """One direction is known, one is concave, and one is flat."""
+    curvature, allowed = np.diag([1.0, -0.01, 0.0])[None], np.eye(3)
+    information = np.diag([1e-4, 1e-6, 0.0])
+    found = find_directions(curvature, np.ones(3), allowed, information)
+    assert found.known.shape == (3, 1) and found.unknown.shape == (3, 2)
+    gradient = np.array([0.2, 0.005, 1e-8])  # five errors; rounding
+    way, steepness = found.slope(gradient, information)
+    assert way == pytest.approx([0.0, -0.3, 0.0]) and steepness == pytest.approx(5.0)
+    way, steepness = found.slope(gradient, 100 * information)
+    assert not way.any() and steepness == 0.0
+
+
+@pytest.mark.slow
 def test_newton_steps_go_on_where_the_curvature_says_nothing() -> None:
     """A direction without positive curvature may be one that recordings determine."""
     rng = np.random.default_rng(2009)
