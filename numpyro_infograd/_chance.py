@@ -89,7 +89,7 @@ class Chance:
         densities = tuple(sm.density(t.sites, t.given, whole=True) for t in terms)
 
         def log_prob(params: Any, noise: Values, held: Values) -> jax.Array:
-            found = sm.run(params, noise, held, log_prob_sites=sites)[1]
+            found = sm.run(params, noise, held, log_prob_sites=sites).log_prob
             return sum((jnp.sum(found[s]) for s in sites), jnp.zeros(()))
 
         example = sm.params, noise_like(sm.spec), sm.examples(sites)

@@ -26,7 +26,7 @@ from numpyro_infograd._noise import noise_like, probe_noise
 from numpyro_infograd._pairs import from_pair, to_pair, with_pairs, without_pairs
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import Site
-from numpyro_infograd._structure import StructuralModel, appended_name
+from numpyro_infograd._structure import Played, StructuralModel, appended_name
 from numpyro_infograd.errors import ArgumentError, ParameterError, SiteError
 from numpyro_infograd.exogenous import Noise
 
@@ -71,10 +71,8 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
         clean_given = {k: v for k, v in given.items() if cut or k not in scales}
         own = tuple(s for s in log_prob_sites if s not in scales)
         clean_noise = {k: v for k, v in noise.items() if k not in extra}
-        values, log_prob, *rest = inner(
-            params, clean_noise, clean_given, log_prob_sites=own, cut=cut
-        )
-        values = dict(values)
+        played = inner(params, clean_noise, clean_given, log_prob_sites=own, cut=cut)
+        values, log_prob = dict(played.values), dict(played.log_prob)
         for name, scale in scales.items():
             clean = values[name]
             made = clean + scale * noise[appended_name(name)]
@@ -83,7 +81,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
                 z = (values[name] - clean) / scale
                 constant = jnp.log(scale) + 0.5 * math.log(2 * math.pi)
                 log_prob[name] = -(0.5 * z**2 + constant)
-        return values, log_prob, *rest
+        return played._replace(values=values, log_prob=log_prob)
 
     extra = {appended_name(name) for name in scales}
     float_type = jnp.zeros(()).dtype
@@ -145,10 +143,11 @@ def shuffle_inputs(
         there = tuple(s for s in log_prob_sites if s not in inputs)
         a = inner(params, own, first, log_prob_sites=here, cut=cut)
         b = inner(params, other, rest, log_prob_sites=there, cut=cut)
-        return tuple(
+        parts = (
             {k: (x if k in inputs else y)[k] for k in {**x, **y}}
             for x, y in zip(a, b, strict=True)
         )
+        return Played(*parts)
 
     clean = sm.clean and shuffle_inputs(sm.clean, inputs, given)
     return _edited(sm, run, copies=laws, clean=clean)
@@ -171,16 +170,14 @@ def tabulate(
     def run(params, noise, given, log_prob_sites=(), cut=False):
         others = {k: v for k, v in given.items() if k != name}
         own = tuple(s for s in log_prob_sites if s != name)
-        values, log_prob, *rest = inner(
-            params, noise, others, log_prob_sites=own, cut=cut
-        )
-        made = values[name]
+        played = inner(params, noise, others, log_prob_sites=own, cut=cut)
+        made, log_prob = played.values[name], dict(played.log_prob)
         if bounds is not None:
             made = jnp.searchsorted(bounds, made).astype(dtype)
         put = made if cut else given.get(name, made)
         if name in log_prob_sites:
             log_prob[name] = jnp.where(jnp.all(put == made), 0.0, -jnp.inf)
-        return values | {name: put}, log_prob, *rest
+        return played._replace(values=played.values | {name: put}, log_prob=log_prob)
 
     site = info._replace(
         kind="sample",
@@ -203,7 +200,9 @@ def _edited(
     site_info = sm.site_info | (sites or {})
     sm = replace(sm, run=run, site_info=site_info, source=None, **changes)
     forward = Program.trace(
-        lambda params, noise: run(params, noise, {})[0], sm.params, noise_like(sm.spec)
+        lambda params, noise: run(params, noise, {}).values,
+        sm.params,
+        noise_like(sm.spec),
     )
     return replace(sm, forward=forward)
 
@@ -217,9 +216,9 @@ def add_site(
     inner = sm.run
 
     def run(params, noise, given, **options):
-        values, *rest = inner(params, noise, given, **options)
-        made = fn(params, noise, {**values, **given})
-        return {**values, name: given.get(name, made)}, *rest
+        played = inner(params, noise, given, **options)
+        made = fn(params, noise, {**played.values, **given})
+        return played._replace(values=played.values | {name: given.get(name, made)})
 
     site = Site(name, "deterministic", (), jnp.result_type(float))
     clean = sm.clean and add_site(sm.clean, name, fn)
@@ -242,8 +241,9 @@ def as_pairs(sm: StructuralModel, sites: Iterable[str]) -> StructuralModel:
 
     def run(params, noise, given, **options):
         put = {n: from_pair(v) if n in pairs else v for n, v in given.items()}
-        values, *rest = inner(params, noise, put, **options)
-        return {n: to_pair(v) if n in pairs else v for n, v in values.items()}, *rest
+        played = inner(params, noise, put, **options)
+        made = {n: to_pair(v) if n in pairs else v for n, v in played.values.items()}
+        return played._replace(values=made)
 
     real = {
         name: site._replace(
@@ -302,8 +302,8 @@ def hold(sm: StructuralModel) -> StructuralModel:
 
     def run(params, noise, given, **options):
         put = {n: noise[n].astype(sm.site_info[n].dtype) for n in sites}
-        values, *rest = inner(params, noise | inert, put | given, **options)
-        return values | put, *rest
+        played = inner(params, noise | inert, put | given, **options)
+        return played._replace(values=played.values | put)
 
     held = {
         n: sm.site_info[n]._replace(noise=Noise("held", sm.site_info[n].shape))

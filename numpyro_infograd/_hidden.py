@@ -208,7 +208,7 @@ def _smooth(
     """
     valued = tuple(name for name, _ in parts if name in sites)
     program = Program.trace(
-        lambda params, noise, put: sm.run(params, noise, put, cut=True)[0],
+        lambda params, noise, put: sm.run(params, noise, put, cut=True).values,
         sm.params,
         noise_like(sm.spec),
         {name: sm.example(name) for name in valued},

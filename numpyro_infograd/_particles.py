@@ -88,7 +88,7 @@ def _watched(
     """Run a model while its scans are watched; the log densities of some sites."""
     token = scan_watcher.set(watch)
     try:
-        return sm.run(*inputs, log_prob_sites=wanted)[1]
+        return sm.run(*inputs, log_prob_sites=wanted).log_prob
     finally:
         scan_watcher.reset(token)
 

@@ -208,7 +208,7 @@ def _sum_along(
 
     def factors(params: Any, noise: Values, values: Values, numbers: Any) -> jax.Array:
         held = values | cells.values(numbers)
-        found = sm.run(params, noise, held, log_prob_sites=wanted)[1]
+        found = sm.run(params, noise, held, log_prob_sites=wanted).log_prob
         return jnp.concatenate([found[name].ravel() for name in wanted])
 
     program = Program.trace(factors, *inputs, jnp.zeros(len(counts), int))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -34,6 +34,15 @@ from numpyro_infograd.errors import ArgumentError, SiteError
 from numpyro_infograd.exogenous import Noise
 
 
+class Played(NamedTuple):
+    """One run of a model with some values given, by site."""
+
+    values: Values
+    log_prob: Values  # of the sites that were asked for
+    boundary: dict[str, Any]  # where the densities of these jump
+    arguments: dict[str, Any]  # of the distributions of these
+
+
 @dataclass(frozen=True, eq=False)
 class StructuralModel:
     """A NumPyro model as `values = g(params, noise)`; see `structural_model`.
@@ -42,8 +51,7 @@ class StructuralModel:
         params: Initial value of every parameter, in constrained space.
         constraints: NumPyro constraint of every parameter.
         site_info: `Site` record of every site, in the model's order.
-        run: The model with given values of sites: their values, log densities,
-            boundaries, and arguments of distributions; for internal use.
+        run: The model with given values of sites, a `Played`; for internal use.
         forward: The traced map from (params, noise) of one sample to its values.
         appended: Variance of the Gaussian noise appended to sites.
         clean: The model before noise was appended.
@@ -73,7 +81,7 @@ class StructuralModel:
     params: dict[str, Any]
     constraints: dict[str, Any]
     site_info: dict[str, Site]
-    run: Callable[..., tuple[Values, Values, dict[str, Any], dict[str, Any]]]
+    run: Callable[..., Played]
     forward: Program
     appended: dict[str, Any] = field(default_factory=dict)
     clean: StructuralModel | None = None
@@ -288,7 +296,9 @@ class StructuralModel:
         example = self.examples(cut)
         noise = noise_like(self.spec)
         program = Program.trace(
-            lambda params, noise, given: self.run(params, noise, given, cut=True)[0],
+            lambda params, noise, given: (
+                self.run(params, noise, given, cut=True).values
+            ),
             self.params,
             noise,
             example,
@@ -345,10 +355,8 @@ class StructuralModel:
         moved_sites = tuple(s for s in members if self.moves(s))
 
         def run(params: Any, noise: Values, values: Values) -> dict[str, Any]:
-            _, log_prob, boundary, _ = self.run(
-                params, noise, values, log_prob_sites=wanted
-            )
-            return {"log_prob": log_prob, "boundary": boundary}
+            played = self.run(params, noise, values, log_prob_sites=wanted)
+            return {"log_prob": played.log_prob, "boundary": played.boundary}
 
         noise = noise_like(self.spec)
         example = self.examples(members)
@@ -397,7 +405,7 @@ class StructuralModel:
         key = self._named(sites)
         if key not in self._programs:
             self._programs[key] = Program.trace(
-                lambda params, noise, given: self.run(params, noise, given)[0],
+                lambda params, noise, given: self.run(params, noise, given).values,
                 self.params,
                 noise_like(self.spec),
                 self.examples(sites),

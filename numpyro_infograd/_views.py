@@ -98,9 +98,8 @@ class View:
         def run(params: Any, noise: Values, put: Values) -> dict[str, Any]:
             laws: dict[str, Any] = {}
             if given or wanted:
-                made, *_, laws = sm.run(
-                    params, noise, put, cut=True, log_prob_sites=wanted
-                )
+                played = sm.run(params, noise, put, cut=True, log_prob_sites=wanted)
+                made, laws = played.values, played.arguments
             else:  # the forward map is enough
                 made = sm.forward(params, noise)
             passed = {**made, **put}
