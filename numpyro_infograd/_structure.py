@@ -293,17 +293,11 @@ class StructuralModel:
         step.
         """
         cut = [n for n, s in self.site_info.items() if not s.control_flow]
-        example = self.examples(cut)
-        noise = noise_like(self.spec)
+        example = self.params, noise_like(self.spec), self.examples(cut)
         program = Program.trace(
-            lambda params, noise, given: (
-                self.run(params, noise, given, cut=True).values
-            ),
-            self.params,
-            noise,
-            example,
+            lambda *inputs: self.run(*inputs, cut=True).values, *example
         )
-        reach = dependencies_by_name(program, self.params, noise, example)
+        reach = dependencies_by_name(program, *example)
         return {
             name: tuple(
                 s
