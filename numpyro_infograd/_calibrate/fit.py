@@ -161,6 +161,9 @@ class Fit(abc.ABC, Generic[Inner]):
     def coordinates(self, values: Values) -> np.ndarray:
         """Recorded sites in units of the recordings, (num_samples, dimensions)."""
 
+    def sharpen(self, place: Place[Inner]) -> None:
+        """Make later places more precise, if this one is too noisy."""
+
     def doubts(self) -> list[str]:
         """Sentences that say why results may be wrong."""
         return []
@@ -235,6 +238,7 @@ class Fit(abc.ABC, Generic[Inner]):
         if here is None:
             return math.nan
         self.last = here
+        self.sharpen(here)
         size = self.sizes()
         allowed, edges = self._ways()
         information = np.atleast_2d(np.cov(self.resampled(here, _RESAMPLES).T))

@@ -155,7 +155,7 @@ class LikelihoodFit(Fit[Inside]):
         return around, np.asarray(found, float), float(missed)
 
     def place(self) -> Place[Inside] | None:
-        """Gradient and curvature; more draws from now on if theirs are too noisy."""
+        """Gradient and curvature of minus the mean log likelihood."""
         around, _, missed = self._around(self.rows)
         assert around is not None
         if missed > 1 - 1e-6 or not all(np.isfinite(x).all() for x in around[:3]):
@@ -174,7 +174,6 @@ class LikelihoodFit(Fit[Inside]):
             apart = curvatures[:-1] - curvatures[:-1].mean(0)
             curvatures = curvatures[-1] + apart
         slopes = slope[:, :, -1].T
-        recorded = slopes.std(axis=0, ddof=1) / len(slopes) ** 0.5
         inside = Inside(
             float(value[:, -1].mean()),
             slopes,
@@ -183,12 +182,17 @@ class LikelihoodFit(Fit[Inside]):
             float(around.size),
             self.key,
         )
-        if np.any(np.sqrt(np.diag(noise)) > _NOISY * recorded):
-            self.count = min(4 * self.count, max(self._fit(_LAST), self.count))
         flat, _ = ravel_pytree(self.unconstrained_params)
         return Place(
             np.asarray(flat, float), gradient, noise, curvatures[:sets], inside
         )
+
+    def sharpen(self, place: Place[Inside]) -> None:
+        """Take more draws if their noise is not small beside that of the recordings."""
+        slopes = place.inside.slopes
+        recorded = slopes.std(axis=0, ddof=1) / len(slopes) ** 0.5
+        if np.any(np.sqrt(np.diag(place.noise)) > _NOISY * recorded):
+            self.count = min(4 * self.count, max(self._fit(_LAST), self.count))
 
     def rises(self, last: Place[Inside], here: Place[Inside]) -> bool:
         """Whether the likelihood of all recordings fell by half a nat."""
