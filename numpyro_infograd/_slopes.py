@@ -36,7 +36,7 @@ def check_slopes(view: View, params: Any) -> None:
     drawn = tuple(name for name in view.keyed if sm.params_of((name,)))
     names = tuple(
         name
-        for name in view.names
+        for name in (*view.names, *view.laws(drawn))
         if (name not in view.sites or sm.site_info[name].is_float) and view.movers(name)
     )
     if not names:

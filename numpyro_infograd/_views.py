@@ -52,11 +52,19 @@ class View:
         around = whole.noise_of(self.read)
         return {f"the probability of site {s!r}": s for s in whole.drawn if s in around}
 
+    def laws(self, given: Collection[str]) -> dict[str, str]:
+        """The given sites whose distributions `program(given)` returns, by label."""
+        info = self.sm.site_info
+        drawn = (s for s in given if info[s].kind == "sample")
+        return {f"the distribution of site {s!r}": s for s in drawn}
+
     def movers(self, name: str) -> frozenset[str]:
         """The parameters that may move an output."""
         if name in self.probabilities:
             assert self.sm.held_from is not None
             return frozenset(self.sm.held_from.params_of((self.probabilities[name],)))
+        if name in (laws := self.laws(self.keyed)):
+            return self.sm.params_of((laws[name],))
         return frozenset(
             self.sm.params_of((name,) if name in self.sites else self.read)
         )
@@ -92,7 +100,7 @@ class View:
         return {}
 
     def _trace(self, given: tuple[str, ...]) -> Program:
-        sm, weighed = self.sm, self.probabilities
+        sm, weighed = self.sm, self.probabilities | self.laws(given)
         wanted = tuple(weighed.values())
 
         def run(params: Any, noise: Values, put: Values) -> dict[str, Any]:

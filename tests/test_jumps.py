@@ -464,6 +464,27 @@ def test_a_wrong_derivative_and_whose_it_is(name):
         check(driven(fn, **params))
 
 
+@pytest.mark.parametrize("in_scan", [False, slow(True)])
+def test_a_wrong_derivative_before_a_draw_from_a_key(in_scan):
+    """The derivative of the draw is no evidence, that of its distribution is."""
+
+    def model(fn):
+        def use(state, _):
+            x = numpyro.sample("x", dist.Normal())
+            mean = fn(numpyro.param("a", 1.0) * x)
+            numpyro.sample("y", dist.StudentT(3.0, mean, 0.5))
+            return state, None
+
+        return (lambda: scan(use, 0.0, None, 3)) if in_scan else lambda: use(0.0, 0)
+
+    def through(z):
+        return z + stop_gradient(2 * jnp.tanh(z) - z)
+
+    with pytest.raises(ReparametrizationError, match="distribution of site 'y'"):
+        check(model(through))
+    check(model(lambda z: 2 * jnp.tanh(z)))
+
+
 def test_a_stop_that_cancels_is_no_wrong_derivative():
     """A reference that is subtracted and added again."""
 
