@@ -469,13 +469,16 @@ def test_a_wrong_derivative_before_a_draw_from_a_key(in_scan):
     """The derivative of the draw is no evidence, that of its distribution is."""
 
     def model(fn):
-        def use(state, _):
+        def use(a, _):
             x = numpyro.sample("x", dist.Normal())
-            mean = fn(numpyro.param("a", 1.0) * x)
-            numpyro.sample("y", dist.StudentT(3.0, mean, 0.5))
-            return state, None
+            numpyro.sample("y", dist.StudentT(3.0, fn(a * x), 0.5))
+            return a, None
 
-        return (lambda: scan(use, 0.0, None, 3)) if in_scan else lambda: use(0.0, 0)
+        def whole():
+            a = numpyro.param("a", 1.0)
+            return scan(use, a, None, 3) if in_scan else use(a, None)
+
+        return whole
 
     def through(z):
         return z + stop_gradient(2 * jnp.tanh(z) - z)
