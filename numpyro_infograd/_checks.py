@@ -25,6 +25,7 @@ from numpyro_infograd._objectives import (
     expectation_label,
 )
 from numpyro_infograd._program import Program
+from numpyro_infograd._sites import Site
 from numpyro_infograd._slopes import check_slopes
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import at_each, has_atoms, resolve, trace_expectations
@@ -226,6 +227,15 @@ def check_paths(sm: StructuralModel, sites: Iterable[str]) -> None:
         )
 
 
+def _is_thin(site: Site) -> DensityError:
+    return DensityError(
+        f"the support of site {site.name!r} ({site.distribution}) has fewer dimensions "
+        "than its values, so it has no density. Name a deterministic site with "
+        "independent coordinates instead, such as all entries of a simplex but the "
+        "last."
+    )
+
+
 def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:
     """Check that the sites' supports have as many dimensions as their values."""
     for density in densities:
@@ -233,12 +243,7 @@ def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:
             site = sm.site_info[name]
             seen_through_noise = name not in density.moved_sites or name in sm.appended
             if site.support == "thin" and not seen_through_noise:
-                raise DensityError(
-                    f"the support of site {name!r} ({site.distribution}) has fewer "
-                    "dimensions than its values, so it has no density. Name a "
-                    "deterministic site with independent coordinates instead, such as "
-                    "all entries of a simplex but the last."
-                )
+                raise _is_thin(site)
 
 
 def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
@@ -267,6 +272,9 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
                     "distribution, name the discrete site that it is computed from, or "
                     "add noise to it (a sample site)."
                 )
+            for name in sites:
+                if sm.site_info[name].support == "thin":
+                    raise _is_thin(sm.site_info[name])
             check_atoms(sm, _computed(sm, sites), params)
             for name in _computed(sm, sites):
                 _check_thin(sm, name, linear)

@@ -36,7 +36,17 @@ from numpyro_infograd.exogenous.rows import innermost, leaf_of
 
 _FEW = 1024  # listed values of a discrete distribution, at most
 # Supports with fewer dimensions than values, so without a density on R^d.
-_THIN = ("simplex", "corr", "sphere", "zero_sum", "orthogonal", "ordered_simplex")
+# Words in the names of supports with fewer dimensions than values.
+_THIN = (
+    "simplex",
+    "corr",
+    "sphere",
+    "zerosum",
+    "orthogonal",
+    "lowercholesky",
+    "positivedefinite(",
+    "positivesemidefinite",
+)
 # Called with the given values and the operands of each scan of a model that runs.
 scan_watcher: ContextVar[Any] = ContextVar("scan_watcher", default=lambda *_: None)
 # NumPyro's stack of handlers is global, so only one thread may run a model.

@@ -446,8 +446,13 @@ def test_more_outputs_than_noise():
 
 @pytest.mark.slow
 def test_thin_support():
-    dirichlet = with_gain(lambda m: dist.Dirichlet(jnp.exp(m + jnp.zeros(3))))
-    refuses_gradient(DensityError, "'y'", "Dirichlet", "dimensions", model=dirichlet)
+    for law in (
+        lambda m: dist.Dirichlet(jnp.exp(m + jnp.zeros(3))),
+        lambda m: dist.ZeroSumNormal(jnp.exp(m), event_shape=(3,)),
+        lambda m: dist.Wishart(4.0, scale_matrix=jnp.exp(m) * jnp.eye(2)),
+    ):
+        words = "'y'", "fewer dimensions"
+        refuses_gradient(DensityError, *words, model=with_gain(law))
     sphere = with_gain(lambda m: dist.ProjectedNormal(m * jnp.ones(2)))
     settings = {"model": sphere, "objective": Entropy("y")}
     refuses_gradient(DegenerateError, "'y'", "only 1", **settings)

@@ -138,7 +138,9 @@ def _gaussian(
         if own and not density.hidden:
             each = _log_probs(density, params, density.pick(values))
             total -= term.coefficient * float(np.asarray(each).mean())
-        elif term.coefficient < 0 or any(has_atoms(sm, s) for s in term.sites):
+        elif term.coefficient < 0 or any(
+            has_atoms(sm, s) or sm.site_info[s].support == "thin" for s in term.sites
+        ):
             return math.inf
         else:
             columns = np.asarray(flatten(values, term.sites), np.float64)
