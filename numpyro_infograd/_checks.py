@@ -232,7 +232,7 @@ def _is_thin(site: Site) -> DensityError:
         f"the support of site {site.name!r} ({site.distribution}) has fewer dimensions "
         "than its values, so it has no density. Name a deterministic site with "
         "independent coordinates instead, such as all entries of a simplex but the "
-        "last."
+        "last, or an angle."
     )
 
 
