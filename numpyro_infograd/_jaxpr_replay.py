@@ -34,12 +34,21 @@ def _predicate(eqn: JaxprEqn, values: list[Any]) -> Any:
             return (values[1] < 0) & (values[0] >= 0)
         case "rem":  # from the remainder, so that rounding is the same
             return jnp.round((values[0] - lax.rem(*values)) / values[1])
-        case name if name in FACTORS:  # if a factor jumps, a sign changes
+        case name if name in FACTORS:
             params = eqn.primitive.get_bind_params(eqn.params)
             outs = enumerate(eqn.primitive.bind(*values, **params))
-            signs = [jnp.real(x) >= 0 for i, x in outs if i not in FACTORS[name]]
-            return jnp.concatenate([each.ravel() for each in signs])
+            made = [x for i, x in outs if i not in FACTORS[name]]
+            return jnp.concatenate([each for x in made for each in _pattern(x)])
     return values[0]
+
+
+def _pattern(factor: Any) -> list[Any]:
+    """Signs, and places of the largest entries: one changes if columns flip or swap."""
+    largest = [
+        jnp.argmax(jnp.abs(factor), axis) for axis in range(-min(factor.ndim, 2), 0)
+    ]
+    signs = jnp.real(factor) >= 0
+    return [x.astype(jnp.int32).ravel() for x in (signs, *largest)]
 
 
 def replay(

@@ -224,8 +224,8 @@ def _probe_around(
             )
             if primitive in FACTORS:
                 where = (
-                    f"a factor of {primitive!r} changes its sign or place, which are "
-                    "arbitrary. Use what does not depend on them, such as the "
+                    f"a vector of {primitive!r} changes its sign or its place, which "
+                    "are arbitrary. Use what does not depend on them, such as the "
                     "projector v v^T in place of an eigenvector v."
                 )
             raise JumpError(

@@ -420,5 +420,6 @@ def test_a_design_whose_counts_were_not_drawn_has_no_value() -> None:
     assert "at 1 designs, up to 1 of the probability" in found.warnings[0]
     assert np.isinf(found.standard_error[1]) and found.upper[1] == np.inf
     assert np.all(np.isfinite(np.delete(found.standard_error, 1)))
+    assert 1 in found.contenders  # nothing is known about it
     alone = ig.design(model, jnp.asarray(rates[:2]), "u", "y", num_samples=256)
     assert not alone.warnings and alone.value[1] > 0.6

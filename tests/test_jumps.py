@@ -136,6 +136,10 @@ def projected(t):
 
 FACTORS = {
     "eigh": (lambda t: jnp.linalg.eigh(turned(t))[1][:, 1], projected),
+    "order": (
+        lambda t: jnp.linalg.eigh(jnp.diag(jnp.stack([t, 0.3])))[1][0],
+        lambda t: jnp.linalg.eigvalsh(jnp.diag(jnp.stack([t, 0.3]))),
+    ),
     "qr": (
         lambda t: jnp.linalg.qr(turned(t))[0][0],
         lambda t: jnp.matmul(*jnp.linalg.qr(turned(t)))[0],
@@ -147,7 +151,7 @@ FACTORS = {
 }
 
 
-@pytest.mark.parametrize("name", ["eigh", slow("qr"), slow("svd")])
+@pytest.mark.parametrize("name", ["eigh", "order", slow("qr"), slow("svd")])
 def test_a_factor_of_a_matrix_jumps_and_what_is_unique_does_not(name):
     bad, good = (driven(lambda x, a, f=f: f(a * x), a=1.0) for f in FACTORS[name])
     check_pair(bad, good, Entropy("y"))

@@ -216,6 +216,7 @@ def _information(
         if number := int(jnp.sum(missed)):
             found = found._replace(
                 error=jnp.where(missed, jnp.inf, found.error),
+                bias=jnp.where(missed, jnp.inf, found.bias),
                 lower=jnp.where(missed, -jnp.inf, found.lower),
                 upper=jnp.where(missed, jnp.inf, found.upper),
             )
@@ -281,7 +282,9 @@ def _ranked(found: _Found, candidates: Candidates, num_components: int) -> Desig
     errors = np.asarray(standard_error(jnp.moveaxis(average.replicates, 1, 0)))
     paired = average.replicates[:, :, 0] - average.replicates[best, :, 0]
     shift = 0.5 * (average.correction - average.correction[best])
-    shift = np.maximum(np.abs(shift), np.abs(average.bias - average.bias[best]))
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(average.bias - average.bias[best])
+    shift = np.maximum(np.abs(shift), np.where(np.isnan(apart), np.inf, apart))
     paired_error = np.hypot(np.asarray(standard_error(paired.T)), shift)
     if not found.num_samples:  # a closed form
         paired_error, errors = 0 * paired_error, 0 * errors

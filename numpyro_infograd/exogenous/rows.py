@@ -152,7 +152,10 @@ def mixes_atoms(fn: Any) -> bool:
         components = [fn.component_distribution]
     else:
         return False
-    return any(isinstance(leaf_of(each), dist.Delta) for each in components)
+    leaves = [leaf_of(each, WRAPPERS) for each in components]
+    rows = [TABLE.get(type(leaf)) for leaf in leaves]
+    atoms = [row is not None and row.atoms for row in rows]
+    return any(atoms) or any(isinstance(leaf, dist.Delta) for leaf in leaves)
 
 
 def leaf_of(fn: Any, wrappers: tuple[type, ...] = PLAIN_WRAPPERS) -> Any:

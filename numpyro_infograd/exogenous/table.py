@@ -62,8 +62,8 @@ def _mixture_reason(d) -> str:
     why = "the gradient of the mixing weights would be silently zero"
     if mixes_atoms(d):
         why = (
-            "a Delta among its components has no density (draw the component as a "
-            "site, compute the value from it, and add noise)"
+            "a component has atoms, as a Delta or a Clipped has, which have no density "
+            "(draw the component as a site, compute the value from it, and add noise)"
         )
     return f"{type(d).__name__}: {why}"
 
