@@ -137,6 +137,19 @@ def test_the_way_down_where_the_curvature_says_nothing() -> None:
     assert not way.any() and steepness == 0.0
 
 
+def test_rounding_is_no_information() -> None:
+    """The mean is one number, so it does not determine two parameters."""
+
+    def model() -> None:
+        mean = 0.37 * numpyro.param("a", 0.5) + 0.81 * numpyro.param("b", 0.4)
+        numpyro.sample("y", dist.Normal(mean, 1.0))
+
+    y = 0.3 + np.random.default_rng(1).normal(size=1000)
+    twin = quiet.calibrate(model, {"y": y}, divergence="likelihood", num_steps=40)
+    assert twin.status.startswith("converged") and len(twin.undetermined) == 1
+    assert np.isinf(twin.standard_error["a"]) and np.isinf(twin.standard_error["b"])
+
+
 @pytest.mark.slow
 def test_newton_steps_go_on_where_the_curvature_says_nothing() -> None:
     """A direction without positive curvature may be one that recordings determine."""

@@ -18,7 +18,10 @@ from numpyro_infograd.values.base import Estimate, report
 
 Inner = TypeVar("Inner")
 _FARTHEST = 0.3  # largest correction, in units of the parameters' size
-_ROUNDING = 1e-3  # rounding errors of a gradient, relative to its largest component
+# Slopes and curvatures below this share of the largest curvature are rounding errors;
+# so are slopes along unknown directions below _MIXED of the largest slope.
+_ROUNDING = 32 * float(np.finfo(np.float32).eps)
+_MIXED = 1e-3
 _RELABELLINGS = 499  # permutations of a two-sample test
 
 
@@ -34,6 +37,7 @@ class Directions(NamedTuple):
     # Number of unknown directions that may be known with less noisy derivatives of the
     # twin.
     rough: int
+    floor: float  # largest rounding error of a slope or a curvature
 
     def slope(
         self, gradient: np.ndarray, covariance: np.ndarray
@@ -46,11 +50,12 @@ class Directions(NamedTuple):
         """
         along = gradient @ self.unknown
         size = np.einsum("pi,pq,qi->i", self.unknown, covariance, self.unknown)
-        error = np.maximum(np.sqrt(np.maximum(size, 0.0)), 1e-30)
-        floor = np.abs(gradient @ self.known).max(initial=0.0) * _ROUNDING
-        steep = np.abs(along) > np.maximum(error, floor)
+        mixed = _MIXED * np.abs(gradient @ self.known).max(initial=0.0)
+        least = max(self.floor, mixed, 1e-30)
+        ratio = np.abs(along) / np.maximum(np.sqrt(np.maximum(size, 0.0)), least)
+        steep = ratio > 1
         way = -self.unknown[:, steep] @ np.sign(along[steep])
-        return _FARTHEST * way, float((np.abs(along) / error)[steep].max(initial=0.0))
+        return _FARTHEST * way, float(ratio[steep].max(initial=0.0))
 
     def solve(self, gradient: np.ndarray) -> np.ndarray:
         """The Newton step along `known` for gradients (..., numbers)."""
@@ -80,8 +85,9 @@ def find_directions(
     variance = np.einsum("pi,pq,qi->i", vectors, information, vectors)
     recorded = np.sqrt(np.maximum(variance, 0.0))
     # Known: the standard error is below the parameters' size, and the curvature is well
-    # above its own noise.
-    known = (curvature > recorded) & (curvature > 3 * error)
+    # above its own noise, and above rounding.
+    floor = _ROUNDING * float(np.abs(curvature).max(initial=0.0))
+    known = (curvature > recorded) & (curvature > np.maximum(3 * error, floor))
     rough = int(np.sum(~known & (3 * error > 20 * recorded)))
     return Directions(
         vectors[:, known],
@@ -89,6 +95,7 @@ def find_directions(
         recorded[known] / curvature[known],
         vectors[:, ~known],
         rough,
+        floor,
     )
 
 
