@@ -181,6 +181,8 @@ def why_not_walked(sm: StructuralModel, density: Density) -> str:
         if not _is_valued(sm, name, law):
             continue
         site = sm.site_info[name]
+        if not site.has_law:
+            return f"draws of site {name!r} do not follow its log_prob"
         if name in sm.appended or name in density.all_sites:
             return f"site {name!r} has appended noise"
         if site.choices is None:

@@ -415,9 +415,18 @@ def counted() -> None:
     numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * n, 0.5).to_event(1))
 
 
+def spiked() -> None:
+    half = dist.Categorical(probs=jnp.array([0.5, 0.5]))
+    parts = [dist.Delta(0.0), dist.Normal(0.0, 1.0)]
+    law = dist.MixtureGeneral(half, parts, support=dist.constraints.real)
+    z = numpyro.sample("z", law)
+    numpyro.sample("y", dist.Normal(numpyro.param("a", 2.0) * z, 0.3))
+
+
 @pytest.mark.parametrize(
     ("sm", "words"),
     [
+        (ig.structural_model(spiked), "'z' do not follow its log_prob"),
         (append_noise(ig.structural_model(noisy_gamma), {"x": 0.1}), "appended noise"),
         (ig.structural_model(counted), "'n'.*depend on each other"),
     ],
