@@ -228,15 +228,18 @@ def test_methods_that_return_no_scores(found, words) -> None:
 
 @pytest.mark.parametrize("part", [lambda y: jnp.clip(y, -1, 1), jax.nn.relu])
 def test_a_clipped_output_has_no_density(part) -> None:
-    def model() -> None:
+    def fixed(gain=1.0) -> None:
         x = numpyro.sample("x", dist.Normal(0, 1))
         n = numpyro.sample("n", dist.Normal(0, 1))
-        y = numpyro.param("a", 1.0) * x + 0.5 * n
-        numpyro.deterministic("y", part(y))
+        numpyro.deterministic("y", part(gain * x + 0.5 * n))
+
+    def model() -> None:
+        fixed(numpyro.param("a", 1.0))
 
     for call in (
         lambda: ig.gradient(model, XY, scores="sliced"),
         lambda: ig.estimate(model, XY),
+        lambda: ig.estimate(fixed, XY),
     ):
         with pytest.raises(DensityError, match="'y' is computed and takes the same"):
             call()

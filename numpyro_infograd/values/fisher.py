@@ -130,8 +130,8 @@ class DeBruijn:
             density = sm.density(term.sites, term.given, whole=True)
             own = all(has_density(sm, s) for s in term.sites)
             (known if own and not density.hidden else learned).append((term, density))
-        without = {s for _, density in learned for s in density.without_density}
-        check_atoms(sm, sorted(without), params)
+        named = {s for term, _ in learned for s in term.sites}
+        check_atoms(sm, sorted(s for s in named if not has_density(sm, s)), params)
         first_key, *keys = jax.random.split(rng_key, 1 + len(learned))
         rest = average(
             tuple(term for term, _ in known),
