@@ -125,7 +125,8 @@ def calibrate(
         num_restarts: Number of calibrations. The first starts from `init_params`, the
             others from random values around them. The result is the one with the
             smallest divergence from held-out recordings, among those that the
-            two-sample test does not reject, if there are any.
+            two-sample test does not reject, if there are any, and that can make all
+            recordings.
         robust: Whether to give outliers no weight. The weights of recordings, and of
             draws of the twin, fall from one, at the radius that holds 99.5 % of a
             normal distribution, to zero at 1.5 times that radius. For "fisher" and

@@ -29,6 +29,7 @@ _LARGEST = 2**25  # numbers in all replicates, at most
 _COMPARED = 16384  # draws of the twin against which outliers are seen
 _BEYOND = 1.25  # distance of an outlier, in distances of the farthest draw
 _REJECTED = 0.01  # p-value below which a two-sample test rejects a twin
+_FEW_MISSED = 1e-3  # share of recordings that few draws may leave out
 _LOST = 0.05  # largest undetermined part of a parameter with a finite error
 
 
@@ -239,15 +240,17 @@ def best_of(ends: Sequence[Calibration]) -> Calibration:
     """The calibration with the smallest divergence from held-out recordings.
 
     One that the two-sample test rejects is worse than one that it does not: the
-    divergences come from different features, so the test is the fairer judge. So is one
-    that leaves out more recordings, because it cannot make them.
+    divergences come from different features, so the test is the fairer judge. One that
+    leaves out more of the recordings is worse too, because it cannot make them. Fewer
+    than one in a thousand may be left out only because the draws are few.
     """
 
     def rank(end: Calibration) -> tuple[bool, float, float]:
         assert end.after is not None and end.test_after is not None
         value, missed = end.after.value, end.after.diagnostics.get("missed", 0.0)
         rejected = end.test_after.pvalue < _REJECTED
-        return rejected, missed, math.inf if value != value else value
+        out = missed if missed > _FEW_MISSED else 0.0
+        return rejected, out, math.inf if value != value else value
 
     if len(ends) == 1:
         return ends[0]
