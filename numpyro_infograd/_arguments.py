@@ -211,7 +211,8 @@ def resolve_name(
         raise ArgumentError(
             f"{argument}={given.__name__} is a class: call it, {given.__name__}()."
         )
-    if given == "auto" if isinstance(given, str) else is_method(given):
+    named = isinstance(given, str)
+    if (named and given == "auto") or (not named and is_method(given)):
         return given
     known = ("auto", *registry)
     raise ArgumentError(

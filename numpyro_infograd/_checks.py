@@ -142,13 +142,12 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
         if sm.site_info[s].kind == "sample" and not sm.site_info[s].control_flow
         if sm.site_info[s].has_law
     )
-    program = Program.trace(
-        lambda params, noise: sm.run(params, noise, {}, log_prob_sites=log_prob_sites)[
-            :2
-        ],
-        sm.params,
-        noise_like(sm.spec),
-    )
+
+    def run(params: Any, noise: Any) -> tuple[Any, Any]:
+        played = sm.run(params, noise, {}, log_prob_sites=log_prob_sites)
+        return played.values, played.log_prob
+
+    program = Program.trace(run, sm.params, noise_like(sm.spec))
     noise = probe_noise(sm.spec, 5, 64)
     values, log_prob = simulate(program, params, noise)
     finite = {s: np.isfinite(np.asarray(v)).all() for s, v in values.items()}
@@ -227,7 +226,7 @@ def check_paths(sm: StructuralModel, sites: Iterable[str]) -> None:
         )
 
 
-def _is_thin(site: Site) -> DensityError:
+def _thin_error(site: Site) -> DensityError:
     return DensityError(
         f"the support of site {site.name!r} ({site.distribution}) has fewer dimensions "
         "than its values, so it has no density. Name a deterministic site with "
@@ -243,7 +242,7 @@ def check_supports(sm: StructuralModel, densities: Iterable[Density]) -> None:
             site = sm.site_info[name]
             seen_through_noise = name not in density.moved_sites or name in sm.appended
             if site.support == "thin" and not seen_through_noise:
-                raise _is_thin(site)
+                raise _thin_error(site)
 
 
 def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
@@ -274,10 +273,10 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
                 )
             for name in sites:
                 if sm.site_info[name].support == "thin":
-                    raise _is_thin(sm.site_info[name])
+                    raise _thin_error(sm.site_info[name])
             check_atoms(sm, _computed(sm, sites), params)
             for name in _computed(sm, sites):
-                _check_thin(sm, name, linear)
+                _check_size(sm, name, linear)
             raise DegenerateError(
                 f"{names} together have {size} dimensions but only {rank} of noise at "
                 "these parameter values: some values are a function of the others, and "
@@ -287,7 +286,7 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
             )
 
 
-def _check_thin(sm: StructuralModel, name: str, linear: Linear) -> None:
+def _check_size(sm: StructuralModel, name: str, linear: Linear) -> None:
     """Raise for a computed site that has more values than dimensions of noise."""
     size, rank = sm.site_info[name].size, linear.rank((name,))
     if rank < size:

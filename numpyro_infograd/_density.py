@@ -112,7 +112,7 @@ def sum_over(
     def log_sum(params: Any, noise: Values, values: Values) -> jax.Array:
         def joint(state: Values) -> jax.Array:
             out = run(params, noise, values | state, log_prob_sites=wanted)
-            return sum(map(jnp.sum, out[1].values()), jnp.zeros(()))
+            return sum(map(jnp.sum, out.log_prob.values()), jnp.zeros(()))
 
         return jax.nn.logsumexp(jax.vmap(joint)(states))
 

@@ -35,14 +35,13 @@ from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.exogenous.rows import innermost, leaf_of
 
 _FEW = 1024  # listed values of a discrete distribution, at most
-# Supports with fewer dimensions than values, so without a density on R^d.
-# Words in the names of supports with fewer dimensions than values.
+# Words in the names of supports with fewer dimensions than values, so without a density
+# on R^d.
 _THIN = (
     "simplex",
     "corr",
     "sphere",
     "zerosum",
-    "orthogonal",
     "lowercholesky",
     "positivedefinite(",
     "positivesemidefinite",

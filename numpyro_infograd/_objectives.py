@@ -78,9 +78,9 @@ class Objective:
             if other == 0:
                 return self  # for the built-in sum
             raise ArgumentError(
-                f"{other} was added to {self!r:.80}, but an objective has no constant: "
-                "it moves no maximum. Leave it out, or move it to the bound of a "
-                "constraint."
+                f"a number was added to {self!r:.80} or subtracted, but an objective "
+                "has no constant: it moves no maximum. Leave it out, or move it to the "
+                "bound of a constraint."
             )
         if not isinstance(other, Objective):
             return NotImplemented
@@ -124,6 +124,9 @@ class Objective:
     def __sub__(self, other: Any) -> Objective:
         known = isinstance(other, (Objective, numbers.Number))
         return self + (-other) if known else NotImplemented
+
+    def __rsub__(self, other: Any) -> Objective:
+        return -self + other
 
     def __le__(self, bound: Any) -> Constraint:
         return Constraint(self, "<=", bound)

@@ -19,7 +19,7 @@ from numpyro_infograd._causality import check_sources
 from numpyro_infograd._objectives import Joint, Objective, expectation_label, plus
 from numpyro_infograd._pairs import from_pair
 from numpyro_infograd._program import Program
-from numpyro_infograd._structure import StructuralModel, appended_name
+from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
 
 _NO_JOINT = (
@@ -194,8 +194,7 @@ def _separates(sm: StructuralModel, joint: Joint, inner: Joint) -> bool:
     # Not `Density.hidden`: it lacks the discrete noise that the density sums over. The
     # noise of `rest` must not reach `inner` either: the density of a cause given its
     # effect is not its density in the model.
-    own = {appended_name(s) if s in sm.appended else s for s in rest}
-    return not (sm.noise_given(sorted(inner), rest) | own) & sm.noise_of(inner)
+    return not sm.noise_given(sorted(inner), rest) & sm.noise_of(inner)
 
 
 def has_density(sm: StructuralModel, site: str) -> bool:

@@ -40,7 +40,7 @@ class View:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sites, and labels of expectations and probabilities: all outputs."""
+        """The sites, and labels of expectations and probabilities."""
         return (*self.sites, *self.expectations, *self.probabilities)
 
     @functools.cached_property
@@ -53,10 +53,8 @@ class View:
         return {f"the probability of site {s!r}": s for s in whole.drawn if s in around}
 
     def laws(self, given: Collection[str]) -> dict[str, str]:
-        """The given sites whose distributions `program(given)` returns, by label."""
-        info = self.sm.site_info
-        drawn = (s for s in given if info[s].kind == "sample")
-        return {f"the distribution of site {s!r}": s for s in drawn}
+        """The given sites, drawn from keys, by labels of their distributions."""
+        return {f"the distribution of site {s!r}": s for s in given}
 
     def movers(self, name: str) -> frozenset[str]:
         """The parameters that may move an output."""
@@ -85,8 +83,10 @@ class View:
         )
 
     def program(self, given: Collection[str] = ()) -> Program:
-        """The map from (params, noise, values of `given`) to sites and expectations.
+        """The map from (params, noise, values of `given`) to all outputs.
 
+        These are the sites, the expectations, and the arguments of distributions: of
+        sites whose probabilities a parameter may move, and of `given`.
         Later sites use the given value of a site. The output is the value that the
         model computes for it, so that a jump before the site is visible too.
         """

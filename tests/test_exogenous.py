@@ -871,7 +871,7 @@ def test_a_mixture_with_an_atom_has_no_density() -> None:
         )
 
     spike, slab = dist.Delta(0.0), dist.Normal(0.0, 1.0)
-    assert not exogenous.has_law(law(spike, slab).to_event(0))
+    assert not exogenous.has_law(law(spike, slab).expand((3,)).to_event(1))
     assert "Delta" in exogenous.reason_not_reparametrized(law(spike, slab))
     assert exogenous.has_law(law(slab, slab))
     assert "weights" in exogenous.reason_not_reparametrized(law(slab, slab))

@@ -221,10 +221,10 @@ def _information(
                 upper=jnp.where(missed, jnp.inf, found.upper),
             )
             warnings += (
-                f"at {number} designs, up to {1.0 - float(jnp.min(mass)):.2g} of the "
-                "probability lies on values that did not occur in the draws at 64 of "
-                "the designs. The sum leaves them out, so the errors there are "
-                "infinite. Evaluate these designs in a separate call.",
+                f"the sum leaves out up to {1.0 - float(jnp.min(mass)):.2g} of the "
+                "probability, on values that did not occur in draws at 64 of the "
+                f"designs. Errors are infinite for {number} of the designs: evaluate "
+                "these in a separate call.",
             )
         return _Found(found, "sums", num_samples, warnings, grouped)
     refuse_without_density(sm, terms)

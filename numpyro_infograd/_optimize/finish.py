@@ -114,7 +114,7 @@ def _status(
     if ended.status.ending is Ending.UNFINISHED:
         gain = ended.outlooks[index].gain
         told = gain > 0 and not ended.plan.subject_to
-        status = ended.status + (f" of about {gain:.2g} nats" if told else "")
+        status = ended.status + (f" of about {gain:.1g} nats" if told else "")
         if ended.plan.projection is None and not ended.plan.subject_to:
             status += ": is a constraint or a projection missing?"
         return Status(status, Ending.UNFINISHED)

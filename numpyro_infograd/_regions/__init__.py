@@ -46,7 +46,7 @@ from numpyro_infograd.errors import (
 from numpyro_infograd.values import Estimate, value_of
 
 Bounds = dict[tuple[str, ...], Objective]
-Bounded = dict[tuple[str, ...], Estimate]  # their values
+BoundValues = dict[tuple[str, ...], Estimate]
 _ROUNDS = 3  # ascents in a direction with updated multipliers, at most
 
 
@@ -138,7 +138,7 @@ def rate_region(
             **settings,
         )
 
-        def values_at(params: Any, own_key: jax.Array = own_key) -> Bounded:
+        def values_at(params: Any, own_key: jax.Array = own_key) -> BoundValues:
             return _values(named, model, params, own_key, args, kwargs)
 
         try:
@@ -164,10 +164,10 @@ def _end_in(
     weight: np.ndarray,
     rates: tuple[str, ...],
     named: Bounds,
-    start: Bounded,
+    start: BoundValues,
     ascend: Callable[[Objective], Result],
-    values_at: Callable[[Any], Bounded],
-) -> tuple[Bounded, Result]:
+    values_at: Callable[[Any], BoundValues],
+) -> tuple[BoundValues, Result]:
     """The values of the bounds where a direction leads, and the last ascent.
 
     The order of the values tells which bounds hold the corner of the region, so an
@@ -293,7 +293,7 @@ def _is_information(bound: Objective) -> bool:
 
 def _values(
     named: Bounds, model: Any, params: Any, rng_key: jax.Array, args: Any, kwargs: Any
-) -> Bounded:
+) -> BoundValues:
     """The value of every bound at `params`, clipped at zero (eqs. 71-72).
 
     With a projection the parameters may be on the boundary of a NumPyro constraint, so
@@ -311,7 +311,7 @@ def _values(
 def _region(
     rates: tuple[str, ...],
     weights: np.ndarray,
-    facets: list[dict[tuple[str, ...], Estimate]],
+    facets: list[BoundValues],
     results: list[Result],
 ) -> RateRegion:
     points, corners, errors = [], [], []
@@ -338,7 +338,7 @@ def _region(
 
 def _warnings_for(
     weights: np.ndarray,
-    facets: list[dict[tuple[str, ...], Estimate]],
+    facets: list[BoundValues],
     results: list[Result],
 ) -> tuple[str, ...]:
     """Statuses of ascents that did not converge, and warnings of ascents and bounds."""
