@@ -380,7 +380,7 @@ def _check_name(name: Any) -> None:
 
 
 def _support(support: Any) -> str:
-    """The kind of a support: thin, real, positive, unit or bounded."""
+    """The kind of a support, as in `Site`."""
     support = innermost(support)
     if any(word in repr(support).lower() for word in _THIN):
         return "thin"
@@ -388,6 +388,8 @@ def _support(support: Any) -> str:
         return "real"
     if support in (constraints.positive, constraints.nonnegative):
         return "positive"
+    if support is constraints.nonnegative_integer:
+        return "count"
     return "unit" if support is constraints.unit_interval else "bounded"
 
 

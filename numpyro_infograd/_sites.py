@@ -36,7 +36,8 @@ class Site(NamedTuple):
     reason: str = ""  # why its draws have no derivative in a parameter; "" if they have
     has_law: bool = True  # whether its density or probability is right
     discrete: bool = False
-    support: str = "real"  # also "positive", "unit", "bounded", "thin", "mixed" (atoms)
+    # Also "positive", "count", "unit", "bounded", "thin", or "mixed" (with atoms).
+    support: str = "real"
     state: str = "free"  # "free", "observed", "substituted" or "intervened"
     masked: bool = False  # whether it has a mask, which does not change draws
     scaled: bool = False  # whether it has a scale other than one, which neither does

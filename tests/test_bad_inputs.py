@@ -385,7 +385,8 @@ CASES: list[tuple] = [
     (r"Expectation\(mean\) failed.*sites x, y", mean(jnp.mean)),
     # The algebra of objectives; operators raise TypeError, as Python's do
     ("'Objective' and 'str'", lambda: XY + "y", TypeError),
-    ("'float' and 'Objective'", lambda: 1.0 - XY, TypeError),
+    ("has no constant", lambda: 1.0 - XY),
+    ("has no constant", lambda: XY + 2),
     ("'str'", lambda: sum([XY, "x"]), TypeError),
     ("'Objective' and 'Constraint'", lambda: XY + (POWER <= 1.0), TypeError),
     ("'Objective' and 'Objective'", lambda: XY * XY, TypeError),
@@ -824,6 +825,8 @@ CASES: list[tuple] = [
     ("'x': 900.*same recording", fit({"y": RECORDED, "x": RECORDED[:900]})),
     ("'y' are outside the support.*LogNormal",
         fit_with(lambda: numpyro.sample("y", dist.LogNormal(tuned(), 1.0)))),
+    ("'y' are outside the support.*Poisson",
+        fit_with(lambda: numpyro.sample("y", dist.Poisson(jnp.exp(tuned()))))),
     ("'symbol' is discrete.*likelihood",
         fit({"symbol": RECORDED}, pam, divergence="kl")),
     ("'symbol' are not whole.*Round", fit({"symbol": RECORDED}, pam)),

@@ -181,6 +181,7 @@ def _checked(name: str, array: np.ndarray, site: Site, likely: bool) -> np.ndarr
         )
     outside: dict[str, Any] = {
         "positive": array <= 0,
+        "count": array < 0,
         "unit": (array <= 0) | (array >= 1),
     }
     wrong = int(np.sum(outside.get(site.support, False)))
