@@ -65,9 +65,9 @@ def check_slopes(view: View, params: Any) -> None:
                     put,  # noqa: B023
                     jax.random.split(jax.random.key(7), count),
                     speeds,
-                    names,
-                    drawn,
-                    suspects,
+                    names=names,
+                    drawn=drawn,
+                    suspects=suspects,
                 )
             return jax.device_get(found)
 
@@ -96,6 +96,7 @@ def _wrong(
     put: Values,
     keys: jax.Array,
     speeds: Values,
+    *,
     names: tuple[str, ...],
     drawn: tuple[str, ...],
     suspects: tuple[str, ...],

@@ -10,6 +10,8 @@ from scipy.linalg import eigh
 from scipy.spatial.distance import cdist
 from scipy.stats import permutation_test
 
+import jax.numpy as jnp
+
 from numpyro_infograd._calibrate.features import Moments
 from numpyro_infograd._calibrate.matching import Local, Match
 from numpyro_infograd._calibrate.result import TwoSample
@@ -20,7 +22,7 @@ Inner = TypeVar("Inner")
 _FARTHEST = 0.3  # largest correction, in units of the parameters' size
 # Slopes and curvatures below this share of the largest curvature are rounding errors;
 # so are slopes along unknown directions below _MIXED of the largest slope.
-_ROUNDING = 32 * float(np.finfo(np.float32).eps)
+_ROUNDING = 32.0  # in units of the machine's epsilon
 _MIXED = 1e-3
 _RELABELLINGS = 499  # permutations of a two-sample test
 
@@ -86,7 +88,8 @@ def find_directions(
     recorded = np.sqrt(np.maximum(variance, 0.0))
     # Known: the standard error is below the parameters' size, and the curvature is well
     # above its own noise, and above rounding.
-    floor = _ROUNDING * float(np.abs(curvature).max(initial=0.0))
+    eps = float(jnp.finfo(jnp.result_type(float)).eps)
+    floor = _ROUNDING * eps * float(np.abs(curvature).max(initial=0.0))
     known = (curvature > recorded) & (curvature > np.maximum(3 * error, floor))
     rough = int(np.sum(~known & (3 * error > 20 * recorded)))
     return Directions(
