@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.special import gammaln, logsumexp
-from scipy.stats import norm, poisson
+from scipy.stats import exponnorm, norm, poisson
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,10 @@ from numpyro.distributions import constraints
 from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd._calibrate.inference import find_directions
-from numpyro_infograd._calibrate.likelihood import Likelihood, draw_sets
+from numpyro_infograd._calibrate.likelihood import Likelihood, draw_sets, spread
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd.distributions import Clipped, Quantized
+from numpyro_infograd.exogenous import Noise
 
 EDGES = np.linspace(-1.5, 1.5, 7)  # a converter of three bits
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
@@ -135,6 +136,50 @@ def test_the_way_down_where_the_curvature_says_nothing() -> None:
     assert way == pytest.approx([0.0, -0.3, 0.0]) and steepness == pytest.approx(5.0)
     way, steepness = found.slope(gradient, 100 * information)
     assert not way.any() and steepness == 0.0
+
+
+def test_draws_from_farther_out_have_weights_that_correct_for_it() -> None:
+    """Averages with weights are those of the distribution, also far in its tails."""
+    spec = (("u", Noise("uniform", ())), ("z", Noise("normal", (2,))))
+    source = NoiseSource.of(spec, 4096)
+    noise = jax.tree.map(lambda x: x[None], source(jax.random.key(0)))
+    draws, log_ratio = spread(noise, spec)
+    weight = np.exp(-np.asarray(log_ratio[0], float))
+    assert np.all(weight <= 2 + 1e-5)
+    u, z = np.asarray(draws["u"][0], float), np.asarray(draws["z"][0], float)
+    assert np.all((u > 0) & (u < 1))
+    for found, truth, error in (
+        (np.ones(4096), 1.0, 0.01),
+        (u, 0.5, 0.01),
+        (z[:, 1] ** 2, 1.0, 0.05),
+        (z[:, 0] * u, 0.0, 0.02),
+        (u > 1 - 1e-4, 1e-4, 3e-5),
+        (z[:, 1] > 3.5, norm.sf(3.5), 3e-5),
+    ):
+        assert np.mean(weight * found) == pytest.approx(truth, abs=error)
+    assert np.sum(u > 1 - 1e-4) > 10 and np.sum(z[:, 1] > 3.5) > 10
+    plain = np.asarray(noise["u"][0]) > 1 - 1e-4
+    assert np.sum(plain) < 3  # a control: few others come there
+
+
+def exponential() -> None:
+    x = numpyro.sample("x", dist.Exponential(1.0))
+    mean = numpyro.param("m", 0.0) + positive("s", 1.0) * x
+    numpyro.sample("y", dist.Normal(mean, 0.4))
+
+
+def exponential_log_prob(theta, y):
+    scale = np.exp(theta[1])
+    return np.sum(exponnorm.logpdf(y, scale / 0.4, loc=theta[0], scale=0.4))
+
+
+@pytest.mark.slow
+def test_a_scale_that_rare_recordings_show() -> None:
+    """With draws of the distribution itself this ended up to seven errors away."""
+    rng = np.random.default_rng(213)
+    y = 0.7 + 1.6 * rng.exponential(size=6000) + 0.4 * rng.normal(size=6000)
+    twin = quiet.calibrate(exponential, {"y": y}, divergence="likelihood")
+    check(twin, exponential_log_prob, ("m", "s"), tolerance=0.1)
 
 
 def test_rounding_is_no_information() -> None:

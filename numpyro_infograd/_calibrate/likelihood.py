@@ -7,14 +7,17 @@ whose draws have no derivative (identity V),
     log p(y; theta) = log mean_k p(y, z_k | u_k; theta) / p(z_k | u_k; theta_0).
 
 At theta = theta_0 the ratio is p(y | z_k, u_k). Its derivatives in theta include how
-theta changes the probability of each draw. Nothing is learned, and sites may be
-discrete, continuous, or both. The bias falls as one over the number of draws; a
+theta changes the probability of each draw. Half of the u_k have one number from a wider
+distribution, with weights that correct for this: recordings far out are rare but say
+much about a scale, and few other draws come near them. Nothing is learned, and sites
+may be discrete, continuous, or both. The bias falls as one over the number of draws; a
 jackknife over independent sets of draws removes its first order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +37,8 @@ from numpyro_infograd._structure import StructuralModel
 
 _AT_ONCE = 2**18  # recordings times draws that are evaluated at once
 _LOW = 0.05  # share of recordings below the reported effective sample size
+_MOST_SPREAD = 16  # numbers of hidden noise of which one is drawn from farther out
+_WIDE = 2.0  # standard deviation of a standard normal number that is
 
 
 @pytree("forward", "joint", "drawn", "constraints")
@@ -70,8 +75,9 @@ class Likelihood:
 
     def draw(self, params: Any, noise: Values) -> Draws:
         """Draws of what the recorded sites hide, each of the noise's leading shape."""
+        noise, log_ratio = spread(noise, self.spec)
         if self.drawn is None:
-            return Draws(noise, {}, jnp.zeros(()))
+            return Draws(noise, {}, log_ratio)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), noise)
         values = simulate(self.forward, params, flat)
         held = {s: values[s] for s in self.drawn.sites}
@@ -79,7 +85,8 @@ class Likelihood:
         found = held, log_prob(params, flat, held)
         shape = next(iter(noise.values())).shape[:2]
         found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
-        return Draws(noise, *jax.lax.stop_gradient(found))
+        held, log_prob = jax.lax.stop_gradient(found)
+        return Draws(noise, held, log_prob + log_ratio)
 
     def __call__(self, unconstrained_params: Any, draws: Draws, row: Values) -> Any:
         """log p of one recording by each set of draws, and its effective sample size.
@@ -95,8 +102,7 @@ class Likelihood:
         if not self.spec:
             found = one({}, {}, draws.log_prob)
             return jnp.where(jnp.isnan(found), -jnp.inf, found)[None], jnp.inf
-        over = (0, 0, None if self.drawn is None else 0)
-        each = jax.vmap(jax.vmap(one, over), over)(*draws)
+        each = jax.vmap(jax.vmap(one))(*draws)
         # In forward mode this also drops derivatives that are not finite.
         each = jnp.where(jnp.isfinite(each), each, -jnp.inf)
         peak = jax.lax.stop_gradient(jnp.max(each, axis=1))
@@ -115,7 +121,44 @@ class Draws(NamedTuple):
 
     noise: Values  # by site
     held: Values  # values of the drawn sites
-    log_prob: jax.Array  # their log probability at the parameters that drew them
+    # Log probability of the drawn sites at the parameters that drew them, plus the log
+    # of how much more often the noise is drawn than its distribution says.
+    log_prob: jax.Array
+
+
+def spread(noise: Values, spec: NoiseSpec) -> tuple[Values, jax.Array]:
+    """Draws of noise with more of them far out, and the log of their relative density.
+
+    Leading axes are (sets, draws). In the second half of the draws one number, a
+    different one in each block, is from a wider distribution. The density is that of
+    the mixture of all draws, so no weight exceeds two.
+    """
+    kinds = [(n, law.kind) for n, law in spec if law.kind in ("normal", "uniform")]
+    shape = next((x.shape[:2] for x in noise.values()), (1, 1))
+    sizes = [math.prod(noise[n].shape[2:]) for n, _ in kinds]
+    numbers, (_, count) = sum(sizes), shape
+    if not 0 < numbers <= min(_MOST_SPREAD, count // 2):
+        return noise, jnp.zeros(shape)
+    parts = [noise[n].reshape(*shape, -1) for n, _ in kinds]
+    normal = np.repeat([kind == "normal" for _, kind in kinds], sizes)
+    # Blocks of consecutive points: each is spread evenly, unlike every second point.
+    block = 2 * numbers * np.arange(count) // count - numbers
+    picked = block[:, None] == np.arange(numbers)
+    here = jnp.concatenate(parts, axis=2)
+    # Half of the wider uniform numbers crowd at each end of the interval.
+    ends = jnp.where(here < 0.5, (2 * here) ** 3, 1 - (2 - 2 * here) ** 3)
+    # Rounding must not reach the ends.
+    ends = jnp.clip(ends, jnp.finfo(here.dtype).tiny, 1 - jnp.finfo(here.dtype).epsneg)
+    here = jnp.where(picked, jnp.where(normal, _WIDE * here, ends), here)
+    far = 0.5 * (1 - _WIDE**-2) * here**2 - math.log(_WIDE)
+    inside = jnp.where(normal, 0.5, here)
+    near_end = (inside ** (-2 / 3) + (1 - inside) ** (-2 / 3)) / 6
+    log_wide = jnp.where(normal, far, jnp.log(near_end))
+    shares = jnp.asarray(np.append(1 - picked.mean(0).sum(), picked.mean(0)))
+    each = jnp.concatenate([jnp.zeros((*shape, 1), here.dtype), log_wide], axis=2)
+    moved = jnp.split(here, np.cumsum(sizes)[:-1], axis=2)
+    put = {n: x.reshape(noise[n].shape) for (n, _), x in zip(kinds, moved, strict=True)}
+    return noise | put, jax.nn.logsumexp(each, axis=2, b=shares)
 
 
 class Rows(NamedTuple):
