@@ -161,8 +161,9 @@ class Fit(abc.ABC, Generic[Inner]):
     def coordinates(self, values: Values) -> np.ndarray:
         """Recorded sites in units of the recordings, (num_samples, dimensions)."""
 
-    def sharpen(self, place: Place[Inner]) -> None:
-        """Make later places more precise, if this one is too noisy."""
+    def sharpen(self, place: Place[Inner], directions: Directions) -> bool:
+        """Make later places more precise if this one is too noisy; whether it did."""
+        return False
 
     def doubts(self) -> list[str]:
         """Sentences that say why results may be wrong."""
@@ -225,9 +226,10 @@ class Fit(abc.ABC, Generic[Inner]):
         """A Newton step along the directions that the recordings determine.
 
         Along others it goes down where the gradient is not zero. Returns its largest
-        component, in standard errors of the parameters or of the gradient. NaN, without
-        a step, if something is not finite. None if the last step raised the divergence
-        or led to values that are not finite; then half of it is undone.
+        component, in standard errors of the parameters or of the gradient; infinity if
+        more draws may determine more. NaN, without a step, if something is not finite.
+        None if the last step raised the divergence or led to values that are not
+        finite; then half of it is undone.
         """
         flat, unravel = ravel_pytree(self.unconstrained_params)
         here = self.place()
@@ -238,7 +240,6 @@ class Fit(abc.ABC, Generic[Inner]):
         if here is None:
             return math.nan
         self.last = here
-        self.sharpen(here)
         size = self.sizes()
         allowed, edges = self._ways()
         information = np.atleast_2d(np.cov(self.resampled(here, _RESAMPLES).T))
@@ -256,6 +257,8 @@ class Fit(abc.ABC, Generic[Inner]):
         error = np.hypot(directions.error, _NOISE * own / directions.curvature)
         self.unconstrained_params = moved
         self.end = End(here, directions, edges)
+        if self.sharpen(here, directions) and directions.rough:
+            return math.inf
         return max(float((np.abs(along) / error).max(initial=0.0)), steepness)
 
     def _step_back(self) -> None:

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from numpyro_infograd._calibrate.fit import Fit
-from numpyro_infograd._calibrate.inference import Place, mean_error
+from numpyro_infograd._calibrate.inference import Directions, Place, mean_error
 from numpyro_infograd._calibrate.likelihood import (
     Around,
     Likelihood,
@@ -187,12 +187,14 @@ class LikelihoodFit(Fit[Inside]):
             np.asarray(flat, float), gradient, noise, curvatures[:sets], inside
         )
 
-    def sharpen(self, place: Place[Inside]) -> None:
+    def sharpen(self, place: Place[Inside], directions: Directions) -> bool:
         """Take more draws if their noise is not small beside that of the recordings."""
-        slopes = place.inside.slopes
+        slopes, before = place.inside.slopes, self.count
         recorded = slopes.std(axis=0, ddof=1) / len(slopes) ** 0.5
-        if np.any(np.sqrt(np.diag(place.noise)) > _NOISY * recorded):
-            self.count = min(4 * self.count, max(self._fit(_LAST), self.count))
+        noisy = np.any(np.sqrt(np.diag(place.noise)) > _NOISY * recorded)
+        if noisy or directions.rough:
+            self.count = min(4 * before, max(self._fit(_LAST), before))
+        return self.count > before
 
     def rises(self, last: Place[Inside], here: Place[Inside]) -> bool:
         """Whether the likelihood of all recordings fell by half a nat."""
