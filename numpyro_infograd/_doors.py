@@ -41,6 +41,12 @@ _ELSEWHERE = {
     "method": ("scores", "Did you mean 'scores'? "),
     "scores": ("method", "Did you mean 'method'? "),
     "candidates": ("designs", "Did you mean 'designs'? "),
+    "data": ("observed", "Did you mean 'observed'? "),
+    "constraint": (
+        "projection",
+        "Write it in the model, numpyro.param(name, value, constraint=...), or pass "
+        "projection=. ",
+    ),
 }
 _PACKAGE = os.path.dirname(__file__) + os.sep
 

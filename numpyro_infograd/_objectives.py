@@ -231,7 +231,7 @@ def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
     Args:
         inputs: A site name or several.
         outputs: A site name or several.
-        given: Sites to condition on.
+        given: Sites to condition on; none by default.
 
     Returns:
         An objective; it can be added to others and multiplied by numbers.
@@ -387,6 +387,8 @@ def expectation_label(fn: Callable[..., Any]) -> str:
 
 def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ...]:
     """A name or several names as a tuple without repetition."""
+    if value is None and argument == "given":
+        return ()
     listed: tuple[Any, ...] = (value,)
     if isinstance(value, Iterable) and not isinstance(value, str):
         listed = tuple(value)

@@ -357,7 +357,6 @@ CASES: list[tuple] = [
     ("inputs must be a site name.*None", lambda: MI(None, "y")),
     ("outputs must be.*got 3", lambda: MI("x", ("y", 3))),
     (r"inputs.*got \('x',\)", lambda: MI((("x",),), "y")),
-    ("given must be a site name", lambda: MI("x", "y", given=None)),
     ("at least one site", lambda: Entropy(())),
     ("sites and given share 'x'.*disjoint", lambda: Entropy("x", given=("x", "y"))),
     ("sites must be a site name", lambda: Entropy(1.0)),
