@@ -63,8 +63,8 @@ def check_slopes(view: View, params: Any) -> None:
                     line,
                     noise,  # noqa: B023
                     put,  # noqa: B023
-                    jax.random.split(jax.random.key(7), count),
                     speeds,
+                    count=count,
                     names=names,
                     drawn=drawn,
                     suspects=suspects,
@@ -88,15 +88,15 @@ def check_slopes(view: View, params: Any) -> None:
             )
 
 
-@quick_jit(static_argnames=("names", "drawn", "suspects"))
+@quick_jit(static_argnames=("count", "names", "drawn", "suspects"))
 def _wrong(
     program: Program,
     lines: tuple[Any, Any],
     noise: Values,
     put: Values,
-    keys: jax.Array,
     speeds: Values,
     *,
+    count: int,
     names: tuple[str, ...],
     drawn: tuple[str, ...],
     suspects: tuple[str, ...],
@@ -132,7 +132,8 @@ def _wrong(
         values, slopes = jax.vmap(at)(jnp.asarray(_TIMES), line, tangent)
         return [_judge(*both) for both in zip(values, slopes, strict=True)]
 
-    size = len(keys) // _GROUPS
+    keys = jax.random.split(jax.random.key(7), count)
+    size = count // _GROUPS
     groups = jax.tree.map(
         lambda x: x.reshape(_GROUPS, size, *x.shape[1:]), (noise, put, keys)
     )
@@ -143,10 +144,8 @@ def _wrong(
         if name in drawn:
             wrong &= silent
         moves, wrong = (jnp.sum(x, axis=(0, 1)) for x in (moves, wrong))
-        many = (wrong >= len(keys) // 8) & (wrong > moves / 4)
-        verdicts.append(
-            jnp.any(wrong >= _FEW * len(keys) if name in suspects else many)
-        )
+        many = (wrong >= count // 8) & (wrong > moves / 4)
+        verdicts.append(jnp.any(wrong >= _FEW * count if name in suspects else many))
     return jnp.stack(verdicts)
 
 
