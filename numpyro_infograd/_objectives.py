@@ -78,9 +78,8 @@ class Objective:
             if other == 0:
                 return self  # for the built-in sum
             raise ArgumentError(
-                f"a number was added to {self!r:.80} or subtracted, but an objective "
-                "has no constant: it moves no maximum. Leave it out, or move it to the "
-                "bound of a constraint."
+                f"{self!r:.80} has no constant, which would move no maximum. Leave the "
+                "number out, or move it to the bound of a constraint."
             )
         if not isinstance(other, Objective):
             return NotImplemented
@@ -122,8 +121,7 @@ class Objective:
         return self * -1.0
 
     def __sub__(self, other: Any) -> Objective:
-        known = isinstance(other, (Objective, numbers.Number))
-        return self + (-other) if known else NotImplemented
+        return -(-self + other)
 
     def __rsub__(self, other: Any) -> Objective:
         return -self + other
@@ -216,13 +214,13 @@ class Constraint:
 
 def check_is_objective(value: Any, name: str = "objective", advice: str = "") -> None:
     """Raise unless `value` is an objective."""
-    if not isinstance(value, Objective):
-        if isinstance(value, str) and not advice:
-            advice = " Write ig.MI('x', 'y') for the information between two sites."
-        raise ArgumentError(
-            f"{name} must be built from MI, Entropy and Expectation, got {value!r}."
-            f"{advice}"
-        )
+    if isinstance(value, Objective):
+        return
+    if isinstance(value, str) and not advice:
+        advice = " Write ig.MI('x', 'y') for the information between two sites."
+    raise ArgumentError(
+        f"{name} must be built from MI, Entropy and Expectation, got {value!r}.{advice}"
+    )
 
 
 def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
@@ -308,11 +306,8 @@ def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Obj
             "pass the site of its inputs and that of its outputs: "
             "ig.DirectedInformation('x', 'y')."
         )
-    entropies = {frozenset(b + c): 1.0}
-    if c:
-        entropies[frozenset(c)] = -1.0
     text = _call("DirectedInformation", a, b, given=c)
-    return Objective(entropies, (), ((1.0, text),), {Causal(b, a, c): -1.0})
+    return Objective(_given(b, c), (), ((1.0, text),), {Causal(b, a, c): -1.0})
 
 
 def Entropy(sites: Sites, given: Sites = ()) -> Objective:
@@ -342,19 +337,15 @@ def Entropy(sites: Sites, given: Sites = ()) -> Objective:
     if set(a) & set(c):
         shared = ", ".join(map(repr, sorted(set(a) & set(c))))
         raise ArgumentError(f"sites and given share {shared}. They must be disjoint.")
-    entropies = {frozenset(a + c): 1.0}
-    if c:
-        entropies[frozenset(c)] = -1.0
-    return Objective(entropies, terms=((1.0, _call("Entropy", a, given=c)),))
+    return Objective(_given(a, c), terms=((1.0, _call("Entropy", a, given=c)),))
 
 
 def Expectation(fn: Callable[[dict[str, Any]], Any]) -> Objective:
     """E[fn(values)], where `fn` maps the values of one sample to a scalar.
 
     Args:
-        fn: Function of a dict from site to the value of one draw, in the site's shape
-            without an axis of samples. Written in JAX, so that it can be
-            differentiated.
+        fn: Function, written in JAX, of a dict from site to the value of one draw, in
+            the site's shape without an axis of samples.
 
     Returns:
         An objective in the unit of `fn`. Add it with a weight to objectives in nats, or
@@ -371,11 +362,10 @@ def Expectation(fn: Callable[[dict[str, Any]], Any]) -> Objective:
         MI('x', 'y') - 0.1 * Expectation(power)
     """
     if not callable(fn):
-        advice = (
-            f" Write Expectation(lambda v: v[{fn!r}])." if isinstance(fn, str) else ""
-        )
+        name = fn if isinstance(fn, str) else "x"
         raise ArgumentError(
-            f"Expectation needs a function of one sample, got {fn!r}.{advice}"
+            f"Expectation needs a function of one sample, got {fn!r:.80}. Write "
+            f"Expectation(lambda v: v[{name!r}])."
         )
     return Objective({}, ((1.0, fn),), ((1.0, expectation_label(fn)),))
 
@@ -387,9 +377,8 @@ def expectation_label(fn: Callable[..., Any]) -> str:
 
 def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ...]:
     """A name or several names as a tuple without repetition."""
-    if value is None and argument == "given":
-        return ()
-    listed: tuple[Any, ...] = (value,)
+    nothing = value is None and argument == "given"
+    listed: tuple[Any, ...] = () if nothing else (value,)
     if isinstance(value, Iterable) and not isinstance(value, str):
         listed = tuple(value)
     for item in listed:
@@ -426,6 +415,11 @@ def _ends(
     return a, b, c
 
 
+def _given(sites: tuple[str, ...], given: tuple[str, ...]) -> dict[Joint, float]:
+    """h(sites | given) as joint entropies."""
+    return {frozenset(sites + given): 1.0} | ({frozenset(given): -1.0} if given else {})
+
+
 def _scale(factor: Any) -> float | None:
     """A factor as a float; None if it is not a number."""
     if isinstance(factor, (str, bytes)):
@@ -440,8 +434,7 @@ def _scale(factor: Any) -> float | None:
 
 def _sum(left: dict[Any, float], right: dict[Any, float]) -> dict[Any, float]:
     """The sum of the coefficients of each set."""
-    both = {**left, **right}
-    return {s: plus(left.get(s, 0.0), right.get(s, 0.0)) for s in both}
+    return {s: plus(left.get(s, 0.0), right.get(s, 0.0)) for s in left | right}
 
 
 def plus(a: float, b: float) -> float:
