@@ -224,7 +224,9 @@ def resolve_name(
 def nearest(given: Any, known: Iterable[str]) -> str:
     """What may be meant by a wrong method, as the end of an error; "" if unknown."""
     if isinstance(given, str):
-        near = difflib.get_close_matches(given.lower(), known, 1, 0.5)
+        # A mixture of scores and nested averages for values are one idea.
+        same = {"nested": "mixture", "mixture": "nested"}.get(given, given)
+        near = difflib.get_close_matches(same.lower(), known, 1, 0.5)
         return f" Did you mean {near[0]!r}?" if near else ""
     for module, argument in (("scores", "scores"), ("values", "method")):
         if type(given).__module__.startswith(f"numpyro_infograd.{module}."):

@@ -19,11 +19,7 @@ from numpyro_infograd._edits import hold
 from numpyro_infograd._jumps import check_jumps
 from numpyro_infograd._linear import Linear
 from numpyro_infograd._noise import noise_like, probe_noise
-from numpyro_infograd._objectives import (
-    Objective,
-    check_is_objective,
-    expectation_label,
-)
+from numpyro_infograd._objectives import Objective, expectation_label
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import Site
 from numpyro_infograd._slopes import check_slopes
@@ -42,21 +38,6 @@ from numpyro_infograd.errors import (
 )
 
 _ATOM = 8  # equal values among 256 draws from which a site has no density
-
-
-def check_call(call: str, model: Any, objective: Any) -> None:
-    """Raise unless the second argument is an objective.
-
-    `call` is the correct call of the public function, as written after `ig.`.
-    """
-    if isinstance(objective, Objective):
-        return
-    name = call.partition("(")[0].rpartition(".")[2]
-    order = f"{name} takes the model first: write ig.{call}."
-    if isinstance(model, Objective):
-        raise ArgumentError(order)
-    is_model = callable(objective) or isinstance(objective, StructuralModel)
-    check_is_objective(objective, advice=f" {order}" if is_model else "")
 
 
 def check_objective(objective: Objective, sm: StructuralModel) -> None:
@@ -160,9 +141,9 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
             raise ModelError(
                 f"{'the log density at' if finite[name] else 'a draw of'} site "
                 f"{name!r} ({site.distribution or site.kind}) is not finite at "
-                "these parameter values: a scale is negative, or a logarithm, a "
-                "root or a division left its domain. Use other values, or a "
-                "constraint in numpyro.param."
+                "these parameter values: a scale is negative, edges do not increase, "
+                "or a logarithm, a root or a division left its domain. Use other "
+                "values, or a constraint in numpyro.param."
             )
 
 

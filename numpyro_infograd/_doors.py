@@ -42,6 +42,7 @@ _ELSEWHERE = {
     "scores": ("method", "Did you mean 'method'? "),
     "candidates": ("designs", "Did you mean 'designs'? "),
     "data": ("observed", "Did you mean 'observed'? "),
+    "inputs": ("bounds", "Pass the bounds, {rate: ig.MI(inputs, outputs)}. "),
     "constraint": (
         "projection",
         "Write it in the model, numpyro.param(name, value, constraint=...), or pass "
@@ -51,20 +52,31 @@ _ELSEWHERE = {
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
-def public(function: Callable[P, R]) -> Callable[P, R]:
-    """A public function that checks how it is called, before anything else."""
+def public(
+    function: Callable[P, R], settings_of: Callable[..., Any] | None = None
+) -> Callable[P, R]:
+    """A public function that checks how it is called, before anything else.
+
+    Its `**settings`, if it has any, are the named arguments of `settings_of`.
+    """
     parameters = inspect.signature(function).parameters.values()
     open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     takes = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    name = function.__qualname__
-    known = [p.name for p in parameters]
-    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    needs = [p.name for p in parameters if p.name in takes and p.default is p.empty]
+    shown = ", ".join(key for key in needs if key != "self")
+    name = function.__qualname__.removesuffix(".__init__")
+    where = "ig.diagnostics" if ".diagnostics" in function.__module__ else "ig"
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    if settings_of is not None:
+        passed_on = inspect.signature(settings_of).parameters.values()
+        named = (p.name for p in passed_on if p.kind is p.KEYWORD_ONLY)
+        known += [key for key in named if key not in known]
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters) and not settings_of
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         check_outside(name)
         if len(args) > len(takes) and not open_ended:
-            where = "ig.diagnostics" if ".diagnostics" in function.__module__ else "ig"
             raise ArgumentError(
                 f"{name} takes {', '.join(takes)} and named settings, got {len(args)} "
                 f"arguments. {_advice(f'{where}.{name}', takes, args)}"
@@ -76,7 +88,16 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             meant = advice if other in known else meant
             raise ArgumentError(
                 f"{name} has no argument {unknown[0]!r}. {meant}Use one of "
-                f"{', '.join(known)}."
+                f"{', '.join(key for key in known if key != 'self')}."
+            )
+        if missing := [key for key in needs[len(args) :] if key not in kwargs]:
+            raise ArgumentError(
+                f"{name} needs {' and '.join(missing)}. Write {name}({shown}, ...)."
+            )
+        sites = args[takes.index("model") + 1 :] if "model" in takes else ()
+        if any(map(_is_model, sites)) and not _is_model(args[-len(sites) - 1]):
+            raise ArgumentError(
+                f"{name} takes the model first: write {where}.{name}({shown})."
             )
         given = args[1] if len(args) > 1 else kwargs.get("inputs")
         if takes[1:3] == ["inputs", "outputs"] and hasattr(given, "entropies"):
@@ -90,6 +111,22 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return call
+
+
+def public_with_settings_of(
+    other: Callable[..., Any],
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator for a public function that passes its settings on to another."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        return public(function, other)
+
+    return decorate
+
+
+def _is_model(value: Any) -> bool:
+    """Whether a value can be a model: a function, or one that has been traced."""
+    return callable(value) or hasattr(value, "site_info")
 
 
 def _advice(name: str, takes: list[str], args: tuple[Any, ...]) -> str:

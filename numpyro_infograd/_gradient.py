@@ -12,7 +12,6 @@ import numpy as np
 
 import jax
 
-from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_args, as_key
 from numpyro_infograd._doors import public
 from numpyro_infograd._estimation import (
@@ -22,7 +21,7 @@ from numpyro_infograd._estimation import (
     norm,
 )
 from numpyro_infograd._linear import information
-from numpyro_infograd._objectives import Objective
+from numpyro_infograd._objectives import Objective, check_is_objective
 from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._problem import (
     Posed,
@@ -225,7 +224,7 @@ def gradient(
         >>> round(float(g.value["a"]), 6)  # a / (1 + a^2)
         0.4
     """
-    _checks.check_call("gradient(model, objective)", model, objective)
+    check_is_objective(objective)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)

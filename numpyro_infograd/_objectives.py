@@ -212,11 +212,12 @@ class Constraint:
         )
 
 
-def check_is_objective(value: Any, name: str = "objective", advice: str = "") -> None:
+def check_is_objective(value: Any, name: str = "objective") -> None:
     """Raise unless `value` is an objective."""
     if isinstance(value, Objective):
         return
-    if isinstance(value, str) and not advice:
+    advice = ""
+    if isinstance(value, str):
         advice = " Write ig.MI('x', 'y') for the information between two sites."
     raise ArgumentError(
         f"{name} must be built from MI, Entropy and Expectation, got {value!r}.{advice}"

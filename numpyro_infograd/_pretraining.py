@@ -19,7 +19,7 @@ from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import public
 from numpyro_infograd._noise import NoiseSource, sobol_points
-from numpyro_infograd._objectives import Objective
+from numpyro_infograd._objectives import Objective, check_is_objective
 from numpyro_infograd._problem import appends_noise, enter, pose
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
@@ -85,7 +85,7 @@ def pretrain_scores(
         >>> abs(float(g.value["gain"]) - 0.25256) < 0.005
         True
     """
-    _checks.check_call("pretrain_scores(model, objective, over)", model, objective)
+    check_is_objective(objective)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)

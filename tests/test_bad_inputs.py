@@ -35,8 +35,8 @@ from numpyro.distributions import constraints
 
 from helpers import REMEDY
 import numpyro_infograd as ig
-from numpyro_infograd import MI, Entropy, Expectation, exogenous, scores, values
-from numpyro_infograd.distributions import ComplexNormal
+from numpyro_infograd import MI, Entropy, Expectation, exogenous, scores
+from numpyro_infograd.distributions import ComplexNormal, Quantized
 from numpyro_infograd.errors import (
     ArgumentError,
     BoundaryError,
@@ -216,6 +216,12 @@ def every(model=affine, objective=XY, **settings):
     """`estimate` as well."""
     value = functools.partial(ig.estimate, model, objective, **settings)
     return (*grad(model, objective, **settings), value)
+
+
+def thresholds():
+    edges = numpyro.param("edges", jnp.array([-1.0, 1.0]))
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("y", Quantized(dist.Normal(x, 1.0), edges))
 
 
 def mean(fn):
@@ -457,6 +463,8 @@ CASES: list[tuple] = [
         every(handlers.condition(affine, {"y": 0.5})), SiteError),
     ("'x'.*substituted", every(handlers.substitute(affine, {"x": 0.5})), SiteError),
     ("'x'.*intervened", every(handlers.do(affine, {"x": 0.5})), SiteError),
+    (r"'y' \(Quantized\).*edges do not increase",
+        every(thresholds, params={"edges": [1.0, -1.0]}), ModelError),
     ("'y' depends on 'a'.*censored",
         grad(with_gain(lambda m: dist.LeftCensoredDistribution(
             dist.Normal(m, 1.0), 0.5))), ReparametrizationError),
@@ -644,8 +652,6 @@ CASES: list[tuple] = [
     ("names of sites, got MI.*Pass the sites", lambda: ig.null_check(affine, XY)),
     ("given must be a site name.*got 4. Arguments of the model.*model_args",
         lambda: ig.mutual_information(affine, "x", "y", 4)),
-    ("maximize has no argument 'steps'. Did you mean 'num_steps'",
-        lambda: ig.maximize_mi(affine, "x", "y", steps=3)),
     ("method must be.*'knn'", lambda: ig.null_check(affine, "x", "y", method="knn")),
     ("method must be.*array",
         lambda: ig.null_check(affine, "x", "y", method=np.ones(2))),
@@ -1073,19 +1079,27 @@ def test_bad_input(words: str, calls: Any, error: type[Exception], request) -> N
         assert not isinstance(calls, tuple) or REMEDY.search(str(caught.value))
 
 
-# Every public function of a model and an objective, by how to call it.
-IN_ORDER: dict[str, Callable[[Any, Any], Any]] = {
-    "gradient(model, objective)": ig.gradient,
-    "estimate(model, objective)": ig.estimate,
-    "maximize(model, objective)": ig.maximize,
-    "minimize(model, objective)": ig.minimize,
-    "InfoMax(model, objective)": ig.InfoMax,
+# Every public function of a model: how to call it, and what stands before the model.
+IN_ORDER: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "gradient(model, objective)": (ig.gradient, (XY,)),
+    "estimate(model, objective)": (ig.estimate, (XY,)),
+    "maximize(model, objective)": (ig.maximize, (XY,)),
+    "minimize(model, objective)": (ig.minimize, (XY,)),
+    "InfoMax(model, objective)": (ig.InfoMax, (XY,)),
     "pretrain_scores(model, objective, over)": (
-        lambda *both: ig.pretrain_scores(*both, {"a": (0.5, 2.0)})
+        lambda *both: ig.pretrain_scores(*both, {"a": (0.5, 2.0)}),
+        (XY,),
     ),
-    "diagnostics.check_scores(model, objective)": ig.diagnostics.check_scores,
-    "values.value_of(sm, objective, params, rng_key)": (
-        lambda *both: values.value_of(*both, {"a": 1.0}, KEY)
+    "diagnostics.check_scores(model, objective)": (
+        ig.diagnostics.check_scores,
+        (XY,),
+    ),
+    "maximize_mi(model, inputs, outputs)": (ig.maximize_mi, ("x", "y")),
+    "mutual_information(model, inputs, outputs)": (ig.mutual_information, ("x", "y")),
+    "calibrate(model, observed)": (ig.calibrate, ({"y": np.zeros(9)},)),
+    "design(model, designs, inputs, outputs)": (
+        ig.design,
+        (np.ones(2), "x", "y"),
     ),
 }
 
@@ -1094,11 +1108,27 @@ IN_ORDER: dict[str, Callable[[Any, Any], Any]] = {
 def test_the_model_comes_first(call: str) -> None:
     name = call.partition("(")[0].rpartition(".")[2]
     order = re.escape(f"{name} takes the model first: write ig.{call}.")
+    function, others = IN_ORDER[call]
     for model in (affine, traced()):
         with pytest.raises(ArgumentError, match=f"^{order}$"):
-            IN_ORDER[call](XY, model)
-        with pytest.raises(ArgumentError, match=f"(?s)^objective must be.* {order}$"):
-            IN_ORDER[call](model, model)
+            function(*others, model)
+        if others == (XY,):
+            with pytest.raises(ArgumentError, match="^objective must be built from"):
+                function(model, model)
+
+
+def test_errors_name_the_function_that_was_called() -> None:
+    settings = {"inputs": "x", "outputs": "y"}
+    for function in (ig.maximize_mi, ig.mutual_information, ig.null_check):
+        name = function.__name__
+        with pytest.raises(ArgumentError, match=f"^{name} has no argument 'samples'."):
+            function(affine, **settings, samples=3)
+        with pytest.raises(ArgumentError, match=f"^{name} needs outputs. Write {name}"):
+            function(affine, "x")
+        with pytest.raises(ArgumentError, match=f"^{name} has no .* mean 'outputs'?"):
+            function(affine, inputs="x", output="y")
+    with pytest.raises(ArgumentError, match="^InfoMax has no argument 'lr'. Pass opt"):
+        ig.InfoMax(affine, XY, lr=0.1)
 
 
 def test_a_model_may_name_its_arguments_as_it_likes() -> None:

@@ -10,10 +10,15 @@ from typing import Any
 
 import jax
 
-from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_args, use_mesh
-from numpyro_infograd._doors import public
-from numpyro_infograd._objectives import MI, Constraint, Objective, Sites
+from numpyro_infograd._doors import public, public_with_settings_of
+from numpyro_infograd._objectives import (
+    MI,
+    Constraint,
+    Objective,
+    Sites,
+    check_is_objective,
+)
 from numpyro_infograd._optimize.annealing import Annealing
 from numpyro_infograd._optimize.infomax import InfoMax
 from numpyro_infograd._optimize.move import Projection
@@ -123,7 +128,7 @@ def maximize(
         >>> result.params["p"].round(2)  # water-filling
         Array([4., 1.], dtype=float32)
     """
-    _checks.check_call("maximize(model, objective)", model, objective)
+    check_is_objective(objective)
     args, kwargs = as_args(model_args, model_kwargs)
     ascent = InfoMax(
         model,
@@ -149,7 +154,7 @@ def maximize(
         )
 
 
-@public
+@public_with_settings_of(maximize)
 def minimize(
     model: Callable[..., Any] | StructuralModel, objective: Objective, **settings: Any
 ) -> Result:
@@ -182,7 +187,7 @@ def minimize(
         >>> abs(result.estimate.value) < 1e-5
         True
     """
-    _checks.check_call("minimize(model, objective)", model, objective)
+    check_is_objective(objective)
     try:
         return _negated(maximize(model, -objective, **settings))
     except ConstraintError as error:
@@ -209,7 +214,7 @@ def _negated(result: Result) -> Result:
     )
 
 
-@public
+@public_with_settings_of(maximize)
 def maximize_mi(
     model: Callable[..., Any] | StructuralModel,
     inputs: Sites,

@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_count, as_key, as_power_of_two
 from numpyro_infograd._doors import check_outside, public, without_derivative
-from numpyro_infograd._objectives import Constraint, Objective
+from numpyro_infograd._objectives import Constraint, Objective, check_is_objective
 from numpyro_infograd._optimize.annealing import Annealing
 from numpyro_infograd._optimize.budgets import check_constraints
 from numpyro_infograd._optimize.finish import finish
@@ -72,6 +71,7 @@ class InfoMax:
         True
     """
 
+    @public
     def __init__(
         self,
         model: Callable[..., Any] | StructuralModel,
@@ -84,7 +84,7 @@ class InfoMax:
         subject_to: Iterable[Constraint] | Constraint = (),
         allow_jumps: bool = False,
     ) -> None:
-        _checks.check_call("InfoMax(model, objective)", model, objective)
+        check_is_objective(objective)
         check_projection(projection)
         if num_samples is not None:
             num_samples = as_power_of_two("num_samples", num_samples, 2)

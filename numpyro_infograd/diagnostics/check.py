@@ -13,7 +13,6 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_args, as_key, as_power_of_two
 from numpyro_infograd._certificate import Certificate, certify
 from numpyro_infograd._density import Density, Values, simulate
@@ -21,7 +20,7 @@ from numpyro_infograd._doors import public
 from numpyro_infograd._estimation import estimate_gradient, unchecked
 from numpyro_infograd._gradient import pose_by
 from numpyro_infograd._noise import draw_noise
-from numpyro_infograd._objectives import Objective
+from numpyro_infograd._objectives import Objective, check_is_objective
 from numpyro_infograd._problem import (
     Posed,
     Problem,
@@ -215,8 +214,7 @@ def check_scores(
         >>> found.trusted, found.sets[0].certificate < 0.02
         (True, True)
     """
-    order = "diagnostics.check_scores(model, objective)"
-    _checks.check_call(order, model, objective)
+    check_is_objective(objective)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     method = resolve_method(scores)

@@ -166,7 +166,10 @@ class Quantized(Distribution):
         else:
             low = _take(self.edges, jnp.maximum(index - 1, 0))
             found = tails.cell(base, low, high, first, index == last)
-        return jnp.where(known, found, -jnp.inf)
+        found = jnp.where(known, found, -jnp.inf)
+        if is_known(self.edges):  # and so were seen to increase
+            return found
+        return jnp.where(jnp.all(jnp.diff(self.edges) > 0, axis=-1), found, jnp.nan)
 
     @property
     def log_probs(self) -> jax.Array:

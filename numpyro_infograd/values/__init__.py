@@ -13,10 +13,16 @@ import jax
 from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_args, as_key, resolve_name, use_mesh
 from numpyro_infograd._density import Density
-from numpyro_infograd._doors import public
+from numpyro_infograd._doors import public, public_with_settings_of
 from numpyro_infograd._edits import shuffle_inputs
 from numpyro_infograd._linear import information
-from numpyro_infograd._objectives import MI, Objective, Sites, names
+from numpyro_infograd._objectives import (
+    MI,
+    Objective,
+    Sites,
+    check_is_objective,
+    names,
+)
 from numpyro_infograd._problem import check_num_samples, enter, noise_warnings
 from numpyro_infograd._readouts import check_readouts
 from numpyro_infograd._structure import StructuralModel
@@ -127,7 +133,7 @@ def estimate(
         >>> ig.estimate(model, ig.MI("x", "y"), params={"a": 3.0})  # log(10) / 2
         1.15129 nats (exact)
     """
-    _checks.check_call("estimate(model, objective)", model, objective)
+    check_is_objective(objective)
     if unit not in ("nats", "bits"):
         raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
     if unit == "bits" and not objective.sites:
@@ -149,7 +155,7 @@ def estimate(
     return found.in_bits() if unit == "bits" else found
 
 
-@public
+@public_with_settings_of(estimate)
 def mutual_information(
     model: Callable[..., Any] | StructuralModel,
     inputs: Sites,
@@ -184,7 +190,7 @@ def mutual_information(
     return estimate(model, MI(inputs, outputs, given), **settings)
 
 
-@public
+@public_with_settings_of(estimate)
 def null_check(
     model: Callable[..., Any] | StructuralModel,
     inputs: Sites,
@@ -283,8 +289,7 @@ def value_of(
         >>> ig.values.value_of(sm, ig.MI("x", "y"), sm.params, jax.random.key(0))
         0.346574 nats (exact)
     """
-    order = "values.value_of(sm, objective, params, rng_key)"
-    _checks.check_call(order, sm, objective)
+    check_is_objective(objective)
     _checks.check_laws(objective, sm)
     _checks.check_finite(objective, sm, params)
     _checks.check_rank(objective, sm, params)
