@@ -36,7 +36,9 @@ from numpyro_infograd.scores.mixture import (
     Mixture,
 )
 
-_MOST_STATES = 16  # joint states of drawn sites that are summed over, at most
+# Joint states of drawn sites that are summed over, at most; the second if no density
+# that hides noise depends on the sample as well.
+_MOST_STATES, _MOST_CHEAP = 16, 512
 _MOST_COMPONENTS = 2**14  # of a mixture that is refined on its own
 
 
@@ -87,6 +89,7 @@ class Chance:
                     f"Normal(value, scale)). {VOUCH}"
                 )
         densities = tuple(sm.density(t.sites, t.given, whole=True) for t in terms)
+        cheap = all(not d.hidden or _is_of(d, sites) for d in densities)
 
         def log_prob(params: Any, noise: Values, held: Values) -> jax.Array:
             found = sm.run(params, noise, held, log_prob_sites=sites).log_prob
@@ -99,7 +102,7 @@ class Chance:
             densities,
             jnp.asarray([term.coefficient for term in terms]),
             _sources(mixture, densities),
-            joint_states(sm.site_info, sites, _MOST_STATES),
+            joint_states(sm.site_info, sites, _MOST_CHEAP if cheap else _MOST_STATES),
             sites,
             mixture,
         )
@@ -208,12 +211,20 @@ class Chance:
                 found -= c * jnp.where(jnp.isfinite(log_p), log_p, 0.0)
                 continue
             key = jax.random.fold_in(rng_key, i)
-            at = self.mixture.log_density(self.sources[i], density, params, values, key)
+            # With the same state in all samples, one of them is enough.
+            once = bool(self.states) and _is_of(density, self.sites)
+            rows = {n: x[:1] for n, x in values.items()} if once else values
+            at = self.mixture.log_density(self.sources[i], density, params, rows, key)
             bias = jnp.where(at.is_explained, at.correction, 0.0)
             found -= c * (jnp.where(jnp.isfinite(at.value), at.value, 0.0) + bias)
             deviation -= 0.5 * c * bias
             evidence |= at.evidence(_label(density))
         return Pointwise(found, deviation, evidence)
+
+
+def _is_of(density: Density, sites: tuple[str, ...]) -> bool:
+    """Whether the density is of these sites alone, without conditions."""
+    return not density.given and {*density.sites} <= {*sites}
 
 
 def _label(density: Density) -> str:

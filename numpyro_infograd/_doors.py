@@ -7,14 +7,14 @@ with the line of the caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import difflib
 import functools
 import inspect
 import os
 import sys
 import threading
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 import warnings
 
 from threadpoolctl import threadpool_limits
@@ -52,6 +52,88 @@ _ELSEWHERE = {
 _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
+class _Call(NamedTuple):
+    """How a public function is called, without `self`."""
+
+    name: str
+    takes: list[str]  # its positional arguments
+    needs: list[str]  # those without a default
+    known: list[str]  # all its arguments, and the settings that it passes on
+    is_method: bool
+    is_open: bool  # whether it takes any number of positional arguments
+    any_name: bool  # whether it takes arguments of any name
+    module: str  # where users find it
+
+    @staticmethod
+    def of(function: Callable[..., Any], settings_of: Any) -> _Call:
+        """The call of a function whose `**settings` are those of another, if any."""
+        parameters = [*inspect.signature(function).parameters.values()]
+        is_method = parameters[0].name == "self"
+        parameters = parameters[is_method:]
+        takes = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        kinds = {p.kind for p in parameters}
+        known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        if settings_of:
+            settings = inspect.signature(settings_of).parameters.values()
+            known += [p.name for p in settings if p.kind is p.KEYWORD_ONLY]
+        return _Call(
+            function.__qualname__.removesuffix(".__init__"),
+            [p.name for p in takes],
+            [p.name for p in takes if p.default is p.empty],
+            [*dict.fromkeys(known)],
+            is_method,
+            inspect.Parameter.VAR_POSITIONAL in kinds,
+            inspect.Parameter.VAR_KEYWORD in kinds and not settings_of,
+            "ig.diagnostics" if ".diagnostics" in function.__module__ else "ig",
+        )
+
+    @property
+    def shown(self) -> str:
+        """The shortest call."""
+        return f"{self.module}.{self.name}({', '.join(self.needs)})"
+
+    def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise for arguments that are missing, unknown or in another order."""
+        name, takes = self.name, self.takes
+        if len(args) > len(takes) and not self.is_open:
+            raise ArgumentError(
+                f"{name} takes {', '.join(takes)} and named settings, got {len(args)} "
+                f"arguments. {self._advice(args)}"
+            )
+        if unknown := [k for k in kwargs if k not in self.known and not self.any_name]:
+            near = difflib.get_close_matches(unknown[0], self.known, 1, 0.5)
+            meant = f"Did you mean {near[0]!r}? " if near else ""
+            other, advice = _ELSEWHERE.get(unknown[0], ("", ""))
+            meant = advice if other in self.known else meant
+            raise ArgumentError(
+                f"{name} has no argument {unknown[0]!r}. {meant}Use one of "
+                f"{', '.join(self.known)}."
+            )
+        is_first = takes[:1] == ["model"]
+        if is_first and any(map(_is_model, args[1:])) and not _is_model(args[0]):
+            raise ArgumentError(f"{name} takes the model first: write {self.shown}.")
+        given = args[1] if len(args) > 1 else kwargs.get("inputs")
+        if takes[1:3] == ["inputs", "outputs"] and hasattr(given, "entropies"):
+            raise ArgumentError(
+                f"{name} takes inputs and outputs, which are names of sites, got "
+                f"{given!r:.80}. {_WITH_OBJECTIVE.get(name, 'Pass the sites.')}"
+            )
+        if missing := [k for k in self.needs[len(args) :] if k not in kwargs]:
+            raise ArgumentError(
+                f"{name} needs {' and '.join(missing)}. Write {self.shown}."
+            )
+
+    def _advice(self, args: tuple[Any, ...]) -> str:
+        """What to write in place of too many positional arguments."""
+        if self.takes[1:2] == ["objective"] and all(
+            isinstance(s, (str, tuple)) for s in args[1:]
+        ):
+            objective = f"ig.MI({', '.join(map(repr, args[1:]))})"
+            call = f"{self.module}.{self.name}(model, {objective})"
+            return f"Write {call}: the objective is one argument."
+        return "Give all others by name."
+
+
 def public(
     function: Callable[P, R], settings_of: Callable[..., Any] | None = None
 ) -> Callable[P, R]:
@@ -59,52 +141,12 @@ def public(
 
     Its `**settings`, if it has any, are the named arguments of `settings_of`.
     """
-    parameters = inspect.signature(function).parameters.values()
-    open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    takes = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    needs = [p.name for p in parameters if p.name in takes and p.default is p.empty]
-    shown = ", ".join(key for key in needs if key != "self")
-    name = function.__qualname__.removesuffix(".__init__")
-    where = "ig.diagnostics" if ".diagnostics" in function.__module__ else "ig"
-    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    if settings_of is not None:
-        passed_on = inspect.signature(settings_of).parameters.values()
-        named = (p.name for p in passed_on if p.kind is p.KEYWORD_ONLY)
-        known += [key for key in named if key not in known]
-    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters) and not settings_of
+    expected = _Call.of(function, settings_of)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_outside(name)
-        if len(args) > len(takes) and not open_ended:
-            raise ArgumentError(
-                f"{name} takes {', '.join(takes)} and named settings, got {len(args)} "
-                f"arguments. {_advice(f'{where}.{name}', takes, args)}"
-            )
-        if unknown := [key for key in kwargs if key not in known and not any_name]:
-            near = difflib.get_close_matches(unknown[0], known, 1, 0.5)
-            meant = f"Did you mean {near[0]!r}? " if near else ""
-            other, advice = _ELSEWHERE.get(unknown[0], ("", ""))
-            meant = advice if other in known else meant
-            raise ArgumentError(
-                f"{name} has no argument {unknown[0]!r}. {meant}Use one of "
-                f"{', '.join(key for key in known if key != 'self')}."
-            )
-        if missing := [key for key in needs[len(args) :] if key not in kwargs]:
-            raise ArgumentError(
-                f"{name} needs {' and '.join(missing)}. Write {name}({shown}, ...)."
-            )
-        sites = args[takes.index("model") + 1 :] if "model" in takes else ()
-        if any(map(_is_model, sites)) and not _is_model(args[-len(sites) - 1]):
-            raise ArgumentError(
-                f"{name} takes the model first: write {where}.{name}({shown})."
-            )
-        given = args[1] if len(args) > 1 else kwargs.get("inputs")
-        if takes[1:3] == ["inputs", "outputs"] and hasattr(given, "entropies"):
-            raise ArgumentError(
-                f"{name} takes inputs and outputs, which are names of sites, got "
-                f"{given!r:.80}. {_WITH_OBJECTIVE.get(name, 'Pass the sites.')}"
-            )
+        check_outside(expected.name)
+        expected.check(args[expected.is_method :], kwargs)
         # Many small systems are solved. On more threads this takes twice the time, and
         # ten times on a busy machine. Does nothing if another thread set the number.
         with threadpool_limits(1, user_api="blas"):
@@ -127,15 +169,6 @@ def public_with_settings_of(
 def _is_model(value: Any) -> bool:
     """Whether a value can be a model: a function, or one that has been traced."""
     return callable(value) or hasattr(value, "site_info")
-
-
-def _advice(name: str, takes: list[str], args: tuple[Any, ...]) -> str:
-    """What to write in place of too many positional arguments."""
-    sites = args[1:]
-    if takes[1:2] == ["objective"] and all(isinstance(s, (str, tuple)) for s in sites):
-        shown = ", ".join(map(repr, sites))
-        return f"Write {name}(model, ig.MI({shown})): the objective is one argument."
-    return "Give all others by name."
 
 
 def check_outside(name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import entr
+from scipy.special import entr, ndtr
 
 from flax import nnx
 import jax
@@ -240,6 +240,17 @@ def normal_grid(reach: float, size: int = 4001) -> tuple[NDArray, NDArray]:
 def table_information(law: NDArray, prior: NDArray) -> float:
     """I(A; B) from tables of p(b|a), (num_a, num_b), and of p(a)."""
     return float(entr(prior @ law).sum() - prior @ entr(law).sum(axis=1))
+
+
+CODES = np.linspace(-0.875, 0.875, 15)  # edges of a converter of four bits
+
+
+def converter_information(gain: float, noise: float, edges: NDArray = CODES) -> float:
+    """I(x; y) of a converter that reads gain x + N(0, noise^2)."""
+    x, p_x = normal_grid(9, 40_001)
+    ends = np.concatenate([[-np.inf], edges, [np.inf]])
+    law = np.diff(ndtr((ends - gain * x[:, None]) / noise), axis=1)
+    return table_information(law, p_x)
 
 
 def grid_score(

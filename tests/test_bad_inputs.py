@@ -464,7 +464,7 @@ CASES: list[tuple] = [
     ("'x'.*substituted", every(handlers.substitute(affine, {"x": 0.5})), SiteError),
     ("'x'.*intervened", every(handlers.do(affine, {"x": 0.5})), SiteError),
     (r"'y' \(Quantized\).*edges do not increase",
-        every(thresholds, params={"edges": [1.0, -1.0]}), ModelError),
+        every(thresholds, params={"edges": jnp.array([1.0, -1.0])}), ModelError),
     ("'y' depends on 'a'.*censored",
         grad(with_gain(lambda m: dist.LeftCensoredDistribution(
             dist.Normal(m, 1.0), 0.5))), ReparametrizationError),
@@ -534,7 +534,7 @@ CASES: list[tuple] = [
     ("scores must be one of.*got 'mixure'.*mean 'mixture'", grad(scores="mixure")),
     ("scores must be.*object of ig.values, for the argument method",
      grad(scores=ig.values.MCMC())),
-    ("gradient has no argument 'method'. Did you mean 'scores'", grad(method="mcmc")),
+    ("has no argument 'method'. Did you mean 'scores'", grad(method="mcmc")),
     ("must be an int.*got 4096.0 .float.", grad(num_samples=4096.0)),
     ("power of two.*got 1000. Use 1024", grad(num_samples=1000)),
     ("scores=Denoising.*call it", grad(scores=Denoising)),
@@ -641,7 +641,7 @@ CASES: list[tuple] = [
     ("'h'.*it has",
         lambda: ig.mutual_information(affine, "x", "y", given="h"), SiteError),
     ("share 'x'", lambda: ig.mutual_information(affine, "x", "x")),
-    ("outputs must be a site", lambda: ig.mutual_information("x", "y", affine)),
+    ("outputs must be a site", lambda: ig.mutual_information(affine, "x", 1)),
     ("unit.*'Bits'", lambda: ig.mutual_information(affine, "x", "y", unit="Bits")),
     ("'q'.*it has: x, y", lambda: ig.null_check(affine, "q", "y"), SiteError),
     ("model must be", lambda: ig.null_check(None, "x", "y")),
@@ -807,7 +807,6 @@ CASES: list[tuple] = [
     # calibrate
     ("observed must be a dict", fit(RECORDED)),
     ("observed must be a dict", fit({})),
-    ("observed must be a dict", lambda: ig.calibrate({"y": RECORDED}, affine)),
     ("observed .*'z'.*x, y", fit({"y": RECORDED, "z": RECORDED})),
     ("observed .*'a'.*x, y", fit({"a": RECORDED})),
     ("observed has 100 .*at least 256", recordings(lambda y: y[:100])),
@@ -1123,7 +1122,9 @@ def test_errors_name_the_function_that_was_called() -> None:
         name = function.__name__
         with pytest.raises(ArgumentError, match=f"^{name} has no argument 'samples'."):
             function(affine, **settings, samples=3)
-        with pytest.raises(ArgumentError, match=f"^{name} needs outputs. Write {name}"):
+        with pytest.raises(
+            ArgumentError, match=f"^{name} needs outputs. Write ig.{name}"
+        ):
             function(affine, "x")
         with pytest.raises(ArgumentError, match=f"^{name} has no .* mean 'outputs'?"):
             function(affine, inputs="x", output="y")

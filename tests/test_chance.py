@@ -6,7 +6,7 @@ from dataclasses import replace
 import itertools
 from typing import Any
 
-from links import normal_grid, table_information
+from links import converter_information, normal_grid, table_information
 from methods import rest_slow
 import numpy as np
 import pytest
@@ -53,6 +53,25 @@ def bits(a: float) -> float:
     """The information of `one_bit`."""
     p = stats.norm.cdf(a * X + 0.3)
     return table_information(np.stack([1 - p, p], 1), PRIOR)
+
+
+def test_output_of_many_codes():
+    """One set of components gives the probabilities of all 64 codes."""
+    edges = np.linspace(-1, 1, 65)[1:-1]
+
+    def converter():
+        gain = numpyro.param("gain", 0.5)
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", Quantized(dist.Normal(gain * x, 0.1), edges))
+
+    found = ig.gradient(converter, X_TO_Y)
+
+    def at(gain: float) -> dict[str, float]:
+        return {"gain": slope(lambda g: converter_information(g, 0.1, edges), gain)}
+
+    assert_found(found, at(0.5), 0.001)
+    with pytest.raises(AssertionError):
+        assert_found(found, at(0.51), 0.001)
 
 
 @pytest.mark.slow

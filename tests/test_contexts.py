@@ -36,6 +36,7 @@ QUICK = Denoising(
 SMALL = Mixture(num_components=256, num_samples=256)
 OBSERVED = {"y": np.random.default_rng(0).normal(size=2000)}
 KEY = jax.random.key(0)
+ASCENT = ig.InfoMax(affine, XY)
 
 # Every public function that returns numbers, of a start for the parameter.
 DOORS = {
@@ -59,8 +60,9 @@ DOORS = {
         affine, XY, params={"a": a}, verbose=False
     ),
     "pretrain_scores": lambda a: ig.pretrain_scores(affine, XY, {"a": (0.0, a)}),
-    "InfoMax.init": lambda a: ig.InfoMax(affine, XY).init(KEY, init_params={"a": a}),
-    "InfoMax.run": lambda a: ig.InfoMax(affine, XY).run(KEY, 2, init_params={"a": a}),
+    "InfoMax": lambda a: ig.InfoMax(affine, XY),
+    "InfoMax.init": lambda a: ASCENT.init(KEY, init_params={"a": a}),
+    "InfoMax.run": lambda a: ASCENT.run(KEY, 2, init_params={"a": a}),
 }
 
 

@@ -10,6 +10,8 @@ from methods import slow
 from models import channel
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.special import expit
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from helpers import assert_found
 import numpyro_infograd as ig
 from numpyro_infograd import MI, values
 from numpyro_infograd._edits import shuffle_inputs
+from numpyro_infograd.distributions import Quantized
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.values.bounds import warnings_for
 import truths
@@ -45,6 +48,66 @@ def information(model, **settings) -> values.Estimate:
 def by_fisher(model, **settings) -> values.Estimate:
     """The same by FISHER."""
     return information(model, method=FISHER, **settings)
+
+
+# -- sums --------------------------------------------------------------------------
+
+
+def converter(noise: float = 0.1):
+    """A converter of four bits behind a gain of 1/2 and Gaussian noise."""
+    return channel(lambda x: Quantized(dist.Normal(0.5 * x, noise), links.CODES))
+
+
+def test_sums_draw_nothing_where_all_sites_have_few_states() -> None:
+    """A Z channel: I = h(0.7 p) - p h(0.7) for p = 0.4."""
+
+    def z_channel():
+        x = numpyro.sample("x", dist.Bernoulli(numpyro.param("p", 0.4)))
+        numpyro.sample("y", dist.Bernoulli(0.7 * x))
+
+    found = information(z_channel)
+    truth = stats.bernoulli(0.28).entropy() - 0.4 * stats.bernoulli(0.7).entropy()
+    assert found.method == "sums" and found.standard_error == 0
+    assert found.value == pytest.approx(truth, abs=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.1, slow(0.01)])
+def test_sums_over_the_codes_of_a_converter(noise) -> None:
+    truth = links.converter_information(0.5, noise)
+    found = information(converter(noise))
+    assert found.method == "sums" and not found.warnings
+    check(found, truth, 1e-4)
+    assert found.lower <= found.value <= found.upper
+    with pytest.raises(AssertionError):
+        check(found, links.converter_information(0.5, 1.01 * noise), 1e-4)
+
+
+def test_sums_at_each_state_of_a_channel() -> None:
+    """A bit whose flips depend on a normal state that the receiver knows."""
+
+    def faded():
+        h = numpyro.sample("h", dist.Normal(0, 1))
+        u = numpyro.sample("u", dist.Normal(0, 0.5))
+        x = numpyro.sample("x", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Bernoulli(logits=3.0 * h * (2 * x - 1) + u))
+
+    (h, p_h), (u, p_u) = links.normal_grid(8, 401), links.normal_grid(8, 201)
+
+    def truth(spread: float) -> float:
+        one = expit(3 * h[:, None, None] * [[-1], [1]] + spread * u) @ p_u
+        laws = np.stack([one, 1 - one], axis=2)
+        return p_h @ [links.table_information(law, np.full(2, 0.5)) for law in laws]
+
+    found = information(faded, given="h", method=values.Sums(256, 2048))
+    check(found, truth(0.5), 1e-3)
+    with pytest.raises(AssertionError):
+        check(found, truth(0.6), 1e-3)
+
+
+def test_sums_need_few_states() -> None:
+    for objective in (XY, MI("x", "y") + ig.Expectation(lambda v: v["y"])):
+        with pytest.raises(ArgumentError, match="at most 512 joint states.*'nested'"):
+            ig.estimate(links.link, objective, method="sums")
 
 
 def rotated_tanh(variance: float):

@@ -15,7 +15,6 @@ from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_args, as_key, as_power_of_two
 from numpyro_infograd._design.candidates import Candidates
 from numpyro_infograd._design.result import Designs
-from numpyro_infograd._design.sums import sums_each, tables
 from numpyro_infograd._design.targets import CELLS, with_probabilities
 from numpyro_infograd._doors import public
 from numpyro_infograd._noise import standard_error
@@ -30,6 +29,7 @@ from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.values.exact import evaluate_each, why_not_closed
 from numpyro_infograd.values.nested import Average, average_each, refuse_without_density
+from numpyro_infograd.values.sums import sums_each, tables
 
 __all__ = ["Designs", "design"]
 

@@ -37,6 +37,7 @@ from numpyro_infograd.values.mcmc import MCMC
 from numpyro_infograd.values.nested import Nested, enough_components
 from numpyro_infograd.values.particles import Particles, with_filters
 from numpyro_infograd.values.path import Path
+from numpyro_infograd.values.sums import Sums, affordable
 
 __all__ = [
     "MCMC",
@@ -47,6 +48,7 @@ __all__ = [
     "Nested",
     "Particles",
     "Path",
+    "Sums",
     "estimate",
     "mutual_information",
     "null_check",
@@ -55,6 +57,7 @@ __all__ = [
 
 REGISTRY: dict[str, type] = {
     "exact": Exact,
+    "sums": Sums,
     "nested": Nested,
     "fisher": DeBruijn,
     "mcmc": MCMC,
@@ -63,6 +66,7 @@ REGISTRY: dict[str, type] = {
 }
 # "auto" uses at most this many inner draws; beyond that it uses chains.
 _AFFORDED = 16384
+_SUMMED = 2**28  # density evaluations of sums over discrete sites, at most
 _FEW = 2**12  # samples of nested averages that only give bounds
 # "auto" does not try nested averages above this information, in nats. It counts only
 # sets that hide more than two dimensions.
@@ -97,6 +101,8 @@ def estimate(
 
             - "exact" (`Exact`): closed form, for models that are linear-Gaussian given
               their conditions. Only the conditions are sampled.
+            - "sums" (`Sums`): sums over the states of discrete sites, with averages
+              over draws of the hidden noise. For outputs of few states.
             - "nested" (`Nested`): averages of the model's own densities over draws of
               hidden noise, with bounds that hold in expectation.
             - "mcmc" (`MCMC`): annealing between a reference distribution and the
@@ -108,8 +114,9 @@ def estimate(
               appended noise, by one score network (eqs. 54-55). Also for outputs
               without a density.
             - "path" (`Path`): the integral of the gradient from a reference (eq. 50).
-            - "auto": exact if the model allows it; else nested, or particles or mcmc if
-              their error is smaller; else fisher. `.reason` says which one and why.
+            - "auto": exact or sums if the model allows it; else nested, or particles or
+              mcmc if their error is smaller; else fisher. `.reason` says which one and
+              why.
         num_samples: Samples, a power of two of at least 256; None for the method's
             default. "auto" raises it for a method that needs more.
         rng_key: A JAX PRNG key; None is `jax.random.key(0)`.
@@ -326,13 +333,19 @@ def _auto(
     params: Any,
     by: Callable[[Estimator], Estimate],
 ) -> Estimate:
-    """Exact if the model allows it; else nested, particles or mcmc; else fisher."""
+    """Exact or sums if the model allows it; else nested, particles or mcmc; else
+    fisher.
+    """
     why = why_not_closed(objective, sm)
     if not why:
         found = by(Exact())
         exact = found.standard_error == 0 and objective.sites
         given = "" if exact else " given its conditions"
         return replace(found, reason=f"linear-Gaussian{given}")
+    if sums := affordable(sm, objective, _SUMMED):
+        found = by(sums)
+        if _is_fine(found):
+            return replace(found, reason=f"{why}; all outcomes are summed over")
     nested: Estimate | None = None
     filtered: Estimate | None = None
     reason = ""

@@ -26,13 +26,13 @@ class Estimate:
         value: The estimate.
         standard_error: Includes sampling, and possible errors of fits, of quadrature
             and of the bias of nested averages.
-        lower: For "nested" and "mcmc", a lower bound that holds in expectation, minus
-            two standard errors of that bound. For other methods, the value minus two
-            standard errors, which is not a bound.
+        lower: For "sums", "nested" and "mcmc", a lower bound that holds in expectation,
+            minus two standard errors of that bound. For other methods, the value minus
+            two standard errors, which is not a bound.
         upper: The same from above.
-        method: "exact", "nested", "mcmc", "particles", "fisher", "path", or "sampled"
-            if the objective has only expectations; "features" or "likelihood" for the
-            distance of a `Calibration` from its recordings.
+        method: "exact", "sums", "nested", "mcmc", "particles", "fisher", "path"; or
+            "sampled" if the objective has only expectations; "features" or "likelihood"
+            for the distance of a `Calibration` from its recordings.
         unit: "nats" or "bits".
         reason: Why "auto" chose this method; "" if the caller chose it.
         sampled: Which part of an "exact" value is sampled: "averaged over h" for a

@@ -213,6 +213,11 @@ def average(
         num_components,
         closed_form=closed_form,
     )
+    return as_floats(found)
+
+
+def as_floats(found: Average) -> Average:
+    """The average at one design as numbers."""
     found = jax.device_get(found)
     return jax.tree.map(lambda x: float(x) if np.ndim(x) == 0 else x, found)
 

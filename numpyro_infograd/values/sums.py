@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Information of discrete outcomes: exact sums over their states.
+"""Values of objectives on discrete sites: exact sums over their states.
 
 The entropy h(B | G) of sites B with few joint states needs no draws of B,
 
     h(B | G) = -E_G sum_b p(b | G) log p(b | G),   p(b | G) = E[p(b | G, hidden noise)].
 
-With q(b) the probability at the noise of a sample itself, and p the average over L
+Nothing is drawn if no noise is hidden and the conditions have few states too. With
+q(b) the probability at the noise of a sample itself, and p the average over L
 fresh draws, two sums bound the entropy in expectation:
 
     -E sum_b q log p >= h >= -E sum_b q log((q + L p) / (L + 1)).
@@ -13,24 +14,80 @@ fresh draws, two sums bound the entropy in expectation:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
 
+from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._noise import NoiseSource, standard_error
-from numpyro_infograd._problem import REPLICATES
+from numpyro_infograd._objectives import Objective
+from numpyro_infograd._problem import REPLICATES, check_num_samples
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import joint_states
 from numpyro_infograd._structure import StructuralModel
-from numpyro_infograd._terms import Term
-from numpyro_infograd.values.nested import Average
+from numpyro_infograd._terms import Term, resolve
+from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.values.base import Estimate
+from numpyro_infograd.values.nested import Average, as_floats
 
 MOST_STATES = 512  # joint states of the sites of an entropy, at most
 _AT_ONCE = 2**19  # densities evaluated at once
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over all joint states of discrete sites, with no draws of these sites.
+
+    Each entropy of the objective must be of sites with at most 512 joint states, such
+    as the code of a converter. Their probabilities are averages over draws of the
+    hidden noise; `lower` and `upper` are bounds in expectation.
+
+    Args:
+        num_components: Draws of the hidden noise in each of 16 replicates, a power of
+            two.
+        num_samples: Draws of conditions with many states, a power of two.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist
+        >>> import numpyro_infograd as ig
+        >>> def model():
+        ...     bit = numpyro.sample("bit", dist.Bernoulli(0.5))
+        ...     numpyro.sample("y", dist.Bernoulli(0.1 + 0.8 * bit))
+        >>> ig.mutual_information(model, "bit", "y", unit="bits")  # 1 - h(0.1)
+        0.531005 bits (sums)
+    """
+
+    num_components: int = 4096
+    num_samples: int = 2**14
+
+    def __post_init__(self) -> None:
+        check_powers_of_two(self, 2, "num_components")
+        check_num_samples(self.num_samples, None)
+
+    def value(
+        self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
+    ) -> Estimate:
+        """The value and its bounds."""
+        entropies = summable(sm, objective, self.num_components)
+        if not entropies:
+            raise ArgumentError(
+                "method='sums' needs an objective whose entropies are of discrete "
+                f"sites with at most {MOST_STATES} joint states, and no Expectation, "
+                f"got {objective!r}. Use method='nested'."
+            )
+        average, _ = sums_each(sm, entropies, params, {}, rng_key, self.num_samples)
+        found = as_floats(average)
+        value, ends = found.value, (found.lower, found.upper)
+        if not any(t.density.hidden or t.density.given for t in entropies):
+            return Estimate(value, 0.0, value, value, "sums")
+        eps = float(jnp.finfo(average.value.dtype).eps)
+        error = found.error + 4 * eps * max(abs(value), 1.0)
+        return Estimate(value, error, *ends, "sums")
 
 
 class Table(NamedTuple):
@@ -63,18 +120,45 @@ class Table(NamedTuple):
         return draws * self.num_states
 
 
+def summable(
+    sm: StructuralModel, objective: Objective, num_components: int
+) -> tuple[Table, ...]:
+    """The tables of an objective; empty if it is not all of discrete sites."""
+    terms = () if objective.expectations else resolve(objective, sm)
+    if any(term.causal for term in terms):
+        return ()
+    return tables(sm, terms, num_components)
+
+
+def affordable(sm: StructuralModel, objective: Objective, most: int) -> Sums | None:
+    """Sums of at most so many density evaluations, with many draws if they allow it."""
+    for count in (Sums.num_components, Sums.num_components // 8):
+        found = summable(sm, objective, count)
+        if found and sum(t.evaluations(Sums.num_samples) for t in found) <= most:
+            return Sums(num_components=count)
+    return None
+
+
 def tables(
     sm: StructuralModel, terms: tuple[Term, ...], num_components: int
 ) -> tuple[Table, ...]:
     """The table of each entropy; empty if one has too many states."""
     found = []
     for term in terms:
-        states = joint_states(sm.site_info, term.sites, MOST_STATES)
-        if not states:
-            return ()
-        density = sm.density(term.sites, term.given, whole=True)
-        source = NoiseSource.of(density.hidden_spec, num_components)
-        found.append(Table(density, jnp.asarray(term.coefficient), states, source))
+        parts = [(term.coefficient, term.sites, term.given)]
+        # Where nothing is hidden, h(A | B) = h(A, B) - h(B) needs no draws of B.
+        both = sm.in_order(term.sites + term.given)
+        if term.given and joint_states(sm.site_info, both, MOST_STATES):
+            if not sm.density(both, whole=True).hidden:
+                c = term.coefficient
+                parts = [(c, both, ()), (-c, term.given, ())]
+        for coefficient, sites, given in parts:
+            states = joint_states(sm.site_info, sites, MOST_STATES)
+            if not states:
+                return ()
+            density = sm.density(sites, given, whole=True)
+            source = NoiseSource.of(density.hidden_spec, num_components)
+            found.append(Table(density, jnp.asarray(coefficient), states, source))
     return tuple(found)
 
 
@@ -88,12 +172,13 @@ def sums_each(
 ) -> tuple[Average, jax.Array]:
     """The sum of the entropies at each design, in nats, on the same random numbers.
 
-    `num_samples`, a power of two, are draws of the conditions and of known densities.
+    Empty `designs` are one, and the arrays then have no axis of designs. `num_samples`,
+    a power of two, are draws of the conditions and of known densities.
     Returns averages, with an axis of designs, and the smallest total probability of all
     states for each design; below one if states are missing.
     """
     work = sum(t.evaluations(num_samples) for t in entropies)
-    count = len(jax.tree.leaves(designs)[0])
+    count = len(jax.tree.leaves(designs)[0]) if designs else 1
     batch = min(max(_AT_ONCE // work, 1), count)
     # Whole batches, so that nothing is compiled a second time for the rest.
     wanted = -(-count // batch) * batch
@@ -108,7 +193,7 @@ def sums_each(
         rng_key,
         batch=batch,
     )
-    return jax.tree.map(lambda x: x[:count], found)
+    return jax.tree.map(lambda x: x[:count], found) if designs else found
 
 
 @quick_jit(static_argnames="batch")
@@ -168,7 +253,7 @@ def _sums_each(
         )
         return average, jnp.min(mass)
 
-    return jax.lax.map(one, designs, batch_size=batch)
+    return jax.lax.map(one, designs, batch_size=batch) if designs else one({})
 
 
 def _entropy(
