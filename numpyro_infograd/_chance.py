@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -37,8 +38,9 @@ from numpyro_infograd.scores.mixture import (
 )
 
 # Joint states of drawn sites that are summed over, at most; the second if no density
-# that hides noise depends on the sample as well.
-_MOST_STATES, _MOST_CHEAP = 16, 512
+# that hides noise depends on the sample as well. Then they take no more memory and time
+# than so many numbers of noise in place of each sample.
+_MOST_STATES, _MOST_CHEAP, _MOST_NUMBERS = 16, 512, 2**12
 _MOST_COMPONENTS = 2**14  # of a mixture that is refined on its own
 
 
@@ -89,7 +91,10 @@ class Chance:
                     f"Normal(value, scale)). {VOUCH}"
                 )
         densities = tuple(sm.density(t.sites, t.given, whole=True) for t in terms)
-        cheap = all(not d.hidden or _is_of(d, sites) for d in densities)
+        most = _MOST_STATES
+        if all(not d.hidden or _is_of(d, sites) for d in densities):
+            numbers = sum(math.prod(law.shape) for _, law in sm.spec)
+            most = max(most, min(_MOST_CHEAP, _MOST_NUMBERS // numbers))
 
         def log_prob(params: Any, noise: Values, held: Values) -> jax.Array:
             found = sm.run(params, noise, held, log_prob_sites=sites).log_prob
@@ -102,7 +107,7 @@ class Chance:
             densities,
             jnp.asarray([term.coefficient for term in terms]),
             _sources(mixture, densities),
-            joint_states(sm.site_info, sites, _MOST_CHEAP if cheap else _MOST_STATES),
+            joint_states(sm.site_info, sites, most),
             sites,
             mixture,
         )
@@ -111,6 +116,11 @@ class Chance:
     def is_estimated(self) -> bool:
         """Whether mixtures estimate some of the log densities."""
         return any(density.hidden for density in self.densities)
+
+    @property
+    def num_states(self) -> int:
+        """Number of states that are summed over; one if draws are held."""
+        return len(next(iter(self.states.values()), [0]))
 
     def warnings_for(self, evidence: Evidence) -> list[str]:
         """Sentences that say why the log densities may be wrong."""

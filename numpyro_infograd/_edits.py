@@ -89,6 +89,7 @@ def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> Structura
         name: sm.site_info[name]._replace(
             dtype=jnp.result_type(sm.site_info[name].dtype, float_type),
             discrete=False,
+            choices=(),
             support="real",
         )
         for name in scales

@@ -122,6 +122,8 @@ def _replicated(
 
     keys = jax.random.split(rng_key, REPLICATES), jnp.arange(REPLICATES)
     numbers = sum(math.prod(law.shape) for _, law in problem.spec)
+    if problem.chance:
+        numbers *= problem.chance.num_states
     if REPLICATES * source.size * numbers <= _AT_ONCE:
         pulled = jax.vmap(replicate)(*keys)
     else:  # one after the other, which limits memory

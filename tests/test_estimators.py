@@ -104,6 +104,20 @@ def test_sums_at_each_state_of_a_channel() -> None:
         check(found, truth(0.6), 1e-3)
 
 
+def test_sums_of_a_law_that_is_not_valid_have_no_value() -> None:
+    def model():
+        edges = numpyro.param("edges", jnp.array([-1.0, 1.0]))
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        code = numpyro.sample("code", Quantized(dist.Normal(x, 1.0), edges))
+        numpyro.sample("y", dist.Bernoulli(0.2 + 0.3 * code))
+
+    found = information(model)
+    assert found.method == "sums" and not found.warnings
+    found = information(model, params={"edges": jnp.array([1.0, -1.0])}, method="sums")
+    assert found.standard_error == math.inf
+    assert "add up to 0 at these" in found.warnings[0]
+
+
 def test_sums_need_few_states() -> None:
     for objective in (XY, MI("x", "y") + ig.Expectation(lambda v: v["y"])):
         with pytest.raises(ArgumentError, match="at most 512 joint states.*'nested'"):

@@ -29,7 +29,7 @@ from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.values.exact import evaluate_each, why_not_closed
 from numpyro_infograd.values.nested import Average, average_each, refuse_without_density
-from numpyro_infograd.values.sums import sums_each, tables
+from numpyro_infograd.values.sums import UNSEEN, sums_each, tables
 
 __all__ = ["Designs", "design"]
 
@@ -37,7 +37,6 @@ _COMPONENTS = 1024
 _EVALUATIONS = 2**29  # density evaluations of one call, unless the caller says more
 _LEAST, _MOST = 256, 2**14  # outer samples by default
 _COARSE = 0.2  # loss by cells in nats beyond which they are too wide
-_UNSEEN = 1e-3  # probability of outcomes outside all states without a warning
 
 
 @public
@@ -212,7 +211,7 @@ def _information(
                 lambda n: sum(t.evaluations(n) for t in entropies), count
             )
         found, mass = sums_each(sm, entropies, params, designs, rng_key, num_samples)
-        missed = ~(1.0 - mass <= _UNSEEN)
+        missed = ~(1.0 - mass <= UNSEEN)
         if number := int(jnp.sum(missed)):
             found = found._replace(
                 error=jnp.where(missed, jnp.inf, found.error),

@@ -15,6 +15,7 @@ fresh draws, two sums bound the entropy in expectation:
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.values.base import Estimate
 from numpyro_infograd.values.nested import Average, as_floats
 
+UNSEEN = 1e-3  # probability of outcomes outside all states without a warning
 MOST_STATES = 512  # joint states of the sites of an entropy, at most
 _AT_ONCE = 2**19  # densities evaluated at once
 
@@ -80,14 +82,20 @@ class Sums:
                 f"sites with at most {MOST_STATES} joint states, and no Expectation, "
                 f"got {objective!r}. Use method='nested'."
             )
-        average, _ = sums_each(sm, entropies, params, {}, rng_key, self.num_samples)
+        average, mass = sums_each(sm, entropies, params, {}, rng_key, self.num_samples)
         found = as_floats(average)
-        value, ends = found.value, (found.lower, found.upper)
+        value, lower, upper = found.value, found.lower, found.upper
+        if not abs(float(mass) - 1.0) <= UNSEEN:
+            warning = (
+                f"the probabilities of all states add up to {float(mass):.3g} at these "
+                "parameter values, so a distribution is not valid. Use other values."
+            )
+            ends = -math.inf, math.inf
+            return Estimate(value, math.inf, *ends, "sums", warnings=(warning,))
         if not any(t.density.hidden or t.density.given for t in entropies):
             return Estimate(value, 0.0, value, value, "sums")
-        eps = float(jnp.finfo(average.value.dtype).eps)
-        error = found.error + 4 * eps * max(abs(value), 1.0)
-        return Estimate(value, error, *ends, "sums")
+        rounding = 4 * float(jnp.finfo(average.value.dtype).eps) * max(abs(value), 1.0)
+        return Estimate(value, found.error + rounding, lower, upper, "sums")
 
 
 class Table(NamedTuple):
@@ -131,7 +139,7 @@ def summable(
 
 
 def affordable(sm: StructuralModel, objective: Objective, most: int) -> Sums | None:
-    """Sums of at most so many density evaluations, with many draws if they allow it."""
+    """Sums by at most so many evaluations of densities; None if there are none."""
     for count in (Sums.num_components, Sums.num_components // 8):
         found = summable(sm, objective, count)
         if found and sum(t.evaluations(Sums.num_samples) for t in found) <= most:
