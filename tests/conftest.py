@@ -56,8 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # imported stays: a twentieth of all time went into looking for it.
         gc.freeze()
         gc.set_threshold(50_000, 10, 50)
-        values._CHAINS = values.MCMC(2**14, 128, 2**18)
-        values._LEARNED = values.DeBruijn(2**15, (32, 32), 2, 100)
+        values.choice._CHAINS = values.MCMC(2**14, 128, 2**18)
+        values.choice._LEARNED = values.DeBruijn(2**15, (32, 32), 2, 100)
 
 
 # Doctests of default size, which compile much.
