@@ -104,8 +104,7 @@ class Run:
         try:
             if not self._resume():
                 self._ascend(total, progress_bar)
-                if self.log is not None:
-                    self.log.note(self.snapshot(done=True))
+                self._note(done=True)
         except KeyboardInterrupt:
             self.status = Status("interrupted by the user", Ending.INTERRUPTED)
             if self.log is not None:
@@ -127,6 +126,11 @@ class Run:
         )
 
     # -- checkpoints ------------------------------------------------------------------
+
+    def _note(self, done: bool = False) -> None:
+        """Keep the present state in the log, if there is one."""
+        if self.log is not None:
+            self.log.note(self.snapshot(done))
 
     def snapshot(self, done: bool = False) -> Snapshot:
         """The present state of the run, from which it can continue."""
@@ -197,26 +201,8 @@ class Run:
         for start in range(self.steps, total, chunk):
             if self.heat and not self.cycle:
                 self._cool(2 * start / total)
-            before = self.states
             steps = np.arange(start, min(start + chunk, total))
-            rates = jnp.asarray(self._rates(steps, total), jnp.zeros(()).dtype)
-            self.states, infos = ascend_many(self.ascent, self.states, rates)
-            infos = jax.device_get(infos)
-            if self.posed is not self.clean:  # objective with appended noise
-                infos = infos._replace(objective=np.full_like(infos.objective, np.nan))
-            self.chunks.append(infos)
-            if start == middle:
-                few = max(total // 10, 1) if self.ascent.problem.is_sampled else 1
-                mean = jax.tree.map(lambda x: x[:, :few].mean(axis=1), infos.gradient)  # noqa: B023
-                self.middle = before.unconstrained_params, mean
-            if len(self.chunks) == 1 and self.ascent.problem.is_sampled:
-                self.is_clear_first = self._are_clear(infos)
-                if not all(self.is_clear_first):
-                    # Steps across an optimum look like noise: look without a move.
-                    _, still = ascend_many(self.ascent, before, jnp.zeros_like(rates))
-                    self.is_clear_first = self._are_clear(jax.device_get(still))
-            if len(self.chunks) > 2:  # only the last two gradients are used
-                self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
+            infos = self._take(steps, total, is_middle=start == middle)
             bar.update(len(steps))
             norm = float(np.min(infos.gradient_norm[:, -1]))
             bar.set_postfix_str(f"gradient norm {norm:.3g}")
@@ -224,8 +210,34 @@ class Run:
             self.steps = start + len(steps)
             if self._has_left(infos):
                 return True
-            if self.log is not None:
-                self.log.note(self.snapshot())
+            self._note()
+        return self._has_ended(total)
+
+    def _take(self, steps: np.ndarray, total: int, is_middle: bool) -> StepInfo:
+        """Take the steps of a chunk, and keep what the end of a cycle needs of them."""
+        before, is_sampled = self.states, self.ascent.problem.is_sampled
+        rates = jnp.asarray(self._rates(steps, total), jnp.zeros(()).dtype)
+        self.states, infos = ascend_many(self.ascent, before, rates)
+        infos = jax.device_get(infos)
+        if self.posed is not self.clean:  # objective with appended noise
+            infos = infos._replace(objective=np.full_like(infos.objective, np.nan))
+        self.chunks.append(infos)
+        if is_middle:
+            few = max(total // 10, 1) if is_sampled else 1
+            mean = jax.tree.map(lambda x: x[:, :few].mean(axis=1), infos.gradient)
+            self.middle = before.unconstrained_params, mean
+        if len(self.chunks) == 1 and is_sampled:
+            self.is_clear_first = self._are_clear(infos)
+            if not all(self.is_clear_first):
+                # Steps across an optimum look like noise: look without a move.
+                _, still = ascend_many(self.ascent, before, jnp.zeros_like(rates))
+                self.is_clear_first = self._are_clear(jax.device_get(still))
+        if len(self.chunks) > 2:  # only the last two gradients are used
+            self.chunks[-3] = self.chunks[-3]._replace(gradient=None)
+        return infos
+
+    def _has_ended(self, total: int) -> bool:
+        """Whether the run has ended after a cycle, and how."""
         done = sum(c.finite.shape[1] for c in self.chunks)
         self.outlooks = self._look_ahead(total)
         if self.num_steps:
