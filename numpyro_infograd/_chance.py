@@ -182,6 +182,7 @@ class Chance:
         noise: Values,
         values: Values,
         means: Means,
+        likelihood: jax.Array,
         rng_key: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[Measure, jax.Array]]:
         """Cotangent of `likelihood`, its deviation, and evidence."""
@@ -201,7 +202,9 @@ class Chance:
             return self._pointwise(params, put, means, rng_key)
 
         at = jax.lax.map(one, self.states)
-        centred = (at.value - jnp.mean(at.value, axis=0)) / num_samples
+        # Minus the mean, to which states that cannot occur do not contribute.
+        mean = jnp.sum(jnp.nan_to_num(likelihood) * at.value, axis=0)
+        centred = (at.value - mean) / num_samples
         evidence = {  # of the worst state
             k: jnp.min(v) if k.is_size else jnp.max(v) for k, v in at.evidence.items()
         }

@@ -141,9 +141,10 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
             raise ModelError(
                 f"{'the log density at' if finite[name] else 'a draw of'} site "
                 f"{name!r} ({site.distribution or site.kind}) is not finite at "
-                "these parameter values: a scale is negative, edges do not increase, "
-                "or a logarithm, a root or a division left its domain. Use other "
-                "values, or a constraint in numpyro.param."
+                "these parameter values: a scale is negative, probabilities are not in "
+                "[0, 1] or do not add up to 1, edges do not increase, or a logarithm, "
+                "a root or a division left its domain. Use other values, or a "
+                "constraint in numpyro.param."
             )
 
 

@@ -218,7 +218,9 @@ def _components(
     evidence: dict[Measure, jax.Array] = {}
     if chance:
         means = problem.expectations
-        _, _, evidence = chance.cotangent(params, noise, values, means, key)
+        held = {name: values[name] for name in chance.sites}
+        likelihood = chance.likelihood(params, noise, held)
+        _, _, evidence = chance.cotangent(params, noise, values, means, likelihood, key)
     if isinstance(mixture, Mixture):
         for density in (d for d in problem.densities if is_learned(mixture, d)):
             state = mixture.init(density, key)

@@ -160,6 +160,20 @@ def _uses_neg_log_prob(method: ScoreMethod | None, density: Density) -> bool:
     return density.is_known and not learned and not density.moving_boundary
 
 
+def _pulled(pullback: Callable[..., Any], cotangent: Any, by_chance: Any) -> Any:
+    """What a cotangent is pulled back to.
+
+    NumPyro's derivative of an impossible event's probability is a product of the
+    cotangent, the largest number and zero. So the cotangent must not be large.
+    """
+    if by_chance is None:
+        return pullback(cotangent)[0]
+    largest = jnp.max(jnp.sum(jnp.abs(by_chance), axis=-1))
+    scale = jnp.maximum(1.0, largest)
+    found = pullback(jax.tree.map(lambda x: (x / scale).astype(x.dtype), cotangent))[0]
+    return jax.tree.map(lambda x: x * scale.astype(x.dtype), found)
+
+
 class Pulled(NamedTuple):
     """Result of one replicate: gradient, one deviation of it, means, evidence."""
 
@@ -207,7 +221,7 @@ def pull_back(
         found = moved, expectations(values), jnp.asarray(neg_log_probs), likelihood
         return found, values
 
-    (moved, means, neg_log_probs, _), pullback, values = jax.vjp(
+    (moved, means, neg_log_probs, likelihood), pullback, values = jax.vjp(
         run, params, has_aux=True
     )
     num_samples = next(iter(values.values())).shape[0]
@@ -226,11 +240,11 @@ def pull_back(
         weighted = expectations._replace(coefficients=on_means)
         own = jax.random.fold_in(rng_key, len(densities))
         by_chance, missed, evidence = chance.cotangent(
-            params, noise, values, weighted, own
+            params, noise, values, weighted, likelihood, own
         )
     with explain_grad_errors():
         on_means = on_means.astype(means.dtype)
-        gradient = pullback((scaled, on_means, rest, by_chance))[0]
+        gradient = _pulled(pullback, (scaled, on_means, rest, by_chance), by_chance)
     deviation = None
     if deviation_index is not None and (spread or (chance and chance.is_estimated)):
         picked = {
@@ -244,7 +258,7 @@ def pull_back(
             # The deviation of drawn sites counts once, whatever the method's number.
             count = 1 if method is None else method.num_deviations
             missed = jnp.where(deviation_index % count == 0, missed, 0.0)
-        deviation = pullback((picked, *nothing, missed))[0]
+        deviation = _pulled(pullback, (picked, *nothing, missed), missed)
     for density, score in zip(densities, scores, strict=True):
         for key, number in score.evidence.items():
             evidence[Measure(key, density.label)] = number

@@ -224,6 +224,13 @@ def thresholds():
     numpyro.sample("y", Quantized(dist.Normal(x, 1.0), edges))
 
 
+def unnormalised():
+    a = numpyro.param("a", 1.0)
+    x = numpyro.sample("x", dist.Bernoulli(0.5))
+    table = jnp.array([[0.7, 0.3], [0.2, 0.8]])
+    numpyro.sample("y", dist.Categorical(probs=2 * a * table[x]))
+
+
 def mean(fn):
     return every(objective=XY + Expectation(fn))
 
@@ -465,6 +472,9 @@ CASES: list[tuple] = [
     ("'x'.*intervened", every(handlers.do(affine, {"x": 0.5})), SiteError),
     (r"'y' \(Quantized\).*edges do not increase",
         every(thresholds, params={"edges": jnp.array([1.0, -1.0])}), ModelError),
+    (r"'y' \(CategoricalProbs\).*do not add up to 1", every(unnormalised), ModelError),
+    (r"'y' \(BinomialProbs\).*not in \[0, 1\]",
+        every(with_gain(lambda m: dist.Binomial(2, 1.2 + 0.0 * m))), ModelError),
     ("'y' depends on 'a'.*censored",
         grad(with_gain(lambda m: dist.LeftCensoredDistribution(
             dist.Normal(m, 1.0), 0.5))), ReparametrizationError),
@@ -1126,8 +1136,10 @@ def test_errors_name_the_function_that_was_called() -> None:
             ArgumentError, match=f"^{name} needs outputs. Write ig.{name}"
         ):
             function(affine, "x")
-        with pytest.raises(ArgumentError, match=f"^{name} has no .* mean 'outputs'?"):
+        with pytest.raises(ArgumentError, match=f"^{name} has no .* mean 'outputs'\\?"):
             function(affine, inputs="x", output="y")
+    with pytest.raises(ArgumentError, match="^maximize_mi .* mean 'num_steps'\\?"):
+        ig.maximize_mi(affine, "x", "y", steps=3)
     with pytest.raises(ArgumentError, match="^InfoMax has no argument 'lr'. Pass opt"):
         ig.InfoMax(affine, XY, lr=0.1)
 

@@ -74,6 +74,25 @@ def test_output_of_many_codes():
         assert_found(found, at(0.51), 0.001)
 
 
+def test_a_state_that_cannot_occur():
+    """A Z channel: I = h(p (1 - e)) - p h(e)."""
+
+    def z_channel():
+        p, e = numpyro.param("p", 0.4), numpyro.param("e", 0.25)
+        x = numpyro.sample("x", dist.Bernoulli(p))
+        numpyro.sample("y", dist.Bernoulli(x * (1 - e)))
+
+    def truth(p: float, e: float) -> float:
+        return stats.bernoulli(p * (1 - e)).entropy() - p * stats.bernoulli(e).entropy()
+
+    by_p = slope(lambda p: truth(p, 0.25), 0.4)
+    by_e = slope(lambda e: truth(0.4, e), 0.25)
+    for scale in (1, 50):  # NumPyro divides by the smallest number
+        found = ig.gradient(z_channel, scale * X_TO_Y).value
+        assert float(found["p"]) == pytest.approx(scale * by_p, rel=1e-4)
+        assert float(found["e"]) == pytest.approx(scale * by_e, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_output_of_one_bit():
     found = ig.gradient(one_bit, X_TO_Y)

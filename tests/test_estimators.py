@@ -24,7 +24,7 @@ import numpyro_infograd as ig
 from numpyro_infograd import MI, values
 from numpyro_infograd._edits import shuffle_inputs
 from numpyro_infograd.distributions import Quantized
-from numpyro_infograd.errors import ArgumentError, DensityError
+from numpyro_infograd.errors import ArgumentError, DensityError, ModelError
 from numpyro_infograd.values.bounds import warnings_for
 import truths
 
@@ -113,14 +113,51 @@ def test_sums_of_a_law_that_is_not_valid_have_no_value() -> None:
 
     found = information(model)
     assert found.method == "sums" and not found.warnings
-    found = information(model, params={"edges": jnp.array([1.0, -1.0])}, method="sums")
-    assert found.standard_error == math.inf
-    assert "add up to 0 at these" in found.warnings[0]
+    with pytest.raises(ModelError, match="of all states of x, y add up to one plus"):
+        information(model, params={"edges": jnp.array([1.0, -1.0])})
+
+
+def test_bounds_of_sums_over_states_that_no_draw_explains() -> None:
+    edges = np.linspace(-4.5, 4.5, 64)
+    model = channel(lambda x: Quantized(dist.Normal(x, 1e-3), edges))
+    found = information(model, method="sums")
+    assert found.lower < found.value and found.upper == math.inf
+
+
+def test_sums_at_each_value_of_a_discrete_condition() -> None:
+    """Bits through a hidden interferer, whose size the receiver knows."""
+
+    def model():
+        size = numpyro.sample("size", dist.Bernoulli(0.3))
+        u = numpyro.sample("u", dist.Normal(0, 1))
+        x = numpyro.sample("x", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Bernoulli(logits=4.0 * x - 2 + (1 + 3 * size) * u))
+
+    u, p_u = links.normal_grid(8, 2001)
+    truth = 0.0
+    for size, share in ((1, 0.7), (4, 0.3)):
+        one = [p_u @ expit(mean + size * u) for mean in (-2, 2)]
+        law = np.stack([one, 1 - np.array(one)], axis=1)
+        truth += share * links.table_information(law, np.full(2, 0.5))
+    check(information(model, given="size"), truth, 1e-4)
+    with pytest.raises(AssertionError):
+        check(information(model), truth, 1e-4)
+
+
+def test_shuffled_pairs_of_sums_may_need_another_method() -> None:
+    """Without their pairs, the sites are paired off by name."""
+
+    def model():
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.sample("a", dist.Bernoulli(logits=2 * z))
+
+    assert ig.mutual_information(model, "z", "a").method == "sums"
+    assert abs(ig.null_check(model, "z", "a").value) < 1e-4
 
 
 def test_sums_need_few_states() -> None:
     for objective in (XY, MI("x", "y") + ig.Expectation(lambda v: v["y"])):
-        with pytest.raises(ArgumentError, match="at most 512 joint states.*'nested'"):
+        with pytest.raises(DensityError, match="at most 512 joint states.*'auto'"):
             ig.estimate(links.link, objective, method="sums")
 
 

@@ -527,7 +527,7 @@ def test_update_checks_arguments_that_change_the_computation() -> None:
 
 
 def test_noise_that_the_method_appends_stays_on_the_readout() -> None:
-    """Also after arguments change."""
+    """Of an ascent, also after the model's arguments change."""
 
     def model(scale=1.0):
         x = numpyro.sample("x", dist.Normal(0, 1))

@@ -210,8 +210,8 @@ def _information(
             num_samples = _affordable(
                 lambda n: sum(t.evaluations(n) for t in entropies), count
             )
-        found, mass = sums_each(sm, entropies, params, designs, rng_key, num_samples)
-        missed = ~(1.0 - mass <= UNSEEN)
+        found, off = sums_each(sm, entropies, params, designs, rng_key, num_samples)
+        missed = ~(off <= UNSEEN)
         if number := int(jnp.sum(missed)):
             found = found._replace(
                 error=jnp.where(missed, jnp.inf, found.error),
@@ -220,10 +220,11 @@ def _information(
                 upper=jnp.where(missed, jnp.inf, found.upper),
             )
             warnings += (
-                f"the sum leaves out up to {1.0 - float(jnp.min(mass)):.2g} of the "
-                "probability, on values that did not occur in draws at 64 of the "
-                f"designs. Errors are infinite for {number} of the designs: evaluate "
-                "these in a separate call.",
+                f"the probabilities of all outcomes miss one by up to "
+                f"{float(jnp.max(off)):.2g}: counts that did not occur in draws at 64 "
+                "of the designs are left out, or a distribution is not valid. Errors "
+                f"are infinite for {number} of the designs: evaluate these in a "
+                "separate call.",
             )
         return _Found(found, "sums", num_samples, warnings, grouped)
     refuse_without_density(sm, terms)

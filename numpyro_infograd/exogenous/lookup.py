@@ -12,8 +12,9 @@ from jax import Array
 import jax.numpy as jnp
 
 import numpyro.distributions as dist
-from numpyro.distributions import Distribution
+from numpyro.distributions import Distribution, constraints
 
+from numpyro_infograd._jaxpr_walk import EXOGENOUS
 from numpyro_infograd.errors import ArgumentError, ModelError
 from numpyro_infograd.exogenous.rows import (
     TABLE,
@@ -26,6 +27,7 @@ from numpyro_infograd.exogenous.rows import (
 )
 
 _DRAWN = keyed()  # distributions with a reason are drawn from a key
+_INEXACT = 1e-3  # how wrong probabilities may be
 
 
 def row_of(fn) -> Row:
@@ -209,7 +211,17 @@ def log_probs(fn: Distribution, value: Any) -> Array:
     """
     while isinstance(fn, dist.Independent):
         fn = fn.base_dist
-    return fn.log_prob(value)
+    each = fn.log_prob(value)
+    leaf = leaf_of(fn)
+    kind = leaf.arg_constraints.get("probs")
+    if kind is None or not isinstance(probs := leaf.probs, jax.core.Tracer):
+        return each  # NumPyro has checked known values
+    # NumPyro takes impossible probabilities for possible ones.
+    with jax.named_scope(EXOGENOUS):
+        valid = jnp.all((probs > -_INEXACT) & (probs < 1.0 + _INEXACT))
+        if kind == constraints.simplex:
+            valid &= jnp.all(jnp.abs(jnp.sum(probs, axis=-1) - 1.0) < _INEXACT)
+        return jnp.where(valid, each, jnp.nan)
 
 
 def has_edge(fn: Distribution) -> bool:

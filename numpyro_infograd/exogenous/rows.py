@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jax
+import jax.numpy as jnp
 
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
@@ -99,6 +100,9 @@ def uniform(formula, *tags) -> Row:
 
 
 def _sample(d, key, s):
+    if isinstance(d, dist.BinomialProbs):  # whose sampler never ends outside of [0, 1]
+        inside = jnp.clip(d.probs, 0.0, 1.0)
+        d = dist.BinomialProbs(inside, d.total_count, validate_args=False)
     # rsample is sample with a check of has_rsample, which some correct samplers lack.
     return d.rsample(key, s) if d.has_rsample else d.sample(key, s)
 

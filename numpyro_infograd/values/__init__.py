@@ -235,7 +235,7 @@ def null_check(
         settings["method"] = estimate(sm, objective, **settings).method
     try:
         found = estimate(shuffled, objective, **settings)
-    except DensityError:  # chains cannot sample the noise of the shuffled copies
+    except DensityError:  # the method does not apply to the shuffled copies
         found = estimate(shuffled, objective, **(settings | {"method": "auto"}))
     if abs(found.value) > 3 * found.standard_error + 1e-4:
         sentence = (
@@ -305,7 +305,10 @@ def value_of(
             )
         return found
 
-    found = choose(sm, objective, params, by) if isinstance(method, str) else by(method)
+    if isinstance(method, str):
+        found = choose(sm, objective, params, by, num_samples)
+    else:
+        found = by(method)
     warnings = found.warnings + noise_warnings(sm)
     if found.method not in ("exact", "sampled"):
         warnings += warnings_for(found, objective, sm, params)

@@ -26,7 +26,7 @@ from numpyro_infograd.values.sums import affordable
 
 # "auto" uses at most this many inner draws; beyond that it uses chains.
 _AFFORDED = 16384
-_SUMMED = 2**28  # density evaluations of sums over discrete sites, at most
+_SUMMED = 2**25  # density evaluations of sums over discrete sites, at most
 _FEW = 2**12  # samples of nested averages that only give bounds
 # "auto" does not try nested averages above this information, in nats. It counts only
 # sets that hide more than two dimensions.
@@ -41,6 +41,7 @@ def choose(
     objective: Objective,
     params: Any,
     by: Callable[[Estimator], Estimate],
+    num_samples: int | None,
 ) -> Estimate:
     """Exact or sums if the model allows it; else nested, particles or mcmc; else
     fisher.
@@ -51,9 +52,9 @@ def choose(
         exact = found.standard_error == 0 and objective.sites
         given = "" if exact else " given its conditions"
         return replace(found, reason=f"linear-Gaussian{given}")
-    if sums := affordable(sm, objective, _SUMMED):
+    if sums := affordable(sm, objective, num_samples, _SUMMED):
         found = by(sums)
-        if _is_fine(found):
+        if _is_fine(found) and math.isfinite(found.upper - found.lower):
             return replace(found, reason=f"{why}; all outcomes are summed over")
     try:
         return _by_densities(sm, objective, params, by, why)

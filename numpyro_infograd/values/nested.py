@@ -162,7 +162,8 @@ class Average(NamedTuple):
         an information.
         """
         means = np.mean(self.replicates, axis=0)
-        errors = np.asarray(standard_error(self.replicates))
+        with np.errstate(invalid="ignore"):  # infinite bounds
+            errors = np.asarray(standard_error(self.replicates))
         ends = zip(("lower", "upper"), means[1:], errors[1:], strict=True)
         limits = {"lower": self.lower, "upper": self.upper}
         return {

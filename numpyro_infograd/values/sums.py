@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of objectives on discrete sites: exact sums over their states.
+"""Values of objectives on discrete sites: sums over their states.
 
 The entropy h(B | G) of sites B with few joint states needs no draws of B,
 
-    h(B | G) = -E_G sum_b p(b | G) log p(b | G),   p(b | G) = E[p(b | G, hidden noise)].
+    h(B | G) = -E_G sum_b p(b | G) log p(b | G),   p(b | G) = E[p(b | G, hidden noise)],
 
-Nothing is drawn if no noise is hidden and the conditions have few states too. With
-q(b) the probability at the noise of a sample itself, and p the average over L
-fresh draws, two sums bound the entropy in expectation:
+and none of G, if G has few joint states of known probabilities. With q(b) the
+probability at the noise of a sample itself, and p the average over L fresh draws, two
+sums bound the entropy in expectation:
 
     -E sum_b q log p >= h >= -E sum_b q log((q + L p) / (L + 1)).
 """
@@ -15,7 +15,6 @@ fresh draws, two sums bound the entropy in expectation:
 from __future__ import annotations
 
 from dataclasses import dataclass
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -32,11 +31,12 @@ from numpyro_infograd._program import Program
 from numpyro_infograd._sites import joint_states
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Term, resolve
-from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.errors import DensityError, ModelError
 from numpyro_infograd.values.base import Estimate
 from numpyro_infograd.values.nested import Average, as_floats
 
-UNSEEN = 1e-3  # probability of outcomes outside all states without a warning
+# How far from one the total probability of all states may be, and what is rounding.
+UNSEEN, _ROUNDING = 1e-3, 1e-5
 MOST_STATES = 512  # joint states of the sites of an entropy, at most
 _AT_ONCE = 2**19  # densities evaluated at once
 
@@ -51,8 +51,9 @@ class Sums:
 
     Args:
         num_components: Draws of the hidden noise in each of 16 replicates, a power of
-            two.
-        num_samples: Draws of conditions with many states, a power of two.
+            two. More of them sharpen the value.
+        num_samples: Draws of conditions with many states, and of the noise for the
+            bounds; a power of two.
 
     Example:
         >>> import numpyro, numpyro.distributions as dist
@@ -77,25 +78,27 @@ class Sums:
         """The value and its bounds."""
         entropies = summable(sm, objective, self.num_components)
         if not entropies:
-            raise ArgumentError(
-                "method='sums' needs an objective whose entropies are of discrete "
-                f"sites with at most {MOST_STATES} joint states, and no Expectation, "
-                f"got {objective!r}. Use method='nested'."
+            raise DensityError(
+                "method='sums' needs an objective of discrete sites with at most "
+                f"{MOST_STATES} joint states in each entropy, without Expectation and "
+                f"DirectedInformation, got {objective!r}. Use method='auto'."
             )
-        average, mass = sums_each(sm, entropies, params, {}, rng_key, self.num_samples)
+        average, off = sums_each(sm, entropies, params, {}, rng_key, self.num_samples)
+        if not float(off) <= UNSEEN:
+            raise ModelError(
+                f"the probabilities of all states of {', '.join(objective.sites)} add "
+                f"up to one plus or minus {float(off):.3g} at these parameter values: "
+                "a distribution is not normalised, or its parameters are not valid. "
+                "Use other values, or normalise the probabilities in the model."
+            )
         found = as_floats(average)
         value, lower, upper = found.value, found.lower, found.upper
-        if not abs(float(mass) - 1.0) <= UNSEEN:
-            warning = (
-                f"the probabilities of all states add up to {float(mass):.3g} at these "
-                "parameter values, so a distribution is not valid. Use other values."
-            )
-            ends = -math.inf, math.inf
-            return Estimate(value, math.inf, *ends, "sums", warnings=(warning,))
-        if not any(t.density.hidden or t.density.given for t in entropies):
+        if not any(t.is_averaged for t in entropies):
             return Estimate(value, 0.0, value, value, "sums")
         rounding = 4 * float(jnp.finfo(average.value.dtype).eps) * max(abs(value), 1.0)
-        return Estimate(value, found.error + rounding, lower, upper, "sums")
+        error = found.error + rounding
+        said = {"num_components": self.num_components, **found.bounds}
+        return Estimate(value, error, lower, upper, "sums", diagnostics=said)
 
 
 class Table(NamedTuple):
@@ -106,26 +109,35 @@ class Table(NamedTuple):
         coefficient: In the objective.
         states: The joint states, (num_states, *shape) for each site.
         source: Draws of the hidden noise for each replicate.
+        conditions: The joint states of `given`; empty if they are drawn.
+        weight: The density of `given`, which hides no noise; None if they are drawn.
     """
 
     density: Density
     coefficient: jax.Array
     states: Values
     source: NoiseSource
+    conditions: Values
+    weight: Density | None
 
     @property
-    def num_states(self) -> int:
-        """Number of joint states."""
-        return len(next(iter(self.states.values())))
+    def is_averaged(self) -> bool:
+        """Whether probabilities are averages over draws."""
+        drawn = bool(self.density.given) and self.weight is None
+        return drawn or bool(self.density.hidden)
 
     def evaluations(self, num_samples: int) -> int:
         """Density evaluations of one design."""
-        draws = num_samples
-        if self.density.hidden and self.density.given:
-            draws += num_samples * self.source.size
-        elif self.density.hidden:
-            draws += REPLICATES * self.source.size
-        return draws * self.num_states
+        rows = _count(self.conditions) * REPLICATES
+        if self.density.given and self.weight is None:
+            rows = num_samples
+        inner = self.source.size if self.density.hidden else 1
+        return (rows * inner + num_samples) * _count(self.states)
+
+
+def _count(states: Values) -> int:
+    """Number of joint states; one of no sites."""
+    return len(next(iter(states.values()), [0]))
 
 
 def summable(
@@ -138,11 +150,14 @@ def summable(
     return tables(sm, terms, num_components)
 
 
-def affordable(sm: StructuralModel, objective: Objective, most: int) -> Sums | None:
+def affordable(
+    sm: StructuralModel, objective: Objective, num_samples: int | None, most: int
+) -> Sums | None:
     """Sums by at most so many evaluations of densities; None if there are none."""
+    outer = num_samples or Sums.num_samples
     for count in (Sums.num_components, Sums.num_components // 8):
         found = summable(sm, objective, count)
-        if found and sum(t.evaluations(Sums.num_samples) for t in found) <= most:
+        if found and sum(t.evaluations(outer) for t in found) <= most:
             return Sums(num_components=count)
     return None
 
@@ -153,20 +168,17 @@ def tables(
     """The table of each entropy; empty if one has too many states."""
     found = []
     for term in terms:
-        parts = [(term.coefficient, term.sites, term.given)]
-        # Where nothing is hidden, h(A | B) = h(A, B) - h(B) needs no draws of B.
-        both = sm.in_order(term.sites + term.given)
-        if term.given and joint_states(sm.site_info, both, MOST_STATES):
-            if not sm.density(both, whole=True).hidden:
-                c = term.coefficient
-                parts = [(c, both, ()), (-c, term.given, ())]
-        for coefficient, sites, given in parts:
-            states = joint_states(sm.site_info, sites, MOST_STATES)
-            if not states:
-                return ()
-            density = sm.density(sites, given, whole=True)
-            source = NoiseSource.of(density.hidden_spec, num_components)
-            found.append(Table(density, jnp.asarray(coefficient), states, source))
+        states = joint_states(sm.site_info, term.sites, MOST_STATES)
+        if not states:
+            return ()
+        density = sm.density(term.sites, term.given, whole=True)
+        source = NoiseSource.of(density.hidden_spec, num_components)
+        conditions = joint_states(sm.site_info, term.given, MOST_STATES)
+        weight = sm.density(term.given, whole=True) if conditions else None
+        if weight is not None and weight.hidden:
+            conditions, weight = {}, None
+        coefficient = jnp.asarray(term.coefficient)
+        found.append(Table(density, coefficient, states, source, conditions, weight))
     return tuple(found)
 
 
@@ -181,9 +193,8 @@ def sums_each(
     """The sum of the entropies at each design, in nats, on the same random numbers.
 
     Empty `designs` are one, and the arrays then have no axis of designs. `num_samples`,
-    a power of two, are draws of the conditions and of known densities.
-    Returns averages, with an axis of designs, and the smallest total probability of all
-    states for each design; below one if states are missing.
+    a power of two, are draws of conditions, and of the noise for the bounds. Returns
+    averages, and how far the total probability of all states is from one.
     """
     work = sum(t.evaluations(num_samples) for t in entropies)
     count = len(jax.tree.leaves(designs)[0]) if designs else 1
@@ -232,34 +243,38 @@ def _sums_each(
         def replicate(drawn: Any) -> Any:
             noise, fresh = drawn
             values = simulate(forward, at, noise)
-            total, removed, mass = jnp.zeros(3), jnp.zeros(()), jnp.ones(())
+            total, removed, off = jnp.zeros(3), jnp.zeros(()), jnp.zeros(())
             for table, inner in zip(entropies, fresh, strict=True):
-                found, correction, mean = _entropy(table, at, noise, values, inner)
+                found, correction, own = _entropy(table, at, noise, values, inner)
                 c = table.coefficient
                 best, low, high = found
                 total += c * jnp.stack(
                     [best, jnp.where(c > 0, low, high), jnp.where(c > 0, high, low)]
                 )
                 removed += c * correction
-                mass = jnp.minimum(mass, mean)
-            return total, removed, mass
+                off = jnp.maximum(off, own)
+            return total, removed, off
 
-        totals, removed, mass = jax.lax.map(replicate, draws)
+        totals, removed, off = jax.lax.map(replicate, draws)
         value, low, high = jnp.mean(totals, axis=0)
         errors = standard_error(totals)
         correction = jnp.mean(removed)
-        bias = 0.5 * jnp.abs(correction)
+        off = jnp.max(off)
+        # The entropy of states that are missing.
+        missed = jnp.where(off > _ROUNDING, -xlogy(off, off), 0.0)
+        bias = 0.5 * jnp.abs(correction) + missed
+        low, high = low - 2 * errors[1] - missed, high + 2 * errors[2] + missed
         average = Average(
             value,
             jnp.hypot(errors[0], bias),
-            low - 2 * errors[1],
-            high + 2 * errors[2],
+            jnp.where(jnp.isfinite(low), low, -jnp.inf),
+            jnp.where(jnp.isfinite(high), high, jnp.inf),
             correction,
             jnp.asarray(jnp.inf),
             bias,
             totals,
         )
-        return average, jnp.min(mass)
+        return average, off
 
     return jax.lax.map(one, designs, batch_size=batch) if designs else one({})
 
@@ -267,38 +282,51 @@ def _sums_each(
 def _entropy(
     table: Table, params: Any, noise: Values, values: Values, fresh: Values
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(Value, lower and upper bound) of an entropy; its correction; the total mass."""
-    density = table.density
+    """(Value, lower and upper bound) of an entropy, the correction of its bias, and how
+    far the total probability is from one.
+    """
+    density, weight = table.density, table.weight
+    hidden = {n: noise[n] for n in density.hidden}
+    is_drawn = bool(density.given) and weight is None
+    given = {s: values[s] for s in density.given} if is_drawn else table.conditions
+    rows = jnp.arange(_count(given))
+    num_fresh = len(next(iter(jax.tree.leaves(fresh)), [0]))
 
-    def probabilities(hidden: Values, given: Values) -> jax.Array:
-        """Of all states, (num_states,)."""
-        over = jax.vmap(lambda s: density.log_prob(params, hidden, given | s))
+    def probabilities(hidden: Values, row: jax.Array) -> jax.Array:
+        """Of all states, given the condition of a row; (num_states,)."""
+        held = {s: x[row] for s, x in given.items()}
+        over = jax.vmap(lambda s: density.log_prob(params, hidden, held | s))
         each = over(table.states)  # may be NaN outside the support
         return jnp.where(jnp.isnan(each), 0.0, jnp.exp(each))
 
-    hidden = {n: noise[n] for n in density.hidden}
-    given = {s: values[s] for s in density.given}
-    if not density.hidden:
-        each = jax.vmap(probabilities, (None, 0))
-        own = each({}, given) if given else probabilities({}, {})[None]
-        known = -jnp.mean(jnp.sum(xlogy(own, own), axis=-1))
-        mass = jnp.mean(jnp.sum(own, axis=-1))
-        return jnp.stack([known] * 3), jnp.zeros(()), mass
-    own = jax.vmap(probabilities)(hidden, given)
-    count = len(jax.tree.leaves(fresh)[0])
+    def share(row: jax.Array) -> jax.Array:
+        """The weight of a row."""
+        if weight is None:
+            return jnp.asarray(1.0 / len(rows))
+        held = {s: x[row] for s, x in given.items()}
+        return jnp.exp(jnp.nan_to_num(weight.log_prob(params, {}, held), nan=-jnp.inf))
 
-    def halves(given: Values) -> jax.Array:
-        """Averages over both halves of the fresh draws, (2, num_states)."""
-        each = jax.vmap(probabilities, (0, None))(fresh, given)
-        return jnp.mean(each.reshape(2, count // 2, -1), axis=1)
+    def one(row: jax.Array) -> jax.Array:
+        """(Value, low, high, correction, total probability) at a row."""
+        if not density.hidden:
+            p = probabilities({}, row)
+            known = -jnp.sum(xlogy(p, p))
+            return jnp.stack([known, known, known, jnp.zeros(()), jnp.sum(p)])
+        over = jax.vmap(probabilities, (0, None))
+        split = over(fresh, row).reshape(2, num_fresh // 2, -1).mean(axis=1)
+        # At the noise of the samples; that of a drawn condition is of its own sample.
+        mine = jax.tree.map(lambda x: x[row][None], hidden) if is_drawn else hidden
+        own, p = over(mine, row), jnp.mean(split, axis=0)
+        joined = (own + num_fresh * p) / (num_fresh + 1)
+        whole, parts = -jnp.sum(xlogy(p, p)), -jnp.sum(xlogy(split, split)) / 2
+        low, high = (-jnp.sum(xlogy(own, q)) / len(own) for q in (joined, p))
+        correction = whole - parts
+        return jnp.stack([whole + correction, low, high, correction, jnp.sum(p)])
 
-    split = jax.lax.map(halves, given) if given else halves({})[None]
-    p = jnp.mean(split, axis=1)
-    whole = -jnp.mean(jnp.sum(xlogy(p, p), axis=-1))
-    parts = -jnp.mean(jnp.sum(xlogy(split, split), axis=(-2, -1))) / 2
-    joined = (own + count * p) / (count + 1)
-    low = -jnp.mean(jnp.sum(xlogy(own, joined), axis=-1))
-    high = -jnp.mean(jnp.sum(xlogy(own, p), axis=-1))
-    correction = whole - parts
-    mass = jnp.mean(jnp.sum(p, axis=-1))
-    return jnp.stack([whole + correction, low, high]), correction, mass
+    shares = jax.vmap(share)(rows)
+    each = jax.lax.map(one, rows) if density.hidden else jax.vmap(one)(rows)
+    # A matrix product would add up with more rounding.
+    value, low, high, correction, _ = jnp.sum(shares[:, None] * each, axis=0)
+    off = jnp.sum(shares * jnp.abs(each[:, 4] - 1.0))
+    off = jnp.maximum(off, jnp.abs(jnp.sum(shares) - 1.0))
+    return jnp.stack([value, low, high]), correction, off
