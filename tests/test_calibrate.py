@@ -19,7 +19,7 @@ from numpyro.distributions import constraints
 from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd._calibrate.features import make_features
-from numpyro_infograd._calibrate.fit import Settings
+from numpyro_infograd._calibrate.fit import Settings, drifts
 from numpyro_infograd._calibrate.inference import apart, two_sample
 from numpyro_infograd._calibrate.matched import MatchedFit as Fit
 from numpyro_infograd._calibrate.matching import fisher_gradient
@@ -407,6 +407,35 @@ def test_a_correction_that_led_away_is_taken_back_by_half(divergence) -> None:
             assert float(fit.unconstrained_params[name]) == pytest.approx(half)
     fit.unconstrained_params = near  # a right one stays
     assert np.isfinite(fit.correct())
+
+
+def test_steps_that_lead_away_together_are_no_end() -> None:
+    back, forth = np.array([0.4, 0.1]), np.array([-0.5, 0.1])
+    assert drifts(back, 1.1 * back) and drifts(back, 2 * back)
+    assert drifts(np.array([0.9]), np.array([0.3]))  # together more than one
+    assert not drifts(back, forth) and not drifts(back, 0.5 * back)
+    assert not drifts(np.zeros(0), np.zeros(0))
+
+
+@pytest.mark.slow
+def test_a_first_newton_step_that_is_short_by_chance_is_no_end() -> None:
+    """Gain and offset are nearly exchangeable: the descent stops far from the end."""
+
+    def model() -> None:
+        positive = dist.constraints.positive
+        gain = numpyro.param("gain", 1.0, constraint=positive)
+        noise = numpyro.param("noise", 0.5, constraint=positive)
+        x = numpyro.sample("x", dist.Gamma(2.0, 1.0))
+        mean = numpyro.param("offset", 0.0) + gain * jnp.sqrt(x)
+        numpyro.sample("y", dist.Normal(mean, noise))
+
+    for seed in (3, 4, 5):
+        rng = np.random.default_rng(seed)
+        y = 0.3 + 1.7 * np.sqrt(rng.gamma(2, 1, 8000)) + 0.3 * rng.normal(size=8000)
+        twin = ig.calibrate(model, {"y": y}, divergence="kl", progress_bar=False)
+        for name, truth in (("gain", 1.7), ("offset", 0.3), ("noise", 0.3)):
+            error = float(twin.standard_error[name])
+            assert abs(float(twin.params[name]) - truth) < 3 * error < 0.3
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ _BLOCKS = 125  # blocks of consecutive recordings, at most
 _FEWEST_BLOCKS = 75
 _HELD_OUT = 5  # one of so many blocks is held out
 _CHUNK = 25  # steps of one compiled scan
+_FAR = 1 / 3  # of the parameters' size: a step that no parabola can be trusted for
 _CORRECTIONS = 12  # Newton steps, at most
 _NOISE = 3.0  # a gradient below so many of its errors over draws counts as zero
 _RESAMPLES = 50  # bootstrap draws for the error of the first divergence
@@ -100,6 +101,7 @@ class Fit(abc.ABC, Generic[Inner]):
     """The state of a calibration."""
 
     settled = 1.0  # length of the last correction at convergence, in standard errors
+    doubt = ""  # what else may be the cause if a direction is not determined
 
     def __init__(
         self,
@@ -123,6 +125,7 @@ class Fit(abc.ABC, Generic[Inner]):
         self.end: End[Inner] | None = None
         self.largest: Any = None  # largest rates of the parameters so far
         self.last: Place[Inner] | None = None  # start of the last correction
+        self.is_drifting = True  # whether the last two corrections lead away
 
     @property
     def numbers(self) -> int:
@@ -239,7 +242,7 @@ class Fit(abc.ABC, Generic[Inner]):
             return None
         if here is None:
             return math.nan
-        self.last = here
+        previous, self.last = self.last, here
         size = self.sizes()
         allowed, edges = self._ways()
         information = np.atleast_2d(np.cov(self.resampled(here, _RESAMPLES).T))
@@ -252,14 +255,20 @@ class Fit(abc.ABC, Generic[Inner]):
             self.settings.projection, unravel(jnp.asarray(flat + step, flat.dtype))
         )
         step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # after projection
-        along = step @ (directions.known / size[:, None] ** 2)
         own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))
         error = np.hypot(directions.error, _NOISE * own / directions.curvature)
+        in_sizes = directions.known / size[:, None] ** 2
+        along = step @ in_sizes / error
+        self.is_drifting = (
+            previous is None
+            or drifts((here.flat - previous.flat) @ in_sizes / error, along)
+            or bool(np.any(np.abs(step @ in_sizes) > _FAR))
+        )
         self.unconstrained_params = moved
         self.end = End(here, directions, edges)
         if self.sharpen(here, directions) and directions.rough:
             return math.inf
-        return max(float((np.abs(along) / error).max(initial=0.0)), steepness)
+        return max(float(np.abs(along).max(initial=0.0)), steepness)
 
     def _step_back(self) -> None:
         """Return to the start of the last correction, to which `end` belongs."""
@@ -391,7 +400,7 @@ class Fit(abc.ABC, Generic[Inner]):
                 return Status(
                     f"took {total} steps, without Newton steps: {why}", Ending.ALL_STEPS
                 )
-            if length < self.settled:
+            if length < self.settled and not self.is_drifting:
                 return Status(
                     f"converged: the last Newton step was {length:.2g} standard errors",
                     Ending.CONVERGED,
@@ -411,6 +420,17 @@ def _split(rng_key: jax.Array, number: int) -> Iterator[jax.Array]:
     data = np.asarray(jax.random.key_data(jax.random.split(rng_key, number)))
     kind = jax.random.key_impl(rng_key)
     return (jax.random.wrap_key_data(each, impl=kind) for each in data)
+
+
+def drifts(old: np.ndarray, new: np.ndarray) -> bool:
+    """Whether two steps in sequence, in standard errors, lead away together.
+
+    Steps of noise go back and forth. Where a divergence is far from a parabola, steps
+    are short at first and then become longer.
+    """
+    together = np.abs(old + new).max(initial=0.0)
+    is_longer = np.linalg.norm(new) > np.linalg.norm(old)
+    return bool(old @ new > 0 and (is_longer or together >= 1.0))
 
 
 def into_blocks(number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -87,6 +87,7 @@ class LikelihoodFit(Fit[Inside]):
     """A calibration by the likelihood."""
 
     settled = 0.1
+    doubt = ", or the draws of hidden noise are too few to measure it"
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

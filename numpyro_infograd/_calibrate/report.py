@@ -166,9 +166,9 @@ def _warnings_for(
     elif undetermined:
         found.append(
             "the recordings do not determine the parameters along "
-            f"{_count(len(undetermined))} (see .undetermined): parameters that change "
-            "along them have infinite standard errors. Fix some parameters, or record "
-            "more sites."
+            f"{_count(len(undetermined))} (see .undetermined){fit.doubt}: parameters "
+            "that change along them have infinite standard errors. Fix some "
+            "parameters, or record more sites."
         )
     if fit.end is not None and fit.end.edges:
         found.append(
