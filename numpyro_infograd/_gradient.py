@@ -162,7 +162,7 @@ def _why_mixture(evidence: Evidence) -> str:
     """Why a mixture is sound."""
     low = lowest_size(evidence)
     if not measured(evidence, "effective_sample_size_low"):
-        return "no set of sites hides noise, so all densities are known"
+        return "all densities are known"
     if not math.isfinite(low):
         return "the hidden noise has few states, so the mixture enumerates all of them"
     size = f"{low:.0f}" if low < 10000 else "over 10000"
@@ -208,8 +208,9 @@ def gradient(
         A `Gradient`. Its `.value` and `.standard_error` are dicts of arrays in the
         shapes of the parameters, in nats per unit of the parameter. For a complex
         parameter it is the direction of steepest ascent, the conjugate of what
-        `jax.grad` returns, with a standard error for both parts. The value is
-        unbiased except for what `.diagnostics` and `.warnings` report.
+        `jax.grad` returns, with a standard error for both parts. For a parameter on a
+        simplex only differences of its entries have a meaning. The value is unbiased
+        except for what `.diagnostics` and `.warnings` report.
 
     Raises:
         InfogradError: A subclass that names the site or argument at fault.

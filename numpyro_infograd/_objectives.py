@@ -217,7 +217,7 @@ def check_is_objective(value: Any, name: str = "objective") -> None:
     if isinstance(value, Objective):
         return
     advice = ""
-    if isinstance(value, str):
+    if isinstance(value, (str, tuple, list)):
         advice = " Write ig.MI('x', 'y') for the information between two sites."
     raise ArgumentError(
         f"{name} must be built from MI, Entropy and Expectation, got {value!r}.{advice}"

@@ -24,6 +24,7 @@ from numpyro_infograd._arguments import (
     as_key,
     as_number_tuple,
     as_power_of_two,
+    nearest,
     use_mesh,
 )
 from numpyro_infograd._calibrate.fit import LEVELS, NUM_STEPS, Settings
@@ -164,10 +165,11 @@ def calibrate(
     """
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
-    if divergence not in (None, "fisher", "kl", "likelihood"):
+    known = ("fisher", "kl", "likelihood")
+    if divergence not in (None, *known):
         raise ArgumentError(
             "divergence must be 'fisher', 'kl', 'likelihood' or None, got "
-            f"{divergence!r}."
+            f"{divergence!r}.{nearest(divergence, known)}"
         )
     check_network(network, hidden)
     check_projection(projection)

@@ -48,7 +48,8 @@ class Quantized(Distribution):
     Args:
         base: A univariate continuous distribution with a `cdf`.
         edges: Strictly increasing numbers, shape (num_edges,), or with batch
-            dimensions in front.
+            dimensions in front. As a parameter they need the constraint
+            `constraints.ordered_vector`.
         levels: Different numbers, shape (num_edges + 1,), or with batch dimensions in
             front; None for the indices 0, ..., num_edges.
         validate_args: Whether to check values, as in NumPyro.

@@ -10,7 +10,13 @@ from typing import Any
 import jax
 
 from numpyro_infograd import _checks
-from numpyro_infograd._arguments import as_args, as_key, resolve_name, use_mesh
+from numpyro_infograd._arguments import (
+    as_args,
+    as_key,
+    nearest,
+    resolve_name,
+    use_mesh,
+)
 from numpyro_infograd._doors import public, public_with_settings_of
 from numpyro_infograd._edits import shuffle_inputs
 from numpyro_infograd._objectives import (
@@ -127,7 +133,8 @@ def estimate(
     """
     check_is_objective(objective)
     if unit not in ("nats", "bits"):
-        raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.")
+        meant = nearest(unit, ("nats", "bits"))
+        raise ArgumentError(f"unit must be 'nats' or 'bits', got {unit!r}.{meant}")
     if unit == "bits" and not objective.sites:
         raise ArgumentError(
             "unit='bits' is for information and entropies. An Expectation has the unit "
