@@ -37,9 +37,9 @@ from numpyro_infograd.scores.mixture import (
     Mixture,
 )
 
-# Joint states of drawn sites that are summed over, at most; the second if no density
-# that hides noise depends on the sample as well. Then they take no more memory and time
-# than so many numbers of noise in place of each sample.
+# At most so many joint states of drawn sites are summed over; and at most `_MOST_CHEAP`,
+# if one mixture for each state gives all densities that hide noise, as long as the noise
+# of a sample has no more than `_MOST_NUMBERS` numbers for all states together.
 _MOST_STATES, _MOST_CHEAP, _MOST_NUMBERS = 16, 512, 2**12
 _MOST_COMPONENTS = 2**14  # of a mixture that is refined on its own
 
