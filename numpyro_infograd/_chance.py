@@ -37,9 +37,9 @@ from numpyro_infograd.scores.mixture import (
     Mixture,
 )
 
-# At most so many joint states of drawn sites are summed over; and at most `_MOST_CHEAP`,
-# if one mixture for each state gives all densities that hide noise, as long as the noise
-# of a sample has no more than `_MOST_NUMBERS` numbers for all states together.
+# At most `_MOST_STATES` joint states of drawn sites are summed over. If one mixture for
+# each state gives all densities that hide noise, then at most `_MOST_CHEAP`, as long as
+# states times numbers of noise in a sample are at most `_MOST_NUMBERS`.
 _MOST_STATES, _MOST_CHEAP, _MOST_NUMBERS = 16, 512, 2**12
 _MOST_COMPONENTS = 2**14  # of a mixture that is refined on its own
 
