@@ -216,9 +216,8 @@ def check_is_objective(value: Any, name: str = "objective") -> None:
     """Raise unless `value` is an objective."""
     if isinstance(value, Objective):
         return
-    advice = ""
-    if isinstance(value, (str, tuple, list)):
-        advice = " Write ig.MI('x', 'y') for the information between two sites."
+    are_names = isinstance(value, (str, tuple, list))
+    advice = " Write ig.MI('x', 'y') for information of sites." if are_names else ""
     raise ArgumentError(
         f"{name} must be built from MI, Entropy and Expectation, got {value!r}.{advice}"
     )

@@ -26,6 +26,7 @@ import numpyro_infograd as ig
 from numpyro_infograd._optimize import Ending, Status, move, run
 from numpyro_infograd._optimize.annealing import cooled
 from numpyro_infograd._optimize.remaining import Steepness, outlook
+from numpyro_infograd.distributions import Quantized
 from numpyro_infograd.scores import Denoising, Mixture
 import truths
 
@@ -541,6 +542,33 @@ def test_noise_that_the_method_appends_stays_on_the_readout() -> None:
     assert ascent._made is not None and [*ascent._made[0].sm.appended] == ["d"]
     state, info = ascent.update(state, 1.1)
     assert info.finite
+
+
+def test_an_ascent_goes_back_from_a_probability_above_one() -> None:
+    """I(x; y) rises with p up to its end."""
+
+    def model():
+        p = numpyro.param("p", 0.9)
+        x = numpyro.sample("x", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Bernoulli(jnp.where(x == 1, p, 0.3)))
+
+    result = quiet.maximize_mi(model, "x", "y", num_steps=40)
+    assert 0.99 < result.params["p"] < 1.01
+    assert result.estimate is not None and "worse" not in result.status
+
+
+@pytest.mark.slow
+def test_an_ascent_goes_back_from_edges_out_of_order() -> None:
+    """The least informative thresholds are two that are equal."""
+
+    def model():
+        edges = numpyro.param("edges", jnp.array([-0.5, 0.1, 0.6]))
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.sample("y", Quantized(dist.Normal(x, 0.3), edges))
+
+    result = quiet.minimize(model, XY, num_steps=60)
+    assert result.estimate is not None and np.all(np.diff(result.params["edges"]) > 0)
+    assert result.params["edges"][2] - result.params["edges"][1] < 0.05
 
 
 def test_rest_is_explained() -> None:

@@ -313,6 +313,7 @@ class Run:
         self.posed = posed
         self._begin(params)
         self.states = self.states._replace(
+            previous=old.previous,
             opt_state=old.opt_state,
             multipliers=old.multipliers,
             rng_key=old.rng_key,

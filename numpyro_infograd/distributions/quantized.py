@@ -170,7 +170,8 @@ class Quantized(Distribution):
         found = jnp.where(known, found, -jnp.inf)
         if is_known(self.edges):  # and so were seen to increase
             return found
-        return jnp.where(jnp.all(jnp.diff(self.edges) > 0, axis=-1), found, jnp.nan)
+        rises = jnp.all(jnp.diff(self.edges) > 0, axis=-1)
+        return found * jnp.where(rises, 1.0, jnp.nan)  # its derivative is NaN too
 
     @property
     def log_probs(self) -> jax.Array:

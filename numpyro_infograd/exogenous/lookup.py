@@ -216,12 +216,13 @@ def log_probs(fn: Distribution, value: Any) -> Array:
     kind = leaf.arg_constraints.get("probs")
     if kind is None or not isinstance(probs := leaf.probs, jax.core.Tracer):
         return each  # NumPyro has checked known values
-    # NumPyro takes impossible probabilities for possible ones.
+    # NumPyro takes impossible probabilities for possible ones. The product is NaN, and
+    # so is its derivative, from which an ascent goes back.
     with jax.named_scope(EXOGENOUS):
         valid = jnp.all((probs > -_INEXACT) & (probs < 1.0 + _INEXACT))
         if kind == constraints.simplex:
             valid &= jnp.all(jnp.abs(jnp.sum(probs, axis=-1) - 1.0) < _INEXACT)
-        return jnp.where(valid, each, jnp.nan)
+        return each * jnp.where(valid, 1.0, jnp.nan)
 
 
 def has_edge(fn: Distribution) -> bool:
