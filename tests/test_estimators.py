@@ -323,7 +323,7 @@ def test_output_without_a_density(monkeypatch) -> None:
     found = by_fisher(links.unobserved)
     check(found, 0.5 * math.log(2), 0.01)
     assert found.diagnostics["negentropy(y)"] > 0.003
-    monkeypatch.setattr(values, "_LEARNED", FISHER)
+    monkeypatch.setattr(values.choice, "_LEARNED", FISHER)
     auto = information(links.unobserved)
     assert auto.method == "fisher" and "deterministic" in auto.reason
     check(auto, 0.5 * math.log(2), 0.01)
