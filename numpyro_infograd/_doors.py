@@ -77,20 +77,22 @@ class _Call(NamedTuple):
             settings = inspect.signature(settings_of).parameters.values()
             known += [p.name for p in settings if p.kind is p.KEYWORD_ONLY]
         return _Call(
-            function.__qualname__.removesuffix(".__init__"),
-            [p.name for p in takes],
-            [p.name for p in takes if p.default is p.empty],
-            [*dict.fromkeys(known)],
-            is_method,
-            inspect.Parameter.VAR_POSITIONAL in kinds,
-            inspect.Parameter.VAR_KEYWORD in kinds and not settings_of,
-            "ig.diagnostics" if ".diagnostics" in function.__module__ else "ig",
+            name=function.__qualname__.removesuffix(".__init__"),
+            takes=[p.name for p in takes],
+            needs=[p.name for p in takes if p.default is p.empty],
+            known=[*dict.fromkeys(known)],
+            is_method=is_method,
+            is_open=inspect.Parameter.VAR_POSITIONAL in kinds,
+            any_name=inspect.Parameter.VAR_KEYWORD in kinds and not settings_of,
+            module="ig.diagnostics" if ".diagnostics" in function.__module__ else "ig",
         )
 
     @property
     def shown(self) -> str:
-        """The shortest call."""
-        return f"{self.module}.{self.name}({', '.join(self.needs)})"
+        """The shortest call; of a method, without the object."""
+        owner, _, method = self.name.rpartition(".")
+        name = method if owner else f"{self.module}.{self.name}"
+        return f"{name}({', '.join(self.needs)})"
 
     def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise for arguments that are missing, unknown or in another order."""

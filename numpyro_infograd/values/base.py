@@ -25,7 +25,7 @@ class Estimate:
     Attributes:
         value: The estimate.
         standard_error: Includes sampling, and possible errors of fits, of quadrature
-            and of the bias of nested averages.
+            and of the bias of averages (sums, nested).
         lower: For "sums", "nested" and "mcmc", a lower bound that holds in expectation,
             minus two standard errors of that bound. For other methods, the value minus
             two standard errors, which is not a bound.

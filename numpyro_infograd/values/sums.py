@@ -122,16 +122,18 @@ class Table(NamedTuple):
     weight: Density | None
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether the conditions are drawn."""
+        return bool(self.density.given) and self.weight is None
+
+    @property
     def is_averaged(self) -> bool:
-        """Whether probabilities are averages over draws."""
-        drawn = bool(self.density.given) and self.weight is None
-        return drawn or bool(self.density.hidden)
+        """Whether the entropy is an average over draws."""
+        return self.is_drawn or bool(self.density.hidden)
 
     def evaluations(self, num_samples: int) -> int:
         """Density evaluations of one design."""
-        rows = _count(self.conditions) * REPLICATES
-        if self.density.given and self.weight is None:
-            rows = num_samples
+        rows = num_samples if self.is_drawn else REPLICATES * _count(self.conditions)
         inner = self.source.size if self.density.hidden else 1
         return (rows * inner + num_samples) * _count(self.states)
 
@@ -154,7 +156,10 @@ def summable(
 def affordable(
     sm: StructuralModel, objective: Objective, num_samples: int | None, most: int
 ) -> Sums | None:
-    """Sums by at most so many evaluations of densities; None if there are none."""
+    """Sums with as many draws as cost at most `most` evaluations of densities.
+
+    None if the objective has no sums, or if they cost more.
+    """
     outer = num_samples or Sums.num_samples
     for count in (Sums.num_components, Sums.num_components // 8):
         found = summable(sm, objective, count)
@@ -288,8 +293,9 @@ def _entropy(
     """
     density, weight = table.density, table.weight
     hidden = {n: noise[n] for n in density.hidden}
-    is_drawn = bool(density.given) and weight is None
-    given = {s: values[s] for s in density.given} if is_drawn else table.conditions
+    given = {s: values[s] for s in density.given}
+    if not table.is_drawn:
+        given = table.conditions
     rows = jnp.arange(_count(given))
     num_fresh = len(next(iter(jax.tree.leaves(fresh)), [0]))
 
@@ -305,7 +311,8 @@ def _entropy(
         if weight is None:
             return jnp.asarray(1.0 / len(rows))
         held = {s: x[row] for s, x in given.items()}
-        return jnp.exp(jnp.nan_to_num(weight.log_prob(params, {}, held), nan=-jnp.inf))
+        found = weight.log_prob(params, {}, held)  # may be NaN outside the support
+        return jnp.where(jnp.isnan(found), 0.0, jnp.exp(found))
 
     def one(row: jax.Array) -> jax.Array:
         """(Value, low, high, correction, total probability) at a row."""
@@ -315,8 +322,8 @@ def _entropy(
             return jnp.stack([known, known, known, jnp.zeros(()), jnp.sum(p)])
         over = jax.vmap(probabilities, (0, None))
         split = over(fresh, row).reshape(2, num_fresh // 2, -1).mean(axis=1)
-        # At the noise of the samples; that of a drawn condition is of its own sample.
-        mine = jax.tree.map(lambda x: x[row][None], hidden) if is_drawn else hidden
+        # The noise of all samples; or of one sample, with the condition that it drew.
+        mine = {n: x[row][None] if table.is_drawn else x for n, x in hidden.items()}
         own, p = over(mine, row), jnp.mean(split, axis=0)
         joined = (own + num_fresh * p) / (num_fresh + 1)
         whole, parts = -jnp.sum(xlogy(p, p)), -jnp.sum(xlogy(split, split)) / 2
