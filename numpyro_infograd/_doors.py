@@ -14,7 +14,7 @@ import inspect
 import os
 import sys
 import threading
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 import warnings
 
 from threadpoolctl import threadpool_limits
@@ -111,9 +111,15 @@ class _Call(NamedTuple):
                 f"{name} has no argument {unknown[0]!r}. {meant}Use one of "
                 f"{', '.join(self.known)}."
             )
-        is_first = takes[:1] == ["model"]
-        if is_first and any(map(_is_model, args[1:])) and not _is_model(args[0]):
+        others = [*args[1:], kwargs.get("model")]
+        is_first = takes[:1] == ["model"] and len(args) > 0
+        if is_first and any(map(_is_model, others)) and not _is_model(args[0]):
             raise ArgumentError(f"{name} takes the model first: write {self.shown}.")
+        if twice := [k for k in takes[: len(args)] if k in kwargs]:
+            raise ArgumentError(
+                f"{name} got {twice[0]} twice: as argument {takes.index(twice[0]) + 1} "
+                f"and as {twice[0]}=. Leave one out."
+            )
         given = args[1] if len(args) > 1 else kwargs.get("inputs")
         if takes[1:3] == ["inputs", "outputs"] and hasattr(given, "entropies"):
             raise ArgumentError(
@@ -136,36 +142,44 @@ class _Call(NamedTuple):
         return "Give all others by name."
 
 
-def public(
-    function: Callable[P, R], settings_of: Callable[..., Any] | None = None
-) -> Callable[P, R]:
-    """A public function that checks how it is called, before anything else.
+@overload
+def public(function: Callable[P, R]) -> Callable[P, R]: ...
 
-    Its `**settings`, if it has any, are the named arguments of `settings_of`.
+
+@overload
+def public(
+    *, settings_of: Callable[..., Any] | None = None, inside: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+
+def public(
+    function: Callable[..., Any] | None = None,
+    *,
+    settings_of: Callable[..., Any] | None = None,
+    inside: bool = False,
+) -> Any:
+    """A decorator for a public function that checks how it is called.
+
+    Its `**settings`, if it has any, are the named arguments of `settings_of`. With
+    `inside`, it may be called in JAX transformations.
     """
+    if function is None:
+        return functools.partial(public, settings_of=settings_of, inside=inside)
     expected = _Call.of(function, settings_of)
 
     @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_outside(expected.name)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not inside:
+            check_outside(expected.name)
         expected.check(args[expected.is_method :], kwargs)
+        if inside:
+            return function(*args, **kwargs)
         # Many small systems are solved. On more threads this takes twice the time, and
         # ten times on a busy machine. Does nothing if another thread set the number.
         with threadpool_limits(1, user_api="blas"):
             return function(*args, **kwargs)
 
     return call
-
-
-def public_with_settings_of(
-    other: Callable[..., Any],
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator for a public function that passes its settings on to another."""
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        return public(function, other)
-
-    return decorate
 
 
 def _is_model(value: Any) -> bool:

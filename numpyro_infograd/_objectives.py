@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 
 from numpyro_infograd._arguments import is_number
-from numpyro_infograd._doors import check_outside, warn
+from numpyro_infograd._doors import check_outside, public, warn
 from numpyro_infograd.errors import ArgumentError
 
 Sites = str | Iterable[str]
@@ -223,6 +223,7 @@ def check_is_objective(value: Any, name: str = "objective") -> None:
     )
 
 
+@public(inside=True)
 def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
     """Mutual information I(inputs; outputs | given), in nats.
 
@@ -246,14 +247,12 @@ def MI(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
         ('h', 'tap', 'x', 'y', 'z')
     """
     a, b, c = _ends("MI", inputs, outputs, given)
-    entropies: dict[Joint, float] = {}
-    for joint, sign in ((a + c, 1.0), (b + c, 1.0), (a + b + c, -1.0), (c, -1.0)):
-        if joint:
-            key = frozenset(joint)
-            entropies[key] = entropies.get(key, 0.0) + sign
+    signed = (a + c, 1.0), (b + c, 1.0), (a + b + c, -1.0), (c, -1.0)
+    entropies = {frozenset(joint): sign for joint, sign in signed if joint}
     return Objective(entropies, terms=((1.0, _call("MI", a, b, given=c)),))
 
 
+@public(inside=True)
 def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Objective:
     """Directed information I(inputs -> outputs | given) of uses in time, in nats.
 
@@ -310,6 +309,7 @@ def DirectedInformation(inputs: Sites, outputs: Sites, given: Sites = ()) -> Obj
     return Objective(_given(b, c), (), ((1.0, text),), {Causal(b, a, c): -1.0})
 
 
+@public(inside=True)
 def Entropy(sites: Sites, given: Sites = ()) -> Objective:
     """Differential entropy h(sites | given), in nats.
 
@@ -334,12 +334,12 @@ def Entropy(sites: Sites, given: Sites = ()) -> Objective:
     a, c = names(sites, "sites"), names(given, "given")
     if not a:
         raise ArgumentError("Entropy needs at least one site.")
-    if set(a) & set(c):
-        shared = ", ".join(map(repr, sorted(set(a) & set(c))))
+    if shared := ", ".join(map(repr, sorted(set(a) & set(c)))):
         raise ArgumentError(f"sites and given share {shared}. They must be disjoint.")
     return Objective(_given(a, c), terms=((1.0, _call("Entropy", a, given=c)),))
 
 
+@public(inside=True)
 def Expectation(fn: Callable[[dict[str, Any]], Any]) -> Objective:
     """E[fn(values)], where `fn` maps the values of one sample to a scalar.
 
@@ -401,8 +401,7 @@ def _ends(
         (a, c, "inputs and given"),
         (b, c, "outputs and given"),
     ):
-        shared = set(left) & set(right)
-        if shared:
+        if shared := set(left) & set(right):
             raise ArgumentError(
                 f"{where} share {', '.join(map(repr, sorted(shared)))}. The sets of "
                 f"{what} must be disjoint."

@@ -1124,6 +1124,8 @@ def test_the_model_comes_first(call: str) -> None:
         if others == (XY,):
             with pytest.raises(ArgumentError, match="^objective must be built from"):
                 function(model, model)
+    with pytest.raises(ArgumentError, match="takes the model first"):
+        ig.gradient(XY, model=affine)
 
 
 def test_errors_name_the_function_that_was_called() -> None:
@@ -1142,6 +1144,25 @@ def test_errors_name_the_function_that_was_called() -> None:
         ig.maximize_mi(affine, "x", "y", steps=3)
     with pytest.raises(ArgumentError, match="^InfoMax has no argument 'lr'. Pass opt"):
         ig.InfoMax(affine, XY, lr=0.1)
+    with pytest.raises(ArgumentError, match="got inputs twice: as argument 2 and as"):
+        ig.null_check(affine, "x", "y", inputs="x")
+    with pytest.raises(ArgumentError, match="^MI has no argument 'condition'"):
+        ig.MI("x", "y", condition="z")
+    with pytest.raises(ArgumentError, match="^Entropy needs sites"):
+        ig.Entropy()
+    with pytest.raises(ArgumentError, match="^InfoMax.get_params needs state"):
+        ig.InfoMax(affine, XY).get_params()
+
+
+def test_names_that_are_not_there_say_which_is_meant() -> None:
+    with pytest.raises(AttributeError, match="Quantized. Write ig.distributions.Quan"):
+        ig.Quantized  # noqa: B018
+    with pytest.raises(AttributeError, match="maximise_mi") as unknown:
+        ig.maximise_mi  # noqa: B018
+    # From these, Python writes "Did you mean: 'maximize_mi'?".
+    assert (unknown.value.name, unknown.value.obj) == ("maximise_mi", ig)
+    assert "maximize_mi" in dir(ig)
+    assert not hasattr(ig, "__wrapped__")
 
 
 def test_a_model_may_name_its_arguments_as_it_likes() -> None:

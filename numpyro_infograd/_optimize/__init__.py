@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from numpyro_infograd._arguments import as_args, use_mesh
-from numpyro_infograd._doors import public, public_with_settings_of
+from numpyro_infograd._doors import public
 from numpyro_infograd._objectives import (
     MI,
     Constraint,
@@ -154,7 +154,7 @@ def maximize(
         )
 
 
-@public_with_settings_of(maximize)
+@public(settings_of=maximize)
 def minimize(
     model: Callable[..., Any] | StructuralModel, objective: Objective, **settings: Any
 ) -> Result:
@@ -214,7 +214,7 @@ def _negated(result: Result) -> Result:
     )
 
 
-@public_with_settings_of(maximize)
+@public(settings_of=maximize)
 def maximize_mi(
     model: Callable[..., Any] | StructuralModel,
     inputs: Sites,

@@ -131,6 +131,7 @@ class InfoMax:
         self._made = posed, self.plan.make_ascent(posed, params)
         return self.plan.start(posed, rng_key, params)
 
+    @public(inside=True)
     def update(
         self, state: InfoMaxState, *args: Any, **kwargs: Any
     ) -> tuple[InfoMaxState, StepInfo]:
@@ -177,6 +178,7 @@ class InfoMax:
         evidence = {str(measure): each for measure, each in info.evidence.items()}
         return state, info._replace(params=params, gradient=slope, evidence=evidence)
 
+    @public(inside=True)
     def get_params(self, state: InfoMaxState) -> dict[str, Any]:
         """The parameters of a state.
 

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 import jax
 
 from numpyro_infograd._arguments import as_args, as_count, as_key
-from numpyro_infograd._doors import public_with_settings_of, warn
+from numpyro_infograd._doors import public, warn
 from numpyro_infograd._objectives import MI, Objective, names
 from numpyro_infograd._optimize import Ending, Result, Status, maximize
 from numpyro_infograd._optimize.run import FEWEST
@@ -50,7 +50,7 @@ BoundValues = dict[tuple[str, ...], Estimate]
 _ROUNDS = 3  # ascents in a direction with updated multipliers, at most
 
 
-@public_with_settings_of(maximize)
+@public(settings_of=maximize)
 def rate_region(
     model: Callable[..., Any] | StructuralModel,
     bounds: Mapping[Any, Objective],

@@ -23,7 +23,7 @@ import jax
 
 from numpyro_infograd._arguments import as_args, as_count, as_key
 from numpyro_infograd._calibrate import Calibration, calibrate
-from numpyro_infograd._doors import public_with_settings_of
+from numpyro_infograd._doors import public
 from numpyro_infograd._optimize import Ending
 from numpyro_infograd._parameters import named_leaves
 from numpyro_infograd._structure import StructuralModel
@@ -141,7 +141,7 @@ class RankCheck:
         return draw("plot_ranks", self, axes)
 
 
-@public_with_settings_of(calibrate)
+@public(settings_of=calibrate)
 def simulation_based_calibration(
     model: Callable[..., Any] | StructuralModel,
     twin: Calibration,

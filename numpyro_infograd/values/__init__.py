@@ -17,7 +17,7 @@ from numpyro_infograd._arguments import (
     resolve_name,
     use_mesh,
 )
-from numpyro_infograd._doors import public, public_with_settings_of
+from numpyro_infograd._doors import public
 from numpyro_infograd._edits import shuffle_inputs
 from numpyro_infograd._objectives import (
     MI,
@@ -154,7 +154,7 @@ def estimate(
     return found.in_bits() if unit == "bits" else found
 
 
-@public_with_settings_of(estimate)
+@public(settings_of=estimate)
 def mutual_information(
     model: Callable[..., Any] | StructuralModel,
     inputs: Sites,
@@ -189,7 +189,7 @@ def mutual_information(
     return estimate(model, MI(inputs, outputs, given), **settings)
 
 
-@public_with_settings_of(estimate)
+@public(settings_of=estimate)
 def null_check(
     model: Callable[..., Any] | StructuralModel,
     inputs: Sites,
