@@ -6,13 +6,13 @@ facts are conservative: they may report a dependence or a jump that does not exi
 may miss an affine output, but never the reverse.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 import os
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 import jax.numpy as jnp
 
 import numpyro
@@ -36,13 +36,24 @@ SWITCHES = frozenset({"select_n", "cond", "while", "sign", "rem", "atan2", *FACT
 """Primitives that jump or not, depending on their operands and their use."""
 
 
+def _outputs(
+    domain: Domain,
+    jaxpr: ClosedJaxpr | Jaxpr,
+    inputs: Sequence[Any],
+    unknown: Any,
+    path: Path = (),
+) -> list[Any]:
+    """`propagate`; all outputs are `unknown` if a value is mutable."""
+    try:
+        return propagate(domain, jaxpr, inputs, path)
+    except MutableError:
+        return [unknown] * len(open_jaxpr(jaxpr).outvars)
+
+
 def dependencies(jaxpr: Jaxpr) -> list[frozenset[int]]:
     """For each output, the inputs on which it depends."""
     inputs = [frozenset({index}) for index in range(len(jaxpr.invars))]
-    try:
-        return propagate(Domain(), jaxpr, inputs)
-    except MutableError:
-        return [frozenset(range(len(inputs)))] * len(jaxpr.outvars)
+    return _outputs(Domain(), jaxpr, inputs, frozenset(range(len(inputs))))
 
 
 def callbacks_that_cannot_batch(jaxpr: Jaxpr) -> Iterator[tuple[str, str]]:
@@ -66,21 +77,15 @@ _LINEAR = frozenset(
 )
 _PARALLEL = frozenset("optimization_barrier device_put split unstack name".split())
 _BILINEAR = frozenset({"mul", "dot_general", "conv_general_dilated"})
-# From the operands, those that must be constant and those that are linear. Constant are
-# divisors, matrices, indices and arguments of a polynomial.
-_LINEAR_GIVEN: dict[str, Callable[[list[int]], tuple[list[int], list[int]]]] = {
-    "div": lambda v: (v[1:], v[:1]),
-    "triangular_solve": lambda v: (v[:1], v[1:]),
-    "polynomial": lambda v: (v[:1], v[1:]),
-    "select_n": lambda v: (v[:1], v[1:]),
-    "dynamic_slice": lambda v: (v[1:], v[:1]),
-    "dynamic_update_slice": lambda v: (v[2:], v[:2]),
-    "gather": lambda v: (v[1:], v[:1]),
-    "scatter": lambda v: (v[1:2], v[:1] + v[2:]),
-    "scatter-add": lambda v: (v[1:2], v[:1] + v[2:]),
-    "scatter_add": lambda v: (v[1:2], v[:1] + v[2:]),
-    "scatter-sub": lambda v: (v[1:2], v[:1] + v[2:]),
-    "scatter_sub": lambda v: (v[1:2], v[:1] + v[2:]),
+# Linear in the other operands if these are constant: divisors, matrices, indices and
+# arguments of a polynomial.
+_LINEAR_GIVEN = {
+    **dict.fromkeys(("triangular_solve", "polynomial", "select_n"), slice(1)),
+    **dict.fromkeys(("div", "dynamic_slice", "gather"), slice(1, None)),
+    "dynamic_update_slice": slice(2, None),
+    **dict.fromkeys(
+        "scatter scatter-add scatter_add scatter-sub scatter_sub".split(), slice(1, 2)
+    ),
 }
 
 
@@ -92,22 +97,29 @@ def keeps_floats(eqn: JaxprEqn) -> bool:
     return jnp.finfo(new).bits >= min(jnp.finfo(old).bits, 32)
 
 
-class _Affine(Domain):
+class _Levels(Domain):
+    """Numbers, of which the largest counts."""
+
     empty = 0
 
     def join(self, values: Sequence[int]) -> int:
         return max(values, default=0)
 
+
+def _has_rule(eqn: JaxprEqn) -> bool:
+    """Whether it is a call with a custom derivative, which may differ from the true."""
+    return eqn.primitive.name.startswith(("custom_", "call_hi_"))
+
+
+class _Affine(_Levels):
     def control(self, eqn: JaxprEqn, predicate: int, path: Path) -> int:
         return 2 if predicate else 0
 
     def leave(self, eqn: JaxprEqn, outs: list[int]) -> list[int]:
-        # A custom derivative may differ from the true one.
-        custom = eqn.primitive.name.startswith(("custom_", "call_hi_"))
-        return [2 if custom and out else out for out in outs]
+        return [2 if out and _has_rule(eqn) else out for out in outs]
 
     def equation(self, eqn: JaxprEqn, values: list[int], path: Path) -> list[int]:
-        name, top = eqn.primitive.name, max(values, default=0)
+        name, top = eqn.primitive.name, self.join(values)
         if top == 0 or top == 2 and name not in _PARALLEL:
             return [top] * len(eqn.outvars)
         if name in _PARALLEL:
@@ -116,7 +128,7 @@ class _Affine(Domain):
         if name in _BILINEAR:
             linear = min(values) == 0
         elif name in _LINEAR_GIVEN:
-            linear = not any(_LINEAR_GIVEN[name](values)[0])
+            linear = not any(values[_LINEAR_GIVEN[name]])
         elif name == "convert_element_type":
             linear = keeps_floats(eqn)
         elif name == "custom_linear_solve":
@@ -135,10 +147,7 @@ def affine_outputs(jaxpr: Jaxpr, wrt: Collection[int]) -> list[bool]:
         (1 if is_inexact(var) else 2) * (index in wrt)
         for index, var in enumerate(jaxpr.invars)
     ]
-    try:
-        return [value < 2 for value in propagate(_Affine(), jaxpr, values)]
-    except MutableError:
-        return [False] * len(jaxpr.outvars)
+    return [value < 2 for value in _outputs(_Affine(), jaxpr, values, 2)]
 
 
 class Source(NamedTuple):
@@ -161,12 +170,9 @@ _JUMPS = frozenset({"floor", "ceil", "round", "sign", "rem", "atan2"})
 _STEPS_CANCEL = frozenset({"sinc", "_ndtri", "_erfcinv", "_erfcx", "_det"})
 _PIVOTS = frozenset({"lu"})  # its row swaps cancel in the product
 _ORDERS = frozenset({"sort", "top_k", "approx_top_k"})
-
-
-def _is_continuous_call(eqn: JaxprEqn) -> bool:
-    """Whether it calls such a function of JAX, not another one of the same name."""
-    about = _about(eqn)
-    return about is not None and about.func_name in _STEPS_CANCEL and _is_of(eqn, jax)
+# The outputs that are continuous. Sorted values are; other operands in that order are
+# not.
+_CONTINUOUS = FACTORS | dict.fromkeys(_ORDERS, frozenset({0}))
 
 
 def _about(eqn: JaxprEqn) -> Any:
@@ -206,7 +212,10 @@ class _Jumps(Domain):
     """Labels of dependence on `wrt`, and of the jumps in the computation."""
 
     def opaque(self, eqn: JaxprEqn) -> bool:
-        return in_scope(eqn, EXOGENOUS) or _is_continuous_call(eqn)
+        if in_scope(eqn, EXOGENOUS):
+            return True
+        # A function of JAX, not another one of the same name.
+        return _is_of(eqn, jax) and _about(eqn).func_name in _STEPS_CANCEL
 
     def control(self, eqn: JaxprEqn, predicate: Any, path: Path) -> Any:
         if _WRT not in predicate:
@@ -224,23 +233,18 @@ class _Jumps(Domain):
         if _WRT not in joined:
             return [joined] * count
         if name in _ORDERS:
-            # Sorted values are continuous; other operands in that order are not.
             keys = values[: eqn.params.get("num_keys", 1)]
             if _WRT not in self.join(keys):
                 return [joined] * count
+        if name in _CONTINUOUS:
             jump = joined | {Source(path, name)}
-            return [joined] + [jump] * (count - 1)
-        if name in FACTORS:
-            jump = joined | {Source(path, name)}
-            return [joined if i in FACTORS[name] else jump for i in range(count)]
+            return [joined if i in _CONTINUOUS[name] else jump for i in range(count)]
         for number, body in enumerate(sub_jaxprs(list(eqn.params.values()))):
             if name not in _SMOOTH:
                 # It is unknown which operand is which input, so use all for each.
                 inner = [joined] * len(open_jaxpr(body).invars)
-                try:
-                    found = propagate(self, body, inner, (*path, number))
-                except MutableError:
-                    found = [frozenset({Source(path, name)})]
+                unknown = frozenset({Source(path, name)})
+                found = _outputs(self, body, inner, unknown, (*path, number))
                 joined |= self.join(found)
         return [joined | self._jump(eqn, values, path)] * count
 
@@ -281,13 +285,9 @@ def jumps(jaxpr: Jaxpr, wrt: Collection[int]) -> list[Jump]:
     """All jumps and switches that depend on the inputs `wrt` and reach an output."""
     wrt_label, none = frozenset({_WRT}), frozenset[Source]()
     inputs = [wrt_label if i in wrt else none for i in range(len(jaxpr.invars))]
+    unknown = frozenset({Source((), "mutable")} if any(inputs) else ())
     reached: dict[Source, set[int]] = {}
-    try:
-        outs = propagate(_Jumps(), jaxpr, inputs)
-    except MutableError:
-        everywhere = frozenset(range(len(jaxpr.outvars)))
-        return [Jump("mutable", everywhere)] if any(inputs) else []
-    for index, labels in enumerate(outs):
+    for index, labels in enumerate(_outputs(_Jumps(), jaxpr, inputs, unknown)):
         for label in labels - wrt_label:
             reached.setdefault(label, set()).add(index)
     return [
@@ -296,32 +296,24 @@ def jumps(jaxpr: Jaxpr, wrt: Collection[int]) -> list[Jump]:
     ]
 
 
-class _Stopped(Domain):
+class _Stopped(_Levels):
     """Whether values depend on `wrt` (1), and by a derivative that may be wrong (2)."""
-
-    empty = 0
-
-    def join(self, values: Sequence[int]) -> int:
-        return max(values, default=0)
 
     def equation(self, eqn: JaxprEqn, values: list[int], path: Path) -> list[int]:
         stops = any(values) and _is_stop(eqn)
         return [2 if stops else self.join(values)] * len(eqn.outvars)
 
     def leave(self, eqn: JaxprEqn, outs: list[int]) -> list[int]:
-        custom = eqn.primitive.name.startswith(("custom_", "call_hi_"))
-        if not custom or in_scope(eqn, EXOGENOUS) or _is_of(eqn, jax, numpyro):
+        if not _has_rule(eqn) or in_scope(eqn, EXOGENOUS) or _is_of(eqn, jax, numpyro):
             return outs
         return [2 if out else 0 for out in outs]
 
 
-def stopped_outputs(jaxpr: Jaxpr, wrt: Collection[int]) -> list[bool]:
-    """For each output, whether its derivative in the inputs `wrt` may be wrong.
+def stopped_outputs(jaxpr: Jaxpr, wrt: Collection[int]) -> frozenset[int]:
+    """The outputs whose derivative in the inputs `wrt` may be wrong.
 
     It is stopped, or follows a user's rule.
     """
     values = [int(index in wrt) for index in range(len(jaxpr.invars))]
-    try:
-        return [value == 2 for value in propagate(_Stopped(), jaxpr, values)]
-    except MutableError:
-        return [True] * len(jaxpr.outvars)
+    found = _outputs(_Stopped(), jaxpr, values, 2)
+    return frozenset(index for index, value in enumerate(found) if value == 2)

@@ -61,9 +61,8 @@ class KeyMaker:
         self._functions: list[Any] = []  # stack of enclosing closures
 
     def jaxpr(self, jaxpr: Jaxpr) -> Hashable:
-        numbers: dict[Any, int] = {}
-        for var in (*jaxpr.constvars, *jaxpr.invars):
-            numbers[var] = len(numbers)
+        given = (*jaxpr.constvars, *jaxpr.invars)
+        numbers: dict[Any, int] = {var: index for index, var in enumerate(given)}
         equations = []
         for eqn in jaxpr.eqns:
             operands = tuple([self._atom(atom, numbers) for atom in eqn.invars])

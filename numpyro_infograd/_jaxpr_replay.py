@@ -14,6 +14,7 @@ from numpyro_infograd._jaxpr_walk import (
     EXOGENOUS,
     FACTORS,
     Path,
+    bind,
     body_of,
     in_scope,
     open_jaxpr,
@@ -35,8 +36,7 @@ def _predicate(eqn: JaxprEqn, values: list[Any]) -> Any:
         case "rem":  # from the remainder, so that rounding is the same
             return jnp.round((values[0] - lax.rem(*values)) / values[1])
         case name if name in FACTORS:
-            params = eqn.primitive.get_bind_params(eqn.params)
-            outs = enumerate(eqn.primitive.bind(*values, **params))
+            outs = enumerate(bind(eqn, values))
             made = [x for i, x in outs if i not in FACTORS[name]]
             return jnp.concatenate([each for x in made for each in _pattern(x)])
     return values[0]
@@ -99,9 +99,7 @@ def replay(
                 outs, found = _replay_inside(eqn, values, here, inner, bool(taps))
                 seen += found
             else:
-                params = eqn.primitive.get_bind_params(eqn.params)
-                outs = eqn.primitive.bind(*values, **params)
-                outs = outs if eqn.primitive.multiple_results else [outs]
+                outs = bind(eqn, values)
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars], seen
 
@@ -109,8 +107,7 @@ def replay(
 def _replay_inside(
     eqn: JaxprEqn, values: list[Any], path: Path, inner: Any, tapped: bool
 ) -> tuple[list[Any], list[Any]]:
-    name, params = eqn.primitive.name, eqn.params
-    body = body_of(eqn)
+    name, params, body = eqn.primitive.name, eqn.params, body_of(eqn)
     if body is not None:
         return inner(body, values, path)
     if name == "scan":

@@ -64,6 +64,12 @@ def _expansion(hidden: Any, avals: tuple[Any, ...]) -> ClosedJaxpr:
     return jax.make_jaxpr(hidden.expand)(*jax.tree.unflatten(hidden.in_tree, shapes))
 
 
+def bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """The results of an equation."""
+    outs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
 def open_jaxpr(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
     """The jaxpr without its constants."""
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
@@ -79,9 +85,9 @@ def scan_splits(params: dict[str, Any]) -> tuple[int, int]:
 
 def in_scope(eqn: JaxprEqn, scope: str) -> bool:
     """Whether the equation was traced under `jax.named_scope(scope)`."""
-    stack = eqn.source_info.name_stack.stack
-    return bool(stack) and any(
-        type(entry).__name__ == "Scope" and entry.name == scope for entry in stack
+    return any(
+        type(entry).__name__ == "Scope" and entry.name == scope
+        for entry in eqn.source_info.name_stack.stack
     )
 
 
@@ -132,13 +138,12 @@ def propagate(
 
     Its constants have the value `domain.empty`; `path` is that of the jaxpr itself.
     """
-    jaxpr = open_jaxpr(jaxpr)
+    jaxpr, empty = open_jaxpr(jaxpr), domain.empty
     env = dict(zip(jaxpr.invars, values, strict=True))
 
     def read(atom: Any) -> Any:
-        return domain.empty if isinstance(atom, Literal) else env.get(atom, empty)
+        return empty if isinstance(atom, Literal) else env.get(atom, empty)
 
-    empty = domain.empty
     for index, eqn in enumerate(jaxpr.eqns):
         if eqn.effects and any(hasattr(e, "input") for e in eqn.effects):
             raise MutableError

@@ -25,7 +25,7 @@ from numpyro_infograd._compiling import pytree
 from numpyro_infograd._jaxpr_facts import Jump
 from numpyro_infograd._jaxpr_key import KeyMaker
 from numpyro_infograd._jaxpr_replay import HiddenError, replay
-from numpyro_infograd._jaxpr_walk import open_jaxpr, sub_jaxprs
+from numpyro_infograd._jaxpr_walk import Path, open_jaxpr, sub_jaxprs
 from numpyro_infograd.errors import ModelError
 
 
@@ -85,7 +85,7 @@ class Code:
         self.jaxpr = jaxpr
         self.in_tree = in_tree
         self.out_tree = out_tree
-        self.facts: dict[Hashable, tuple[Any, ...]] = {}
+        self.facts: dict[Hashable, Any] = {}
         self._key = key
         self._hash = hash(key)
 
@@ -110,11 +110,12 @@ class Code:
         """The computation as text that is equal in all processes."""
         return re.sub(r" at 0x[0-9a-f]+", "", repr(self._key))
 
-    def fact(self, name: Hashable, compute: Callable[[], list[Any]]) -> list[Any]:
-        """`compute()`, cached under `name`."""
-        if name not in self.facts:
-            self.facts[name] = tuple(compute())
-        return list(self.facts[name])
+    def fact(self, compute: Callable[..., Any], *wrt: frozenset[int]) -> Any:
+        """`compute(jaxpr, *wrt)`, cached."""
+        key = (compute, *wrt)
+        if key not in self.facts:
+            self.facts[key] = compute(self.jaxpr, *wrt)
+        return self.facts[key]
 
 
 # Equal codes are one object while it exists: comparison is fast, and cached facts can
@@ -209,17 +210,13 @@ class Program:
 
     def dependencies(self) -> list[frozenset[int]]:
         """For each flat output, the flat inputs on which it depends."""
-        code = self.code
-        return code.fact("deps", lambda: _jaxpr_facts.dependencies(code.jaxpr))
+        return self.code.fact(_jaxpr_facts.dependencies)
 
     def affine_outputs(self, wrt: Collection[int]) -> list[bool]:
         """For each flat output, whether it is certainly affine in the inputs `wrt`
         jointly.
         """
-        code, chosen = self.code, frozenset(wrt)
-        return code.fact(
-            ("affine", chosen), lambda: _jaxpr_facts.affine_outputs(code.jaxpr, chosen)
-        )
+        return self.code.fact(_jaxpr_facts.affine_outputs, frozenset(wrt))
 
     def jumps(
         self, wrt: Collection[int], noise: Collection[int] | None = None
@@ -229,10 +226,7 @@ class Program:
 
         Equations under `jax.named_scope("exogenous")` are skipped.
         """
-        code, chosen = self.code, frozenset(wrt)
-        found = code.fact(
-            ("jumps", chosen), lambda: _jaxpr_facts.jumps(code.jaxpr, chosen)
-        )
+        found = self.code.fact(_jaxpr_facts.jumps, frozenset(wrt))
         if noise is None:
             return found
         reached = {jump.path for jump in self.jumps(noise)}
@@ -240,11 +234,7 @@ class Program:
 
     def stops(self, wrt: Collection[int]) -> frozenset[int]:
         """The flat outputs whose derivative in the inputs `wrt` may be wrong."""
-        code, chosen = self.code, frozenset(wrt)
-        found = code.fact(
-            ("stops", chosen), lambda: _jaxpr_facts.stopped_outputs(code.jaxpr, chosen)
-        )
-        return frozenset(index for index, stopped in enumerate(found) if stopped)
+        return self.code.fact(_jaxpr_facts.stopped_outputs, frozenset(wrt))
 
     def predicates(
         self, wrt: Collection[int], noise: Collection[int] | None = None
@@ -258,6 +248,14 @@ class Program:
         branch or a `while`.
         """
         taps = frozenset(jump.path for jump in self.jumps(wrt, noise) if jump.switch)
+        known = self.code.facts
+        if ("predicates", taps) not in known:
+            known["predicates", taps] = self._tapped(taps)
+        code, own = known["predicates", taps]
+        return code and Program([*map(jnp.asarray, own), *self.consts], code)
+
+    def _tapped(self, taps: frozenset[Path]) -> tuple[Code | None, list[Any]]:
+        """The code of `predicates`, and its arrays without those of this program."""
         around = {path[:end] for path in taps for end in range(1, len(path))}
         code = self.code
 
@@ -270,19 +268,15 @@ class Program:
                 taps=taps,
             )[1]
 
-        def compute() -> list[Any]:
-            try:
-                closed = _close_over(tapped, self.consts, code.jaxpr)
-            except HiddenError:
-                return [None, []]
-            key = KeyMaker().jaxpr(closed.jaxpr)
-            out_tree = tree_structure([0] * len(taps))
-            found = Code.of(closed.jaxpr, code.in_tree, out_tree, key)
-            # Cached without this program's arrays, which come last.
-            return [found, closed.consts[: len(closed.consts) - len(self.consts)]]
-
-        found, own = code.fact(("predicates", taps), compute)
-        return found and Program([*map(jnp.asarray, own), *self.consts], found)
+        try:
+            closed = _close_over(tapped, self.consts, code.jaxpr)
+        except HiddenError:
+            return None, []
+        key = KeyMaker().jaxpr(closed.jaxpr)
+        out_tree = tree_structure([0] * len(taps))
+        found = Code.of(closed.jaxpr, code.in_tree, out_tree, key)
+        # This program's arrays come last.
+        return found, closed.consts[: len(closed.consts) - len(self.consts)]
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

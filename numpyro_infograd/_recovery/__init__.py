@@ -23,10 +23,9 @@ from jax.extend.core import JaxprEqn, Literal
 import jax.numpy as jnp
 
 from numpyro_infograd._injective import Marked, marked_calls
-from numpyro_infograd._jaxpr_walk import dtype_of, is_inexact
+from numpyro_infograd._jaxpr_walk import bind, dtype_of, is_inexact
 from numpyro_infograd._program import Program
 from numpyro_infograd._recovery.equations import (
-    bind,
     doubled,
     is_complex,
     is_elementwise,

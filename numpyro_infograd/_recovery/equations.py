@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,12 +59,6 @@ def is_one_to_one(eqn: JaxprEqn, moving: int, others: list[Any]) -> bool:
 def _all(value: Any, test: Callable[[np.ndarray], Any]) -> bool:
     known = value is not None and np.all(np.isfinite(value))
     return bool(known and np.all(test(np.asarray(value))))
-
-
-def bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """The results of an equation."""
-    outs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
-    return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
 def doubled(value: Any) -> Any:

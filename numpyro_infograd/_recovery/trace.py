@@ -10,9 +10,8 @@ import jax
 from jax.extend.core import JaxprEqn, Literal
 
 from numpyro_infograd._jaxpr_replay import replay
-from numpyro_infograd._jaxpr_walk import body_of
+from numpyro_infograd._jaxpr_walk import bind, body_of
 from numpyro_infograd._program import Program
-from numpyro_infograd._recovery.equations import bind
 
 
 class Trace:
