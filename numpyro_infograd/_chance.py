@@ -23,7 +23,6 @@ import jax.numpy as jnp
 
 from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Density, Values, simulate
-from numpyro_infograd._noise import noise_like
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import joint_states
 from numpyro_infograd._structure import StructuralModel
@@ -100,10 +99,9 @@ class Chance:
             found = sm.run(params, noise, held, log_prob_sites=sites).log_prob
             return sum((jnp.sum(found[s]) for s in sites), jnp.zeros(()))
 
-        example = sm.params, noise_like(sm.spec), sm.examples(sites)
         return Chance(
             sm.forward_given(sites),
-            Program.trace(log_prob, *example),
+            Program.trace(log_prob, *sm.example_inputs(sites)),
             densities,
             jnp.asarray([term.coefficient for term in terms]),
             _sources(mixture, densities),

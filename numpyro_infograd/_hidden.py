@@ -38,27 +38,6 @@ class Position(NamedTuple):
     states: jax.Array
 
 
-class Walked(NamedTuple):
-    """A discrete site of the position; without choices it takes whole numbers."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: Any
-    choices: tuple[float, ...]
-
-    def numbers(self, values: jax.Array) -> jax.Array:
-        """The index of the choice of each value, flat."""
-        if not self.choices:
-            return values.ravel().astype(int)
-        table = jnp.asarray(self.choices)
-        return jnp.searchsorted(table, values.ravel().astype(table.dtype))
-
-    def values(self, numbers: jax.Array) -> jax.Array:
-        """The site's value, from the indices of its choices."""
-        found = jnp.asarray(self.choices)[numbers] if self.choices else numbers
-        return found.reshape(self.shape).astype(self.dtype)
-
-
 @pytree("joint", "unpacked", "packed")
 @dataclass(frozen=True)
 class Hidden:
@@ -70,8 +49,7 @@ class Hidden:
     sites: tuple[str, ...]  # the sites of the set, with those that it is conditioned on
     moved_sites: tuple[str, ...]  # the sites of the set that need a score
     valued: tuple[str, ...]  # the hidden sites whose values are in the position
-    # Name, shape and choices of each discrete site of the position.
-    walked: tuple[Walked, ...]
+    walked: tuple[Site, ...]  # the discrete sites of the position
     sizes: tuple[int, ...]  # number of scalars in each of `sites`
     supports: tuple[str, ...]  # support of each of `sites`, as in `Site`
     # For each coordinate of `free`, whether the set has a right derivative in it.
@@ -93,7 +71,7 @@ class Hidden:
             functools.partial(of, parts, sites) for of in (_unpack, _pack)
         )
         noise = noise_like(density.spec)
-        example = {n: sm.example(n) for n in valued}
+        example = sm.examples(valued)
         flat = jax.eval_shape(packed, noise, example)
         return Hidden(
             joint,
@@ -102,10 +80,7 @@ class Hidden:
             density.all_sites,
             density.moved_sites,
             valued,
-            tuple(
-                Walked(n, sites[n].shape, sites[n].dtype, sites[n].choices or ())
-                for n in discrete
-            ),
+            tuple(sites[n] for n in discrete),
             density.sizes,
             density.supports,
             _smooth(sm, density, parts, sites),
@@ -119,11 +94,8 @@ class Hidden:
     @property
     def counts(self) -> tuple[int, ...]:
         """Number of choices of each discrete value of the position; 0 if unlimited."""
-        return tuple(
-            len(site.choices)
-            for site in self.walked
-            for _ in range(math.prod(site.shape))
-        )
+        every = (site for site in self.walked for _ in range(site.size))
+        return tuple(len(site.choices or ()) for site in every)
 
     def start(self, noise: Values, values: Values) -> Position:
         """The position of one sample, from its noise and the values of all sites."""
@@ -148,10 +120,9 @@ class Hidden:
         full = noise_like(self.joint.spec) | noise
         start = 0
         for site in self.walked:
-            stop = start + math.prod(site.shape)
-            own = own | {site.name: site.values(at.states[start:stop])}
-            start = stop
-
+            states = at.states[start : start + site.size]
+            own = own | {site.name: site.values(states)}
+            start += site.size
         inside = self.joint.pick({**values, **own})
         out = self.joint.program(params, full, inside)["log_prob"]
         return sum((jnp.sum(out[s]) for s in self.joint.log_prob_sites), log_prior)
@@ -211,9 +182,7 @@ def _smooth(
     valued = tuple(name for name, _ in parts if name in sites)
     program = Program.trace(
         lambda params, noise, put: sm.run(params, noise, put, cut=True).values,
-        sm.params,
-        noise_like(sm.spec),
-        {name: sm.example(name) for name in valued},
+        *sm.example_inputs(valued),
     )
     watched = density.all_sites + tuple(sites)
     seen = {i for s in watched for i in program.output_indices(s)}

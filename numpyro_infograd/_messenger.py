@@ -25,11 +25,11 @@ from numpyro.primitives import _PYRO_STACK, Messenger
 
 from numpyro_infograd import exogenous
 from numpyro_infograd._arguments import is_real
-from numpyro_infograd._density import Values
 from numpyro_infograd._doors import warn
 from numpyro_infograd._noise import one_draw
 from numpyro_infograd._parameters import bijection, constraint_of
 from numpyro_infograd._sites import Site
+from numpyro_infograd._structure import Played
 from numpyro_infograd.errors import ModelError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.exogenous.rows import innermost, leaf_of
@@ -115,10 +115,7 @@ class Generate(Messenger):
         self.param_values: dict[str, Any] = {}
         self.unset = ""  # name of the last parameter, if it has no value
         self.constraints: dict[str, Any] = {}
-        self.values: Values = {}
-        self.log_prob: Values = {}
-        self.boundary: dict[str, Any] = {}
-        self.arguments: dict[str, Any] = {}  # of the distributions that are scored
+        self.played = Played({}, {}, {}, {})
         self._laws: dict[str, Noise] = {}
         self._states: dict[str, str] = {}
         self._held: set[str] = set()
@@ -134,15 +131,19 @@ class Generate(Messenger):
 
     def forget(self) -> None:
         """Drop traced values, which must not outlive their trace."""
-        self.values.clear()
+        self.played.values.clear()
         self.rng_key = None
 
     # -- messages of the model -----------------------------------------------------
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] in ("sample", "deterministic", "param"):
-            _check_name(msg["name"])
-        if msg["type"] in ("sample", "deterministic"):
+        is_site = msg["type"] in ("sample", "deterministic")
+        if (is_site or msg["type"] == "param") and not isinstance(msg["name"], str):
+            raise ModelError(
+                f"the model has a site or a parameter named {msg['name']!r}: names are "
+                "strings."
+            )
+        if is_site:
             self._check_site(msg["name"])
         handle = {
             "sample": self._sample,
@@ -208,23 +209,24 @@ class Generate(Messenger):
     def _draw(self, name: str, fn: Any, sample_shape: tuple[int, ...]) -> jax.Array:
         """A site's value from its noise."""
         law = self._laws[name] = _noise_of(name, fn, sample_shape)
-        noise = self.noise
-        if noise is None:  # not zero, where a model may divide by zero
-            noise = one_draw(((name, law),), seed=len(self._laws))
-        return _transform(name, fn, noise.get(name), sample_shape)
+        if self.noise is None:  # not zero, where a model may divide by zero
+            noise = one_draw(law, seed=len(self._laws))
+        else:
+            noise = self.noise.get(name)
+        return _transform(name, fn, noise, sample_shape)
 
     def _keep(self, name: str, made: Any, settable: bool) -> Any:
         """Record a value, and return the value for the model: made, or given."""
         passed = self.given.get(name, made) if settable else made
-        self.values[name] = jnp.asarray(made if self.cut else passed)
+        self.played.values[name] = jnp.asarray(made if self.cut else passed)
         return passed
 
     def _score(self, name: str, fn: Any, value: jax.Array) -> None:
         law = exogenous.density(fn)
-        self.log_prob[name] = exogenous.log_probs(law, value)
-        self.boundary[name] = exogenous.boundary(law)
+        self.played.log_prob[name] = exogenous.log_probs(law, value)
+        self.played.boundary[name] = exogenous.boundary(law)
         numbers = [x for x in jax.tree.leaves(fn) if is_real(x)]
-        self.arguments[name] = numbers or [self.log_prob[name]]
+        self.played.arguments[name] = numbers or [self.played.log_prob[name]]
 
     def _describe(self, name: str, fn: Any, msg: Any, state: str) -> None:
         value = jnp.asarray(msg["value"])
@@ -299,7 +301,7 @@ class Generate(Messenger):
             stacked = (length,) if is_scan and law.kind != "none" else ()
             self._laws[name] = law._replace(shape=stacked + law.shape)
             if self.noise is None:
-                noise = one_draw(((name, law),), seed=len(self._laws)).get(name)
+                noise = one_draw(law, seed=len(self._laws))
             else:
                 noise = self.noise.get(name)
                 noise = noise if step is None or noise is None else noise[step]
@@ -370,13 +372,6 @@ def _transform(name: str, fn: Any, noise: Any, sample_shape: tuple[int, ...]) ->
             f"{_class_name(fn)} fails: {missing}. Use a distribution for which "
             "fn.sample(jax.random.key(0)) works."
         ) from error
-
-
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str):
-        raise ModelError(
-            f"the model has a site or a parameter named {name!r}: names are strings."
-        )
 
 
 def _support(support: Any) -> str:

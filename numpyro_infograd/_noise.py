@@ -128,10 +128,10 @@ def probe_noise(spec: NoiseSpec, seed: int, num_samples: int) -> dict[str, Any]:
     return noise
 
 
-def one_draw(spec: NoiseSpec, seed: int) -> dict[str, Any]:
-    """`probe_noise` of one sample, in the shapes of a model's call."""
-    drawn = probe_noise(spec, seed, 1)
-    return noise_like(spec) | {name: jnp.asarray(x[0]) for name, x in drawn.items()}
+def one_draw(law: Noise, seed: int) -> jax.Array | None:
+    """`probe_noise` of one site and one sample; None if it has no noise."""
+    drawn = probe_noise((("", law),), seed, 1)
+    return jnp.asarray(drawn[""][0]) if drawn else None
 
 
 def shard_samples(samples: jax.Array) -> jax.Array:

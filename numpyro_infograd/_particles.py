@@ -116,7 +116,7 @@ class Filter:
         """
         if density.without_density or density.hidden_deterministic:
             return None
-        inputs = sm.params, noise_like(sm.spec), sm.examples(density.all_sites)
+        inputs = sm.example_inputs(density.all_sites)
         scans: list[Any] = []
 
         def first(*inputs: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, sum_over, summed
-from numpyro_infograd._noise import noise_like, probe_noise
+from numpyro_infograd._noise import probe_noise
 from numpyro_infograd._parameters import bijection
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import Site, joint_states
@@ -54,7 +54,7 @@ def sum_hidden(density: Density, sm: Any) -> Density:
     )
     if not discrete or density.without_density or density.hidden_deterministic:
         return density
-    inputs = sm.params, noise_like(sm.spec), sm.examples(density.all_sites)
+    inputs = sm.example_inputs(density.all_sites)
     if states := joint_states(sm.site_info, discrete):
         return sum_over(density, sm.run, inputs, states)
     return _sum_along(density, sm, inputs, [sm.site_info[n] for n in discrete])
@@ -79,11 +79,7 @@ class Cells(NamedTuple):
 
     def numbers(self, values: Values) -> jax.Array:
         """The index of each value's choice."""
-        found = []
-        for site in self.sites:
-            table = jnp.asarray(site.choices, site.dtype)
-            found.append(jnp.argmax(values[site.name].ravel()[:, None] == table, 1))
-        return jnp.concatenate(found)
+        return jnp.concatenate([s.numbers(values[s.name]) for s in self.sites])
 
     def values(self, numbers: Any) -> Values:
         """The sites' values, from the index of each value's choice."""
@@ -91,8 +87,7 @@ class Cells(NamedTuple):
         for site in self.sites:
             own = numbers[start : start + site.size]
             own = jnp.minimum(own, len(site.choices or ()) - 1)
-            table = jnp.asarray(site.choices, site.dtype)
-            found[site.name] = table[own].reshape(site.shape)
+            found[site.name] = site.values(own)
             start += site.size
         return found
 

@@ -57,6 +57,29 @@ class Site(NamedTuple):
         """Whether its values are real floating-point numbers."""
         return bool(jnp.issubdtype(self.dtype, jnp.floating))
 
+    def numbers(self, values: jax.Array) -> jax.Array:
+        """The index of the choice of each discrete value, flat; the value if all whole
+        numbers are choices.
+        """
+        if not self.choices:
+            return values.ravel().astype(int)
+        table = jnp.asarray(self.choices)
+        return jnp.searchsorted(table, values.ravel().astype(table.dtype))
+
+    def values(self, numbers: jax.Array) -> jax.Array:
+        """Inverse of `numbers`, in the site's shape."""
+        found = jnp.asarray(self.choices)[numbers] if self.choices else numbers
+        return found.reshape(self.shape).astype(self.dtype)
+
+
+def site_noise(site_info: Mapping[str, Site]) -> dict[str, Noise]:
+    """The exogenous noise of each site that has some."""
+    return {
+        name: site.noise
+        for name, site in site_info.items()
+        if site.noise is not None and site.noise.kind != "none"
+    }
+
 
 def joint_states(
     site_info: Mapping[str, Site], discrete: Iterable[str], most: int = MOST_STATES

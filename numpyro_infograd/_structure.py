@@ -28,7 +28,7 @@ from numpyro_infograd._noise import (
 from numpyro_infograd._parameters import check_inside, complete
 from numpyro_infograd._program import Program, dependencies_by_name
 from numpyro_infograd._sequences import sum_hidden
-from numpyro_infograd._sites import Site, draw_graph
+from numpyro_infograd._sites import Site, draw_graph, site_noise
 from numpyro_infograd._text import html_table
 from numpyro_infograd.errors import ArgumentError, SiteError
 from numpyro_infograd.exogenous import Noise
@@ -100,11 +100,7 @@ class StructuralModel:
     @property
     def noise(self) -> dict[str, Noise]:
         """Kind and shape of one draw of each site's exogenous noise."""
-        laws = {
-            name: site.noise
-            for name, site in self.site_info.items()
-            if site.noise is not None and site.noise.kind != "none"
-        }
+        laws = site_noise(self.site_info)
         for name in self.appended:
             laws[appended_name(name)] = Noise("normal", self.site_info[name].shape)
         return laws | self.copies
@@ -219,7 +215,7 @@ class StructuralModel:
         """site -> parameters that move its value while the drawn sites are held."""
         if not self.drawn:
             return {name: params for name, (params, _) in self._reach.items()}
-        inputs = self.params, noise_like(self.spec), self.examples(self.drawn)
+        inputs = self.example_inputs(self.drawn)
         reach = dependencies_by_name(self.forward_given(self.drawn), *inputs)
         return {name: params for name, (params, _, _) in reach.items()}
 
@@ -276,12 +272,8 @@ class StructuralModel:
         held, sites = self._named(held), self._named(sites)
         if not held:
             return self.noise_of(sites)
-        reach = dependencies_by_name(
-            self.forward_given(held),
-            self.params,
-            noise_like(self.spec),
-            self.examples(held),
-        )
+        inputs = self.example_inputs(held)
+        reach = dependencies_by_name(self.forward_given(held), *inputs)
         return frozenset().union(*(reach[s][1] for s in sites))
 
     @functools.cached_property
@@ -293,11 +285,9 @@ class StructuralModel:
         step.
         """
         cut = [n for n, s in self.site_info.items() if not s.control_flow]
-        example = self.params, noise_like(self.spec), self.examples(cut)
-        program = Program.trace(
-            lambda *inputs: self.run(*inputs, cut=True).values, *example
-        )
-        reach = dependencies_by_name(program, *example)
+        inputs = self.example_inputs(cut)
+        program = Program.trace(lambda *x: self.run(*x, cut=True).values, *inputs)
+        reach = dependencies_by_name(program, *inputs)
         return {
             name: tuple(
                 s
@@ -352,15 +342,10 @@ class StructuralModel:
             played = self.run(params, noise, values, log_prob_sites=wanted)
             return {"log_prob": played.log_prob, "boundary": played.boundary}
 
-        noise = noise_like(self.spec)
-        example = self.examples(members)
-        program = Program.trace(run, self.params, noise, example)
+        inputs = self.example_inputs(members)
+        program = Program.trace(run, *inputs)
         reach = dependencies_by_name(
-            program,
-            self.params,
-            noise,
-            example,
-            key=lambda path: (path[0].key, path[1].key),
+            program, *inputs, key=lambda path: (path[0].key, path[1].key)
         )
         read = {s: reach["log_prob", s] for s in wanted}
         log_prob_sites = tuple(
@@ -399,10 +384,7 @@ class StructuralModel:
         key = self._named(sites)
         if key not in self._programs:
             self._programs[key] = Program.trace(
-                lambda params, noise, given: self.run(params, noise, given).values,
-                self.params,
-                noise_like(self.spec),
-                self.examples(sites),
+                lambda *inputs: self.run(*inputs).values, *self.example_inputs(sites)
             )
         return self._programs[key]
 
@@ -414,6 +396,10 @@ class StructuralModel:
     def examples(self, names: Iterable[str]) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and type of one draw of each site."""
         return {name: self.example(name) for name in names}
+
+    def example_inputs(self, given: Iterable[str] = ()) -> tuple[Any, Values, Any]:
+        """Examples of parameters, noise and values of some sites, for a trace."""
+        return self.params, noise_like(self.spec), self.examples(given)
 
     def render(self) -> Any:
         """The graph of sites and parameters as a `graphviz.Digraph`.
@@ -427,11 +413,14 @@ class StructuralModel:
         return draw_graph(self.params, self.site_info, self.parents)
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        rows = []
-        for name, site in self.site_info.items():
-            what = f"{site.distribution or site.kind} {site.shape}"
-            rows.append((name, what, ", ".join(self.parents[name]) or "-"))
-        return rows
+        return [
+            (
+                name,
+                f"{site.distribution or site.kind} {site.shape}",
+                ", ".join(self.parents[name]) or "-",
+            )
+            for name, site in self.site_info.items()
+        ]
 
     def __repr__(self) -> str:
         rows = [f"  {name}: {what} <- {why}" for name, what, why in self._rows()]

@@ -150,7 +150,7 @@ def at_each(means: Means, values: Any) -> jax.Array:
 
 def trace_expectations(objective: Objective, sm: StructuralModel) -> Means:
     """The objective's expectations as programs of one sample's values."""
-    example = {name: sm.example(name) for name in sm.sites}
+    example = sm.examples(sm.sites)
     pairs = frozenset(name for name, site in sm.site_info.items() if site.pair)
     holds = (
         f"the values of the sites {', '.join(sm.sites)}. Use these; record a parameter "

@@ -18,7 +18,8 @@ from numpyro_infograd._arguments import as_parameter, explain_trace_errors, line
 from numpyro_infograd._messenger import Generate, isolated, warn_of_handlers
 from numpyro_infograd._noise import noise_like
 from numpyro_infograd._program import Program
-from numpyro_infograd._structure import Played, StructuralModel
+from numpyro_infograd._sites import site_noise
+from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import (
     ArgumentError,
     InfogradError,
@@ -200,19 +201,10 @@ def trace_model(
     def run(params, noise, given, log_prob_sites=(), cut=False):
         messenger = Generate(params, noise, given, log_prob_sites, cut)
         play(messenger)
-        return Played(
-            messenger.values,
-            messenger.log_prob,
-            messenger.boundary,
-            messenger.arguments,
-        )
+        return messenger.played
 
-    laws = tuple(
-        (name, site.noise)
-        for name, site in seen.sites.items()
-        if site.noise is not None and site.noise.kind != "none"
-    )
-    forward = Program.trace(lambda p, n: run(p, n, {}).values, params, noise_like(laws))
+    noise = noise_like(tuple(site_noise(seen.sites).items()))
+    forward = Program.trace(lambda p, n: run(p, n, {}).values, params, noise)
     forward.check_batches("the model")
     source = (model, args, kwargs)
     return StructuralModel(

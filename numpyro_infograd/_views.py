@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd._density import Values
-from numpyro_infograd._noise import noise_like
 from numpyro_infograd._parameters import bijection
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
@@ -120,8 +119,7 @@ class View:
                 | {k: ravel_pytree(laws.get(s, []))[0] for k, s in weighed.items()}
             )
 
-        example = {name: sm.example(name) for name in given}
-        return Program.trace(run, sm.params, noise_like(sm.spec), example)
+        return Program.trace(run, *sm.example_inputs(given))
 
     def call(self, name: str) -> str:
         """Name of an output in messages."""
