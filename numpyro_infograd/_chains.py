@@ -373,11 +373,11 @@ def evaluate(hidden: Hidden, params: Any, values: Values, at: Position) -> Chain
     """A chain at a position, for one sample."""
 
     def joint(free: jax.Array, moved: Values) -> jax.Array:
-        return hidden.log_prob(params, Position(free, at.states), {**values, **moved})
+        return hidden.log_prob(params, Position(free, at.states), values | moved)
 
-    moved = {name: values[name] for name in hidden.moved_sites}
+    moved = {name: values[name] for name in hidden.joint.moved_sites}
     found, (gradient, score) = jax.value_and_grad(joint, argnums=(0, 1))(at.free, moved)
-    flat = [jnp.zeros(0), *(score[name].ravel() for name in hidden.moved_sites)]
+    flat = [jnp.zeros(0), *(score[name].ravel() for name in moved)]
     return Chain(at, found, gradient, jnp.concatenate(flat))
 
 

@@ -23,7 +23,7 @@ from numpyro.distributions import constraints
 
 from numpyro_infograd._density import Values, simulate
 from numpyro_infograd._noise import noise_like, probe_noise
-from numpyro_infograd._pairs import from_pair, to_pair, with_pairs, without_pairs
+from numpyro_infograd._pairs import with_pairs, without_pairs
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import Site
 from numpyro_infograd._structure import Played, StructuralModel, appended_name
@@ -241,10 +241,8 @@ def as_pairs(sm: StructuralModel, sites: Iterable[str]) -> StructuralModel:
     inner, pairs = sm.run, frozenset(filter(is_complex, sm.sites))
 
     def run(params, noise, given, **options):
-        put = {n: from_pair(v) if n in pairs else v for n, v in given.items()}
-        played = inner(params, noise, put, **options)
-        made = {n: to_pair(v) if n in pairs else v for n, v in played.values.items()}
-        return played._replace(values=made)
+        played = inner(params, noise, without_pairs(pairs, given), **options)
+        return played._replace(values=with_pairs(pairs, played.values))
 
     real = {
         name: site._replace(

@@ -24,6 +24,7 @@ from numpyro_infograd._noise import NoiseSpec, noise_like
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import Site
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd.exogenous import Noise
 
 _EDGE = 2.0**-24  # smallest distance of a uniform from 0 and 1
 
@@ -47,11 +48,8 @@ class Hidden:
     unpacked: Program  # from the vector `free` to (noise, values, log prior density)
     packed: Program  # from (noise, values) to the vector `free`
     sites: tuple[str, ...]  # the sites of the set, with those that it is conditioned on
-    moved_sites: tuple[str, ...]  # the sites of the set that need a score
     valued: tuple[str, ...]  # the hidden sites whose values are in the position
     walked: tuple[Site, ...]  # the discrete sites of the position
-    sizes: tuple[int, ...]  # number of scalars in each of `sites`
-    supports: tuple[str, ...]  # support of each of `sites`, as in `Site`
     # For each coordinate of `free`, whether the set has a right derivative in it.
     smooth: tuple[bool, ...]
 
@@ -78,11 +76,8 @@ class Hidden:
             Program.trace(unpacked, flat),
             Program.trace(packed, noise, example),
             density.all_sites,
-            density.moved_sites,
             valued,
             tuple(sites[n] for n in discrete),
-            density.sizes,
-            density.supports,
             _smooth(sm, density, parts, sites),
         )
 
@@ -107,12 +102,12 @@ class Hidden:
     def stretch(self, values: Values) -> jax.Array:
         """Derivative of each moved value in its log or logit, or 1, (num_scores,)."""
         slopes = {"positive": lambda x: x, "unit": lambda x: x * (1.0 - x)}
-        kinds = dict(zip(self.sites, self.supports, strict=True))
-        found = [jnp.zeros(0)]
-        for name in self.moved_sites:
-            slope = slopes.get(kinds[name], jnp.ones_like)
-            found.append(slope(values[name].ravel()))
-        return jnp.concatenate(found)
+        kinds = dict(zip(self.joint.all_sites, self.joint.supports, strict=True))
+        found = [
+            slopes.get(kinds[name], jnp.ones_like)(values[name].ravel())
+            for name in self.joint.moved_sites
+        ]
+        return jnp.concatenate([jnp.zeros(0), *found])
 
     def log_prob(self, params: Any, at: Position, values: Values) -> jax.Array:
         """log density of a position and the values of the set, a scalar in nats."""
@@ -123,7 +118,7 @@ class Hidden:
             states = at.states[start : start + site.size]
             own = own | {site.name: site.values(states)}
             start += site.size
-        inside = self.joint.pick({**values, **own})
+        inside = self.joint.pick(values | own)
         out = self.joint.program(params, full, inside)["log_prob"]
         return sum((jnp.sum(out[s]) for s in self.joint.log_prob_sites), log_prior)
 
@@ -191,18 +186,22 @@ def _smooth(
         inputs = program.input_indices(*((2,) if name in sites else (1,)), name)
         jumps = any(jump.outputs & seen for jump in program.jumps(inputs))
         is_smooth = not jumps and not program.stops(inputs) & seen
-        shape = law.shape
-        if name in sites:
-            shape = sites[name].unconstrain.inverse_shape(sites[name].shape)
-        found += [is_smooth] * math.prod(shape)
+        found += [is_smooth] * math.prod(_shape(name, law, sites))
     return tuple(found)
 
 
-def _is_valued(sm: StructuralModel, name: str, law: Any) -> bool:
+def _is_valued(sm: StructuralModel, name: str, law: Noise) -> bool:
     """Whether the position has the value of the site, not its noise."""
     if name not in sm.site_info:
         return False
     return law.kind == "key" or sm.site_info[name].discrete
+
+
+def _shape(name: str, law: Noise, sites: dict[str, Site]) -> tuple[int, ...]:
+    """Shape of the coordinates of a site: of its value, or of its noise."""
+    if name not in sites:
+        return law.shape
+    return sites[name].unconstrain.inverse_shape(sites[name].shape)
 
 
 def _unpack(
@@ -211,16 +210,14 @@ def _unpack(
     noise, values, log_prior = {}, {}, jnp.zeros(())
     start = 0
     for name, law in parts:
+        shape = _shape(name, law, sites)
+        flat = free[start : start + math.prod(shape)].reshape(shape)
         if name in sites:
             transform = sites[name].unconstrain
-            shape = transform.inverse_shape(sites[name].shape)
-            flat = free[start : start + math.prod(shape)].reshape(shape)
             values[name] = transform(flat)
             jacobian = transform.log_abs_det_jacobian(flat, values[name])
             log_prior += jnp.sum(jacobian)
         else:
-            shape = law.shape
-            flat = free[start : start + math.prod(shape)].reshape(shape)
             noise[name] = flat
             if law.kind == "uniform":
                 noise[name] = jnp.clip(ndtr(flat), _EDGE, 1.0 - _EDGE)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -91,16 +91,11 @@ def _as_array(value: Any, name: str) -> jax.Array:
     return jnp.asarray(value)
 
 
-class Marked(NamedTuple):
-    """The variables of one call: the argument, and what the inverse made of it."""
-
-    argument: Any
-    returned: Any
-
-
-def marked_calls(eqns: Iterable[JaxprEqn]) -> dict[Any, Marked]:
-    """The calls of marked functions in a trace without calls, by their results."""
-    found: dict[Any, Marked] = {}
+def marked_calls(eqns: Iterable[JaxprEqn]) -> dict[Any, tuple[Any, Any]]:
+    """The calls of marked functions in a trace without calls, by their results: the
+    argument, and what the inverse made of the result.
+    """
+    found: dict[Any, tuple[Any, Any]] = {}
     calls: list[list[Any]] = []  # calls inside of others are complete before these
     for eqn in eqns:
         name = eqn.params.get("name") if eqn.primitive.name == "name" else ""
@@ -114,5 +109,5 @@ def marked_calls(eqns: Iterable[JaxprEqn]) -> dict[Any, Marked]:
             argument, *result = calls.pop()
             if len(result) != 1:
                 return {}
-            found[result[0]] = Marked(argument, eqn.invars[0])
+            found[result[0]] = argument, eqn.invars[0]
     return {} if calls else found

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 
-def to_pair(value: Any) -> jax.Array:
+def to_pair(value: Any) -> Any:
     """A complex array as its real and imaginary parts, in a new last axis."""
+    if not jnp.iscomplexobj(value):
+        return value
     return jnp.stack([jnp.real(value), jnp.imag(value)], axis=-1)
 
 
@@ -20,22 +22,17 @@ def from_pair(pair: Any) -> jax.Array:
     return jax.lax.complex(pair[..., 0], pair[..., 1])
 
 
-def to_pairs(tree: Any) -> Any:
-    """A pytree whose complex leaves are pairs."""
-    return jax.tree.map(lambda x: to_pair(x) if jnp.iscomplexobj(x) else x, tree)
-
-
 def with_pairs(names: Collection[str], params: Any) -> Any:
-    """Parameters as a model takes them: those of these names as pairs."""
+    """Parameters or values as a model takes them: those of these names as pairs."""
     if not names or not isinstance(params, Mapping):
         return params
-    return {n: to_pairs(p) if n in names else p for n, p in params.items()}
+    return {n: jax.tree.map(to_pair, p) if n in names else p for n, p in params.items()}
 
 
 def without_pairs(names: Collection[str], params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters, or a gradient, as the user sees them: pairs as complex numbers.
+    """What a user sees: pairs as complex numbers.
 
-    As a gradient it is the direction of steepest ascent, d/dRe + i d/dIm.
+    A gradient is then the direction of steepest ascent, d/dRe + i d/dIm.
     """
     return {
         n: jax.tree.map(from_pair, p) if n in names else p for n, p in params.items()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import explain_trace_errors
 from numpyro_infograd._causality import check_sources
 from numpyro_infograd._objectives import Joint, Objective, expectation_label, plus
-from numpyro_infograd._pairs import from_pair
+from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
@@ -170,7 +170,7 @@ def _trace_scalar(
     label = expectation_label(fn)
 
     def scalar(values: Any) -> Any:
-        found = fn({n: from_pair(v) if n in pairs else v for n, v in values.items()})
+        found = fn(without_pairs(pairs, values))
         number = isinstance(found, numbers.Real) or hasattr(found, "dtype")
         if not number or jnp.shape(found) or jnp.iscomplexobj(found):
             shape = f" of shape {jnp.shape(found)}" if number else ""

@@ -59,12 +59,10 @@ class View:
         """The parameters that may move an output."""
         if name in self.probabilities:
             assert self.sm.held_from is not None
-            return frozenset(self.sm.held_from.params_of((self.probabilities[name],)))
+            return self.sm.held_from.params_of(self.probabilities[name])
         if name in (laws := self.laws(self.keyed)):
-            return self.sm.params_of((laws[name],))
-        return frozenset(
-            self.sm.params_of((name,) if name in self.sites else self.read)
-        )
+            return self.sm.params_of(laws[name])
+        return self.sm.params_of(name if name in self.sites else self.read)
 
     @property
     def read(self) -> tuple[str, ...]:

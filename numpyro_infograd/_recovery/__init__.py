@@ -22,7 +22,7 @@ import jax
 from jax.extend.core import JaxprEqn, Literal
 import jax.numpy as jnp
 
-from numpyro_infograd._injective import Marked, marked_calls
+from numpyro_infograd._injective import marked_calls
 from numpyro_infograd._jaxpr_walk import bind, dtype_of, is_inexact
 from numpyro_infograd._program import Program
 from numpyro_infograd._recovery.equations import (
@@ -56,13 +56,6 @@ class NotInverseError(Exception):
     """The inverse of a marked function does not return its argument."""
 
 
-class Source(NamedTuple):
-    """A flat input to compute back: its support, as in `Site`, and its atoms."""
-
-    support: str
-    atoms: range
-
-
 class _Link(NamedTuple):
     """Atoms from which rows can be computed: each its own, or all rows from all."""
 
@@ -93,13 +86,13 @@ class Recovery:
         self._num_atoms = 0
         self._visited: set[int] = set()
         self._pending: set[Any] = set()
-        self.sources: dict[int, Source] = {}
+        self.sources: dict[int, range] = {}  # their atoms
         self._support: dict[Any, str] = {}
         for index, support in sources.items():
             var = self.trace.args[index]
             if is_inexact(var):
-                self.sources[index] = Source(support, self._new(size_of(var)))
-                self._rows[var] = self._unit(self.sources[index].atoms)
+                self.sources[index] = self._new(size_of(var))
+                self._rows[var] = self._unit(self.sources[index])
                 self._support[var] = support
 
     # -- the public part ----------------------------------------------------------
@@ -119,7 +112,7 @@ class Recovery:
         have = np.zeros(self._num_atoms, bool)
         for index in known:
             if index in self.sources:
-                have[self.sources[index].atoms] = True
+                have[self.sources[index]] = True
         table = self._stack(rows)
         unread = [np.ones(len(link.atoms), bool) for link in self._links]
         while True:
@@ -131,37 +124,34 @@ class Recovery:
                     more.append(link.rows if link.jointly else link.rows[new])
                     left &= ~new
             if not more:
-                return {i for i, s in self.sources.items() if have[s.atoms].all()}
+                return {i for i, atoms in self.sources.items() if have[atoms].all()}
             table = self._stack([table, *more])
 
     # -- one equation -------------------------------------------------------------
 
     def _visit(self, eqn: JaxprEqn) -> None:
         """Set what is known of the results of an equation, from its operands."""
-        moving = [i for i, a in enumerate(eqn.invars) if self.trace.is_moving(a)]
+        moving = self.trace.moving(eqn)
         if not moving:
-            if (
-                all(self.trace.value(a) is not None for a in eqn.invars)
-                and not eqn.effects
-            ):
-                made = bind(eqn, self.trace.values(eqn))
+            values = self.trace.values(eqn)
+            if not eqn.effects and all(v is not None for v in values):
+                made = bind(eqn, values)
                 self.trace.known.update(zip(eqn.outvars, made, strict=True))
             return
         for var in eqn.outvars:
             self._base[var] = var
         marked = self._marked.get(eqn.outvars[0])
         if marked is not None:
-            self._set(eqn, self._by_word(marked, eqn.outvars[0]))
+            self._set(eqn, self._by_word(*marked, eqn.outvars[0]))
             return
         if is_elementwise(eqn) and not rounds(eqn):
             var, base = eqn.outvars[0], self._common_base(eqn, moving)
             waits = any(eqn.invars[i] in self._pending for i in moving)
-            if base is not None and (waits or not self._is_direct(eqn, moving)):
-                self._base[var] = base
-                self._pending.add(var)
-                return
             if base is not None:
                 self._base[var] = base
+                if waits or not self._is_direct(eqn, moving):
+                    self._pending.add(var)
+                    return
         self._set(eqn, self._linear(eqn, moving) or self._direct(eqn, moving))
 
     def _set(self, eqn: JaxprEqn, found: list[Any] | None) -> None:
@@ -205,9 +195,8 @@ class Recovery:
 
     def _resolved(self, eqn: JaxprEqn) -> None:
         """Set the rows of an elementwise result, by a test if need be."""
-        var = eqn.outvars[0]
+        var, moving = eqn.outvars[0], self.trace.moving(eqn)
         self._pending.discard(var)
-        moving = [i for i, a in enumerate(eqn.invars) if self.trace.is_moving(a)]
         if self._is_direct(eqn, moving):
             self._set(eqn, self._linear(eqn, moving) or self._direct(eqn, moving))
             return
@@ -220,16 +209,16 @@ class Recovery:
             found = [self._linked(self._rows_of(base))]
         self._set(eqn, found)
 
-    def _by_word(self, marked: Marked, result: Any) -> list[Any] | None:
+    def _by_word(self, argument: Any, returned: Any, result: Any) -> list[Any] | None:
         """Rows of the result of a marked function, after a test of its inverse."""
-        chain = (result, marked.argument), (marked.returned, result)
+        chain = (result, argument), (returned, result)
         if not all(self.trace.is_function(*pair) for pair in chain):
             raise NotInverseError("reads other random values than its argument")
-        true, back = (np.asarray(self.trace.draws(v)) for v in marked)
+        true, back = (np.asarray(self.trace.draws(v)) for v in (argument, returned))
         spread = np.max(np.abs(true - np.mean(true, axis=0)), initial=0.0)
         if not np.all(np.abs(back - true) <= _INVERTS * spread):
             raise NotInverseError("does not return the argument at draws of the model")
-        rows = self._rows_of(marked.argument)
+        rows = self._rows_of(argument)
         if rows is None:
             return None  # an argument that is not a float
         made = self._new(size_of(result))
@@ -350,8 +339,7 @@ class Recovery:
 
     def _unit(self, atoms: range) -> Any:
         entries = np.ones(len(atoms)), (np.arange(len(atoms)), np.asarray(atoms))
-        shape = len(atoms), self._num_atoms
-        return sparse.csr_matrix(entries, shape=shape)
+        return sparse.csr_matrix(entries, shape=(len(atoms), self._num_atoms))
 
     def _linked(self, rows: Any) -> Any:
         """Rows of new atoms, each a one-to-one function of one of the rows."""

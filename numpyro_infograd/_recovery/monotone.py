@@ -31,19 +31,16 @@ def is_monotone(
     `fn` returns its value and the predicates of its switches.
     """
     with jax.enable_x64(True):
-        run = jax.jit(lambda grid: _derivative(fn, grid))
+        run = jax.jit(
+            lambda grid: jax.jvp(
+                jax.vmap(fn), (grid,), (jnp.ones_like(grid),), has_aux=True
+            )
+        )
         near = _grid(draws, support, 1.0)
         if not _rises(near, run(near), strictly=True):
             return False
         far = _grid(draws, support, 1000.0)
         return _rises(far, run(far), strictly=False)
-
-
-def _derivative(fn: Callable[..., Any], grid: jax.Array) -> Any:
-    value, slope, switches = jax.jvp(
-        jax.vmap(fn), (grid,), (jnp.ones_like(grid),), has_aux=True
-    )
-    return value, slope, switches
 
 
 def _rises(grid: jax.Array, found: tuple[Any, Any, list[Any]], strictly: bool) -> bool:

@@ -56,6 +56,10 @@ class Trace:
         """Whether a value depends on inputs that are not shared."""
         return not isinstance(atom, Literal) and atom in self._moving
 
+    def moving(self, eqn: JaxprEqn) -> list[int]:
+        """The operands of an equation that move, by number."""
+        return [i for i, atom in enumerate(eqn.invars) if self.is_moving(atom)]
+
     def value(self, atom: Any) -> Any:
         """A constant; None if it is not known or moves."""
         return atom.val if isinstance(atom, Literal) else self.known.get(atom)
