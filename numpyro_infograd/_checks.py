@@ -320,4 +320,4 @@ def _repeats(
 
 
 def _list(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in sorted(names))
+    return ", ".join(map(repr, sorted(names)))

@@ -25,8 +25,8 @@ def quick_jit(
     """`jax.jit` that compiles in about 40 % of the time on a CPU.
 
     Measured with chains and the training of networks, whose programs run up to 15 %
-    slower. On other devices, and inside another traced
-    function, where JAX allows no compiler options, this is `jax.jit`.
+    slower. On other devices, and inside another traced function, where JAX allows no
+    compiler options, this is `jax.jit`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -77,10 +77,9 @@ def complete(
                 f"(it has: {known}). Use the names in numpyro.param."
             )
     paired = with_pairs(pairs, given)
+    numbers = {name: given.get(name, 0j) for name in pairs}
     return {
-        name: _like(name, paired.get(name, old), old, given.get(name, 0j))
-        if name in pairs
-        else _like(name, paired.get(name, old), old)
+        name: _like(name, paired.get(name, old), old, numbers.get(name))
         for name, old in initial.items()
     }
 
@@ -98,7 +97,7 @@ def check_inside(constraints: Mapping[str, Any], params: Mapping[str, Any]) -> N
                 )
 
 
-def _like(name: str, value: Any, initial: Any, numbers: Any = None) -> Any:
+def _like(name: str, value: Any, initial: Any, numbers: Any) -> Any:
     """`value` as arrays with the structure, shapes and types of the initial value.
 
     If these are pairs, `numbers` are the complex numbers that the user gave.

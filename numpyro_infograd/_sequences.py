@@ -256,14 +256,14 @@ def _reads(
     shape = (len(jax.tree.leaves(noise)[0]), len(counts))
     start = rng.integers(counts, size=shape)
     # Half of the states are drawn by the model: some are reached by no other way.
-    drawn = np.asarray(jax.vmap(cells.numbers)(jax.vmap(sm.forward)(params, noise)))
+    values = jax.vmap(sm.forward)(params, noise)
+    drawn = np.asarray(jax.vmap(cells.numbers)(values))
     own = np.arange(len(start)) % 4 < 2
     start = np.where(own[:, None], drawn, start)
     # Another choice of each value, if it has more than one.
     other = (start + rng.integers(1, np.maximum(counts, 2), size=shape)) % counts
-    sites = density.all_sites
-    found = _changed(sm.forward, factors, sites, params, noise, start, other)
-    return np.asarray(found).T
+    held = density.pick(values)
+    return np.asarray(_changed(factors, params, noise, held, start, other)).T
 
 
 def _fits(
@@ -276,51 +276,39 @@ def _fits(
     counts = cells.counts
     numbers = np.random.default_rng(2).integers(counts, size=(_CHECKS, len(counts)))
     noise = probe_noise(sm.spec, 14, _POINTS)
-    drawn = jax.vmap(sm.forward, (None, 0))(sm.params, noise)
-    own = np.asarray(jax.vmap(cells.numbers)(drawn))
+    values = jax.vmap(sm.forward, (None, 0))(sm.params, noise)
+    own = np.asarray(jax.vmap(cells.numbers)(values))
     at = np.concatenate([own[:, None], numbers.reshape(_POINTS, -1, len(counts))], 1)
     rows = np.stack([[order.rows(each) for each in point] for point in at])
-    sites = density.all_sites
-    direct, table = _at(
-        sm.forward, factors, sites, sm.params, noise, at, order.states, rows
-    )
+    points = noise, density.pick(values), at, rows
+    direct, table = _at(factors, sm.params, points, order.states)
     return np.allclose(direct, table, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
-@quick_jit(static_argnames=("sites",))
+@quick_jit
 def _at(
-    forward: Program,
-    factors: Program,
-    sites: tuple[str, ...],
-    params: Any,
-    noise: Values,
-    numbers: jax.Array,
-    states: jax.Array,
-    rows: jax.Array,
+    factors: Program, params: Any, points: Any, states: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The factors at states of the hidden values, directly and from the table.
 
-    Noise, numbers and rows have a leading axis of points.
+    Points are noise, values of the set, hidden values, and their rows of the table.
     """
 
     def each(point: Any) -> tuple[jax.Array, jax.Array]:
-        noise, numbers, rows = point
-        values = forward(params, noise)
-        held = {name: values[name] for name in sites}
+        noise, held, numbers, rows = point
         run = functools.partial(factors, params, noise, held)
         table = jax.lax.map(run, states, batch_size=64)
         return jax.vmap(run)(numbers), jnp.take_along_axis(table, rows, axis=0)
 
-    return jax.lax.map(each, (noise, numbers, rows))
+    return jax.lax.map(each, points)
 
 
-@quick_jit(static_argnames=("sites",))
+@quick_jit
 def _changed(
-    forward: Program,
     factors: Program,
-    sites: tuple[str, ...],
     params: Any,
     noise: Values,
+    held: Values,
     start: jax.Array,
     other: jax.Array,
 ) -> jax.Array:
@@ -332,9 +320,8 @@ def _changed(
     each = min(count, 64)
     index = jnp.arange(-(-count // each) * each) % count
 
-    def probe(params: Any, noise: Values, start: Any, other: Any) -> jax.Array:
-        values = forward(params, noise)
-        held = {name: values[name] for name in sites}
+    def probe(point: Any) -> jax.Array:
+        params, noise, held, start, other = point
 
         def at(which: tuple[jax.Array, jax.Array]) -> jax.Array:
             i, change = which
@@ -346,7 +333,7 @@ def _changed(
         same = (after == before) | (jnp.isnan(after) & jnp.isnan(before))
         return ~same[:count]
 
-    found = jax.lax.map(lambda x: probe(*x), (params, noise, start, other))
+    found = jax.lax.map(probe, (params, noise, held, start, other))
     return jnp.any(found, axis=0)
 
 

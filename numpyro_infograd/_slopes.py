@@ -8,6 +8,7 @@ its values at the same noise, along random lines through the parameters.
 from __future__ import annotations
 
 from collections.abc import Collection
+import functools
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,9 @@ def check_slopes(view: View, params: Any) -> None:
     stopped = program.stops(wrt)
     suspects = tuple(n for n in names if stopped & {*program.output_indices(n)})
     count = _MANY if suspects else NUM_PROBES
+    judge = functools.partial(
+        _wrong, program, count=count, names=names, drawn=drawn, suspects=suspects
+    )
     for point in (params, perturb(sm, params, FAR)):
         noise = probes(sm, point, 2, count)
         values = simulate(sm.forward, point, noise) if drawn else {}
@@ -58,18 +62,7 @@ def check_slopes(view: View, params: Any) -> None:
                 for name, value in put.items()  # noqa: B023
             }
             with explain_grad_errors():
-                found = _wrong(
-                    program,
-                    line,
-                    noise,  # noqa: B023
-                    put,  # noqa: B023
-                    speeds,
-                    count=count,
-                    names=names,
-                    drawn=drawn,
-                    suspects=suspects,
-                )
-            return jax.device_get(found)
+                return jax.device_get(judge(line, noise, put, speeds))  # noqa: B023
 
         for index in [i for i, bad in enumerate(wrong(None)) if bad]:
             name = names[index]

@@ -53,9 +53,7 @@ def resolve(objective: Objective, sm: StructuralModel) -> tuple[Term, ...]:
     left = dict(objective.entropies)
     pairs = _pair_off(left, -1, lambda joint, inner: _separates(sm, joint, inner))
     terms = [_conditional(sm, *pair) for pair in pairs]
-    for joint, coefficient in left.items():
-        if coefficient:
-            terms.append(_conditional(sm, coefficient, joint, frozenset()))
+    terms += [_conditional(sm, c, joint, frozenset()) for joint, c in left.items() if c]
     for sets, coefficient in objective.causal.items():
         check_sources(sm, sets)
         given = sm.in_order(sets.inputs + sets.given)

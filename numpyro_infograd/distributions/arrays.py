@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 
 import jax
 import jax.numpy as jnp
+
+from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_infograd._arguments import is_real
 from numpyro_infograd.errors import ArgumentError
@@ -34,6 +37,16 @@ def as_floats(name: str, value: Any, kind: type = float) -> Any:
     if isinstance(array, np.ndarray) and not np.all(np.isfinite(array)):
         raise ArgumentError(wrong)
     return array
+
+
+def promoted(fn: Any, *shapes: tuple[int, ...]) -> Any:
+    """A distribution with a `base_dist` in a scan, which adds an axis in front of all
+    arrays; the shapes are those of its other arguments.
+    """
+    new = copy.copy(fn)
+    new.base_dist = promote_batch_shape(fn.base_dist)
+    new._batch_shape = np.broadcast_shapes(new.base_dist.batch_shape, *shapes)
+    return new
 
 
 def as_shape(*shapes: tuple[int, ...], names: str) -> tuple[int, ...]:

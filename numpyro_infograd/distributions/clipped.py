@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -18,7 +17,12 @@ from numpyro.distributions import Distribution, biject_to, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import promote_shapes, validate_sample
 
-from numpyro_infograd.distributions.arrays import as_floats, as_shape, is_known
+from numpyro_infograd.distributions.arrays import (
+    as_floats,
+    as_shape,
+    is_known,
+    promoted,
+)
 from numpyro_infograd.distributions.tails import check_base, tails_of
 from numpyro_infograd.errors import ArgumentError
 
@@ -119,12 +123,8 @@ class Clipped(Distribution):
             )
         low = None if low is None else as_floats("low", low)
         high = None if high is None else as_floats("high", high)
-        batch_shape = as_shape(
-            base.batch_shape,
-            () if low is None else low.shape,
-            () if high is None else high.shape,
-            names="base, low and high",
-        )
+        shapes = base.batch_shape, np.shape(low), np.shape(high)  # () for None
+        batch_shape = as_shape(*shapes, names="base, low and high")
         if low is not None and high is not None and is_known((low, high)):
             if not np.all(low < high):
                 raise ArgumentError(
@@ -232,9 +232,5 @@ _ROOT = math.sqrt(2 * math.pi)
 
 @promote_batch_shape.register
 def _promoted(d: Clipped) -> Clipped:
-    # A scan adds an axis in front of all arrays.
-    new = copy.copy(d)
-    new.base_dist = promote_batch_shape(d.base_dist)
-    shapes = (() if x is None else np.shape(x) for x in (d.low, d.high))
-    new._batch_shape = jnp.broadcast_shapes(new.base_dist.batch_shape, *shapes)
-    return new
+    bounds: Any = d.low, d.high
+    return promoted(d, *map(np.shape, bounds))  # () for None

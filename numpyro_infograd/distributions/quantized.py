@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,12 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import promote_shapes, validate_sample
 
-from numpyro_infograd.distributions.arrays import as_floats, as_shape, is_known
+from numpyro_infograd.distributions.arrays import (
+    as_floats,
+    as_shape,
+    is_known,
+    promoted,
+)
 from numpyro_infograd.distributions.tails import check_base, tails_of
 from numpyro_infograd.errors import ArgumentError
 
@@ -88,12 +92,8 @@ class Quantized(Distribution):
         edges = _as_edges(edges)
         if levels is not None:
             levels = _as_levels(levels, edges.shape[-1] + 1)
-        batch_shape = as_shape(
-            base.batch_shape,
-            edges.shape[:-1],
-            () if levels is None else levels.shape[:-1],
-            names="base, edges and levels",
-        )
+        shapes = base.batch_shape, edges.shape[:-1], np.shape(levels)[:-1]
+        batch_shape = as_shape(*shapes, names="base, edges and levels")
         self.base_dist = base.expand(batch_shape)
         (self.edges,) = promote_shapes(edges, shape=(*batch_shape, 1))
         self.levels = levels
@@ -254,12 +254,7 @@ class _OneOf(constraints.Constraint):
 
 @promote_batch_shape.register
 def _promoted(d: Quantized) -> Quantized:
-    # A scan adds an axis in front of all arrays.
-    new = copy.copy(d)
-    new.base_dist = promote_batch_shape(d.base_dist)
-    shape = jnp.broadcast_shapes(new.base_dist.batch_shape, d.edges.shape[:-1])
-    new._batch_shape = shape
-    return new
+    return promoted(d, d.edges.shape[:-1])
 
 
 def _as_edges(edges: Any) -> Any:

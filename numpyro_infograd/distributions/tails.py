@@ -83,11 +83,6 @@ def check_base(name: str, fn: Any) -> None:
 # --- pieces ------------------------------------------------------------------------
 
 
-def _log(x: Any, ok: Any) -> jax.Array:
-    """log(x) where `ok`, else -inf with derivative zero."""
-    return jnp.where(ok, jnp.log(jnp.where(ok, x, 1.0)), -jnp.inf)
-
-
 def _log1mexp(x: Any) -> jax.Array:
     """log(1 - exp(-x)) for x > 0."""
     small = x < math.log(2.0)
@@ -313,7 +308,8 @@ def _weibull_power(d: Any, x: Any) -> jax.Array:
 
 def _uniform_between(d: Any, a: Any, b: Any) -> jax.Array:
     low, high = jnp.where(a > d.low, a, d.low), jnp.where(b < d.high, b, d.high)
-    return _log((high - low) / (d.high - d.low), low < high)
+    ok, share = low < high, (high - low) / (d.high - d.low)
+    return jnp.where(ok, jnp.log(jnp.where(ok, share, 1.0)), -jnp.inf)
 
 
 _UNIFORM = _tails(
@@ -358,15 +354,12 @@ def _gamma(function: Any, at_zero: float) -> Callable[[Any, Any], jax.Array]:
 _GAMMA = _by_tails(_gamma(gammainc, 0.0), _gamma(gammaincc, 1.0))
 
 
-def _weights(d: Any) -> jax.Array:
-    return jax.nn.log_softmax(d.mixing_distribution.logits, axis=-1)
-
-
 def _mixed(kind: str) -> Callable[..., jax.Array]:
     def log_probability(d: Any, *points: Any) -> jax.Array:
         part, tails = tails_of(d.component_distribution)
         at = (jnp.expand_dims(jnp.asarray(x), -1) for x in points)
-        each = getattr(tails, kind)(part, *at) + _weights(d)
+        weights = jax.nn.log_softmax(d.mixing_distribution.logits, axis=-1)
+        each = getattr(tails, kind)(part, *at) + weights
         # A component without mass, or a cell without any, has no derivative.
         some = jnp.any(jnp.isfinite(each), axis=-1)
         each = jnp.where(jnp.isfinite(each), each, -jnp.inf)

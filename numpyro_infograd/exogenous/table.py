@@ -78,10 +78,6 @@ def _clipped_ends(d):
     return (*bounds, *(ends_of(d.base_dist) or ()))
 
 
-def _clipped_reason(d) -> str:
-    return "Clipped has atoms at its bounds, and draws do not carry their gradient"
-
-
 _MIXTURE = keyed(parts_ends, _mixture_reason)
 _LOW, _HIGH, _LOW_HIGH = at("low"), at("high"), at("low", "high")
 
@@ -103,11 +99,9 @@ ROWS: dict[type, Row] = {
         lambda d, z: jnp.expand_dims(d.scale, -1) * jnp.cumsum(z, axis=-1)
     ),
     dist.ProjectedNormal: normal(samplers.projected_normal),
-    ComplexNormal: normal(
-        lambda d, z: d.from_normal(z), event=lambda d: (*d.event_shape, 2)
-    ),
-    MultivariateComplexNormal: normal(
-        lambda d, z: d.from_normal(z), event=lambda d: (*d.event_shape, 2)
+    **dict.fromkeys(
+        (ComplexNormal, MultivariateComplexNormal),
+        normal(lambda d, z: d.from_normal(z), event=lambda d: (*d.event_shape, 2)),
     ),
     dist.GaussianCopula: normal(
         copula, lambda d: ends_of(d.marginal_dist), copula_reason
@@ -179,7 +173,10 @@ ROWS: dict[type, Row] = {
     dist.TransformedDistribution: TRANSFORMED,
     # a function of a draw of another distribution, without a correct gradient
     Clipped: computed(
-        lambda d, x: d.clip(x), _clipped_ends, _clipped_reason
+        lambda d, x: d.clip(x),
+        _clipped_ends,
+        lambda d: "Clipped has atoms at its bounds, and draws do not carry their "
+        "gradient",
     )._replace(atoms=True),
     Quantized: computed(
         lambda d, x: d.encode(x),
