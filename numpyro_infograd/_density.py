@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 import jax
 import jax.numpy as jnp
 
@@ -166,12 +168,9 @@ def flatten(values: Values, sites: tuple[str, ...]) -> jax.Array:
 
 def unflatten(columns: jax.Array, like: Values, sites: tuple[str, ...]) -> Values:
     """Inverse of `flatten` for the last axis, with the shapes of `like`."""
-    parts: Values = {}
-    start = 0
-    for site in sites:
-        shape = like[site].shape[1:]
-        size = like[site][0].size
-        block = columns[..., start : start + size]
-        parts[site] = block.reshape(*columns.shape[:-1], *shape)
-        start += size
-    return parts
+    ends = np.cumsum([like[site][0].size for site in sites], dtype=int)
+    blocks = zip(sites, jnp.split(columns, ends, axis=-1)[:-1], strict=True)
+    return {
+        site: block.reshape(*columns.shape[:-1], *like[site].shape[1:])
+        for site, block in blocks
+    }

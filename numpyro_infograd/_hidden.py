@@ -22,7 +22,7 @@ from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Density, Values
 from numpyro_infograd._noise import NoiseSpec, noise_like
 from numpyro_infograd._program import Program
-from numpyro_infograd._sites import Site
+from numpyro_infograd._sites import Site, choice_counts, choice_numbers, choice_values
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.exogenous import Noise
 
@@ -89,15 +89,12 @@ class Hidden:
     @property
     def counts(self) -> tuple[int, ...]:
         """Number of choices of each discrete value of the position; 0 if unlimited."""
-        every = (site for site in self.walked for _ in range(site.size))
-        return tuple(len(site.choices or ()) for site in every)
+        return choice_counts(self.walked)
 
     def start(self, noise: Values, values: Values) -> Position:
         """The position of one sample, from its noise and the values of all sites."""
         own = {name: values[name] for name in self.valued}
-        states = [site.numbers(values[site.name]) for site in self.walked]
-        flat = jnp.concatenate([jnp.zeros(0, int), *states])
-        return Position(self.packed(noise, own), flat)
+        return Position(self.packed(noise, own), choice_numbers(self.walked, values))
 
     def stretch(self, values: Values) -> jax.Array:
         """Derivative of each moved value in its log or logit, or 1, (num_scores,)."""
@@ -113,12 +110,8 @@ class Hidden:
         """log density of a position and the values of the set, a scalar in nats."""
         noise, own, log_prior = self.unpacked(at.free)
         full = noise_like(self.joint.spec) | noise
-        start = 0
-        for site in self.walked:
-            states = at.states[start : start + site.size]
-            own = own | {site.name: site.values(states)}
-            start += site.size
-        inside = self.joint.pick(values | own)
+        states = choice_values(self.walked, at.states)
+        inside = self.joint.pick(values | own | states)
         out = self.joint.program(params, full, inside)["log_prob"]
         return sum((jnp.sum(out[s]) for s in self.joint.log_prob_sites), log_prior)
 

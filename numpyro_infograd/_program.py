@@ -56,10 +56,10 @@ def _lift(closed: ClosedJaxpr, held: Sequence[Any]) -> ClosedJaxpr:
         )
         return outs
 
-    return _close_over(whole, [*closed.consts, *arrays], closed.jaxpr)
+    return close_over(whole, [*closed.consts, *arrays], closed.jaxpr)
 
 
-def _close_over(
+def close_over(
     fn: Callable[..., Any], consts: Sequence[Any], like: Jaxpr
 ) -> ClosedJaxpr:
     """Trace `fn(consts, *args)` with `consts` as constants and `args` as in `like`."""
@@ -269,7 +269,7 @@ class Program:
             )[1]
 
         try:
-            closed = _close_over(tapped, self.consts, code.jaxpr)
+            closed = close_over(tapped, self.consts, code.jaxpr)
         except HiddenError:
             return None, []
         key = KeyMaker().jaxpr(closed.jaxpr)

@@ -32,7 +32,13 @@ from numpyro_infograd._density import Density, Values, sum_over, summed
 from numpyro_infograd._noise import probe_noise
 from numpyro_infograd._parameters import bijection
 from numpyro_infograd._program import Program
-from numpyro_infograd._sites import Site, joint_states
+from numpyro_infograd._sites import (
+    Site,
+    choice_counts,
+    choice_numbers,
+    choice_values,
+    joint_states,
+)
 
 _MOST_VALUES = 2048  # hidden values that are summed over, at most
 _MOST_TABLE = 1024  # joint states of neighbouring hidden values, at most
@@ -58,38 +64,6 @@ def sum_hidden(density: Density, sm: Any) -> Density:
     if states := joint_states(sm.site_info, discrete):
         return sum_over(density, sm.run, inputs, states)
     return _sum_along(density, sm, inputs, [sm.site_info[n] for n in discrete])
-
-
-class Cells(NamedTuple):
-    """The hidden discrete values of a model, side by side."""
-
-    sites: list[Site]
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Number of choices of each value."""
-        sizes = [[len(site.choices or ())] * site.size for site in self.sites]
-        return np.concatenate(sizes).astype(int)
-
-    @property
-    def interleaved(self) -> np.ndarray:
-        """Indices of the first value of each site, then of each second value, ..."""
-        columns = [np.arange(site.size) for site in self.sites]
-        return np.argsort(np.concatenate(columns), kind="stable")
-
-    def numbers(self, values: Values) -> jax.Array:
-        """The index of each value's choice."""
-        return jnp.concatenate([s.numbers(values[s.name]) for s in self.sites])
-
-    def values(self, numbers: Any) -> Values:
-        """The sites' values, from the index of each value's choice."""
-        found, start = {}, 0
-        for site in self.sites:
-            own = numbers[start : start + site.size]
-            own = jnp.minimum(own, len(site.choices or ()) - 1)
-            found[site.name] = site.values(own)
-            start += site.size
-        return found
 
 
 class Order(NamedTuple):
@@ -195,27 +169,28 @@ def _sum_along(
     density: Density, sm: Any, inputs: tuple[Any, ...], sites: list[Site]
 ) -> Density:
     """A density as a sum over hidden discrete sites of which each factor reads few."""
-    cells = Cells(sites)
-    counts = cells.counts
+    counts = np.asarray(choice_counts(sites))
     if counts.min() < 1 or len(counts) > _MOST_VALUES:
         return density
     wanted = (*density.log_prob_sites, *(site.name for site in sites))
 
     def factors(params: Any, noise: Values, values: Values, numbers: Any) -> jax.Array:
-        held = values | cells.values(numbers)
+        held = values | choice_values(sites, jnp.minimum(numbers, counts - 1))
         found = sm.run(params, noise, held, log_prob_sites=wanted).log_prob
         return jnp.concatenate([found[name].ravel() for name in wanted])
 
     program = Program.trace(factors, *inputs, jnp.zeros(len(counts), int))
-    order = None
+    # The first value of each site, then each second value, ...
+    places = np.concatenate([np.arange(site.size) for site in sites])
+    interleaved = np.argsort(places, kind="stable")
     for probes in (_PROBES, 16 * _PROBES):
-        points = _points(sm, probes)
-        reads = _reads(program, density, sm, cells, points)
-        order = Order.of(reads, counts, cells.interleaved)
-        if order is None or _fits(order, program, density, sm, cells):
+        reads = _reads(program, density, sm, sites, _points(sm, probes))
+        order = Order.of(reads, counts, interleaved)
+        if order is None:
+            return density
+        if _fits(order, program, density, sm, sites):
             break
-        order = None  # some reads are rare, and no probe saw them
-    if order is None:
+    else:  # some reads are rare, and no probe saw them
         return density
 
     def log_sum(params: Any, noise: Values, values: Values) -> jax.Array:
@@ -246,18 +221,18 @@ def _reads(
     factors: Program,
     density: Density,
     sm: Any,
-    cells: Cells,
+    sites: list[Site],
     points: tuple[Any, Values],
 ) -> np.ndarray:
     """Whether each factor reads each hidden value, (num_factors, num_values)."""
     params, noise = points
-    counts = cells.counts
+    counts = np.asarray(choice_counts(sites))
     rng = np.random.default_rng(1)
     shape = (len(jax.tree.leaves(noise)[0]), len(counts))
     start = rng.integers(counts, size=shape)
     # Half of the states are drawn by the model: some are reached by no other way.
     values = jax.vmap(sm.forward)(params, noise)
-    drawn = np.asarray(jax.vmap(cells.numbers)(values))
+    drawn = np.asarray(_choices(sites, values))
     own = np.arange(len(start)) % 4 < 2
     start = np.where(own[:, None], drawn, start)
     # Another choice of each value, if it has more than one.
@@ -267,22 +242,27 @@ def _reads(
 
 
 def _fits(
-    order: Order, factors: Program, density: Density, sm: Any, cells: Cells
+    order: Order, factors: Program, density: Density, sm: Any, sites: list[Site]
 ) -> bool:
     """Whether the factors at other points are those of the table of an order.
 
     A factor that also reads a value that no probe showed to be read would differ.
     """
-    counts = cells.counts
+    counts = choice_counts(sites)
     numbers = np.random.default_rng(2).integers(counts, size=(_CHECKS, len(counts)))
     noise = probe_noise(sm.spec, 14, _POINTS)
     values = jax.vmap(sm.forward, (None, 0))(sm.params, noise)
-    own = np.asarray(jax.vmap(cells.numbers)(values))
+    own = np.asarray(_choices(sites, values))
     at = np.concatenate([own[:, None], numbers.reshape(_POINTS, -1, len(counts))], 1)
     rows = np.stack([[order.rows(each) for each in point] for point in at])
     points = noise, density.pick(values), at, rows
     direct, table = _at(factors, sm.params, points, order.states)
     return np.allclose(direct, table, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _choices(sites: list[Site], values: Values) -> jax.Array:
+    """The index of each hidden value's choice, of a batch of values."""
+    return jax.vmap(functools.partial(choice_numbers, sites))(values)
 
 
 @quick_jit

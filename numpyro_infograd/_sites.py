@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 import itertools
 import math
@@ -70,6 +70,24 @@ class Site(NamedTuple):
         """Inverse of `numbers`, in the site's shape."""
         found = jnp.asarray(self.choices)[numbers] if self.choices else numbers
         return found.reshape(self.shape).astype(self.dtype)
+
+
+def choice_counts(sites: Iterable[Site]) -> tuple[int, ...]:
+    """Number of choices of each value of discrete sites; 0 if unlimited."""
+    return tuple(len(site.choices or ()) for site in sites for _ in range(site.size))
+
+
+def choice_numbers(sites: Iterable[Site], values: Mapping[str, Any]) -> jax.Array:
+    """The indices of the choices of discrete sites, side by side."""
+    flat = [site.numbers(values[site.name]) for site in sites]
+    return jnp.concatenate([jnp.zeros(0, int), *flat])
+
+
+def choice_values(sites: Sequence[Site], numbers: jax.Array) -> dict[str, jax.Array]:
+    """Inverse of `choice_numbers`."""
+    ends = np.cumsum([site.size for site in sites], dtype=int)
+    parts = zip(sites, jnp.split(numbers, ends)[:-1], strict=True)
+    return {site.name: site.values(own) for site, own in parts}
 
 
 def site_noise(site_info: Mapping[str, Site]) -> dict[str, Noise]:

@@ -140,8 +140,7 @@ class Recovery:
             return
         for var in eqn.outvars:
             self._base[var] = var
-        marked = self._marked.get(eqn.outvars[0])
-        if marked is not None:
+        if marked := self._marked.get(eqn.outvars[0]):
             self._set(eqn, self._by_word(*marked, eqn.outvars[0]))
             return
         if is_elementwise(eqn) and not rounds(eqn):

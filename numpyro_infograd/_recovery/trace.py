@@ -11,7 +11,7 @@ from jax.extend.core import JaxprEqn, Literal
 
 from numpyro_infograd._jaxpr_replay import replay
 from numpyro_infograd._jaxpr_walk import bind, body_of
-from numpyro_infograd._program import Program
+from numpyro_infograd._program import Program, close_over
 
 
 class Trace:
@@ -29,19 +29,17 @@ class Trace:
         self, program: Program, inputs: Sequence[Any], shared: Collection[int]
     ) -> None:
         code = program.code
-        shapes = [jax.typeof(const) for const in program.consts]
-        closed = jax.make_jaxpr(
+        closed = close_over(
             lambda consts, *args: replay(
                 code.jaxpr, consts, args, enter=lambda eqn, _: body_of(eqn) is not None
-            )[0]
-        )(shapes, *[var.aval for var in code.jaxpr.invars])
-        self.jaxpr = closed.jaxpr
-        split = len(program.consts)
-        held = [*self.jaxpr.constvars, *self.jaxpr.invars[:split]]
-        self.known: dict[Any, Any] = dict(
-            zip(held, [*closed.consts, *program.consts], strict=True)
+            )[0],
+            program.consts,
+            code.jaxpr,
         )
-        self.args = self.jaxpr.invars[split:]
+        self.jaxpr, self.args = closed.jaxpr, closed.jaxpr.invars
+        self.known: dict[Any, Any] = dict(
+            zip(self.jaxpr.constvars, closed.consts, strict=True)
+        )
         self.known |= {self.args[i]: inputs[i] for i in shared}
         self.inputs = {
             var: inputs[i] for i, var in enumerate(self.args) if i not in shared
