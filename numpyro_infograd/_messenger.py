@@ -145,15 +145,7 @@ class Generate(Messenger):
             )
         if is_site:
             self._check_site(msg["name"])
-        handle = {
-            "sample": self._sample,
-            "deterministic": self._deterministic,
-            "param": self._param,
-            "control_flow": self._control_flow,
-            "plate": self._plate,
-            "mutable": self._mutable,
-            "prng_key": self._prng_key,
-        }.get(msg["type"])
+        handle = getattr(self, f"_on_{msg['type']}", None)
         if handle is not None:
             handle(msg)
 
@@ -181,7 +173,7 @@ class Generate(Messenger):
                 self.param_values[name] = value
                 self.constraints[name] = constraint
 
-    def _sample(self, msg: Any) -> None:
+    def _on_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
         if isinstance(exogenous.density(fn), Unit):
             raise ModelError(
@@ -209,11 +201,12 @@ class Generate(Messenger):
     def _draw(self, name: str, fn: Any, sample_shape: tuple[int, ...]) -> jax.Array:
         """A site's value from its noise."""
         law = self._laws[name] = _noise_of(name, fn, sample_shape)
+        return _transform(name, fn, self._noise(name, law), sample_shape)
+
+    def _noise(self, name: str, law: Noise) -> Any:
         if self.noise is None:  # not zero, where a model may divide by zero
-            noise = one_draw(law, seed=len(self._laws))
-        else:
-            noise = self.noise.get(name)
-        return _transform(name, fn, noise, sample_shape)
+            return one_draw(law, seed=len(self._laws))
+        return self.noise.get(name)
 
     def _keep(self, name: str, made: Any, settable: bool) -> Any:
         """Record a value, and return the value for the model: made, or given."""
@@ -250,7 +243,7 @@ class Generate(Messenger):
             choices=_choices(fn),
         )
 
-    def _deterministic(self, msg: Any) -> None:
+    def _on_deterministic(self, msg: Any) -> None:
         name = msg["name"]
         done = bool(msg.get("_control_flow_done"))
         msg["value"] = self._keep(name, msg["value"], not done)
@@ -259,7 +252,7 @@ class Generate(Messenger):
             name, "deterministic", value.shape, value.dtype, control_flow=done
         )
 
-    def _param(self, msg: Any) -> None:
+    def _on_param(self, msg: Any) -> None:
         if msg.get("_control_flow_done"):
             raise ModelError(
                 f"parameter {msg['name']!r} is declared inside a scan or a cond, where "
@@ -271,7 +264,7 @@ class Generate(Messenger):
         elif self.params is not None and msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
 
-    def _control_flow(self, msg: Any) -> None:
+    def _on_control_flow(self, msg: Any) -> None:
         """Supply values inside a scan or a cond, through its substitute stack.
 
         Setting a value on the sites that it returns would change only the record, not
@@ -300,11 +293,9 @@ class Generate(Messenger):
             law = _noise_of(name, fn, shape)
             stacked = (length,) if is_scan and law.kind != "none" else ()
             self._laws[name] = law._replace(shape=stacked + law.shape)
-            if self.noise is None:
-                noise = one_draw(law, seed=len(self._laws))
-            else:
-                noise = self.noise.get(name)
-                noise = noise if step is None or noise is None else noise[step]
+            noise = self._noise(name, law)
+            if self.noise is not None and step is not None and noise is not None:
+                noise = noise[step]
             made = _transform(name, fn, noise, shape)
             return made if is_scan else self.given.get(name, made)
 
@@ -322,7 +313,7 @@ class Generate(Messenger):
 
     # -- constructs that raise an error --------------------------------------------
 
-    def _plate(self, msg: Any) -> None:
+    def _on_plate(self, msg: Any) -> None:
         size, subsample_size = msg["args"]
         if subsample_size is not None and subsample_size != size:
             raise ModelError(
@@ -331,14 +322,14 @@ class Generate(Messenger):
                 "subsample_size."
             )
 
-    def _mutable(self, msg: Any) -> None:
+    def _on_mutable(self, msg: Any) -> None:
         raise ModelError(
             f"{msg['name']!r} is mutable state (batch normalisation, dropout "
             "counters), but a run of the model must not change the next run: freeze "
             "it, or use a module without state."
         )
 
-    def _prng_key(self, msg: Any) -> None:
+    def _on_prng_key(self, msg: Any) -> None:
         if self.rng_key is not None:
             self.rng_key, msg["value"] = jax.random.split(self.rng_key)
         elif get_opaque_trace_state() != self._level:

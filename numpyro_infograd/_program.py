@@ -8,7 +8,7 @@ compiles only for new computations.
 """
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import re
 from typing import Any
 import weakref
@@ -74,20 +74,19 @@ def close_over(
     return ClosedJaxpr(jaxpr, [*traced.consts, *consts])
 
 
+@dataclass(frozen=True, eq=False)
 class Code:
-    """The static part of a `Program`; equal if both compute the same.
+    """The static part of a `Program`: one object for each computation, while it exists.
 
     The captured arrays are constants of `jaxpr`; `in_tree` is the structure of the
     tuple of arguments, and `out_tree` that of the result.
     """
 
-    def __init__(self, jaxpr: Jaxpr, in_tree: Any, out_tree: Any, key: Hashable):
-        self.jaxpr = jaxpr
-        self.in_tree = in_tree
-        self.out_tree = out_tree
-        self.facts: dict[Hashable, Any] = {}
-        self._key = key
-        self._hash = hash(key)
+    jaxpr: Jaxpr
+    in_tree: Any
+    out_tree: Any
+    key: Hashable
+    facts: dict[Hashable, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(jaxpr: Jaxpr, in_tree: Any, out_tree: Any, key: Hashable) -> "Code":
@@ -99,16 +98,10 @@ class Code:
             code = _codes.setdefault(key, Code(jaxpr, in_tree, out_tree, key))
         return code
 
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Code) and self._key == other._key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
     @property
     def text(self) -> str:
         """The computation as text that is equal in all processes."""
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(self._key))
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(self.key))
 
     def fact(self, compute: Callable[..., Any], *wrt: frozenset[int]) -> Any:
         """`compute(jaxpr, *wrt)`, cached."""
@@ -118,8 +111,7 @@ class Code:
         return self.facts[key]
 
 
-# Equal codes are one object while it exists: comparison is fast, and cached facts can
-# be used for later traces.
+# So comparison is fast, and cached facts can be used for later traces.
 _codes: "weakref.WeakValueDictionary[Hashable, Code]" = weakref.WeakValueDictionary()
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import functools
 from typing import Any
 
@@ -36,6 +36,7 @@ class View:
     sm: StructuralModel  # the model
     sites: tuple[str, ...]  # the sites of the entropies
     expectations: Mapping[str, Program]  # functions of one sample's values, by label
+    _programs: dict[tuple[str, ...], Program] = field(default_factory=dict, init=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,10 +92,6 @@ class View:
         if key not in self._programs:
             self._programs[key] = self._trace(key)
         return self._programs[key]
-
-    @functools.cached_property
-    def _programs(self) -> dict[tuple[str, ...], Program]:
-        return {}
 
     def _trace(self, given: tuple[str, ...]) -> Program:
         sm, weighed = self.sm, self.probabilities | self.laws(given)
