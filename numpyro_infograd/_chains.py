@@ -175,7 +175,6 @@ class Walk(NamedTuple):
         return Walk(hidden, params, values, tuning, mean)
 
     def chain(self, at: Position) -> Chain:
-        """A chain at a position."""
         return evaluate(self.hidden, self.params, self.values, at)
 
     def score(self, chain: Chain) -> jax.Array:
@@ -193,7 +192,6 @@ class Walk(NamedTuple):
         return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
     def log_reference(self, at: Position) -> jax.Array:
-        """Log density of a position under the reference."""
         return self.tuning.reference.log_prob(self.hidden, self.mean, at)
 
     def begin(self, rng_key: jax.Array) -> Position:

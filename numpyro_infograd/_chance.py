@@ -134,12 +134,11 @@ class Chance:
                 )
             if not own[LOWEST] >= SOUND_SAMPLE_SIZE:
                 found.append(
-                    f"log p({density.label}), which weighs the draws of "
+                    f"{_label(density)}, which weighs the draws of "
                     f"{', '.join(map(repr, self.sites))}, comes from a mixture with an "
-                    "effective sample size of only "
-                    f"{own[LOWEST]:.0f}: its bias may exceed the "
-                    "standard error. Pass scores=ig.scores.Mixture(num_components=...) "
-                    "with more components."
+                    f"effective sample size of only {own[LOWEST]:.0f}: its bias may "
+                    "exceed the standard error. Pass "
+                    "scores=ig.scores.Mixture(num_components=...) with more components."
                 )
         return found
 
@@ -156,7 +155,6 @@ class Chance:
         return replace(self, mixture=mixture, sources=sources)
 
     def held(self, forward: Program, params: Any, noise: Values) -> Values:
-        """Draws of the drawn sites."""
         values = simulate(forward, params, noise)
         return {name: values[name] for name in self.sites}
 

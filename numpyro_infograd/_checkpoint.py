@@ -131,7 +131,6 @@ class Checkpoint:
             )
 
     def close(self) -> None:
-        """Close the manager of Orbax."""
         self.manager.close()
 
 

@@ -82,7 +82,6 @@ class Density:
 
     @property
     def hidden_spec(self) -> NoiseSpec:
-        """The distributions of the hidden noise."""
         return tuple(item for item in self.spec if item[0] in self.hidden)
 
     def log_prob(self, params: Any, noise: Values, values: Values) -> jax.Array:

@@ -38,7 +38,7 @@ def check(model: Model, own: Values, given: Values, discrete: frozenset[str]) ->
 
     def inside(own: Values, given: Values) -> Values:
         """Whether one draw of each site is in the support of the model."""
-        trace = _trace(model, given, jax.random.key(0))
+        trace = _trace(handlers.seed(model, jax.random.key(0)), given)
         drawn = {n: s for n, s in trace.items() if s["type"] == "sample"}
         if set(drawn) != set(own):
             raise ScoreError(
@@ -84,7 +84,7 @@ def initial_params(
     """A model's `numpyro.param` values in unconstrained space."""
     return {
         name: jax.tree.map(_transform(site).inv, site["value"])
-        for name, site in _trace(model, given, rng_key).items()
+        for name, site in _trace(handlers.seed(model, rng_key), given).items()
         if site["type"] == "param"
     }
 
@@ -101,19 +101,17 @@ def log_density(
 
     conditioned = handlers.condition(model, dict(values))
     filled = handlers.substitute(conditioned, substitute_fn=constrained)
-    with isolated():
-        trace = handlers.trace(filled).get_trace(**given)
     parts = [
         jnp.sum(site["fn"].log_prob(site["value"]))
-        for site in trace.values()
+        for site in _trace(filled, given).values()
         if site["type"] == "sample"
     ]
     return sum(parts, jnp.zeros(()))
 
 
-def _trace(model: Model, given: Mapping[str, Any], rng_key: jax.Array) -> Any:
+def _trace(model: Model, given: Mapping[str, Any]) -> Any:
     with isolated():
-        return handlers.trace(handlers.seed(model, rng_key)).get_trace(**given)
+        return handlers.trace(model).get_trace(**given)
 
 
 def _transform(site: Any) -> Any:

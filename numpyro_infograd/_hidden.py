@@ -55,7 +55,6 @@ class Hidden:
 
     @staticmethod
     def of(sm: StructuralModel, density: Density) -> Hidden:
-        """The hidden noise of a density of a model."""
         valued = tuple(n for n, law in density.hidden_spec if _is_valued(sm, n, law))
         discrete = tuple(n for n in valued if sm.site_info[n].discrete)
         joint = density

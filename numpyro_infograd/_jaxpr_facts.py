@@ -12,7 +12,7 @@ import os
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 import jax.numpy as jnp
 
 import numpyro
@@ -37,17 +37,13 @@ SWITCHES = frozenset({"select_n", "cond", "while", "sign", "rem", "atan2", *FACT
 
 
 def _outputs(
-    domain: Domain,
-    jaxpr: ClosedJaxpr | Jaxpr,
-    inputs: Sequence[Any],
-    unknown: Any,
-    path: Path = (),
+    domain: Domain, jaxpr: Jaxpr, inputs: Sequence[Any], unknown: Any
 ) -> list[Any]:
     """`propagate`; all outputs are `unknown` if a value is mutable."""
     try:
-        return propagate(domain, jaxpr, inputs, path)
+        return propagate(domain, jaxpr, inputs)
     except MutableError:
-        return [unknown] * len(open_jaxpr(jaxpr).outvars)
+        return [unknown] * len(jaxpr.outvars)
 
 
 def dependencies(jaxpr: Jaxpr) -> list[frozenset[int]]:
@@ -243,8 +239,10 @@ class _Jumps(Domain):
             if name not in _SMOOTH:
                 # It is unknown which operand is which input, so use all for each.
                 inner = [joined] * len(open_jaxpr(body).invars)
-                unknown = frozenset({Source(path, name)})
-                found = _outputs(self, body, inner, unknown, (*path, number))
+                try:
+                    found = propagate(self, body, inner, (*path, number))
+                except MutableError:
+                    found = [frozenset({Source(path, name)})]
                 joined |= self.join(found)
         return [joined | self._jump(eqn, values, path)] * count
 

@@ -115,8 +115,7 @@ def _reaching(
     where = {name: frozenset(program.output_indices(name)) for name in names}
     found: dict[Any, tuple[Jump, tuple[str, ...]]] = {}
     for jump in program.jumps(driven, _noise(program)):
-        hit = tuple(n for n, outputs in where.items() if outputs & jump.outputs)
-        if hit:
+        if hit := tuple(n for n, outputs in where.items() if outputs & jump.outputs):
             found[jump.path] = jump, hit
     return found
 
@@ -234,24 +233,24 @@ def _probe_around(
             )
         return flipped
 
-    every = np.ones(len(numbers), bool)
     near = perturb(sm, params, _NEAR)
+
+    def probe_twice(moving: tuple[Values, Values]) -> Any:
+        flipped = probe(params, moving, np.ones(len(numbers), bool))
+        if flipped.any():
+            probe(near, moving, flipped)
+        return flipped
+
     few = probes(sm, params, 2, 2 * NUM_PROBES)
     moving = moving_at(params, few)
-    flipped = probe(params, moving, every)
-    if flipped.any():
-        probe(near, moving, flipped)
+    flipped = probe_twice(moving)
     size = sum(site.size for site in sm.site_info.values())
     size += sum(math.prod(law.shape) for _, law in sm.spec)
     count = max(min(_POOL, _POOL_NUMBERS // size), 2 * NUM_PROBES)
     pool = moving_at(params, probes(sm, params, 3, count))
     unseen = np.asarray(_unseen(predicates, params, moving, pool, numbers))
     if unseen.any():
-        pairs = _paired(moving, pool, unseen)
-        rare = probe(params, pairs, every)
-        if rare.any():
-            probe(near, pairs, rare)
-        flipped = flipped | rare
+        flipped = flipped | probe_twice(_paired(moving, pool, unseen))
     if not flipped.all():
         far = perturb(sm, params, FAR)
         flipped = flipped | probe(far, moving_at(far, few), ~flipped)

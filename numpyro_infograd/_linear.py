@@ -59,15 +59,8 @@ class Linear(NamedTuple):
 
     @staticmethod
     def of(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> Linear:
-        """The Jacobians of some sites of a model."""
-        keyed = {
-            name: site.control_flow
-            for name, site in sm.site_info.items()
-            if site.noise is not None and site.noise.kind == "key"
-        }
-        opaque = tuple(
-            n for n, scan in keyed.items() if not scan and not sm.site_info[n].discrete
-        )
+        keyed = [site for site in sm.site_info.values() if site.keyed]
+        opaque = tuple(s.name for s in keyed if not (s.control_flow or s.discrete))
         names = sm.noise_of(sites)
         columns = tuple(
             n for n, law in sm.noise.items() if law.kind != "key" and n in names
@@ -86,7 +79,7 @@ class Linear(NamedTuple):
                 for site, row in found.items()
             },
             sizes,
-            not any(keyed.values()),
+            not any(site.control_flow for site in keyed),
             _ROUNDING * float(jnp.finfo(jnp.result_type(float)).eps),
         )
 

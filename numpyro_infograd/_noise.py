@@ -103,7 +103,6 @@ class NoiseSource:
 
     @staticmethod
     def of(spec: NoiseSpec, size: int) -> NoiseSource:
-        """The source of batches of this many samples."""
         return NoiseSource(base_points(spec, size), spec, size)
 
     def __call__(self, rng_key: jax.Array) -> dict[str, jax.Array]:

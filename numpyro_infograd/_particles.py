@@ -193,7 +193,6 @@ class _Scan(NamedTuple):
 
     @staticmethod
     def of(sm: StructuralModel, density: Density, given: Values, scan: Any) -> _Scan:
-        """The scan of a model for a density, from the operands of the scan."""
         f, init, xs, length, reverse = scan
         names: list[str] = []
 

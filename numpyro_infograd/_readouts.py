@@ -225,10 +225,8 @@ def _settable(sm: StructuralModel) -> tuple[str, ...]:
     return tuple(
         name
         for name, site in sm.site_info.items()
-        if site.kind == "sample"
-        and site.state == "free"
-        and not site.control_flow
-        and name not in sm.appended
+        if site.kind == "sample" and site.state == "free"
+        if not site.control_flow and name not in sm.appended
     )
 
 

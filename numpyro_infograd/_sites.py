@@ -53,6 +53,11 @@ class Site(NamedTuple):
         return math.prod(self.shape)
 
     @property
+    def keyed(self) -> bool:
+        """Whether it is drawn from a PRNG key."""
+        return self.noise is not None and self.noise.kind == "key"
+
+    @property
     def is_float(self) -> bool:
         """Whether its values are real floating-point numbers."""
         return bool(jnp.issubdtype(self.dtype, jnp.floating))
@@ -113,12 +118,11 @@ def joint_states(
         return {}
     cells = [site.choices or () for site in sites for _ in range(site.size)]
     table = np.array(list(itertools.product(*cells)))
-    summed, start = {}, 0
-    for site in sites:
-        columns = table[:, start : start + site.size]
-        summed[site.name] = jnp.asarray(columns.reshape(-1, *site.shape), site.dtype)
-        start += site.size
-    return summed
+    columns = np.split(table, np.cumsum([site.size for site in sites])[:-1], axis=1)
+    return {
+        site.name: jnp.asarray(own.reshape(-1, *site.shape), site.dtype)
+        for site, own in zip(sites, columns, strict=True)
+    }
 
 
 def draw_graph(

@@ -74,11 +74,8 @@ class View:
     @property
     def keyed(self) -> tuple[str, ...]:
         """The continuous sites that are drawn from a PRNG key."""
-        return tuple(
-            name
-            for name, site in self.sm.site_info.items()
-            if site.noise is not None and site.noise.kind == "key" and not site.discrete
-        )
+        sites = self.sm.site_info.values()
+        return tuple(site.name for site in sites if site.keyed and not site.discrete)
 
     def program(self, given: Collection[str] = ()) -> Program:
         """The map from (params, noise, values of `given`) to all outputs.
@@ -108,11 +105,8 @@ class View:
             means = {n: jnp.asarray(e(passed)) for n, e in self.expectations.items()}
             # A bool is averaged as a number, so it jumps.
             numbers = {n: m.astype(jnp.result_type(float)) for n, m in means.items()}
-            return (
-                made
-                | numbers
-                | {k: ravel_pytree(laws.get(s, []))[0] for k, s in weighed.items()}
-            )
+            flat = {k: ravel_pytree(laws.get(s, []))[0] for k, s in weighed.items()}
+            return made | numbers | flat
 
         return Program.trace(run, *sm.example_inputs(given))
 

@@ -69,17 +69,14 @@ def doubled(value: Any) -> Any:
 
 
 def shape_of(var: Any) -> tuple[int, ...]:
-    """The shape of a variable."""
     return var.aval.shape
 
 
 def is_complex(var: Any) -> bool:
-    """Whether a variable is complex."""
     return bool(jnp.issubdtype(dtype_of(var), jnp.complexfloating))
 
 
 def is_real(var: Any) -> bool:
-    """Whether a variable is a real floating-point number."""
     return bool(jnp.issubdtype(dtype_of(var), jnp.floating))
 
 

@@ -52,12 +52,10 @@ def _joint(left: Any) -> np.ndarray:
 
 
 def total(a: Any, b: Any) -> Any:
-    """The sum of two tables."""
     return _without_rounding(a + b, abs(a) + abs(b))
 
 
 def product(a: Any, b: Any) -> Any:
-    """The product of a matrix and a table."""
     return _without_rounding(a @ b, abs(a) @ abs(b))
 
 

@@ -125,12 +125,12 @@ class Clipped(Distribution):
         high = None if high is None else as_floats("high", high)
         shapes = base.batch_shape, np.shape(low), np.shape(high)  # () for None
         batch_shape = as_shape(*shapes, names="base, low and high")
-        if low is not None and high is not None and is_known((low, high)):
-            if not np.all(low < high):
-                raise ArgumentError(
-                    f"low must be below high, got low={low} and high={high}. Exchange "
-                    "them, or leave one out."
-                )
+        closed = low is not None and high is not None
+        if closed and is_known((low, high)) and not np.all(low < high):
+            raise ArgumentError(
+                f"low must be below high, got low={low} and high={high}. Exchange "
+                "them, or leave one out."
+            )
         self.base_dist = base.expand(batch_shape)
         self.low, self.high = (
             x if x is None else promote_shapes(x, shape=batch_shape)[0]

@@ -217,9 +217,7 @@ class MultivariateComplexNormal(Distribution):
     @validate_sample
     def log_prob(self, value: Any) -> jax.Array:
         """Log density on C^n, a real number."""
-        away = jnp.asarray(value - self.loc)
-        diagonal = jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1).real
-        log_det = 2 * jnp.sum(jnp.log(diagonal), axis=-1)
+        away, log_det = jnp.asarray(value - self.loc), self._log_det()
         square = jnp.sum(_square(_solve(self.scale_tril, away)), axis=-1)
         return -square - log_det - self.event_shape[0] * _LOG_PI
 
@@ -235,10 +233,12 @@ class MultivariateComplexNormal(Distribution):
 
     def entropy(self) -> jax.Array:
         """Differential entropy on C^n in nats, log det(pi e C)."""
-        diagonal = jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1).real
-        found = 2 * jnp.sum(jnp.log(diagonal), axis=-1)
-        found = found + self.event_shape[0] * (1.0 + _LOG_PI)
+        found = self._log_det() + self.event_shape[0] * (1.0 + _LOG_PI)
         return jnp.broadcast_to(found, self.batch_shape)
+
+    def _log_det(self) -> jax.Array:
+        diagonal = jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1).real
+        return 2 * jnp.sum(jnp.log(diagonal), axis=-1)
 
 
 _LOG_PI = math.log(math.pi)

@@ -258,7 +258,6 @@ def _promoted(d: Quantized) -> Quantized:
 
 
 def _as_edges(edges: Any) -> Any:
-    """The edges of a quantiser."""
     found = as_floats("edges", edges)
     if found.ndim == 0 or found.shape[-1] == 0:
         raise ArgumentError(
@@ -274,7 +273,6 @@ def _as_edges(edges: Any) -> Any:
 
 
 def _as_levels(levels: Any, count: int) -> Any:
-    """The levels of a quantiser with this number of cells."""
     found = as_floats("levels", levels)
     if found.shape[-1:] != (count,):
         raise ArgumentError(

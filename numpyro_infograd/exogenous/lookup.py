@@ -153,9 +153,8 @@ def reason_not_reparametrized(fn: Distribution) -> str:
     if row is not None and row.reason(fn):
         return row.reason(fn)
     # The support shows what is discrete; the dtype does not (Geometric draws floats).
-    if row is None or row.registered:
-        if fn.support.is_discrete:
-            return f"{name} is discrete"
+    if (row is None or row.registered) and fn.support.is_discrete:
+        return f"{name} is discrete"
     return "" if row else f"{name} is not a distribution this package knows"
 
 
