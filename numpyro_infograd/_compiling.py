@@ -27,12 +27,6 @@ def quick_jit(
     Measured with chains and the training of networks, whose programs run up to 15 %
     slower. On other devices, and inside another traced function, where JAX allows no
     compiler options, this is `jax.jit`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> double = quick_jit(lambda x: 2 * x)
-        >>> float(double(jnp.ones(())))
-        2.0
     """
     if function is None:
         return functools.partial(quick_jit, static_argnames=static_argnames)

@@ -60,7 +60,7 @@ def callbacks_that_cannot_batch(jaxpr: Jaxpr) -> Iterator[tuple[str, str]]:
         if single or (kind == "io_callback" and params.get("ordered")):
             function = getattr(params["callback"], "callback_func", None)
             yield kind, getattr(function, "__name__", "a function")
-        for body in sub_jaxprs(list(params.values())):
+        for body in sub_jaxprs(params):
             yield from callbacks_that_cannot_batch(open_jaxpr(body))
 
 
@@ -235,7 +235,7 @@ class _Jumps(Domain):
         if name in _CONTINUOUS:
             jump = joined | {Source(path, name)}
             return [joined if i in _CONTINUOUS[name] else jump for i in range(count)]
-        for number, body in enumerate(sub_jaxprs(list(eqn.params.values()))):
+        for number, body in enumerate(sub_jaxprs(eqn.params)):
             if name not in _SMOOTH:
                 # It is unknown which operand is which input, so use all for each.
                 inner = [joined] * len(open_jaxpr(body).invars)
@@ -258,7 +258,7 @@ class _Jumps(Domain):
         elif name == "convert_element_type" and inexact:
             jump = not jnp.issubdtype(made[0], jnp.inexact)
         elif inexact and whole and name not in _PIVOTS:
-            jump = next(sub_jaxprs(list(eqn.params.values())), None) is None
+            jump = next(sub_jaxprs(eqn.params), None) is None
         else:  # arithmetic with the result of a comparison
             jump = jnp.bool_ in kinds and made[0] != jnp.bool_
             soft = jump and whole

@@ -94,10 +94,9 @@ def sub_jaxprs(value: Any) -> Iterator[ClosedJaxpr | Jaxpr]:
     """All jaxprs in an equation's parameters, at any depth of containers."""
     if isinstance(value, (ClosedJaxpr, Jaxpr)):
         yield value
-    elif isinstance(value, (tuple, list)):
-        yield from chain.from_iterable(map(sub_jaxprs, value))
-    elif isinstance(value, dict):
-        yield from chain.from_iterable(map(sub_jaxprs, value.values()))
+    elif isinstance(value, (tuple, list, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        yield from chain.from_iterable(map(sub_jaxprs, items))
 
 
 class MutableError(Exception):

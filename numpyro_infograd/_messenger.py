@@ -129,11 +129,6 @@ class Generate(Messenger):
         self._level = get_opaque_trace_state()
         return super().__enter__()
 
-    def forget(self) -> None:
-        """Drop traced values, which must not outlive their trace."""
-        self.played.values.clear()
-        self.rng_key = None
-
     # -- messages of the model -----------------------------------------------------
 
     def process_message(self, msg: Any) -> None:

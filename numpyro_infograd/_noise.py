@@ -179,16 +179,14 @@ def squares(spec: NoiseSpec, noise: dict[str, jax.Array], limit: int) -> jax.Arr
 
 def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
     """Constant noise in the shape of one draw, for functions that do not use it."""
-    middle = {"normal": 0.0, "uniform": 0.5}
     inert: dict[str, jax.Array] = {}
     for name, law in spec:
         if law.kind == "key":
             flat = jax.random.split(jax.random.key(0), math.prod(law.shape))
             inert[name] = flat.reshape(law.shape)
-        elif law.kind == "held":
-            inert[name] = jnp.zeros(law.shape)
-        elif law.kind in _EXPLICIT:
-            inert[name] = jnp.full(law.shape, middle[law.kind], float)
+        elif law.kind != "none":
+            middle = 0.5 if law.kind == "uniform" else 0.0
+            inert[name] = jnp.full(law.shape, middle, float)
     return inert
 
 

@@ -66,20 +66,6 @@ def tune(
     if last is not None:
         tuning, rounds = tuning._replace(step_size=last.step_size), _WARM_ROUNDS
 
-    def step(
-        tuning: Tuning, index: jax.Array, at: Position, number: jax.Array
-    ) -> tuple[Any, ...]:
-        """The next positions, the scores at the present ones, and acceptances."""
-
-        def one(key: jax.Array, at: Position, values: Values) -> tuple[Any, ...]:
-            walk = Walk.of(hidden, params, values, tuning)
-            chain = walk.chain(at)
-            moved, accepted = walk.step(key, index, chain)
-            return moved, walk.score(chain), accepted
-
-        keys = jax.random.split(jax.random.fold_in(rng_key, number), num_samples)
-        return jax.vmap(one)(keys, at, values)
-
     stretch = jax.vmap(hidden.stretch)(values)
     own = chains.score + chains.gradient @ tuning.slope.T / stretch
     num_samples = len(own)
@@ -89,7 +75,15 @@ def tune(
         # The step size is tuned on the second step of a round, a normal trajectory.
         index = jnp.where(tuned, carry.number, 1)
         now = tuning._replace(step_size=carry.step_size)
-        moved, scores, accepted = step(now, index, carry.at, carry.number + rounds)
+
+        def step(key: jax.Array, at: Position, values: Values) -> tuple[Any, ...]:
+            walk = Walk.of(hidden, params, values, now)
+            chain = walk.chain(at)
+            return *walk.step(key, index, chain), walk.score(chain)
+
+        key = jax.random.fold_in(rng_key, carry.number + rounds)
+        keys = jax.random.split(key, num_samples)
+        moved, accepted, scores = jax.vmap(step)(keys, carry.at, values)
         change = jnp.where(tuned, 0.0, _GAIN * (jnp.mean(accepted[:, 0]) - _ACCEPTED))
         total = carry.total + scores
         # A window ends at each power of two.

@@ -36,7 +36,7 @@ def _holds_arrays(eqn: JaxprEqn) -> bool:
     return any(
         bool(isinstance(body, ClosedJaxpr) and body.consts)
         or any(map(_holds_arrays, open_jaxpr(body).eqns))
-        for body in sub_jaxprs(list(eqn.params.values()))
+        for body in sub_jaxprs(eqn.params)
     )
 
 

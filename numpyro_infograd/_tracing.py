@@ -174,7 +174,8 @@ def trace_model(
     def explore() -> Generate:
         messenger = Generate(rng_key=jax.random.key(0))
         play(messenger)
-        messenger.forget()
+        messenger.played.values.clear()  # traced values must not outlive their trace
+        messenger.rng_key = None
         return messenger
 
     def trace_only() -> None:

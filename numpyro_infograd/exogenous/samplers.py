@@ -35,13 +35,11 @@ half_cauchy = halves(
 
 
 def dagum(d, u):
-    """Dagum from a uniform u."""
     y = -jnp.log(u) / d.concentration  # below, log(expm1(y)) without overflow
     return d.scale * jnp.exp(-(y + jnp.log(-jnp.expm1(-y))) / d.sharpness)
 
 
 def kumaraswamy(d, u):
-    """Kumaraswamy from a uniform u."""
     power = -jnp.expm1(jnp.log1p(-u) / d.concentration0)
     x = power ** (1 / d.concentration1)
     info = jnp.finfo(x.dtype)  # the log density may be infinite at 0 and at 1
@@ -49,19 +47,17 @@ def kumaraswamy(d, u):
 
 
 def bernoulli(d, u):
-    """Bernoulli from a uniform u."""
     return (u > 1 - d.probs).astype(jnp.result_type(int))
 
 
 def categorical(d, u):
-    """Categorical from a uniform u: the number of cumulative probabilities below u."""
+    """From a uniform u, the number of cumulative probabilities below u."""
     below = jnp.cumsum(d.probs, axis=-1)
     below = below[..., :-1] / below[..., -1:]
     return jnp.sum(u[..., None] > below, axis=-1, dtype=jnp.result_type(int))
 
 
 def discrete_uniform(d, u):
-    """DiscreteUniform from a uniform u."""
     count = d.high - d.low + 1
     step = jnp.floor(u * count).astype(jnp.result_type(d.low, int))
     return d.low + jnp.minimum(step, count - 1)

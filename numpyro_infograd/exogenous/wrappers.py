@@ -49,9 +49,8 @@ def _transformed_ends(d):
     onto_part = any(not on_the_line(t.codomain) for t in d.transforms)
     folds = any(isinstance(t, maps.AbsTransform) for t in d.transforms)
     ends, kind = ends_of(d.base_dist), row_of(d.base_dist).noise(d.base_dist, ()).kind
-    if d.base_dist.support.is_discrete:  # the transforms move its values
-        return (*(ends or ()), *jax.tree.leaves(d.transforms))
-    if ends is None and not folds and (kind == "normal" or not onto_part):
+    smooth = ends is None and not folds and (kind == "normal" or not onto_part)
+    if smooth and not d.base_dist.support.is_discrete:  # whose values a map moves
         return None
     return (*(ends or ()), *jax.tree.leaves(d.transforms))
 
