@@ -134,7 +134,7 @@ def summed(
         return {"log_prob": dict.fromkeys(others, jnp.zeros(())) | {first: found}}
 
     program = Program.trace(total, *inputs)
-    reach = dependencies_by_name(program, *inputs, key=lambda path: path[1].key)
+    reach = dependencies_by_name(program, key=lambda path: path[1].key)
     left = reach[first][1]
     if left & {*sites}:  # a copy of the model still draws these sites
         return density

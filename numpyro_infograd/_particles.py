@@ -129,7 +129,7 @@ class Filter:
         if len(scans) != 1:
             return None
         scans.clear()  # traced values must not outlive their trace
-        reach = dependencies_by_name(start, *inputs)
+        reach = dependencies_by_name(start)
         before = reach["carry"][1] if reach else frozenset()
         outside = tuple(
             s for s in density.log_prob_sites if not sm.site_info[s].control_flow
@@ -157,7 +157,7 @@ class Filter:
         )
         every = *inputs, copies, {"key": jax.random.key(0)}
         program = Program.trace(steps, *every)
-        if dependencies_by_name(program, *every)["log_prob"][1]:
+        if dependencies_by_name(program)["log_prob"][1]:
             return None
         drawn = tuple(item for item in sm.spec if item[0] in before)
         return Filter(start, program, density.all_sites, drawn, sm.spec, num_particles)

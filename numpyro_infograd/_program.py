@@ -292,11 +292,16 @@ def _fit(leaf: Any, aval: Any) -> Array:
     return lax.convert_element_type(array, aval.dtype) if weak else array
 
 
-def _indices(tree: Any, path: Sequence[Any]) -> list[int]:
+def _paths(tree: Any) -> list[tuple[Any, ...]]:
+    """The path of each leaf of a structure."""
     leaves = tree_unflatten(tree, range(tree.num_leaves))
+    return [path for path, _ in jax.tree_util.tree_leaves_with_path(leaves)]
+
+
+def _indices(tree: Any, path: Sequence[Any]) -> list[int]:
     return [
         index
-        for keys, index in jax.tree_util.tree_leaves_with_path(leaves)
+        for index, keys in enumerate(_paths(tree))
         if tuple(map(_entry, keys[: len(path)])) == tuple(path)
     ]
 
@@ -309,21 +314,14 @@ def _entry(key: Any) -> Any:
 
 
 def dependencies_by_name(
-    program: Program, *inputs: Any, key: Callable[[Any], Any] = lambda path: path[0].key
+    program: Program, key: Callable[[Any], Any] = lambda path: path[0].key
 ) -> dict[Any, tuple[frozenset[str], ...]]:
     """Output name -> for each input dict, the names that the output depends on."""
-    labels = [
-        (position, path[0].key)
-        for position, tree in enumerate(inputs)
-        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
-    tree = program.code.out_tree
-    outputs = jax.tree.unflatten(tree, range(tree.num_leaves))
-    paths = jax.tree_util.tree_leaves_with_path(outputs)
+    code = program.code
+    labels = [(argument.idx, name.key) for argument, name, *_ in _paths(code.in_tree)]
     found: dict[Any, list[set[str]]] = {}
-    for (path, _), sources in zip(paths, program.dependencies(), strict=True):
-        row = found.setdefault(key(path), [set() for _ in inputs])
-        for index in sources:
-            position, label = labels[index]
+    for path, used in zip(_paths(code.out_tree), program.dependencies(), strict=True):
+        row = found.setdefault(key(path), [set() for _ in code.in_tree.children()])
+        for position, label in (labels[index] for index in used):
             row[position].add(label)
     return {name: tuple(map(frozenset, row)) for name, row in found.items()}

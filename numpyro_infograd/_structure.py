@@ -195,7 +195,7 @@ class StructuralModel:
     @functools.cached_property
     def _reach(self) -> dict[str, tuple[frozenset[str], ...]]:
         """site -> (parameters, noise) on which its value depends, also indirectly."""
-        return dependencies_by_name(self.forward, self.params, noise_like(self.spec))
+        return dependencies_by_name(self.forward)
 
     @functools.cached_property
     def drawn(self) -> tuple[str, ...]:
@@ -215,8 +215,7 @@ class StructuralModel:
         """site -> parameters that move its value while the drawn sites are held."""
         if not self.drawn:
             return {name: params for name, (params, _) in self._reach.items()}
-        inputs = self.example_inputs(self.drawn)
-        reach = dependencies_by_name(self.forward_given(self.drawn), *inputs)
+        reach = dependencies_by_name(self.forward_given(self.drawn))
         return {name: params for name, (params, _, _) in reach.items()}
 
     def _named(self, sites: Iterable[str]) -> tuple[str, ...]:
@@ -272,8 +271,7 @@ class StructuralModel:
         held, sites = self._named(held), self._named(sites)
         if not held:
             return self.noise_of(sites)
-        inputs = self.example_inputs(held)
-        reach = dependencies_by_name(self.forward_given(held), *inputs)
+        reach = dependencies_by_name(self.forward_given(held))
         return frozenset().union(*(reach[s][1] for s in sites))
 
     @functools.cached_property
@@ -285,9 +283,10 @@ class StructuralModel:
         step.
         """
         cut = [n for n, s in self.site_info.items() if not s.control_flow]
-        inputs = self.example_inputs(cut)
-        program = Program.trace(lambda *x: self.run(*x, cut=True).values, *inputs)
-        reach = dependencies_by_name(program, *inputs)
+        program = Program.trace(
+            lambda *inputs: self.run(*inputs, cut=True).values,
+            *self.example_inputs(cut),
+        )
         return {
             name: tuple(
                 s
@@ -295,7 +294,7 @@ class StructuralModel:
                 if s != name and (s in sites or (s in noises and s not in cut))
             )
             + tuple(p for p in self.params if p in params)
-            for name, (params, noises, sites) in reach.items()
+            for name, (params, noises, sites) in dependencies_by_name(program).items()
         }
 
     def density(
@@ -342,10 +341,9 @@ class StructuralModel:
             played = self.run(params, noise, values, log_prob_sites=wanted)
             return {"log_prob": played.log_prob, "boundary": played.boundary}
 
-        inputs = self.example_inputs(members)
-        program = Program.trace(run, *inputs)
+        program = Program.trace(run, *self.example_inputs(members))
         reach = dependencies_by_name(
-            program, *inputs, key=lambda path: (path[0].key, path[1].key)
+            program, key=lambda path: (path[0].key, path[1].key)
         )
         read = {s: reach["log_prob", s] for s in wanted}
         log_prob_sites = tuple(

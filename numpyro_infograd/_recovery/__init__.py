@@ -240,7 +240,7 @@ class Recovery:
         size = size_of(eqn.outvars[0])
         zero = sparse.csr_matrix((size, self._num_atoms))
         first = rows[moving[0]]
-        if name in ("add", "sub", "add_any") and is_elementwise(eqn):
+        if name in ("add", "sub") and is_elementwise(eqn):
             if any(r.shape[0] != size for r in rows.values()):
                 return None  # a scalar that is broadcast
             right = -1.0 if name == "sub" else 1.0
@@ -280,20 +280,19 @@ class Recovery:
         kinds = {is_complex(v) for v in (*operands, *eqn.outvars)}
         if len(kinds) > 1:
             return None
+        count = 2 if True in kinds else 1  # real and imaginary parts
         table, start = [sparse.csr_matrix((1, self._num_atoms))], 1
-        parts: dict[int, list[np.ndarray]] = {}
+        parts: dict[int, np.ndarray] = {}
         for i, each in rows.items():
             if not is_inexact(eqn.invars[i]):
                 return None  # an index
             table.append(each)
-            shape = shape_of(eqn.invars[i])
             labels = np.arange(start, start + each.shape[0], dtype=np.int32)
-            count = 2 if is_complex(eqn.invars[i]) else 1
-            parts[i] = list(labels.reshape(count, *shape))
+            parts[i] = labels.reshape(count, *shape_of(eqn.invars[i]))
             start += each.shape[0]
         whole = self._stack(table)
         results: list[list[np.ndarray]] = [[] for _ in eqn.outvars]
-        for part in range(2 if is_complex(eqn.outvars[0]) else 1):
+        for part in range(count):
             labelled: list[Any] = []
             for i, atom in enumerate(eqn.invars):
                 value = self.trace.value(atom)
