@@ -23,8 +23,7 @@ from numpyro_infograd._optimize.run import (
     CYCLE,
     MAX_CYCLES,
     NEGLIGIBLE,
-    Ended,
-    unit_of_gain,
+    Run,
 )
 from numpyro_infograd._optimize.step import StepInfo, ascend_many
 from numpyro_infograd._pairs import without_pairs
@@ -41,7 +40,7 @@ _ROUGH = 0.02  # relative error of a first value of the start
 End = tuple[Any, Estimate | None, str]
 
 
-def finish(ended: Ended) -> Result:
+def finish(ended: Run) -> Result:
     """Choose the best restart, and estimate the objective at its end."""
     ends = [_end(ended, index) for index in range(len(ended.starts))]
     reports = [_report(ended, index, end[0]) for index, end in enumerate(ends)]
@@ -54,13 +53,13 @@ def finish(ended: Ended) -> Result:
     if status == ended.status and status.ending is Ending.CONVERGED:
         status = Status(status + _within(ended, best), Ending.CONVERGED)
     result = Result(
-        without_pairs(ended.posed.sm.pairs, params),
+        without_pairs(ended.clean.sm.pairs, params),
         estimate,
         histories[best],
         status,
         {
-            "method": ended.posed.method_name,
-            "reason": ended.posed.reason,
+            "method": ended.clean.method_name,
+            "reason": ended.clean.reason,
             "skipped_steps": _skipped(histories[best]),
             "restarts": [e.value if e is not None else None for _, e, _ in ends],
         },
@@ -79,17 +78,17 @@ def finish(ended: Ended) -> Result:
     return result
 
 
-def _within(ended: Ended, index: int) -> str:
+def _within(ended: Run, index: int) -> str:
     """The gain that noise may hide, in words; "" if it is negligible."""
     if not ended.outlooks or not ended.ascent.problem.is_sampled:
         return ""
     hidden = ended.outlooks[index].most
-    unit = unit_of_gain(ended.plan, ended.chunks, index)
-    return "" if hidden <= NEGLIGIBLE * unit else f", to within {hidden:.2g} nats"
+    small = hidden <= NEGLIGIBLE * ended.unit_of_gain(index)
+    return "" if small else f", to within {hidden:.2g} nats"
 
 
 def _status(
-    ended: Ended,
+    ended: Run,
     index: int,
     params: Any,
     estimate: Estimate | None,
@@ -122,7 +121,7 @@ def _status(
 
 
 def _warnings_for(
-    ended: Ended,
+    ended: Run,
     index: int,
     status: Status,
     end: End,
@@ -141,7 +140,7 @@ def _warnings_for(
     elif status.ending not in sound or status != ended.status:
         found.append(str(status))
     found += _prospects(ended, index, status, estimate)
-    if (chance := ended.posed.problem.chance) and ended.chunks:
+    if (chance := ended.clean.problem.chance) and ended.chunks:
         last = ended.chunks[-1].evidence
         found += chance.warnings_for({m: np.mean(v[index]) for m, v in last.items()})
     if skipped := _skipped(history):
@@ -159,7 +158,7 @@ def _warnings_for(
 
 
 def _prospects(
-    ended: Ended, index: int, status: Status, estimate: Estimate | None
+    ended: Run, index: int, status: Status, estimate: Estimate | None
 ) -> list[str]:
     """What more steps would gain, and what noise hides."""
     if not ended.outlooks or status.ending in (Ending.SADDLE, Ending.AT_REST):
@@ -194,11 +193,11 @@ def _prospects(
     return found
 
 
-def _at_rest(ended: Ended, index: int, params: Any) -> Status:
+def _at_rest(ended: Run, index: int, params: Any) -> Status:
     """How a run ended whose gradient was zero at the start."""
     said, ending, start = ended.status, ended.status.ending, ended.starts[index]
-    objective, sites = ended.posed.objective, ended.posed.objective.sites
-    if not objective.expectations and not ended.posed.sm.params_of(sites):
+    objective, sites = ended.clean.objective, ended.clean.objective.sites
+    if not objective.expectations and not ended.clean.sm.params_of(sites):
         named = ", ".join(map(repr, sites))
         return Status(f"{said}; no parameter reaches {named}", Ending.AT_REST)
     if _free_gradient_norm(ended, start) > 0:
@@ -221,11 +220,11 @@ def _at_rest(ended: Ended, index: int, params: Any) -> Status:
     )
 
 
-def _free_gradient_norm(ended: Ended, start: Any) -> float:
+def _free_gradient_norm(ended: Run, start: Any) -> float:
     """Norm of the gradient at a start, in all directions."""
     ascent = ended.ascent
     ascent = replace(ascent, move=ascent.move._replace(projection=None))
-    state = ended.plan.start(ended.posed, ended.rng_key, start)
+    state = ended.plan.start(ended.clean, ended.rng_key, start)
     batch = jax.tree.map(lambda x: x[None], state)
     _, info = ascend_many(ascent, batch, jnp.ones(1))
     return float(info.gradient_norm[0, 0])
@@ -241,7 +240,7 @@ def _missed(reports: tuple[ConstraintReport, ...]) -> list[ConstraintReport]:
     return [report for report in reports if not report.is_met]
 
 
-def _report(ended: Ended, index: int, params: Any) -> tuple[ConstraintReport, ...]:
+def _report(ended: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
     """The report of each constraint."""
     budgets, reports = ended.ascent.budgets, []
     found = _constrained(ended, params, jax.random.fold_in(ended.rng_key, 8))
@@ -262,16 +261,16 @@ def _report(ended: Ended, index: int, params: Any) -> tuple[ConstraintReport, ..
     return tuple(reports)
 
 
-def _constrained(ended: Ended, params: Any, rng_key: jax.Array) -> list[Estimate]:
+def _constrained(ended: Run, params: Any, rng_key: jax.Array) -> list[Estimate]:
     """The expectation of each constraint."""
     size = max(REPLICATES * ended.ascent.source.size, _CHECKED)
     return [
-        value_of(ended.posed.sm, c.expectations, params, rng_key, num_samples=size)
+        value_of(ended.clean.sm, c.expectations, params, rng_key, num_samples=size)
         for c in ended.plan.subject_to
     ]
 
 
-def _landed(ended: Ended, index: int, unconstrained_params: Any) -> Any:
+def _landed(ended: Run, index: int, unconstrained_params: Any) -> Any:
     """The parameters after a correction onto the bounds that hold them."""
     subject_to, key = ended.plan.subject_to, jax.random.fold_in(ended.rng_key, 9)
 
@@ -290,7 +289,7 @@ def _landed(ended: Ended, index: int, unconstrained_params: Any) -> Any:
     return land(ended.ascent, unconstrained_params, multipliers, measure, key)
 
 
-def _fall(ended: Ended, end: Estimate | None) -> str:
+def _fall(ended: Run, end: Estimate | None) -> str:
     """How far the ascent fell below its start, in words; "" if it did not fall.
 
     The words hold for what is minimised, too. Both values use the same key. With
@@ -315,7 +314,7 @@ def _fall(ended: Ended, end: Estimate | None) -> str:
     return f"by {start.value - end.value:.4g} nats"
 
 
-def _end(ended: Ended, index: int) -> End:
+def _end(ended: Run, index: int) -> End:
     """Where a restart ended, with its value or the reason why it has none.
 
     If the objective has no value after the last step, the point before it is used.
@@ -334,12 +333,12 @@ def _end(ended: Ended, index: int) -> End:
 
 
 def _value(
-    ended: Ended, params: Any, method: str | MCMC = "auto"
+    ended: Run, params: Any, method: str | MCMC = "auto"
 ) -> tuple[Estimate | None, str]:
     """The value of the objective at `params`, or the reason why it has none."""
     key = jax.random.fold_in(ended.rng_key, 7)
     try:
-        sm, objective = see_through(ended.posed.sm, ended.plan.objective, params)
+        sm, objective = see_through(ended.clean.sm, ended.plan.objective, params)
         value = value_of(sm, objective, params, key, method)
     except InfogradError as error:
         return None, str(error)
@@ -354,7 +353,7 @@ def _rank(value: Estimate | None, reports: tuple[ConstraintReport, ...]) -> Any:
     return (-missed, -math.inf if value is None else value.value)
 
 
-def _histories(ended: Ended, budgets: bool) -> tuple[dict[str, Any], ...]:
+def _histories(ended: Run, budgets: bool) -> tuple[dict[str, Any], ...]:
     """The histories of all restarts: arrays over steps."""
     if not ended.chunks:
         return ({},) * len(ended.starts)
@@ -365,12 +364,12 @@ def _histories(ended: Ended, budgets: bool) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _history(ended: Ended, info: StepInfo, budgets: bool) -> dict[str, Any]:
+def _history(ended: Run, info: StepInfo, budgets: bool) -> dict[str, Any]:
     """The history of one restart: arrays over steps."""
     history = {
         "gradient_norm": info.gradient_norm,
         "gain": info.gain,
-        "params": without_pairs(ended.posed.sm.pairs, info.params),
+        "params": without_pairs(ended.clean.sm.pairs, info.params),
         "finite": info.finite,
     }
     history |= {str(measure): each for measure, each in info.evidence.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,30 +22,27 @@ _PAUSE = 1.0  # seconds between saves, at least
 _SHARE = 0.05  # share of the run time that saves take, at most
 
 
-class Snapshot(NamedTuple):
-    """The state of a run."""
-
-    chunks: list[StepInfo]  # the steps so far
-    trees: dict[str, Any]  # arrays by name
-    facts: dict[str, Any]  # JSON data; "done" is true if the run has ended
-
-
 class Log:
-    """Saves snapshots of a run, so that it can continue after an interruption."""
+    """Saves the state of a run, so that it can continue after an interruption."""
 
     def __init__(self, path: Any, identity: dict[str, Any]) -> None:
         self.checkpoint = Checkpoint(path, identity)
         self.next_save = -np.inf
-        self.pending: Snapshot | None = None  # not yet written
+        # What is not yet written: the steps so far, arrays by name, and JSON data, in
+        # which "done" is true if the run has ended.
+        self.pending: tuple[list[StepInfo], dict[str, Any], dict[str, Any]] | None
+        self.pending = None
 
-    def note(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot, and save it if the last save is old enough."""
-        self.pending = snapshot
-        if snapshot.facts["done"] or time.monotonic() > self.next_save:
+    def note(
+        self, chunks: list[StepInfo], trees: dict[str, Any], facts: dict[str, Any]
+    ) -> None:
+        """Keep the state of a run, and save it if the last save is old enough."""
+        self.pending = chunks, trees, facts
+        if facts["done"] or time.monotonic() > self.next_save:
             self.flush()
 
     def flush(self) -> None:
-        """Save the last snapshot."""
+        """Save what is pending."""
         if self.pending is None:
             return
         start = time.monotonic()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -17,13 +17,13 @@ from numpyro_infograd._checkpoint import unpack
 from numpyro_infograd._gradient import pose_beyond_mixtures, why_not_mixture
 from numpyro_infograd._optimize.annealing import Annealing, cooled, initial_variances
 from numpyro_infograd._optimize.budgets import FARTHEST, is_settled
-from numpyro_infograd._optimize.log import Log, Snapshot, identify, take_apart
+from numpyro_infograd._optimize.log import Log, identify, take_apart
 from numpyro_infograd._optimize.move import constrained, decay, scales
 from numpyro_infograd._optimize.plan import Plan
 from numpyro_infograd._optimize.polish import top
 from numpyro_infograd._optimize.remaining import Outlook, Steepness, flat, outlook
 from numpyro_infograd._optimize.result import Ending, Status
-from numpyro_infograd._optimize.step import Ascent, InfoMaxState, StepInfo, ascend_many
+from numpyro_infograd._optimize.step import StepInfo, ascend_many
 from numpyro_infograd._problem import Posed, as_fine
 from numpyro_infograd.scores import Mixture
 from numpyro_infograd.scores.base import measured
@@ -34,21 +34,6 @@ MAX_CYCLES = 5
 NEGLIGIBLE = 2e-4  # expected gain of more steps, relative to its unit, to stop
 FIRST = 8  # steps whose gradients are compared with their noise
 FEWEST = 2 * FIRST  # fewer steps do not show whether an ascent is finished
-
-
-class Ended(NamedTuple):
-    """An ascent after its last step."""
-
-    plan: Plan
-    posed: Posed
-    ascent: Ascent
-    rng_key: jax.Array
-    starts: list[Any]  # parameters of each restart, in constrained space
-    states: InfoMaxState  # of all restarts
-    chunks: list[StepInfo]
-    status: Status
-    outlooks: list[Outlook]  # of each restart
-    is_clear_first: list[bool]  # of each restart, as in `Run`
 
 
 class Run:
@@ -98,8 +83,8 @@ class Run:
         self.states = jax.tree.map(lambda *x: jnp.stack(x), *states)
         self.ascent = self.plan.make_ascent(self.posed, self.starts[0])
 
-    def run(self, progress_bar: bool) -> Ended:
-        """Run from the start, or from a checkpoint, to the end."""
+    def run(self, progress_bar: bool) -> Run:
+        """Run from the start, or from a checkpoint, to the end; returns itself."""
         total = self.num_steps or CYCLE
         try:
             if not self._resume():
@@ -112,28 +97,14 @@ class Run:
         finally:
             if self.log is not None:
                 self.log.checkpoint.close()
-        return Ended(
-            plan=self.plan,
-            posed=self.clean,
-            ascent=self.ascent,
-            rng_key=self.rng_key,
-            starts=self.starts,
-            states=self.states,
-            chunks=self.chunks,
-            status=self.status,
-            outlooks=self.outlooks,
-            is_clear_first=self.is_clear_first,
-        )
+        return self
 
     # -- checkpoints ------------------------------------------------------------------
 
     def _note(self, done: bool = False) -> None:
-        """Keep the present state in the log, if there is one."""
-        if self.log is not None:
-            self.log.note(self.snapshot(done))
-
-    def snapshot(self, done: bool = False) -> Snapshot:
-        """The present state of the run, from which it can continue."""
+        """Keep the present state in the log, if there is one, to continue from it."""
+        if self.log is None:
+            return
         trees = {
             "states": self.states,
             "scale": self.ascent.move.scale,
@@ -150,7 +121,7 @@ class Run:
             "is_clear_first": self.is_clear_first,
             "done": done,
         }
-        return Snapshot(list(self.chunks), trees, facts)
+        self.log.note(list(self.chunks), trees, facts)
 
     def _resume(self) -> bool:
         """Load a snapshot if one was saved; return whether the run had ended."""
@@ -357,7 +328,7 @@ class Run:
         """Whether no restart would gain by more steps, or by a one percent move."""
         return not self._came_from_far() and all(
             max(self._gain_of_small_move(i), ahead.gain if ahead.is_rising else 0.0)
-            <= NEGLIGIBLE * unit_of_gain(self.plan, self.chunks, i)
+            <= NEGLIGIBLE * self.unit_of_gain(i)
             and is_settled(
                 np.mean(self.chunks[-1].excess[i], axis=0), self.states.multipliers[i]
             )
@@ -426,12 +397,11 @@ class Run:
         size = float(optax.tree.norm(self._each_unconstrained()[index])) or 1.0
         return 0.01 * size * math.sqrt(sure)
 
+    def unit_of_gain(self, index: int) -> float:
+        """Unit of a gain: one nat, or the whole gain of a restart if that is more.
 
-def unit_of_gain(plan: Plan, chunks: list[StepInfo], index: int) -> float:
-    """Unit of a gain: one nat, or the whole gain of a restart if that is more.
-
-    With constraints it is one nat, because the gain may come from meeting them.
-    """
-    if plan.subject_to:
-        return 1.0
-    return max(1.0, float(sum(np.nansum(chunk.gain[index]) for chunk in chunks)))
+        With constraints it is one nat, because the gain may come from meeting them.
+        """
+        if self.plan.subject_to:
+            return 1.0
+        return max(1.0, float(sum(np.nansum(c.gain[index]) for c in self.chunks)))
