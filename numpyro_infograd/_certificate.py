@@ -140,31 +140,25 @@ def _compare(
             ]
 
         both = jax.vmap(chains)(jax.random.split(pair_key))
-        pairs = [jax.tree.map(lambda x, i=i: x[i], both) for i in range(2)]
-        if method.scores_inputs_given_outputs:
-            ours, _ = cotangents(densities, problem.coefficients, learned)
-            first, second = (
-                cotangents(chained.densities, chained.coefficients, pair)[0]
-                for pair in pairs
-            )
-            entries = {densities[0].label: (ours, first, second)}
-        else:
-            by_label = dict(zip((d.label for d in densities), learned, strict=True))
-            entries = {}
-            for density, c, *pair in zip(
-                chained.densities, chained.coefficients, *pairs, strict=True
-            ):
-                parts = (by_label[density.label], *pair)
-                ours, first, second = (
-                    cotangents([density], [c], [part])[0] for part in parts
-                )
-                entries[density.label] = ours, first, second
+
+        def by_set(of: Problem, found: list[Scores]) -> dict[str, Values]:
+            """The cotangents of each set; their sum if outputs are conditions."""
+            if method.scores_inputs_given_outputs:
+                whole, _ = cotangents(of.densities, of.coefficients, found)
+                return {densities[0].label: whole}
+            parts = zip(of.densities, of.coefficients, found, strict=True)
+            return {d.label: cotangents([d], [c], [own])[0] for d, c, own in parts}
+
+        ours = by_set(problem, learned)
+        first, second = (
+            by_set(chained, jax.tree.map(lambda x, i=i: x[i], both)) for i in range(2)
+        )
         shift = {n: jnp.zeros_like(x) for n, x in moved.items()}
         sums, shown = {}, {}
-        for label, (ours, first, second) in entries.items():
+        for label in first:
             error, power = jnp.zeros(()), jnp.zeros(())
-            for site, a in first.items():
-                b, c = second[site], ours[site]
+            for site, a in first[label].items():
+                b, c = second[label][site], ours[label][site]
                 error += jnp.vdot(a - c, b - c)
                 power += jnp.vdot(a, b)
                 mean = 0.5 * (a + b)

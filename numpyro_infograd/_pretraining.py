@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import jax
+from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from numpyro.distributions import Distribution
@@ -216,13 +217,14 @@ def _draw(
     rng_key: jax.Array,
 ) -> tuple[dict[str, Any], Range]:
     """Parameter values with a leading axis, in random order, and their bounds."""
-    sizes = [sum(x.size for x in jax.tree.leaves(initial[name])) for name in names]
+    flats = {name: ravel_pytree(initial[name]) for name in names}
+    sizes = [flat.size for flat, _ in flats.values()]
     uniforms = sobol_points(num_points, sum(sizes)).astype(np.float64) / 2.0**32
     uniforms = np.random.default_rng(0).permutation(uniforms)
-    drawn, lows, highs, start = {}, [], [], 0
-    for i, (name, size) in enumerate(zip(names, sizes, strict=True)):
-        u = uniforms[:, start : start + size]
-        leaves, tree = jax.tree.flatten(initial[name])
+    drawn, lows, highs = {}, [], []
+    parts = np.split(uniforms, np.cumsum(sizes)[:-1], axis=1)
+    for i, (name, u) in enumerate(zip(names, parts, strict=True)):
+        size = u.shape[1]
         if isinstance(over[name], Distribution):
             key = jax.random.fold_in(rng_key, i)
             each = np.asarray(over[name].sample(key, (num_points,)), np.float64)
@@ -234,27 +236,19 @@ def _draw(
             flat = each.reshape(num_points, size)
             low, high = flat.min(0), flat.max(0)
         else:
-            low, high = _bounds(name, over[name], leaves)
+            low, high = _bounds(name, over[name], jax.tree.leaves(initial[name]))
             flat = low + (high - low) * u
         if not np.all(low < high) or not np.isfinite([low, high]).all():
             raise ArgumentError(
                 f"over[{name!r}] must have low < high, both finite, got "
                 f"{over[name]!r:.80}."
             )
-        parts, column = [], 0
-        for leaf in leaves:
-            part = flat[:, column : column + leaf.size]
-            parts.append(jnp.asarray(part.reshape(-1, *leaf.shape), leaf.dtype))
-            column += leaf.size
-        drawn[name] = jax.tree.unflatten(tree, parts)
+        one, unravel = flats[name]
+        drawn[name] = jax.vmap(unravel)(jnp.asarray(flat, one.dtype))
         lows.append(low)
         highs.append(high)
-        start += size
-    dtype = jnp.zeros(()).dtype
-    return drawn, Range(
-        jnp.asarray(np.concatenate(lows), dtype),
-        jnp.asarray(np.concatenate(highs), dtype),
-    )
+    ends = (np.concatenate(side) for side in (lows, highs))
+    return drawn, Range(*(jnp.asarray(end, jnp.zeros(()).dtype) for end in ends))
 
 
 def _bounds(name: str, bounds: Any, leaves: list[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -263,12 +257,9 @@ def _bounds(name: str, bounds: Any, leaves: list[Any]) -> tuple[np.ndarray, np.n
         low, high = map(np.asarray, bounds)
         if not is_real(low) or not is_real(high):
             raise TypeError("bounds are numbers")
-        pairs = [
-            (np.broadcast_to(side, leaf.shape).ravel() for side in (low, high))
-            for leaf in leaves
-        ]
         low, high = (
-            np.concatenate(side).astype(np.float64) for side in zip(*pairs, strict=True)
+            np.concatenate([np.broadcast_to(x, leaf.shape).ravel() for leaf in leaves])
+            for x in (low.astype(np.float64), high.astype(np.float64))
         )
     except (TypeError, ValueError):
         raise ArgumentError(

@@ -19,12 +19,7 @@ from numpyro_infograd._optimize.move import constrained
 from numpyro_infograd._optimize.polish import is_below_others
 from numpyro_infograd._optimize.remaining import flat
 from numpyro_infograd._optimize.result import Ending, Result, Status
-from numpyro_infograd._optimize.run import (
-    CYCLE,
-    MAX_CYCLES,
-    NEGLIGIBLE,
-    Run,
-)
+from numpyro_infograd._optimize.run import CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
 from numpyro_infograd._optimize.step import StepInfo, ascend_many
 from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._problem import REPLICATES

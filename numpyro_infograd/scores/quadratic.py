@@ -170,29 +170,25 @@ def _at(problem: Problem, frames: Frame, pool: Pool) -> Batch:
 
 def _loss(ensemble: Ensemble, network: Any, at: Batch) -> jax.Array:
     """The mean loss over samples and outputs."""
-    if at.tangent is None:
-        found, slope = ensemble(network, at.seen), jnp.zeros(())
-    else:
-        found, moved = jax.jvp(
-            lambda seen: ensemble(network, seen), (at.seen,), (at.tangent,)
-        )
-        slope = at.pull * moved
+    found, moved = _along(lambda seen: ensemble(network, seen), at)
+    slope = jnp.zeros(()) if moved is None else at.pull * moved
     found = at.gain * found
     return jnp.mean(0.5 * found**2 - found * at.wanted + slope)
+
+
+def _along(function: Callable[[jax.Array], jax.Array], at: Batch) -> tuple[Any, Any]:
+    """A function of u, and its derivative along v; None if that is zero."""
+    if at.tangent is None:
+        return function(at.seen), None
+    return jax.jvp(function, (at.seen,), (at.tangent,))
 
 
 def _equations(
     ensemble: Ensemble, network: Any, at: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """The normal equations of a last layer: (width, width) and (width, outputs)."""
-    if at.tangent is None:
-        features = ensemble.features(network, at.seen)
-        slope = jnp.zeros(())
-    else:
-        features, moved = jax.jvp(
-            lambda seen: ensemble.features(network, seen), (at.seen,), (at.tangent,)
-        )
-        slope = moved.T @ at.pull / len(moved)
+    features, moved = _along(lambda seen: ensemble.features(network, seen), at)
+    slope = jnp.zeros(()) if moved is None else moved.T @ at.pull / len(moved)
     features = at.gain * features
     gram = features.T @ features / len(features)
     return gram, features.T @ at.wanted / len(features) - slope

@@ -20,7 +20,7 @@ from numpyro_infograd._terms import has_atoms, has_density, resolve, trace_expec
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
 from numpyro_infograd.values.base import Estimate
 from numpyro_infograd.values.exact import evaluate
-from numpyro_infograd.values.nested import average
+from numpyro_infograd.values.nested import average_each
 
 _SAMPLES = 16384
 _VALUES = 512  # a site with more different values counts as continuous
@@ -84,9 +84,8 @@ def _contrastive(
     terms = resolve(objective, sm)
     if not all(has_density(sm, s) for term in terms for s in term.sites):
         return []
-    expectations = trace_expectations(objective, sm)
-    key = jax.random.key(9)
-    bound = average(terms, expectations, sm, params, key, 2**16, _COMPONENTS)
+    means, key = trace_expectations(objective, sm), jax.random.key(9)
+    bound = average_each(terms, means, sm, params, {}, key, 2**16, _COMPONENTS)
     slack = 2 * found.standard_error + 0.25 + 0.05 * abs(found.value)
     low, high = bound.lower - slack, bound.upper + slack
     closed = all(

@@ -20,7 +20,7 @@ from numpyro_infograd.scores.exact import (
     why_not_gaussian,
 )
 from numpyro_infograd.values.base import Estimate, report
-from numpyro_infograd.values.nested import average
+from numpyro_infograd.values.nested import average_each
 
 _AT_ONCE = 64  # designs evaluated at once
 
@@ -66,14 +66,10 @@ class Exact:
             if not objective.expectations:
                 return report(value, 0.0, "exact")
             terms = ()
-        found = average(
-            terms,
-            trace_expectations(objective, sm),
-            sm,
-            params,
-            rng_key,
-            self.num_samples,
-            closed_form=True,
+        means = trace_expectations(objective, sm)
+        size = self.num_samples
+        found = average_each(
+            terms, means, sm, params, {}, rng_key, size, closed_form=True
         )
         if not objective.sites:
             return report(found.value, found.error, "sampled")

@@ -49,7 +49,7 @@ from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.scores.base import complete_data_scores
 from numpyro_infograd.scores.network import Ensemble, adam, check_training, perceptron
 from numpyro_infograd.values.base import Estimate, report
-from numpyro_infograd.values.nested import average
+from numpyro_infograd.values.nested import average_each
 from numpyro_infograd.values.regression import (
     Draws,
     Frame,
@@ -133,14 +133,8 @@ class DeBruijn:
         named = {s for term, _ in learned for s in term.sites}
         check_atoms(sm, sorted(s for s in named if not has_density(sm, s)), params)
         first_key, *keys = jax.random.split(rng_key, 1 + len(learned))
-        rest = average(
-            tuple(term for term, _ in known),
-            trace_expectations(objective, sm),
-            sm,
-            params,
-            first_key,
-            2**16,
-        )
+        averaged, means = tuple(t for t, _ in known), trace_expectations(objective, sm)
+        rest = average_each(averaged, means, sm, params, {}, first_key, 2**16)
         value, variance = rest.value, rest.error**2
         diagnostics: dict[str, Any] = {}
         warnings = []

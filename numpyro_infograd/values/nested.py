@@ -100,8 +100,9 @@ class Nested:
         expectations = trace_expectations(objective, sm)
         count = self.num_components
         while True:
-            found = average(
-                terms, expectations, sm, params, rng_key, self._outer(count), count
+            outer = self._outer(count)
+            found = average_each(
+                terms, expectations, sm, params, {}, rng_key, outer, count
             )
             if found.is_sound or count >= self.max_components:
                 break
@@ -187,36 +188,6 @@ def refuse_without_density(sm: StructuralModel, terms: tuple[Term, ...]) -> None
                 )
 
 
-def average(
-    terms: tuple[Term, ...],
-    expectations: Means,
-    sm: StructuralModel,
-    params: Any,
-    rng_key: jax.Array,
-    num_samples: int,
-    num_components: int = 2,
-    *,
-    closed_form: bool = False,
-) -> Average:
-    """sum of coefficient * h(sites | given), plus the expectations, in nats.
-
-    With `closed_form` each entropy is a closed form given its conditions, and only the
-    conditions are sampled.
-    """
-    found = average_each(
-        terms,
-        expectations,
-        sm,
-        params,
-        {},
-        rng_key,
-        num_samples,
-        num_components,
-        closed_form=closed_form,
-    )
-    return as_floats(found)
-
-
 def as_floats(found: Average) -> Average:
     """The average at one design as numbers."""
     found = jax.device_get(found)
@@ -235,10 +206,12 @@ def average_each(
     *,
     closed_form: bool = False,
 ) -> Average:
-    """`average` at each of many values of some parameters, on the same random numbers.
+    """sum of coefficient * h(sites | given), plus the expectations, in nats.
 
-    The `designs` have a leading axis, as the arrays of the `Average` do; empty for one
-    average. It is one compiled call.
+    It is computed at each of many values of some parameters, on the same random
+    numbers, by one compiled call. The `designs` have a leading axis, as the arrays of
+    the `Average` do; they are empty for one average, of numbers. With `closed_form`
+    each entropy is a closed form given its conditions, which alone are sampled.
     """
     densities = tuple(
         GaussianEntropy.of(sm, t.sites, t.given)
@@ -253,9 +226,10 @@ def average_each(
     )
     total = Sum.of(sm, terms, expectations, densities)
     source = NoiseSource.of(sm.spec, num_samples // REPLICATES)
-    return _averages(
+    found = _averages(
         total, components, params, designs, source, rng_key, method=mixture
     )
+    return found if designs else as_floats(found)
 
 
 @quick_jit(static_argnames=("method",))
