@@ -37,8 +37,6 @@ class Analytic(ScoreMethod):
         >>> method = scores.Analytic({"y": lambda params, v: -v["y"] / 2})
     """
 
-    num_samples = 16384
-
     def __init__(
         self,
         functions: Mapping[str | tuple[str, ...], ScoreFunction],

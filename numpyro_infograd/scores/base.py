@@ -89,6 +89,20 @@ class ScoreMethod(ABC):
     `prepare`, `check` and `init` run on the host; `fit` and `score` are pure and
     traceable. A subclass must define `score`; everything else has a default.
 
+    Attributes:
+        num_samples: Default number of samples of a gradient.
+        step_samples: Default number of samples of one step of an ascent.
+        num_deviations: Length of the leading axis of `Scores.deviations`; a divisor of
+            16.
+        noise_variance: Variance of the noise to append to every site whose score is
+            needed; None appends none.
+        samples_only: Whether it uses only samples, so that no parameter may move a
+            condition.
+        scores_inputs_given_outputs: Whether it uses densities of the inputs given the
+            outputs.
+        needs_certificate: Whether its scores may have an error that only a certificate
+            shows.
+
     Example:
         >>> import numpyro_infograd as ig
         >>> class Normal(ig.scores.ScoreMethod):  # a normal density for each site
@@ -100,40 +114,13 @@ class ScoreMethod(ABC):
         16384
     """
 
-    @property
-    def num_samples(self) -> int:
-        """Default number of samples of a gradient."""
-        return 16384
-
-    @property
-    def step_samples(self) -> int:
-        """Default number of samples of one step of an ascent."""
-        return 4096
-
-    @property
-    def num_deviations(self) -> int:
-        """Length of the leading axis of `Scores.deviations`; a divisor of 16."""
-        return 1
-
-    @property
-    def noise_variance(self) -> float | None:
-        """Variance of the noise to append to every site whose score is needed."""
-        return None
-
-    @property
-    def samples_only(self) -> bool:
-        """Whether it uses only samples, so that no parameter may move a condition."""
-        return False
-
-    @property
-    def scores_inputs_given_outputs(self) -> bool:
-        """Whether it uses densities of the inputs given the outputs."""
-        return False
-
-    @property
-    def needs_certificate(self) -> bool:
-        """Whether its scores may have an error that only a certificate shows."""
-        return True
+    num_samples: int = 16384
+    step_samples: int = 4096
+    num_deviations: int = 1
+    noise_variance: float | None = None
+    samples_only: bool = False
+    scores_inputs_given_outputs: bool = False
+    needs_certificate: bool = True
 
     def prepare(
         self, sm: StructuralModel, params: Any, densities: tuple[Density, ...]

@@ -138,18 +138,18 @@ class Frame(NamedTuple):
             jnp.sqrt(variance) * noise @ self.fisher_inv_sqrt
         )
 
-    def white(self, centred: jax.Array) -> jax.Array:
-        """Whitened values, (num_samples, inputs)."""
-        return centred @ self.whiten.T
-
     def clipped(self, centred: jax.Array) -> jax.Array:
-        """Whitened values, clipped to the range of the networks."""
-        return jnp.clip(self.white(centred), -CLIP, CLIP)
+        """Whitened values (num_samples, inputs) in the range of the networks."""
+        return jnp.clip(centred @ self.whiten.T, -CLIP, CLIP)
 
-    def features(self, centred: jax.Array) -> jax.Array:
-        """Inputs of a network: clipped whitened values, and the setting."""
-        white = self.clipped(centred)
-        if not self.setting.shape[-1]:
-            return white
-        setting = jnp.broadcast_to(self.setting, (len(white), len(self.setting)))
-        return jnp.concatenate([white, setting], axis=1)
+    def features(self, centred: jax.Array, level: jax.Array | None = None) -> jax.Array:
+        """Inputs of a network: clipped whitened values, the setting, and a noise level.
+
+        The level is a scalar or (num_samples, 1); None has no column.
+        """
+        parts, rows = [self.clipped(centred)], len(centred)
+        if self.setting.shape[-1]:
+            parts.append(jnp.broadcast_to(self.setting, (rows, len(self.setting))))
+        if level is not None:
+            parts.append(jnp.broadcast_to(level, (rows, 1)))
+        return jnp.concatenate(parts, axis=1)

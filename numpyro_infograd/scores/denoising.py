@@ -91,14 +91,11 @@ class Denoising(Learned):
         self, frame: Frame, centred: jax.Array, level: jax.Array | float
     ) -> jax.Array:
         """Inputs of a network: whitened values, and the noise variance if not zero."""
-        seen = frame.features(centred)
         if isinstance(level, float) and level == 0.0:
-            return seen
+            return frame.features(centred)
         low, high = math.log(self.noise_levels[0]), math.log(self.noise_levels[-1])
         share = FAINT * (2 * (jnp.log(level) - low) / max(high - low, 1.0) - 1)
-        return jnp.concatenate(
-            [seen, jnp.broadcast_to(share, (*seen.shape[:-1], 1))], axis=-1
-        )
+        return frame.features(centred, share)
 
     def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
         """Regression of the target minus the Gaussian score."""

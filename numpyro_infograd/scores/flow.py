@@ -76,12 +76,9 @@ class FlowMatching(Learned):
         self, frame: Frame, centred: jax.Array, level: jax.Array | float
     ) -> jax.Array:
         """Inputs of a network: whitened values, and the time."""
-        seen = frame.features(centred)
         time = 1.0 / (1.0 + jnp.sqrt(level))
         share = FAINT * (2 * (time - _FIRST) / (1 - _FIRST) - 1)
-        return jnp.concatenate(
-            [seen, jnp.broadcast_to(share, (*seen.shape[:-1], 1))], axis=-1
-        )
+        return frame.features(centred, share)
 
     def problem(self, density: Density, frame: Frame, pool: Pool) -> Batch:
         """Regression of the velocity w - z minus its Gaussian part."""

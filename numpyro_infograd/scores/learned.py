@@ -129,10 +129,8 @@ class Learned(ScoreMethod):
 
     # -- the protocol of a score method ------------------------------------------
 
-    @property
-    def num_deviations(self) -> int:
-        """One for each network, and as many for errors that all networks share."""
-        return 2 * self.num_networks
+    # One for each network, and as many for errors that all networks share.
+    num_deviations = property(lambda self: 2 * self.num_networks)
 
     def init(self, density: Density, rng_key: jax.Array) -> Any:
         """Noise for the pools of a fit from scratch and of a refit."""
