@@ -118,11 +118,8 @@ class ConstraintReport(NamedTuple):
 
 def check_constraints(subject_to: Any) -> tuple[Constraint, ...]:
     """The constraints as a tuple."""
-    single = isinstance(subject_to, (Constraint, str))
-    listed = (subject_to,) if single else subject_to
-    if not isinstance(listed, Iterable):
-        listed = (listed,)
-    found = tuple(listed)
+    several = isinstance(subject_to, Iterable) and not isinstance(subject_to, str)
+    found = tuple(subject_to) if several else (subject_to,)
     for item in found:
         if not isinstance(item, Constraint):
             raise ArgumentError(

@@ -22,6 +22,7 @@ from numpyro_infograd._parameters import bijection, check_inside
 from numpyro_infograd._program import Program
 from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.exogenous.rows import innermost
+from numpyro_infograd.scores.base import floating_leaves
 
 Projection = Callable[[Any], Any]
 
@@ -73,12 +74,8 @@ class Move(NamedTuple):
 
 def all_finite(*trees: Any) -> jax.Array:
     """Whether every floating-point number is finite."""
-    floating = [
-        x
-        for x in jax.tree.leaves(trees)
-        if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
-    ]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floating]))
+    finite = [jnp.all(jnp.isfinite(x)) for x in floating_leaves(trees)]
+    return jnp.all(jnp.stack(finite))
 
 
 def constrained(unconstrained_params: Any, constraints: dict[str, Any] | None) -> Any:

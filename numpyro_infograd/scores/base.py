@@ -310,20 +310,22 @@ def sequence_after(tree: Any, *others: Any) -> Any:
     with few threads that can deadlock. A data dependence that the compiler cannot
     remove makes them run one after the other.
     """
-    floating = [
-        x
-        for x in jax.tree.leaves(others)
-        if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating) and x.size
-    ]
-    if not any(isinstance(x, jax.core.Tracer) for x in floating):
+    before = [x for x in floating_leaves(others) if x.size]
+    if not any(isinstance(x, jax.core.Tracer) for x in before):
         return tree
-    token = sum((0.0 * x.ravel()[-1] for x in floating), jnp.zeros(()))
+    token = sum((0.0 * x.ravel()[-1] for x in before), jnp.zeros(()))
 
     def wait(x: jax.Array) -> jax.Array:
         moves = jnp.issubdtype(x.dtype, jnp.floating)
         return x + token.astype(x.dtype) if moves else x
 
     return jax.tree.map(wait, tree)
+
+
+def floating_leaves(tree: Any) -> list[Any]:
+    """The arrays of floating-point numbers in a tree."""
+    arrays = [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
+    return [x for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 def symmetric_powers(matrix: jax.Array, *powers: float) -> tuple[jax.Array, ...]:
@@ -336,11 +338,6 @@ def symmetric_powers(matrix: jax.Array, *powers: float) -> tuple[jax.Array, ...]
     values = jnp.maximum(values, jnp.maximum(floor, 1e-30))
     back = jnp.swapaxes(vectors, -1, -2)
     return tuple((vectors * (values**p)[..., None, :]) @ back for p in powers)
-
-
-def symmetric_power(matrix: jax.Array, power: float) -> jax.Array:
-    """One of `symmetric_powers`."""
-    return symmetric_powers(matrix, power)[0]
 
 
 class Layout(NamedTuple):

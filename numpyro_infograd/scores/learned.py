@@ -60,8 +60,9 @@ class Fitted(NamedTuple):
     age: jax.Array  # number of fits since then
 
     @staticmethod
-    def new(networks: Any, frame: Frame, gain: jax.Array) -> Fitted:
-        """The state of networks that were just trained at the frame's parameters."""
+    def new(networks: Any, frames: Frame, gain: jax.Array) -> Fitted:
+        """The state of networks just trained at the parameters of the first frame."""
+        frame = jax.tree.map(lambda x: x[0], frames)
         sure = jnp.ones(len(jax.tree.leaves(networks)[0]))
         zero = jnp.zeros_like(gain)
         return Fitted(networks, frame, sure, gain, gain, frame.base, zero, zero)
@@ -158,11 +159,10 @@ class Learned(ScoreMethod):
             networks = self.ensemble(density).init(init_key, self.num_networks)
             networks = self.train(density, *here, networks, train_key, self.num_steps)
             _, (_, gain) = held_out_gain(*self.loss(density, here[0]), *here, networks)
-            fitted = Fitted.new(networks, first(here[0]), gain)
-            return state._replace(fitted=fitted)
+            return state._replace(fitted=Fitted.new(networks, here[0], gain))
 
         here = draw(state.again)
-        frame = first(here[0])
+        frame = jax.tree.map(lambda x: x[0], here[0])
         change = (here[1].values - frame.mean) @ (frame.base - last.trained_base).T
         drift = jnp.mean((change @ frame.fisher_inv_sqrt) ** 2)
         loss = self.loss(density, here[0])
@@ -366,9 +366,3 @@ def report_scores(
         unflatten(deviations / free.slope, values, density.moved_sites),
         evidence,
     )
-
-
-def first(frames: Frame) -> Frame:
-    """The first of several frames."""
-    found: Frame = jax.tree.map(lambda x: x[0], frames)
-    return found

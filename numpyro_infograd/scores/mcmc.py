@@ -5,31 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from numpyro_infograd._arguments import check_powers_of_two
-from numpyro_infograd._chains import Tuning, Walk, average
+from numpyro_infograd._chains import Walk, average
 from numpyro_infograd._density import Density, Values, simulate, unflatten
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._pilot import FEWEST_STEPS, pilot_size, tune
 from numpyro_infograd._program import Program
 from numpyro_infograd.errors import DensityError
 from numpyro_infograd.scores.base import ScoreMethod, Scores
+from numpyro_infograd.scores.pool import Learning
 
 _HARDLY = 0.05  # acceptance below which a chain counts as stuck
 _STUCK = 0.01  # share of stuck chains that gives a warning
 _MOST = 1.0  # fit error over sampling error that gives a warning
-
-
-class Pilot(NamedTuple):
-    """The state of the method: noise of pilot batches, and the chains' tuning."""
-
-    cold: NoiseSource
-    again: NoiseSource
-    tuning: Tuning | None = None
 
 
 @dataclass(frozen=True)
@@ -118,44 +111,42 @@ class MCMC(ScoreMethod):
             )
         return found
 
-    def init(self, density: Density, rng_key: jax.Array) -> Pilot:
+    def init(self, density: Density, rng_key: jax.Array) -> Learning:
         """Noise of the pilot batches."""
         columns = sum(density.sizes) + density.walk.size
         cold, again = (
             NoiseSource.of(density.spec, pilot_size(self.pilot_size // part, columns))
             for part in (1, 4)
         )
-        return Pilot(cold, again)
+        return Learning(cold, again)
 
     def fit(
         self,
-        state: Pilot,
+        state: Learning,
         density: Density,
         forward: Program,
         params: Any,
         rng_key: jax.Array,
         warm: bool = False,
-    ) -> Pilot:
+    ) -> Learning:
         """Tune the chains on a pilot batch at these parameters."""
         noise_key, key = jax.random.split(rng_key)
         noise = (state.again if warm else state.cold)(noise_key)
         values = simulate(forward, params, noise)
-        last = state.tuning if warm else None
+        last = state.fitted if warm else None
         tuning = tune(density.walk, params, noise, values, key, self.max_steps, last)
-        return state._replace(tuning=tuning)
+        return state._replace(fitted=tuning)
 
-    def improve(self, state: Pilot | None) -> Pilot | None:
+    def improve(self, state: Learning | None) -> Learning | None:
         """Chains that are twice as long."""
-        if state is None or state.tuning is None:
+        if state is None or 2 * int(state.fitted.num_steps) > self.max_steps:
             return None
-        longer = 2 * state.tuning.num_steps
-        if int(longer) > self.max_steps:
-            return None
-        return state._replace(tuning=state.tuning._replace(num_steps=longer))
+        longer = 2 * state.fitted.num_steps
+        return state._replace(fitted=state.fitted._replace(num_steps=longer))
 
     def score(
         self,
-        state: Pilot,
+        state: Learning,
         density: Density,
         params: Any,
         noise: Values,
@@ -167,8 +158,7 @@ class MCMC(ScoreMethod):
         The deviations are the change since the quarter before, and half of the
         difference between the two chains.
         """
-        assert state.tuning is not None
-        hidden, tuning = density.walk, state.tuning
+        hidden, tuning = density.walk, state.fitted
         half = tuning.num_steps // 2
         lengths = jnp.stack([half // 2, half // 2, half])
 

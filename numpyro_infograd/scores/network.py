@@ -54,16 +54,17 @@ def check_network(network: Any, hidden: Any) -> None:
     """Raise unless at most one of `network` and `hidden` is given, and is valid."""
     if hidden is not None:
         check_widths(hidden)
+    if network is None:
+        return
     pair = isinstance(network, tuple) and len(network) == 2
-    functions = network if pair else (network,)
-    if network is not None and not all(map(callable, functions)):
+    if not all(map(callable, network if pair else (network,))):
         raise ArgumentError(f"network={network!r} is not a function. {_USE}")
-    if network is not None and isinstance(network, nnx.Module):
+    if isinstance(network, nnx.Module):
         raise ArgumentError(
             f"network is a {type(network).__name__} object, but each network of the "
             f"ensemble must be made anew. {_USE}"
         )
-    if network is not None and hidden is not None:
+    if hidden is not None:
         raise ArgumentError(
             "hidden is for the built-in network: leave it out if you pass network."
         )

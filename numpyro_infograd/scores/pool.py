@@ -38,9 +38,9 @@ def with_noise(density: Density) -> NoiseSpec:
 
 
 class Learning(NamedTuple):
-    """The state of a learned score."""
+    """The state of a score that is fitted to samples."""
 
-    cold: NoiseSource  # of each network's pool in a fit from scratch
+    cold: NoiseSource  # of the samples for each network in a fit from scratch
     again: NoiseSource  # and in a refit
     fitted: Any = None  # what the last fit made
 

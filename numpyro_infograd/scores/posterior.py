@@ -19,7 +19,7 @@ from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
-from numpyro_infograd.scores.base import ScoreMethod, Scores, symmetric_power
+from numpyro_infograd.scores.base import ScoreMethod, Scores, symmetric_powers
 from numpyro_infograd.scores.coordinates import Free
 from numpyro_infograd.scores.learned import report_scores
 from numpyro_infograd.scores.network import (
@@ -294,14 +294,13 @@ class Posterior(ScoreMethod):
         mean, centre = jnp.mean(b, axis=0), jnp.mean(a, axis=0)
         scale = jnp.std(b, axis=0)
         standard = (b - mean) / jnp.where(scale > 0, scale, 1.0)
-        root = symmetric_power(standard.T @ standard / len(b), -0.5)
+        (root,) = symmetric_powers(standard.T @ standard / len(b), -0.5)
         whiten = root / jnp.where(scale > 0, scale, 1.0)
         white = (b - mean) @ whiten.T
         slope = (a - centre).T @ white / len(a)
         left = a - centre - white @ slope.T
-        return _Affine(
-            mean, whiten, centre, slope, symmetric_power(left.T @ left / len(a), -0.5)
-        )
+        (scale,) = symmetric_powers(left.T @ left / len(a), -0.5)
+        return _Affine(mean, whiten, centre, slope, scale)
 
     def _ensemble(self, density: Density) -> Ensemble:
         sizes, count = density.sizes, len(density.sites)

@@ -17,7 +17,7 @@ from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.scores.base import ScoreMethod, Scores
-from numpyro_infograd.scores.learned import Fitted, Learned, first
+from numpyro_infograd.scores.learned import Fitted, Learned
 from numpyro_infograd.scores.pool import Learning, with_noise
 from numpyro_infograd.scores.quadratic import held_out_gain, solve
 
@@ -168,7 +168,7 @@ class Pretrained(ScoreMethod):
         loss = method.loss(density, here[0])
         own = networks if warm else solve(*loss, *here, networks)
         _, (_, gain) = held_out_gain(*loss, *here, own)
-        fitted = Fitted.new(own, first(here[0]), gain)
+        fitted = Fitted.new(own, here[0], gain)
         return state._replace(learning=learning._replace(fitted=fitted))
 
     def score(

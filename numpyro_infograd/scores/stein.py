@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd._density import Density, Values, flatten, unflatten
-from numpyro_infograd.scores.base import Layout, Scores, symmetric_power
+from numpyro_infograd.scores.base import Layout, Scores, symmetric_powers
 from numpyro_infograd.scores.coordinates import Free
 
 # The correction is fitted on the batch that it corrects, which causes a bias. It is
@@ -54,7 +54,7 @@ def stein_correct(density: Density, score: Scores, values: Values) -> Scores:
     scale = jnp.std(centred, axis=0)
     scale = jnp.where(scale > 0, scale, 1.0)
     unit = centred / scale
-    inverse = symmetric_power(unit.T @ unit / num_samples, -1.0)
+    (inverse,) = symmetric_powers(unit.T @ unit / num_samples, -1.0)
     wanted = jnp.zeros((width, len(mine)), centred.dtype)
     wanted = wanted.at[columns, jnp.arange(len(mine))].set(-1.0 / scale[columns])
 

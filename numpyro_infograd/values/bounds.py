@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -37,9 +37,9 @@ def warnings_for(
             f"the value is {found.value} +- {found.standard_error}, not a finite "
             "number. Use another method, or enable x64.",
         )
-    if _Information.of(-objective):  # what is minimised
+    if _information_of(-objective):  # what is minimised
         return warnings_for(-found, -objective, sm, params)
-    information = _Information.of(objective)
+    information = _information_of(objective)
     if information is None:
         return ()
     slack = 2 * found.standard_error + 1e-5
@@ -106,24 +106,20 @@ def _contrastive(
     ]
 
 
-class _Information(NamedTuple):
-    """The sets of I(inputs; outputs | given)."""
+# Inputs, outputs and given sites of a mutual information.
+_Information = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    given: tuple[str, ...]
 
-    @staticmethod
-    def of(objective: Objective) -> _Information | None:
-        """The sets, if the objective is exactly one mutual information; else None."""
-        plus = [s for s, c in objective.entropies.items() if c == 1.0]
-        if len(plus) != 2 or objective.expectations or objective.causal:
-            return None
-        given = plus[0] & plus[1]
-        a, b, c = (tuple(sorted(s)) for s in (plus[0] - given, plus[1] - given, given))
-        if not a or not b or MI(a, b, c).entropies != objective.entropies:
-            return None
-        return _Information(a, b, c)
+def _information_of(objective: Objective) -> _Information | None:
+    """The sets, if the objective is exactly one mutual information; else None."""
+    plus = [s for s, c in objective.entropies.items() if c == 1.0]
+    if len(plus) != 2 or objective.expectations or objective.causal:
+        return None
+    given = plus[0] & plus[1]
+    a, b, c = (tuple(sorted(s)) for s in (plus[0] - given, plus[1] - given, given))
+    if not a or not b or MI(a, b, c).entropies != objective.entropies:
+        return None
+    return a, b, c
 
 
 def _gaussian(
@@ -165,7 +161,7 @@ def _log_probs(density: Density, params: Any, values: Values) -> jax.Array:
 def _discrete(information: _Information, values: Values) -> float:
     """Upper bound: the smaller entropy of inputs and outputs, if they are discrete."""
     smallest = math.inf
-    for sites in (information.inputs, information.outputs):
+    for sites in information[:2]:
         columns = np.concatenate(
             [np.asarray(values[s]).reshape(_SAMPLES, -1) for s in sites], axis=1
         )

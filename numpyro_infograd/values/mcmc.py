@@ -145,7 +145,7 @@ class MCMC:
             return None
         chains = Chains(max_steps=FEWEST_STEPS, pilot_size=self.pilot_size)
         start = chains.init(density, rng_key)
-        return fit_score(chains, start, density, forward, params, rng_key).tuning
+        return fit_score(chains, start, density, forward, params, rng_key).fitted
 
     def _grown(self, run: Callable[[int, int, float], Ends]) -> Estimate:
         """Add levels until the gap is small, then samples until the scatter is."""
