@@ -44,15 +44,10 @@ class InfoMax:
             the parameters. With a projection, its input is the part of the gradient
             along which the projection lets the parameters move.
         scores: As in `gradient`.
-        num_samples: Samples of a step, a power of two; None for the method's
-            `step_samples`: 512 for "mcmc" and "contrastive", 2048 for mixtures, else
-            4096; at least 2048 with drawn sites or `subject_to`. Drawn sites are those
-            whose draws have no derivative in a parameter that reaches them.
-        projection: Function of the parameter dict, in constrained space, that is
-            applied after every step (`optax.projections`). It replaces the NumPyro
-            constraints of the parameters.
-        subject_to: Constraints: comparisons of expectations with numbers, such as
-            `Expectation(f) <= 1.0`, enforced by an augmented Lagrangian.
+        num_samples: Samples of a step, as in `maximize`.
+        projection: As in `maximize`. It replaces the NumPyro constraints of the
+            parameters.
+        subject_to: Constraints, as in `maximize`.
         allow_jumps: As in `gradient`.
 
     Raises:

@@ -155,14 +155,8 @@ class Plan:
         """A random start of the same size as `params`."""
         constraints = self.constraints(posed)
         given = unconstrained(params, constraints)
-        leaves, tree = jax.tree.flatten(given)
-        keys = jax.random.split(key, len(leaves))
-        drawn = [
-            s / RATE * jax.random.normal(k, leaf.shape, leaf.dtype)
-            for leaf, s, k in zip(
-                leaves, jax.tree.leaves(scales(given, constraints)), keys, strict=True
-            )
-        ]
-        start = constrained(jax.tree.unflatten(tree, drawn), constraints)
+        sizes = jax.tree.map(lambda s: s / RATE, scales(given, constraints))
+        normal = optax.tree.random_like(key, given, jax.random.normal)
+        start = constrained(jax.tree.map(jnp.multiply, sizes, normal), constraints)
         projection = self._projection(posed.sm)
         return project(projection, start) if projection else start

@@ -122,10 +122,8 @@ class Posterior(ScoreMethod):
             noise = draw_noise(sm.spec, jax.random.key(4), _CHECKED)
             values = simulate(sm.forward, params, noise)
             for density in densities:
-                own, given = (
-                    {s: values[s] for s in part}
-                    for part in (density.sites, density.given)
-                )
+                own = {s: values[s] for s in density.sites}
+                given = {s: values[s] for s in density.given}
                 _guides.check(self.model, own, given, discrete.intersection(own))
         if self.model is not None or not discrete:
             return self

@@ -141,8 +141,7 @@ def estimate(
             "of its function: leave out unit."
         )
     chosen = _resolve(method)
-    if num_samples is not None:
-        check_num_samples(num_samples, None)
+    check_num_samples(num_samples, None)
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     with use_mesh(mesh):

@@ -121,10 +121,9 @@ class MCMC:
                     "method='fisher'."
                 )
         tune_key, rng_key = jax.random.split(rng_key)
-        keys = (jax.random.fold_in(tune_key, i) for i in range(len(densities)))
         tunings = tuple(
-            self._tuned(density, sm.forward, params, key)
-            for density, key in zip(densities, keys, strict=True)
+            self._tuned(density, sm.forward, params, jax.random.fold_in(tune_key, i))
+            for i, density in enumerate(densities)
         )
         total = Sum.of(sm, terms, trace_expectations(objective, sm), densities)
         source = NoiseSource.of(sm.spec, _BATCH // REPLICATES)

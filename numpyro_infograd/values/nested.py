@@ -83,8 +83,7 @@ class Nested:
                 f"max_components ({self.max_components}) is below num_components "
                 f"({self.num_components}). Raise it."
             )
-        if self.num_samples is not None:
-            check_num_samples(self.num_samples, None)
+        check_num_samples(self.num_samples, None)
 
     def _outer(self, components: int) -> int:
         if self.num_samples is not None:

@@ -85,8 +85,7 @@ class Path:
                 "Path got both way and reference, but a way starts at way(0): leave "
                 "one out."
             )
-        if self.num_samples is not None:
-            check_num_samples(self.num_samples, None)
+        check_num_samples(self.num_samples, None)
 
     def value(
         self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
@@ -118,14 +117,8 @@ class Path:
                     f"the gradient is not finite at s = {node**2:.3g} of the path: a "
                     "density degenerates there. Pass another reference or way."
                 )
-            factor = 2.0 * node  # ds = 2 u du
-            found.append(
-                [
-                    factor * float(slope.value[POSITION]),
-                    factor * float(slope.standard_error[POSITION]),
-                ]
-            )
-        slopes, errors = np.array(found).T
+            found.append((slope.value[POSITION], slope.standard_error[POSITION]))
+        slopes, errors = 2.0 * nodes * np.array(found, float).T  # ds = 2 u du
         quadrature = _missed(roots, weights, slopes)
         error = math.hypot(
             first.standard_error,
