@@ -193,9 +193,7 @@ class ScoreMethod(ABC):
         """
         return None
 
-    def warnings_for(
-        self, density: Density, evidence: Mapping[str, float]
-    ) -> list[str]:
+    def warnings_for(self, density: Density, evidence: dict[str, float]) -> list[str]:
         """Sentences that say why the standard error of a score may be too small.
 
         `stein_correct` corrects the scale of scores that violate Stein's identity. The

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 import functools
 import math
@@ -79,9 +78,7 @@ class Contrastive(ScoreMethod):
         """Raise for a moving boundary, or for a site without a density."""
         Mixture().check(density)
 
-    def warnings_for(
-        self, density: Density, evidence: Mapping[str, float]
-    ) -> list[str]:
+    def warnings_for(self, density: Density, evidence: dict[str, float]) -> list[str]:
         """Also warns of too few draws."""
         found = super().warnings_for(density, evidence)
         size = evidence["effective_sample_size_low"]

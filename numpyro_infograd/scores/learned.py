@@ -9,7 +9,6 @@ training.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 import functools
 import math
@@ -218,9 +217,7 @@ class Learned(ScoreMethod):
         }
         return report_scores(density, values, each, further, evidence)
 
-    def warnings_for(
-        self, density: Density, evidence: Mapping[str, float]
-    ) -> list[str]:
+    def warnings_for(self, density: Density, evidence: dict[str, float]) -> list[str]:
         """Also warns of networks that learned nothing, if no certificate is good."""
         found = super().warnings_for(density, evidence)
         gain = evidence.get("held_out_gain", 0.0)

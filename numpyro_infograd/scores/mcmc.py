@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,9 +88,7 @@ class MCMC(ScoreMethod):
                 "numpyro.sample(name, Normal(mean, scale))."
             )
 
-    def warnings_for(
-        self, density: Density, evidence: Mapping[str, float]
-    ) -> list[str]:
+    def warnings_for(self, density: Density, evidence: dict[str, float]) -> list[str]:
         """Also warns of chains that depend on their start, or are stuck."""
         found = super().warnings_for(density, evidence)
         if evidence["stuck"] > _STUCK:

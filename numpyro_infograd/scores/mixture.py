@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 import math
 from typing import Any, NamedTuple
@@ -135,9 +134,7 @@ class Mixture(ScoreMethod):
                 f"on it. Use scores='denoising'. {VOUCH}"
             )
 
-    def warnings_for(
-        self, density: Density, evidence: Mapping[str, float]
-    ) -> list[str]:
+    def warnings_for(self, density: Density, evidence: dict[str, float]) -> list[str]:
         """Also warns of too few components with weight."""
         size = evidence[LOWEST]
         found = super().warnings_for(density, evidence)

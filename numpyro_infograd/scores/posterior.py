@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -154,9 +154,7 @@ class Posterior(ScoreMethod):
                 f"{moved[0]!r} depends on one. Use scores='denoising'."
             )
 
-    def warnings_for(
-        self, density: Density, evidence: Mapping[str, float]
-    ) -> list[str]:
+    def warnings_for(self, density: Density, evidence: dict[str, float]) -> list[str]:
         """Also warns of too few samples, and of too many input dimensions."""
         found = super().warnings_for(density, evidence)
         gain = evidence["log_likelihood_gain"]

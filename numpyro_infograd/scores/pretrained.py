@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -138,9 +137,7 @@ class Pretrained(ScoreMethod):
             start += size
         return self
 
-    def warnings_for(
-        self, density: Density, evidence: Mapping[str, float]
-    ) -> list[str]:
+    def warnings_for(self, density: Density, evidence: dict[str, float]) -> list[str]:
         """Those of the method."""
         return self.method.warnings_for(density, evidence)
 
