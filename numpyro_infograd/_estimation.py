@@ -283,10 +283,7 @@ def _sample(
 
 
 def estimate_gradient(
-    posed: Posed,
-    params: Any,
-    num_samples: int | None,
-    rng_key: jax.Array,
+    posed: Posed, params: Any, num_samples: int | None, rng_key: jax.Array
 ) -> Estimated:
     """The gradient of a posed problem; see `gradient`."""
     problem = posed.problem

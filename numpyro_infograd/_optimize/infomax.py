@@ -255,10 +255,8 @@ class InfoMax:
         num_restarts = as_count("num_restarts", num_restarts)
         rng_key = as_key(rng_key)
         posed, params = self.plan.pose(rng_key, args, kwargs, init_params)
-        starts = [params]
-        for index in range(1, num_restarts):
-            key = jax.random.fold_in(rng_key, index)
-            starts.append(self.plan.random_start(posed, key, params))
+        keys = [jax.random.fold_in(rng_key, i) for i in range(1, num_restarts)]
+        starts = [params, *(self.plan.random_start(posed, k, params) for k in keys)]
         run = Run(self.plan, posed, rng_key, starts, num_steps, annealing, checkpoint)
         return finish(run.run(progress_bar))
 

@@ -100,10 +100,8 @@ def take_apart(
     ]
     count = min(len(chunks), 2)
     last = jax.device_get(unpack(arrays["last"], [unconstrained_params] * count))
-    for i in range(count):
-        index = len(chunks) - count + i
-        chunks[index] = chunks[index]._replace(gradient=last[i])
-    return chunks
+    pairs = zip(chunks[-count:], last, strict=True)
+    return chunks[:-count] + [c._replace(gradient=g) for c, g in pairs]
 
 
 def identify(
@@ -116,8 +114,7 @@ def identify(
 ) -> dict[str, Any]:
     """Data that must be equal for a run to continue."""
     method = posed.problem.method
-    shapes = lambda x: f"{x.dtype}{list(x.shape)}"  # noqa: E731
-    params = {n: jax.tree.map(shapes, p) for n, p in starts[0].items()}
+    shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", starts[0])
     held = jax.tree.leaves(
         [*getattr(method, "__dict__", {}).values()],
         is_leaf=lambda x: isinstance(x, Program),
@@ -127,7 +124,7 @@ def identify(
     return {
         "objective": repr(posed.objective),
         "sites": {n: list(site.shape) for n, site in posed.sm.site_info.items()},
-        "parameters": {n: str(p) for n, p in params.items()},
+        "parameters": {n: str(shape) for n, shape in shapes.items()},
         "scores": re.sub(r" at 0x[0-9a-f]+", "", repr(method)),
         **{name: str(value) for name, value in settings.items()},
         "rng_key": np.asarray(jax.random.key_data(rng_key)).tolist(),

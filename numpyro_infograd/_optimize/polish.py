@@ -68,25 +68,22 @@ def climb(exact: GaussianEntropies, move: Move, start: Any) -> Peak:
         least = jnp.min(state.values)
         slack = 2 * jnp.finfo(least.dtype).eps * jnp.abs(least)
 
-        def moved(length: jax.Array) -> tuple[Any, jax.Array]:
+        def halved(count: jax.Array) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
+            """A shorter step, its end, the value there, and what the slope promised."""
+            length = state.length * 0.5**count
             there = jax.tree.map(lambda x, g: x + length * g, here, gradient)
             there = onto(move.projection, there)
             step = jax.tree.map(jnp.subtract, there, here)
-            return there, optax.tree.vdot(gradient, step)
+            return count, there, height(there), optax.tree.vdot(gradient, step)
 
         def is_low(trial: tuple[jax.Array, Any, jax.Array, jax.Array]) -> jax.Array:
             count, _, value, promised = trial
             enough = value >= least + _SLOPE * promised - slack
             return ~enough & (count < _HALVINGS)
 
-        def shorten(trial: Any) -> Any:
-            count = trial[0] + 1
-            there, promised = moved(state.length * 0.5**count)
-            return count, there, height(there), promised
-
-        there, promised = moved(state.length)
-        first = jnp.zeros((), jnp.int32), there, height(there), promised
-        count, there, _, promised = jax.lax.while_loop(is_low, shorten, first)
+        count, there, *_ = jax.lax.while_loop(
+            is_low, lambda trial: halved(trial[0] + 1), halved(jnp.zeros((), jnp.int32))
+        )
         value, after = rise(there)
         step = jax.tree.map(jnp.subtract, there, here)
         change = jax.tree.map(jnp.subtract, gradient, after)

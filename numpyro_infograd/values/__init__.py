@@ -10,22 +10,10 @@ from typing import Any
 import jax
 
 from numpyro_infograd import _checks
-from numpyro_infograd._arguments import (
-    as_args,
-    as_key,
-    nearest,
-    resolve_name,
-    use_mesh,
-)
+from numpyro_infograd._arguments import as_args, as_key, nearest, resolve_name, use_mesh
 from numpyro_infograd._doors import public
 from numpyro_infograd._edits import shuffle_inputs
-from numpyro_infograd._objectives import (
-    MI,
-    Objective,
-    Sites,
-    check_is_objective,
-    names,
-)
+from numpyro_infograd._objectives import MI, Objective, Sites, check_is_objective, names
 from numpyro_infograd._problem import check_num_samples, enter, noise_warnings
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, DensityError
