@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The common part of all learned scores: an ensemble of networks, fitted to a pool.
-
-A score is that of a normal distribution with the fitted moments, plus the output of a
-network in whitened coordinates. So a linear-Gaussian model is exact before any
-training.
-"""
+"""The common part of all learned scores: an ensemble of networks, fitted to a pool."""
 
 from __future__ import annotations
 

@@ -111,11 +111,8 @@ class MCMC(ScoreMethod):
     def init(self, density: Density, rng_key: jax.Array) -> Learning:
         """Noise of the pilot batches."""
         columns = sum(density.sizes) + density.walk.size
-        cold, again = (
-            NoiseSource.of(density.spec, pilot_size(self.pilot_size // part, columns))
-            for part in (1, 4)
-        )
-        return Learning(cold, again)
+        sizes = (pilot_size(self.pilot_size // part, columns) for part in (1, 4))
+        return Learning(*(NoiseSource.of(density.spec, size) for size in sizes))
 
     def fit(
         self,

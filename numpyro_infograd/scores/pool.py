@@ -47,11 +47,8 @@ class Learning(NamedTuple):
     @staticmethod
     def of(spec: NoiseSpec, method: Any, members: int) -> Learning:
         """The state before the first fit."""
-        cold, again = (
-            NoiseSource.of(spec, share_of(size, members))
-            for size in (method.pool_size, method.warm_pool_size)
-        )
-        return Learning(cold, again)
+        sizes = method.pool_size, method.warm_pool_size
+        return Learning(*(NoiseSource.of(spec, share_of(x, members)) for x in sizes))
 
 
 def share_of(total: int, members: int) -> int:

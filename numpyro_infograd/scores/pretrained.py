@@ -122,19 +122,17 @@ class Pretrained(ScoreMethod):
                 "the scores were trained on another model, or with other arguments of "
                 "this one. Call pretrain_scores with this model and these arguments."
             )
-        start = 0
-        for name in self.names:
-            size = len(flatten_params(params, (name,)))
-            part = slice(start, start + size)
-            low, high = np.asarray(self.ranges.low), np.asarray(self.ranges.high)
-            setting = np.asarray(self.ranges.setting(params, self.names))[part]
-            if not np.all(np.abs(setting) <= 1 + _EDGE):
+        low, high = map(np.asarray, self.ranges)
+        setting = np.asarray(self.ranges.setting(params, self.names))
+        ends = np.cumsum([len(flatten_params(params, (name,))) for name in self.names])
+        parts = np.split(np.arange(len(low)), ends[:-1])
+        for name, part in zip(self.names, parts, strict=True):
+            if not np.all(np.abs(setting[part]) <= 1 + _EDGE):
                 raise ArgumentError(
                     f"parameter {name!r} is {np.asarray(params[name])}, outside the "
                     f"range {low[part]} to {high[part]} that the scores were trained "
                     "for. Call pretrain_scores with a wider range."
                 )
-            start += size
         return self
 
     def warnings_for(self, density: Density, evidence: dict[str, float]) -> list[str]:

@@ -103,23 +103,14 @@ class Sums:
 
 
 class Table(NamedTuple):
-    """coefficient * h(sites | given) of sites with few joint states.
+    """coefficient * h(sites | given) of sites with few joint states."""
 
-    Attributes:
-        density: Of the sites, without omissions.
-        coefficient: In the objective.
-        states: The joint states, (num_states, *shape) for each site.
-        source: Draws of the hidden noise for each replicate.
-        conditions: The joint states of `given`; empty if they are drawn.
-        weight: The density of `given`, which hides no noise; None if they are drawn.
-    """
-
-    density: Density
-    coefficient: jax.Array
-    states: Values
-    source: NoiseSource
-    conditions: Values
-    weight: Density | None
+    density: Density  # of the sites, without omissions
+    coefficient: jax.Array  # in the objective
+    states: Values  # the joint states, (num_states, *shape) for each site
+    source: NoiseSource  # draws of the hidden noise for each replicate
+    conditions: Values  # the joint states of `given`; empty if they are drawn
+    weight: Density | None  # of `given`, which hides no noise; None if they are drawn
 
     @property
     def is_drawn(self) -> bool:
