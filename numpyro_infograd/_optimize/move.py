@@ -27,6 +27,7 @@ from numpyro_infograd.scores.base import floating_leaves
 Projection = Callable[[Any], Any]
 
 RATE = 0.05  # peak rate of the default optimizer, as a share of the parameters' size
+_ADAM = optax.adam(1.0, b2=0.95)  # the default optimizer before that scale
 
 
 class Move(NamedTuple):
@@ -290,15 +291,10 @@ def decay(steps: np.ndarray, total: int) -> np.ndarray:
     return 0.5 * (1 + np.cos(np.pi * steps / total))
 
 
-@functools.cache
-def _default_optimizer() -> optax.GradientTransformation:
-    return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.95), optax.scale(-1.0))
-
-
 def as_optax(optimizer: Any) -> optax.GradientTransformation:
     """The user's optimizer as an optax transformation."""
     if optimizer is None:
-        return _default_optimizer()
+        return _ADAM
     made = hasattr(optimizer, "init") and not isinstance(optimizer, type)
     if made and hasattr(optimizer, "get_params"):
         return _from_numpyro(optimizer)
