@@ -227,12 +227,11 @@ def calibrate(
                 key = jax.random.fold_in(key, index)
                 params = _random_start(key, start, sm.constraints, projection)
             fit = kind(sm, density, params, recorded, settings, key, warnings)
-            ends.append(make_report(fit, fit.run(progress_bar)))
+            ends.append(make_report(fit, *fit.run(progress_bar)))
     found = best_of(ends)
-    if used and used[0] == 0.0:
-        if why := _why_rough(sm, density, found.params):
-            doubt = f"at the end {why}: pass positive noise_levels."
-            found = replace(found, warnings=(*found.warnings, doubt))
+    if used[:1] == (0.0,) and (why := _why_rough(sm, density, found.params)):
+        doubt = f"at the end {why}: pass positive noise_levels."
+        found = replace(found, warnings=(*found.warnings, doubt))
     return found
 
 

@@ -28,7 +28,7 @@ from numpyro_infograd._calibrate.inference import (
     two_sample,
 )
 from numpyro_infograd._calibrate.matching import Descent
-from numpyro_infograd._calibrate.result import Outcome, TwoSample
+from numpyro_infograd._calibrate.result import TwoSample
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._optimize import Ending, Status
@@ -134,7 +134,6 @@ class Fit(abc.ABC, Generic[Inner]):
 
     # -- how twin and recordings are compared --------------------------------------
 
-    @abc.abstractmethod
     def look(self) -> None:
         """Prepare a descent from the present parameters."""
 
@@ -342,8 +341,12 @@ class Fit(abc.ABC, Generic[Inner]):
             return TwoSample(math.inf, 0.0)
         return two_sample(a, b)
 
-    def run(self, progress_bar: bool) -> Outcome:
-        """Run descent, corrections, bootstrap and tests."""
+    def run(self, progress_bar: bool) -> tuple[Status, Estimate, Estimate, TwoSample]:
+        """Run descent, corrections, bootstrap and tests.
+
+        Returns the status, the divergence from the held-out recordings at the start and
+        at the end, and the two-sample test at the start.
+        """
         total = self.settings.num_steps
         cycles = [total - total // 2, total // 2] if total > 1 else [1]
         with tqdm(total=total, disable=not progress_bar, desc="features") as bar:
@@ -367,7 +370,7 @@ class Fit(abc.ABC, Generic[Inner]):
             bar.set_description("bootstrap")
             after = self.measure(self.settings.num_draws)
             bar.set_description("calibration")
-        return Outcome(status, before, after, test_before)
+        return status, before, after, test_before
 
     def _settle(self, total: int) -> Status:
         """Newton steps until they are short; returns the status."""

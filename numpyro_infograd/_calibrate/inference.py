@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from numpyro_infograd._calibrate.features import Moments
 from numpyro_infograd._calibrate.matching import Local, Match
 from numpyro_infograd._calibrate.result import TwoSample
-from numpyro_infograd._noise import student
+from numpyro_infograd._noise import standard_error, student
 from numpyro_infograd.values.base import Estimate, report
 
 Inner = TypeVar("Inner")
@@ -81,8 +81,7 @@ def find_directions(
     curvature, vectors = eigh(each.mean(0), metric)
     error = np.zeros(len(curvature))
     if len(each) > 1:
-        spread = np.einsum("pi,rpq,qi->ri", vectors, each, vectors).std(0, ddof=1)
-        error = student(len(each)) * spread / len(each) ** 0.5
+        error = standard_error(np.einsum("pi,rpq,qi->ri", vectors, each, vectors))
     vectors = allowed @ vectors
     variance = np.einsum("pi,pq,qi->i", vectors, information, vectors)
     recorded = np.sqrt(np.maximum(variance, 0.0))
@@ -145,7 +144,7 @@ def apart(weights: Any, match: Match) -> tuple[float, float]:
     products = np.einsum("l,rlwd,slwd->rs", shares, gap, gram @ gap)
     count = len(gap)
     value = (products.sum() - np.trace(products)) / (2 * count * (count - 1))
-    return float(value), mean_error(products.mean(axis=1))
+    return float(value), float(standard_error(products.mean(axis=1)))
 
 
 def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -213,11 +212,10 @@ def held_out(weights: Any, targets: Any, held: Moments, match: Match) -> Estimat
     by_block = 0.5 * np.einsum(
         "lwd,blwd->b", scaled * (mean - target), gram @ mean - slope
     )
-    held_error = mean_error(by_block)
     second = scaled * (gram.mean(0) @ mean - slope.mean(0))
     fit_error = 0.5 * np.einsum("blwd,lwd->b", targets, second).std(ddof=1)
     alone = 0.5 * np.einsum("rlwd,lwd->r", weights - mean, 2 * second)
-    own_error = mean_error(alone)
+    held_error, own_error = standard_error(by_block), standard_error(alone)
     error = float(np.sqrt(held_error**2 + fit_error**2 + own_error**2))
     return report(float(found), error, "features")
 
@@ -243,11 +241,6 @@ def two_sample(recorded: np.ndarray, drawn: np.ndarray) -> TwoSample:
         rng=np.random.default_rng(0),
     )
     return TwoSample(float(found.statistic), float(found.pvalue))
-
-
-def mean_error(found: np.ndarray) -> float:
-    """Standard error of the mean."""
-    return float(student(len(found)) * found.std(ddof=1) / len(found) ** 0.5)
 
 
 def _double(*arrays: Any) -> tuple[np.ndarray, ...]:

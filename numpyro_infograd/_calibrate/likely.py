@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from numpyro_infograd._calibrate.fit import Fit
-from numpyro_infograd._calibrate.inference import Directions, Place, mean_error
+from numpyro_infograd._calibrate.inference import Directions, Place
 from numpyro_infograd._calibrate.likelihood import (
     Around,
     Likelihood,
@@ -24,7 +24,7 @@ from numpyro_infograd._calibrate.likelihood import (
     rows_of,
 )
 from numpyro_infograd._density import Density, Values, flatten
-from numpyro_infograd._noise import NoiseSource, student
+from numpyro_infograd._noise import NoiseSource, standard_error, student
 from numpyro_infograd._optimize.move import Move
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.values import Estimate
@@ -80,7 +80,6 @@ class Inside(NamedTuple):
     draws: int  # number of draws in each set
     missed: float  # share of the recordings that a set of draws cannot make
     size: float  # a low quantile of the effective sample sizes
-    key: jax.Array  # key of the draws
 
 
 class LikelihoodFit(Fit[Inside]):
@@ -116,13 +115,9 @@ class LikelihoodFit(Fit[Inside]):
         fits = budget // (_SETS * self.rows.shares.shape[1])
         return int(np.clip(1 << max(fits, 1).bit_length() - 1, _FEWEST, _MOST))
 
-    def look(self) -> None:
-        """Nothing needs preparation."""
-
     def chunk(
         self, move: Move, state: Any, rates: Any, rng_key: jax.Array
     ) -> tuple[Any, dict[str, Any]]:
-        """A chunk of steps of a descent."""
         count = self.settings.num_samples if self.twin.spec else 1
         return descend(
             self.twin,
@@ -181,7 +176,6 @@ class LikelihoodFit(Fit[Inside]):
             self.count,
             missed,
             float(around.size),
-            self.key,
         )
         flat, _ = ravel_pytree(self.unconstrained_params)
         return Place(
@@ -204,7 +198,6 @@ class LikelihoodFit(Fit[Inside]):
         return bool(same and rise * self.train.size > 0.5)
 
     def resampled(self, place: Place[Inside], num_draws: int) -> np.ndarray:
-        """Gradients for resamples of the recordings, (num_draws, numbers)."""
         return self.shares(num_draws) @ place.inside.slopes
 
     def measure(self, num_draws: int) -> Estimate:
@@ -212,8 +205,8 @@ class LikelihoodFit(Fit[Inside]):
         _, found, missed = self._around(self.held_rows, derivatives=False)
         by_block = -found[0] / max(1 - missed, 1e-30)
         value = by_block.mean() if missed < 1 else np.inf
-        seen = {"missed": missed}
-        return report(float(value), mean_error(by_block), "likelihood", (), seen)
+        error, seen = float(standard_error(by_block)), {"missed": missed}
+        return report(float(value), error, "likelihood", (), seen)
 
     def coordinates(self, values: Values) -> np.ndarray:
         """Recorded sites minus their means, in standard deviations."""
@@ -221,7 +214,6 @@ class LikelihoodFit(Fit[Inside]):
         return (flat - self.centre) / self.scale
 
     def doubts(self) -> list[str]:
-        """Sentences that say why the likelihood may be wrong."""
         if self.end is None:
             return []
         found, inside, directions = [], self.end.place.inside, self.end.directions

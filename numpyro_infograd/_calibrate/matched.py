@@ -94,7 +94,6 @@ class MatchedFit(Fit[Inside]):
     def chunk(
         self, move: Move, state: Any, rates: Any, rng_key: jax.Array
     ) -> tuple[Any, dict[str, Any]]:
-        """A chunk of steps of a descent."""
         size, divergence = self.settings.num_samples, self.settings.divergence
         # The Fisher divergence takes two draws of half the size.
         source = NoiseSource.of(self.spec, size if divergence == "kl" else size // 2)
@@ -144,7 +143,6 @@ class MatchedFit(Fit[Inside]):
         return np.asarray(coordinates(self.whole.features, values))
 
     def near(self, coordinates: Any) -> np.ndarray:
-        """Whether rows have weight, (num_samples,)."""
         weight = np.asarray(self.whole.features.weigh(coordinates))
         return np.broadcast_to(weight > 0, (len(coordinates), 1))[:, 0]
 
@@ -167,7 +165,6 @@ class MatchedFit(Fit[Inside]):
         return resample(self.whole, mean, self.blocks, self.shares(num_draws))
 
     def resampled(self, place: Place[Inside], num_draws: int) -> np.ndarray:
-        """Gradients for resamples of the recordings, (num_draws, numbers)."""
         local, whole, weights = place.inside
         targets, pulls = self.resample(whole, num_draws)
         index = self.whole.features.index(self.settings.used)

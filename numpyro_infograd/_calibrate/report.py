@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from numpyro_infograd._calibrate.fit import Fit
-from numpyro_infograd._calibrate.result import Calibration, Outcome, TwoSample
+from numpyro_infograd._calibrate.result import Calibration, TwoSample
 from numpyro_infograd._optimize import Ending, Status
 from numpyro_infograd._optimize.move import constrained, onto, unconstrained
 from numpyro_infograd.scores.coordinates import CLIP
@@ -33,9 +33,14 @@ _FEW_MISSED = 1e-3  # share of recordings that few draws may leave out
 _LOST = 0.05  # largest undetermined part of a parameter with a finite error
 
 
-def make_report(fit: Fit[Any], outcome: Outcome) -> Calibration:
+def make_report(
+    fit: Fit[Any],
+    status: Status,
+    before: Estimate,
+    after: Estimate,
+    test_before: TwoSample,
+) -> Calibration:
     """The result of a calibration, from where it ended."""
-    status, before, after, test_before = outcome
     params = constrained(fit.unconstrained_params, fit.constraints)
     draws: dict[str, Any] = {}
     errors = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), params)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_infograd._optimize import Result, Status
+from numpyro_infograd._optimize import Result
 from numpyro_infograd._text import draw, warned, with_error
 from numpyro_infograd.values import Estimate
 
@@ -23,15 +23,6 @@ class TwoSample(NamedTuple):
 
     statistic: float
     pvalue: float
-
-
-class Outcome(NamedTuple):
-    """How a calibration ended."""
-
-    status: Status  # in words
-    before: Estimate  # divergence from the held-out recordings at the start
-    after: Estimate  # the same at the end
-    test_before: TwoSample  # two-sample test at the start
 
 
 @dataclass(frozen=True, repr=False)  # the repr of any Result
