@@ -128,9 +128,14 @@ class Fit(abc.ABC, Generic[Inner]):
         self.is_drifting = True  # whether the last two corrections lead away
 
     @property
-    def numbers(self) -> int:
-        """Count of the numbers in all parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.unconstrained_params))
+    def flat(self) -> jax.Array:
+        """The unconstrained numbers, (numbers,)."""
+        return ravel_pytree(self.unconstrained_params)[0]
+
+    def unravel(self, flat: Any) -> Any:
+        """Unconstrained parameters with these numbers."""
+        old, unravel = ravel_pytree(self.unconstrained_params)
+        return unravel(jnp.asarray(flat, old.dtype))
 
     # -- how twin and recordings are compared --------------------------------------
 
@@ -233,10 +238,9 @@ class Fit(abc.ABC, Generic[Inner]):
         None if the last step raised the divergence or led to values that are not
         finite; then half of it is undone.
         """
-        flat, unravel = ravel_pytree(self.unconstrained_params)
-        here = self.place()
+        flat, here = self.flat, self.place()
         if self.last is not None and (here is None or self.rises(self.last, here)):
-            half = unravel(jnp.asarray((self.last.flat + flat) / 2, flat.dtype))
+            half = self.unravel((self.last.flat + flat) / 2)
             self.unconstrained_params = onto(self.settings.projection, half)
             return None
         if here is None:
@@ -250,9 +254,7 @@ class Fit(abc.ABC, Generic[Inner]):
             here.gradient, information + _NOISE**2 * here.noise
         )
         step = limited(directions.solve(here.gradient) + down, size)
-        moved = onto(
-            self.settings.projection, unravel(jnp.asarray(flat + step, flat.dtype))
-        )
+        moved = onto(self.settings.projection, self.unravel(flat + step))
         step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # after projection
         own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))
         error = np.hypot(directions.error, _NOISE * own / directions.curvature)
@@ -272,8 +274,7 @@ class Fit(abc.ABC, Generic[Inner]):
     def _step_back(self) -> None:
         """Return to the start of the last correction, to which `end` belongs."""
         if self.last is not None:
-            flat, unravel = ravel_pytree(self.unconstrained_params)
-            self.unconstrained_params = unravel(jnp.asarray(self.last.flat, flat.dtype))
+            self.unconstrained_params = self.unravel(self.last.flat)
 
     def _scales(self) -> dict[str, Any]:
         """Peak rate of the default optimizer, for each parameter separately.
@@ -311,13 +312,12 @@ class Fit(abc.ABC, Generic[Inner]):
         Also the number of other directions in which it allows moves of one sign,
         because the parameters are at an edge of its set.
         """
-        flat, unravel = ravel_pytree(self.unconstrained_params)
-        project = self.settings.projection
+        flat, project = self.flat, self.settings.projection
         if project is None:
             return np.eye(len(flat)), 0
 
         def projected(flat: jax.Array) -> jax.Array:
-            return ravel_pytree(project(unravel(flat)))[0]
+            return ravel_pytree(project(self.unravel(flat)))[0]
 
         jacobian = np.asarray(jax.jacobian(projected)(flat), float)
         values, vectors = np.linalg.eigh((jacobian + jacobian.T) / 2)
@@ -374,9 +374,9 @@ class Fit(abc.ABC, Generic[Inner]):
 
     def _settle(self, total: int) -> Status:
         """Newton steps until they are short; returns the status."""
-        if self.numbers > _MOST:
+        if self.flat.size > _MOST:
             self.warnings += (
-                f"the parameters have {self.numbers} numbers, more than {_MOST}, so "
+                f"the parameters have {self.flat.size} numbers, more than {_MOST}, so "
                 "there are no Newton steps and no standard errors.",
             )
             return Status(f"took {total} steps", Ending.ALL_STEPS)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jax
-from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from numpyro_infograd._calibrate.fit import Fit
@@ -134,18 +133,17 @@ class LikelihoodFit(Fit[Inside]):
         self, rows: Rows, offsets: Any = None, derivatives: bool = True
     ) -> tuple[Around | None, np.ndarray, float]:
         """`look_around` at the present parameters, and the share of missed rows."""
-        flat, _ = ravel_pytree(self.unconstrained_params)
+        flat, here = self.flat, self.unconstrained_params
         offsets = np.zeros((1, len(flat))) if offsets is None else offsets
-        shape = (_SETS if self.twin.spec else 1, self.count)
+        sets = _SETS if self.twin.spec else 1
         source = NoiseSource.of(self.twin.spec, self.count)
-        here = self.unconstrained_params
         around, found, missed = look_around(
             self.twin,
             here,
             jnp.asarray(offsets, flat.dtype),
             rows,
-            draw_sets(self.twin, here, self.key, source, shape[0]),
-            shape=shape,
+            draw_sets(self.twin, here, self.key, source, sets),
+            shape=(sets, self.count),
             derivatives=derivatives,
         )
         return around, np.asarray(found, float), float(missed)
@@ -177,10 +175,8 @@ class LikelihoodFit(Fit[Inside]):
             missed,
             float(around.size),
         )
-        flat, _ = ravel_pytree(self.unconstrained_params)
-        return Place(
-            np.asarray(flat, float), gradient, noise, curvatures[:sets], inside
-        )
+        flat = np.asarray(self.flat, float)
+        return Place(flat, gradient, noise, curvatures[:sets], inside)
 
     def sharpen(self, place: Place[Inside], directions: Directions) -> bool:
         """Take more draws if their noise is not small beside that of the recordings."""

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jax
-from jax.flatten_util import ravel_pytree
 
 from numpyro_infograd._calibrate.features import (
     Moments,
@@ -103,7 +102,7 @@ class MatchedFit(Fit[Inside]):
         """Gradient and curvature at the present parameters."""
         whole = self.draw_weights()
         weights = whole[:, self.whole.features.index(self.settings.used)]
-        few = _FINAL_SAMPLES if self.numbers == 1 else _FEW_SAMPLES
+        few = _FINAL_SAMPLES if self.flat.size == 1 else _FEW_SAMPLES
         local = look_around(
             self.match,
             self.unconstrained_params,
@@ -115,9 +114,8 @@ class MatchedFit(Fit[Inside]):
         local = jax.device_get(local)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((whole, local))):
             return None
-        flat, _ = ravel_pytree(self.unconstrained_params)
         return Place(
-            np.asarray(flat, float),
+            np.asarray(self.flat, float),
             *mean_gradient(local, weights, self.match),
             curvatures_of(local, self.match),
             Inside(local, whole, weights),

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 import jax
-from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 
 from numpyro_infograd._calibrate.fit import Fit
@@ -102,11 +101,11 @@ def _spread(fit: Fit[Any]) -> tuple[Any, Any, tuple[Any, ...]]:
     """Draws of the parameters, their errors, and the undetermined directions."""
     assert fit.end is not None
     place, directions, _ = fit.end
-    flat, unravel = ravel_pytree(fit.unconstrained_params)
-    project = fit.settings.projection
+    flat = fit.flat
 
     def params_at(flat: jax.Array) -> Any:
-        return constrained(onto(project, unravel(flat)), fit.constraints)
+        moved = onto(fit.settings.projection, fit.unravel(flat))
+        return constrained(moved, fit.constraints)
 
     found = fit.resampled(place, fit.settings.num_draws)
     found, noise = found - found.mean(0), place.noise
