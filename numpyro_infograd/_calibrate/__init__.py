@@ -174,8 +174,7 @@ def calibrate(
     check_network(network, hidden)
     check_projection(projection)
     as_power_of_two("num_samples", num_samples, 256)
-    if num_steps is not None:
-        num_steps = as_count("num_steps", num_steps)
+    num_steps = as_count("num_steps", NUM_STEPS if num_steps is None else num_steps)
     num_draws = as_count("num_draws", num_draws, 20)
     num_restarts = as_count("num_restarts", num_restarts)
     robust = as_flag("robust", robust)
@@ -214,7 +213,7 @@ def calibrate(
         optimizer,
         projection,
         network or perceptron(hidden or (width, width)),
-        num_steps or NUM_STEPS,
+        num_steps,
         num_samples,
         num_draws,
         robust,

@@ -199,22 +199,17 @@ def held_out(weights: Any, targets: Any, held: Moments, match: Match) -> Estimat
         match.shares,
     )
     scaled = shares[:, None, None]
-    mean, count = weights.mean(0), len(weights)
-
-    def value(target: np.ndarray, gram: np.ndarray, slope: np.ndarray) -> Any:
-        """The value from all pairs of different draws."""
-        first = scaled * (weights - target)
-        second = gram @ weights - slope
-        every = np.vdot(first.sum(0), second.sum(0)) - np.vdot(first, second)
-        return 0.5 * every / (count * (count - 1))
-
-    found = value(target, gram.mean(0), slope.mean(0))
+    mean, mean_gram, mean_slope = (x.mean(0) for x in (weights, gram, slope))
+    first, second = scaled * (weights - target), mean_gram @ weights - mean_slope
+    # The sum over all pairs of different draws.
+    pairs = np.vdot(first.sum(0), second.sum(0)) - np.vdot(first, second)
+    found = 0.5 * pairs / (len(weights) * (len(weights) - 1))
     by_block = 0.5 * np.einsum(
         "lwd,blwd->b", scaled * (mean - target), gram @ mean - slope
     )
-    second = scaled * (gram.mean(0) @ mean - slope.mean(0))
-    fit_error = 0.5 * np.einsum("blwd,lwd->b", targets, second).std(ddof=1)
-    alone = 0.5 * np.einsum("rlwd,lwd->r", weights - mean, 2 * second)
+    pull = scaled * (mean_gram @ mean - mean_slope)
+    fit_error = 0.5 * np.einsum("blwd,lwd->b", targets, pull).std(ddof=1)
+    alone = 0.5 * np.einsum("rlwd,lwd->r", weights - mean, 2 * pull)
     held_error, own_error = standard_error(by_block), standard_error(alone)
     error = float(np.sqrt(held_error**2 + fit_error**2 + own_error**2))
     return report(float(found), error, "features")

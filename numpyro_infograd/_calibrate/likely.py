@@ -154,8 +154,7 @@ class LikelihoodFit(Fit[Inside]):
         assert around is not None
         if missed > 1 - 1e-6 or not all(np.isfinite(x).all() for x in around[:3]):
             return None
-        value, slope, bend = (-np.asarray(x, float) for x in around[:3])
-        value, slope, bend = (x / (1 - missed) for x in (value, slope, bend))
+        value, slope, bend = (-np.asarray(x, float) / (1 - missed) for x in around[:3])
         each = slope.mean(axis=1).T  # (sets + 1, numbers); the last is of all draws
         sets, gradient = len(each) - 1, each[-1]
         noise = np.zeros((len(gradient), len(gradient)))
@@ -167,10 +166,9 @@ class LikelihoodFit(Fit[Inside]):
             noise = noise + np.outer(removed, removed)
             apart = curvatures[:-1] - curvatures[:-1].mean(0)
             curvatures = curvatures[-1] + apart
-        slopes = slope[:, :, -1].T
         inside = Inside(
             float(value[:, -1].mean()),
-            slopes,
+            slope[:, :, -1].T,
             self.count,
             missed,
             float(around.size),

@@ -169,10 +169,7 @@ def kl_gradient(
     """
     features = match.features
     noise, blur, key = draw(source, rng_key)
-    z, back = jax.vjp(
-        lambda unconstrained_params: match.outputs(unconstrained_params, noise),
-        unconstrained_params,
-    )
+    z, back = jax.vjp(lambda at: match.outputs(at, noise), unconstrained_params)
     gap = features.weights(features.moments(z, blur, key)) - match.target
 
     def push(total: jax.Array, at: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:

@@ -173,8 +173,7 @@ def _without_gaps(
 def _checked(name: str, array: np.ndarray, site: Site, likely: bool) -> np.ndarray:
     """The recordings of one site in the type of the site."""
     rows = array.reshape(len(array), site.size)
-    wrong = int(np.sum(~np.isfinite(rows).all(axis=1)))
-    if wrong:
+    if wrong := int(np.sum(~np.isfinite(rows).all(axis=1))):
         raise ArgumentError(
             f"{wrong} of {len(array)} recordings of {name!r} have infinite values. "
             "Drop these rows at all sites, or make them NaN."
@@ -184,16 +183,14 @@ def _checked(name: str, array: np.ndarray, site: Site, likely: bool) -> np.ndarr
         "count": array < 0,
         "unit": (array <= 0) | (array >= 1),
     }
-    wrong = int(np.sum(outside.get(site.support, False)))
-    if wrong:
+    if wrong := int(np.sum(outside.get(site.support, False))):
         raise ArgumentError(
             f"{wrong} recorded values of {name!r} are outside the support of its "
             f"distribution, {site.distribution}. Drop these rows, or use a "
             "distribution that contains them."
         )
     typed = array if site.is_float else array.astype(site.dtype)
-    wrong = int(np.sum(typed != array))
-    if wrong:
+    if wrong := int(np.sum(typed != array)):
         raise ArgumentError(
             f"{wrong} recorded values of {name!r} are not whole numbers, as "
             f"{site.distribution} draws. Round them, or make the site continuous."
@@ -201,8 +198,7 @@ def _checked(name: str, array: np.ndarray, site: Site, likely: bool) -> np.ndarr
     if site.choices:
         low, high = min(site.choices), max(site.choices)
         slack = 1e-5 * (high - low)  # for levels that were computed in another way
-        wrong = int(np.sum((typed < low - slack) | (typed > high + slack)))
-        if wrong:
+        if wrong := int(np.sum((typed < low - slack) | (typed > high + slack))):
             raise ArgumentError(
                 f"{wrong} recorded values of {name!r} are outside the values that "
                 f"{site.distribution} draws, {low:g} to {high:g}: the recordings go "

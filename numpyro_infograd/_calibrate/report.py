@@ -53,8 +53,7 @@ def make_report(
     history: dict[str, Any] = {}
     if fit.history:
         history = jax.tree.map(lambda *x: np.concatenate(x), *fit.history)
-        skipped = int(np.sum(~history["finite"]))
-        if skipped:
+        if skipped := int(np.sum(~history["finite"])):
             also = f"; {skipped} steps were not finite and were skipped"
             status = Status(status + also, status.ending)
             said += (
