@@ -33,7 +33,12 @@ from numpyro_infograd._objectives import MI, Objective, names
 from numpyro_infograd._optimize import Ending, Result, Status, maximize
 from numpyro_infograd._optimize.run import FEWEST
 from numpyro_infograd._problem import enter
-from numpyro_infograd._regions.geometry import corners_of, multipliers_of, simplex_grid
+from numpyro_infograd._regions.geometry import (
+    BoundValues,
+    corners_of,
+    multipliers_of,
+    simplex_grid,
+)
 from numpyro_infograd._regions.region import RateRegion
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import (
@@ -43,10 +48,11 @@ from numpyro_infograd.errors import (
     DensityError,
     ModelError,
 )
-from numpyro_infograd.values import Estimate, value_of
+from numpyro_infograd.values import value_of
 
 Bounds = dict[tuple[str, ...], Objective]
-BoundValues = dict[tuple[str, ...], Estimate]
+# A direction, the values of the bounds where it leads, and the last ascent.
+End = tuple[np.ndarray, BoundValues, Result]
 _ROUNDS = 3  # ascents in a direction with updated multipliers, at most
 
 
@@ -124,25 +130,17 @@ def rate_region(
         )
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
-    arguments: Any = {"model_args": args, "model_kwargs": kwargs}
-    start = _values(named, model, settings.get("init_params"), key, args, kwargs)
+    settings |= {"model_args": args, "model_kwargs": kwargs, "progress_bar": False}
+    ascend = functools.partial(maximize, model, **settings)
+    values_at = functools.partial(_values, named, model, args, kwargs)
+    start = values_at(settings.get("init_params"), key)
     ends = []
     for index, weight in enumerate(tqdm(grid, disable=not progress_bar)):
         own_key = jax.random.fold_in(key, index)
-        ascend = functools.partial(
-            maximize,
-            model,
-            rng_key=own_key,
-            progress_bar=False,
-            **arguments,
-            **settings,
-        )
-
-        def values_at(params: Any, own_key: jax.Array = own_key) -> BoundValues:
-            return _values(named, model, params, own_key, args, kwargs)
-
         try:
-            values, result = _end_in(weight, rates, named, start, ascend, values_at)
+            values, result = _end_in(
+                weight, rates, named, start, own_key, ascend, values_at
+            )
         except (ConstraintError, DegenerateError, DensityError, ModelError) as error:
             trouble = f"the direction {weight.tolist()} is left out: {error}"
             warn(trouble)
@@ -155,9 +153,7 @@ def rate_region(
             f"no direction gave a point; {trouble}. If a scale falls to zero, make an "
             "amplitude the parameter instead; or use other init_params."
         )
-    weights, facets, results = zip(*ends, strict=True)
-    found = _region(rates, np.array(weights), list(facets), list(results))
-    return replace(found, warnings=_missing_sums(named) + found.warnings)
+    return _region(rates, ends, _missing_sums(named) + _warnings_for(ends))
 
 
 def _end_in(
@@ -165,8 +161,9 @@ def _end_in(
     rates: tuple[str, ...],
     named: Bounds,
     start: BoundValues,
-    ascend: Callable[[Objective], Result],
-    values_at: Callable[[Any], BoundValues],
+    rng_key: jax.Array,
+    ascend: Callable[..., Result],
+    values_at: Callable[..., BoundValues],
 ) -> tuple[BoundValues, Result]:
     """The values of the bounds where a direction leads, and the last ascent.
 
@@ -176,11 +173,11 @@ def _end_in(
     multipliers = multipliers_of(weight, rates, start)
     for _ in range(_ROUNDS):
         terms = (p * named[s] for s, p in multipliers.items())
-        result = ascend(sum(terms, Objective({})))
+        result = ascend(sum(terms, Objective({})), rng_key=rng_key)
         for report in result.constraints:
             if not report.is_met:
                 raise ConstraintError(f"a constraint is not met, {report!r}")
-        values = values_at(result.params)
+        values = values_at(result.params, rng_key)
         before, multipliers = multipliers, multipliers_of(weight, rates, values)
         if multipliers == before or result.status.ending is Ending.INTERRUPTED:
             return values, result
@@ -292,7 +289,7 @@ def _is_information(bound: Objective) -> bool:
 
 
 def _values(
-    named: Bounds, model: Any, params: Any, rng_key: jax.Array, args: Any, kwargs: Any
+    named: Bounds, model: Any, args: Any, kwargs: Any, params: Any, rng_key: jax.Array
 ) -> BoundValues:
     """The value of every bound at `params`, clipped at zero (eqs. 71-72).
 
@@ -301,21 +298,17 @@ def _values(
     """
     found = {}
     for subset, bound in named.items():
-        sm, seen, complete = enter(
-            model, bound, args, kwargs, params, keeps_readouts=False
-        )
-        found[subset] = value_of(sm, seen, complete, rng_key)
-    return {subset: replace(e, value=max(e.value, 0.0)) for subset, e in found.items()}
+        entered = enter(model, bound, args, kwargs, params, keeps_readouts=False)
+        estimate = value_of(*entered, rng_key)
+        found[subset] = replace(estimate, value=max(estimate.value, 0.0))
+    return found
 
 
 def _region(
-    rates: tuple[str, ...],
-    weights: np.ndarray,
-    facets: list[BoundValues],
-    results: list[Result],
+    rates: tuple[str, ...], ends: list[End], warnings: tuple[str, ...]
 ) -> RateRegion:
     points, corners, errors = [], [], []
-    for weight, values in zip(weights, facets, strict=True):
+    for weight, values, _ in ends:
         own, spreads = corners_of(rates, values)
         # The mean of several best corners treats all rates alike.
         gains = own @ weight
@@ -323,37 +316,34 @@ def _region(
         points.append(own[best].mean(axis=0))
         errors.append(spreads[best].max())
         corners.append(own)
+    weights, facets, results = zip(*ends, strict=True)
     return RateRegion(
         rates,
-        weights,
+        np.array(weights),
         np.array(points),
         np.array(errors),
         [result.params for result in results],
         [result.status for result in results],
         {s: np.array([v[s].value for v in facets]) for s in facets[0]},
         np.unique(np.concatenate(corners), axis=0),
-        _warnings_for(weights, facets, results),
+        warnings,
     )
 
 
-def _warnings_for(
-    weights: np.ndarray,
-    facets: list[BoundValues],
-    results: list[Result],
-) -> tuple[str, ...]:
+def _warnings_for(ends: list[End]) -> tuple[str, ...]:
     """Statuses of ascents that did not converge, and warnings of ascents and bounds."""
-    ends = []
-    for weight, result in zip(weights, results, strict=True):
+    found = []
+    for weight, _, result in ends:
         own = f"the direction {weight.tolist()}"
         if result.status.ending not in (Ending.CONVERGED, Ending.ALL_STEPS):
-            ends.append(f"{own} {result.status}")
+            found.append(f"{own} {result.status}")
         elif (steps := len(result.history["gain"])) < FEWEST:
-            ends.append(
+            found.append(
                 f"{own} ended after {steps} steps, too few to tell whether more would "
                 "gain: leave num_steps out, or raise it."
             )
         known = result.estimate.warnings if result.estimate else ()
         said = (w for w in result.warnings if w not in (*known, str(result.status)))
-        ends.extend(f"{own}: {warning}" for warning in said)
-    values = (w for bounds in facets for e in bounds.values() for w in e.warnings)
-    return tuple(dict.fromkeys([*ends, *values]))
+        found.extend(f"{own}: {warning}" for warning in said)
+    values = (w for _, bounds, _ in ends for e in bounds.values() for w in e.warnings)
+    return tuple(dict.fromkeys([*found, *values]))

@@ -12,6 +12,7 @@ from scipy.optimize import linprog
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.values import Estimate
 
+BoundValues = dict[tuple[str, ...], Estimate]
 _DIRECTIONS = 2**14  # directions, at most
 
 
@@ -31,7 +32,7 @@ def simplex_grid(num_rates: int, num_weights: int) -> np.ndarray:
 
 
 def multipliers_of(
-    weight: np.ndarray, rates: tuple[str, ...], values: dict[tuple[str, ...], Estimate]
+    weight: np.ndarray, rates: tuple[str, ...], values: BoundValues
 ) -> dict[tuple[str, ...], float]:
     """The multipliers y_S of the bounds in one direction, without zeros."""
     sets = {frozenset(subset): subset for subset in values}
@@ -54,7 +55,7 @@ def multipliers_of(
 
 
 def corners_of(
-    rates: tuple[str, ...], values: dict[tuple[str, ...], Estimate]
+    rates: tuple[str, ...], values: BoundValues
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corners of {r >= 0, sum of r over each set <= its value}, and their errors.
 

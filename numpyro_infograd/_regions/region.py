@@ -13,7 +13,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from numpyro_infograd._arguments import as_number, as_real
 from numpyro_infograd._optimize import Ending, Status
-from numpyro_infograd._text import draw
+from numpyro_infograd._text import draw, warned
 from numpyro_infograd.errors import ArgumentError
 
 
@@ -139,8 +139,8 @@ class RateRegion:
         )
         endings = [getattr(s, "ending", None) for s in self.statuses]
         converged = endings.count(Ending.CONVERGED)
-        notes = "".join(f"\n  warning: {w}" for w in self.warnings)
-        return (
+        head = (
             f"RateRegion({shown} nats; {len(self.points)} points, {converged} "
-            f"converged, standard errors up to {self.standard_error.max():.2g}){notes}"
+            f"converged, standard errors up to {self.standard_error.max():.2g})"
         )
+        return "\n  ".join([head, *warned(self.warnings)])
