@@ -245,8 +245,7 @@ def _information(
         num_components,
         closed_form=closed_form,
     )
-    poor = int(jnp.sum(found.effective < SOUND_SAMPLE_SIZE))
-    if poor:
+    if poor := int(jnp.sum(found.effective < SOUND_SAMPLE_SIZE)):
         low = float(jnp.min(found.effective))
         warnings += (
             f"the inner effective sample size is only {low:.0f} at the worst of {poor} "

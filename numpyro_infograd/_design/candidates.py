@@ -61,10 +61,8 @@ class Candidates:
             name = next(iter(arguments), "design")
             array = _as_arrays("designs", designs)
             _check_lengths({name: array})
-            own = _own(name)
-            return Candidates(
-                _with_first(model, own, array), array, {own: array}, (name,)
-            )
+            model = _experiment(model, {name: array}, {})
+            return Candidates(model, array, {_own(name): array}, (name,))
         named = {str(n): _as_arrays(f"designs[{n!r}]", x) for n, x in designs.items()}
         _check_lengths(named)
         twice = [n for n in named if n in model_kwargs]
@@ -76,7 +74,7 @@ class Candidates:
         passed = {n: x for n, x in named.items() if n in arguments}
         params = {_own(n) if n in passed else n: x for n, x in named.items()}
         if passed:
-            model = _with_keywords(model, passed)
+            model = _experiment(model, {}, passed)
         return Candidates(model, named, params, tuple(named))
 
     @property
@@ -101,7 +99,7 @@ class Candidates:
 
 
 def _own(name: str) -> str:
-    """Name of the parameter of an argument; a site may have the argument's name."""
+    """Name of an argument's parameter; a site may have the argument's name."""
     return f"{name}+design"
 
 
@@ -166,20 +164,14 @@ def _param(name: str, batch: Any) -> Any:
     return jax.tree.map(restore, value, first)
 
 
-def _with_first(model: Any, own: str, batch: Any) -> Callable[..., Any]:
-    """The model with its first positional argument as a parameter."""
+def _experiment(
+    model: Any, positional: Mapping[str, Any], named: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The model with its first arguments, or some named ones, as parameters."""
 
     def experiment(*args: Any, **kwargs: Any) -> Any:
-        return model(_param(own, batch), *args, **kwargs)
-
-    return experiment
-
-
-def _with_keywords(model: Any, passed: Mapping[str, Any]) -> Callable[..., Any]:
-    """The model with some keyword arguments as parameters."""
-
-    def experiment(*args: Any, **kwargs: Any) -> Any:
-        own = {name: _param(_own(name), batch) for name, batch in passed.items()}
-        return model(*args, **kwargs, **own)
+        first = [_param(_own(name), batch) for name, batch in positional.items()]
+        own = {name: _param(_own(name), batch) for name, batch in named.items()}
+        return model(*first, *args, **kwargs, **own)
 
     return experiment
