@@ -23,7 +23,7 @@ from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd._calibrate.report import best_of
 from numpyro_infograd._calibrate.result import Calibration, TwoSample
-from numpyro_infograd.diagnostics.ranks import _each, _rank, _score
+from numpyro_infograd.diagnostics.ranks import _compare
 from numpyro_infograd.distributions import Quantized
 from numpyro_infograd.values.base import report
 
@@ -142,8 +142,8 @@ def test_ranks_of_nested_parameters_have_the_names_of_their_leaves() -> None:
 
     draws = jax.tree.map(lambda x: np.stack([x, x + 2, x + 4]), nested(0.0))
     fit = SimpleNamespace(params=nested(2.0), standard_error=nested(0.5), draws=draws)
-    assert _each(_rank, nested(3.0), fit) == {"p.m": 2.5 / 4, "p.s.log": 2.5 / 4}
-    assert _each(_score, nested(3.0), fit) == {"p.m": -2.0, "p.s.log": -2.0}
+    pair = [2.5 / 4, -2.0]
+    assert _compare(nested(3.0), fit) == {"p.m": pair, "p.s.log": pair}
 
 
 def test_the_best_restart_fits_held_out_recordings_best() -> None:

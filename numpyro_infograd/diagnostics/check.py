@@ -131,20 +131,16 @@ class ScoreCheck:
                 f"  {each.label:<12} {wrong:>18} {mean:>10} {residual:>20} {gain:>14}"
             )
         apart = [
-            each.label
+            f"The networks differ from the chains at {each.label!r}, so they do "
+            "not confirm the chains. Chains are more reliable; compare with "
+            "differences of values."
             for each in self.sets
             if beside and each.certificate - 2 * each.certificate_error > TOLERATED
         ]
-        for label in apart:
-            rows.append(
-                f"The networks differ from the chains at {label!r}, so they do "
-                "not confirm the chains. Chains are more reliable; compare with "
-                "differences of values."
-            )
-        if self.trusted and not apart:
-            rows.append("No check found a problem with these scores.")
-        elif self.trusted:
-            rows.append("No other check found a problem with these scores.")
+        rows += apart
+        if self.trusted:
+            other = "other check" if apart else "check"
+            rows.append(f"No {other} found a problem with these scores.")
         else:
             rows.append("Do not trust these scores yet:")
             rows += [f"  - {warning}" for warning in self.warnings]
@@ -233,8 +229,7 @@ def check_scores(
         values = simulate(problem.forward, complete, noise)
         ran = _as_in_gradient(posed, complete, fit_key)
         sets = _look(problem, states, complete, noise, values, sample_key, found, ran)
-        both = {} if found is None else found.cotangents
-        shown = {name: np.asarray(each) for name, each in both.items()}
+        shown = {} if found is None else jax.device_get(found.cotangents)
         report = ScoreCheck(posed.method_name, sets, shown)
     if verbose:
         print(report)
@@ -279,7 +274,7 @@ def _look(
     """
     method = problem.method
     assert method is not None
-    sets: list[SetCheck] = []
+    sets = []
     for density, state in zip(problem.densities, states, strict=True):
         if not is_learned(method, density):
             continue
@@ -290,8 +285,10 @@ def _look(
         evidence |= {"stein_residual": residual, "stein_residual_error": error}
         seen = math.nan, math.nan
         if certificate is not None and density.label in certificate.error:
-            found = certificate.error, certificate.standard_error
-            seen = float(found[0][density.label]), float(found[1][density.label])
+            seen = (
+                float(certificate.error[density.label]),
+                float(certificate.standard_error[density.label]),
+            )
             if not isinstance(method, MCMC):  # there it is the error of the networks
                 evidence |= {"certificate": seen[0], "certificate_error": seen[1]}
         warnings = [

@@ -38,8 +38,12 @@ def to_inference_data(result: Result) -> Any:
         steps[f"{name}_stats"] = named_leaves(stacked)
     if isinstance(result, Calibration):
         if draws:
-            shown = jax.tree.map(_where_known, draws, result.standard_error)
-            groups["posterior"] = named_leaves(shown)
+            chain = jax.tree.map(
+                lambda x, error: np.where(np.isinf(error), np.nan, x)[None],
+                draws,
+                result.standard_error,
+            )
+            groups["posterior"] = named_leaves(chain)
         groups["observed_data"] = result.recorded
         groups["posterior_predictive"] = {
             name: values[None] for name, values in result.simulated.items()
@@ -49,8 +53,3 @@ def to_inference_data(result: Result) -> Any:
     data = arviz.from_dict(**groups)
     data.add_groups({name: arviz.dict_to_dataset(x) for name, x in steps.items()})
     return data
-
-
-def _where_known(draws: Any, error: Any) -> np.ndarray:
-    """One chain of draws; NaN if the standard error is infinite."""
-    return np.where(np.isinf(error), np.nan, draws)[None]

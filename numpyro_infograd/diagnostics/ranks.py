@@ -71,16 +71,12 @@ class RankCheck:
     @property
     def pvalue(self) -> dict[str, np.ndarray]:
         """p-value of a chi-square test that the ranks of each number are uniform."""
-        return {n: self._each(ranks, self._test) for n, ranks in self.ranks.items()}
+        return _each(self.ranks, lambda x: chisquare(self.histogram(x)[0]).pvalue)
 
     @property
     def coverage(self) -> dict[str, np.ndarray]:
         """Share of fits whose two standard errors hold the true value."""
-
-        def share(z: np.ndarray) -> float:
-            return float(np.mean(np.abs(z) < 2)) if len(z) else np.nan
-
-        return {n: self._each(z, share) for n, z in self.zscores.items()}
+        return _each(self.zscores, lambda z: np.mean(np.abs(z) < 2))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -88,10 +84,10 @@ class RankCheck:
         found = []
         number = sum(x.size for x in self.pvalue.values())
         for name, pvalue in self.pvalue.items():
-            lost = len(self.ranks[name]) - int(np.min(_finite(self.ranks[name])))
-            if lost:
+            ranks = self.ranks[name]
+            if lost := int(np.max(np.sum(~np.isfinite(ranks), axis=0))):
                 found.append(
-                    f"{lost} of {len(self.ranks[name])} fits have no standard error of "
+                    f"{lost} of {len(ranks)} fits have no standard error of "
                     f"{name!r}, so they are left out."
                 )
             if np.any(pvalue * number < _WRONG):  # of so many tests
@@ -103,18 +99,6 @@ class RankCheck:
         if self.num_unfinished:
             found.append(f"{self.num_unfinished} of the fits did not converge.")
         return tuple(found)
-
-    @staticmethod
-    def _each(values: np.ndarray, of: Callable[[np.ndarray], float]) -> np.ndarray:
-        """A number of the finite values for each number of a parameter."""
-        flat = values.reshape(len(values), -1).T
-        found = [of(row[np.isfinite(row)]) for row in flat]
-        return np.reshape(found, values.shape[1:])
-
-    def _test(self, ranks: np.ndarray) -> float:
-        if not len(ranks):
-            return np.nan
-        return float(chisquare(self.histogram(ranks)[0]).pvalue)
 
     def _lines(self) -> list[tuple[str, str]]:
         pvalue, coverage = self.pvalue, self.coverage
@@ -204,9 +188,7 @@ def simulation_based_calibration(
     used = {"divergence": twin.diagnostics["divergence"], "init_params": twin.params}
     if levels := twin.diagnostics.get("noise_levels"):
         used["noise_levels"] = levels
-    ranks: list[Any] = []
-    scores: list[Any] = []
-    unfinished = 0
+    found, unfinished = [], 0
     for index in tqdm(range(num_simulations), disable=not progress_bar):
         keys = jax.random.split(jax.random.fold_in(key, index), 3)
         count = len(next(iter(jax.tree.leaves(twin.draws))))
@@ -221,31 +203,33 @@ def simulation_based_calibration(
             **used | settings,
         )
         unfinished += fit.status.ending is not Ending.CONVERGED
-        ranks.append(_each(_rank, truth, fit))
-        scores.append(_each(_score, truth, fit))
-    both = [jax.tree.map(lambda *x: np.stack(x), *each) for each in (ranks, scores)]
-    return RankCheck(both[0], both[1], unfinished)
+        found.append(_compare(truth, fit))
+    both = jax.tree.map(lambda *x: np.stack(x), *found)
+    ranks, zscores = ({n: pair[i] for n, pair in both.items()} for i in range(2))
+    return RankCheck(ranks, zscores, unfinished)
 
 
-def _finite(ranks: np.ndarray) -> np.ndarray:
-    """How many fits have a standard error, for each number of a parameter."""
-    return np.sum(np.isfinite(ranks), axis=0)
+def _each(
+    values: dict[str, np.ndarray], of: Callable[[np.ndarray], Any]
+) -> dict[str, np.ndarray]:
+    """What `of` finds in the finite values of each number; NaN without any."""
+
+    def one(array: np.ndarray) -> np.ndarray:
+        known = (row[np.isfinite(row)] for row in array.reshape(len(array), -1).T)
+        return np.reshape([of(x) if len(x) else np.nan for x in known], array.shape[1:])
+
+    return {name: one(array) for name, array in values.items()}
 
 
-def _each(of: Callable[..., Any], truth: Any, fit: Calibration) -> dict[str, Any]:
-    """A number for each number of the parameters; NaN without a standard error."""
-    draws = fit.draws or jax.tree.map(lambda x: np.asarray(x)[None], fit.params)
-    trees = truth, fit.params, fit.standard_error, draws
-    first, *others = map(named_leaves, trees)
-    return {
-        name: of(x, *(other[name] for other in others)) for name, x in first.items()
-    }
-
-
-def _rank(truth: Any, _: Any, error: Any, draws: Any) -> np.ndarray:
-    below = (np.sum(draws < truth, axis=0) + 0.5) / (len(draws) + 1)
-    return np.where(np.isfinite(error), below, np.nan)
-
-
-def _score(truth: Any, value: Any, error: Any, _: Any) -> np.ndarray:
-    return np.where(np.isfinite(error), (value - truth) / error, np.nan)
+def _compare(truth: Any, fit: Calibration) -> dict[str, list[np.ndarray]]:
+    """Rank and z-score of each true value in a fit; NaN without a standard error."""
+    made = fit.draws or jax.tree.map(lambda x: np.asarray(x)[None], fit.params)
+    trees = fit.params, fit.standard_error, made
+    values, errors, draws = map(named_leaves, trees)
+    found = {}
+    for name, true in named_leaves(truth).items():
+        rank = (np.sum(draws[name] < true, axis=0) + 0.5) / (len(draws[name]) + 1)
+        zscore = (values[name] - true) / errors[name]
+        known = np.isfinite(errors[name])
+        found[name] = [np.where(known, x, np.nan) for x in (rank, zscore)]
+    return found
