@@ -13,6 +13,7 @@ import jax
 from numpyro_infograd._arguments import as_real
 from numpyro_infograd._estimation import Gradient
 from numpyro_infograd._optimize import Result
+from numpyro_infograd._parameters import named_leaves
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.plots.style import ASIDE, BARS, TRUTH, as_axes, indexed, look
 
@@ -248,11 +249,8 @@ def _sweep(sweep: Any, error: Any, count: int) -> tuple[Columns, Columns | None]
 
 def _columns(name: str, values: Any, count: int) -> Columns:
     """Components by name, (num_points,) each, of a list of dicts or of an array."""
-    if (
-        isinstance(values, Sequence)
-        and len(values)
-        and all(isinstance(value, Mapping) for value in values)
-    ):
+    is_list = isinstance(values, Sequence) and len(values) > 0
+    if is_list and all(isinstance(value, Mapping) for value in values):
         try:
             values = jax.tree.map(lambda *x: np.stack(x), *values)
         except ValueError:
@@ -261,10 +259,8 @@ def _columns(name: str, values: Any, count: int) -> Columns:
                 "others. Use one model for all points."
             ) from None
     found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-        values if isinstance(values, Mapping) else _numbers(name, values)
-    ):
-        label = jax.tree_util.keystr(path, simple=True, separator=".")
+    tree = values if isinstance(values, Mapping) else _numbers(name, values)
+    for label, leaf in named_leaves(tree).items():
         array = _numbers(name, leaf)
         if array.shape[:1] != (count,):
             raise ArgumentError(

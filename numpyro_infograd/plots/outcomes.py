@@ -98,14 +98,19 @@ def plot_twin(calibration: Calibration, axes: Any = None) -> np.ndarray:
             "plot_twin takes a Calibration with recordings, as calibrate returns, got "
             f"{calibration!r:.80}."
         )
-    outputs = _outputs(calibration)[:_PANELS]
+    outputs = [
+        (indexed(site, at), recorded[:, *at], calibration.simulated[site][:, :, *at])
+        for site, recorded in calibration.recorded.items()
+        for at in np.ndindex(recorded.shape[1:])
+    ][:_PANELS]
     axes = as_axes("axes", axes, len(outputs), _PANELS)[: len(outputs)]
     for ax, (name, recorded, simulated) in zip(axes, outputs, strict=False):
-        _draw_laws(ax, recorded, simulated)
+        _draw_laws(ax, recorded.astype(float), simulated.astype(float))
         ax.set(xlabel=name, ylabel="density")
-    verdicts = _verdicts(calibration)
-    if verdicts:
-        axes[0].set_title(verdicts, fontsize="small")
+    tests = {"before": calibration.test_before, "after": calibration.test_after}
+    found = [f"{test.pvalue:.2g} {when}" for when, test in tests.items() if test]
+    if found:
+        axes[0].set_title(f"two-sample p: {', '.join(found)}", fontsize="small")
     axes[0].legend(fontsize="small")
     return axes
 
@@ -167,18 +172,6 @@ def plot_ranks(check: Any, axes: Any = None) -> np.ndarray:
     return axes
 
 
-def _outputs(calibration: Calibration) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """For each number of each site: its name, recordings and replicates."""
-    found = []
-    for site, values in calibration.recorded.items():
-        made = calibration.simulated[site]
-        for place in np.ndindex(values.shape[1:]):
-            ours, theirs = values[:, *place], made[:, :, *place]
-            name = indexed(site, place)
-            found.append((name, ours.astype(float), theirs.astype(float)))
-    return found
-
-
 def _draw_laws(ax: Any, recorded: np.ndarray, simulated: np.ndarray) -> None:
     """A histogram of the recordings, and those of the replicates."""
     finite = simulated[np.isfinite(simulated)]
@@ -197,10 +190,3 @@ def _draw_laws(ax: Any, recorded: np.ndarray, simulated: np.ndarray) -> None:
     ax.stairs(ours.mean(axis=0), edges, baseline=None, label="twin", **mean)
     ax.stairs(density(recorded), edges, baseline=None, label="recordings", **TRUTH)
     ax.set_ylim(0, None)
-
-
-def _verdicts(calibration: Calibration) -> str:
-    """The p-values of the two-sample tests in one line."""
-    tests = (("before", calibration.test_before), ("after", calibration.test_after))
-    found = [f"{test.pvalue:.2g} {when}" for when, test in tests if test is not None]
-    return f"two-sample p: {', '.join(found)}" if found else ""
