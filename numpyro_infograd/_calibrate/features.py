@@ -129,16 +129,6 @@ class Features:
         return jax.lax.map(at, jnp.asarray(self.levels))  # a loop compiles faster
 
     def defect(
-        self, z: jax.Array, blur: jax.Array, rng_key: jax.Array, weights: jax.Array
-    ) -> jax.Array:
-        """E[-d phi / dz] - E[phi phi^T] W for z; zero if W are its own weights."""
-
-        return jax.lax.map(
-            lambda at: self.defect_at(z, blur, rng_key, *at),
-            (jnp.asarray(self.levels), weights),
-        )
-
-    def defect_at(
         self,
         z: jax.Array,
         blur: jax.Array,
@@ -146,7 +136,10 @@ class Features:
         level: jax.Array,
         weights: jax.Array,
     ) -> jax.Array:
-        """`defect` at one level, (width, dimensions)."""
+        """E[-d phi / dz] - E[phi phi^T] W for z at one level, (width, dimensions).
+
+        It is zero if W are the weights of z.
+        """
         phi, slope = self._phi_and_slope(z, blur, rng_key, level)
         return slope - phi.T @ (self.weigh(z) * (phi @ weights)) / len(z)
 

@@ -172,15 +172,14 @@ def resample(
 
 
 def resampled_gradients(
-    local: Local, weights: Any, match: Match, targets: Any, pulls: Any
+    local: Local, weights: Any, match: Match, targets: np.ndarray, pulls: np.ndarray
 ) -> np.ndarray:
     """The gradient for each resample of the recordings, (num_draws, numbers)."""
     weights, slopes, flow = (x.mean(0) for x in _double(weights, *local))
     (shares,) = _double(match.shares)
-    if match.divergence == "kl":
-        gaps = weights - np.asarray(targets, float)
-        return np.einsum("l,plwd,blwd->bp", shares, flow, gaps)
-    return np.einsum("l,plwd,blwd->bp", shares, slopes, np.asarray(pulls, float))
+    is_kl = match.divergence == "kl"
+    pair = (flow, weights - targets) if is_kl else (slopes, pulls)
+    return np.einsum("l,plwd,blwd->bp", shares, *pair)
 
 
 def held_out(weights: Any, targets: Any, held: Moments, match: Match) -> Estimate:

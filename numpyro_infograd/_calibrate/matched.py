@@ -146,14 +146,10 @@ class MatchedFit(Fit[Inside]):
 
     def draw_weights(self) -> Any:
         """W_q of independent draws at the present parameters."""
-        found = draw_weights(
-            self.whole,
-            self.unconstrained_params,
-            next(self.keys),
-            NoiseSource.of(self.spec, _FINAL_SAMPLES),
-            draws=_DRAWS,
-        )
-        return np.asarray(found)
+        keys = jax.random.split(next(self.keys), _DRAWS)
+        source = NoiseSource.of(self.spec, _FINAL_SAMPLES)
+        here = self.unconstrained_params
+        return np.asarray(draw_weights(self.whole, here, keys, source))
 
     def resample(
         self, weights: np.ndarray, num_draws: int

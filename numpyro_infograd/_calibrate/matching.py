@@ -143,7 +143,7 @@ def fisher_gradient(
             level, weights, factor = at
             slope = jax.grad(
                 lambda z: jnp.vdot(
-                    factor, features.defect_at(z, blur, key, level, weights)
+                    factor, features.defect(z, blur, key, level, weights)
                 )
             )
             return total + slope(z), None
@@ -232,19 +232,13 @@ def descend(
 # -- near the end --------------------------------------------------------------------
 
 
-@quick_jit(static_argnames=("draws",))
+@quick_jit
 def draw_weights(
-    match: Match,
-    unconstrained_params: Any,
-    rng_key: jax.Array,
-    source: NoiseSource,
-    draws: int,
+    match: Match, unconstrained_params: Any, keys: jax.Array, source: NoiseSource
 ) -> jax.Array:
-    """W_q from several independent draws, (draws, levels, width, dimensions)."""
-
+    """W_q from independent draws, (draws, levels, width, dimensions)."""
     return jax.lax.map(
-        lambda key: match.weights(unconstrained_params, key, source),
-        jax.random.split(rng_key, draws),
+        lambda key: match.weights(unconstrained_params, key, source), keys
     )
 
 
@@ -293,7 +287,9 @@ def look_around(
 
         def defect(flat: jax.Array) -> jax.Array:
             z = match.outputs(unravel(flat), noise)
-            return features.defect(z, blur, key, weights)
+            return jax.lax.map(
+                lambda at: features.defect(z, blur, key, *at), (levels, weights)
+            )
 
         right = jax.lax.map(lambda n: jax.jvp(defect, (flat,), (n,))[1], numbers)
         z = match.outputs(unconstrained_params, sequence_after(noise, right))

@@ -104,7 +104,7 @@ def design(
         num_samples = check_num_samples(num_samples, None)
     args, kwargs = as_args(model_args, model_kwargs)
     candidates = Candidates.of(model, designs, kwargs)
-    fixed = {**(params or {}), **candidates.first}
+    fixed = {**(params or {}), **jax.tree.map(lambda x: x[0], candidates.params)}
     traced = trace_model(candidates.model, args, kwargs)
     batch = candidates.like(traced.params)
     sm, _, complete = enter(traced, objective, (), {}, fixed, keeps_readouts=True)

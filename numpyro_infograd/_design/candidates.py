@@ -77,11 +77,6 @@ class Candidates:
             model = _experiment(model, {}, passed)
         return Candidates(model, named, params, tuple(named))
 
-    @property
-    def first(self) -> dict[str, Any]:
-        """The first design, by parameter."""
-        return {n: _at(x, 0) for n, x in self.params.items()}
-
     def like(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """All designs in the types of the model's parameters."""
         for name in self.params:
@@ -147,13 +142,9 @@ def _check_lengths(named: Mapping[str, Any]) -> None:
         )
 
 
-def _at(tree: Any, index: int) -> Any:
-    return jax.tree.map(lambda x: x[index], tree)
-
-
 def _param(name: str, batch: Any) -> Any:
     """A parameter whose value has the type of the design: an int stays one."""
-    first = _at(batch, 0)
+    first = jax.tree.map(lambda x: x[0], batch)
     value = numpyro.param(name, jax.tree.map(lambda x: jnp.asarray(x, float), first))
 
     def restore(x: Any, like: Any) -> Any:
