@@ -20,8 +20,8 @@ from helpers import quiet
 import numpyro_infograd as ig
 from numpyro_infograd._calibrate.features import make_features
 from numpyro_infograd._calibrate.fit import Settings, drifts
-from numpyro_infograd._calibrate.inference import apart, two_sample
-from numpyro_infograd._calibrate.matched import MatchedFit as Fit
+from numpyro_infograd._calibrate.inference import two_sample
+from numpyro_infograd._calibrate.matched import MatchedFit as Fit, apart
 from numpyro_infograd._calibrate.matching import fisher_gradient
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd.errors import ArgumentError

@@ -16,15 +16,7 @@ from numpyro_infograd._calibrate.features import (
     make_features,
 )
 from numpyro_infograd._calibrate.fit import Fit
-from numpyro_infograd._calibrate.inference import (
-    Place,
-    apart,
-    curvatures_of,
-    held_out,
-    mean_gradient,
-    resample,
-    resampled_gradients,
-)
+from numpyro_infograd._calibrate.inference import Place
 from numpyro_infograd._calibrate.matching import (
     Local,
     Match,
@@ -34,9 +26,10 @@ from numpyro_infograd._calibrate.matching import (
     with_blur,
 )
 from numpyro_infograd._density import Values
-from numpyro_infograd._noise import NoiseSource
+from numpyro_infograd._noise import NoiseSource, standard_error, student
 from numpyro_infograd._optimize.move import Move
 from numpyro_infograd.values import Estimate
+from numpyro_infograd.values.base import report
 
 _DRAWS = 4  # independent sets of draws of the twin near the end
 _FINAL_SAMPLES = 16384  # draws of the twin for features, and near the end
@@ -114,10 +107,15 @@ class MatchedFit(Fit[Inside]):
         local = jax.device_get(local)
         if not all(np.isfinite(x).all() for x in jax.tree.leaves((whole, local))):
             return None
+        factor = self.match.factor(local)
+        mean, gap = _double(factor.mean(axis=0), weights - self.match.target)
+        found = np.einsum("plwd,rlwd->rp", mean, gap)
+        noise = np.atleast_2d(np.cov(found.T)) * student(len(found)) ** 2 / len(found)
         return Place(
             np.asarray(self.flat, float),
-            *mean_gradient(local, weights, self.match),
-            curvatures_of(local, self.match),
+            found.mean(0),
+            noise,
+            curvatures_of(factor, local.slopes),
             Inside(local, whole, weights),
         )
 
@@ -154,22 +152,85 @@ class MatchedFit(Fit[Inside]):
     def resample(
         self, weights: np.ndarray, num_draws: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A bootstrap over blocks of recordings; see `inference.resample`."""
-        mean = weights.mean(axis=0)
-        return resample(self.whole, mean, self.blocks, self.shares(num_draws))
+        """W_p of resampled blocks of recordings, and G_p (W_q - W_p)."""
+        mean, *whole = _double(weights.mean(axis=0), *self.blocks)
+
+        def one(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            law = Moments(*(np.tensordot(share, x, 1) for x in whole))
+            target = self.whole.features.weights(law)
+            return target, law.gram @ (mean - target)
+
+        targets, pulls = zip(*map(one, self.shares(num_draws)), strict=True)
+        return np.stack(targets), np.stack(pulls)
 
     def resampled(self, place: Place[Inside], num_draws: int) -> np.ndarray:
         local, whole, weights = place.inside
         targets, pulls = self.resample(whole, num_draws)
         index = self.whole.features.index(self.settings.used)
-        return resampled_gradients(
-            local, weights, self.match, targets[:, index], pulls[:, index]
-        )
+        mean, slopes, flow = (x.mean(0) for x in _double(weights, *local))
+        (shares,) = _double(self.match.shares)
+        is_kl = self.match.divergence == "kl"
+        pair = (flow, mean - targets[:, index]) if is_kl else (slopes, pulls[:, index])
+        return np.einsum("l,plwd,blwd->bp", shares, *pair)
 
     def measure(self, num_draws: int) -> Estimate:
-        """Divergence from the held-out recordings, averaged over all levels."""
-        weights = self.draw_weights()
-        targets = self.resample(weights, num_draws)[0]
+        """Divergence from the held-out recordings, averaged over all levels.
+
+        It is 1/2 <W_q - W_p, G W_q - c>, with the moments G (plus the ridge) and c of
+        the held-out recordings. Their own score has G W = c, so this is a product of
+        independent errors, without bias from the fit.
+        """
+        whole, match = self.draw_weights(), self.reported
+        resampled = self.resample(whole, num_draws)[0]
         index = self.whole.features.index(self.settings.reported)
-        held = Moments(*(x[:, index] for x in self.held_blocks))
-        return held_out(weights[:, index], targets[:, index], held, self.reported)
+        weights, target, targets, gram, slope, shares = _double(
+            whole[:, index],
+            match.target,
+            resampled[:, index],
+            match.features.ridged(self.held_blocks.gram[:, index]),
+            self.held_blocks.slope[:, index],
+            match.shares,
+        )
+        scaled = shares[:, None, None]
+        mean, mean_gram, mean_slope = (x.mean(0) for x in (weights, gram, slope))
+        first, second = scaled * (weights - target), mean_gram @ weights - mean_slope
+        # The sum over all pairs of different draws.
+        pairs = np.vdot(first.sum(0), second.sum(0)) - np.vdot(first, second)
+        value = 0.5 * pairs / (len(weights) * (len(weights) - 1))
+        by_block = 0.5 * np.einsum(
+            "lwd,blwd->b", scaled * (mean - target), gram @ mean - slope
+        )
+        pull = scaled * (mean_gram @ mean - mean_slope)
+        fit_error = 0.5 * np.einsum("blwd,lwd->b", targets, pull).std(ddof=1)
+        alone = 0.5 * np.einsum("rlwd,lwd->r", weights - mean, 2 * pull)
+        held_error, own_error = standard_error(by_block), standard_error(alone)
+        error = np.sqrt(held_error**2 + fit_error**2 + own_error**2)
+        return report(float(value), float(error), "features")
+
+
+def curvatures_of(factor: Any, slopes: Any) -> np.ndarray:
+    """Curvature of the divergence by each draw of the twin, (draws, numbers, numbers).
+
+    The slopes of the other draws multiply the factor of a draw: their noise is
+    independent.
+    """
+    factor, slopes = _double(factor, slopes)
+    others = (slopes.sum(0) - slopes) / (len(slopes) - 1)
+    flat = (*factor.shape[:2], -1)
+    return factor.reshape(flat) @ np.swapaxes(others.reshape(flat), 1, 2)
+
+
+def apart(weights: Any, match: Match) -> tuple[float, float]:
+    """The Fisher divergence from the recordings of the fit, and its error over draws.
+
+    It uses all pairs of different draws, so the noise of a draw causes no bias.
+    """
+    gap, gram, shares = _double(weights - match.target, match.law.gram, match.shares)
+    products = np.einsum("l,rlwd,slwd->rs", shares, gap, gram @ gap)
+    count = len(gap)
+    value = (products.sum() - np.trace(products)) / (2 * count * (count - 1))
+    return float(value), float(standard_error(products.mean(axis=1)))
+
+
+def _double(*arrays: Any) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(x, np.float64) for x in arrays)
