@@ -314,9 +314,8 @@ def test_no_recording_is_lost_because_sets_of_draws_differ_much() -> None:
 
     sm = ig.structural_model(sharp)
     twin = Likelihood.of(sm, ("y",), None)
-    draws = draw_sets(
-        twin, sm.params, jax.random.key(0), NoiseSource.of(twin.spec, 512), 4
-    )
+    keys = jax.random.split(jax.random.key(0), 4)
+    draws = draw_sets(twin, sm.params, keys, NoiseSource.of(twin.spec, 512))
     rows = sm.sample(jax.random.key(1), 100)["y"]
     each = jax.jit(jax.vmap(lambda row: twin(sm.params, draws, {"y": row})[0]))(rows)
     assert np.ptp(each, axis=1).max() > 100 and np.isfinite(each).all()

@@ -208,23 +208,19 @@ class Around(NamedTuple):
     size: jax.Array  # a low quantile of the effective sample sizes
 
 
-@quick_jit(static_argnames="sets")
+@quick_jit
 def draw_sets(
-    twin: Likelihood,
-    unconstrained_params: Any,
-    rng_key: jax.Array,
-    source: NoiseSource,
-    sets: int,
+    twin: Likelihood, unconstrained_params: Any, keys: jax.Array, source: NoiseSource
 ) -> Draws:
-    """Independent sets of draws, (sets, draws, *shape); see `Likelihood.draw`.
+    """A set of draws for each key, (sets, draws, *shape); see `Likelihood.draw`.
 
     Samplers take long to compile, so this is a function for itself.
     """
     params = constrained(unconstrained_params, twin.constraints)
-    return twin.draw(params, _noise(source, rng_key, sets))
+    return twin.draw(params, _noise(source, keys))
 
 
-@quick_jit(static_argnames=("shape", "derivatives"))
+@quick_jit(static_argnames="derivatives")
 def look_around(
     twin: Likelihood,
     unconstrained_params: Any,
@@ -232,8 +228,7 @@ def look_around(
     rows: Rows,
     draws: Draws,
     *,
-    shape: tuple[int, int],
-    derivatives: bool = True,
+    derivatives: bool,
 ) -> tuple[Around | None, jax.Array, jax.Array]:
     """The mean log likelihood around some parameters, (num_offsets, numbers) from them.
 
@@ -242,8 +237,7 @@ def look_around(
     out of all means.
     """
     flat, unravel = ravel_pytree(unconstrained_params)
-    sets, count = shape
-    size = max(1, _AT_ONCE // (sets * count))
+    size = max(1, _AT_ONCE // draws.log_prob.size)
 
     def at(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
         """log p of each row by each set and by all, (num_rows, sets + 1), and sizes."""
@@ -282,22 +276,17 @@ def look_around(
     half = jax.lax.map(bend, jnp.stack([first, second], axis=1))
     whole = jnp.zeros((len(flat), len(flat), half.shape[1]), flat.dtype)
     whole = whole.at[first, second].set(half).at[second, first].set(half)
-    return (
-        Around(
-            means(flat), jax.lax.map(slope, basis), whole, quantiles(effective, _LOW)[0]
-        ),
-        elsewhere,
-        missed,
-    )
+    low = quantiles(effective, _LOW)[0]
+    around = Around(means(flat), jax.lax.map(slope, basis), whole, low)
+    return around, elsewhere, missed
 
 
-def _noise(source: NoiseSource, rng_key: jax.Array, sets: int) -> Values:
-    """Independent sets of draws of noise, (sets, draws, *shape)."""
-    each = map(source, jax.random.split(rng_key, sets))
-    return jax.tree.map(lambda *x: jnp.stack(x), *each)
+def _noise(source: NoiseSource, keys: jax.Array) -> Values:
+    """A set of draws of noise for each key, (sets, draws, *shape)."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(source, keys))
 
 
-@quick_jit(static_argnames=("batch",))
+@quick_jit(static_argnames="batch")
 def descend(
     twin: Likelihood,
     move: Move,
@@ -325,7 +314,7 @@ def descend(
         keys = jax.random.split(jax.random.fold_in(rng_key, state.step))
         here = state.unconstrained_params
         params = constrained(here, twin.constraints)
-        draws = twin.draw(params, _noise(source, keys[0], 1))
+        draws = twin.draw(params, _noise(source, jax.random.split(keys[0], 1)))
         values, weight = rows.values, share
         if len(share) > batch:
             uniform = jax.random.uniform(keys[1], (batch,))

@@ -135,15 +135,14 @@ class LikelihoodFit(Fit[Inside]):
         """`look_around` at the present parameters, and the share of missed rows."""
         flat, here = self.flat, self.unconstrained_params
         offsets = np.zeros((1, len(flat))) if offsets is None else offsets
-        sets = _SETS if self.twin.spec else 1
+        keys = jax.random.split(self.key, _SETS if self.twin.spec else 1)
         source = NoiseSource.of(self.twin.spec, self.count)
         around, found, missed = look_around(
             self.twin,
             here,
             jnp.asarray(offsets, flat.dtype),
             rows,
-            draw_sets(self.twin, here, self.key, source, sets),
-            shape=(sets, self.count),
+            draw_sets(self.twin, here, keys, source),
             derivatives=derivatives,
         )
         return around, np.asarray(found, float), float(missed)

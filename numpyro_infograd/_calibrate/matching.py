@@ -200,9 +200,8 @@ class Descent(NamedTuple):
         here, ascent = self.unconstrained_params, jax.tree.map(jnp.negative, gradient)
         there, opt_state, ascent = move(here, self.opt_state, ascent, rate)
         finite = all_finite(ascent, there)
-        stay = self._replace(step=self.step + 1)
         new = Descent(there, opt_state, self.step + 1)
-        new = optax.tree.where(finite, new, stay)
+        new = optax.tree.where(finite, new, self._replace(step=new.step))
         return new, {"gradient_norm": optax.tree.norm(ascent), "finite": finite}
 
 

@@ -56,8 +56,7 @@ def as_recordings(
             "must belong to the same recording."
         )
     found, warnings = _without_gaps(found)
-    for name, array in found.items():
-        found[name] = _checked(name, array, sm.site_info[name], likely)
+    found = {n: _checked(n, a, sm.site_info[n], likely) for n, a in found.items()}
     number = len(next(iter(found.values())))
     if number < FEWEST:
         whole = " without gaps" if warnings else ""
