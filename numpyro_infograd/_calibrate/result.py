@@ -103,17 +103,15 @@ class Calibration(Result):
         what = "divergence from held-out recordings"
         if self.after is not None and self.after.method == "likelihood":
             what = "minus the mean log likelihood of held-out recordings"
+        tests = {"before": self.test_before, "after": self.test_after}
         return [
             f"{what}, before: {self.before!r}",
             f"{what}, after: {self.after!r}",
             *(
                 f"two-sample test {when}: energy distance {test.statistic:.3g}, "
                 f"p = {test.pvalue:.3g}"
-                for when, test in (
-                    ("before", self.test_before),
-                    ("after", self.test_after),
-                )
-                if test is not None
+                for when, test in tests.items()
+                if test
             ),
             *warned(self.warnings),
             self.status,

@@ -112,24 +112,21 @@ class ScoreCheck:
         return not self.warnings
 
     def __repr__(self) -> str:
-        beside = (
-            ", with networks to compare" if self.method == "mcmc" and self.sets else ""
-        )
-        rows = [f"Scores by '{self.method}'{beside}:"]
-        if not self.sets:
-            rows.append("  all are known in closed form")
-        else:
+        beside = self.method == "mcmc" and bool(self.sets)
+        also = ", with networks to compare" if beside else ""
+        rows = [f"Scores by '{self.method}'{also}:"]
+        row = "  {:<12} {:>18} {:>10} {:>20} {:>14}".format
+        if self.sets:
             first = "networks' error" if beside else "certificate"
-            names = f"{first:>18} {'E[s]':>10} {'Stein residual':>20}"
-            rows.append(f"  {'set':<12} {names} {'held-out gain':>14}")
+            rows.append(row("set", first, "E[s]", "Stein residual", "held-out gain"))
+        else:
+            rows.append("  all are known in closed form")
         for each in self.sets:
             wrong = _with(each.certificate, each.certificate_error, ".4f")
             residual = _with(each.residual, each.residual_error, "+.4f")
             gain = f"{each.gain:+.4f}" if np.isfinite(each.gain) else "-"
             mean = f"{each.mean:.1f} s.e." if np.isfinite(each.mean) else "-"
-            rows.append(
-                f"  {each.label:<12} {wrong:>18} {mean:>10} {residual:>20} {gain:>14}"
-            )
+            rows.append(row(each.label, wrong, mean, residual, gain))
         apart = [
             f"The networks differ from the chains at {each.label!r}, so they do "
             "not confirm the chains. Chains are more reliable; compare with "

@@ -85,10 +85,10 @@ def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
             label="estimate, 2 s.e.",
             **look(1).points | BARS,
         )
+    ylabel = f"{what} ({unit})"
     if what == "divergence":  # not in nats
-        axes[0].set(xlabel="step", ylabel="Fisher divergence of the levels in use")
-    else:
-        axes[0].set(xlabel="step", ylabel=f"{what} ({unit})")
+        ylabel = "Fisher divergence of the levels in use"
+    axes[0].set(xlabel="step", ylabel=ylabel)
     axes[0].legend(fontsize="small")
     for ax in axes[1:]:
         ax.set(xlabel="step", ylabel=f"gradient norm ({unit} per unit)")
