@@ -313,7 +313,7 @@ def test_no_recording_is_lost_because_sets_of_draws_differ_much() -> None:
         numpyro.sample("y", dist.Normal(jnp.tanh(h) + 0.1 * h**2, scale).to_event(1))
 
     sm = ig.structural_model(sharp)
-    twin = Likelihood.of(sm, ("y",), None)
+    twin = Likelihood.of(sm, sm.density(("y",), whole=True), None)
     keys = jax.random.split(jax.random.key(0), 4)
     draws = draw_sets(twin, sm.params, keys, NoiseSource.of(twin.spec, 512))
     rows = sm.sample(jax.random.key(1), 100)["y"]

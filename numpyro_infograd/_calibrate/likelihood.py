@@ -50,28 +50,20 @@ class Likelihood:
     joint: Density  # density of the recorded and the drawn sites given the hidden noise
     drawn: Density | None  # density of the drawn sites; None without any
     constraints: dict[str, Any] | None  # of the parameters; None with a projection
-    sites: tuple[str, ...]  # the recorded sites
     spec: NoiseSpec  # distributions of the noise that is drawn; empty if none is hidden
 
     @staticmethod
     def of(
-        sm: StructuralModel, sites: tuple[str, ...], constraints: dict[str, Any] | None
+        sm: StructuralModel, density: Density, constraints: dict[str, Any] | None
     ) -> Likelihood:
-        """The likelihood of recordings of these sites."""
-        alone = sm.density(sites, whole=True)
-        drawn = tuple(s for s in sm.drawn if s in alone.hidden and s not in sites)
+        """The likelihood of recordings of the sites of a density."""
+        sites, forward = density.sites, sm.forward
+        drawn = tuple(s for s in sm.drawn if s in density.hidden and s not in sites)
         if not drawn:
-            spec = alone.hidden_spec
-            return Likelihood(sm.forward, alone, None, constraints, sites, spec)
-        both = sm.in_order(drawn + sites)
-        return Likelihood(
-            sm.forward,
-            sm.density(both, whole=True),
-            sm.density(drawn, whole=True),
-            constraints,
-            sites,
-            sm.spec,
-        )
+            return Likelihood(forward, density, None, constraints, density.hidden_spec)
+        both = sm.density(sm.in_order(drawn + sites), whole=True)
+        held = sm.density(drawn, whole=True)
+        return Likelihood(forward, both, held, constraints, sm.spec)
 
     def draw(self, params: Any, noise: Values) -> Draws:
         """Draws of what the recorded sites hide, each of the noise's leading shape."""

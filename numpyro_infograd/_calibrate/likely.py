@@ -89,7 +89,7 @@ class LikelihoodFit(Fit[Inside]):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.twin = Likelihood.of(self.sm, tuple(self.recorded), self.constraints)
+        self.twin = Likelihood.of(self.sm, self.density, self.constraints)
         length = _MOST_ROWS // len(self.train)
         many = self.train.shape[1] > length
         if many and count_rows(self.recorded, self.train) > _MOST_ROWS:
@@ -102,7 +102,7 @@ class LikelihoodFit(Fit[Inside]):
         self.rows = rows_of(self.recorded, self.train)
         self.held_rows = rows_of(self.recorded, self.held)
         whole = self.recordings(self.train.ravel())
-        flat = np.asarray(flatten(whole, self.twin.sites))
+        flat = np.asarray(flatten(whole, self.density.sites))
         self.centre, self.scale = flat.mean(0), np.maximum(flat.std(0), 1e-30)
         self.count = self._fit(_FIRST)
         self.key = next(self.keys)
@@ -203,7 +203,7 @@ class LikelihoodFit(Fit[Inside]):
 
     def coordinates(self, values: Values) -> np.ndarray:
         """Recorded sites minus their means, in standard deviations."""
-        flat = np.asarray(flatten(values, self.twin.sites))
+        flat = np.asarray(flatten(values, self.density.sites))
         return (flat - self.centre) / self.scale
 
     def doubts(self) -> list[str]:
