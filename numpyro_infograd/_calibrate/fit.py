@@ -334,8 +334,7 @@ class Fit(abc.ABC, Generic[Inner]):
         rows = self.held.ravel()
         picked = rows[:: -(-len(rows) // _TESTED)]  # far apart: rows may be correlated
         drawn = self.simulate(self.unconstrained_params, len(picked))
-        recorded = self.recordings(picked)
-        a, b = map(self.coordinates, (recorded, drawn))
+        a, b = map(self.coordinates, (self.recordings(picked), drawn))
         a, b = (x[self.near(x)] for x in (a, b))
         if not len(a) or not len(b):  # they lie far apart
             return TwoSample(math.inf, 0.0)

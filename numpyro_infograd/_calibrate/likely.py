@@ -238,9 +238,8 @@ class LikelihoodFit(Fit[Inside]):
         slope = (up - down) / 2  # the distance to the end, in standard errors
         bend = up + down - 2 * middle * self.train.size
         wanted = directions.curvature * directions.error**2 * self.train.size
-        if np.all(np.abs(slope) < _OFF * wanted + 0.1) and np.all(
-            np.abs(bend - wanted) < _OFF * wanted + 0.1
-        ):
+        off = np.maximum(np.abs(slope), np.abs(bend - wanted))
+        if np.all(off < _OFF * wanted + 0.1):
             return []
         return [
             "the likelihood does not change as its derivatives say, as if a parameter "

@@ -148,15 +148,14 @@ def plot_ranks(check: Any, axes: Any = None) -> np.ndarray:
             "plot_ranks takes what simulation_based_calibration returns, got "
             f"{check!r:.80}."
         )
+    pvalues = check.pvalue
     numbers = [
-        (indexed(name, at), ranks[:, *at], p[at])
-        for (name, ranks), p in zip(
-            check.ranks.items(), check.pvalue.values(), strict=True
-        )
+        (indexed(name, at), ranks[:, *at], pvalues[name][at])
+        for name, ranks in check.ranks.items()
         for at in np.ndindex(ranks.shape[1:])
     ][:_PANELS]
     axes = as_axes("axes", axes, len(numbers), _PANELS)[: len(numbers)]
-    style = look(0)
+    color = look(0).color
     for ax, (name, ranks, pvalue) in zip(axes, numbers, strict=False):
         known = ranks[np.isfinite(ranks)]
         counts, edges = check.histogram(known)
@@ -164,8 +163,7 @@ def plot_ranks(check: Any, axes: Any = None) -> np.ndarray:
         low, high = binom.ppf([0.005, 0.995], len(known), 1 / bins)
         ax.axhspan(low, high, color="0.9", label="99% if uniform")
         ax.axhline(len(known) / bins, **TRUTH)
-        bars = {"fill": True, "color": style.color, "alpha": 0.6, "label": "ranks"}
-        ax.stairs(counts, edges, **bars)
+        ax.stairs(counts, edges, fill=True, color=color, alpha=0.6, label="ranks")
         ax.set(xlabel=f"rank of {name}", ylabel="simulations", xlim=(0, 1))
         ax.set_title(f"p = {pvalue:.2g}", fontsize="small")
     axes[0].legend(fontsize="small")
