@@ -20,7 +20,7 @@ from numpyro_infograd._estimation import (
     judge_components,
     norm,
 )
-from numpyro_infograd._linear import information
+from numpyro_infograd._linear import information, warn_of_parts
 from numpyro_infograd._objectives import Objective, check_is_objective
 from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._problem import (
@@ -78,6 +78,7 @@ def choose(
     if not why:
         reason = "the model is linear-Gaussian" if objective.sites else ""
         return pose(sm, objective, Exact(), params, reason), None
+    warn_of_parts(sm, objective.sites, params)
     try:
         posed = pose(sm, objective, Mixture(), params)
     except DensityError as error:

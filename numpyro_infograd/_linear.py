@@ -8,6 +8,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,14 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import explain_grad_errors
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._doors import warn
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import DegenerateError
 
 _DRAWS = 3
+_MANY_PARTS = 100
 # Error of a derivative, relative to its row, in units of the machine's epsilon.
 _ROUNDING = 25.0
 
@@ -42,6 +46,21 @@ def information(
     sites = tuple(s for s in named if sm.site_info[s].is_float)  # others: no Jacobian
     linear = Linear.of(sm, sites, params)
     return max((linear.information(d) for d in hiding), default=0.0)
+
+
+def warn_of_parts(sm: StructuralModel, sites: Sequence[str], params: Any) -> None:
+    """Warn of sites in many parts without common noise, whose estimate takes long."""
+    sites = tuple(s for s in sites if sm.site_info[s].is_float)
+    if sum(sm.site_info[s].size for s in sites) < _MANY_PARTS:
+        return
+    parts = Linear.of(sm, sites, params).count_parts()
+    if parts >= _MANY_PARTS:
+        warn(
+            f"{', '.join(map(repr, sites))} fall into {parts} parts without common "
+            "noise, like members of a plate, and the information is the sum over the "
+            "parts, which takes long to estimate at once. If all are alike, model one "
+            f"and multiply by {parts}."
+        )
 
 
 class Linear(NamedTuple):
@@ -103,14 +122,27 @@ class Linear(NamedTuple):
                 )
             scale = np.linalg.norm(jacobian, axis=1, keepdims=True)
             scaled = jacobian / np.where(scale > 0, scale, 1.0)
-            own, held = scaled[:size], scaled[size:]
-            _, sizes, axes = np.linalg.svd(held, full_matrices=False)
-            axes = axes[sizes > self.rounding * math.sqrt(len(held))]
-            free = own - own @ axes.T @ axes
-            tolerance = self.rounding * math.sqrt(len(own))
-            rank = int(np.linalg.matrix_rank(free, tol=tolerance))
-            ranks.append((len(axes), rank))
+            found = [
+                self._ranks(scaled[np.ix_(rows, columns)], int(np.sum(rows < size)))
+                for rows, columns in _parts(jacobian)
+            ]
+            held, free = np.sum(found, axis=0)
+            ranks.append((int(held), int(free)))
         return max(ranks)[1]
+
+    def _ranks(self, rows: np.ndarray, size: int) -> tuple[int, int]:
+        """The rank of the rows after `size`, and of those before, given these."""
+        own, held = rows[:size], rows[size:]
+        _, sizes, axes = np.linalg.svd(held, full_matrices=False)
+        axes = axes[sizes > self.rounding * math.sqrt(len(held))]
+        free = own - own @ axes.T @ axes
+        tolerance = self.rounding * math.sqrt(len(own))
+        return len(axes), int(np.linalg.matrix_rank(free, tol=tolerance))
+
+    def count_parts(self) -> int:
+        """The number of parts of all sites that share no noise; 1 if it is unknown."""
+        rows = self._rows(tuple(self.sizes)) if self.complete else []
+        return len(_parts(np.any(rows, axis=0))) if rows else 1
 
     def information(self, density: Density) -> float:
         """Approximate information of a density's sites about its hidden noise, in nats.
@@ -138,6 +170,17 @@ class Linear(NamedTuple):
             return []
         rows = [np.concatenate([self.jacobians[s][n] for n in names], 2) for s in sites]
         return list(np.concatenate(rows, axis=1))
+
+
+def _parts(matrix: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows and columns of each block; outside of all blocks a matrix is zero."""
+    rows, columns = np.nonzero(matrix)
+    count, total = len(matrix), sum(matrix.shape)
+    edges = np.ones(len(rows), bool), (rows, count + columns)
+    _, part = connected_components(coo_array(edges, (total, total)), directed=False)
+    order = np.argsort(part, kind="stable")
+    each = np.split(order, np.cumsum(np.bincount(part))[:-1])
+    return [(x[x < count], x[x >= count] - count) for x in each if x[0] < count]
 
 
 def _volume(jacobian: np.ndarray) -> float:

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 import functools
 from typing import Any
+import warnings
 
 import links
 from methods import (
@@ -26,7 +27,8 @@ import numpyro.distributions as dist
 from helpers import assert_found
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Entropy
-from numpyro_infograd.errors import BoundaryError
+from numpyro_infograd._linear import Linear, warn_of_parts
+from numpyro_infograd.errors import BoundaryError, DegenerateError
 from numpyro_infograd.scores import Analytic
 import truths
 
@@ -222,3 +224,42 @@ def test_entropy_on_a_support_that_moves_is_refused() -> None:
     """h = log k of a uniform law on (0, k): its score is zero inside."""
     with pytest.raises(BoundaryError, match="'y'"):
         ig.gradient(root(lambda k: dist.Uniform(0.0, k), 2.0), Entropy("y"))
+
+
+def plate(size: int, shared: float = 0.0, closed: tuple[int, ...] = ()):
+    """Members of a plate; `closed` ones have no noise of their own."""
+
+    def model() -> None:
+        scale = jnp.ones(size).at[jnp.array(closed, int)].set(0.0)
+        common = numpyro.sample("common", dist.Normal(0, 1))
+        with numpyro.plate("members", size):
+            x = numpyro.sample("x", dist.Normal(0, 1))
+            noise = numpyro.sample("noise", dist.Normal(0, 1))
+        mean = jnp.tanh(numpyro.param("a", 1.0) * x) + shared * common
+        numpyro.deterministic("y", mean + scale * noise)
+
+    return model
+
+
+def test_a_wide_plate_has_a_warning_unless_its_members_share_noise() -> None:
+    for size, shared, parts in ((128, 0.0, 128), (128, 1.0, 1), (8, 0.0, 8)):
+        sm = ig.structural_model(plate(size, shared))
+        assert Linear.of(sm, ("x", "y"), sm.params).count_parts() == parts
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            warn_of_parts(sm, ("x", "y"), sm.params)
+        said = [str(w.message) for w in seen]
+        assert len(said) == (parts == 128)
+        assert all("128 parts" in s and "multiply by 128" in s for s in said)
+
+
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_ranks_of_parts_add_up(shared: float) -> None:
+    sm = ig.structural_model(plate(6, shared, closed=(1, 4)))
+    linear = Linear.of(sm, ("x", "y"), sm.params)
+    lost = 1 if shared else 2  # two members show the common noise and each other
+    assert linear.rank(("x", "y")) == 12 - lost
+    assert linear.rank(("y",), ("x",)) == 6 - lost
+    assert linear.rank(("y",)) == 6
+    with pytest.raises(DegenerateError, match=f"only {12 - lost} of noise"):
+        ig.gradient(plate(6, shared, closed=(1, 4)), ig.MI("x", "y"))

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from numpyro_infograd._density import Density
-from numpyro_infograd._linear import information
+from numpyro_infograd._linear import information, warn_of_parts
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._readouts import check_readouts
 from numpyro_infograd._structure import StructuralModel
@@ -56,6 +56,7 @@ def choose(
         found = by(sums)
         if _is_fine(found) and math.isfinite(found.upper - found.lower):
             return replace(found, reason=f"{why}; all outcomes are summed over")
+    warn_of_parts(sm, objective.sites, params)
     try:
         return _by_densities(sm, objective, params, by, why)
     except DensityError as error:
