@@ -121,7 +121,8 @@ def calibrate(
         projection: As in `maximize`.
         hidden: Hidden widths of the two networks that make features.
         network: Your network in place of these; see `scores.Denoising`.
-        num_samples: Draws of the twin in a step, a power of two.
+        num_samples: Draws of the twin in a step, a power of two. For the likelihood,
+            the Newton steps take more draws in proportion if it is above 4096.
         num_draws: Bootstrap draws of the parameters, at least 20.
         num_restarts: Number of calibrations. The first starts from `init_params`, the
             others from random values around them. The result is the one with the

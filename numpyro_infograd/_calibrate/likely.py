@@ -10,7 +10,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._calibrate.fit import Fit
+from numpyro_infograd._calibrate.fit import Fit, Settings
 from numpyro_infograd._calibrate.inference import Directions, Place
 from numpyro_infograd._calibrate.likelihood import (
     Around,
@@ -85,7 +85,7 @@ class LikelihoodFit(Fit[Inside]):
     """A calibration by the likelihood."""
 
     settled = 0.1
-    doubt = ", or the draws of hidden noise are too few to measure it"
+    doubt = ", or too few draws of hidden noise measure it (raise num_samples)"
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -111,8 +111,10 @@ class LikelihoodFit(Fit[Inside]):
         """Number of draws in a set for so many evaluations, a power of two."""
         if not self.twin.spec:
             return 1
-        fits = budget // (_SETS * self.rows.shares.shape[1])
-        return int(np.clip(1 << max(fits, 1).bit_length() - 1, _FEWEST, _MOST))
+        more = max(self.settings.num_samples // Settings.num_samples, 1)
+        fits = more * budget // (_SETS * self.rows.shares.shape[1])
+        fits = 1 << max(fits, 1).bit_length() - 1
+        return int(np.clip(fits, _FEWEST, more * _MOST))
 
     def chunk(
         self, move: Move, state: Any, rates: Any, rng_key: jax.Array
@@ -221,8 +223,8 @@ class LikelihoodFit(Fit[Inside]):
                 "recordings determine the hidden noise so well that few draws of it "
                 f"explain one recording (an effective sample size of {inside.size:.0f} "
                 "or less for one in twenty). The bias of the sum over draws may exceed "
-                "the standard errors. Record fewer numbers at once, or use "
-                "divergence='kl' if all sites are continuous."
+                "the standard errors. Raise num_samples, record fewer numbers at once, "
+                "or use divergence='kl' if all sites are continuous."
             )
         # Else rows come and go, or noise decides.
         if directions.known.size and not inside.missed and inside.size >= _FEW:
