@@ -1099,17 +1099,11 @@ IN_ORDER: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         lambda *both: ig.pretrain_scores(*both, {"a": (0.5, 2.0)}),
         (XY,),
     ),
-    "diagnostics.check_scores(model, objective)": (
-        ig.diagnostics.check_scores,
-        (XY,),
-    ),
+    "diagnostics.check_scores(model, objective)": (ig.diagnostics.check_scores, (XY,)),
     "maximize_mi(model, inputs, outputs)": (ig.maximize_mi, ("x", "y")),
     "mutual_information(model, inputs, outputs)": (ig.mutual_information, ("x", "y")),
     "calibrate(model, observed)": (ig.calibrate, ({"y": np.zeros(9)},)),
-    "design(model, designs, inputs, outputs)": (
-        ig.design,
-        (np.ones(2), "x", "y"),
-    ),
+    "design(model, designs, inputs, outputs)": (ig.design, (np.ones(2), "x", "y")),
 }
 
 

@@ -40,8 +40,6 @@ def slope(f: Callable[[float], float], at: float, h: float = 1e-4) -> float:
 
 
 # --- few states: they are summed over -----------------------------------------------
-
-
 def one_bit():
     """A receiver that sees the sign of a x + 0.3 + N(0, 1)."""
     a = numpyro.param("a", 1.0)
@@ -212,8 +210,6 @@ def test_constraint_on_a_discrete_site():
 
 
 # --- many states: they are drawn ----------------------------------------------------
-
-
 def counter():
     """A photon counter."""
     a, b = numpyro.param("a", 1.0), numpyro.param("b", 0.5)
@@ -317,8 +313,6 @@ def test_hidden_states_of_a_scan():
 
 
 # --- every distribution without a derivative of its draws ---------------------------
-
-
 def _laws(a: Any) -> dict[str, Any]:
     """Discrete laws with the parameter a, about 0.4."""
     p = jnp.stack([a, 0.5 * (1 - a), 0.5 * (1 - a)])
@@ -442,8 +436,6 @@ def test_every_continuous_law():
 
 
 # --- refusals -----------------------------------------------------------------------
-
-
 def test_law_that_draws_do_not_follow():
     def model():
         a = numpyro.param("a", 0.2)

@@ -124,11 +124,7 @@ def test_structural_models_work_inside() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "scores",
-    [SMALL, QUICK],
-    ids=["mixture", "nets"],
-)
+@pytest.mark.parametrize("scores", [SMALL, QUICK], ids=["mixture", "nets"])
 def test_steps_work_inside(scores) -> None:
     ascent = ig.InfoMax(
         tanh_channel, XY, optax.sgd(0.1), scores=scores, num_samples=256

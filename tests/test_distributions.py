@@ -127,8 +127,6 @@ def values_and_slopes(name):
 
 
 # --- Quantized and Clipped ------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_probabilities(name, x64) -> None:
     """Of cells, and of the bounds of a clipped variable."""
@@ -338,8 +336,6 @@ def test_quantized_under_transformations(x64) -> None:
 
 
 # --- Clipped --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("bounds", [(0.2, None), (None, 1.1), (0.2, 1.1)])
 def test_a_clipped_variable_has_probability_one(bounds) -> None:
     low, high = bounds

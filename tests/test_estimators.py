@@ -51,8 +51,6 @@ def by_fisher(model, **settings) -> values.Estimate:
 
 
 # -- sums --------------------------------------------------------------------------
-
-
 def converter(noise: float = 0.1):
     """A converter of four bits behind a gain of 1/2 and Gaussian noise."""
     return channel(lambda x: Quantized(dist.Normal(0.5 * x, noise), links.CODES))

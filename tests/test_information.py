@@ -7,13 +7,7 @@ from typing import Any
 import warnings
 
 import links
-from methods import (
-    AVERAGE,
-    LEARN,
-    exact_and_slow,
-    sampled_and_slow,
-    slow,
-)
+from methods import AVERAGE, LEARN, exact_and_slow, sampled_and_slow, slow
 from models import channel
 import numpy as np
 import pytest

@@ -304,8 +304,7 @@ DEAR = ("pieces", "spline", "quantile", "no noise")
 
 
 @pytest.mark.parametrize(
-    "name",
-    [slow(n) if "limits " in n or n in DEAR else n for n in STEADY],
+    "name", [slow(n) if "limits " in n or n in DEAR else n for n in STEADY]
 )
 def test_jumps_that_are_none_or_do_not_move(name):
     fn, params = STEADY[name]

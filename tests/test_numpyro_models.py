@@ -748,8 +748,6 @@ def test_entropy_of_a_law_without_a_pathwise_derivative(model):
 
 
 # --- what is refused --------------------------------------------------------------
-
-
 def stacking():
     """Weights of three predictions, which a factor scores."""
     logits = sample("logits", dist.Normal(param("centre", 0.0), 1.0).expand([3]))

@@ -75,9 +75,7 @@ def test_contrastive_gradient_is_that_of_the_bound():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "scores",
-    [BOUND, "mixture", "mcmc"],
-    ids=["contrastive", "mixture", "mcmc"],
+    "scores", [BOUND, "mixture", "mcmc"], ids=["contrastive", "mixture", "mcmc"]
 )
 def test_gradient_through_a_policy(scores):
     """The path from an outcome to the next design is a part of the gradient."""

@@ -140,8 +140,6 @@ def test_support_counts() -> None:
 
 
 # Values and gradients.
-
-
 def test_warped() -> None:
     d, s = 6, 0.3
 
@@ -269,8 +267,6 @@ def test_invalid_marks(fn, inverse, words) -> None:
 
 
 # Sets of several sites.
-
-
 def three():
     a = numpyro.param("a", 1.0)
     x = numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
@@ -331,8 +327,6 @@ def test_an_infinite_information_stays_infinite() -> None:
 
 
 # Entropies.
-
-
 @pytest.mark.parametrize(
     ("fn", "added", "slope"),
     [
@@ -355,8 +349,6 @@ def test_entropies(fn, added, slope) -> None:
 
 
 # Complex sites.
-
-
 def complex_link():
     a = numpyro.param("a", 1.0)
     x = numpyro.sample("x", ComplexNormal(0.0, 1.0))

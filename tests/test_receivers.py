@@ -31,8 +31,6 @@ EDGES = np.array([-1.3, -0.4, 0.25, 0.7, 0.71, 2.0, 2.4])
 A = np.array([[1.0, 0.0], [0.4 - 0.7j, 0.6]])
 
 # --- in NumPyro's algorithms --------------------------------------------------------
-
-
 BITS = np.array([0, 1, 1, 1, 0, 1, 1, 1])
 RATINGS = np.array([0.0, 0.35, 1.0, 1.0, 0.8])
 
@@ -136,8 +134,6 @@ def test_scans_have_the_density_of_their_steps(kind) -> None:
 
 
 # --- in this package ------------------------------------------------------------------
-
-
 one_bit = with_gain(lambda mean: Quantized(dist.Normal(mean, 1), [-0.3]))
 
 

@@ -194,10 +194,7 @@ def test_denoising_is_right_at_step_zero_where_all_is_gaussian(
 
 @rest_slow(
     ("method", "tolerance"),
-    [
-        (AVERAGE, 1e-3),
-        (Denoising(hidden=(8,), num_steps=20, pool_size=16384), 5e-3),
-    ],
+    [(AVERAGE, 1e-3), (Denoising(hidden=(8,), num_steps=20, pool_size=16384), 5e-3)],
     ids=["mixture", "denoising"],
 )
 def test_the_score_of_a_joint_set_is_the_gaussian_one(method, tolerance) -> None:

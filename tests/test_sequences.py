@@ -210,8 +210,6 @@ def test_members_with_hidden_classes():
 
 
 # --- the order of hidden values -----------------------------------------------------
-
-
 def two_ago():
     """An output that reads three inputs, from a scan that runs backwards."""
 
@@ -396,8 +394,6 @@ def test_orders_of_random_graphs_give_the_sum_over_all_states():
 
 
 # --- continuous states, by particle filters -----------------------------------------
-
-
 def tracked(steps=6):
     """A linear-Gaussian state with a random start, and outputs with much noise."""
     h = numpyro.sample("h", dist.Normal(1.0, 0.5))
@@ -468,8 +464,6 @@ def test_filters_refuse_noise_that_is_not_in_the_carry():
 
 
 # --- at full length -----------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [32, 256])
 def test_a_channel_with_memory_at_length(n):
