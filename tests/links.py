@@ -183,6 +183,11 @@ def lagged() -> None:
     numpyro.deterministic("y", numpyro.param("a", 1.0) * x + n)
 
 
+def slope(f: Callable[[float], float], at: float = 1.0, step: float = 1e-4) -> float:
+    """A central difference."""
+    return (f(at + step) - f(at - step)) / (2 * step)
+
+
 def common_cause_gradient(e: float) -> float:
     """dI(X;Y)/de of `common_cause`, from its three variances by a difference."""
 
@@ -190,7 +195,7 @@ def common_cause_gradient(e: float) -> float:
         xx, xy, yy = e**2 + 1, e * (e + 1) + 1, (e + 1) ** 2 + 2
         return 0.5 * np.log(xx * yy / (xx * yy - xy**2))
 
-    return float((information(e + 1e-5) - information(e - 1e-5)) / 2e-5)
+    return float(slope(information, e, 1e-5))
 
 
 def _pam_grid(a: float) -> tuple[NDArray, NDArray, NDArray]:

@@ -24,18 +24,27 @@ from numpyro.infer.reparam import LocScaleReparam
 Model = Callable[[], None]
 
 
-def channel(law: Callable[[Any], dist.Distribution]) -> Model:
-    """X standard normal, Y from `law(x)`."""
+def channel(law: Callable[[Any], dist.Distribution], size: int | None = None) -> Model:
+    """X standard normal, Y from `law(x)`; both of `size` components if it is given."""
 
     def model() -> None:
-        numpyro.sample("y", law(numpyro.sample("x", dist.Normal())))
+        if size is None:
+            numpyro.sample("y", law(numpyro.sample("x", dist.Normal())))
+            return
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([size]).to_event(1))
+        numpyro.sample("y", law(x).to_event(1))
 
     return model
 
 
-def with_gain(law: Callable[[Any], dist.Distribution]) -> Model:
-    """X standard normal, Y from `law(a x)` with a parameter a of 1."""
-    return channel(lambda x: law(numpyro.param("a", 1.0) * x))
+def with_gain(
+    law: Callable[[Any], dist.Distribution],
+    name: str = "a",
+    start: Any = 1.0,
+    size: int | None = None,
+) -> Model:
+    """X standard normal, Y from `law(a x)` with a parameter of this name and start."""
+    return channel(lambda x: law(numpyro.param(name, start) * x), size)
 
 
 def affine() -> None:
