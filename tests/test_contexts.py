@@ -92,16 +92,13 @@ def test_a_transformation_is_refused(name) -> None:
 
 def test_captured_and_random_values_are_refused_too() -> None:
     def gain(a):
-        model = channel(lambda x: dist.Normal(numpyro.param("b", 1.0) * a * x, 1))
-        return ig.gradient(model, XY).value["b"]
+        return ig.gradient(with_gain(lambda m: dist.Normal(a * m, 1)), XY).value["a"]
 
-    def seeded(key):
-        return ig.gradient(affine, XY, rng_key=key).value["a"]
-
-    def weighted(weight):
-        return ig.gradient(affine, weight * XY).value["a"]
-
-    for function, argument in ((gain, 1.0), (seeded, KEY), (weighted, 2.0)):
+    for function, argument in (
+        (gain, 1.0),
+        (lambda key: ig.gradient(affine, XY, rng_key=key).value["a"], KEY),
+        (lambda weight: ig.gradient(affine, weight * XY).value["a"], 2.0),
+    ):
         assert np.isfinite(float(function(argument)))
         refuses(TransformationError, call=lambda: jax.jit(function)(argument))  # noqa: B023
 
@@ -110,8 +107,7 @@ def test_structural_models_work_inside() -> None:
     """With the derivative of the samples in an argument of the model."""
 
     def model(scale):
-        x = numpyro.sample("x", dist.Normal())
-        numpyro.sample("y", dist.Normal(scale * jnp.tanh(x), 1.0))
+        channel(lambda x: dist.Normal(scale * jnp.tanh(x), 1.0))()
 
     def mean(scale):
         return ig.structural_model(model, scale).sample(KEY, 8)["y"].mean()
@@ -251,17 +247,13 @@ def test_a_callback_with_a_derivative_works() -> None:
 
 
 # Inside NumPyro.
-def with_data():
-    return handlers.substitute(data={"a": 2.0})
-
-
 @pytest.mark.parametrize(
     ("handler", "name"),
     [
         (handlers.trace, ""),
         (lambda: handlers.seed(rng_seed=0), ""),
         (handlers.block, ""),
-        (with_data, "substitute"),
+        (lambda: handlers.substitute(data={"a": 2.0}), "substitute"),
         (lambda: handlers.condition(data={"x": 0.0}), "condition"),
         (lambda: handlers.do(data={"x": 0.0}), "do"),
         (lambda: handlers.mask(mask=False), "mask"),
@@ -288,8 +280,7 @@ def test_handlers_around_a_call_do_not_reach_the_model(handler, name) -> None:
 
 def test_a_posterior_model_runs_without_handlers_around_the_call() -> None:
     def guide(y):
-        gain = numpyro.param("gain", 0.5)
-        numpyro.sample("x", dist.Normal(gain * y, 1.0))
+        numpyro.sample("x", dist.Normal(numpyro.param("gain", 0.5) * y, 1.0))
 
     sm = ig.structural_model(affine)
     draws = sm.sample(KEY, 8)
@@ -307,13 +298,9 @@ def test_threads_take_turns() -> None:
     """Six threads, each with a model of another gain: a / (1 + a^2) from each."""
 
     def one(gain):
-        def model():
-            x = numpyro.sample("x", dist.Normal())
-            mean = numpyro.param("a", 1.0) * numpyro.param("b", 1.0) * x
-            numpyro.sample("y", dist.Normal(mean, 1.0))
-
-        held = handlers.substitute(model, data={"b": gain})
-        return float(ig.gradient(held, XY).value["a"])
+        captured = jnp.asarray(gain)
+        model = with_gain(lambda m: dist.Normal(captured * m, 1.0))
+        return float(ig.gradient(model, XY).value["a"])
 
     gains = [0.5 + 0.25 * k for k in range(6)]
     one(1.0)  # compile once
@@ -347,8 +334,7 @@ def test_blas_has_one_thread_during_a_call_and_its_own_number_afterwards() -> No
 
     def model() -> None:
         seen.append(count())
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1))
+        affine()
 
     with threadpool_limits(3, user_api="blas"):
         ig.mutual_information(model, "x", "y")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from helpers import assert_found
+from helpers import assert_found, information
 import numpyro_infograd as ig
 from numpyro_infograd import MI, values
 from numpyro_infograd._edits import shuffle_inputs
@@ -40,14 +40,7 @@ def check(found, truth, sharp, share=None) -> None:
         assert found.value == pytest.approx(truth, rel=share)
 
 
-def information(model, **settings) -> values.Estimate:
-    """Between x and y."""
-    return ig.mutual_information(model, "x", "y", **settings)
-
-
-def by_fisher(model, **settings) -> values.Estimate:
-    """The same by FISHER."""
-    return information(model, method=FISHER, **settings)
+by_fisher = functools.partial(information, method=FISHER)
 
 
 # -- sums --------------------------------------------------------------------------
@@ -270,8 +263,7 @@ def test_nested_bounds_enclose_the_truth_however_few_the_draws() -> None:
 @pytest.mark.slow
 def test_bounds_of_an_entropy_that_hides_noise_with_a_minus_sign() -> None:
     """h(y|x) of the cascade is an average as well: its bounds change sides."""
-    method = values.Nested(64, 64, 2**12)
-    found = information(cascade, method=method)
+    found = information(cascade, method=values.Nested(64, 64, 2**12))
     assert found.lower < truths.cascade_information() < found.upper
 
 
@@ -306,8 +298,7 @@ def test_levels_too_rare_for_the_inner_draws() -> None:
 def test_no_component_fits() -> None:
     """A narrow uniform law: no upper bound at all, and a warning."""
     model = channel(lambda x: dist.Uniform(x - 1e-3, x + 1e-3))
-    method = values.Nested(64, 64, 2**12)
-    found = information(model, method=method)
+    found = information(model, method=values.Nested(64, 64, 2**12))
     truth = 0.5 * math.log(2 * math.pi * math.e) - math.log(2e-3)
     assert math.isfinite(found.value) and found.lower < truth
     assert found.upper == math.inf
@@ -334,9 +325,7 @@ def three_inputs():
     numpyro.deterministic("y", v / 3)
 
 
-def identity():
-    x = numpyro.sample("x", dist.Normal(jnp.zeros(4), 1.0).to_event(1))
-    numpyro.sample("y", dist.Normal(x, math.sqrt(1 / 200)).to_event(1))
+four_outputs = channel(lambda x: dist.Normal(x, math.sqrt(1 / 200)), size=4)
 
 
 def noiseless_link():
@@ -363,7 +352,7 @@ def with_symbols():
     ("model", "given", "size", "truth", "sharp", "share"),
     [
         (three_inputs, (), 2**18, 0.5 * math.log(1 + 5.25), 0.002, None),
-        (identity, (), 2**16, 10.60661, 0.02, 0.003),
+        (four_outputs, (), 2**16, 10.60661, 0.02, 0.003),
         (noiseless_link, "v", 2**16, 0.5 * math.log(1.5), 0.01, None),
         (with_symbols, "k", 2**16, 0.5 * math.log(2), 0.02, None),
     ],
@@ -395,8 +384,7 @@ def test_a_poor_network_says_so() -> None:
 
 @pytest.mark.slow
 def test_fisher_in_double_precision(x64) -> None:
-    found = by_fisher(links.lagged)
-    check(found, 0.5 * math.log(2), 0.01)
+    check(by_fisher(links.lagged), 0.5 * math.log(2), 0.01)
 
 
 @pytest.mark.slow
@@ -452,16 +440,12 @@ def test_path_from_a_reference_and_along_a_curve() -> None:
     start = truths.multipath_information(1.0, 1.0)
     truth = truths.multipath_information(2.0, 1.0)
 
-    def bend(s):
-        return {"a": 1 + s, "b": 1 + 2 * s * (1 - s)}
-
-    settings = {"params": {"a": 2.0, "b": 1.0}}
     for method in (
         values.Path(reference={"a": 1.0}, reference_value=start),
-        values.Path(way=bend),
+        values.Path(way=lambda s: {"a": 1 + s, "b": 1 + 2 * s * (1 - s)}),
     ):
-        found = information(links.link, method=method, **settings)
-        check(found, truth, 1e-3)
+        point = {"a": 2.0, "b": 1.0}
+        check(information(links.link, method=method, params=point), truth, 1e-3)
 
 
 @pytest.mark.slow
@@ -476,9 +460,9 @@ def estimate(value: float) -> values.Estimate:
     return values.Estimate(value, 0.0, value, value, "nested")
 
 
-def said(value: float, model, *sites: str) -> str:
+def said(value: float, model, objective=XY) -> str:
     sm = ig.structural_model(model)
-    return " ".join(warnings_for(estimate(value), MI(*sites), sm, sm.params))
+    return " ".join(warnings_for(estimate(value), objective, sm, sm.params))
 
 
 # What a normal law would carry that has the variance of tanh(x) + n.
@@ -502,10 +486,8 @@ def doubled():
     numpyro.sample("y", dist.Normal(jnp.tanh(v), 0.5))
 
 
-def sines():
-    """Small signals: half the sum of their variances. Bounds are from samples."""
-    x = numpyro.sample("x", dist.Normal(jnp.zeros(64), 1.0).to_event(1))
-    numpyro.sample("y", dist.Normal(0.02 * jnp.sin(x), 1.0).to_event(1))
+# Small signals: half the sum of their variances. Bounds are from samples.
+sines = channel(lambda x: dist.Normal(0.02 * jnp.sin(x), 1.0), size=64)
 
 
 @pytest.mark.parametrize(
@@ -525,24 +507,19 @@ def sines():
     ],
 )
 def test_bounds_of_a_value(model, value, words) -> None:
-    found = said(value, model, "x", "y")
+    found = said(value, model)
     assert words in found and bool(words) == bool(found)
     assert NORMAL > truths.tanh_information(1.0)
 
 
 def test_a_site_that_is_read_beside_is_no_bottleneck() -> None:
     value, model = 1.04 * 0.5 * math.log(2), functools.partial(clipped, True)
-    assert "data-processing" not in said(value, model, "x", "y")
+    assert "data-processing" not in said(value, model)
 
 
 def test_what_is_minimised_has_the_bounds_of_an_information() -> None:
-    sm = ig.structural_model(links.amplifier)
-
-    def told(value):
-        return " ".join(warnings_for(estimate(value), -MI("x", "y"), sm, sm.params))
-
-    assert "the information is -0.1" in told(0.1)
-    assert told(-0.1) == ""
+    assert "the information is -0.1" in said(0.1, links.amplifier, -XY)
+    assert said(-0.1, links.amplifier, -XY) == ""
 
 
 def test_values_that_are_seen_once_are_not_discrete() -> None:
@@ -551,7 +528,7 @@ def test_values_that_are_seen_once_are_not_discrete() -> None:
         a = numpyro.deterministic("a", jnp.maximum(z - 2.3, 0.0))
         numpyro.sample("y", dist.Normal(a, 1e-6))
 
-    assert "discrete" not in said(0.19, model, "a", "y")
+    assert "discrete" not in said(0.19, model, MI("a", "y"))
 
 
 # -- null check ------------------------------------------------------------------------
@@ -594,6 +571,7 @@ def test_a_condition_that_shares_the_noise_of_the_inputs() -> None:
 
 
 # -- all methods together --------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "params", "truth"),
     [
@@ -602,7 +580,6 @@ def test_a_condition_that_shares_the_noise_of_the_inputs() -> None:
         (cascade, {"gain": 2.0}, truths.cascade_information()),
     ],
 )
-@pytest.mark.slow
 def test_all_methods_agree(model, params, truth) -> None:
     # Fisher's error holds what its last features added, the path's its quadrature.
     for method, sharp in (("nested", 0.005), ("fisher", 0.01), ("path", 0.025)):

@@ -83,19 +83,6 @@ NOISE_LAWS = {
 }
 
 
-def slope_by_grid(noise) -> float:
-    """d I(x; gain x + noise) / d gain at 1, from the entropy on a dense grid."""
-    y = np.linspace(-25.0, 25.0, 5001)
-    x = np.linspace(-8.0, 8.0, 801)
-
-    def entropy(gain: float) -> float:
-        density = stats.norm.pdf(x) @ noise.pdf(y - gain * x[:, None])
-        density /= density.sum() * (y[1] - y[0])
-        return stats.entropy(density) + np.log(y[1] - y[0])
-
-    return (entropy(1.001) - entropy(0.999)) / 0.002
-
-
 @pytest.mark.slow
 @rest_slow("inside", [False, True], ids=["output", "inside"])
 @rest_slow("law", NOISE_LAWS)
@@ -113,8 +100,13 @@ def test_laws_of_noise(law, inside) -> None:
         else:
             numpyro.sample("y", make(mean))
 
+    y, x = np.linspace(-25.0, 25.0, 5001), np.linspace(-8.0, 8.0, 801)
+
+    def entropy(gain: float) -> float:  # but for a constant
+        return stats.entropy(stats.norm.pdf(x) @ truth.pdf(y - gain * x[:, None]))
+
     found = ig.gradient(model, XY, scores=LEARN)
-    check(found, {"gain": slope_by_grid(truth)}, 0.02, num_sigmas=3)
+    check(found, {"gain": links.slope(entropy, step=1e-3)}, 0.02, num_sigmas=3)
     assert not found.warnings
 
 
@@ -123,11 +115,7 @@ def test_laws_of_noise(law, inside) -> None:
 def test_low_noise(method) -> None:
     """Four amplifiers in noise of variance 1e-3: a score that bends within 0.03."""
 
-    def model() -> None:
-        x = numpyro.sample("x", dist.Normal(0, 1).expand([4]).to_event(1))
-        mean = jnp.tanh(numpyro.param("eta", 0.5) * x)
-        numpyro.sample("y", dist.Normal(mean, 1e-3**0.5).to_event(1))
-
+    model = with_gain(lambda m: dist.Normal(jnp.tanh(m), 1e-3**0.5), "eta", 0.5, 4)
     found = ig.gradient(model, XY, scores=method)
     truth = 4 * truths.tanh_derivative(0.5, 1e-3)
     check(found, {"eta": truth}, 0.03 * truth, rel=0.03)
@@ -247,11 +235,7 @@ def test_a_clipped_output_has_no_density(part) -> None:
 
 @pytest.mark.slow
 def test_samples_learned_by_heart_are_not_trusted() -> None:
-    def model() -> None:
-        x = numpyro.sample("x", dist.Normal(0, 1).expand([6]).to_event(1))
-        mean = numpyro.param("a", 1.0) * x
-        numpyro.sample("y", dist.Normal(mean, 1.0).to_event(1))
-
+    model = with_gain(lambda m: dist.Normal(m, 1.0), size=6)
     method = Denoising(hidden=(32, 32), pool_size=256, batch_size=256, num_samples=1024)
     warnings = ig.gradient(model, XY, scores=method).warnings
     assert any("beyond a normal distribution" in warning for warning in warnings)
@@ -291,11 +275,7 @@ def test_continuous_inputs_by_a_mixture_of_normal_laws() -> None:
 def test_coarse_posteriors_are_not_trusted() -> None:
     """Five inputs, and so few samples that training makes the start worse."""
 
-    def model() -> None:
-        x = numpyro.sample("x", dist.Normal(0, 1).expand([5]).to_event(1))
-        mean = jnp.tanh(numpyro.param("eta", 1.0) * x)
-        numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1))
-
+    model = with_gain(lambda m: dist.Normal(jnp.tanh(m), 0.5), "eta", size=5)
     method = Posterior(hidden=(32,), num_steps=300, num_samples=1024, pool_size=256)
     wrong, few, many = ig.gradient(model, XY, scores=method).warnings
     assert "the score of 'x|y' is wrong" in wrong
@@ -446,11 +426,7 @@ def test_sound_scores_are_trusted(capsys) -> None:
 def test_chains_are_checked_as_a_gradient_runs_them() -> None:
     """Ten values of each input explain an output, and short chains keep to one."""
 
-    def folded() -> None:
-        gain = numpyro.param("gain", 6.0)
-        x = numpyro.sample("x", dist.Normal(0, 1).expand([4]).to_event(1))
-        numpyro.sample("y", dist.Normal(jnp.sin(gain * x), 0.05).to_event(1))
-
+    folded = with_gain(lambda m: dist.Normal(jnp.sin(m), 0.05), "gain", 6.0, 4)
     found = checked(folded, scores=MCMC(max_steps=16))
     assert any("still depend on their start" in warning for warning in found.warnings)
     assert not found.trusted
