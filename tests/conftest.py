@@ -61,18 +61,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Doctests of default size, which compile much.
-_SLOW_DOCTESTS = (
-    "calibrate.calibrate",
-    "check_scores",
-    "design.design",
-    "gradients.plot_ascent",
-    "optimize.maximize",
-    "optimize.minimize",
-    "optimize.result.Result",
-    "planes.plot_rate_region",
-    "pretraining.pretrain_scores",
-    "regions.rate_region",
-    "values.null_check",
+_SLOW_DOCTESTS = tuple(
+    """calibrate.calibrate check_scores design.design gradients.plot_ascent
+    optimize.maximize optimize.minimize optimize.result.Result planes.plot_rate_region
+    pretraining.pretrain_scores regions.rate_region values.null_check""".split()
 )
 
 

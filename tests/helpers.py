@@ -88,58 +88,35 @@ def assert_within(
 ) -> None:
     """Assert that an estimate agrees with a truth, and is sharp enough to tell.
 
-    Passes when ``|estimate - truth| <= num_sigmas * standard_error`` everywhere and
-    no standard error exceeds ``max_standard_error``. The second condition is what
-    keeps a noisy estimate from passing. Nothing is broadcast.
-
-    Args:
-        estimate: A number, an array or a pytree of them.
-        standard_error: The same tree and shapes as `estimate`.
-        truth: The same tree and shapes as `estimate`.
-        max_standard_error: Largest standard error allowed, in any element.
-        num_sigmas: Allowed distance, in standard errors.
-        rounding: Allowance for floating point, relative to ``max(1, |truth|)``, so
-            that exact results with a standard error of 0 can be compared.
-
-    Raises:
-        AssertionError: With the place, the numbers and which condition failed.
+    Passes when ``|estimate - truth| <= num_sigmas * standard_error`` everywhere, with
+    an allowance for floating point relative to ``max(1, |truth|)``, and no standard
+    error exceeds ``max_standard_error``, which keeps a noisy estimate from passing.
+    All three are numbers, arrays or equal pytrees of them; nothing is broadcast.
     """
-    tree = jax.tree.structure(truth)
-    for what, other in (("estimate", estimate), ("standard_error", standard_error)):
-        if jax.tree.structure(other) != tree:
-            found = jax.tree.structure(other)
-            raise AssertionError(f"{what} is {found}; the truth is {tree}")
+    trees = jax.tree.structure(truth), jax.tree.structure(standard_error)
+    assert set(trees) == {jax.tree.structure(estimate)}, trees
     failures = []
-    for (path, true), value, error in zip(
+    for (path, true), *found in zip(
         jax.tree.leaves_with_path(truth),
         jax.tree.leaves(estimate),
         jax.tree.leaves(standard_error),
         strict=True,
     ):
-        place = jax.tree_util.keystr(path) or "value"
-        true, value, error = (np.asarray(a, np.float64) for a in (true, value, error))
-        if not value.shape == error.shape == true.shape:
-            raise AssertionError(
-                f"{place}: estimate {value.shape}, standard error {error.shape} and "
-                f"truth {true.shape} must have one shape"
-            )
-        # Written so that a NaN anywhere fails.
-        sharp = (error >= 0) & (error <= max_standard_error)
+        true, value, error = (np.asarray(a, np.float64) for a in (true, *found))
+        assert value.shape == error.shape == true.shape, "the shapes differ"
         allowed = num_sigmas * error + rounding * np.maximum(1.0, np.abs(true))
+        # Written so that a NaN anywhere fails.
         near = np.abs(value - true) <= allowed
-        for index in np.argwhere(~(sharp & near)):
-            i = tuple(index)
-            where = place + (str([int(k) for k in i]) if i else "")
-            line = f"{where}: {value[i]:.6g} +- {error[i]:.2g}, truth {true[i]:.6g}"
-            if not near[i]:
-                distance = abs(value[i] - true[i])
-                sigmas = distance / error[i] if error[i] else np.inf
-                line += f"; off by {sigmas:.1f} standard errors (> {num_sigmas:g})"
-            if not sharp[i]:
-                line += f"; standard error not within [0, {max_standard_error:g}]"
-            failures.append(line)
-    if failures:
-        raise AssertionError("\n".join(failures))
+        sharp = (error >= 0) & (error <= max_standard_error)
+        for right, why in (
+            (near, f"off by more than {num_sigmas:g} standard errors"),
+            (sharp, f"standard error not within [0, {max_standard_error:g}]"),
+        ):
+            if not np.all(right):
+                numbers = (f"{a[~right]}" for a in (value, error, true))
+                shown = "{} +- {}, truth {}".format(*numbers)
+                failures.append(f"{jax.tree_util.keystr(path)} {shown}: {why}")
+    assert not failures, "\n".join(failures)
 
 
 def assert_found(found: Any, truth: Any, sharp: float, **settings: Any) -> None:

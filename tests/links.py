@@ -8,6 +8,7 @@ package. Values are in nats.
 from collections.abc import Callable
 from typing import Any
 
+from models import with_gain
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
@@ -44,10 +45,18 @@ def link_scores(a: float, b: float, factor: float = 1.0) -> dict[Any, Any]:
     }
 
 
-def amplifier() -> None:
-    """y = tanh(eta x) + N(0, 1/4)."""
-    x = numpyro.sample("x", dist.Normal(0, 1))
-    numpyro.sample("y", dist.Normal(jnp.tanh(numpyro.param("eta", 1.0) * x), 0.5))
+# y = tanh(eta x) + N(0, 1/4).
+amplifier = with_gain(lambda m: dist.Normal(jnp.tanh(m), 0.5), "eta")
+# The same with noise so small that few draws of x explain a given y.
+quiet_amplifier = with_gain(lambda m: dist.Normal(jnp.tanh(m), 1e-3), "eta")
+# y = a x + Cauchy noise: no variance to whiten by.
+cauchy_channel = with_gain(lambda m: dist.Cauchy(m, 1.0))
+
+
+@with_gain
+def gamma_channel(m: Any) -> dist.Distribution:
+    """y = a x + Gamma(3, 1): a density with an edge where it vanishes."""
+    return dist.TransformedDistribution(dist.Gamma(3.0, 1.0), AffineTransform(m, 1.0))
 
 
 def black_box() -> None:
@@ -63,12 +72,6 @@ def two_users(b: float = 1.0) -> None:
     x1 = numpyro.sample("x1", dist.Normal(0, 1))
     x2 = numpyro.sample("x2", dist.Normal(0, 1))
     numpyro.sample("y", dist.Normal(a * x1 + b * x2, 1))
-
-
-def quiet_amplifier() -> None:
-    """The same with noise so small that few draws of x explain a given y."""
-    x = numpyro.sample("x", dist.Normal(0, 1))
-    numpyro.sample("y", dist.Normal(jnp.tanh(numpyro.param("eta", 1.0) * x), 1e-3))
 
 
 def common_cause() -> None:
@@ -99,19 +102,6 @@ def qam() -> None:
     point = jnp.stack([levels[symbol // 4], levels[symbol % 4]])
     mean = numpyro.param("a", 1.0) * point
     numpyro.sample("y", dist.Normal(mean, 0.5).to_event(1))
-
-
-def gamma_channel() -> None:
-    """y = a x + Gamma(3, 1): a density with an edge where it vanishes."""
-    x = numpyro.sample("x", dist.Normal(0, 1))
-    shift = AffineTransform(numpyro.param("a", 1.0) * x, 1.0)
-    numpyro.sample("y", dist.TransformedDistribution(dist.Gamma(3.0, 1.0), shift))
-
-
-def cauchy_channel() -> None:
-    """y = a x + Cauchy noise: no variance to whiten by."""
-    x = numpyro.sample("x", dist.Normal(0, 1))
-    numpyro.sample("y", dist.Cauchy(numpyro.param("a", 1.0) * x, 1.0))
 
 
 MATRIX = np.random.default_rng(8).normal(size=(8, 8)) / np.sqrt(8)

@@ -313,27 +313,9 @@ def gaussian_process() -> None:
 ZOO: dict[str, Model] = {
     model.__name__: model
     for model in (
-        affine,
-        tanh_channel,
-        multipath,
-        nested_plates,
-        constrained_params,
-        pytree_param,
-        nnx_network,
-        flax_network,
-        eight_schools,
-        reparametrized,
-        masked,
-        conditioned,
-        substituted,
-        observed_in_part,
-        wrapped_distributions,
-        mixture_prior,
-        qam,
-        scan_model,
-        scan_reversed,
-        ar2,
-        branches,
-        gaussian_process,
+        affine, tanh_channel, multipath, nested_plates, constrained_params,
+        pytree_param, nnx_network, flax_network, eight_schools, reparametrized, masked,
+        conditioned, substituted, observed_in_part, wrapped_distributions,
+        mixture_prior, qam, scan_model, scan_reversed, ar2, branches, gaussian_process,
     )
-}
+}  # fmt: skip

@@ -53,12 +53,6 @@ def test_old_keys_and_none_are_keys():
 
 
 # Parameters.
-@pytest.mark.parametrize("good", [2, True, np.float64(2.0), np.array(2), jnp.ones(())])
-def test_numbers_of_many_kinds_are_fine(good):
-    found = ig.gradient(affine, XY, params={"a": good}).value["a"]
-    assert np.isfinite(float(found))
-
-
 BOUNDARY = {
     "nonnegative": (constraints.nonnegative, 0.0),
     "unit interval": (constraints.unit_interval, 1.0),
@@ -81,8 +75,7 @@ def test_start_on_the_boundary(name):
     model = bounded(constraint, start)
     ascend = functools.partial(quiet.maximize, model, XY, num_steps=2)
     refuses(ParameterError, "'s'", "boundary", "projection", call=ascend)
-    inside = {"s": jnp.full(np.shape(start), 1e-6)}
-    ascend(init_params=inside)
+    ascend(init_params={"s": jnp.full(np.shape(start), 1e-6)})
     clip = functools.partial(jax.tree.map, lambda s: jnp.clip(s, 0.0, 1.0))
     assert np.all(ascend(projection=clip).params["s"] >= 0)
     ig.gradient(model, XY)
@@ -110,12 +103,6 @@ def test_model_that_asks_for_a_traced_number(fn):
         ModelError, "jnp.where", "jnp.tanh", call=lambda: ig.gradient(model, XY)
     )
     assert isinstance(caught.value.__cause__, (TypeError, IndexError))
-
-
-def test_an_error_of_the_model_itself_is_left_alone():
-    model = with_gain(lambda m: dist.Normal({}["mean"], 1.0))
-    with pytest.raises(KeyError, match="mean"):
-        ig.gradient(model, XY)
 
 
 # Models and their arguments.

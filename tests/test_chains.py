@@ -338,8 +338,7 @@ def test_what_jumps_takes_no_control_variate() -> None:
     levels = np.array([-1.0, 1.0]), np.array([stats.norm.cdf(0.3), stats.norm.sf(0.3)])
     scalar = channels.additive(None, levels, channels._linear, 0.7, 8)
     truth = {"gain": 4 * channels.derivative(scalar, 1.0)}
-    found = ig.gradient(comparator, XY, scores="mcmc")
-    assert_found(found, truth, 0.02)
+    assert_found(ig.gradient(comparator, XY, scores="mcmc"), truth, 0.02)
 
 
 @pytest.mark.slow
@@ -380,8 +379,7 @@ def test_modes_are_crossed_between() -> None:
         None, channels.NORMAL, lambda xp, gain, x: xp.sin(gain * x), 0.1, 2
     )
     truth = {"gain": 4 * channels.derivative(sine, 3.0)}
-    found = ig.gradient(folded, XY, scores="mcmc")
-    assert_found(found, truth, 0.15)
+    assert_found(ig.gradient(folded, XY, scores="mcmc"), truth, 0.15)
 
 
 # -- what no chain can walk over ------------------------------------------------------
@@ -452,8 +450,7 @@ def test_the_certificate_is_the_error_of_the_score(right) -> None:
     def given(params: Any, v: Any) -> Any:
         return jnp.interp(v["y"], grid, true) if right else -v["y"]
 
-    method = Analytic({"y": given})
-    found = certificate_of(links.amplifier, method)
+    found = certificate_of(links.amplifier, Analytic({"y": given}))
     expected = 0.0 if right else 1.0 - 1.0 / (variance * power)
     error = found.error["y"], found.standard_error["y"]
     assert_within(*error, np.float64(expected), max_standard_error=0.01)
@@ -571,8 +568,7 @@ def test_annealing_is_unbiased_from_both_ends(model, density, levels, bend) -> N
         way = jnp.asarray(levels), jnp.asarray(bend)
         return _ends(one.walk(values), start, key, *way)
 
-    keys = jax.random.split(KEY, 8192)
-    found = jax.jit(jax.vmap(ends))(noise, values, keys)
+    found = jax.jit(jax.vmap(ends))(noise, values, jax.random.split(KEY, 8192))
     up, down = (np.asarray(w, float) for w in found)
     truth = np.log(density(np.asarray(values["y"], float)))
     for ratio in (np.exp(up - truth), np.exp(truth - down)):

@@ -137,8 +137,7 @@ def test_entropy_and_expectation_of_a_discrete_site():
 
     p = special.expit(0.7)
     objective = ig.Entropy("y") + 2 * ig.Expectation(lambda v: v["y"] * 1.0)
-    found = ig.gradient(model, objective)
-    assert_found(found, {"a": p * (1 - p) * (2 - 0.7)}, 1e-4)
+    assert_found(ig.gradient(model, objective), {"a": p * (1 - p) * (2 - 0.7)}, 1e-4)
 
 
 def hidden_state():
@@ -214,8 +213,7 @@ def test_counts():
         "a": slope(lambda a: counted(a, 0.5), 1.0),
         "b": slope(lambda b: counted(1.0, b), 0.5),
     }
-    found = ig.gradient(counter, X_TO_Y)
-    assert_found(found, truth, 0.015)
+    assert_found(ig.gradient(counter, X_TO_Y), truth, 0.015)
     few = ig.gradient(counter, X_TO_Y, num_samples=1024)
     assert few.diagnostics["num_samples"] == 1024
 
@@ -238,8 +236,7 @@ def test_weight_of_a_mixture():
         law = dist.MixtureSameFamily(parts, dist.Normal(jnp.array([-2.0, 2.0]), 0.5))
         numpyro.sample("y", dist.Normal(numpyro.sample("x", law), 1.0))
 
-    found = ig.gradient(model, X_TO_Y)
-    assert_found(found, {"q": slope(mixed, 0.3)}, 0.02 * 0.75)
+    assert_found(ig.gradient(model, X_TO_Y), {"q": slope(mixed, 0.3)}, 0.02 * 0.75)
 
 
 def rated(a: float) -> float:

@@ -33,8 +33,7 @@ def test_the_model_still_does_what_models_do() -> None:
     assert line.__name__ == "line" and line.__doc__ == "A gain."
     drawn = Predictive(line, num_samples=5, params={"gain": 2.0})(jax.random.key(0))
     assert drawn["y"].shape == (5,)
-    guide = AutoNormal(line)
-    svi = SVI(line, guide, optax.adam(0.1), Trace_ELBO())
+    svi = SVI(line, AutoNormal(line), optax.adam(0.1), Trace_ELBO())
     found = svi.run(jax.random.key(0), 5, y=1.0, progress_bar=False)
     assert set(found.params) >= {"gain", "x_auto_loc"}
 

@@ -29,10 +29,6 @@ def power(v):
     return v["s"] ** 2
 
 
-def always_one(v):
-    return 1.0 + 0.0 * v["s"]
-
-
 def distortion(v):
     return jnp.sum((v["x"] - v["y"]) ** 2)
 
@@ -71,13 +67,6 @@ def assert_on_the_bounds(result, truth):
     assert result.estimate.value == pytest.approx(truth, rel=2e-3)
 
 
-def reverse_water_filling(variances, distortion):
-    level = brentq(
-        lambda v: np.minimum(v, variances).sum() - distortion, 0.0, max(variances)
-    )
-    return 0.5 * np.log(np.maximum(variances / level, 1.0)).sum()
-
-
 @pytest.mark.slow
 def test_an_equality_is_met_after_few_steps() -> None:
     """Two opposite bounds have no room for the margins of both."""
@@ -99,9 +88,8 @@ def test_average_power(scores) -> None:
     assert result.history["excess"].shape == (len(result.history["gain"]), 1)
     if scores == "exact":  # known at every step, whatever the budget's means are
         power_then = np.exp(2 * result.history["objective"]) - 1
-        np.testing.assert_allclose(
-            power_then, result.history["params"]["a"] ** 2, rtol=1e-4
-        )
+        gain = result.history["params"]["a"]
+        np.testing.assert_allclose(power_then, gain**2, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -118,12 +106,12 @@ def test_rate_distortion(budget) -> None:
 @pytest.mark.slow
 def test_reverse_water_filling_drops_a_component() -> None:
     variances = np.array([3.0, 1.0, 0.2])
-    result = quiet.minimize(
-        forward_channel(variances), XY, subject_to=[Expectation(distortion) <= 1.5]
-    )
+    budget = Expectation(distortion) <= 1.5
+    result = quiet.minimize(forward_channel(variances), XY, subject_to=budget)
     reached = result.constraints[0].value
     assert reached == pytest.approx(1.5, rel=0.01)
-    truth = reverse_water_filling(variances, reached)
+    level = brentq(lambda v: np.minimum(v, variances).sum() - reached, 0.0, 3.0)
+    truth = 0.5 * np.log(np.maximum(variances / level, 1.0)).sum()
     assert result.estimate.value == pytest.approx(truth, rel=0.02)
     assert abs(result.params["a"][2]) < 0.05
 
@@ -149,13 +137,10 @@ def test_a_constraint_out_of_reach_is_named_and_nothing_is_lost() -> None:
 
 
 def test_what_a_minimum_out_of_reach_keeps_has_its_own_sign() -> None:
+    one = Expectation(lambda v: 1.0 + 0.0 * v["s"])
+    settings = {"projection": lambda p: {"a": jnp.clip(p["a"], 1.0, 2.0)}}
     with pytest.raises(ConstraintError) as caught:
-        quiet.minimize(
-            sender,
-            XY,
-            subject_to=[Expectation(always_one) >= 2.0],
-            projection=lambda p: {"a": jnp.clip(p["a"], 1.0, 2.0)},
-        )
+        quiet.minimize(sender, XY, subject_to=[one >= 2.0], **settings)
     result = caught.value.result
     assert result.estimate.value == pytest.approx(0.5 * np.log(2), abs=1e-4)
 
@@ -171,11 +156,8 @@ def test_a_start_far_from_the_edge_ends_on_it(bound, start) -> None:
 @pytest.mark.slow
 def test_a_constant_on_both_sides_changes_nothing() -> None:
     """No bound is tighter or looser for a thousand that is added to both."""
-
-    def shifted(v):
-        return v["s"] ** 2 + 1000.0
-
-    result = quiet.maximize(sender, XY, subject_to=[Expectation(shifted) <= 1004.0])
+    shifted = Expectation(lambda v: v["s"] ** 2 + 1000.0)
+    result = quiet.maximize(sender, XY, subject_to=[shifted <= 1004.0])
     assert abs(result.params["a"]) == pytest.approx(2.0, abs=0.02)
     assert result.constraints[0].tolerance < 0.1
 
@@ -183,12 +165,8 @@ def test_a_constant_on_both_sides_changes_nothing() -> None:
 @pytest.mark.slow
 def test_a_return_into_the_constraint_is_no_divergence() -> None:
     """From a power of 9 the information must fall, whoever's optimizer it is."""
-    result = ascend(
-        1.0,
-        init_params={"a": 3.0},
-        optimizer=optax.adam(optax.cosine_decay_schedule(0.05, 800)),
-        num_steps=800,
-    )
+    adam = optax.adam(optax.cosine_decay_schedule(0.05, 800))
+    result = ascend(1.0, init_params={"a": 3.0}, optimizer=adam, num_steps=800)
     assert result.constraints[0].is_met
     # An Adam that is not started anew remembers the steep way back for a while.
     share = result.estimate.value / (0.5 * np.log(2))
@@ -230,34 +208,20 @@ def two_users():
     numpyro.sample("y", dist.Normal(users[0] + users[1], 1))
 
 
-def first(v):
-    return v["s1"] ** 2
-
-
-def second(v):
-    return v["s2"] ** 2
-
-
-def both(v):
-    return first(v) + second(v)
-
-
-def weak(p):
-    return p | {"a1": jnp.clip(p["a1"], -1, 1)}
-
-
 SUM = MI(("x1", "x2"), "y")
 S2, TOTAL = Expectation(power), Expectation(lambda v: jnp.sum(v["s"] ** 2))
 THIRD = Expectation(lambda v: v["s"][2] ** 2)
-BOTH, ONE, TWO = map(Expectation, (both, first, second))
+ONE, TWO, BOTH = (
+    Expectation(lambda v, users=users: sum(v[user] ** 2 for user in users))
+    for users in (["s1"], ["s2"], ["s1", "s2"])
+)
 FILLED = fill_water(1 / NOISES, 6)
 PRICED = XY - 0.1 * S2
 PROBLEMS = {  # maximised or minimised, model, objective, constraints, optimum
     "scalar": (1, sender, XY, [S2 <= 10], 0.5 * np.log(11)),
     "magnitude": (
         1, sender, XY, [Expectation(lambda v: jnp.abs(v["s"])) <= 1],
-        0.5 * np.log1p(np.pi / 2),
-    ),
+        0.5 * np.log1p(np.pi / 2)),
     "water": (1, carriers, XY, [TOTAL <= 6], FILLED),
     "water and a slack bound": (1, carriers, XY, [TOTAL <= 6, THIRD <= 5], FILLED),
     "limiter": (1, limiter, XY, [S2 <= 0.5], limited(0.5)),
@@ -283,6 +247,7 @@ def test_an_ascent_ends_inside_its_bounds(name) -> None:
 @pytest.mark.slow
 def test_a_projection_and_a_bound() -> None:
     """One user is held at a power of 1, so the other gets the rest."""
+    weak = lambda p: p | {"a1": jnp.clip(p["a1"], -1, 1)}  # noqa: E731
     settings = {"subject_to": [BOTH <= 10], "projection": weak}
     result = quiet.maximize(two_users, SUM, **settings)
     assert_on_the_bounds(result, 0.5 * np.log(11))

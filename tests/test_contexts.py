@@ -22,7 +22,6 @@ from helpers import quiet, refuses
 import numpyro_infograd as ig
 from numpyro_infograd import _guides
 from numpyro_infograd.errors import (
-    ArgumentError,
     ModelError,
     ParameterError,
     TransformationError,
@@ -307,22 +306,6 @@ def test_threads_take_turns() -> None:
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(one, gains))
     np.testing.assert_allclose(found, [g**2 / (1 + g**2) for g in gains], rtol=1e-5)
-
-
-# Words.
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: ig.gradient(affine, "x", "y"), "ig.gradient(model, ig.MI('x', 'y"),
-        (lambda: ig.estimate(affine, "x", ("y",)), "ig.MI('x', ('y',))"),
-        (lambda: quiet.maximize(affine, "x", "y"), "Write ig.maximize(model, ig.MI("),
-        (lambda: ig.gradient(affine, "x"), "Write ig.MI('x', 'y')"),
-        (lambda: ig.gradient(affine, XY, {"a": 1.0}), "Give all others by name"),
-        (lambda: ig.mutual_information(affine, "x", "y", (), {}), "by name"),
-    ],
-)
-def test_positional_arguments_that_should_be_an_objective(call, words) -> None:
-    refuses(ArgumentError, words, call=call)
 
 
 def test_blas_has_one_thread_during_a_call_and_its_own_number_afterwards() -> None:

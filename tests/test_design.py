@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected information gains of candidate designs, against sums over grids."""
 
+import functools
 import math
 
 from links import normal_grid
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import entr
+from scipy.special import entr, expit
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def recall(length):
 
 def recall_truth(length):
     z, w = normal_grid(9)
-    p = 1 / (1 + np.exp(length - 7 - 2 * z))
+    p = expit(7 + 2 * z - length)
     return from_table(np.stack([w * p, w * (1 - p)], axis=1))
 
 
@@ -134,21 +135,13 @@ def test_nuisance_is_averaged_out():
     z, w = normal_grid(6, 301)
     truth = []
     for dose in doses:
-        p = 1 / (1 + np.exp(-np.exp(0.5 * z)[None] * (dose - z)[:, None]))
+        p = expit(np.exp(0.5 * z) * (dose - z)[:, None])
         answers = np.stack([p @ w, 1 - p @ w], axis=1)
         truth.append(from_table(w[:, None] * answers))
-    found = ig.design(
-        answer, {"dose": doses}, "ed50", "y", num_samples=1024, num_components=256
-    )
+    few = {"num_samples": 1024, "num_components": 256}
+    found = ig.design(answer, {"dose": doses}, "ed50", "y", **few)
     agrees(found, truth, 0.005)
-    both = ig.design(
-        answer,
-        {"dose": doses},
-        ("ed50", "slope"),
-        "y",
-        num_samples=1024,
-        num_components=256,
-    )
+    both = ig.design(answer, {"dose": doses}, ("ed50", "slope"), "y", **few)
     with pytest.raises(AssertionError):  # the nuisance is a part of the information
         agrees(both, truth, 0.005)
 
@@ -160,12 +153,9 @@ def test_counts_without_an_end_are_summed_over():
 
     times = np.array([0.5, 2.0, 4.0])
     z, w = normal_grid(7)
-    truth = [
-        from_table(
-            w[:, None] * stats.poisson.pmf(np.arange(200), t * np.exp(z / 2)[:, None])
-        )
-        for t in times
-    ]
+    rates = times[:, None] * np.exp(z / 2)
+    laws = stats.poisson.pmf(np.arange(200), rates[..., None])
+    truth = [from_table(w[:, None] * law) for law in laws]
     found = ig.design(counter, times, "rate", "y")
     assert found.method == "sums" and not found.warnings
     agrees(found, truth, 1e-3)
@@ -188,7 +178,7 @@ PLACES = np.array([[0.7, 0.7], [1.0, 0.0], [0.3, -0.1]])
 def ballot_truth(x, cells):
     """I(cell of the total; y) from a grid of both opinions."""
     z, w = normal_grid(6, 401)
-    p = 1 / (1 + np.exp(-3 * (x[0] * z[:, None] + x[1] * z)))
+    p = expit(3 * (x[0] * z[:, None] + x[1] * z))
     joint = w[:, None] * w
     cell = np.searchsorted(cells, z[:, None] + z)
     sums = [np.bincount(cell.ravel(), (joint * q).ravel()) for q in (p, 1 - p)]
@@ -306,16 +296,11 @@ def test_censored_outcomes():
         rate = numpyro.sample("rate", dist.Normal(1, 0.5))
         numpyro.sample("y", Clipped(dist.Normal(rate, 0.5), high=end))
 
-    found = ig.design(
-        lifetime, np.array([0.5, 1.5, 9.0]), "rate", "y", num_samples=4096
-    )
+    ends = np.array([0.5, 1.5, 9.0])
+    found = ig.design(lifetime, ends, "rate", "y", num_samples=4096)
     assert list(found.ranking) == [2, 1, 0]
-    assert_within(
-        found.value[2],
-        found.standard_error[2],
-        np.float32(0.5 * np.log(2)),
-        max_standard_error=0.01,
-    )
+    last, truth = (found.value[2], found.standard_error[2]), 0.5 * np.log(2)
+    assert_within(*last, truth, max_standard_error=0.01)
 
 
 def test_designs_are_arguments_or_parameters():
@@ -326,8 +311,7 @@ def test_designs_are_arguments_or_parameters():
     first = ig.design(recall, lengths, "theta", "y")
     second = ig.design(recall, {"length": lengths}, "theta", "y")
     third = ig.design(by_param, {"length": lengths}, "theta", "y")
-    traced = ig.structural_model(by_param)
-    fourth = ig.design(traced, {"length": lengths}, "theta", "y")
+    fourth = ig.design(ig.structural_model(by_param), {"length": lengths}, "theta", "y")
     for other in (second, third, fourth):
         np.testing.assert_allclose(other.value, first.value, atol=1e-6)
     assert first.best == 7 and second.best == third.best == {"length": 7}
@@ -351,9 +335,9 @@ def test_draws_of_a_posterior_are_a_prior():
         theta = numpyro.deterministic("theta", prior[row])
         numpyro.sample("y", dist.Bernoulli(logits=theta - length))
 
-    p = 1 / (1 + np.exp(-(np.asarray(draws)[:, None] - np.array([5.0, 7.0]))))
-    truth = [from_table(np.stack([q, 1 - q], axis=1) / 512) for q in p.T]
     lengths = np.array([5.0, 7.0])
+    p = expit(np.asarray(draws) - lengths[:, None])
+    truth = [from_table(np.stack([q, 1 - q], axis=1) / 512) for q in p]
     found = ig.design(again, lengths, "theta", "y", model_args=(draws,))
     agrees(found, truth, 1e-4)
 
@@ -361,42 +345,33 @@ def test_draws_of_a_posterior_are_a_prior():
 def test_refusals():
     lengths = np.array([5.0, 7.0])
 
-    def call(model=recall, designs=lengths, inputs="theta", **settings):
-        return lambda: ig.design(model, designs, inputs, "y", **settings)
-
-    refuses(ArgumentError, "designs", call=call(designs=np.array([1.0, np.nan])))
-    refuses(ArgumentError, "designs", call=call(designs=7.0))
-    refuses(ArgumentError, "designs", call=call(designs=[]))
-    refuses(ArgumentError, "empty", call=call(designs={}))
-    refuses(ArgumentError, "'dose'", call=call(sharp, {"dose": lengths}))
-    refuses(
-        ArgumentError,
-        "same length",
-        call=call(sharp, {"x": lengths, "scale": np.ones(3)}),
-    )
-    refuses(
-        ArgumentError,
-        "model_kwargs",
-        call=call(
-            sharp, {"scale": lengths}, model_kwargs={"scale": 1.0}, num_samples=256
-        ),
-    )
-    refuses(ArgumentError, "num_samples", call=call(num_samples=100))
-    refuses(ParameterError, "'x'", call=call(sharp, {"x": np.ones((2, 3))}))
-    traced = ig.structural_model(sharp)
-    refuses(ArgumentError, "StructuralModel", call=call(traced))
-
     def idle(x):
         recall(5.0)
-
-    refuses(ArgumentError, "reaches none", call=call(idle))
 
     def vector(x):
         z = numpyro.sample("z", dist.Normal(0, 1).expand([3]).to_event(1))
         numpyro.deterministic("theta", z[:2] + z[2])
         numpyro.sample("y", dist.Bernoulli(logits=x * z[0]))
 
-    refuses(DensityError, "'theta'", call=call(vector))
+    twice = {"model_kwargs": {"scale": 1.0}, "num_samples": 256}
+    for words, model, designs, settings in (
+        ("designs", recall, np.array([1.0, np.nan]), {}),
+        ("designs", recall, 7.0, {}),
+        ("designs", recall, [], {}),
+        ("empty", recall, {}, {}),
+        ("'dose'", sharp, {"dose": lengths}, {}),
+        ("same length", sharp, {"x": lengths, "scale": np.ones(3)}, {}),
+        ("model_kwargs", sharp, {"scale": lengths}, twice),
+        ("num_samples", recall, lengths, {"num_samples": 100}),
+        ("StructuralModel", ig.structural_model(sharp), lengths, {}),
+        ("reaches none", idle, lengths, {}),
+    ):
+        call = functools.partial(ig.design, model, designs, "theta", "y", **settings)
+        refuses(ArgumentError, words, call=call)
+    call = functools.partial(ig.design, sharp, {"x": np.ones((2, 3))}, "theta", "y")
+    refuses(ParameterError, "'x'", call=call)
+    call = functools.partial(ig.design, vector, lengths, "theta", "y")
+    refuses(DensityError, "'theta'", call=call)
 
 
 def test_results_read_well(memory):

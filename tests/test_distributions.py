@@ -3,7 +3,7 @@
 
 import functools
 
-from methods import rest_slow
+from methods import rest_slow, slow
 import numpy as np
 import pytest
 from scipy import stats
@@ -39,47 +39,31 @@ BASES = {
     "Cauchy": (dist.Cauchy, dict(loc=0.3, scale=0.8), stats.cauchy(0.3, 0.8)),
     "Exponential": (dist.Exponential, dict(rate=1.3), stats.expon(0, 1 / 1.3)),
     "Gamma": (
-        dist.Gamma,
-        dict(concentration=2.5, rate=1.2),
-        stats.gamma(2.5, 0, 1 / 1.2),
-    ),
+        dist.Gamma, dict(concentration=2.5, rate=1.2), stats.gamma(2.5, 0, 1 / 1.2)),
     "HalfNormal": (dist.HalfNormal, dict(scale=0.8), stats.halfnorm(0, 0.8)),
     "Laplace": (dist.Laplace, dict(loc=0.3, scale=0.8), stats.laplace(0.3, 0.8)),
     "LogNormal": (
-        dist.LogNormal,
-        dict(loc=0.3, scale=0.8),
-        stats.lognorm(0.8, 0, np.exp(0.3)),
-    ),
+        dist.LogNormal, dict(loc=0.3, scale=0.8), stats.lognorm(0.8, 0, np.exp(0.3))),
     "Logistic": (dist.Logistic, dict(loc=0.3, scale=0.8), stats.logistic(0.3, 0.8)),
     "Mixture": (
         lambda loc, share: dist.MixtureSameFamily(
             dist.Categorical(jnp.stack([share, 1 - share])),
-            dist.Normal(jnp.stack([loc, 2.0]), jnp.array([1.0, 0.5])),
-        ),
-        dict(loc=0.3, share=0.4),
-        Mixture,
-    ),
+            dist.Normal(jnp.stack([loc, 2.0]), jnp.array([1.0, 0.5]))),
+        dict(loc=0.3, share=0.4), Mixture),
     "Normal": (dist.Normal, dict(loc=0.3, scale=0.8), stats.norm(0.3, 0.8)),
     "SoftLaplace": (
-        dist.SoftLaplace,
-        dict(loc=0.3, scale=0.8),
-        stats.hypsecant(0.3, 0.8),
-    ),
+        dist.SoftLaplace, dict(loc=0.3, scale=0.8), stats.hypsecant(0.3, 0.8)),
     "StudentT": (
-        functools.partial(dist.StudentT, 3.0),
-        dict(loc=0.3, scale=0.8),
-        stats.t(3.0, 0.3, 0.8),
-    ),
+        functools.partial(dist.StudentT, 3.0), dict(loc=0.3, scale=0.8),
+        stats.t(3.0, 0.3, 0.8)),
     "Uniform": (dist.Uniform, dict(low=-1.0, high=2.5), stats.uniform(-1.0, 3.5)),
     "Weibull": (
-        dist.Weibull,
-        dict(scale=0.8, concentration=1.6),
-        stats.weibull_min(1.6, 0, 0.8),
-    ),
+        dist.Weibull, dict(scale=0.8, concentration=1.6),
+        stats.weibull_min(1.6, 0, 0.8)),
     "Gumbel": (dist.Gumbel, dict(loc=0.3, scale=0.6), stats.gumbel_r(0.3, 0.6)),
-}
+}  # fmt: skip
 SLOW = "Gamma Gumbel HalfNormal LogNormal SoftLaplace StudentT Weibull".split()
-NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in BASES]
+NAMES = [slow(n) if n in SLOW else n for n in BASES]
 FAR = ("Cauchy", "Exponential", "Laplace", "LogNormal", "Logistic", "Normal")
 EDGES = np.array([-1.3, -0.4, 0.25, 0.7, 0.71, 2.0, 2.4])
 CELLS = np.arange(len(EDGES) + 1)

@@ -443,6 +443,14 @@ MIXED = {
             dist.Categorical(jnp.array([p, 1 - p])),
             [dist.Normal(-1.0, 0.5), dist.Normal(1.0, 0.5)]),
         dict(p=0.4), "p"),
+    "MixtureSameFamily": (
+        lambda p: dist.MixtureSameFamily(
+            dist.Categorical(jnp.array([p, 1 - p])),
+            dist.Normal(jnp.array([-1.0, 1.0]), 0.5)),
+        dict(p=0.4), "p"),
+    "Bernoulli": (dist.Bernoulli, dict(probs=0.4), "probs"),
+    "Poisson": (dist.Poisson, dict(rate=1.5), "rate"),
+    "VonMises": (dist.VonMises, dict(loc=0.0, concentration=1.5), "concentration"),
     "HurdleLogNormal": (
         lambda gate: dist.HurdleLogNormal(gate, 0.3, 0.5), dict(gate=0.4), "gate"),
     "Categorical": (
@@ -460,8 +468,7 @@ class Detached(dist.Normal):
 @pytest.mark.parametrize("name", MIXED)
 def test_what_is_refused_would_have_been_wrong(name):
     build, scalars, wrong = MIXED[name]
-    fn = build(**scalars)
-    assert exogenous.reason_not_reparametrized(fn)
+    assert exogenous.reason_not_reparametrized(build(**scalars))
 
     @jax.jit
     def run(p, key):
@@ -819,7 +826,6 @@ def test_sizes_may_be_numpy_arrays() -> None:
 
 def test_a_mixture_with_an_atom_has_no_density() -> None:
     """NumPyro adds the probability of the Delta to the densities of the others."""
-
     half = dist.Categorical(probs=jnp.array([0.5, 0.5]))
 
     def law(*components):

@@ -115,10 +115,9 @@ def amplifier_scores(eta: float, sign: float):
     y = np.linspace(-5.0, 5.0, 2001)
     table = links.grid_score(lambda x, y: np.exp(-2 * (y - np.tanh(eta * x)) ** 2), y)
 
-    def marginal(params, v):
-        return sign * jnp.interp(v["y"], jnp.asarray(y), jnp.asarray(table))
-
-    return Analytic({"y": marginal}, num_samples=8192)
+    grid, table = jnp.asarray(y), sign * jnp.asarray(table)
+    score = {"y": lambda params, v: jnp.interp(v["y"], grid, table)}
+    return Analytic(score, num_samples=8192)
 
 
 @pytest.mark.parametrize("sign", [slow(1.0), -1.0])
@@ -202,15 +201,13 @@ def test_constrained_parameter_keeps_its_own_space() -> None:
         x = numpyro.sample("x", dist.Normal(0, scale))
         numpyro.sample("y", dist.Normal(x, 1.0))
 
-    found = ig.gradient(model, XY, scores="exact")
-    check(found, {"scale": 0.4}, 0.0)
+    check(ig.gradient(model, XY, scores="exact"), {"scale": 0.4}, 0.0)
 
 
 # -- appended noise ------------------------------------------------------------------
 @pytest.mark.slow
 def test_noise_asked_for_is_that_of_the_noisier_model() -> None:
     """Denoising(noise_variance=0.05) is exact for y seen through that noise."""
-
     noisier = functools.partial(links.link, noise=jnp.sqrt(1.05))
     point = {"a": 2.0, "b": 1.0}
     truth = ig.gradient(noisier, XY, params=point, scores="exact").value
@@ -326,8 +323,7 @@ def test_single_precision_numbers_in_double_precision(x64) -> None:
 
 # -- entropies of known densities ----------------------------------------------------
 def scaled(x):
-    mean = jnp.tanh(numpyro.param("a", 1.5) * x)
-    return dist.Normal(mean, numpyro.param("s", 0.3))
+    return dist.Normal(jnp.tanh(numpyro.param("a", 1.5) * x), numpyro.param("s", 0.3))
 
 
 def test_entropy_of_a_known_density_is_exact() -> None:

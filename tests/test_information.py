@@ -50,12 +50,12 @@ def slopes(
         ]
         return half_log[0] + half_log[1] - half_log[2] - half_log[3]
 
-    found = {}
-    for name, value in point.items():
-        above = information(**point | {name: value + 1e-5})
-        below = information(**point | {name: value - 1e-5})
-        found[name] = (above - below) / 2e-5
-    return found
+    def along(name: str) -> float:
+        return links.slope(
+            lambda value: information(**point | {name: value}), point[name], 1e-5
+        )
+
+    return {name: along(name) for name in point}
 
 
 # -- weighted sums of conditional informations (Corollary 3) ---------------------------

@@ -114,7 +114,6 @@ def test_laws_of_noise(law, inside) -> None:
 @rest_slow("method", METHODS)
 def test_low_noise(method) -> None:
     """Four amplifiers in noise of variance 1e-3: a score that bends within 0.03."""
-
     model = with_gain(lambda m: dist.Normal(jnp.tanh(m), 1e-3**0.5), "eta", 0.5, 4)
     found = ig.gradient(model, XY, scores=method)
     truth = 4 * truths.tanh_derivative(0.5, 1e-3)
@@ -132,16 +131,14 @@ class Body(nnx.Module):
         return nnx.tanh(self.layer(x))
 
 
-def start(rng_key, inputs):
-    return jax.random.normal(rng_key, (inputs, 32))
-
-
-def apply(weights, x):
-    return jnp.sin(x @ weights)
+SINES = (
+    lambda rng_key, inputs: jax.random.normal(rng_key, (inputs, 32)),
+    lambda weights, x: jnp.sin(x @ weights),
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", [Body, (start, apply)], ids=["module", "function"])
+@pytest.mark.parametrize("network", [Body, SINES], ids=["module", "function"])
 def test_a_network_of_the_users(network) -> None:
     method = replace(LEARN, hidden=None, network=network)
     found = ig.gradient(links.amplifier, XY, scores=method)
@@ -274,7 +271,6 @@ def test_continuous_inputs_by_a_mixture_of_normal_laws() -> None:
 @pytest.mark.slow
 def test_coarse_posteriors_are_not_trusted() -> None:
     """Five inputs, and so few samples that training makes the start worse."""
-
     model = with_gain(lambda m: dist.Normal(jnp.tanh(m), 0.5), "eta", size=5)
     method = Posterior(hidden=(32,), num_steps=300, num_samples=1024, pool_size=256)
     wrong, few, many = ig.gradient(model, XY, scores=method).warnings
@@ -340,11 +336,8 @@ def test_a_law_of_parameters() -> None:
 @pytest.mark.slow
 def test_scores_are_trained_again_when_they_are_stale_and_not_before() -> None:
     def trained_steps(refit):
-        result = ascend(
-            links.amplifier,
-            scores=replace(LEARN, refit=refit, num_samples=1024),
-            num_steps=20,
-        )
+        scores = replace(LEARN, refit=refit, num_samples=1024)
+        result = ascend(links.amplifier, scores=scores, num_steps=20)
         return result.history["trained(y)"], float(result.params["eta"])
 
     (often, a), (third, b), (seldom, c) = map(trained_steps, (1, 3, "auto"))
@@ -396,12 +389,9 @@ def test_restarts_find_the_best_of_many_optima() -> None:
 
 @pytest.mark.slow
 def test_annealing_of_learned_scores_ends_without_noise() -> None:
-    result = ascend(
-        links.black_box,
-        scores=replace(LEARN, num_steps=20, pool_size=2048, num_samples=1024),
-        num_steps=40,
-        annealing={"y": 0.5},
-    )
+    scores = replace(LEARN, num_steps=20, pool_size=2048, num_samples=1024)
+    settings = {"num_steps": 40, "annealing": {"y": 0.5}}
+    result = ascend(links.black_box, scores=scores, **settings)
     assert not any("appended" in warning for warning in result.estimate.warnings)
     assert float(result.params["eta"]) > 1.3
 
@@ -425,7 +415,6 @@ def test_sound_scores_are_trusted(capsys) -> None:
 @pytest.mark.slow
 def test_chains_are_checked_as_a_gradient_runs_them() -> None:
     """Ten values of each input explain an output, and short chains keep to one."""
-
     folded = with_gain(lambda m: dist.Normal(jnp.sin(m), 0.05), "gain", 6.0, 4)
     found = checked(folded, scores=MCMC(max_steps=16))
     assert any("still depend on their start" in warning for warning in found.warnings)

@@ -10,7 +10,7 @@ same in a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 import functools
 from typing import Any, NamedTuple
 
@@ -51,7 +51,7 @@ DRAWS = 4000
 sample, param, plate = numpyro.sample, numpyro.param, numpyro.plate
 
 # Arrays that a model makes itself are computed once more when it is traced.
-X = jnp.array([[0.5, -1.0, 0.2], [1.5, 0.3, -0.7], [-0.4, 0.8, 1.1], [0.1, 0.1, -2.0]])
+X = more.X
 MEANS = jnp.array([-1.0, 1.5])
 ARM = jnp.array([1.0, 0.0, 0.5])
 TOPICS = jnp.array([[1.0, 0.0, -1.0], [-0.5, 0.5, 0.0]])
@@ -457,21 +457,13 @@ def proportion_test():
 
 # --- the table --------------------------------------------------------------------
 class Family(NamedTuple):
-    """A model and what is looked at.
-
-    Attributes:
-        model: The NumPyro model.
-        target: A continuous site that the parameter moves; "" if there is none.
-        pair: Two sites that depend on each other.
-        drawn: A site behind the parameter on which it acts by a probability.
-        moved: The parameter times this gives another law.
-    """
+    """A model and what is looked at."""
 
     model: Callable[..., None]
-    target: str
-    pair: tuple[str, str]
-    drawn: str = ""
-    moved: float = 2.0
+    target: str  # a continuous site that the parameter moves, or ""
+    pair: tuple[str, str]  # two sites that depend on each other
+    drawn: str = ""  # a site on which the parameter acts by a probability
+    moved: float = 2.0  # times the parameter, gives another law
 
 
 _FAMILIES = [
@@ -538,16 +530,15 @@ _SLOW = [  # to compile, or of a kind that the others or test_tracing.py have
 FAMILIES = {family.model: family for family in _FAMILIES + _SLOW}
 
 
-def models(chosen: Iterable[Callable[..., None]], dear: Container[Any] = ()) -> Any:
-    """A test's parameters; the dear ones are slow tests."""
+def models(chosen: Iterable[Callable[..., None]]) -> Any:
+    """A test's parameters; families that are dear to compile are slow tests."""
+    dear = [family.model for family in _SLOW]
     each = [slow(m) if m in dear else m for m in chosen]
     return pytest.mark.parametrize("model", each, ids=lambda m: m.__name__)
 
 
 def families(which: Callable[[Family], Any]) -> Any:
-    """The models of some families."""
-    chosen = [f.model for f in FAMILIES.values() if which(f)]
-    return models(chosen, dear=[f.model for f in _SLOW])
+    return models(f.model for f in FAMILIES.values() if which(f))
 
 
 class Look(NamedTuple):
@@ -602,10 +593,8 @@ def _compile_quickly():
 # --- the law ----------------------------------------------------------------------
 def scalars(values: dict[str, Any], sites: tuple[str, ...]) -> np.ndarray:
     """First, middle and last scalar of each site, (DRAWS, columns)."""
-    columns = []
-    for site in sites:
-        flat = np.asarray(values[site], np.float64).reshape(DRAWS, -1)
-        columns.append(flat[:, sorted({0, flat.shape[1] // 2, flat.shape[1] - 1})])
+    flat = [np.asarray(values[site], np.float64).reshape(DRAWS, -1) for site in sites]
+    columns = [f[:, sorted({0, f.shape[1] // 2, f.shape[1] - 1})] for f in flat]
     return np.concatenate(columns, axis=1)
 
 
@@ -676,7 +665,7 @@ def test_the_derivative_is_that_of_a_central_difference(model):
     assert derivative == pytest.approx(difference, rel=3e-3)
 
 
-@models([capture_recapture, ar2], dear=[ar2])
+@models([capture_recapture, ar2])
 def test_gradient_takes_the_model_as_it_is(model):
     family, seen = FAMILIES[model], look(model)
     price = ig.Expectation(lambda values: functional(values[family.target]))
@@ -713,9 +702,8 @@ def test_gradient_through_the_probability_of_a_discrete_site(model):
     truth = (means[0].mean() - means[1].mean()) / (2 * step)
     error = np.hypot(means[0].std(), means[1].std()) / 2**8 / (2 * step)
     along = jax.tree.map(jnp.vdot, found.value, sm.params)
-    wide = jax.tree.map(
-        lambda e, p: jnp.linalg.norm(e * p), found.standard_error, sm.params
-    )
+    wide = jax.tree.map(jnp.multiply, found.standard_error, sm.params)
+    wide = jax.tree.map(jnp.linalg.norm, wide)
     value, own = (float(sum(jax.tree.leaves(tree))) for tree in (along, wide))
     assert_within(value, np.hypot(own, error), truth, max_standard_error=0.1)
 
@@ -742,9 +730,7 @@ def test_entropy_of_a_law_without_a_pathwise_derivative(model):
         log_p = law.log_prob(cells)
         return -jnp.sum(jnp.exp(log_p) * log_p) * (cells[1] - cells[0])
 
-    found = ig.gradient(sm, ig.Entropy("y"))
-    truth = jax.grad(entropy)(sm.params)
-    assert_found(found, truth, 0.02)
+    assert_found(ig.gradient(sm, ig.Entropy("y")), jax.grad(entropy)(sm.params), 0.02)
 
 
 # --- what is refused --------------------------------------------------------------
@@ -852,15 +838,14 @@ def changepoint():
     sample("y", dist.Normal(means, 0.3).to_event(1))
 
 
-NOT_DIFFERENTIATED = {
-    censored_survival: ("time", ReparametrizationError, ("'shape'", "censored")),
-    changepoint: ("y", JumpError, ("condition", "allow_jumps=True")),
-}
-
-
-@models(NOT_DIFFERENTIATED)
-def test_what_has_no_pathwise_gradient_is_refused(model):
-    site, error, words = NOT_DIFFERENTIATED[model]
+@pytest.mark.parametrize(
+    ("model", "site", "error", "words"),
+    [
+        (censored_survival, "time", ReparametrizationError, ("'shape'", "censored")),
+        (changepoint, "y", JumpError, ("condition", "allow_jumps=True")),
+    ],
+)
+def test_what_has_no_pathwise_gradient_is_refused(model, site, error, words):
     sm = ig.structural_model(model)  # it has draws all the same
     objective = ig.Entropy(site)
     refuses(error, f"'{site}'", *words, call=lambda: ig.gradient(sm, objective))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
+from helpers import assert_found
 import numpyro_infograd as ig
 from numpyro_infograd._terms import resolve
 
@@ -33,14 +34,7 @@ ALGEBRA = {
         ig.MI("x", "y", given=("s", "t")),
         entropies(xst=1.0, yst=1.0, xyst=-1.0, st=-1.0)),
     "conditional entropy": (ig.Entropy("y", given="x"), entropies(xy=1.0, x=-1.0)),
-    "chain rule": (
-        ig.MI(("x", "z"), "y") - (XY + ig.MI("z", "y", given="x")), {}),
-    "symmetry": (XY - ig.MI("y", "x"), {}),
-    "two entropies": (ig.Entropy("y") - ig.Entropy("y", given="x") - XY, {}),
     "negation": (-XY, entropies(x=-1.0, y=-1.0, xy=1.0)),
-    "difference": (XY - XY, {}),
-    "and back": (XY - XY + XY, XY.entropies),
-    "a quarter": (XY / 4, (0.25 * XY).entropies),
     "JAX's number": (XY * jnp.asarray(2.0), (2 * XY).entropies),
     "nothing": (0 * (XY + ig.Expectation(power)), {}),
 }  # fmt: skip
@@ -75,13 +69,10 @@ def test_weights_that_cancel_but_for_rounding_cancel() -> None:
     assert frozenset("x") not in weighted.entropies
 
 
-def test_zero_times_drops_expectations() -> None:
-    assert (0 * (XY + ig.Expectation(power))).expectations == ()
-
-
-def test_expectations_keep_their_weight() -> None:
+def test_expectations_keep_their_weight_unless_it_is_zero() -> None:
     objective = XY - 0.25 * ig.Expectation(power)
     assert objective.expectations == ((-0.25, power),)
+    assert (0 * objective).expectations == ()
 
 
 def test_sites_are_sorted_and_unique() -> None:
@@ -164,20 +155,19 @@ def test_resolution_keeps_the_entropies() -> None:
 @pytest.mark.slow
 def test_codeword_wider_than_its_source_is_exact() -> None:
     """Four dimensions made of two have no density; h(x) must never be asked for."""
+    start = jnp.asarray([[1.0, 0.5], [0.2, 1.0], [0.3, 0.4], [0, 1]])
 
     def model():
-        w = numpyro.param(
-            "w", jnp.asarray([[1.0, 0.5], [0.2, 1.0], [0.3, 0.4], [0, 1]])
-        )
+        w = numpyro.param("w", start)
         u = numpyro.sample("u", dist.Normal(0, 1).expand([2]).to_event(1))
         x = numpyro.deterministic("x", w @ u)
         numpyro.sample("y", dist.Normal(x, 0.5).to_event(1))
 
-    w = ig.structural_model(model).params["w"]
-    truth = 0.5 * jnp.linalg.slogdet(jnp.eye(2) + 4 * w.T @ w)[1]
+    gram = jnp.eye(2) + 4 * start.T @ start
+    truth = 0.5 * jnp.linalg.slogdet(gram)[1]
     for inputs in ("x", "u"):
         assert ig.estimate(model, ig.MI(inputs, "y")).value == pytest.approx(truth)
-    slope = 4 * w @ jnp.linalg.inv(jnp.eye(2) + 4 * w.T @ w)
+    slope = 4 * start @ jnp.linalg.inv(gram)
     found = ig.gradient(model, XY, scores="exact")
     np.testing.assert_allclose(found.value["w"], slope, atol=1e-5)
 
@@ -193,6 +183,4 @@ def test_codeword_has_the_gradient_of_its_source() -> None:
     method = ig.scores.Mixture(num_components=1024, num_samples=8192)
     for inputs in ("x", "u"):
         g = ig.gradient(links.codeword, ig.MI(inputs, "y"), scores=method)
-        error = np.asarray(g.standard_error["f"])
-        assert np.all(np.abs(g.value["f"] - truth) < 4 * error + 1e-6)
-        assert error.max() < 0.01
+        assert_found(g, {"f": truth}, 0.01)

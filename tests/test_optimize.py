@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ascents that must end where the closed forms have their maximum."""
 
+import functools
 import itertools
 import math
 import pickle
@@ -105,13 +106,12 @@ def cost(v):
 def test_positive_parameter() -> None:
     """log(1 + g^2) / 2 - 0.1 g^2 is highest at g = 2."""
 
-    def model():
+    def law(x):
         g = numpyro.param("g", 0.5, constraint=constraints.positive)
         numpyro.deterministic("cost", g**2)
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        numpyro.sample("y", dist.Normal(g * x, 1))
+        return dist.Normal(g * x, 1)
 
-    result = quiet.maximize(model, XY - 0.1 * ig.Expectation(cost))
+    result = quiet.maximize(channel(law), XY - 0.1 * ig.Expectation(cost))
     assert float(result.params["g"]) == pytest.approx(2.0, abs=0.01)
 
 
@@ -207,15 +207,13 @@ def test_restarts_find_the_higher_of_two_hills() -> None:
 def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
     """The parameter falls onto a point where the gradient of a root is not a number."""
 
-    def model():
-        p = numpyro.param("p", 0.3)
-        numpyro.deterministic("cost", p)
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        numpyro.sample("y", dist.Normal(jnp.sqrt(p) * x, 1))
+    def law(x):
+        p = numpyro.deterministic("cost", numpyro.param("p", 0.3))
+        return dist.Normal(jnp.sqrt(p) * x, 1)
 
-    result = quiet.maximize(
-        model, XY - 2 * ig.Expectation(cost), optimizer=optax.sgd(1.0), num_steps=8
-    )
+    objective = XY - 2 * ig.Expectation(cost)
+    settings = {"optimizer": optax.sgd(1.0), "num_steps": 8}
+    result = quiet.maximize(channel(law), objective, **settings)
     assert np.isfinite(result.params["p"])
     skipped = result.diagnostics["skipped_steps"]
     assert skipped == int(np.sum(~result.history["finite"])) > 0
@@ -363,16 +361,11 @@ def test_a_noisy_ascent_says_what_noise_may_hide() -> None:
         x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
         numpyro.sample("y", dist.Normal(a @ x, 0.5**0.5).to_event(1))
 
-    def within_power(params):
-        return {"a": optax.projections.projection_l2_ball(params["a"], 5.0)}
-
-    found = quiet.maximize(
-        model, XY, scores="mixture", num_samples=16, projection=within_power
-    )
+    ball = functools.partial(optax.projections.projection_l2_ball, scale=5.0)
+    found = ascend(model, scores="mixture", num_samples=16, projection=ball)
     a = np.asarray(found.params["a"], float)
-    short = (
-        1.5 * math.log(1 + 50 / 3) - 0.5 * np.linalg.slogdet(np.eye(3) + 2 * a @ a.T)[1]
-    )
+    reached = 0.5 * np.linalg.slogdet(np.eye(3) + 2 * a @ a.T)[1]
+    short = 1.5 * math.log(1 + 50 / 3) - reached
     text, hidden = re.fullmatch(r"(.*), to within (\S+) nats", found.status).groups()
     assert text.startswith("converged") and found.status.ending is Ending.CONVERGED
     assert 0.001 * 4.3 < short < float(hidden) < 0.05
@@ -407,11 +400,10 @@ def test_minimize_reports_the_objective_itself() -> None:
 
 @pytest.mark.slow
 def test_same_key_same_result_other_key_another() -> None:
+    settings = {"projection": SPHERE, "scores": AVERAGE, "num_steps": 20}
+
     def final(seed):
-        key = jax.random.key(seed)
-        result = ascend(
-            links.link, projection=SPHERE, scores=AVERAGE, num_steps=20, rng_key=key
-        )
+        result = ascend(links.link, rng_key=jax.random.key(seed), **settings)
         return float(result.params["b"])
 
     assert final(1) == final(1) != final(2)
@@ -477,10 +469,7 @@ def test_an_annealed_method_appends_its_own_noise_once() -> None:
 @pytest.mark.slow
 def test_module_encoder_gains_information() -> None:
     """A network before a saturating amplifier, its weights on a ball."""
-
-    def inside(params):
-        return optax.projections.projection_l2_ball(params, 3.0)
-
+    inside = functools.partial(optax.projections.projection_l2_ball, scale=3.0)
     small = {"method": ig.values.Nested(1024, 1024, 1024)}
     sm = ig.structural_model(links.saturated_network)
     start = ig.mutual_information(sm, "u", "y", params=inside(sm.params), **small)
@@ -496,11 +485,11 @@ def test_update_checks_arguments_that_change_the_computation() -> None:
     def model(shape="linear", y=None):
         a = numpyro.param("a", 1.0)
         x = numpyro.sample("x", dist.Normal(0, 1))
-        mean = {
-            "linear": lambda v: v,
-            "tanh": jnp.tanh,
-            "jump": lambda v: jnp.where(v > 0.3, 1.0, -1.0),
-        }[shape](a * x)
+        mean = a * x
+        if shape == "tanh":
+            mean = jnp.tanh(mean)
+        if shape == "jump":
+            mean = jnp.where(mean > 0.3, 1.0, -1.0)
         numpyro.sample("y", dist.Normal(mean, 0.5), obs=y)
 
     ascent = ig.InfoMax(model, XY, optax.adam(0.1))

@@ -55,8 +55,7 @@ def test_outage_and_ergodic_rate() -> None:
     assert_within(
         lost.value["share"], error, truth, max_standard_error=0.005 * abs(truth)
     )
-    rate = ig.Expectation(lambda v: v["rate"])
-    slope = ig.gradient(uplink, rate)
+    slope = ig.gradient(uplink, ig.Expectation(lambda v: v["rate"]))
     truth = (ergodic(0.6001) - ergodic(0.5999)) / 2e-4
     error = slope.standard_error["share"]
     assert_within(slope.value["share"], error, truth, max_standard_error=1e-3)

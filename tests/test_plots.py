@@ -108,15 +108,11 @@ def test_ascent_shows_the_objective_where_it_is_known() -> None:
 
 
 def test_ascent_without_an_estimate_shows_the_gain() -> None:
-    left, _ = ascent(history([0.5, 0.25])).plot()
-    (line,) = left.lines
-    np.testing.assert_allclose(line.get_ydata(), [0.0, 0.5, 0.75])
-    assert left.get_ylabel() == "gain, to first order (nats)"
-
-
-def test_a_step_that_is_taken_back_gains_nothing() -> None:
+    """Steps that are taken back gain nothing."""
     left, _ = ascent(history([0.5, 7.0, -np.inf, 0.25])).plot()
-    np.testing.assert_allclose(left.lines[0].get_ydata(), [0.0, 0.5, 0.5, 0.5, 0.75])
+    (line,) = left.lines
+    np.testing.assert_allclose(line.get_ydata(), [0.0, 0.5, 0.5, 0.5, 0.75])
+    assert left.get_ylabel() == "gain, to first order (nats)"
 
 
 def test_ascent_at_rest_can_be_drawn() -> None:
@@ -167,9 +163,8 @@ def test_sweep_of_gradients_against_a_truth() -> None:
         np.testing.assert_allclose(bars(container), 2 * error, rtol=1e-6)
     drawn = [c.lines[0] for c in ax.containers]
     assert len({line.get_marker() for line in drawn}) == 6
-    assert [line.get_color() for line in drawn[:3]] == [
-        line.get_color() for line in drawn[3:]
-    ]
+    colours = [line.get_color() for line in drawn]
+    assert colours[:3] == colours[3:]
     assert ax.get_ylabel() == "gradient (nats per unit)"
 
 
@@ -183,10 +178,8 @@ def test_sweep_of_arrays() -> None:
     assert labels(ax) == ["truth", "one", "two"]
     assert not ax.containers[0].has_yerr
     np.testing.assert_allclose(bars(ax.containers[1]), 1 + 2 * LINE)
-    colours = [
-        line.get_color() for line in (ax.lines[0], *(c.lines[0] for c in ax.containers))
-    ]
-    assert len(set(map(str, colours))) == 3
+    lines = [ax.lines[0], *(c.lines[0] for c in ax.containers)]
+    assert len({str(line.get_color()) for line in lines}) == 3
 
 
 def test_sweep_without_a_name() -> None:
@@ -278,12 +271,8 @@ def twin(simulated: np.ndarray, recorded: np.ndarray, **more: Any) -> ig.Calibra
 
 def test_twin_is_drawn_for_each_output() -> None:
     recorded, simulated = RNG.normal(size=(400, 2)), RNG.normal(size=(5, 400, 2))
-    found = twin(
-        simulated,
-        recorded,
-        test_before=TwoSample(0.1, 0.002),
-        test_after=TwoSample(0.0, 0.4),
-    )
+    tests = {"test_before": TwoSample(0.1, 0.002), "test_after": TwoSample(0.0, 0.4)}
+    found = twin(simulated, recorded, **tests)
     axes = found.plot()
     draw(axes)
     assert [ax.get_xlabel() for ax in axes] == ["y[0]", "y[1]"]
@@ -308,9 +297,8 @@ def test_draws_that_are_not_finite_have_their_share() -> None:
 
 
 def test_twin_of_many_outputs_shows_the_first() -> None:
-    axes = twin(
-        np.zeros((2, 9, 30)) + RNG.normal(size=(9, 30)), RNG.normal(size=(9, 30))
-    ).plot()
+    drawn, recorded = RNG.normal(size=(2, 9, 30))
+    axes = twin(np.stack([drawn, drawn]), recorded).plot()
     assert len(axes) == len(axes[0].figure.axes) == 12
 
 
@@ -368,8 +356,6 @@ def test_matplotlib_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_package_is_imported_without_matplotlib() -> None:
-    code = (
-        "import sys; sys.modules['matplotlib'] = None; import numpyro_infograd as ig; "
-        "ig.maximize; ig.plots.plot_ascent"
-    )
+    code = "import sys; sys.modules['matplotlib'] = None; import numpyro_infograd as ig"
+    code += "; ig.maximize; ig.plots.plot_ascent"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adaptive policies and the contrastive bound, against integrals and sums."""
 
+import functools
 import math
 
 from links import normal_grid, table_information
@@ -16,13 +17,12 @@ import numpyro
 from numpyro.contrib.control_flow import scan
 import numpyro.distributions as dist
 
-from helpers import assert_found, refuses
+from helpers import assert_found, quiet, refuses
 import numpyro_infograd as ig
 from numpyro_infograd.errors import ScoreError
 
 BOUND = ig.scores.Contrastive(num_components=256, num_samples=4096)
 MI = ig.MI("theta", "y")
-slow = pytest.mark.slow
 
 
 def channel():
@@ -125,15 +125,11 @@ def test_contrasts_need_a_likelihood():
         gain = numpyro.sample("gain", dist.Normal(1, 0.1))
         numpyro.sample("y", dist.Normal(w * jnp.tanh(gain * theta), 1))
 
-    refuses(
-        ScoreError,
-        "both hide noise",
-        "gain",
-        call=lambda: ig.gradient(hidden, MI, scores="contrastive"),
-    )
+    call = functools.partial(ig.gradient, hidden, MI, scores="contrastive")
+    refuses(ScoreError, "both hide noise", "gain", call=call)
 
 
-@slow
+@pytest.mark.slow
 def test_gradient_through_a_policy_with_hidden_noise():
     """Each outcome has a hidden gain, so no density given the input is known.
 
@@ -210,22 +206,18 @@ def test_gradient_through_a_policy_with_discrete_outcomes(rounds, sharp):
     assert np.abs(slopes).max() > 5 * sharp
 
 
-@slow
+@pytest.mark.slow
 def test_a_policy_with_discrete_outcomes_is_trained():
     """The ascent finds the best tree, which beats the best three thresholds."""
 
-    def lost(x):
-        return -tree_truth(x)
+    def best_of(order, start):
+        return -optimize.minimize(lambda x: -tree_truth(x[order]), np.array(start)).fun
 
-    best = -optimize.minimize(lost, np.array([0, -0.6, 0.6, -1, -0.3, 0.3, 1])).fun
-    order = [0, 1, 1, 2, 2, 2, 2]
-    static = optimize.minimize(lambda x: lost(x[order]), np.array([-0.6, 0.0, 0.6]))
+    best = best_of(np.arange(7), [0, -0.6, 0.6, -1, -0.3, 0.3, 1])
     assert best == pytest.approx(0.9338, abs=2e-4)
-    assert -static.fun == pytest.approx(0.7402, abs=2e-4)
-    trained = ig.maximize_mi(
-        yes_or_no, "theta", "y", model_args=(3,), progress_bar=False
-    )
+    static = best_of([0, 1, 1, 2, 2, 2, 2], [-0.6, 0.0, 0.6])
+    assert static == pytest.approx(0.7402, abs=2e-4)
+    trained = quiet.maximize_mi(yes_or_no, "theta", "y", model_args=(3,))
     reached = tree_truth(np.asarray(trained.params["x"], float))
     assert reached > best - 0.001
-    estimate = trained.estimate
-    assert_found(estimate, reached, 0.005)
+    assert_found(trained.estimate, reached, 0.005)

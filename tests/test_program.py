@@ -27,7 +27,7 @@ def code(fn, *args):
 
 
 # Keys.
-def rich(array, literal=1.0, slope=1.0):
+def rich(array):
     """A fresh closure with every kind of inner jaxpr, and custom rules."""
 
     @jax.jit
@@ -40,13 +40,13 @@ def rich(array, literal=1.0, slope=1.0):
 
     @through.defjvp
     def _(primals, tangents):
-        return through(*primals), slope * tangents[0]
+        return through(*primals), tangents[0]
 
     @jax.custom_vjp
     def vector(x):
         return jnp.sin(x)
 
-    vector.defvjp(lambda x: (jnp.sin(x), (x,)), lambda r, g: (g * slope * r[0],))
+    vector.defvjp(lambda x: (jnp.sin(x), (x,)), lambda r, g: (g * r[0],))
 
     def step(carry, _):
         both = lax.cond(carry > 0, scaled, lambda x: x * array, carry)
@@ -60,7 +60,7 @@ def rich(array, literal=1.0, slope=1.0):
         loop = lax.while_loop(
             lambda c: c < 9, lambda c: c + 1 + 0 * scaled(c)[0], start
         )
-        return literal * carry + noise + rest + loop + through(x) + vector(x)
+        return carry + noise + rest + loop + through(x) + vector(x)
 
     return fn
 
@@ -77,12 +77,6 @@ def test_retrace_of_fresh_closures_is_equal_and_compiles_once():
         np.testing.assert_allclose(slope, wanted_slope, rtol=1e-5)
         assert code(rich(array), 0.5, KEY) is program.code
     assert run._cache_size() == 1
-
-
-@pytest.mark.parametrize("change", [{"literal": 1.0000001}, {"slope": 2.0}])
-def test_changed_literal_or_rule_is_another_code(change):
-    array = np.arange(3.0)
-    assert code(rich(array, **change), 0.5, KEY) != code(rich(array), 0.5, KEY)
 
 
 def test_print_alike_is_not_equal():
@@ -559,13 +553,10 @@ def test_predicates_of_switches():
 
 
 def test_hidden_predicates():
-    def branch(x):
-        return lax.cond(x[0] > 0, lambda y: jnp.where(y > 1, y, 0), jnp.sin, x)
-
-    def loop(x):
-        return lax.while_loop(lambda s: s[0] < 1, lambda s: s + 1, x)
-
-    for fn in (branch, loop):
+    for fn in (
+        lambda x: lax.cond(x[0] > 0, lambda y: jnp.where(y > 1, y, 0), jnp.sin, x),
+        lambda x: lax.while_loop(lambda s: s[0] < 1, lambda s: s + 1, x),
+    ):
         assert Program.trace(fn, VECTOR).predicates([0]) is None
     assert Program.trace(jnp.sin, VECTOR).predicates([0])(np.ones(3)) == []
 

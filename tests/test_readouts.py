@@ -2,6 +2,7 @@
 """Identity VI: a readout that loses nothing has the information of what it reads."""
 
 from methods import slow
+from models import channel
 import numpy as np
 import pytest
 
@@ -141,14 +142,7 @@ def test_support_counts() -> None:
 
 # Values and gradients.
 def test_warped() -> None:
-    d, s = 6, 0.3
-
-    def model():
-        q = numpyro.param("q", 1.0)
-        x = numpyro.sample("x", dist.Normal(0, 1).expand([d]).to_event(1))
-        y = numpyro.sample("y", dist.Normal(q * x, s).to_event(1))
-        numpyro.deterministic("w", jnp.arcsinh(y))
-
+    d, s, model = 4, 0.5, read_by(jnp.arcsinh)
     found, direct = (ig.mutual_information(model, "x", out) for out in ("w", "y"))
     assert (found.value, found.method) == (direct.value, "exact")
     np.testing.assert_allclose(found.value, d / 2 * np.log1p(1 / s**2), rtol=1e-6)
@@ -161,10 +155,13 @@ RHO = 0.75
 PAIR = -0.5 * np.log(1 - RHO**2)
 
 
-def both_read(f, g):
+def both_read(f, g, rho=RHO):
+    rho = jnp.asarray(rho)
+
     def model():
-        x = numpyro.sample("x", dist.Normal(0, 1))
-        y = numpyro.sample("y", dist.Normal(RHO * x, (1 - RHO**2) ** 0.5))
+        x = numpyro.sample("x", dist.Normal(0 * rho, 1).to_event(rho.ndim))
+        noisy = dist.Normal(rho * x, jnp.sqrt(1 - rho**2))
+        y = numpyro.sample("y", noisy.to_event(rho.ndim))
         numpyro.deterministic("u", f(x))
         numpyro.deterministic("v", g(y))
 
@@ -204,15 +201,7 @@ def turn(i, j, sign=1.0):
 
 
 def spiral(f, g):
-    r = jnp.array([0.8, 0.8, 0.0])
-
-    def model():
-        x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
-        y = numpyro.sample("y", dist.Normal(r * x, jnp.sqrt(1 - r**2)).to_event(1))
-        numpyro.deterministic("u", f(x))
-        numpyro.deterministic("v", g(y))
-
-    return model
+    return both_read(f, g, [0.8, 0.8, 0.0])
 
 
 def test_marked_spiral() -> None:
@@ -455,14 +444,13 @@ def test_complex_parameters_of_an_object() -> None:
 
 
 def test_complex_parameters_that_are_refused() -> None:
-    def with_constraint():
+    def law(x):
         a = numpyro.param("a", 1.0 + 0.0j, constraint=dist.constraints.positive)
-        x = numpyro.sample("x", ComplexNormal(0.0, 1.0))
-        numpyro.sample("y", ComplexNormal(a * x, 1.0))
+        return ComplexNormal(a * x, 1.0)
 
     refuses(
         ParameterError, "'a'", "constraint",
-        call=lambda: ig.gradient(with_constraint, ig.MI("x", "y")),
+        call=lambda: ig.gradient(channel(law), ig.MI("x", "y")),
     )  # fmt: skip
     recorded = RNG.normal(size=(600, 2)) + 1j * RNG.normal(size=(600, 2))
     refuses(

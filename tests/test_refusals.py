@@ -11,7 +11,7 @@ import functools
 from typing import Any
 
 from links import normal_grid, slope, table_information
-from methods import rest_slow, slow
+from methods import slow
 from models import affine, channel, multipath, qam, tanh_channel, with_gain
 import numpy as np
 import pytest
@@ -30,9 +30,8 @@ from numpyro.distributions import transforms
 
 from helpers import assert_found, assert_within, check_only, refuses, refuses_gradient
 import numpyro_infograd as ig
-from numpyro_infograd import MI, Entropy, Expectation, errors, exogenous, scores
+from numpyro_infograd import MI, Entropy, errors, exogenous, scores
 from numpyro_infograd._edits import append_noise
-from numpyro_infograd._noise import draw_noise
 from numpyro_infograd.errors import (
     ArgumentError,
     BoundaryError,
@@ -186,15 +185,6 @@ def test_scale_is_warned_about():
 
 
 # Sites.
-def test_recorded_output():
-    def model(y=None):
-        x = numpyro.sample("x", dist.Normal())
-        numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * x, 1.0), obs=y)
-
-    refuses_gradient(SiteError, "'y'", "obs=", model=model, model_args=(0.3,))
-    assert value_of(model)["a"] == pytest.approx(0.5)
-
-
 def test_recorded_site_of_a_scan():
     def model(readings=None):
         a = numpyro.param("a", 1.0)
@@ -217,54 +207,7 @@ def test_an_intervention_leaves_an_unrelated_site():
     assert abs(np.corrcoef(values["x"], values["y"])[0, 1]) < 4 / np.sqrt(4096)
 
 
-# Samplers without a gradient; a gradient takes their probabilities.
-def mixture_of(weight: Any) -> dist.Distribution:
-    """Two Gaussians, the second of that weight."""
-    return dist.MixtureSameFamily(
-        dist.Categorical(probs=jnp.stack([1 - weight, jnp.asarray(weight)])),
-        dist.Normal(jnp.array([-1.0, 1.0]), 0.5),
-    )
-
-
-# Name: (law of the parameter, the parameter, functional, derivative of its mean).
-NO_GRADIENT = {
-    "Bernoulli": (
-        lambda t: dist.Bernoulli(logits=t), 0.5, lambda x: x.astype(float),
-        slope(special.expit, 0.5)),
-    "Poisson": (dist.Poisson, 1.5, lambda x: x.astype(float), 1.0),
-    "MixtureSameFamily": (mixture_of, 0.3, lambda x: x, 2.0),
-    "VonMises": (
-        lambda k: dist.VonMises(0.0, k), 1.5, jnp.cos,
-        slope(lambda k: special.i1(k) / special.i0(k), 1.5)),
-}  # fmt: skip
-
-
-@rest_slow("name", NO_GRADIENT)
-def test_sampler_without_a_gradient(name):
-    law, start, functional, truth = NO_GRADIENT[name]
-
-    def model():
-        v = numpyro.sample("v", law(numpyro.param("a", start)))
-        x = numpyro.sample("x", dist.Normal())
-        numpyro.sample("y", dist.Normal(x + functional(v), 1.0))
-
-    found = ig.gradient(model, Expectation(lambda s: s["y"]), num_samples=16384)
-    assert_found(found, {"a": truth}, 0.03)
-
-    # The pathwise derivative of the draws themselves is wrong.
-    spec = (("v", exogenous.noise_of(law(start), (4096,))),)
-    noise = draw_noise(spec, jax.random.key(0), 1)["v"][0]
-
-    def draws(t):
-        return functional(exogenous.transform(law(t), noise, (4096,)))
-
-    _, slopes = jax.jvp(draws, (start,), (1.0,))
-    slopes = np.asarray(slopes, np.float64)
-    slopes = slopes[np.isfinite(slopes)]
-    assert len(slopes) > 4000
-    assert_far(slopes.mean(), slopes.std() / np.sqrt(4096), truth, sigmas=10.0)
-
-
+# Samplers without a gradient: more in test_exogenous.py and test_chance.py.
 @pytest.mark.slow
 def test_samplers_without_a_gradient_may_stand_where_no_parameter_goes():
     found = ig.gradient(qam, MI("symbol", "y"), scores=MIXTURE, num_samples=1024)
@@ -291,8 +234,7 @@ def test_unknown_class_and_registering():
     refuses_gradient(ReparametrizationError, "'y'", "Shifted", "register", model=model)
     assert exogenous.register(Shifted) is Shifted
     found = ig.gradient(model, X_TO_Y, scores=MIXTURE, num_samples=8192)
-    truth = {"a": 1.0 / (1.0 + 0.25)}
-    assert_found(found, truth, 0.05)
+    assert_found(found, {"a": 1.0 / (1.0 + 0.25)}, 0.05)
 
 
 SENSORS = {
@@ -326,15 +268,13 @@ def test_censored_and_what_to_write_in_its_place(advice):
 
 @pytest.mark.parametrize("inside_scan", [False, True])
 def test_sampler_that_numpyro_lacks(inside_scan):
-    def pair(marginal):
-        return dist.GaussianCopula(marginal, correlation_matrix=jnp.eye(2))
-
     def model(marginal):
         a = numpyro.param("a", 1.0)
 
         def step(state, _):
             x = numpyro.sample("x", dist.Normal(state, 1.0))
-            numpyro.sample("y", pair(marginal(a * x)))
+            law = dist.GaussianCopula(marginal(a * x), correlation_matrix=jnp.eye(2))
+            numpyro.sample("y", law)
             return x, None
 
         if inside_scan:
@@ -540,8 +480,7 @@ def test_leaky_relu_has_the_right_gradient():
         density = stats.norm.pdf(y[:, None], mean, 0.5) @ stats.norm.pdf(x)
         return special.entr(density * (x[1] - x[0])).sum() * (y[1] - y[0])
 
-    truth = {"a": slope(information)}
-    assert_found(found, truth, 0.03)
+    assert_found(found, {"a": slope(information)}, 0.03)
 
 
 # Densities that jump at a place that moves.
@@ -603,8 +542,7 @@ def test_moving_boundary_is_missed_by_the_score_inside(name):
 def test_smooth_or_vanishing_boundary_is_served(name, method):
     law, density = SMOOTH[name]
     found = ig.gradient(with_gain(law), X_TO_Y, scores=method, num_samples=4096)
-    truth = {"a": truth_of(density)}
-    assert_found(found, truth, 0.03)
+    assert_found(found, {"a": truth_of(density)}, 0.03)
 
 
 @pytest.mark.slow
@@ -637,8 +575,7 @@ def test_appended_noise_has_no_boundary():
         spread = np.sqrt(0.1)
         return special.ndtr((n + 0.5) / spread) - special.ndtr((n - 0.5) / spread)
 
-    truth = {"a": truth_of(density)}
-    assert_found(found, truth, 0.03)
+    assert_found(found, {"a": truth_of(density)}, 0.03)
 
 
 @pytest.mark.slow
@@ -646,8 +583,7 @@ def test_fixed_boundary_is_fine():
     model = with_gain(lambda m: dist.Exponential(jnp.exp(m)))
     found = ig.gradient(model, X_TO_Y, scores=MIXTURE, num_samples=1024)
     # log Y = -a X + log E: Gumbel-like noise of location -a X.
-    truth = {"a": truth_of(stats.gumbel_r.pdf)}
-    assert_found(found, truth, 0.05)
+    assert_found(found, {"a": truth_of(stats.gumbel_r.pdf)}, 0.05)
 
 
 @pytest.mark.parametrize(

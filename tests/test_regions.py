@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rate regions of Gaussian channels, against closed forms."""
 
-from dataclasses import replace
 import itertools
 from pathlib import Path
 import runpy
 
 from links import capacity, two_users
-from models import with_gain
+from models import affine
 import numpy as np
 import pytest
 
@@ -41,8 +40,7 @@ def test_sum_power() -> None:
     """The triangle r1 + r2 <= log(1 + P) / 2."""
     region = quiet.rate_region(two_users, TRUE, num_weights=5, projection=sum_power)
     assert region.points.shape == (5, 2)
-    total = region.points.sum(axis=1)
-    np.testing.assert_allclose(total, capacity(POWER), rtol=1e-3)
+    np.testing.assert_allclose(region.points.sum(axis=1), capacity(POWER), rtol=1e-3)
     half = 0.5 * capacity(POWER)
     inside = region.contains([[0.99 * half] * 2, [1.01 * half] * 2])
     np.testing.assert_array_equal(inside, [True, False])
@@ -127,12 +125,12 @@ def test_three_rates() -> None:
         mean = sum(g * v for g, v in zip(gains, x, strict=True))
         numpyro.sample("y", dist.Normal(mean, 1))
 
-    sets = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
     bounds = {}
-    for chosen in sets:
-        rest = tuple(f"x{i}" for i in range(3) if i not in chosen)
-        inputs = tuple(f"x{i}" for i in chosen)
-        bounds[tuple(f"r{i}" for i in chosen)] = MI(inputs, "y", given=rest)
+    for size in (1, 2, 3):
+        for chosen in itertools.combinations(range(3), size):
+            inputs = {f"x{i}" for i in chosen}
+            bound = MI(inputs, "y", given={"x0", "x1", "x2"} - inputs)
+            bounds[tuple(f"r{i}" for i in chosen)] = bound
     region = quiet.rate_region(model, bounds, num_weights=2, projection=sum_power)
     assert region.points.shape == (3, 3)
     third = capacity(POWER) / 3
@@ -140,21 +138,19 @@ def test_three_rates() -> None:
     assert not region.contains([1.01 * third] * 3)
 
 
+BOX = {("a",): report(1.0, 0.1, "nested"), ("b",): report(2.0, 0.2, "nested")}
+
+
 def test_corners_of_a_box_and_of_a_missing_facet() -> None:
-    box = {("a",): report(1.0, 0.1, "nested"), ("b",): report(2.0, 0.2, "nested")}
-    corners, errors = _regions.corners_of(("a", "b"), box)
+    corners, errors = _regions.corners_of(("a", "b"), BOX)
     assert corners.tolist() == [[0, 0], [0, 2], [1, 0], [1, 2]]
     np.testing.assert_allclose(errors, [0, 0.2, 0.1, 0.2])
 
 
 def test_a_rate_that_is_a_difference_has_both_errors() -> None:
     """At the corner (1, 1.5): 2.5 +- 0.3 less 1 +- 0.1."""
-    bounds = {
-        ("a",): report(1.0, 0.1, "nested"),
-        ("b",): report(2.0, 0.2, "nested"),
-        ("a", "b"): report(2.5, 0.3, "nested"),
-    }
-    corners, errors = _regions.corners_of(("a", "b"), bounds)
+    pentagon = BOX | {("a", "b"): report(2.5, 0.3, "nested")}
+    corners, errors = _regions.corners_of(("a", "b"), pentagon)
     at = corners.tolist().index([1.0, 1.5])
     assert errors[at] == pytest.approx(0.4)
 
@@ -180,17 +176,15 @@ def test_a_direction_without_an_end_is_left_out(monkeypatch) -> None:
 
 def test_facets_that_are_no_polymatroid_are_priced_by_their_minimum() -> None:
     """I1 = 2, I2 = 1, I12 = 1.5: the sum alone prices (0.6, 0.4) at 0.9, not at 1."""
-    one = ig.estimate(two_users, SINGLE["r1"])
-    values = {
-        ("a",): replace(one, value=2.0),
-        ("b",): replace(one, value=1.0),
-        ("a", "b"): replace(one, value=1.5),
-    }
-    multipliers = _regions.multipliers_of(np.array([0.6, 0.4]), ("a", "b"), values)
-    assert multipliers == {("a", "b"): 0.6}
-    values["a", "b"] = replace(one, value=2.5)
-    multipliers = _regions.multipliers_of(np.array([0.6, 0.4]), ("a", "b"), values)
-    assert multipliers == pytest.approx({("a",): 0.2, ("a", "b"): 0.4})
+    rates, weights = ("a", "b"), np.array([0.6, 0.4])
+    single = {("a",): report(2.0, 0.0, "exact"), ("b",): report(1.0, 0.0, "exact")}
+    for both, wanted in (
+        (1.5, {("a", "b"): 0.6}),
+        (2.5, {("a",): 0.2, ("a", "b"): 0.4}),
+    ):
+        values = single | {rates: report(both, 0.0, "exact")}
+        multipliers = _regions.multipliers_of(weights, rates, values)
+        assert multipliers == pytest.approx(wanted)
 
 
 @pytest.mark.slow
@@ -209,23 +203,18 @@ def test_fading_and_amplifiers_against_quadrature(tmp_path) -> None:
 @pytest.mark.slow
 def test_an_end_outside_a_constraint_is_no_point() -> None:
     """The noise alone has a power of 1, so no gain meets a bound of 0.5."""
-    settings = {
-        "num_weights": 2,
-        "num_steps": 10,
-        "subject_to": ig.Expectation(lambda v: v["y"] ** 2) <= 0.5,
-        "init_params": {"a": 3.0},
-        "progress_bar": False,
-    }
+    budget = ig.Expectation(lambda v: v["y"] ** 2) <= 0.5
+    settings = {"num_weights": 2, "num_steps": 10, "init_params": {"a": 3.0}}
     with (
         pytest.warns(UserWarning, match="a constraint is not met"),
         pytest.raises(ArgumentError, match="no direction gave a point"),
     ):
-        ig.rate_region(two_users, {"r": MI("x1", "y")}, **settings)
+        rates = {"r": MI("x1", "y")}
+        quiet.rate_region(two_users, rates, subject_to=budget, **settings)
 
 
 def test_a_region_without_a_limit_says_so() -> None:
-    model = with_gain(lambda m: dist.Normal(m, 1))
-    region = quiet.rate_region(model, {"r": MI("x", "y")}, num_weights=2)
+    region = quiet.rate_region(affine, {"r": MI("x", "y")}, num_weights=2)
     assert "is a constraint or a projection missing" in repr(region)
     assert region.statuses[0].startswith("stopped")
     assert region.vertices.shape == (2, 1)

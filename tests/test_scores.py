@@ -95,7 +95,6 @@ def test_only_sites_that_a_parameter_moves_have_a_block(multipath) -> None:
 
 def test_the_block_of_the_condition_gets_its_share() -> None:
     """grad of log p(y|x) in x too, where x depends on a parameter."""
-
     density = ig.structural_model(chain).density(("y",), ("x",))
     at = {"x": jnp.asarray(0.3), "y": jnp.asarray(1.0)}
     found = complete_data_score(density, {"e": jnp.asarray(1.0)}, {}, at)
@@ -268,7 +267,6 @@ def test_calibration_puts_a_scale_right(num_samples) -> None:
 @rest_slow("law", [dist.Exponential(1.0), dist.Beta(2.0, 1.5)], ids=type)
 def test_calibration_in_log_and_logit_coordinates(law) -> None:
     """There the boundary is infinitely far, even where the density jumps at it."""
-
     sm, density = whole(law)
     assert not density.unbounded
     values = sm.sample(KEY, 8192)
@@ -284,7 +282,6 @@ def test_calibration_in_log_and_logit_coordinates(law) -> None:
 
 def test_a_density_with_an_edge_is_left_alone() -> None:
     """Uniform noise: E[s] is 0 and E[y s] is 0 as well, not -1."""
-
     sm, density = whole(dist.Uniform(1.0, 2.0))
     values = sm.sample(KEY, 1024)
     given = Scores({"y": jnp.full(1024, -1.3)}, None, {})
@@ -294,7 +291,6 @@ def test_a_density_with_an_edge_is_left_alone() -> None:
 @pytest.mark.slow
 def test_calibration_leaves_the_condition_alone() -> None:
     """E[u s(u)^T] = -I holds for y given x, not for the block of x."""
-
     sm = ig.structural_model(chain)
     values = sm.sample(KEY, 4096)
     density = sm.density(("y",), ("x",))

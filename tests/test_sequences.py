@@ -2,8 +2,10 @@
 """Hidden sequences against forward algorithms, sums over all states, and grids."""
 
 from dataclasses import replace
+import functools
 import itertools
 
+from links import slope
 from methods import slow
 import numpy as np
 import pytest
@@ -117,20 +119,6 @@ def test_a_state_without_memory_at_the_first_parameters_gets_one_later():
     np.testing.assert_allclose(found, truth, atol=1e-3)
 
 
-@pytest.mark.slow
-def test_the_rate_of_a_channel_with_memory():
-    n = 32
-    truth, truth_error = rate_by_forward(n, 20_000, **GILBERT_ELLIOTT)
-    found = ig.estimate(gilbert_elliott, ig.MI("x", "y") / n, model_args=(n,))
-    error = np.hypot(found.standard_error, truth_error)
-    assert_within(found.value, error, truth, max_standard_error=0.003 * truth)
-    assert not found.warnings
-    memoryless, _ = rate_by_forward(
-        n, 20_000, **(GILBERT_ELLIOTT | {"go": 0.25, "back": 0.75})
-    )
-    assert abs(found.value - memoryless) > 10 * error
-
-
 # --- a gradient against a sum over all outputs --------------------------------------
 
 USES = 8
@@ -164,17 +152,13 @@ def flips_truth(go, flip):
 
 def test_gradients_in_a_transition_and_in_a_noise_level():
     at = {"go": 0.1, "flip": 0.4}
-    slopes = {
-        k: (flips_truth(**at | {k: v + 1e-5}) - flips_truth(**at | {k: v - 1e-5}))
-        / 2e-5
-        for k, v in at.items()
-    }
     found = ig.gradient(flips, ig.MI("x", "y"))
-    for name, slope in slopes.items():
-        error = float(found.standard_error[name])
-        assert_within(
-            float(found.value[name]), error, slope, max_standard_error=0.02 * abs(slope)
-        )
+    for name, value in at.items():
+        along = functools.partial(lambda n, v: flips_truth(**at | {n: v}), name)
+        truth = slope(along, value, 1e-5)
+        error = found.standard_error[name]
+        sharp = 0.02 * abs(truth)
+        assert_within(found.value[name], error, truth, max_standard_error=sharp)
     assert not found.warnings
 
 
@@ -360,9 +344,7 @@ def test_a_read_that_no_probe_shows_is_noticed(monkeypatch):
     """No wrong sum: chains then flip the hidden values."""
     seen = _sequences._reads
 
-    def blind(*args):
-        return seen(*args) & (np.arange(24) != 7)
-
+    blind = lambda *args: seen(*args) & (np.arange(24) != 7)  # noqa: E731
     monkeypatch.setattr(_sequences, "_reads", blind)
     sm = ig.structural_model(gilbert_elliott, 12)
     assert sm.density(("y",), whole=True).hidden == ("s", "x")
@@ -455,12 +437,8 @@ def test_filters_refuse_noise_that_is_not_in_the_carry():
 
         scan(use, 0.0, None, length=4)
 
-    refuses(
-        DensityError,
-        "'y'",
-        "first carry",
-        call=lambda: ig.estimate(model, ig.Entropy("y"), method="particles"),
-    )
+    call = functools.partial(ig.estimate, model, ig.Entropy("y"), method="particles")
+    refuses(DensityError, "'y'", "first carry", call=call)
 
 
 # --- at full length -----------------------------------------------------------------
@@ -471,20 +449,25 @@ def test_a_channel_with_memory_at_length(n):
     objective = ig.MI("x", "y") / n
     found = ig.estimate(gilbert_elliott, objective, model_args=(n,))
     error = np.hypot(found.standard_error, truth_error)
-    assert_within(found.value, error, truth, max_standard_error=0.01 * truth)
+    sharp = 0.003 if n == 32 else 0.01
+    assert_within(found.value, error, truth, max_standard_error=sharp * truth)
     assert abs(found.value - truth) < 0.01 * truth
-    slope = ig.gradient(gilbert_elliott, objective, model_args=(n,))
+    assert not found.warnings
+    forgets = GILBERT_ELLIOTT | {"go": 0.25, "back": 0.75}
+    memoryless, _ = rate_by_forward(n, 640_000 // n, **forgets)
+    assert abs(found.value - memoryless) > 10 * error
+    gradient = ig.gradient(gilbert_elliott, objective, model_args=(n,))
     for name in ("go", "good"):
         far, near = (
             rate_by_forward(n, 2_000_000 // n, **GILBERT_ELLIOTT | {name: at})[0]
             for at in (1.03 * GILBERT_ELLIOTT[name], 0.97 * GILBERT_ELLIOTT[name])
         )
         expected = (far - near) / (0.06 * GILBERT_ELLIOTT[name])
-        own = float(slope.standard_error[name])
+        own = float(gradient.standard_error[name])
         assert own < 0.02 * abs(expected)
         # The truth is a difference of two averages on the same random numbers.
         error = np.hypot(own, 0.01 * abs(expected))
-        assert abs(float(slope.value[name]) - expected) < 3 * error
+        assert abs(float(gradient.value[name]) - expected) < 3 * error
 
 
 POINTS = np.exp(1j * np.pi * (np.arange(4) / 2 + 0.25))

@@ -68,8 +68,7 @@ def test_a_condition_without_noise_is_held_at_its_value(fixed) -> None:
         x = numpyro.sample("x", dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal(g * x + 0.0 * gain, 1))
 
-    found = information(model, given="g")
-    check(found, 0.5 * math.log(5), 0.0, rounding=2e-6)
+    check(information(model, given="g"), 0.5 * math.log(5), 0.0, rounding=2e-6)
     if not fixed:
         slope = ig.gradient(model, ig.MI("x", "y", given="g")).value["gain"]
         assert float(slope) == pytest.approx(0.4, abs=1e-5)
