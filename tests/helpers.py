@@ -22,12 +22,9 @@ __all__ = [
 ]  # fmt: skip
 
 # What draws a progress bar, without it.
-quiet = SimpleNamespace(
-    **{
-        name: functools.partial(getattr(ig, name), progress_bar=False)
-        for name in ("calibrate", "maximize", "maximize_mi", "minimize", "rate_region")
-    }
-)
+quiet = SimpleNamespace()
+for _name in ("calibrate", "maximize", "maximize_mi", "minimize", "rate_region"):
+    setattr(quiet, _name, functools.partial(getattr(ig, _name), progress_bar=False))
 
 # Of a model from x to y.
 ascend = functools.partial(quiet.maximize_mi, inputs="x", outputs="y")
@@ -60,14 +57,12 @@ def refuses_gradient(
     *words: str,
     model: Any,
     objective: Any = _X_TO_Y,
-    **settings: Any,
+    **settings,
 ) -> None:
     """`gradient` refuses, and `maximize` does for the same reason."""
-    refuses(error, *words, call=lambda: ig.gradient(model, objective, **settings))
-    if "params" in settings:
-        settings["init_params"] = settings.pop("params")
-    quick = {"num_steps": 1, "progress_bar": False, **settings}
-    refuses(error, *words, call=lambda: ig.maximize(model, objective, **quick))
+    for function in (ig.gradient, functools.partial(quiet.maximize, num_steps=1)):
+        call = functools.partial(function, model, objective, **settings)
+        refuses(error, *words, call=call)
 
 
 def check_only(model: Any, objective: Any = _X_TO_Y) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the paper puts the gradient to, against optima found independently."""
 
+import functools
 from pathlib import Path
 import runpy
 
@@ -10,6 +11,7 @@ import pytest
 from scipy.optimize import brentq
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -24,6 +26,12 @@ from numpyro_infograd.scores import Mixture
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BETAS = (1.6, 2.5, 4.0, 8.0, 20.0)
+
+
+def ball(power):
+    """The projection onto parameters of a power."""
+    radius = power**0.5
+    return functools.partial(optax.projections.projection_l2_ball, scale=radius)
 
 
 # -- information bottleneck ------------------------------------------------------------
@@ -80,11 +88,8 @@ def precoder():
 @pytest.mark.parametrize("power", [1.0, 10.0])
 def test_precoder_fills_water(power) -> None:
     """E|x|^2 is |F|^2: the radius of the ball is the root of the power."""
-    result = ascend(
-        precoder,
-        projection=lambda p: optax.projections.projection_l2_ball(p, power**0.5),
-        init_params={"f": jnp.eye(4) * power**0.5 / 2},
-    )
+    start = {"f": jnp.eye(4) * power**0.5 / 2}
+    result = ascend(precoder, projection=ball(power), init_params=start)
     gains = np.linalg.svd(ANTENNAS, compute_uv=False) ** 2
     assert result.estimate.value == pytest.approx(fill_water(gains, power), rel=0.002)
     f = np.asarray(result.params["f"], float)
@@ -94,10 +99,8 @@ def test_precoder_fills_water(power) -> None:
 
 
 SENSORS = 64
-CLEAR, BLUR = (
-    np.random.default_rng(3).uniform(low, high, SENSORS)
-    for low, high in ((0.1, 1.5), (0.2, 4.0))
-)
+CLEAR = np.random.default_rng(3).uniform(0.1, 1.5, SENSORS)
+BLUR = np.random.default_rng(3).uniform(0.2, 4.0, SENSORS)
 
 
 def sensors():
@@ -121,10 +124,7 @@ def test_sensors_under_one_power() -> None:
     best = powers(price)
     assert np.sum(best == 0) > 10  # poor sensors are off
     truth = capacity(np.sum(best * CLEAR**2 / (seen + best * BLUR)))
-    result = ascend(
-        sensors,
-        projection=lambda p: optax.projections.projection_l2_ball(p, total**0.5),
-    )
+    result = ascend(sensors, projection=ball(total))
     assert result.estimate.value == pytest.approx(truth, rel=0.005)
     found = np.asarray(result.params["u"], float) ** 2
     assert found.sum() == pytest.approx(total, rel=1e-3)
@@ -144,12 +144,9 @@ def broadcast():
 @pytest.mark.slow
 def test_broadcast_with_superposition() -> None:
     power, num_weights = 10.0, 9
-    region = quiet.rate_region(
-        broadcast,
-        {"r1": MI("v", "y1", given="u"), "r2": MI("u", "y2")},
-        num_weights=num_weights,
-        projection=lambda p: optax.projections.projection_l2_ball(p, power**0.5),
-    )
+    rates = {"r1": MI("v", "y1", given="u"), "r2": MI("u", "y2")}
+    settings = {"num_weights": num_weights, "projection": ball(power)}
+    region = quiet.rate_region(broadcast, rates, **settings)
     share = np.linspace(0, 1, 20001)
     strong = capacity(share * power)
     weak = capacity((1 - share) * power / (share * power + 4))
@@ -170,14 +167,9 @@ def interference():
 
 @pytest.mark.slow
 def test_strong_interference_silences_one_user() -> None:
-    result = quiet.maximize(
-        interference,
-        MI("x1", "y1") + MI("x2", "y2"),
-        projection=lambda p: {
-            n: optax.projections.projection_box(v, -2.0, 2.0) for n, v in p.items()
-        },
-        num_restarts=4,
-    )
+    box = functools.partial(jax.tree.map, lambda v: jnp.clip(v, -2.0, 2.0))
+    rates = MI("x1", "y1") + MI("x2", "y2")
+    result = quiet.maximize(interference, rates, projection=box, num_restarts=4)
     assert result.estimate.value == pytest.approx(capacity(4.0), rel=0.002)
 
 

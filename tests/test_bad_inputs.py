@@ -336,15 +336,10 @@ def wrong_score(words: str, function: Callable[..., Any]) -> tuple:
 
 def invalid(make: Any, name: str, wanted: str, *values: Any) -> list[tuple]:
     """A row for each value of a setting of a class, or of functions as below."""
-    return [
-        (
-            f"{name} must be {wanted}.*got {re.escape(repr(value))}",
-            functools.partial(make, **{name: value})
-            if isinstance(make, type)
-            else make(**{name: value}),
-        )
-        for value in values
-    ]
+    words = f"{name} must be {wanted}.*got "
+    if isinstance(make, type):
+        make = functools.partial(functools.partial, make)
+    return [(words + re.escape(repr(v)), make(**{name: v})) for v in values]
 
 
 # What the message must hold, the calls, and the class unless it is ArgumentError.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 
+from methods import rest_slow
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -171,15 +172,6 @@ def exponential_log_prob(theta, y):
     return np.sum(exponnorm.logpdf(y, scale / 0.4, loc=theta[0], scale=0.4))
 
 
-@pytest.mark.slow
-def test_a_scale_that_rare_recordings_show() -> None:
-    """With draws of the distribution itself this ended up to seven errors away."""
-    rng = np.random.default_rng(213)
-    y = 0.7 + 1.6 * rng.exponential(size=6000) + 0.4 * rng.normal(size=6000)
-    twin = quiet.calibrate(exponential, {"y": y}, divergence="likelihood")
-    check(twin, exponential_log_prob, ("m", "s"), tolerance=0.1)
-
-
 def test_rounding_is_no_information() -> None:
     """The mean is one number, so it does not determine two parameters."""
 
@@ -193,37 +185,38 @@ def test_rounding_is_no_information() -> None:
     assert np.isinf(twin.standard_error["a"]) and np.isinf(twin.standard_error["b"])
 
 
-@pytest.mark.slow
-def test_newton_steps_go_on_where_the_curvature_says_nothing() -> None:
-    """A direction without positive curvature may be one that recordings determine."""
-    rng = np.random.default_rng(2009)
+def noisy_tanh(rng):
     x, noise = rng.normal(size=(2, 3000))
-    y = 1.7 * np.tanh(0.8 * x) + 0.3 * noise
-    twin = quiet.calibrate(saturated, {"y": y}, divergence="likelihood")
-    check(twin, saturated_log_prob, ("a", "g", "s"))
+    return 1.7 * np.tanh(0.8 * x) + 0.3 * noise
 
 
-@pytest.mark.slow
-def test_counts_with_a_hidden_rate() -> None:
-    rng = np.random.default_rng(0)
-    y = rng.poisson(np.exp(0.8 + 0.5 * rng.normal(size=3000)))
-    twin = quiet.calibrate(counts, {"y": y})
-    check(twin, counts_log_prob, ("m", "s"), tolerance=0.2)
+@rest_slow(
+    ("model", "log_prob", "names", "seed", "draw", "settings", "tolerance"),
+    [
+        (converter, converter_log_prob, ("s",), 1,
+         lambda rng: np.digitize(0.6 * rng.normal(size=2000), EDGES),
+         {"num_steps": 40}, 0.05),
+        (clipped, clipped_log_prob, ("m", "s"), 2,
+         lambda rng: np.clip(0.4 + 1.3 * rng.normal(size=2000), 0, 2),
+         {"num_steps": 40}, 0.05),
+        (counts, counts_log_prob, ("m", "s"), 0,
+         lambda rng: rng.poisson(np.exp(0.8 + 0.5 * rng.normal(size=3000))), {}, 0.2),
+        # A direction without positive curvature may be one that recordings determine.
+        (saturated, saturated_log_prob, ("a", "g", "s"), 2009, noisy_tanh,
+         {"divergence": "likelihood"}, 0.05),
+        # With draws of the distribution itself this ended up to seven errors away.
+        (exponential, exponential_log_prob, ("m", "s"), 213,
+         lambda rng: 0.7 + 1.6 * rng.exponential(size=6000)
+         + 0.4 * rng.normal(size=6000), {"divergence": "likelihood"}, 0.1),
+    ],
+    ids=["converter", "clipped", "counts", "concave", "rare recordings"],
+)  # fmt: skip
+def test_maximum_likelihood(model, log_prob, names, seed, draw, settings, tolerance):
+    y = draw(np.random.default_rng(seed))
+    twin = quiet.calibrate(model, {"y": y}, **settings)
+    check(twin, log_prob, names, tolerance)
     assert twin.after.method == "likelihood" and twin.after.value < twin.before.value
     assert "log likelihood" in repr(twin)
-
-
-def test_a_converter_of_three_bits() -> None:
-    y = np.digitize(0.6 * np.random.default_rng(1).normal(size=2000), EDGES)
-    twin = quiet.calibrate(converter, {"y": y}, num_steps=40)
-    check(twin, converter_log_prob, ("s",))
-
-
-@pytest.mark.slow
-def test_a_clipped_amplifier() -> None:
-    y = np.clip(0.4 + 1.3 * np.random.default_rng(2).normal(size=2000), 0, 2)
-    twin = quiet.calibrate(clipped, {"y": y}, num_steps=40)
-    check(twin, clipped_log_prob, ("m", "s"))
 
 
 def hidden_counts() -> None:

@@ -22,7 +22,7 @@ import numpyro
 from numpyro.contrib.control_flow import scan
 import numpyro.distributions as dist
 
-from helpers import assert_found
+from helpers import assert_found, quiet
 import numpyro_infograd as ig
 from numpyro_infograd import _estimation
 from numpyro_infograd._checks import check_gradient
@@ -116,18 +116,10 @@ def shaped(nu: float) -> float:
 
 
 @pytest.mark.slow
-def test_input_whose_probabilities_and_levels_move():
-    found = ig.gradient(shaping, ig.MI("k", "y"))
-    assert_found(found, {"nu": slope(shaped, 0.1)}, 0.01)
-
-
-@pytest.mark.slow
 def test_steps_across_an_optimum_are_no_noise():
     """The optimum is one step from the start, so gradients of either sign follow."""
-    start = {"nu": 0.0}
-    found = ig.maximize_mi(
-        shaping, "k", "y", num_steps=40, init_params=start, progress_bar=False
-    )
+    settings = {"num_steps": 40, "init_params": {"nu": 0.0}}
+    found = quiet.maximize_mi(shaping, "k", "y", **settings)
     assert not any("told from its noise" in w for w in found.warnings)
 
 
@@ -158,19 +150,13 @@ def switched(a: float) -> float:
 
 
 @pytest.mark.slow
-def test_hidden_state_beside_a_path():
-    found = ig.gradient(hidden_state, X_TO_Y)
-    assert_found(found, {"a": slope(switched, 0.8, 1e-3)}, 0.01)
-
-
-@pytest.mark.slow
 def test_ascent_finds_the_best_design():
     def memory():
         length = numpyro.param("l", 5.0)
         x = numpyro.sample("x", dist.Normal(7.0, 2.0))
         numpyro.sample("y", dist.Bernoulli(logits=x - length))
 
-    found = ig.maximize_mi(memory, "x", "y", progress_bar=False)
+    found = quiet.maximize_mi(memory, "x", "y")
     assert abs(float(found.params["l"]) - 7.0) < 0.05
     assert_found(found.estimate, 0.231138, 1e-5)
 
@@ -184,12 +170,9 @@ def test_constraint_on_a_discrete_site():
         numpyro.deterministic("mean", q)
         numpyro.sample("k", dist.Bernoulli(q))
 
-    found = ig.maximize(
-        model,
-        ig.Expectation(lambda v: v["mean"]),
-        subject_to=[ig.Expectation(lambda v: v["k"] * 1.0) <= 0.3],
-        progress_bar=False,
-    )
+    budget = ig.Expectation(lambda v: v["k"] * 1.0) <= 0.3
+    mean = ig.Expectation(lambda v: v["mean"])
+    found = quiet.maximize(model, mean, subject_to=[budget])
     assert abs(float(found.params["q"]) - 0.3) < 0.003
 
 
@@ -218,25 +201,11 @@ def test_counts():
     assert few.diagnostics["num_samples"] == 1024
 
 
-GRID = np.linspace(-12, 12, 20001)
-
-
 def mixed(q: float) -> float:
-    """The information of a mixture of two normals in noise."""
-    s = np.sqrt(1.25)
-    p = q * stats.norm.pdf(GRID, -2, s) + (1 - q) * stats.norm.pdf(GRID, 2, s)
-    h = -(p * np.log(p)).sum() * (GRID[1] - GRID[0])
-    return float(h - 0.5 * np.log(2 * np.pi * np.e))
-
-
-def test_weight_of_a_mixture():
-    def model():
-        q = numpyro.param("q", 0.3)
-        parts = dist.Categorical(jnp.stack([q, 1 - q]))
-        law = dist.MixtureSameFamily(parts, dist.Normal(jnp.array([-2.0, 2.0]), 0.5))
-        numpyro.sample("y", dist.Normal(numpyro.sample("x", law), 1.0))
-
-    assert_found(ig.gradient(model, X_TO_Y), {"q": slope(mixed, 0.3)}, 0.02 * 0.75)
+    """The information of `mixture`: of two normals in noise."""
+    y, s = np.linspace(-12, 12, 20001), np.sqrt(1.25)
+    p = q * stats.norm.pdf(y, -2, s) + (1 - q) * stats.norm.pdf(y, 2, s)
+    return float(special.entr(p).sum() * (y[1] - y[0])) - stats.norm.entropy()
 
 
 def rated(a: float) -> float:
@@ -245,13 +214,6 @@ def rated(a: float) -> float:
     atoms = [stats.norm.cdf(0, a * X, 0.5), stats.norm.sf(1, a * X, 0.5)]
     inside = stats.norm.pdf(v, a * X[:, None], 0.5) * (v[1] - v[0])
     return table_information(np.concatenate([np.stack(atoms, 1), inside], 1), PRIOR)
-
-
-@pytest.mark.slow
-def test_rating_with_atoms():
-    model = with_gain(lambda mean: Clipped(dist.Normal(mean, 0.5), 0.0, 1.0))
-    found = ig.gradient(model, X_TO_Y)
-    assert_found(found, {"a": slope(rated, 1.0, 1e-3)}, 0.02 * 0.35)
 
 
 def gilbert_elliott(n: int = 4):
@@ -280,10 +242,29 @@ def flipped(a: float, n: int = 4) -> float:
     return n * np.log(2) - h
 
 
-@pytest.mark.slow
-def test_hidden_states_of_a_scan():
-    found = ig.gradient(gilbert_elliott, X_TO_Y)
-    assert_found(found, {"a": slope(flipped, 0.2)}, 0.02 * 3.2)
+def mixture():
+    q = numpyro.param("q", 0.3)
+    parts = dist.Categorical(jnp.stack([q, 1 - q]))
+    law = dist.MixtureSameFamily(parts, dist.Normal(jnp.array([-2.0, 2.0]), 0.5))
+    numpyro.sample("y", dist.Normal(numpyro.sample("x", law), 1.0))
+
+
+rating = with_gain(lambda mean: Clipped(dist.Normal(mean, 0.5), 0.0, 1.0))
+
+
+@rest_slow(
+    ("model", "inputs", "name", "truth", "at", "sharp"),
+    [
+        (mixture, "x", "q", mixed, 0.3, 0.02 * 0.75),
+        (rating, "x", "a", rated, 1.0, 0.02 * 0.35),
+        (shaping, "k", "nu", shaped, 0.1, 0.01),
+        (hidden_state, "x", "a", switched, 0.8, 0.01),
+        (gilbert_elliott, "x", "a", flipped, 0.2, 0.02 * 3.2),
+    ],
+)
+def test_gradients_against_sums(model, inputs, name, truth, at, sharp):
+    found = ig.gradient(model, ig.MI(inputs, "y"))
+    assert_found(found, {name: slope(truth, at, 1e-3)}, sharp)
 
 
 # --- every distribution without a derivative of its draws ---------------------------
@@ -543,14 +524,10 @@ def test_steps_have_the_components_that_a_gradient_needs(scores):
 
 @pytest.mark.slow
 def test_an_ascent_with_a_coarse_mixture_says_so():
-    ends = {
-        scores: ig.maximize_mi(
-            counts, "u", "n", scores=scores, num_steps=5, progress_bar=False
-        )
-        for scores in ("auto", "mixture")
-    }
-    coarse = ["which weighs the draws of 'n'" in str(e.warnings) for e in ends.values()]
-    assert coarse == [False, True]
+    for scores in ("auto", "mixture"):
+        end = quiet.maximize_mi(counts, "u", "n", scores=scores, num_steps=5)
+        is_coarse = "which weighs the draws of 'n'" in str(end.warnings)
+        assert is_coarse == (scores == "mixture")
 
 
 @pytest.mark.parametrize("call", [ig.gradient, ig.estimate])

@@ -79,14 +79,9 @@ def test_a_transformation_is_refused(name) -> None:
     """Also if nothing that is passed is traced: the model may capture it."""
     for transform in TRANSFORMATIONS.values():
         for traced in (True, False):
-            refuses(
-                TransformationError,
-                f"{name} was called inside a JAX transformation",
-                "Call it outside",
-                call=lambda: transform(  # noqa: B023
-                    lambda a: DOORS[name](a if traced else 1.0) and a  # noqa: B023
-                ),
-            )
+            words = f"{name} was called inside a JAX transformation.*Call it outside"
+            with pytest.raises(TransformationError, match=words):
+                transform(lambda a: DOORS[name](a if traced else 1.0) and a)  # noqa: B023
 
 
 def test_captured_and_random_values_are_refused_too() -> None:
@@ -127,19 +122,13 @@ def test_steps_work_inside(scores) -> None:
     state = ascent.init(KEY)
     right = ascent.update(state)[1].gradient["a"]
     pair = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    found = (
-        jax.jit(ascent.update)(state)[1].gradient["a"],
-        jax.lax.scan(lambda s, _: ascent.update(s), state, length=2)[1].gradient["a"][
-            0
-        ],
-        jax.vmap(ascent.update)(pair)[1].gradient["a"][1],
-    )
-    np.testing.assert_allclose(found, right, rtol=1e-4)
-    refuses(
-        TransformationError,
-        "with arguments of the model",
-        call=lambda: jax.jit(lambda s: ascent.update(s, 1.0))(state),
-    )
+    steps = jax.lax.scan(lambda s, _: ascent.update(s), state, length=2)[1]
+    found = jax.jit(ascent.update)(state)[1], steps, jax.vmap(ascent.update)(pair)[1]
+    for info, index in zip(found, ((), 0, 1), strict=True):
+        np.testing.assert_allclose(info.gradient["a"][index], right, rtol=1e-4)
+    traced = jax.jit(lambda s: ascent.update(s, 1.0))
+    words = "with arguments of the model"
+    refuses(TransformationError, words, call=lambda: traced(state))
 
 
 def test_a_step_has_no_derivative_but_makes_a_term_of_a_loss() -> None:
@@ -156,11 +145,8 @@ def test_a_step_has_no_derivative_but_makes_a_term_of_a_loss() -> None:
 
     params = {"a": jnp.asarray(2.0)}
     for way in (jax.grad, lambda f: jax.jit(jax.grad(f))):
-        refuses(
-            TransformationError,
-            "stop_gradient",
-            call=lambda: way(lambda p: step(p).objective)(params),  # noqa: B023
-        )
+        with pytest.raises(TransformationError, match="stop_gradient"):
+            way(lambda p: step(p).objective)(params)
         assert float(way(term)(params)["a"]) == pytest.approx(0.4 + 4.0, rel=1e-5)
 
 
@@ -179,11 +165,8 @@ def test_no_traced_value_outlives_its_trace() -> None:
         ig.estimate(affine, XY)
     assert float(found) == pytest.approx(0.5, rel=1e-5)
     # The bound is known, although it is computed in the model.
-    refuses(
-        ig.errors.ParameterError,
-        "'b' is outside its constraint",
-        call=lambda: ig.gradient(computed, XY, params={"b": 3.0}),
-    )
+    with pytest.raises(ParameterError, match="'b' is outside its constraint"):
+        ig.gradient(computed, XY, params={"b": 3.0})
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from methods import slow
 from models import affine, multipath, tanh_channel
 import numpy as np
 import pytest
@@ -76,20 +77,15 @@ def numbers(name: str, key: int) -> dict[str, list[float]]:
     """Real and imaginary parts of the gradient of each parameter, and its error."""
     model, objective, method = CASES[name]
     found = ig.gradient(model, objective, scores=method, rng_key=jax.random.key(key))
-    return {
-        n: [
-            float(part(x))
-            for x in (g, found.standard_error[n])
-            for part in (jnp.real, jnp.imag)
-        ]
-        for n, g in found.value.items()
-    }
+    both = {n: (g, found.standard_error[n]) for n, g in found.value.items()}
+    parts = (jnp.real, jnp.imag)
+    return {n: [float(part(x)) for x in g for part in parts] for n, g in both.items()}
 
 
 @pytest.mark.parametrize("key", [0, 1])
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES],
+    [n if n in QUICK else slow(n) for n in CASES],
 )
 def test_numbers_stay(name: str, key: int) -> None:
     kept = json.loads(FILE.read_text())[name][str(key)]

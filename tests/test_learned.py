@@ -253,15 +253,10 @@ def test_a_posterior_of_the_users() -> None:
 
 
 @pytest.mark.slow
-def test_discrete_inputs_by_a_classifier() -> None:
+def test_discrete_inputs_by_a_classifier_and_others_by_a_mixture() -> None:
     method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
     found = ig.gradient(links.pam, ig.MI("symbol", "y"), scores=method)
     check(found, {"a": links.pam_derivative(1.0)}, 0.03)
-
-
-@pytest.mark.slow
-def test_continuous_inputs_by_a_mixture_of_normal_laws() -> None:
-    method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
     found = ig.gradient(links.black_box, XY, scores=method)
     check(found, {"eta": truths.tanh_derivative(1.0)}, 0.02)
     (unchecked,) = found.warnings

@@ -34,13 +34,8 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
     """What a command prints; its complaints are those of the test."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-    )
+    words, env = [str(part) for part in command], ENVIRONMENT | environment
+    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{command} says\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -64,11 +59,8 @@ def unpack(sdist: Path, folder: Path) -> Path:
 
 
 def files_of(tree: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(tree)): path.read_bytes()
-        for path in tree.rglob("*")
-        if path.is_file()
-    }
+    files = (path for path in tree.rglob("*") if path.is_file())
+    return {str(path.relative_to(tree)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -79,35 +71,29 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 # -- what is in them ---------------------------------------------------------------
 def test_wheel_holds_the_package_and_nothing_else(built: tuple[Path, Path]) -> None:
-    modules = {
-        str(path.relative_to(ROOT)) for path in ROOT.glob("numpyro_infograd/**/*.py")
-    }
-    about = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE"}
+    modules = ROOT.glob("numpyro_infograd/**/*.py")
+    wanted = {str(path.relative_to(ROOT)) for path in modules}
+    wanted |= {"numpyro_infograd/py.typed", "numpyro_infograd/__init__.pyi"}
+    for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE"):
+        wanted.add(f"{RELEASE}.dist-info/{name}")
     files = wheel_files(built[0])
-    assert set(files) == (
-        modules
-        | {"numpyro_infograd/py.typed", "numpyro_infograd/__init__.pyi"}
-        | {f"{RELEASE}.dist-info/{name}" for name in about}
-    )
-    assert files[f"{RELEASE}.dist-info/licenses/LICENSE"] == (
-        (ROOT / "LICENSE").read_bytes()
-    )
+    assert set(files) == wanted
+    licence = files[f"{RELEASE}.dist-info/licenses/LICENSE"]
+    assert licence == (ROOT / "LICENSE").read_bytes()
 
 
 def test_wheel_says_what_pyproject_says(built: tuple[Path, Path]) -> None:
     files = wheel_files(built[0])
     found = Metadata.from_email(files[f"{RELEASE}.dist-info/METADATA"])
     extras = PROJECT["optional-dependencies"]
-    needs = [Requirement(need) for need in PROJECT["dependencies"]] + [
-        Requirement(f"{need}; extra == '{extra}'")
-        for extra, needs in extras.items()
-        for need in needs
-    ]
+    needs = set(map(Requirement, PROJECT["dependencies"]))
+    for extra, more in extras.items():
+        needs |= {Requirement(f"{need}; extra == '{extra}'") for need in more}
     assert found.name == "numpyro_infograd"
     assert str(found.version) == ig.__version__ == PROJECT["version"]
     assert str(found.requires_python) == PROJECT["requires-python"]
     assert set(found.provides_extra or ()) == set(extras) == {"dev", "docs", "plots"}
-    assert set(found.requires_dist or ()) == set(needs)
+    assert set(found.requires_dist or ()) == needs
     assert found.license_expression == "Apache-2.0"
     assert found.description == README
     about = BytesParser().parsebytes(files[f"{RELEASE}.dist-info/WHEEL"])

@@ -73,13 +73,9 @@ def ascent(*histories: Any, estimate: Any = None, **more: Any) -> ig.Result:
 
 
 def test_ascent_without_the_objective_is_drawn_back_from_its_end() -> None:
-    result = ascent(
-        history([0.5, 0.25]),
-        history([0.1, 0.1]),
-        history([1.0, 0.5]),
-        estimate=report(3.0, 0.1, "nested"),
-        diagnostics={"restarts": [2.0, None, 3.0]},
-    )
+    restarts = map(history, ([0.5, 0.25], [0.1, 0.1], [1.0, 0.5]))
+    ends = {"estimate": report(3.0, 0.1, "nested")}
+    result = ascent(*restarts, diagnostics={"restarts": [2.0, None, 3.0]}, **ends)
     left, right = result.plot()
     draw(left)
     low, unknown, _, best, dot = left.lines[:5]  # restarts, then the best again
@@ -135,13 +131,9 @@ NAMES = ("a", "w[0]", "w[1]")
 
 
 def gradients(shift: float) -> list[ig.Gradient]:
-    return [
-        ig.Gradient(
-            {"a": jnp.asarray(v + shift), "w": jnp.array([v, -v])},
-            {"a": jnp.asarray(0.1), "w": jnp.array([0.2, 0.3])},
-        )
-        for v in LINE
-    ]
+    error = {"a": jnp.asarray(0.1), "w": jnp.array([0.2, 0.3])}
+    values = ({"a": jnp.asarray(v + shift), "w": jnp.array([v, -v])} for v in LINE)
+    return [ig.Gradient(value, error) for value in values]
 
 
 def test_sweep_of_gradients_against_a_truth() -> None:

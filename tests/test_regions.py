@@ -94,12 +94,8 @@ def test_too_few_steps_are_told() -> None:
 
 def test_sums_without_a_bound_are_told() -> None:
     """Of users whose informations condition on one another, and only of these."""
-    three = {
-        (f"r{i}",): MI(
-            f"x{i}", "y", given=("h", *(f"x{j}" for j in range(3) if j != i))
-        )
-        for i in range(3)
-    }
+    others = {"x0": ("x1", "x2"), "x1": ("x0", "x2"), "x2": ("x0", "x1")}
+    three = {("r" + x[1],): MI(x, "y", given=("h", *z)) for x, z in others.items()}
     pairs = {("r0", "r1"): three["r0",], ("r2", "r0"): three["r0",]}
     (warning,) = _regions._missing_sums(three | pairs)
     assert "no bound of r1 + r2 or r0 + r1 + r2." in warning
@@ -128,8 +124,8 @@ def test_three_rates() -> None:
     bounds = {}
     for size in (1, 2, 3):
         for chosen in itertools.combinations(range(3), size):
-            inputs = {f"x{i}" for i in chosen}
-            bound = MI(inputs, "y", given={"x0", "x1", "x2"} - inputs)
+            rest = tuple(f"x{i}" for i in range(3) if i not in chosen)
+            bound = MI(tuple(f"x{i}" for i in chosen), "y", given=rest)
             bounds[tuple(f"r{i}" for i in chosen)] = bound
     region = quiet.rate_region(model, bounds, num_weights=2, projection=sum_power)
     assert region.points.shape == (3, 3)
