@@ -4,8 +4,6 @@
 `test_numpyro_models.py` looks at them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from flax import linen, nnx

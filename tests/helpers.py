@@ -52,13 +52,7 @@ def refuses(
     return caught
 
 
-def refuses_gradient(
-    error: type[Exception],
-    *words: str,
-    model: Any,
-    objective: Any = _X_TO_Y,
-    **settings,
-) -> None:
+def refuses_gradient(error, *words, model, objective=_X_TO_Y, **settings) -> None:
     """`gradient` refuses, and `maximize` does for the same reason."""
     for function in (ig.gradient, functools.partial(quiet.maximize, num_steps=1)):
         call = functools.partial(function, model, objective, **settings)
@@ -73,13 +67,13 @@ def check_only(model: Any, objective: Any = _X_TO_Y) -> None:
 
 
 def assert_within(
-    estimate: Any,
-    standard_error: Any,
-    truth: Any,
+    estimate,
+    standard_error,
+    truth,
     *,
-    max_standard_error: float,
-    num_sigmas: float = 4.0,
-    rounding: float = 1e-6,
+    max_standard_error,
+    num_sigmas=4.0,
+    rounding=1e-6,
 ) -> None:
     """Assert that an estimate agrees with a truth, and is sharp enough to tell.
 

@@ -37,12 +37,7 @@ def channel(law: Callable[[Any], dist.Distribution], size: int | None = None) ->
     return model
 
 
-def with_gain(
-    law: Callable[[Any], dist.Distribution],
-    name: str = "a",
-    start: Any = 1.0,
-    size: int | None = None,
-) -> Model:
+def with_gain(law: Any, name: str = "a", start: Any = 1.0, size: Any = None) -> Model:
     """X standard normal, Y from `law(a x)` with a parameter of this name and start."""
     return channel(lambda x: law(numpyro.param(name, start) * x), size)
 

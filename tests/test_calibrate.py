@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Twins fitted to recorded samples, against maximum likelihood and known truths."""
 
-from __future__ import annotations
-
 import functools
 
 import links

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A twin's standard errors: outliers, few recordings, simulation-based calibration."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 import runpy
@@ -53,9 +51,8 @@ def test_outliers_do_not_move_a_robust_twin(number: int, divergence: str) -> Non
     for seed in range(3):
         clean, wrong = with_outliers(number, seed)
         plain = quiet.calibrate(location_and_scale, {"y": clean}, **settings)
-        twin = quiet.calibrate(
-            location_and_scale, {"y": wrong}, robust=True, **settings
-        )
+        observed = {"y": wrong}
+        twin = quiet.calibrate(location_and_scale, observed, robust=True, **settings)
         assert any("weight zero" in warning for warning in twin.warnings)
         for name, error in twin.standard_error.items():
             moved = float(twin.params[name] - plain.params[name])
@@ -91,9 +88,8 @@ def receiver() -> None:
 
 @pytest.mark.slow
 def test_ranks_of_a_twin_of_three_parameters() -> None:
-    codes = ig.structural_model(receiver).sample(
-        None, 2000, {"gain": 0.9, "offset": 0.1, "noise": 0.4}
-    )["y"]
+    truth = {"gain": 0.9, "offset": 0.1, "noise": 0.4}
+    codes = ig.structural_model(receiver).sample(None, 2000, truth)["y"]
     twin = quiet.calibrate(receiver, {"y": codes}, num_steps=60)
     assert not twin.warnings and "converged" in twin.status
     check = ig.diagnostics.simulation_based_calibration(

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Twins fitted by likelihood, against maximum likelihood by sums and quadrature."""
 
-from __future__ import annotations
-
 import functools
 
 from methods import rest_slow

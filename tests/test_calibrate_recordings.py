@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings in the forms in which people have them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas  # with xarray, a dependency of ArviZ
 import pytest
@@ -38,8 +36,8 @@ def read(**observed):
     return as_recordings(as_tables(observed), SM, likely="n" in observed)
 
 
-def forms_of_y():
-    return {
+def test_forms_of_scalars() -> None:
+    forms = {
         "list": Y.tolist(),
         "jax": jnp.asarray(Y),
         "series": pandas.Series(Y, index=np.arange(600)[::-1]),
@@ -48,10 +46,7 @@ def forms_of_y():
         "files": np.split(Y, [100, 350]),
         "series of files": [pandas.Series(part) for part in np.split(Y, [7])],
     }
-
-
-def test_forms_of_scalars() -> None:
-    for name, form in forms_of_y().items():
+    for name, form in forms.items():
         found, warnings = read(y=form)
         np.testing.assert_array_equal(found["y"], Y, err_msg=name)
         assert not warnings

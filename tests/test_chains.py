@@ -290,13 +290,10 @@ def rotated(size: int, noise: float) -> Callable[[], None]:
     normal = np.random.default_rng(size).normal(size=(size, size))
     matrix = np.linalg.qr(normal)[0]
 
-    def model() -> None:
-        gain = numpyro.param("eta", 1.5)
-        x = numpyro.sample("x", dist.Normal(0, 1).expand([size]).to_event(1))
-        mean = jnp.asarray(matrix, x.dtype) @ jnp.tanh(gain * x)
-        numpyro.sample("y", dist.Normal(mean, noise).to_event(1))
+    def law(m):
+        return dist.Normal(jnp.asarray(matrix, m.dtype) @ jnp.tanh(m), noise)
 
-    return model
+    return with_gain(law, "eta", 1.5, size)
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A decorated model is still a model, and knows its ends; what notebooks show."""
 
-from __future__ import annotations
-
 import links
 import numpy as np
 import pytest

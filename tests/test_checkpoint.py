@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that are stopped, killed and taken up again."""
 
-from __future__ import annotations
-
 import functools
 import os
 from pathlib import Path
@@ -113,11 +111,9 @@ def test_an_interrupted_run_is_saved_to_its_last_chunk(
     assert part.status.startswith("interrupted")
     assert len(part.history["gradient_norm"]) == 4 * run.CHUNK
     stop_after(None)
-    steps = []
-    chunk = run.ascend_many
-    monkeypatch.setattr(
-        run, "ascend_many", lambda *args: steps.append(len(args[-1])) or chunk(*args)
-    )
+    steps, chunk = [], run.ascend_many
+    counted = lambda *args: steps.append(len(args[-1])) or chunk(*args)  # noqa: E731
+    monkeypatch.setattr(run, "ascend_many", counted)
     assert same(whole, ascend(links.link, tmp_path, **SPHERE))
     assert sum(steps) == run.CYCLE - 4 * run.CHUNK
 
@@ -140,10 +136,9 @@ def test_other_runs_are_refused(tmp_path) -> None:
         settings = {"num_steps": 20, **SPHERE, **change}
         with pytest.raises(CheckpointError, match=f"another run: its ({what})"):
             ascend(model, tmp_path, **settings)
+    settings = {"checkpoint": tmp_path, "num_steps": 20, **SPHERE}
     with pytest.raises(CheckpointError, match="another run: its objective"):
-        quiet.minimize(
-            links.link, ig.MI("x", "y"), checkpoint=tmp_path, num_steps=20, **SPHERE
-        )
+        quiet.minimize(links.link, ig.MI("x", "y"), **settings)
 
 
 def narrow(size: int):
@@ -168,9 +163,7 @@ def narrow(size: int):
     ],
     ids=["constraint", "rate in the optimizer's state", "formula", "network"],
 )  # fmt: skip
-def test_settings_that_show_in_no_name_are_told_apart(
-    first, second, what, tmp_path
-) -> None:
+def test_settings_that_show_in_no_name_are_told_apart(first, second, what, tmp_path):
     def run(settings) -> None:
         quick = {"num_steps": 20, "num_samples": 256, **settings}
         constraint = quick.pop("constraint", constraints.positive)

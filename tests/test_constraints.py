@@ -3,6 +3,7 @@
 
 from links import fill_water, normal_grid
 from methods import rest_slow
+from models import with_gain
 import numpy as np
 import pytest
 from scipy.optimize import brentq
@@ -33,11 +34,16 @@ def distortion(v):
     return jnp.sum((v["x"] - v["y"]) ** 2)
 
 
-def sender():
-    a = numpyro.param("a", 0.5)
-    x = numpyro.sample("x", dist.Normal(0, 1))
-    s = numpyro.deterministic("s", a * x)
-    numpyro.sample("y", dist.Normal(s, 1))
+def sending(bend=lambda v: v, noise=1.0, start=0.5, size=None):
+    """A signal s = bend(a x) in noise, of a power that is to be kept."""
+
+    def law(m):
+        return dist.Normal(numpyro.deterministic("s", bend(m)), noise)
+
+    return with_gain(law, "a", start, size)
+
+
+sender = sending()
 
 
 def ascend(bound, **settings):
@@ -177,19 +183,9 @@ def test_a_return_into_the_constraint_is_no_divergence() -> None:
 NOISES = np.array([1.0, 1.5, 2.5])
 
 
-def carriers():
-    """Three channels of different noise."""
-    a = numpyro.param("a", 0.5 * jnp.ones(3))
-    x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
-    s = numpyro.deterministic("s", a * x)
-    numpyro.sample("y", dist.Normal(s, jnp.sqrt(NOISES)).to_event(1))
-
-
-def limiter():
-    a = numpyro.param("a", 0.3)
-    x = numpyro.sample("x", dist.Normal(0, 1))
-    s = numpyro.deterministic("s", jnp.tanh(a * x))
-    numpyro.sample("y", dist.Normal(s, 0.5))
+# Three channels of different noise.
+carriers = sending(noise=jnp.sqrt(NOISES), start=0.5 * jnp.ones(3), size=3)
+limiter = sending(jnp.tanh, 0.5, 0.3)
 
 
 def limited(power):

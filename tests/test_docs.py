@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation does what it says: code runs, links lead somewhere."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 import contextlib
 import functools

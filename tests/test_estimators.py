@@ -155,14 +155,12 @@ def test_sums_need_few_states() -> None:
 def rotated_tanh(variance: float):
     """y = tanh(Q x) + N(0, variance I) in four dimensions."""
     matrix = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
-
-    def model():
-        x = numpyro.sample("x", dist.Normal(jnp.zeros(4), 1.0).to_event(1))
-        mean = jnp.tanh(jnp.asarray(matrix, x.dtype) @ x)
-        numpyro.sample("y", dist.Normal(mean, scale).to_event(1))
-
     scale = jnp.asarray(math.sqrt(variance))
-    return model
+
+    def law(x):
+        return dist.Normal(jnp.tanh(jnp.asarray(matrix, x.dtype) @ x), scale)
+
+    return channel(law, size=4)
 
 
 SINGULAR = np.geomspace(3.0, 0.3, 8)

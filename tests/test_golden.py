@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from methods import slow
-from models import affine, multipath, tanh_channel
+from models import affine, multipath, tanh_channel, with_gain
 import numpy as np
 import pytest
 
@@ -28,10 +28,7 @@ FILE = Path(__file__).with_name("golden.json")
 XY = MI("x", "y")
 
 
-def one_bit() -> None:
-    x = numpyro.sample("x", dist.Normal())
-    chance = jax.nn.sigmoid(numpyro.param("a", 1.0) * x - 0.3)
-    numpyro.sample("y", dist.Bernoulli(chance))
+one_bit = with_gain(lambda m: dist.Bernoulli(jax.nn.sigmoid(m - 0.3)))
 
 
 def warped() -> None:

@@ -34,11 +34,7 @@ def check(objective, model, truth: dict[str, float], scores, params=None, **sett
     assert_found(found, truth, sharp, num_sigmas=3.0)
 
 
-def slopes(
-    covariance: Callable[..., Any],
-    sets: tuple[list[int], list[int], list[int]],
-    point: dict[str, float],
-) -> dict[str, float]:
+def slopes(covariance, sets, point) -> dict[str, float]:
     """Derivatives of a Gaussian I(A;B|C) by central differences."""
     a, b, c = sets
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples on several devices, and in several processes, give the same numbers."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

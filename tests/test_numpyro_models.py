@@ -8,10 +8,9 @@ noise; and what cannot be differentiated is refused by name. `docs/models.md` sa
 same in a table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 import functools
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import families as more
@@ -541,25 +540,17 @@ def families(which: Callable[[Family], Any]) -> Any:
     return models(f.model for f in FAMILIES.values() if which(f))
 
 
-class Look(NamedTuple):
-    """A traced family, its draws, and NumPyro's."""
-
-    sm: ig.StructuralModel
-    noise: Any
-    run: Callable[[Any, Any], Any]  # (params, noise) -> ((mean, values), slope of mean)
-    ours: dict[str, jax.Array]
-    slope: Any
-    theirs: dict[str, jax.Array]
-
-
 def functional(value: jax.Array) -> jax.Array:
     """What is averaged: bounded, so that it has a mean under every law."""
     return jnp.arctan(jnp.mean(value) - 0.5)
 
 
 @functools.cache
-def look(model: Callable[..., None]) -> Look:
-    """All that the tests want of a family, compiled and drawn once."""
+def look(model: Callable[..., None]) -> SimpleNamespace:
+    """A family as it is traced, its draws and NumPyro's, all of them once.
+
+    `run` maps parameters and noise to ((mean, values), slope of the mean).
+    """
     target, sm = FAMILIES[model].target, ig.structural_model(model)
     noise = sm.sample_noise(jax.random.key(7), DRAWS)
 
@@ -573,7 +564,9 @@ def look(model: Callable[..., None]) -> Look:
     (_, ours), slope = run(sm.params, noise)
     predictive = Predictive(model, params=sm.params, num_samples=DRAWS, parallel=True)
     theirs = jax.jit(predictive)(jax.random.key(11))
-    return Look(sm, noise, run, ours, slope, theirs)
+    return SimpleNamespace(
+        sm=sm, noise=noise, run=run, ours=ours, slope=slope, theirs=theirs
+    )
 
 
 def scaled(params: Any, by: float) -> Any:

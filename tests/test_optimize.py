@@ -158,17 +158,13 @@ def test_simplex_projection_fills_water() -> None:
 @pytest.mark.slow
 def test_updates_inside_jit_and_scan() -> None:
     """As one by one; the object holds no state that a trace would leave behind."""
-    ascent = ig.InfoMax(links.amplifier, ig.MI("x", "y"), optax.adam(0.1))
+    ascent = ig.InfoMax(links.amplifier, XY, optax.adam(0.1))
     start = state = ascent.init(jax.random.key(0))
     norms = []
     for _ in range(3):
         state, info = ascent.update(state)
         norms.append(float(info.gradient_norm))
-
-    @jax.jit
-    def several(state):
-        return jax.lax.scan(lambda s, _: ascent.update(s), state, None, length=3)
-
+    several = jax.jit(lambda s: jax.lax.scan(lambda s, _: ascent.update(s), s, None, 3))
     last, infos = several(start)
     np.testing.assert_allclose(infos.gradient_norm, norms, rtol=1e-5)
     eta = ascent.get_params(state)["eta"]
@@ -578,12 +574,10 @@ def test_noise_is_no_rise_but_a_gradient_is(norm):
     """The nudge at the end of a cycle: zero for noise, else at most the true gain."""
     rng, found = np.random.default_rng(0), []
     slope = norm * np.eye(100)[0]
+    ended = types.SimpleNamespace(_each_unconstrained=lambda: [{"a": np.ones(100)}])
     for _ in range(100):
         each = slope + 0.1 * rng.normal(size=(2, 1, 20, 100))
-        chunks = [types.SimpleNamespace(gradient={"a": g}) for g in each]
-        ended = types.SimpleNamespace(
-            chunks=chunks, _each_unconstrained=lambda: [{"a": np.ones(100)}]
-        )
+        ended.chunks = [types.SimpleNamespace(gradient={"a": g}) for g in each]
         found.append(run.Run._gain_of_small_move(ended, 0))
     whole = 0.01 * 10.0 * norm  # one percent of the size, along the gradient
     if norm:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is handed out: the wheel, the source distribution, the citation."""
 
-from __future__ import annotations
-
 import ast
 from email.parser import BytesParser
 import math
@@ -109,9 +107,7 @@ def known_to_git(*which: str) -> set[str]:
     return {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
 
 
-def test_sdist_holds_what_pyproject_lists(
-    built: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_sdist_holds_what_pyproject_lists(built, tmp_path) -> None:
     """All but continuous integration; of new files, those that git does not ignore."""
     include = PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     tops = {top.strip("/") for top in include} | {".gitignore", "pyproject.toml"}
@@ -122,9 +118,7 @@ def test_sdist_holds_what_pyproject_lists(
     assert set(files_of(unpack(built[1], tmp_path))) == wanted | {"PKG-INFO"}
 
 
-def test_sdist_builds_the_same_and_a_used_tree_adds_nothing(
-    built: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_sdist_builds_the_same_and_a_used_tree_adds_nothing(built, tmp_path) -> None:
     tree = unpack(built[1], tmp_path / "tree")
     for stray in (
         ".venv/lib/stray.py",
@@ -178,9 +172,7 @@ print(float(ig.mutual_information(link, "x", "y").value))
 
 
 @pytest.mark.slow
-def test_installed_wheel_works_outside_of_the_tree(
-    built: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_installed_wheel_works_outside_of_the_tree(built, tmp_path) -> None:
     folder = tmp_path / "installed"
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index")
     run(*pip, "--target", folder, built[0], cwd=tmp_path)
@@ -191,9 +183,7 @@ def test_installed_wheel_works_outside_of_the_tree(
 
 
 @pytest.mark.slow
-def test_wheel_brings_all_that_the_readme_needs(
-    built: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_wheel_brings_all_that_the_readme_needs(built, tmp_path) -> None:
     """An empty environment, the wheel with its dependencies, and the first example."""
     run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What figures show: data, error bars, units; and what is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 import dataclasses
 import re

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for all: the algebra of objectives, random graphs, projections."""
 
-from __future__ import annotations
-
 from hypothesis import assume, given, settings, strategies as st
 import numpy as np
 import pytest
