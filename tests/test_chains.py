@@ -269,9 +269,6 @@ def test_scores_over_discrete_states_are_those_of_a_sum() -> None:
     assert abs(memory.mean()) < 4 * memory.std() / 32
 
 
-AMPLIFIER = truths.tanh_derivative(1.0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "sharp"),
@@ -280,7 +277,7 @@ AMPLIFIER = truths.tanh_derivative(1.0)
 )
 def test_the_gradient_of_an_amplifier(scores, sharp) -> None:
     found = ig.gradient(links.amplifier, XY, scores=scores)
-    assert_found(found, {"eta": AMPLIFIER}, sharp)
+    assert_found(found, {"eta": truths.tanh_derivative(1.0)}, sharp)
     assert found.diagnostics["num_steps(y)"] <= 256
     assert scores != "mcmc" or not found.warnings
 
