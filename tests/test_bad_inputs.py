@@ -460,7 +460,7 @@ CASES: list[tuple] = [
     # gradient: arguments of the model
     (r"model_args.*'2'.*\(value,\)", every(gained, model_args="2")),
     (r"model argument \[0\]\[0\].*Clean", every(gained, model_args=(np.nan,))),
-    ("model_kwargs must be a dict.*{'name': value}", every(gained, model_kwargs=["gain"])),
+    ("model_kwargs must be.*{'name': value}", every(gained, model_kwargs=["gain"])),
     ("'gain'.*not finite", every(gained, model_kwargs={"gain": np.inf})),
     ("model_kwargs must name arguments.*got 1. Write",
         every(gained, model_kwargs={1: 2.0})),
