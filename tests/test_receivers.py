@@ -243,17 +243,6 @@ def test_complex_fading_is_two_real_gains(x64) -> None:
         np.testing.assert_allclose(*map(jax.tree.leaves, (one, other)), rtol=1e-9)
 
 
-def test_complex_noise_is_gaussian() -> None:
-    def model():
-        z = numpyro.sample("z", ComplexNormal(1.0j, 2.0))
-        u = numpyro.deterministic("u", jnp.stack([z.real, z.imag]))
-        numpyro.sample("y", dist.Normal(u, 1.0).to_event(1))
-
-    found = ig.mutual_information(model, "u", "y")
-    assert found.method == "exact"
-    np.testing.assert_allclose(found.value, np.log(3.0), rtol=1e-5)
-
-
 def test_what_has_atoms_is_refused_where_a_score_is_needed() -> None:
     model = with_gain(lambda mean: Clipped(dist.Normal(mean, 0.5), 0.0, 1.0))
     with pytest.raises(ArgumentError, match="'y' has atoms"):
