@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from numpyro.distributions import MaskedDistribution, Unit, constraints
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from numpyro_infograd import exogenous
 from numpyro_infograd._arguments import is_real
 from numpyro_infograd._doors import warn
 from numpyro_infograd._noise import one_draw
@@ -31,7 +30,7 @@ from numpyro_infograd._parameters import bijection, constraint_of
 from numpyro_infograd._sites import Site
 from numpyro_infograd._structure import Played
 from numpyro_infograd.errors import ModelError
-from numpyro_infograd.exogenous import Noise
+from numpyro_infograd.exogenous import Noise, lookup
 from numpyro_infograd.exogenous.rows import innermost, leaf_of
 
 _FEW = 1024  # listed values of a discrete distribution, at most
@@ -170,7 +169,7 @@ class Generate(Messenger):
 
     def _on_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
-        if isinstance(exogenous.density(fn), Unit):
+        if isinstance(lookup.density(fn), Unit):
             raise ModelError(
                 f"site {name!r} is a numpyro.factor (or Unit) statement. A factor "
                 "reweights runs of a model, but draws of a generative model have no "
@@ -210,9 +209,9 @@ class Generate(Messenger):
         return passed
 
     def _score(self, name: str, fn: Any, value: jax.Array) -> None:
-        law = exogenous.density(fn)
-        self.played.log_prob[name] = exogenous.log_probs(law, value)
-        self.played.boundary[name] = exogenous.boundary(law)
+        law = lookup.density(fn)
+        self.played.log_prob[name] = lookup.log_probs(law, value)
+        self.played.boundary[name] = lookup.boundary(law)
         numbers = [x for x in jax.tree.leaves(fn) if is_real(x)]
         self.played.arguments[name] = numbers or [self.played.log_prob[name]]
 
@@ -226,10 +225,10 @@ class Generate(Messenger):
             dtype=value.dtype,
             noise=self._laws.get(name) if state in ("free", "intervened") else None,
             distribution=_class_name(fn),
-            reason=exogenous.reason_not_reparametrized(fn),
-            has_law=exogenous.has_law(fn),
+            reason=lookup.reason_not_reparametrized(fn),
+            has_law=lookup.has_law(fn),
             discrete=bool(fn.support.is_discrete),
-            support="mixed" if exogenous.has_atoms(fn) else _support(fn.support),
+            support="mixed" if lookup.has_atoms(fn) else _support(fn.support),
             state=state,
             masked=_is_masked(fn),
             scaled=msg.get("scale") is not None and not _is_one(msg["scale"]),
@@ -343,14 +342,14 @@ class Generate(Messenger):
 
 def _noise_of(name: str, fn: Any, sample_shape: tuple[int, ...]) -> Noise:
     try:
-        return exogenous.noise_of(fn, sample_shape)
+        return lookup.noise_of(fn, sample_shape)
     except ModelError as error:
         raise ModelError(f"site {name!r}: {error}") from None
 
 
 def _transform(name: str, fn: Any, noise: Any, sample_shape: tuple[int, ...]) -> Any:
     try:
-        return exogenous.transform(fn, noise, sample_shape)
+        return lookup.transform(fn, noise, sample_shape)
     except (ImportError, NotImplementedError) as error:  # of NumPyro's own sampler
         missing = str(error).rstrip(".") or "a part of it has no sampler or no icdf"
         raise ModelError(
@@ -382,12 +381,12 @@ def _unconstrain(fn: Any) -> Any:
     Beta.
     """
     support = fn.support
-    if exogenous.has_atoms(fn):
+    if lookup.has_atoms(fn):
         return None
     moves = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(support))
     if support.is_discrete or moves:
         return None
-    if _support(support) == "real" and exogenous.has_edge(exogenous.density(fn)):
+    if _support(support) == "real" and lookup.has_edge(lookup.density(fn)):
         return None
     return bijection(support)
 

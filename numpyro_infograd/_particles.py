@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
-from numpyro_infograd import exogenous
 from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Density, Values
 from numpyro_infograd._messenger import scan_watcher
@@ -31,6 +30,7 @@ from numpyro_infograd._noise import NoiseSpec, draw_noise, noise_like
 from numpyro_infograd._program import Program, dependencies_by_name
 from numpyro_infograd._sites import joint_states
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd.exogenous import lookup
 
 blackjax = lazy_loader.load("blackjax")  # only filters and chains need it
 
@@ -59,8 +59,8 @@ class _Step(Messenger):
             msg["value"] = fn.sample(own, msg["kwargs"]["sample_shape"])
         msg["intermediates"] = []
         if name in self.scored:
-            law = exogenous.density(fn)
-            self.log_prob += jnp.sum(exogenous.log_probs(law, msg["value"]))
+            law = lookup.density(fn)
+            self.log_prob += jnp.sum(lookup.log_probs(law, msg["value"]))
 
 
 def _advance(

@@ -19,6 +19,7 @@ from numpyro.distributions import constraints, transforms as maps
 
 from numpyro_infograd import exogenous
 from numpyro_infograd.errors import ArgumentError, ModelError
+from numpyro_infograd.exogenous import lookup
 
 LIMIT = 4.5
 DRAWS = 16_000
@@ -605,7 +606,7 @@ def test_delta_has_no_noise():
     value = exogenous.transform(fn, jnp.zeros(()), (4,))
     np.testing.assert_array_equal(value, np.broadcast_to([1.0, 2.0], (4, 3, 2)))
     assert exogenous.reason_not_reparametrized(fn) == ""
-    assert exogenous.boundary(fn) == ()
+    assert lookup.boundary(fn) == ()
 
 
 def test_noise_is_static_and_checked():
@@ -633,17 +634,17 @@ def test_truncation_far_out_stays_inside():
 def test_density_takes_masks_off_and_keeps_the_rest():
     base = dist.Normal(jnp.zeros((3, 2)), 1.0)
     plain = base.to_event(1)
-    assert type(exogenous.density(plain)) is type(plain)
+    assert type(lookup.density(plain)) is type(plain)
     masked = base.mask(False).to_event(1).mask(jnp.zeros(3, bool)).expand((4, 3))
     x = jax.random.normal(jax.random.key(0), (4, 3, 2))
-    bare = exogenous.density(masked)
+    bare = lookup.density(masked)
     assert type(bare) is dist.ExpandedDistribution
     assert (bare.batch_shape, bare.event_shape) == ((4, 3), (2,))
     np.testing.assert_allclose(bare.log_prob(x), plain.log_prob(x))
     assert np.all(masked.log_prob(x) == 0)  # the argument is left alone
     moved = dist.TransformedDistribution(base.mask(False), maps.ExpTransform())
     wanted = dist.LogNormal(jnp.zeros((3, 2)), 1.0).log_prob(jnp.exp(x))
-    np.testing.assert_allclose(exogenous.density(moved).log_prob(jnp.exp(x)), wanted)
+    np.testing.assert_allclose(lookup.density(moved).log_prob(jnp.exp(x)), wanted)
 
 
 def test_density_ends_with_the_support_whatever_is_validated():
@@ -655,7 +656,7 @@ def test_density_ends_with_the_support_whatever_is_validated():
         dist.MixtureGeneral(dist.Categorical(jnp.ones(2) / 2), [half, half], **off),
     ):
         outside = -jnp.ones(fn.shape())
-        log_prob = jax.jit(exogenous.density(fn).log_prob)
+        log_prob = jax.jit(lookup.density(fn).log_prob)
         assert np.isfinite(fn.log_prob(outside))
         assert log_prob(outside) == -jnp.inf and np.isfinite(log_prob(-outside / 2))
 
@@ -664,7 +665,7 @@ def _moves(fn_of, *values):
     """Which of the values the boundary depends on."""
 
     def ends(p):
-        return [jnp.asarray(end, float) for end in exogenous.boundary(fn_of(*p))]
+        return [jnp.asarray(end, float) for end in lookup.boundary(fn_of(*p))]
 
     jacobians = jax.jacfwd(ends)(values)
     return tuple(any(np.any(j[i] != 0) for j in jacobians) for i in range(len(values)))
@@ -727,7 +728,7 @@ def test_most_laws_have_no_boundary():
         dist.FoldedDistribution(dist.Normal()), dist.Poisson(1.0),
         dist.VonMises(0.0, 1.0),
     )  # fmt: skip
-    assert [exogenous.boundary(fn) for fn in laws] == [()] * len(laws)
+    assert [lookup.boundary(fn) for fn in laws] == [()] * len(laws)
 
 
 # --- registering ----------------------------------------------------------------------
@@ -780,7 +781,7 @@ def test_registering_a_class_with_explicit_noise():
     z = jax.random.normal(jax.random.key(0), (4, 3, 2))
     x = exogenous.transform(fn, z, (4,))
     np.testing.assert_allclose(x, jnp.array([1.0, 2.0]) * z**3)
-    assert exogenous.boundary(fn) == ()
+    assert lookup.boundary(fn) == ()
 
 
 # --- completeness ------------------------------------------------------------------
@@ -832,9 +833,9 @@ def test_a_mixture_with_an_atom_has_no_density() -> None:
         return dist.MixtureGeneral(half, list(components), support=constraints.real)
 
     spike, slab = dist.Delta(0.0), dist.Normal(0.0, 1.0)
-    assert not exogenous.has_law(law(spike, slab).expand((3,)).to_event(1))
+    assert not lookup.has_law(law(spike, slab).expand((3,)).to_event(1))
     assert "Delta" in exogenous.reason_not_reparametrized(law(spike, slab))
-    assert exogenous.has_law(law(slab, slab))
+    assert lookup.has_law(law(slab, slab))
     assert "weights" in exogenous.reason_not_reparametrized(law(slab, slab))
     same = dist.MixtureSameFamily(half, dist.Delta(jnp.arange(2.0)))
-    assert not exogenous.has_law(same.expand((3,)))
+    assert not lookup.has_law(same.expand((3,)))

@@ -28,6 +28,7 @@ from numpyro_infograd.distributions import (
     Quantized,
 )
 from numpyro_infograd.errors import ArgumentError
+from numpyro_infograd.exogenous import lookup
 
 EDGES = np.array([-1.3, -0.4, 0.25, 0.7, 0.71, 2.0, 2.4])
 A = np.array([[1.0, 0.0], [0.4 - 0.7j, 0.6]])
@@ -198,8 +199,8 @@ def test_draws_from_noise_follow_the_density(x64) -> None:
     np.testing.assert_allclose([np.mean(y == 0), np.mean(y == 1)], atoms, atol=3e-4)
     wide = c.expand((3, 2)).mask(True).to_event(1)
     assert exogenous.noise_of(wide, (5,)) == ("uniform", (5, 3, 2))
-    assert exogenous.has_atoms(wide) and not exogenous.has_atoms(q)
-    assert [float(end) for end in exogenous.boundary(c)] == [0.0, 1.0]
+    assert lookup.has_atoms(wide) and not lookup.has_atoms(q)
+    assert [float(end) for end in lookup.boundary(c)] == [0.0, 1.0]
     z = ComplexNormal(np.array([[1j], [2.0]]), 0.5).expand((2, 3)).to_event(1)
     noise = exogenous.noise_of(z, (7,))
     assert noise == ("normal", (7, 2, 3, 2))

@@ -31,12 +31,6 @@ from numpyro.distributions import Distribution
 
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous.lookup import (
-    boundary,
-    density,
-    has_atoms,
-    has_edge,
-    has_law,
-    log_probs,
     noise_of,
     reason_not_reparametrized,
     transform,
@@ -51,19 +45,7 @@ from numpyro_infograd.exogenous.rows import (
 )
 from numpyro_infograd.exogenous.table import ROWS
 
-__all__ = [
-    "Noise",
-    "boundary",
-    "density",
-    "has_atoms",
-    "has_edge",
-    "has_law",
-    "log_probs",
-    "noise_of",
-    "reason_not_reparametrized",
-    "register",
-    "transform",
-]
+__all__ = ["Noise", "noise_of", "reason_not_reparametrized", "register", "transform"]
 
 TABLE.update(ROWS)
 

@@ -159,24 +159,11 @@ def reason_not_reparametrized(fn: Distribution) -> str:
 
 
 def density(fn: Distribution) -> Distribution:
-    """Return the distribution whose `log_prob` is the log density of the site.
+    """The distribution whose `log_prob` is the log density of the site.
 
     Masks are removed, because a mask changes a likelihood but not how the site is
     drawn. Validation is switched on, because NumPyro's densities are zero outside their
     support only if arguments are validated.
-
-    Args:
-        fn: Any distribution.
-
-    Returns:
-        The distribution without its masks.
-
-    Example:
-        >>> import numpyro.distributions as dist
-        >>> from numpyro_infograd.exogenous import density
-        >>> fn = dist.Normal(0.0, 1.0).mask(False)
-        >>> float(fn.log_prob(0.0)), round(float(density(fn).log_prob(0.0)), 4)
-        (0.0, -0.9189)
     """
     if type(fn) is dist.MaskedDistribution:
         return density(fn.base_dist)
@@ -193,21 +180,7 @@ def density(fn: Distribution) -> Distribution:
 
 
 def log_probs(fn: Distribution, value: Any) -> Array:
-    """Log densities of independent entries, in nats; their sum is that of the value.
-
-    Args:
-        fn: Any distribution. `Independent` (`to_event`) is undone.
-        value: A value of it.
-
-    Returns:
-        An array with one number for each entry.
-
-    Example:
-        >>> import numpyro.distributions as dist
-        >>> from numpyro_infograd.exogenous import log_probs
-        >>> log_probs(dist.Normal(0.0, 1.0).expand([3]).to_event(1), 0.0).shape
-        (3,)
-    """
+    """Log densities of independent entries, in nats; their sum is that of the value."""
     while isinstance(fn, dist.Independent):
         fn = fn.base_dist
     each = fn.log_prob(value)
@@ -225,39 +198,12 @@ def log_probs(fn: Distribution, value: Any) -> Array:
 
 
 def has_edge(fn: Distribution) -> bool:
-    """Whether the density of `fn` jumps, or may jump, somewhere.
-
-    Args:
-        fn: Any distribution.
-
-    Returns:
-        True if it may jump.
-
-    Example:
-        >>> import numpyro.distributions as dist
-        >>> from numpyro_infograd.exogenous import has_edge
-        >>> has_edge(dist.Normal(0.0, 1.0)), has_edge(dist.Exponential(1.0))
-        (False, True)
-    """
+    """Whether the density of `fn` jumps, or may jump, somewhere."""
     return ends_of(fn) is not None
 
 
 def has_atoms(fn: Distribution) -> bool:
-    """Whether `fn` has a density and also values of positive probability.
-
-    Args:
-        fn: Any distribution.
-
-    Returns:
-        True if it has both. False for a discrete distribution.
-
-    Example:
-        >>> import numpyro.distributions as dist
-        >>> from numpyro_infograd.distributions import Clipped
-        >>> from numpyro_infograd.exogenous import has_atoms
-        >>> has_atoms(Clipped(dist.Normal(0.0, 1.0), low=0.0).expand((3,)))
-        True
-    """
+    """Whether `fn` has a density and also values of positive probability."""
     row = TABLE.get(type(leaf_of(fn, WRAPPERS)))
     return row is not None and row.atoms
 
@@ -265,19 +211,7 @@ def has_atoms(fn: Distribution) -> bool:
 def has_law(fn: Distribution) -> bool:
     """Whether `log_prob` is the log density of draws, for `fn` and its parts.
 
-    Args:
-        fn: Any distribution. Of a class that this package does not know, only the parts
-            are checked.
-
-    Returns:
-        False if a gradient through `log_prob` would be wrong.
-
-    Example:
-        >>> import numpyro.distributions as dist
-        >>> from numpyro_infograd.exogenous import has_law
-        >>> fn = dist.LeftCensoredDistribution(dist.Normal(0.0, 1.0), 0.5)
-        >>> has_law(fn), has_law(dist.Poisson(2.0))
-        (False, True)
+    Of a class that this package does not know, only the parts are checked.
     """
     inside = jax.tree.leaves(
         fn, is_leaf=lambda x: x is not fn and isinstance(x, Distribution)
@@ -291,22 +225,8 @@ def has_law(fn: Distribution) -> bool:
 def boundary(fn: Distribution) -> tuple[Array, ...]:
     """The arrays that locate the jumps of the density of `fn`.
 
-    A score misses the contribution of a jump that moves. So it must be known whether
-    these arrays depend on anything.
-
-    Args:
-        fn: Any distribution.
-
-    Returns:
-        () if the density is continuous, or jumps only where no parameter can move it.
-        For an unknown class, all arrays of `fn`.
-
-    Example:
-        >>> import numpyro.distributions as dist
-        >>> from numpyro_infograd.exogenous import boundary
-        >>> [float(end) for end in boundary(dist.Uniform(-1.0, 3.0))]
-        [-1.0, 3.0]
-        >>> boundary(dist.Exponential(2.0))  # jumps at 0, always
-        ()
+    A score misses the contribution of a jump that moves, so it must be known whether
+    these arrays depend on anything. They are () if the density is continuous, or jumps
+    only where no parameter can move it; of an unknown class, all arrays.
     """
     return tuple(jnp.asarray(end) for end in ends_of(fn) or ())
