@@ -74,6 +74,7 @@ class Linear(NamedTuple):
     jacobians: dict[str, dict[str, np.ndarray]]
     sizes: dict[str, int]  # number of scalars in each site
     complete: bool  # whether the Jacobians include all noise
+    keyed: bool = False  # whether some noise is a key
     rounding: float = 0.0  # error of a derivative, relative to its row
 
     @staticmethod
@@ -99,6 +100,7 @@ class Linear(NamedTuple):
             },
             sizes,
             not any(site.control_flow for site in keyed),
+            any(sm.noise[n].kind == "key" for n in names if n in sm.noise),
             _ROUNDING * float(jnp.finfo(jnp.result_type(float)).eps),
         )
 
@@ -140,9 +142,16 @@ class Linear(NamedTuple):
         return len(axes), int(np.linalg.matrix_rank(free, tol=tolerance))
 
     def count_parts(self) -> int:
-        """The number of parts of all sites that share no noise; 1 if it is unknown."""
+        """The number of parts of all sites that share no noise; 1 if it is unknown.
+
+        It is unknown if some noise moves sites without a derivative: by a jump, as in
+        a discrete site, or through a draw from a key.
+        """
         rows = self._rows(tuple(self.sizes)) if self.complete else []
-        return len(_parts(np.any(rows, axis=0))) if rows else 1
+        moves = np.any(rows, axis=0)
+        if self.keyed or not rows or not moves.any(axis=0).all():
+            return 1
+        return len(_parts(moves))
 
     def information(self, density: Density) -> float:
         """Approximate information of a density's sites about its hidden noise, in nats.

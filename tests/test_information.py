@@ -221,7 +221,7 @@ def plate(size: int, shared: float = 0.0, closed: tuple[int, ...] = ()):
 
     def model() -> None:
         scale = jnp.ones(size).at[jnp.array(closed, int)].set(0.0)
-        common = numpyro.sample("common", dist.Normal(0, 1))
+        common = numpyro.sample("common", dist.Normal(0, 1)) if shared else 0.0
         with numpyro.plate("members", size):
             x = numpyro.sample("x", dist.Normal(0, 1))
             noise = numpyro.sample("noise", dist.Normal(0, 1))
@@ -241,6 +241,20 @@ def test_a_wide_plate_has_a_warning_unless_its_members_share_noise() -> None:
         said = [str(w.message) for w in seen]
         assert len(said) == (parts == 128)
         assert all("128 parts" in s and "multiply by 128" in s for s in said)
+
+
+@pytest.mark.parametrize("cause", ["bit", "count", "sign"])
+def test_parts_are_unknown_where_noise_has_no_derivative(cause: str) -> None:
+    laws = {"bit": dist.Bernoulli(0.5), "count": dist.Poisson(2.0)}
+
+    def model() -> None:
+        common = numpyro.sample("common", laws.get(cause, dist.Normal(0, 1)))
+        common = jnp.sign(common) if cause == "sign" else common
+        with numpyro.plate("looks", 128):
+            numpyro.sample("y", dist.Normal(jnp.tanh(1.0 * common), 1))
+
+    sm = ig.structural_model(model)
+    assert Linear.of(sm, ("y",), sm.params).count_parts() == 1
 
 
 @pytest.mark.parametrize("shared", [0.0, 1.0])
