@@ -179,7 +179,8 @@ def _walked(sm: StructuralModel, term: Term) -> Density:
     density = walkable(sm, sm.density(term.sites, term.given, whole=True))
     if density.walk is None:
         return density
-    return replace(density, walk=replace(density.walk, moved_sites=()))
+    joint = replace(density.walk.joint, moved_sites=())
+    return replace(density, walk=replace(density.walk, joint=joint))
 
 
 class Ends(NamedTuple):
