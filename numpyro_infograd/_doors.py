@@ -98,9 +98,10 @@ class _Call(NamedTuple):
         """Raise for arguments that are missing, unknown or in another order."""
         name, takes = self.name, self.takes
         if len(args) > len(takes) and not self.is_open:
+            also = " and named settings" if len(self.known) > len(takes) else ""
             raise ArgumentError(
-                f"{name} takes {', '.join(takes)} and named settings, got {len(args)} "
-                f"arguments. {self._advice(args)}"
+                f"{name} takes {', '.join(takes)}{also}, got {len(args)} arguments. "
+                f"{self._advice(args)}"
             )
         if unknown := [k for k in kwargs if k not in self.known and not self.any_name]:
             near = difflib.get_close_matches(unknown[0], self.known, 1, 0.5)

@@ -128,7 +128,7 @@ class Linear(NamedTuple):
                 self._ranks(scaled[np.ix_(rows, columns)], int(np.sum(rows < size)))
                 for rows, columns in _parts(jacobian)
             ]
-            held, free = np.sum(found, axis=0)
+            held, free = np.reshape(found, (-1, 2)).sum(axis=0)
             ranks.append((int(held), int(free)))
         return max(ranks)[1]
 

@@ -183,6 +183,21 @@ def test_rounding_is_no_information() -> None:
     assert np.isinf(twin.standard_error["a"]) and np.isinf(twin.standard_error["b"])
 
 
+def rooted() -> None:
+    """Gain and offset are nearly exchangeable, so few draws say little about them."""
+    x = numpyro.sample("x", dist.Gamma(2.0, 1.0))
+    mean = numpyro.param("o", 0.0) + numpyro.param("g", 1.0) * jnp.sqrt(x)
+    numpyro.sample("y", dist.Normal(mean, positive("s", 0.5)))
+
+
+def rooted_log_prob(theta, y):
+    nodes, weights = np.polynomial.legendre.leggauss(800)
+    root = 2.5 * (nodes + 1)
+    prior = 2 * root**3 * np.exp(-(root**2)) * 2.5 * weights
+    mean, scale = theta[0] + theta[1] * root, np.exp(theta[2])
+    return np.sum(np.log(norm.pdf(y[:, None], mean, scale) @ prior))
+
+
 def noisy_tanh(rng):
     x, noise = rng.normal(size=(2, 3000))
     return 1.7 * np.tanh(0.8 * x) + 0.3 * noise
@@ -206,8 +221,13 @@ def noisy_tanh(rng):
         (exponential, exponential_log_prob, ("m", "s"), 213,
          lambda rng: 0.7 + 1.6 * rng.exponential(size=6000)
          + 0.4 * rng.normal(size=6000), {"divergence": "likelihood"}, 0.1),
+        # By default there are too few draws, and errors are infinite.
+        (rooted, rooted_log_prob, ("o", "g", "s"), 1,
+         lambda rng: 0.4 + 1.5 * np.sqrt(rng.gamma(2.0, 1.0, 2000))
+         + 0.25 * rng.normal(size=2000),
+         {"divergence": "likelihood", "num_samples": 2**15}, 0.5),
     ],
-    ids=["converter", "clipped", "counts", "concave", "rare recordings"],
+    ids=["converter", "clipped", "counts", "concave", "rare recordings", "more draws"],
 )  # fmt: skip
 def test_maximum_likelihood(model, log_prob, names, seed, draw, settings, tolerance):
     y = draw(np.random.default_rng(seed))

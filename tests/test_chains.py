@@ -604,6 +604,14 @@ def test_values_whose_reference_reaches_outside() -> None:
     assert found.lower < 1.59291 < found.upper
 
 
+def test_a_value_between_its_two_ends() -> None:
+    method = ig.values.MCMC(num_samples=2048, max_levels=32)
+    found = information(rotated(2, 0.5), method=method)
+    truth = 2 * truths.tanh_information(1.5, 0.25)
+    assert_found(found, truth, 0.05)
+    assert found.lower < truth < found.upper
+
+
 @pytest.mark.slow
 def test_the_value_of_what_a_rotation_hides() -> None:
     found = information(rotated(16, 0.5))
