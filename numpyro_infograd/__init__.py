@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
     try:
         return _load(name)
     except AttributeError as unknown:
-        for room in ("diagnostics", "distributions", "scores", "values"):
+        for room in ("diagnostics", "distributions", "errors", "scores", "values"):
             if not name.startswith("_") and hasattr(_load(room), name):
                 raise AttributeError(f"{unknown}. Write ig.{room}.{name}.") from None
         # With these, Python's message says which public name may be meant.

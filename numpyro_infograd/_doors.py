@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every public function does around its call.
+"""What public functions do around their call.
 
-It refuses JAX transformations and wrong arguments, keeps BLAS on one thread, and warns
-with the line of the caller.
+They refuse wrong arguments, and warn with the line of the caller. Most also refuse JAX
+transformations, and keep BLAS on one thread.
 """
 
 from __future__ import annotations

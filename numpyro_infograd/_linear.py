@@ -56,10 +56,10 @@ def warn_of_parts(sm: StructuralModel, sites: Sequence[str], params: Any) -> Non
     parts = Linear.of(sm, sites, params).count_parts()
     if parts >= _MANY_PARTS:
         warn(
-            f"{', '.join(map(repr, sites))} fall into {parts} parts without common "
-            "noise, like members of a plate, and the information is the sum over the "
-            "parts, which takes long to estimate at once. If all are alike, model one "
-            f"and multiply by {parts}."
+            f"{', '.join(map(repr, sites))} seem to be {parts} parts without common "
+            "noise, such as members of a plate, which take long to estimate at once. "
+            "If the parts are independent and alike, model one: their information is "
+            f"{parts} times as much."
         )
 
 
@@ -144,8 +144,8 @@ class Linear(NamedTuple):
     def count_parts(self) -> int:
         """The number of parts of all sites that share no noise; 1 if it is unknown.
 
-        It is unknown if some noise moves sites without a derivative: by a jump, as in
-        a discrete site, or through a draw from a key.
+        Noise without a derivative, as that of a discrete site, makes it unknown. Noise
+        that has one at some sites, and moves others by a jump, is not seen.
         """
         rows = self._rows(tuple(self.sizes)) if self.complete else []
         moves = np.any(rows, axis=0)

@@ -344,6 +344,7 @@ CASES: list[tuple] = [
     ("inputs and outputs share 'x'.*disjoint", lambda: MI("x", "x")),
     ("'z'.*disjoint", lambda: MI(("x", "z"), ("y", "z"))),
     ("inputs and given share 'x'", lambda: MI("x", "y", given=["x"])),
+    ("outputs and given share 'y'", lambda: MI("x", "y", given=["y"])),
     (r"at least one input.*inputs=\(\)", lambda: MI((), "y")),
     (r"one output site.*outputs=\(\)", lambda: MI("x", [])),
     ("outputs must be.*got 3", lambda: MI("x", ("y", 3))),

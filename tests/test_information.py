@@ -240,7 +240,7 @@ def test_a_wide_plate_has_a_warning_unless_its_members_share_noise() -> None:
             warn_of_parts(sm, ("x", "y"), sm.params)
         said = [str(w.message) for w in seen]
         assert len(said) == (parts == 128)
-        assert all("128 parts" in s and "multiply by 128" in s for s in said)
+        assert all("128 parts" in s and "is 128 times" in s for s in said)
 
 
 @pytest.mark.parametrize("cause", ["bit", "count", "sign"])

@@ -484,6 +484,8 @@ def test_an_error_of_the_model_itself_says_how_far_the_trace_got() -> None:
     with pytest.raises(TypeError, match="contracting") as caught:
         ig.structural_model(model)
     assert any("after site 'x'" in note for note in caught.value.__notes__)
+    with pytest.raises(KeyError, match="mean"):
+        ig.structural_model(with_gain(lambda m: dist.Normal({}["mean"], 1.0)))
 
 
 # -- pickle ------------------------------------------------------------------------

@@ -85,7 +85,6 @@ class LikelihoodFit(Fit[Inside]):
     """A calibration by the likelihood."""
 
     settled = 0.1
-    doubt = ", or too few draws of hidden noise measure it (raise num_samples)"
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -104,6 +103,10 @@ class LikelihoodFit(Fit[Inside]):
         whole = self.recordings(self.train.ravel())
         flat = np.asarray(flatten(whole, self.density.sites))
         self.centre, self.scale = flat.mean(0), np.maximum(flat.std(0), 1e-30)
+        if self.twin.spec:
+            self.doubt = (
+                ", or too few draws of hidden noise show it (raise num_samples)"
+            )
         self.count = self._fit(_FIRST)
         self.key = next(self.keys)
 
