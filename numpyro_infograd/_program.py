@@ -10,6 +10,7 @@ compiles only for new computations.
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 import re
+import threading
 from typing import Any
 import weakref
 
@@ -93,10 +94,11 @@ class Code:
         """The one code with this computation and these structures."""
         value = KeyMaker().value
         key = (key, value(in_tree), value(out_tree))
-        code = _codes.get(key)
-        if code is None:
-            code = _codes.setdefault(key, Code(jaxpr, in_tree, out_tree, key))
-        return code
+        with _lock:  # threads must find the same one
+            code = _codes.get(key)
+            if code is None:
+                code = _codes[key] = Code(jaxpr, in_tree, out_tree, key)
+            return code
 
     @property
     def text(self) -> str:
@@ -112,6 +114,7 @@ class Code:
 
 
 # So comparison is fast, and cached facts can be used for later traces.
+_lock = threading.Lock()
 _codes: "weakref.WeakValueDictionary[Hashable, Code]" = weakref.WeakValueDictionary()
 
 

@@ -420,6 +420,26 @@ def test_discontinuous_switches_are_refused(name):
     )
 
 
+def test_switches_inside_a_scan():
+    def in_scan(fn: Callable[[Any], Any]) -> Callable[[], None]:
+        """The function applied to the state at each of three steps."""
+
+        def model():
+            a = numpyro.param("a", 0.9)
+
+            def step(state, _):
+                return fn(numpyro.sample("v", dist.Normal(a * state, 0.5))), None
+
+            last, _ = scan(step, numpyro.sample("x", dist.Normal()), None, length=3)
+            numpyro.sample("y", dist.Normal(last, 0.5))
+
+        return model
+
+    check_only(in_scan(CONTINUOUS["leaky relu"]))
+    refuses_gradient(JumpError, "'y'", model=in_scan(BROKEN["where"]))
+    refuses_gradient(JumpError, "'sign'", model=in_scan(jnp.sign))
+
+
 def test_a_switch_that_jumps_only_elsewhere():
     # Continuous at the initial value of b alone: parameters are wiggled.
     model = through(lambda v: jnp.where(v > 0, v + numpyro.param("b", 0.0), v))
