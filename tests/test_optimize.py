@@ -24,7 +24,7 @@ from numpyro.distributions import constraints
 
 from helpers import ascend, quiet
 import numpyro_infograd as ig
-from numpyro_infograd._optimize import Ending, Status, move, run
+from numpyro_infograd._optimize import Ending, Status, finish, move, run
 from numpyro_infograd._optimize.annealing import cooled
 from numpyro_infograd._optimize.remaining import Steepness, outlook
 from numpyro_infograd.distributions import Quantized
@@ -235,6 +235,17 @@ def test_interruption_returns_what_there_is(chunks, monkeypatch) -> None:
     else:
         assert result.params["a"] == 1.0
         assert result.history == {}
+
+
+def test_an_interrupted_estimate_at_the_end_loses_no_ascent(monkeypatch) -> None:
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finish, "value_of", interrupted)
+    result = ascend(links.link, projection=SPHERE, num_steps=20)
+    assert result.estimate is None and np.isfinite(result.params["a"])
+    assert len(result.history["gain"]) == 20
+    assert any("estimate was interrupted" in warning for warning in result.warnings)
 
 
 def test_a_problem_without_a_maximum_says_so() -> None:

@@ -321,8 +321,8 @@ def _end(ended: Run, index: int) -> End:
             tree = _landed(ended, index, tree)
         params = constrained(tree, ended.ascent.move.constraints)
         value, why = _value(ended, params)
-        if value is not None:
-            return params, value, ""
+        if value is not None or ended.is_stopped:
+            return params, value, why
         trouble = trouble or why
     return params, None, trouble
 
@@ -332,11 +332,16 @@ def _value(
 ) -> tuple[Estimate | None, str]:
     """The value of the objective at `params`, or the reason why it has none."""
     key = jax.random.fold_in(ended.rng_key, 7)
+    if ended.is_stopped:
+        return None, "its estimate was interrupted"
     try:
         sm, objective = see_through(ended.clean.sm, ended.plan.objective, params)
         value = value_of(sm, objective, params, key, method)
-    except InfogradError as error:
+    except (InfogradError, jax.errors.JaxRuntimeError) as error:  # or out of memory
         return None, str(error)
+    except KeyboardInterrupt:  # the ascent is done, and must not be lost
+        ended.is_stopped = True
+        return _value(ended, params, method)
     if math.isfinite(value.value):
         return value, ""
     return None, "it is not finite at the last parameters"

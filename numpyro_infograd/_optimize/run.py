@@ -55,6 +55,7 @@ class Run:
         self.heat = initial_variances(posed, starts[0], annealing)
         self.chunks: list[StepInfo] = []
         self.status = Status("", Ending.ALL_STEPS)
+        self.is_stopped = False  # whether the user interrupted an estimate at the end
         self.reason = ""  # why the mixture was replaced
         self.middle: Any = None  # parameters and gradient in the middle of a cycle
         self.outlooks: list[Outlook] = []  # of each restart, at the end
