@@ -128,20 +128,15 @@ class Tuning(NamedTuple):
     # Steps after which a chain is independent of its start, a scalar.
     num_steps: jax.Array
 
-    @property
-    def metric(self) -> Any:
-        """The metric whose mass matrix is the posterior's mean precision."""
-        shrunk = 1.0 / (1.0 + self.information)
-        metrics = blackjax.mcmc.metrics
-        return metrics.default_metric(
-            metrics.LowRankInverseMassMatrix(self.scale, self.directions, shrunk)
-        )
+    def unwhiten(self, move: jax.Array) -> jax.Array:
+        """A move of the position, from coordinates with unit mean precision.
 
-    def momentum(self, normal: jax.Array) -> jax.Array:
-        """A momentum from standard normal noise, (num_dimensions,)."""
-        stretch = jnp.sqrt(1.0 + self.information) - 1.0
-        along = self.directions @ (stretch * (normal @ self.directions))
-        return (normal + along) / self.scale
+        A mass matrix would need the squares of these numbers. In single precision they
+        are lost where a coordinate is known to three digits.
+        """
+        shrink = 1.0 / jnp.sqrt(1.0 + self.information) - 1.0
+        along = self.directions @ (shrink * (move @ self.directions))
+        return self.scale * (move + along)
 
 
 class Chain(NamedTuple):
@@ -260,22 +255,25 @@ class Walk(NamedTuple):
             )(at.free)
             log_prob = power * log_prob + (1.0 - power) * own
             slope = power * slope + (1.0 - power) * own_slope
+        still = jnp.zeros_like(at.free)
+        _, whiten = jax.vjp(self.tuning.unwhiten, still)
 
-        def target(free: jax.Array) -> jax.Array:
+        def target(move: jax.Array) -> jax.Array:
+            free = at.free + self.tuning.unwhiten(move)
             return self._tempered(Position(free, at.states), power)
 
-        energy = self.tuning.metric.kinetic_energy
+        energy = blackjax.mcmc.metrics.default_metric(still + 1.0).kinetic_energy
         integrators = blackjax.mcmc.integrators
         leapfrog = integrators.velocity_verlet(target, energy)
-        momentum = self.tuning.momentum(normal)
         end = blackjax.mcmc.trajectory.static_integration(leapfrog)(
-            integrators.IntegratorState(at.free, momentum, log_prob, slope),
+            integrators.IntegratorState(still, normal, log_prob, *whiten(slope)),
             share * step_size,
             jnp.clip(jnp.ceil(_TIME / step_size), 1, _MOST_LEAPS).astype(int),
         )
-        gain = end.logdensity - log_prob + energy(momentum) - energy(end.momentum)
+        gain = end.logdensity - log_prob + energy(normal) - energy(end.momentum)
         takes, probability = _metropolis(uniform, gain)
-        return Position(jnp.where(takes, end.position, at.free), at.states), probability
+        moved = at.free + self.tuning.unwhiten(end.position)
+        return Position(jnp.where(takes, moved, at.free), at.states), probability
 
     def _flip(
         self, rng_key: jax.Array, at: Position, power: jax.Array | float

@@ -612,6 +612,39 @@ def test_a_value_between_its_two_ends() -> None:
     assert found.lower < truth < found.upper
 
 
+def far_together(size: float):
+    """Two receivers with one large error, of which only the difference is known."""
+
+    def model() -> None:
+        shift = numpyro.param("a", 1.0) * numpyro.sample("x", dist.Bernoulli(0.5))
+        common = numpyro.sample("common", dist.Normal(0, size))
+        mean = common + jnp.stack([shift, jnp.zeros(())])
+        numpyro.sample("y", dist.Normal(mean, 0.3).to_event(1))
+
+    return model
+
+
+def test_hidden_noise_that_is_known_to_four_digits() -> None:
+    """Single precision loses the squares of these digits, as in a mass matrix."""
+    method = ig.values.MCMC(num_samples=2048, max_levels=64)
+    found = ig.estimate(far_together(1e3), ig.Entropy("y", given="x"), method=method)
+    covariance = 1e6 * np.ones((2, 2)) + 0.09 * np.eye(2)
+    truth = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1]
+    assert_found(found, truth, 0.1)
+
+
+@pytest.mark.slow
+def test_a_gradient_beside_a_large_common_error() -> None:
+    def information(a: float) -> float:
+        y = np.linspace(-6, 8, 20001)
+        p = [stats.norm.pdf(y, mean, 0.3 * 2**0.5) for mean in (0.0, a)]
+        mixed, own = (special.entr(q).sum() * (y[1] - y[0]) for q in (sum(p) / 2, p[0]))
+        return float(mixed - own)
+
+    found = ig.gradient(far_together(1e3), XY, scores="mcmc")
+    assert_found(found, {"a": links.slope(information, step=0.01)}, 0.01)
+
+
 @pytest.mark.slow
 def test_the_value_of_what_a_rotation_hides() -> None:
     found = information(rotated(16, 0.5))
