@@ -37,8 +37,9 @@ from numpyro_infograd.scores.mixture import (
 )
 
 # At most `_MOST_STATES` joint states of drawn sites are summed over. If one mixture for
-# each state gives all densities that hide noise, then at most `_MOST_CHEAP`, as long as
-# states times numbers of noise in a sample are at most `_MOST_NUMBERS`.
+# each state, and each state of its conditions, gives all densities that hide noise,
+# then at most `_MOST_CHEAP` of these, as long as states times numbers of noise in a
+# sample are at most `_MOST_NUMBERS`.
 _MOST_STATES, _MOST_CHEAP, _MOST_NUMBERS = 16, 512, 2**12
 _MOST_COMPONENTS = 2**14  # of a mixture that is refined on its own
 
@@ -51,7 +52,9 @@ class Pointwise(NamedTuple):
     evidence: dict[Measure, jax.Array]  # about the mixtures
 
 
-@pytree("path", "log_prob", "densities", "coefficients", "sources", "states")
+@pytree(
+    "path", "log_prob", "densities", "coefficients", "sources", "states", "conditions"
+)
 @dataclass(frozen=True)
 class Chance:
     """The part of a gradient that drawn sites carry."""
@@ -64,6 +67,8 @@ class Chance:
     sources: tuple[Any, ...]  # noise for the components of each density
     # Joint states of the drawn sites if they are few, (num_states, *shape).
     states: Values
+    # Of each density, joint states of its conditions if they are few; else empty.
+    conditions: tuple[Values, ...]
     sites: tuple[str, ...]  # the drawn sites; static
     mixture: Mixture = field(default_factory=Mixture)  # estimates log densities; static
 
@@ -90,10 +95,13 @@ class Chance:
                     f"Normal(value, scale)). {VOUCH}"
                 )
         densities = tuple(sm.density(t.sites, t.given, whole=True) for t in terms)
+        conditions = tuple(joint_states(sm.site_info, d.given) for d in densities)
         most = _MOST_STATES
-        if all(not d.hidden or _is_of(d, sites) for d in densities):
+        pairs = zip(densities, conditions, strict=True)
+        if all(not d.hidden or _is_table(d, few, sites) for d, few in pairs):
             numbers = sum(math.prod(law.shape) for _, law in sm.spec)
-            most = max(most, min(_MOST_CHEAP, _MOST_NUMBERS // numbers))
+            cheap = _MOST_CHEAP // max(map(_count, conditions), default=1)
+            most = max(most, min(cheap, _MOST_NUMBERS // numbers))
 
         def log_prob(params: Any, noise: Values, held: Values) -> jax.Array:
             found = sm.run(params, noise, held, log_prob_sites=sites).log_prob
@@ -106,6 +114,7 @@ class Chance:
             jnp.asarray([term.coefficient for term in terms]),
             _sources(mixture, densities),
             joint_states(sm.site_info, sites, most),
+            conditions,
             sites,
             mixture,
         )
@@ -118,7 +127,7 @@ class Chance:
     @property
     def num_states(self) -> int:
         """Number of states that are summed over; one if draws are held."""
-        return len(next(iter(self.states.values()), [0]))
+        return _count(self.states)
 
     def warnings_for(self, evidence: Evidence) -> list[str]:
         """Sentences that say why the log densities may be wrong."""
@@ -220,20 +229,39 @@ class Chance:
                 found -= c * jnp.where(jnp.isfinite(log_p), log_p, 0.0)
                 continue
             key = jax.random.fold_in(rng_key, i)
-            # With the same state in all samples, one of them is enough.
-            once = bool(self.states) and _is_of(density, self.sites)
-            rows = {n: x[:1] for n, x in values.items()} if once else values
+            rows, which = values, jnp.arange(num_samples)
+            few = self.conditions[i]
+            # All samples have the same state, so one row for each condition is enough.
+            if self.states and _is_table(density, few, self.sites):
+                count, which = _count(few), _index(few, values)
+                rows = {n: jnp.repeat(x[:1], count, 0) for n, x in values.items()} | few
             at = self.mixture.log_density(self.sources[i], density, params, rows, key)
             bias = jnp.where(at.is_explained, at.correction, 0.0)
-            found -= c * (jnp.where(jnp.isfinite(at.value), at.value, 0.0) + bias)
-            deviation -= 0.5 * c * bias
+            log_p = jnp.where(jnp.isfinite(at.value), at.value, 0.0) + bias
+            found -= c * log_p[which]
+            deviation -= 0.5 * c * bias[which]
             evidence |= at.evidence(_label(density))
         return Pointwise(found, deviation, evidence)
 
 
-def _is_of(density: Density, sites: tuple[str, ...]) -> bool:
-    """Whether the density is of these sites alone, without conditions."""
-    return not density.given and {*density.sites} <= {*sites}
+def _is_table(density: Density, conditions: Values, sites: tuple[str, ...]) -> bool:
+    """Whether the density is of these sites alone, with few conditions or none."""
+    return {*density.sites} <= {*sites} and bool(conditions or not density.given)
+
+
+def _count(states: Values) -> int:
+    """Number of joint states; one without any."""
+    return len(next(iter(states.values()), [0]))
+
+
+def _index(states: Values, values: Values) -> jax.Array:
+    """The index of each sample's joint state, (num_samples,)."""
+    num_samples = len(next(iter(values.values())))
+    same = jnp.ones((num_samples, _count(states)), bool)
+    for name, each in states.items():
+        equal = values[name][:, None] == each
+        same &= jnp.all(equal.reshape(*same.shape, -1), axis=2)
+    return jnp.argmax(same, axis=1)
 
 
 def _label(density: Density) -> str:

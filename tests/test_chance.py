@@ -26,14 +26,19 @@ from helpers import assert_found, quiet
 import numpyro_infograd as ig
 from numpyro_infograd import _estimation
 from numpyro_infograd._checks import check_gradient
+from numpyro_infograd._density import simulate
 from numpyro_infograd._edits import shuffle_inputs
 from numpyro_infograd._gradient import choose
+from numpyro_infograd._noise import NoiseSource
+from numpyro_infograd._problem import pose
 from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.distributions import Clipped, Quantized
 from numpyro_infograd.errors import DensityError, JumpError, ReparametrizationError
+from numpyro_infograd.scores import Mixture
 
 X, PRIOR = normal_grid(8)
 X_TO_Y = ig.MI("x", "y")
+KEY = jax.random.key(0)
 
 
 # --- few states: they are summed over -----------------------------------------------
@@ -174,6 +179,40 @@ def test_constraint_on_a_discrete_site():
     mean = ig.Expectation(lambda v: v["mean"])
     found = quiet.maximize(model, mean, subject_to=[budget])
     assert abs(float(found.params["q"]) - 0.3) < 0.003
+
+
+def faded():
+    """A symbol and a user, seen as one bit through an unknown gain."""
+    k = numpyro.sample("k", dist.Categorical(probs=jnp.full(4, 0.25)))
+    user = numpyro.sample("user", dist.Bernoulli(0.5 * jnp.ones(2)).to_event(1))
+    gain = jnp.exp(0.5 * numpyro.sample("gain", dist.Normal(0, 1)))
+    mean = numpyro.param("a", 0.8) * gain * (k - 1.5) + 0.5 * (user[0] - user[1])
+    numpyro.sample("y", dist.Bernoulli(logits=mean))
+
+
+def faded_bit(a: float) -> float:
+    """I(k, user; y) of `faded`, by quadrature over the gain."""
+    k, u, v = np.meshgrid(np.arange(4) - 1.5, [0, 1], [0, 1], indexing="ij")
+    mean = a * np.exp(0.5 * X) * k.ravel()[:, None] + 0.5 * (u - v).ravel()[:, None]
+    p = special.expit(mean) @ PRIOR
+    return table_information(np.stack([p, 1 - p], 1), np.full(16, 1 / 16))
+
+
+def test_conditions_of_few_states_are_evaluated_once() -> None:
+    model, objective = faded, ig.MI(("k", "user"), "y")
+    truth = slope(faded_bit, 0.8)
+    found = ig.gradient(model, objective)
+    assert_found(found, {"a": truth}, 1e-4)
+    posed = pose(ig.structural_model(model), objective, Mixture(), {"a": 0.8})
+    chance = posed.problem.chance
+    assert [len(c["k"]) for c in chance.conditions if c] == [16]
+    alone = replace(chance, conditions=({},) * len(chance.conditions))
+    params, noise = {"a": jnp.asarray(0.8)}, NoiseSource.of(posed.sm.spec, 64)(KEY)
+    values = simulate(posed.sm.forward, params, noise)
+    likelihood = chance.likelihood(params, noise, {})
+    rest = params, noise, values, posed.problem.expectations, likelihood, KEY
+    both = [each.cotangent(*rest)[0] for each in (chance, alone)]
+    np.testing.assert_allclose(*both, atol=1e-6)
 
 
 # --- many states: they are drawn ----------------------------------------------------
