@@ -257,11 +257,11 @@ def _count(states: Values) -> int:
 def _index(states: Values, values: Values) -> jax.Array:
     """The index of each sample's joint state, (num_samples,)."""
     num_samples = len(next(iter(values.values())))
-    same = jnp.ones((num_samples, _count(states)), bool)
+    apart = jnp.zeros((num_samples, _count(states)))
     for name, each in states.items():
-        equal = values[name][:, None] == each
-        same &= jnp.all(equal.reshape(*same.shape, -1), axis=2)
-    return jnp.argmax(same, axis=1)
+        gap = jnp.abs(values[name][:, None].astype(float) - each)  # zero, or rounding
+        apart += jnp.sum(gap.reshape(*apart.shape, -1), axis=2)
+    return jnp.argmin(apart, axis=1)
 
 
 def _label(density: Density) -> str:
