@@ -108,7 +108,8 @@ def test_laws_of_noise(law, inside) -> None:
     found = ig.gradient(model, XY, scores=LEARN)
     check(found, {"gain": links.slope(entropy, step=1e-3)}, 0.02, num_sigmas=3)
     # A certificate needs a density.
-    assert ["no chain can check" in w for w in found.warnings] == [True] * inside
+    assert any("no chain can check" in w for w in found.warnings) is inside
+    assert inside or not found.warnings
 
 
 @pytest.mark.slow
