@@ -79,6 +79,7 @@ class Linear(NamedTuple):
 
     @staticmethod
     def of(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> Linear:
+        sites = tuple(sorted(sites))  # one compiled function for every order
         keyed = [site for site in sm.site_info.values() if site.keyed]
         opaque = tuple(s.name for s in keyed if not (s.control_flow or s.discrete))
         names = sm.noise_of(sites)
