@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._program import Program
-from numpyro_infograd._sites import joint_states
+from numpyro_infograd._sites import count_states, joint_states
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Means, Term, at_each, has_density
 from numpyro_infograd.errors import VOUCH, DensityError
@@ -100,7 +100,7 @@ class Chance:
         pairs = zip(densities, conditions, strict=True)
         if all(not d.hidden or _is_table(d, few, sites) for d, few in pairs):
             numbers = sum(math.prod(law.shape) for _, law in sm.spec)
-            cheap = _MOST_CHEAP // max(map(_count, conditions), default=1)
+            cheap = _MOST_CHEAP // max(map(count_states, conditions), default=1)
             most = max(most, min(cheap, _MOST_NUMBERS // numbers))
 
         def log_prob(params: Any, noise: Values, held: Values) -> jax.Array:
@@ -127,7 +127,7 @@ class Chance:
     @property
     def num_states(self) -> int:
         """Number of states that are summed over; one if draws are held."""
-        return _count(self.states)
+        return count_states(self.states)
 
     def warnings_for(self, evidence: Evidence) -> list[str]:
         """Sentences that say why the log densities may be wrong."""
@@ -233,7 +233,7 @@ class Chance:
             few = self.conditions[i]
             # All samples have the same state, so one row for each condition is enough.
             if self.states and _is_table(density, few, self.sites):
-                count, which = _count(few), _index(few, values)
+                count, which = count_states(few), _index(few, values)
                 rows = {n: jnp.repeat(x[:1], count, 0) for n, x in values.items()} | few
             at = self.mixture.log_density(self.sources[i], density, params, rows, key)
             bias = jnp.where(at.is_explained, at.correction, 0.0)
@@ -249,15 +249,10 @@ def _is_table(density: Density, conditions: Values, sites: tuple[str, ...]) -> b
     return {*density.sites} <= {*sites} and bool(conditions or not density.given)
 
 
-def _count(states: Values) -> int:
-    """Number of joint states; one without any."""
-    return len(next(iter(states.values()), [0]))
-
-
 def _index(states: Values, values: Values) -> jax.Array:
     """The index of each sample's joint state, (num_samples,)."""
     num_samples = len(next(iter(values.values())))
-    apart = jnp.zeros((num_samples, _count(states)))
+    apart = jnp.zeros((num_samples, count_states(states)))
     for name, each in states.items():
         gap = jnp.abs(values[name][:, None].astype(float) - each)  # zero, or rounding
         apart += jnp.sum(gap.reshape(*apart.shape, -1), axis=2)

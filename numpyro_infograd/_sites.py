@@ -125,6 +125,11 @@ def joint_states(
     }
 
 
+def count_states(states: Mapping[str, Any]) -> int:
+    """Number of joint states; one of no sites."""
+    return len(next(iter(states.values()), [0]))
+
+
 def draw_graph(
     params: Iterable[str],
     site_info: Mapping[str, Site],

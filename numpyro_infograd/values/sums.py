@@ -28,7 +28,7 @@ from numpyro_infograd._noise import NoiseSource, standard_error
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import REPLICATES, check_num_samples
 from numpyro_infograd._program import Program
-from numpyro_infograd._sites import joint_states
+from numpyro_infograd._sites import count_states, joint_states
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Term, resolve
 from numpyro_infograd.errors import DensityError, ModelError
@@ -124,14 +124,11 @@ class Table(NamedTuple):
 
     def evaluations(self, num_samples: int) -> int:
         """Density evaluations of one design."""
-        rows = num_samples if self.is_drawn else REPLICATES * _count(self.conditions)
+        rows = (
+            num_samples if self.is_drawn else REPLICATES * count_states(self.conditions)
+        )
         inner = self.source.size if self.density.hidden else 1
-        return (rows * inner + num_samples) * _count(self.states)
-
-
-def _count(states: Values) -> int:
-    """Number of joint states; one of no sites."""
-    return len(next(iter(states.values()), [0]))
+        return (rows * inner + num_samples) * count_states(self.states)
 
 
 def summable(
@@ -287,7 +284,7 @@ def _entropy(
     given = {s: values[s] for s in density.given}
     if not table.is_drawn:
         given = table.conditions
-    rows = jnp.arange(_count(given))
+    rows = jnp.arange(count_states(given))
     num_fresh = len(next(iter(jax.tree.leaves(fresh)), [0]))
 
     def probabilities(hidden: Values, row: jax.Array) -> jax.Array:
