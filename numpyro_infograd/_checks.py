@@ -87,6 +87,7 @@ def check_tunable(sm: StructuralModel) -> None:
 
 
 def check_real_params(sm: StructuralModel) -> None:
+    """Raise for a complex parameter."""
     for name in sorted(sm.pairs):
         raise ParameterError(
             f"parameter {name!r} is complex, but this function needs real parameters. "

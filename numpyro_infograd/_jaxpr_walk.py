@@ -65,6 +65,7 @@ def _expansion(hidden: Any, avals: tuple[Any, ...]) -> ClosedJaxpr:
 
 
 def bind(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """The results of an equation for these operands."""
     outs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(outs) if eqn.primitive.multiple_results else [outs]
 

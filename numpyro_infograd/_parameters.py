@@ -85,6 +85,7 @@ def complete(
 
 
 def check_inside(constraints: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Raise for a parameter outside its NumPyro constraint."""
     for name, constraint in constraints.items():
         for leaf in jax.tree.leaves(params[name]):
             if isinstance(leaf, jax.core.Tracer):

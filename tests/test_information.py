@@ -217,7 +217,7 @@ def test_entropy_on_a_support_that_moves_is_refused() -> None:
 
 
 def plate(size: int, shared: float = 0.0, closed: tuple[int, ...] = ()):
-    """Members of a plate; `closed` ones have no noise of their own."""
+    """A plate of amplifiers. Those in `closed` add no noise."""
 
     def model() -> None:
         scale = jnp.ones(size).at[jnp.array(closed, int)].set(0.0)

@@ -52,10 +52,12 @@ def _joint(left: Any) -> np.ndarray:
 
 
 def total(a: Any, b: Any) -> Any:
+    """The sum of two sparse matrices, without entries that are rounding."""
     return _without_rounding(a + b, abs(a) + abs(b))
 
 
 def product(a: Any, b: Any) -> Any:
+    """The product of two sparse matrices, without entries that are rounding."""
     return _without_rounding(a @ b, abs(a) @ abs(b))
 
 
