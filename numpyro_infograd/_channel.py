@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from numpyro_infograd._calibrate import Calibration, calibrate
+from numpyro_infograd._doors import public
 from numpyro_infograd._estimation import Gradient
 from numpyro_infograd._gradient import gradient
 from numpyro_infograd._objectives import MI, Objective, Sites, names
@@ -80,6 +81,7 @@ class Channel:
         return structural_model(self, *args, **kwargs)
 
 
+@public(inside=True)
 def channel(
     *, inputs: Sites, outputs: Sites, given: Sites = ()
 ) -> Callable[[Callable[..., Any]], Channel]:

@@ -57,7 +57,7 @@ class _Call(NamedTuple):
 
     name: str
     takes: list[str]  # its positional arguments
-    needs: list[str]  # those without a default
+    needs: list[str]  # arguments without a default, those by name last
     known: list[str]  # all its arguments, and the settings that it passes on
     is_method: bool
     is_open: bool  # whether it takes any number of positional arguments
@@ -65,25 +65,34 @@ class _Call(NamedTuple):
     module: str  # where users find it
 
     @staticmethod
-    def of(function: Callable[..., Any], settings_of: Any) -> _Call:
-        """The call of a function whose `**settings` are those of another, if any."""
+    def of(
+        function: Callable[..., Any], settings_of: Any, without: tuple[str, ...]
+    ) -> _Call:
+        """The call of a function whose `**settings` are those of another, if any,
+        without some of them.
+        """
         parameters = [*inspect.signature(function).parameters.values()]
         is_method = parameters[0].name == "self"
         parameters = parameters[is_method:]
-        takes = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        takes = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         kinds = {p.kind for p in parameters}
+        stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         if settings_of:
             settings = inspect.signature(settings_of).parameters.values()
             known += [p.name for p in settings if p.kind is p.KEYWORD_ONLY]
         return _Call(
             name=function.__qualname__.removesuffix(".__init__"),
-            takes=[p.name for p in takes],
-            needs=[p.name for p in takes if p.default is p.empty],
-            known=[*dict.fromkeys(known)],
+            takes=takes,
+            needs=[
+                p.name
+                for p in parameters
+                if p.default is p.empty and p.kind not in stars
+            ],
+            known=[name for name in dict.fromkeys(known) if name not in without],
             is_method=is_method,
-            is_open=inspect.Parameter.VAR_POSITIONAL in kinds,
-            any_name=inspect.Parameter.VAR_KEYWORD in kinds and not settings_of,
+            is_open=stars[0] in kinds,
+            any_name=stars[1] in kinds and not settings_of,
             module="ig.diagnostics" if ".diagnostics" in function.__module__ else "ig",
         )
 
@@ -92,15 +101,17 @@ class _Call(NamedTuple):
         """The shortest call; of a method, without the object."""
         owner, _, method = self.name.rpartition(".")
         name = method if owner else f"{self.module}.{self.name}"
-        return f"{name}({', '.join(self.needs)})"
+        needs = (n if n in self.takes else f"{n}=..." for n in self.needs)
+        return f"{name}({', '.join(needs)})"
 
     def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise for arguments that are missing, unknown or in another order."""
         name, takes = self.name, self.takes
         if len(args) > len(takes) and not self.is_open:
-            also = " and named settings" if len(self.known) > len(takes) else ""
+            by_name = "named settings" if len(self.known) > len(takes) else ""
+            all_takes = " and ".join(filter(None, (", ".join(takes), by_name)))
             raise ArgumentError(
-                f"{name} takes {', '.join(takes)}{also}, got {len(args)} arguments. "
+                f"{name} takes {all_takes}, got {len(args)} arguments. "
                 f"{self._advice(args)}"
             )
         if unknown := [k for k in kwargs if k not in self.known and not self.any_name]:
@@ -140,7 +151,7 @@ class _Call(NamedTuple):
             objective = f"ig.MI({', '.join(map(repr, args[1:]))})"
             call = f"{self.module}.{self.name}(model, {objective})"
             return f"Write {call}: the objective is one argument."
-        return "Give all others by name."
+        return "Give all others by name." if self.takes else f"Write {self.shown}."
 
 
 @overload
@@ -149,7 +160,10 @@ def public(function: Callable[P, R]) -> Callable[P, R]: ...
 
 @overload
 def public(
-    *, settings_of: Callable[..., Any] | None = None, inside: bool = False
+    *,
+    settings_of: Callable[..., Any] | None = None,
+    without: tuple[str, ...] = (),
+    inside: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
@@ -157,16 +171,20 @@ def public(
     function: Callable[..., Any] | None = None,
     *,
     settings_of: Callable[..., Any] | None = None,
+    without: tuple[str, ...] = (),
     inside: bool = False,
 ) -> Any:
     """A decorator for a public function that checks how it is called.
 
-    Its `**settings`, if it has any, are the named arguments of `settings_of`. With
-    `inside`, it may be called in JAX transformations.
+    Its `**settings`, if it has any, are the named arguments of `settings_of`, but not
+    those of the names in `without`. With `inside`, it may be called in JAX
+    transformations.
     """
     if function is None:
-        return functools.partial(public, settings_of=settings_of, inside=inside)
-    expected = _Call.of(function, settings_of)
+        return functools.partial(
+            public, settings_of=settings_of, without=without, inside=inside
+        )
+    expected = _Call.of(function, settings_of, without)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

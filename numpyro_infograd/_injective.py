@@ -13,12 +13,14 @@ import jax.numpy as jnp
 
 from numpyro.distributions.transforms import Transform
 
+from numpyro_infograd._doors import public
 from numpyro_infograd.errors import ArgumentError
 
 # Names of identity equations around the two functions, which a trace keeps in order.
 _ARGUMENT, _RESULT, _RETURNED = (f"injective {s}" for s in ("in", "out", "back"))
 
 
+@public(inside=True)
 def injective(
     fn: Callable[[Any], Any], inverse: Callable[[Any], Any] | None = None
 ) -> Callable[[Any], jax.Array]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_infograd._arguments import as_parameter, explain_trace_errors, line_of
+from numpyro_infograd._doors import public
 from numpyro_infograd._messenger import Generate, isolated, warn_of_handlers
 from numpyro_infograd._noise import noise_like
 from numpyro_infograd._program import Program
@@ -80,6 +81,7 @@ def _as_float(argument: Any) -> Any:
     return _Float(argument) if type(argument) is float else argument
 
 
+@public(inside=True)
 def structural_model(
     model: Callable[..., Any] | StructuralModel, *args: Any, **kwargs: Any
 ) -> StructuralModel:

@@ -690,7 +690,7 @@ CASES: list[tuple] = [
         region({f"r{i}": MI("x1", "y") for i in range(9)})),
     ("'R2' in the sum.*no bound of 'R2' alone. Is it 'r2'.*add {'R2'",
         region(dict.fromkeys(["r1", "r2", ("r1", "R2")], MI("x1", "y")))),
-    ("checkpoint is for one ascent.*Leave it out",
+    ("rate_region has no argument 'checkpoint'. Use one of model, bounds",
         region({"r": MI("x1", "y")}, checkpoint="run")),
     (r"rates must be finite numbers in 1 columns \(r\), got 'r'",
         lambda: one_rate().contains("r")),
@@ -1005,6 +1005,14 @@ def test_errors_name_the_function_that_was_called() -> None:
         ig.MI("x", "y", condition="z")
     with pytest.raises(ArgumentError, match="^Entropy needs sites"):
         ig.Entropy()
+    with pytest.raises(ArgumentError, match="^channel has no argument 'input'. Did"):
+        ig.channel(input="x", outputs="y")
+    with pytest.raises(
+        ArgumentError, match="^channel takes named settings, got 1 arg.*inputs=..., out"
+    ):
+        ig.channel(affine)
+    with pytest.raises(ArgumentError, match="^structural_model needs model. Write ig"):
+        ig.structural_model()
     with pytest.raises(ArgumentError, match="^InfoMax.get_params needs state"):
         ig.InfoMax(affine, XY).get_params()
 

@@ -359,6 +359,7 @@ def test_refusals():
         ("designs", recall, 7.0, {}),
         ("designs", recall, [], {}),
         ("empty", recall, {}, {}),
+        ("its argument 'length' has no value", recall, {"len": lengths}, {}),
         ("'dose'", sharp, {"dose": lengths}, {}),
         ("same length", sharp, {"x": lengths, "scale": np.ones(3)}, {}),
         ("model_kwargs", sharp, {"scale": lengths}, twice),
@@ -378,6 +379,7 @@ def test_results_read_well(memory):
     _, found = memory
     assert "101 designs, information in nats (sums)" in repr(found)
     assert "length=7 " in repr(found) and len(found) == 101
+    assert repr(found).splitlines()[-1].strip() == "..."
     assert "<table>" in found._repr_html_()
     assert float(found[0]) == 2.0
 

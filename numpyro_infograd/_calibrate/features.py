@@ -266,7 +266,7 @@ def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features
     networks = train(
         ensemble,
         problem,
-        Frame(*[jnp.zeros(1)] * 6),  # the coordinates are white already
+        None,  # the coordinates are white already
         pool,
         networks,
         keys[4],

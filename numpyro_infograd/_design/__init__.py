@@ -103,7 +103,7 @@ def design(
     if num_samples is not None:
         num_samples = check_num_samples(num_samples, None)
     args, kwargs = as_args(model_args, model_kwargs)
-    candidates = Candidates.of(model, designs, kwargs)
+    candidates = Candidates.of(model, designs, args, kwargs)
     fixed = {**(params or {}), **jax.tree.map(lambda x: x[0], candidates.params)}
     traced = trace_model(candidates.model, args, kwargs)
     batch = candidates.like(traced.params)

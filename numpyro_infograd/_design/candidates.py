@@ -40,6 +40,7 @@ class Candidates:
     def of(
         model: Callable[..., Any] | StructuralModel,
         designs: Any,
+        model_args: tuple[Any, ...],
         model_kwargs: Mapping[str, Any],
     ) -> Candidates:
         """Check the designs; make parameters of those that are arguments."""
@@ -72,6 +73,18 @@ class Candidates:
                 "of them."
             )
         passed = {n: x for n, x in named.items() if n in arguments}
+        missing = [
+            p.name
+            for p in (found or ())[len(model_args) :]
+            if p.default is p.empty and p.kind not in stars
+        ]
+        missing = [n for n in missing if n not in passed and n not in model_kwargs]
+        if missing and (strange := [n for n in named if n not in passed]):
+            raise ArgumentError(
+                f"designs names {strange[0]!r}, but the model has no such argument, "
+                f"and its argument {missing[0]!r} has no value. Name {missing[0]!r} in "
+                "designs, or pass its value in model_kwargs."
+            )
         params = {_own(n) if n in passed else n: x for n, x in named.items()}
         if passed:
             model = _experiment(model, {}, passed)

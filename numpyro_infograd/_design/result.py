@@ -102,6 +102,8 @@ class Designs:
             if i != self.ranking[0]:
                 behind = _shown(self.difference[i], self.difference_error[i])
             yield label, _shown(self.value[i], self.standard_error[i]), behind
+        if len(self) > _SHOWN:
+            yield "...", "", ""
 
     @property
     def _head(self) -> str:

@@ -56,7 +56,7 @@ End = tuple[np.ndarray, BoundValues, Result]
 _ROUNDS = 3  # ascents in a direction with updated multipliers, at most
 
 
-@public(settings_of=maximize)
+@public(settings_of=maximize, without=("checkpoint",))
 def rate_region(
     model: Callable[..., Any] | StructuralModel,
     bounds: Mapping[Any, Objective],
@@ -123,11 +123,6 @@ def rate_region(
     named = _check_bounds(bounds)
     rates = tuple(dict.fromkeys(rate for subset in named for rate in subset))
     grid = simplex_grid(len(rates), as_count("num_weights", num_weights, 2))
-    if settings.get("checkpoint") is not None:
-        raise ArgumentError(
-            "checkpoint is for one ascent, but a region has one ascent for each "
-            "direction. Leave it out."
-        )
     key = as_key(rng_key)
     args, kwargs = as_args(model_args, model_kwargs)
     settings |= {"model_args": args, "model_kwargs": kwargs, "progress_bar": False}

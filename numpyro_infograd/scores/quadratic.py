@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     tangent: jax.Array | None = None
 
 
-Problem = Callable[[Frame, Pool], Batch]  # of one frame and its samples
+Problem = Callable[[Any, Pool], Batch]  # of one frame and its samples
 
 
 def score_matching(
@@ -64,7 +64,7 @@ def score_matching(
 def train(
     ensemble: Ensemble,
     problem: Problem,
-    frames: Frame,
+    frames: Frame | None,
     pool: Pool,
     networks: Any,
     rng_key: jax.Array,
@@ -85,7 +85,7 @@ def train(
     rows = min(_ROWS, num_frames)
     share = min(batch // rows, size)
 
-    def loss(networks: Any, at: tuple[Frame, Pool]) -> jax.Array:
+    def loss(networks: Any, at: tuple[Frame | None, Pool]) -> jax.Array:
         frames, part = at
 
         def member(network: Any, part: Pool) -> jax.Array:
@@ -96,7 +96,7 @@ def train(
     order = jax.random.permutation(rng_key, size)
     shuffled = jax.tree.map(lambda x: x[:, :, order], pool)
 
-    def at(index: jax.Array) -> tuple[Frame, Pool]:
+    def at(index: jax.Array) -> tuple[Frame | None, Pool]:
         row = (index * rows) % num_frames
         column = ((index * rows) // num_frames % (size // share)) * share
         take = jax.lax.dynamic_slice_in_dim
@@ -112,7 +112,11 @@ def train(
 
 
 def solve(
-    ensemble: Ensemble, problem: Problem, frames: Frame, pool: Pool, networks: Any
+    ensemble: Ensemble,
+    problem: Problem,
+    frames: Frame | None,
+    pool: Pool,
+    networks: Any,
 ) -> Any:
     """The networks with last layers from least squares on their own samples.
 
@@ -162,7 +166,7 @@ def _next(pool: Pool) -> Pool:
     return rolled
 
 
-def _at(problem: Problem, frames: Frame, pool: Pool) -> Batch:
+def _at(problem: Problem, frames: Frame | None, pool: Pool) -> Batch:
     """The losses of all frames, as one batch."""
     each = jax.vmap(problem)(frames, pool)
     return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), each)
