@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from numpyro_infograd.values.base import report
 _DRAWS = 4  # independent sets of draws of the twin near the end
 _FINAL_SAMPLES = 16384  # draws of the twin for features, and near the end
 _FEW_SAMPLES = 8192  # draws for derivatives in several numbers
+_AT_ONCE = 2**20  # numbers in the moments of resamples that are solved together
 
 
 class Inside(NamedTuple):
@@ -154,14 +156,13 @@ class MatchedFit(Fit[Inside]):
     ) -> tuple[np.ndarray, np.ndarray]:
         """W_p of resampled blocks of recordings, and G_p (W_q - W_p)."""
         mean, *whole = _double(weights.mean(axis=0), *self.blocks)
-
-        def one(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            law = Moments(*(np.tensordot(share, x, 1) for x in whole))
-            target = self.whole.features.weights(law)
-            return target, law.gram @ (mean - target)
-
-        targets, pulls = zip(*map(one, self.shares(num_draws)), strict=True)
-        return np.stack(targets), np.stack(pulls)
+        parts = math.ceil(num_draws * whole[0][0].size / _AT_ONCE)
+        targets, pulls = [], []
+        for shares in np.array_split(self.shares(num_draws), parts):
+            law = Moments(*(np.tensordot(shares, x, 1) for x in whole))
+            targets.append(self.whole.features.weights(law))
+            pulls.append(law.gram @ (mean - targets[-1]))
+        return np.concatenate(targets), np.concatenate(pulls)
 
     def resampled(self, place: Place[Inside], num_draws: int) -> np.ndarray:
         local, whole, weights = place.inside
