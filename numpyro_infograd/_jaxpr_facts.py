@@ -22,7 +22,6 @@ from numpyro_infograd._jaxpr_walk import (
     EXOGENOUS,
     FACTORS,
     Domain,
-    MutableError,
     Path,
     dtype_of,
     in_scope,
@@ -31,25 +30,16 @@ from numpyro_infograd._jaxpr_walk import (
     propagate,
     sub_jaxprs,
 )
+from numpyro_infograd.errors import ModelError
 
 SWITCHES = frozenset({"select_n", "cond", "while", "sign", "rem", "atan2", *FACTORS})
 """Primitives that jump or not, depending on their operands and their use."""
 
 
-def _outputs(
-    domain: Domain, jaxpr: Jaxpr, inputs: Sequence[Any], unknown: Any
-) -> list[Any]:
-    """`propagate`; all outputs are `unknown` if a value is mutable."""
-    try:
-        return propagate(domain, jaxpr, inputs)
-    except MutableError:
-        return [unknown] * len(jaxpr.outvars)
-
-
 def dependencies(jaxpr: Jaxpr) -> list[frozenset[int]]:
     """For each output, the inputs on which it depends."""
     inputs = [frozenset({index}) for index in range(len(jaxpr.invars))]
-    return _outputs(Domain(), jaxpr, inputs, frozenset(range(len(inputs))))
+    return propagate(Domain(), jaxpr, inputs)
 
 
 def callbacks_that_cannot_batch(jaxpr: Jaxpr) -> Iterator[tuple[str, str]]:
@@ -143,7 +133,7 @@ def affine_outputs(jaxpr: Jaxpr, wrt: Collection[int]) -> list[bool]:
         (1 if is_inexact(var) else 2) * (index in wrt)
         for index, var in enumerate(jaxpr.invars)
     ]
-    return [value < 2 for value in _outputs(_Affine(), jaxpr, values, 2)]
+    return [value < 2 for value in propagate(_Affine(), jaxpr, values)]
 
 
 class Source(NamedTuple):
@@ -241,7 +231,7 @@ class _Jumps(Domain):
                 inner = [joined] * len(open_jaxpr(body).invars)
                 try:
                     found = propagate(self, body, inner, (*path, number))
-                except MutableError:
+                except ModelError:  # a mutable reference
                     found = [frozenset({Source(path, name)})]
                 joined |= self.join(found)
         return [joined | self._jump(eqn, values, path)] * count
@@ -283,9 +273,8 @@ def jumps(jaxpr: Jaxpr, wrt: Collection[int]) -> list[Jump]:
     """All jumps and switches that depend on the inputs `wrt` and reach an output."""
     wrt_label, none = frozenset({_WRT}), frozenset[Source]()
     inputs = [wrt_label if i in wrt else none for i in range(len(jaxpr.invars))]
-    unknown = frozenset({Source((), "mutable")} if any(inputs) else ())
     reached: dict[Source, set[int]] = {}
-    for index, labels in enumerate(_outputs(_Jumps(), jaxpr, inputs, unknown)):
+    for index, labels in enumerate(propagate(_Jumps(), jaxpr, inputs)):
         for label in labels - wrt_label:
             reached.setdefault(label, set()).add(index)
     return [
@@ -313,5 +302,5 @@ def stopped_outputs(jaxpr: Jaxpr, wrt: Collection[int]) -> frozenset[int]:
     It is stopped, or follows a user's rule.
     """
     values = [int(index in wrt) for index in range(len(jaxpr.invars))]
-    found = _outputs(_Stopped(), jaxpr, values, 2)
+    found = propagate(_Stopped(), jaxpr, values)
     return frozenset(index for index, value in enumerate(found) if value == 2)

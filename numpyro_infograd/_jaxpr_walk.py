@@ -16,6 +16,8 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 import jax.numpy as jnp
 
+from numpyro_infograd.errors import ModelError
+
 Path = tuple[int, ...]
 """Position of an equation: its index in each of the enclosing jaxprs."""
 
@@ -100,10 +102,6 @@ def sub_jaxprs(value: Any) -> Iterator[ClosedJaxpr | Jaxpr]:
         yield from chain.from_iterable(map(sub_jaxprs, items))
 
 
-class MutableError(Exception):
-    """A value is stored in a mutable reference, which no equation returns."""
-
-
 class Domain:
     """Abstract values; here the union of the labels of all inputs of a value."""
 
@@ -145,7 +143,11 @@ def propagate(
 
     for index, eqn in enumerate(jaxpr.eqns):
         if eqn.effects and any(hasattr(e, "input") for e in eqn.effects):
-            raise MutableError
+            raise ModelError(
+                "the model or an Expectation writes to a mutable reference "
+                "(jax.new_ref), through which it is not known what depends on what. "
+                "Use arrays: x = x.at[i].set(value)."
+            )
         operands = [read(atom) for atom in eqn.invars]
         env.update(
             zip(eqn.outvars, _step(domain, eqn, operands, (*path, index)), strict=True)

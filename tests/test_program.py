@@ -17,6 +17,7 @@ from numpyro.distributions.util import clamp_probs
 
 from numpyro_infograd._jaxpr_walk import EXOGENOUS
 from numpyro_infograd._program import Program
+from numpyro_infograd.errors import ModelError
 
 KEY = jax.random.key(0)
 VECTOR = jax.ShapeDtypeStruct((3,), jnp.float32)
@@ -505,16 +506,16 @@ def test_scope_survives_the_lifting_of_arrays():
     assert len(program.consts) == 1 and program.jumps([0]) == []
 
 
-def test_mutable_references_are_met_with_caution():
+def test_mutable_references_are_refused():
     def fn(x):
         ref = jax.new_ref(jnp.zeros(3))
         ref[...] = jnp.floor(x)
         return ref[...], x
 
     program = Program.trace(fn, VECTOR)
-    assert program.dependencies() == [{0}, {0}]
-    assert program.affine_outputs([0]) == [False, False]
-    assert program.jumps([0]) and not program.jumps([])
+    for facts in (program.dependencies, lambda: program.jumps([0])):
+        with pytest.raises(ModelError, match="mutable reference.*Use arrays"):
+            facts()
 
 
 # Predicates.
