@@ -9,9 +9,12 @@ a set of sites with too little noise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+import math
 from typing import Any
 
 import numpy as np
+
+import jax
 
 from numpyro_infograd._arguments import as_flag
 from numpyro_infograd._density import Density, simulate
@@ -38,6 +41,9 @@ from numpyro_infograd.errors import (
 )
 
 _ATOM = 8  # equal values among 256 draws from which a site has no density
+# Draws on which arguments of distributions are checked: at most so many, and fewer if
+# these have many numbers.
+_MOST_PROBES, _PROBED = 2**14, 2**20
 
 
 def check_objective(objective: Objective, sm: StructuralModel) -> None:
@@ -114,23 +120,42 @@ def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None
 
 
 def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> None:
-    """Raise if a draw of the sites, or its log density, is not finite."""
+    """Raise if the sites, or what they depend on, have draws that are not valid.
+
+    An argument of a distribution breaks its constraint, or a draw of the sites or its
+    log density is not finite.
+    """
     if not sites:
         return
-    log_prob_sites = tuple(
+    read = sm.noise_of(sites) | {*sites}
+    laws = tuple(
         s
-        for s in sites
-        if sm.site_info[s].kind == "sample" and not sm.site_info[s].control_flow
-        if sm.site_info[s].has_law
+        for s, site in sm.site_info.items()
+        if s in read and site.kind == "sample" and not site.control_flow
+        if site.has_law
     )
 
-    def run(params: Any, noise: Any) -> tuple[Any, Any]:
-        played = sm.run(params, noise, {}, log_prob_sites=log_prob_sites)
-        return played.values, played.log_prob
+    def run(params: Any, noise: Any) -> tuple[Any, Any, Any]:
+        played = sm.run(params, noise, {}, log_prob_sites=laws)
+        own = {s: x for s, x in played.log_prob.items() if s in sites}
+        return played.values, own, played.broken
 
     program = Program.trace(run, sm.params, noise_like(sm.spec))
-    noise = probe_noise(sm.spec, 5, 64)
-    values, log_prob = simulate(program, params, noise)
+    numbers = sum(math.prod(law.shape) for _, law in sm.spec)
+    numbers += sum(site.size for site in sm.site_info.values())
+    size = int(np.clip(_PROBED // max(numbers, 1), 64, _MOST_PROBES))
+    values, log_prob, broken = simulate(program, params, probe_noise(sm.spec, 5, size))
+    for name, arguments in broken.items():
+        for argument, is_broken in arguments.items():
+            if share := np.mean(np.asarray(is_broken)):
+                raise ModelError(
+                    f"site {name!r}: the {argument} is NaN or outside of its bounds at "
+                    f"{share:.2%} of draws at these parameter values. Use a function "
+                    "that stays inside (jnp.exp, jax.nn.softplus, jax.nn.sigmoid), "
+                    "other values, or a constraint in numpyro.param."
+                )
+    # Rare draws may be rounded to where a density has no value.
+    values, log_prob = jax.tree.map(lambda x: x[:64], (values, log_prob))
     finite = {s: np.isfinite(np.asarray(v)).all() for s, v in values.items()}
     # A draw that is rounded to a boundary may have an infinite log density, not NaN.
     valid = {s: not np.isnan(np.asarray(v)).any() for s, v in log_prob.items()}

@@ -142,8 +142,8 @@ def shuffle_inputs(
         other = own | {name: noise[copy] for name, copy in copies.items()}
         here = tuple(s for s in log_prob_sites if s in inputs)
         there = tuple(s for s in log_prob_sites if s not in inputs)
-        a = inner(params, own, first, log_prob_sites=here, cut=cut)
-        b = inner(params, other, rest, log_prob_sites=there, cut=cut)
+        a: Any = inner(params, own, first, log_prob_sites=here, cut=cut)
+        b: Any = inner(params, other, rest, log_prob_sites=there, cut=cut)
         parts = (
             {k: (x if k in inputs else y)[k] for k in {**x, **y}}
             for x, y in zip(a, b, strict=True)

@@ -114,7 +114,7 @@ class Generate(Messenger):
         self.param_values: dict[str, Any] = {}
         self.unset = ""  # name of the last parameter, if it has no value
         self.constraints: dict[str, Any] = {}
-        self.played = Played({}, {}, {}, {})
+        self.played = Played({}, {}, {}, {}, {})
         self._laws: dict[str, Noise] = {}
         self._states: dict[str, str] = {}
         self._held: set[str] = set()
@@ -212,6 +212,7 @@ class Generate(Messenger):
         law = lookup.density(fn)
         self.played.log_prob[name] = lookup.log_probs(law, value)
         self.played.boundary[name] = lookup.boundary(law)
+        self.played.broken[name] = lookup.broken_constraints(fn)
         numbers = [x for x in jax.tree.leaves(fn) if is_real(x)]
         self.played.arguments[name] = numbers or [self.played.log_prob[name]]
 

@@ -41,6 +41,8 @@ class Played(NamedTuple):
     log_prob: Values  # of the sites that were asked for
     boundary: dict[str, Any]  # where the densities of these jump
     arguments: dict[str, Any]  # of the distributions of these
+    # Whether each argument of these breaks its constraint, by site and argument.
+    broken: dict[str, dict[str, jax.Array]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,7 +113,7 @@ def test_the_first_site_is_named_and_others_do_not_matter():
         v = numpyro.sample("v", dist.Normal(jnp.sqrt(x) if spoil else x, 1.0))
         numpyro.sample("y", dist.Normal(numpyro.param("a", 1.0) * v, 1.0))
 
-    refuses_gradient(ModelError, "'log'", model=model, model_args=(True,))
+    refuses_gradient(ModelError, "'v'", model=model, model_args=(True,))
     assert float(ig.gradient(model, XY, model_args=(False,)).value["a"]) > 0
 
 

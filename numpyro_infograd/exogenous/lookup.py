@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions import Distribution, constraints
 
+from numpyro_infograd._arguments import is_real
 from numpyro_infograd._jaxpr_walk import EXOGENOUS
 from numpyro_infograd.errors import ArgumentError, ModelError
 from numpyro_infograd.exogenous.rows import (
@@ -28,6 +29,7 @@ from numpyro_infograd.exogenous.rows import (
 
 _DRAWN = keyed()  # distributions with a reason are drawn from a key
 _INEXACT = 1e-3  # how wrong probabilities may be
+_ROUNDING = 1e-5  # how far outside its bounds an argument may be, relative to itself
 
 
 def row_of(fn) -> Row:
@@ -45,6 +47,33 @@ def ends_of(fn) -> tuple[Any, ...] | None:
     if row is not None:
         return row.ends(fn)
     return None if fn.support.is_discrete else tuple(jax.tree.leaves(fn))
+
+
+def broken_constraints(fn: Distribution) -> dict[str, Array]:
+    """Whether each argument of a distribution is NaN or outside its bounds.
+
+    Also the arguments of distributions inside it. A zero scale counts as inside, and
+    rounding is allowed.
+    """
+    found: dict[str, Array] = {}
+    for name, value in fn.get_args().items() if fn._validate_args else ():
+        rule = fn.arg_constraints[name]
+        if constraints.is_dependent(rule) or not is_real(value):
+            continue
+        rule = getattr(rule, "base_constraint", rule)
+        low = getattr(rule, "lower_bound", -jnp.inf)
+        high = getattr(rule, "upper_bound", jnp.inf)
+        near = _ROUNDING * jnp.maximum(1.0, jnp.abs(value))
+        inside = (value >= low - near) & (value <= high + near)
+        found[f"{name} of {type(fn).__name__}"] = ~jnp.all(inside)
+    inner = jax.tree.leaves(fn, is_leaf=lambda x: x is not fn and _is_law(x))
+    for each in filter(_is_law, inner):
+        found |= broken_constraints(each)
+    return found
+
+
+def _is_law(value: Any) -> bool:
+    return isinstance(value, Distribution)
 
 
 def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
