@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import links
 import numpy as np
 import pytest
+from scipy.stats import truncnorm
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,65 @@ def test_outliers_do_not_move_a_robust_twin(number: int, divergence: str) -> Non
             assert abs(moved) < 2 * error < 0.3, (name, moved, error)
     hurt = quiet.calibrate(location_and_scale, {"y": wrong}, **settings)
     assert any("farther out" in warning for warning in hurt.warnings), hurt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [500, 4000])
+def test_twins_of_heavy_tails(number: int) -> None:
+    """Cauchy recordings, which have no variance; their Fisher information is known."""
+
+    def cauchy() -> None:
+        s = numpyro.param("s", 1.0, constraint=constraints.positive)
+        numpyro.sample("y", dist.Cauchy(numpyro.param("m", 0.0), s))
+
+    least = 0.7 * (2 / (0.8 * number)) ** 0.5  # the fit uses 80 % of the recordings
+    for seed in range(4):
+        y = 0.5 + 0.7 * np.random.default_rng(seed).standard_cauchy(number)
+        twin = quiet.calibrate(cauchy, {"y": y}, rng_key=jax.random.key(seed))
+        assert any("heavy tails" in warning for warning in twin.warnings)
+        for name, truth in (("m", 0.5), ("s", 0.7)):
+            error = float(twin.standard_error[name])
+            assert abs(float(twin.params[name]) - truth) < 3.5 * error, twin
+            assert 0.75 * least < error < 2 * least, twin
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [0.0, 200.0, 1000.0])
+def test_large_offsets_are_found(offset: float) -> None:
+    """The default rates, a share of the offset, would leave the recordings behind."""
+
+    def sensor() -> None:
+        s = numpyro.param("s", 1.0, constraint=constraints.positive)
+        numpyro.sample("y", dist.Normal(numpyro.param("m", offset), s))
+
+    y = offset + 0.5 + 0.7 * np.random.default_rng(0).normal(size=500)
+    twin = quiet.calibrate(sensor, {"y": y})
+    assert not twin.warnings
+    for name, truth in (("m", y.mean()), ("s", y.std())):
+        error = float(twin.standard_error[name])
+        assert abs(float(twin.params[name]) - truth) < 2 * error, twin
+        assert 0.02 < error < 0.05, twin
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("divergence", ["fisher", "likelihood"])
+def test_parameters_near_zero_are_determined(divergence: str) -> None:
+    """A location has no size of its own, and the scale depends on it."""
+
+    def cut() -> None:
+        s = numpyro.param("s", 1.2, constraint=constraints.positive)
+        law = dist.TruncatedNormal(numpyro.param("m", 0.0), s, low=0.0)
+        numpyro.sample("y", law)
+
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        y = truncnorm.rvs(-0.3, np.inf, 0.3, 1.0, size=500, random_state=rng)
+        twin = quiet.calibrate(cut, {"y": y}, divergence=divergence)
+        assert not twin.warnings, twin
+        for name, truth, least in (("m", 0.3, 0.1), ("s", 1.0, 0.05)):
+            error = float(twin.standard_error[name])
+            assert abs(float(twin.params[name]) - truth) < 3 * error, twin
+            assert least < error < 5 * least, twin
 
 
 @pytest.mark.slow

@@ -248,6 +248,19 @@ def test_an_interrupted_estimate_at_the_end_loses_no_ascent(monkeypatch) -> None
     assert any("estimate was interrupted" in warning for warning in result.warnings)
 
 
+def test_a_large_parameter_that_matters_by_small_changes() -> None:
+    """A detuned filter: the first rates jump over the peak, to where all is flat."""
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal())
+        off = numpyro.param("f", 100.0) - 100.7
+        numpyro.sample("y", dist.Normal(x * jnp.exp(-(off**2)), 0.5))
+
+    result = ascend(model)
+    assert float(result.params["f"]) == pytest.approx(100.7, abs=1e-3)
+    assert result.estimate.value == pytest.approx(0.5 * np.log(5), abs=1e-5)
+
+
 def test_a_problem_without_a_maximum_says_so() -> None:
     result = ascend(affine)
     assert "still promised a rise" in result.status

@@ -31,7 +31,7 @@ from numpyro_infograd._calibrate.fit import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd._calibrate.likely import LikelihoodFit, check_likelihood
 from numpyro_infograd._calibrate.matched import MatchedFit
 from numpyro_infograd._calibrate.recordings import as_recordings, as_tables
-from numpyro_infograd._calibrate.report import best_of, make_report
+from numpyro_infograd._calibrate.report import best_of, has_fallen, make_report
 from numpyro_infograd._calibrate.result import Calibration, TwoSample
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import public
@@ -39,6 +39,7 @@ from numpyro_infograd._edits import as_pairs
 from numpyro_infograd._objectives import Entropy
 from numpyro_infograd._optimize.move import (
     RATE,
+    SLOWDOWNS,
     Projection,
     as_start,
     check_projection,
@@ -226,8 +227,13 @@ def calibrate(
             if index:
                 key = jax.random.fold_in(key, index)
                 params = _random_start(key, start, sm.constraints, projection)
-            fit = kind(sm, density, params, recorded, settings, key, warnings)
-            ends.append(make_report(fit, *fit.run(progress_bar)))
+            for slowdown in SLOWDOWNS:
+                own = replace(settings, slowdown=slowdown)
+                fit = kind(sm, density, params, recorded, own, key, warnings)
+                end = make_report(fit, *fit.run(progress_bar))
+                if optimizer is not None or not has_fallen(end):
+                    break
+            ends.append(end)
     found = best_of(ends)
     if used[:1] == (0.0,) and (why := _why_rough(sm, density, found.params)):
         doubt = f"at the end {why}: pass positive noise_levels."

@@ -32,6 +32,7 @@ from numpyro_infograd.scores.network import Ensemble, Network
 from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch, train
 
+_HEAVY = 3.0  # standard deviation, in those of the middle 68 %
 _WHOLE = 0.995  # share of a normal distribution with full weight
 _NEAR = 2.0  # distance to the median, in widths of the middle 68 %
 _END = 1.5  # distance at which the weight of a sample is zero, in reaches
@@ -199,10 +200,15 @@ def make_features(
     rng_key: jax.Array,
     robust: bool = False,
 ) -> Features:
-    """Features trained on the scores of recordings and of draws of the twin."""
+    """Features trained on the scores of recordings and of draws of the twin.
+
+    With heavy tails, as with `robust`, values far out have weight zero: the derivatives
+    of draws grow without bound there, but features do not fall.
+    """
     pick_key, key = jax.random.split(rng_key)
     mixed = jax.device_get(_mixed(density, recorded, pick_key))
     size = mixed.shape[1]
+    robust = robust or _has_heavy_tails(mixed)
     reach = float(chi2.ppf(_WHOLE, size) ** 0.5) if robust else np.inf
     frame = jax.device_get(_frame(density, _middle(mixed) if robust else mixed))
     blank = Features(
@@ -233,6 +239,12 @@ def _frame(density: Density, values: jax.Array) -> Frame:
 def coordinates(features: Features, values: Values) -> jax.Array:
     """`features.coordinates`, compiled."""
     return features.coordinates(values)
+
+
+def _has_heavy_tails(values: np.ndarray) -> bool:
+    """Whether a column varies far more than its middle 68 %."""
+    low, high = quantiles(values, 0.16, 0.84)
+    return bool(np.any(values.std(axis=0) > _HEAVY * 0.5 * (high - low)))
 
 
 def _middle(values: np.ndarray) -> np.ndarray:

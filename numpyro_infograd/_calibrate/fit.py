@@ -24,6 +24,7 @@ from numpyro_infograd._calibrate.inference import (
     Inner,
     Place,
     find_directions,
+    grown,
     limited,
     two_sample,
 )
@@ -81,6 +82,7 @@ class Settings:
     num_samples: int = 4096  # draws of the twin in a step
     num_draws: int = 200  # bootstrap draws of the parameters
     robust: bool = False  # whether recordings far out have no weight
+    slowdown: float = 1.0  # of the rates of the default optimizer
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -208,7 +210,9 @@ class Fit(abc.ABC, Generic[Inner]):
         """Steps of the optimizer, with a rate that falls to zero."""
         settings, start = self.settings, self.unconstrained_params
         scaled, optimizer = settings.optimizer is None, as_optax(settings.optimizer)
-        scale = self._scales() if scaled else None
+        scale = None
+        if scaled:
+            scale = jax.tree.map(lambda s: s / settings.slowdown, self._scales())
         projection = settings.projection
         move = Move.trace(start, optimizer, projection, self.constraints, scale)
         state = Descent(start, optimizer.init(start), jnp.zeros((), jnp.int32))
@@ -246,14 +250,15 @@ class Fit(abc.ABC, Generic[Inner]):
         if here is None:
             return math.nan
         previous, self.last = self.last, here
-        size = self.sizes()
         allowed, edges = self._ways()
         information = np.atleast_2d(np.cov(self.resampled(here, _RESAMPLES).T))
+        size = grown(self.sizes(), here.curvatures, information)
         directions = find_directions(here.curvatures, size, allowed, information)
         down, steepness = directions.slope(
             here.gradient, information + _NOISE**2 * here.noise
         )
-        step = limited(directions.solve(here.gradient) + down, size)
+        step = directions.solve(here.gradient) + down
+        step = limited(step, size, directions.error)
         moved = onto(self.settings.projection, self.unravel(flat + step))
         step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # after projection
         own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))

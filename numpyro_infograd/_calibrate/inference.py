@@ -16,9 +16,12 @@ from numpyro_infograd._calibrate.result import TwoSample
 from numpyro_infograd._noise import standard_error
 
 Inner = TypeVar("Inner")
+_VAGUE = 3.0  # largest standard error, in units of the parameters' size
+# The least size in standard errors with all others fixed, and its largest growth by it.
+_ERRORS, _GROWN = 3.0, 10.0
 _FARTHEST = 0.3  # largest correction, in units of the parameters' size
-# Slopes and curvatures below this share of the largest curvature are rounding errors;
-# so are slopes along unknown directions below _MIXED of the largest slope.
+# Slopes and curvatures below this share of those of a direction's single numbers are
+# rounding errors; so are slopes along unknown directions below _MIXED of the largest.
 _ROUNDING = 32.0  # in units of the machine's epsilon
 _MIXED = 1e-3
 _RELABELLINGS = 499  # permutations of a two-sample test
@@ -36,7 +39,7 @@ class Directions(NamedTuple):
     # Number of unknown directions that may be known with less noisy derivatives of the
     # twin.
     rough: int
-    floor: float  # largest rounding error of a slope or a curvature
+    floor: np.ndarray  # rounding error of the curvature along each of `unknown`
 
     def slope(
         self, gradient: np.ndarray, covariance: np.ndarray
@@ -50,7 +53,7 @@ class Directions(NamedTuple):
         along = gradient @ self.unknown
         size = np.einsum("pi,pq,qi->i", self.unknown, covariance, self.unknown)
         mixed = _MIXED * np.abs(gradient @ self.known).max(initial=0.0)
-        least = max(self.floor, mixed, 1e-30)
+        least = np.maximum(self.floor, max(mixed, 1e-30))
         ratio = np.abs(along) / np.maximum(np.sqrt(np.maximum(size, 0.0)), least)
         steep = ratio > 1
         way = -self.unknown[:, steep] @ np.sign(along[steep])
@@ -82,11 +85,12 @@ def find_directions(
     vectors = allowed @ vectors
     variance = np.einsum("pi,pq,qi->i", vectors, information, vectors)
     recorded = np.sqrt(np.maximum(variance, 0.0))
-    # Known: the standard error is below the parameters' size, and the curvature is well
-    # above its own noise, and above rounding.
+    # Known: the standard error is below a few sizes of the parameters, and the
+    # curvature is well above its own noise, and above rounding.
     eps = float(jnp.finfo(jnp.result_type(float)).eps)
-    floor = _ROUNDING * eps * float(np.abs(curvature).max(initial=0.0))
-    known = (curvature > recorded) & (curvature > np.maximum(3 * error, floor))
+    alone = np.sqrt(np.abs(np.diag(curvatures.mean(0))))
+    floor = _ROUNDING * eps * (alone @ np.abs(vectors)) ** 2
+    known = (_VAGUE * curvature > recorded) & (curvature > np.maximum(3 * error, floor))
     rough = int(np.sum(~known & (3 * error > 20 * recorded)))
     return Directions(
         vectors[:, known],
@@ -94,8 +98,22 @@ def find_directions(
         recorded[known] / curvature[known],
         vectors[:, ~known],
         rough,
-        floor,
+        floor[~known],
     )
+
+
+def grown(
+    size: np.ndarray, curvatures: np.ndarray, information: np.ndarray
+) -> np.ndarray:
+    """Sizes of the parameters, at least a few of their errors with all others fixed.
+
+    A location has no size of its own: its value may be near zero.
+    """
+    own = np.diagonal(curvatures, axis1=1, axis2=2)
+    noise = standard_error(own) if len(own) > 1 else 0.0
+    curvature = np.maximum(own.mean(0), 3 * noise + 1e-30)
+    alone = np.sqrt(np.diag(information)) / curvature
+    return np.maximum(size, np.minimum(_ERRORS * alone, _GROWN * size))
 
 
 class Place(NamedTuple, Generic[Inner]):
@@ -109,10 +127,13 @@ class Place(NamedTuple, Generic[Inner]):
     inside: Inner  # what else the divergence was computed from
 
 
-def limited(step: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """A correction, shortened to a share of the parameters' size."""
+def limited(step: np.ndarray, size: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """A correction, shortened to a share of the parameters' size, or to the largest of
+    their standard errors in units of their size.
+    """
     length = np.sqrt(np.mean((step / size) ** 2))
-    return step * min(1.0, _FARTHEST / max(length, 1e-30))
+    farthest = max(_FARTHEST, errors.max(initial=0.0))
+    return step * min(1.0, farthest / max(length, 1e-30))
 
 
 def two_sample(recorded: np.ndarray, drawn: np.ndarray) -> TwoSample:

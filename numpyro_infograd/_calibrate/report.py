@@ -217,11 +217,12 @@ def _outliers(fit: Fit[Any]) -> list[str]:
     drawn = fit.simulate(fit.unconstrained_params, _COMPARED)
     z, made = map(fit.coordinates, (rows, drawn))
     out = int(np.sum(~fit.near(z)))
-    if fit.settings.robust:
+    if out:
+        why = "robust" if fit.settings.robust else "heavy tails or outliers"
         return [
-            f"robust: {out} of {len(z)} recordings are far from the others and have "
+            f"{why}: {out} of {len(z)} recordings are far from the others and have "
             "weight zero."
-        ] * bool(out)
+        ]
     farthest = float(np.max(np.linalg.norm(made, axis=1)))
     out = int(np.sum(np.linalg.norm(z, axis=1) > _BEYOND * farthest))
     if out < 2 or out < 5 * len(z) / len(made):
@@ -237,6 +238,19 @@ def _outliers(fit: Fit[Any]) -> list[str]:
 
 def _count(number: int) -> str:
     return "1 direction" if number == 1 else f"{number} directions"
+
+
+def has_fallen(end: Calibration) -> bool:
+    """Whether a twin ended farther from its recordings than it began.
+
+    The rates of the default optimizer are too high for a parameter that is large, but
+    matters by small changes, as an offset does.
+    """
+    before, after = end.test_before, end.test_after
+    assert before is not None and after is not None
+    is_worse = after.statistic > before.statistic
+    interrupted = end.status.ending is Ending.INTERRUPTED
+    return is_worse and after.pvalue < _REJECTED and not interrupted
 
 
 def best_of(ends: Sequence[Calibration]) -> Calibration:

@@ -17,13 +17,14 @@ from numpyro_infograd._optimize.annealing import Annealing
 from numpyro_infograd._optimize.budgets import check_constraints
 from numpyro_infograd._optimize.finish import finish
 from numpyro_infograd._optimize.move import (
+    SLOWDOWNS,
     Projection,
     as_optax,
     check_projection,
     constrained,
 )
 from numpyro_infograd._optimize.plan import Plan
-from numpyro_infograd._optimize.result import Result
+from numpyro_infograd._optimize.result import Ending, Result
 from numpyro_infograd._optimize.run import Run
 from numpyro_infograd._optimize.step import Ascent, InfoMaxState, StepInfo, ascend_many
 from numpyro_infograd._pairs import without_pairs
@@ -124,7 +125,9 @@ class InfoMax:
         rng_key = as_key(rng_key)
         posed, params = self.plan.pose(rng_key, args, kwargs, init_params)
         self._made = posed, self.plan.make_ascent(posed, params)
-        return self.plan.start(posed, rng_key, params)
+        state = self.plan.start(posed, rng_key, params)
+        self._opt_structure: Any = jax.tree.structure(state.opt_state)
+        return state
 
     @public(inside=True)
     def update(
@@ -249,7 +252,12 @@ class InfoMax:
         annealing: Annealing,
         checkpoint: Any,
     ) -> Result:
-        """`run` with the arguments of the model as a tuple and a dict."""
+        """`run` with the arguments of the model as a tuple and a dict.
+
+        The default rates are a share of the parameters' sizes. They are too high for a
+        large parameter that matters by small changes, as an offset does. So an ascent
+        that ends worse than its start is taken again, with lower rates.
+        """
         if num_steps is not None:
             num_steps = as_count("num_steps", num_steps)
         num_restarts = as_count("num_restarts", num_restarts)
@@ -257,8 +265,15 @@ class InfoMax:
         posed, params = self.plan.pose(rng_key, args, kwargs, init_params)
         keys = [jax.random.fold_in(rng_key, i) for i in range(1, num_restarts)]
         starts = [params, *(self.plan.random_start(posed, k, params) for k in keys)]
-        run = Run(self.plan, posed, rng_key, starts, num_steps, annealing, checkpoint)
-        return finish(run.run(progress_bar))
+        settings = num_steps, annealing, checkpoint
+        for slowdown in SLOWDOWNS:
+            plan = replace(self.plan, slowdown=slowdown)
+            run = Run(plan, posed, rng_key, starts, *settings)
+            result = finish(run.run(progress_bar))
+            # A checkpoint is of one ascent.
+            if result.status.ending is not Ending.BELOW_START or checkpoint is not None:
+                break
+        return result
 
     def _made_for(self, state: Any) -> tuple[Posed, Ascent]:
         """What `init` made, after a check that `state` is a state of this ascent."""
@@ -270,5 +285,10 @@ class InfoMax:
             raise ArgumentError(
                 f"state must be an InfoMaxState of this model, got {state!r:.80}. Take "
                 "the state from init, or the first output of update."
+            )
+        if jax.tree.structure(state.opt_state) != self._opt_structure:
+            raise ArgumentError(
+                "state is of an InfoMax with another optimizer. Take the state from "
+                "init of this one."
             )
         return self._made

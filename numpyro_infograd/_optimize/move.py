@@ -27,6 +27,7 @@ from numpyro_infograd.scores.base import floating_leaves
 Projection = Callable[[Any], Any]
 
 RATE = 0.05  # peak rate of the default optimizer, as a share of the parameters' size
+SLOWDOWNS = (1.0, 10.0, 100.0, 1000.0)  # tried one after the other
 _ADAM = optax.adam(1.0, b2=0.95)  # the default optimizer before that scale
 
 

@@ -58,6 +58,7 @@ class Plan:
     projection: Projection | None
     subject_to: tuple[Constraint, ...]
     allow_jumps: bool
+    slowdown: float = 1.0  # of the rates of the default optimizer
 
     def pose(
         self, rng_key: Any, args: Any, kwargs: Any, init_params: Any
@@ -138,7 +139,7 @@ class Plan:
         if posed.problem.chance or self.subject_to:
             size = max(size, _FEWEST)  # chains do not reduce the noise of these
         start = unconstrained(params, constraints)
-        scale = scales(start, constraints) if self.is_default else None
+        scale = self.scales(start, constraints) if self.is_default else None
         means, budgets = trace_budgets(
             posed.objective, self.subject_to, posed.sm, params
         )
@@ -150,6 +151,10 @@ class Plan:
                 start, self.optimizer, self._projection(posed.sm), constraints, scale
             ),
         )
+
+    def scales(self, start: Any, constraints: dict[str, Any] | None) -> Any:
+        """The rates of the default optimizer from a start, in unconstrained space."""
+        return jax.tree.map(lambda s: s / self.slowdown, scales(start, constraints))
 
     def random_start(self, posed: Posed, key: jax.Array, params: Any) -> Any:
         """A random start of the same size as `params`."""

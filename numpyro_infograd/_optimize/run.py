@@ -18,7 +18,7 @@ from numpyro_infograd._gradient import pose_beyond_mixtures, why_not_mixture
 from numpyro_infograd._optimize.annealing import Annealing, cooled, initial_variances
 from numpyro_infograd._optimize.budgets import FARTHEST, is_settled
 from numpyro_infograd._optimize.log import Log, identify, take_apart
-from numpyro_infograd._optimize.move import constrained, decay, scales
+from numpyro_infograd._optimize.move import constrained, decay
 from numpyro_infograd._optimize.plan import Plan
 from numpyro_infograd._optimize.polish import top
 from numpyro_infograd._optimize.remaining import Outlook, Steepness, flat, outlook
@@ -311,7 +311,8 @@ class Run:
         """At the start of a cycle, scale the rates to the present parameters."""
         if not self.plan.is_default:
             return
-        scale = scales(self.states.unconstrained_params, self.ascent.move.constraints)
+        constraints = self.ascent.move.constraints
+        scale = self.plan.scales(self.states.unconstrained_params, constraints)
         self.ascent = self.ascent.rescaled(scale)
         if self._came_from_far():
             fresh = jax.vmap(self.plan.optimizer.init)(self.states.unconstrained_params)
