@@ -259,14 +259,16 @@ def _sample(
     """Batches of `size` samples, with the problem and the fitted scores behind them.
 
     Scores are improved while their fit adds more to the error than sampling does. By
-    default, drawn sites get as many components and batches as they need.
+    default, drawn sites get as many components and batches as they need; as many
+    components also beside scores of another kind, which have no number of them.
     """
+    refines = is_default or not isinstance(problem.method, Mixture)
     fit_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
     states = fit_anew(problem, params, fit_key)
     source = NoiseSource.of(problem.spec, size // REPLICATES)
     while True:
         batches = [jax.device_get(_replicated(problem, states, params, source, key))]
-        if is_default and (finer := _refined(problem, batches[0].evidence)):
+        if refines and (finer := _refined(problem, batches[0].evidence)):
             problem = finer
             continue
         better = [problem.method and problem.method.improve(s) for s in states]
