@@ -13,11 +13,11 @@ from numpyro_infograd._doors import public
 from numpyro_infograd._estimation import Gradient
 from numpyro_infograd._gradient import gradient
 from numpyro_infograd._objectives import MI, Objective, Sites, names
-from numpyro_infograd._optimize import Result, maximize_mi
+from numpyro_infograd._optimize import Result, maximize, maximize_mi
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._tracing import structural_model
 from numpyro_infograd.errors import ArgumentError
-from numpyro_infograd.values import Estimate, mutual_information
+from numpyro_infograd.values import Estimate, estimate, mutual_information
 
 
 class Channel:
@@ -56,22 +56,26 @@ class Channel:
         """I(inputs; outputs | given)."""
         return MI(self.inputs, self.outputs, self.given)
 
+    @public(settings_of=estimate)
     def mutual_information(self, **settings: Any) -> Estimate:
         """The information, in nats; settings as in `estimate`."""
         return mutual_information(
             self.model, self.inputs, self.outputs, self.given, **settings
         )
 
+    @public(settings_of=gradient)
     def gradient(self, **settings: Any) -> Gradient:
         """Gradient of the information in nats; settings as in `ig.gradient`."""
         return gradient(self.model, self.objective, **settings)
 
+    @public(settings_of=maximize)
     def maximize_mi(self, **settings: Any) -> Result:
         """Maximise the information over the parameters; settings as in `maximize`."""
         return maximize_mi(
             self.model, self.inputs, self.outputs, given=self.given, **settings
         )
 
+    @public(settings_of=calibrate)
     def calibrate(self, observed: Mapping[str, Any], **settings: Any) -> Calibration:
         """Fit the model to recordings of its outputs; settings as in `ig.calibrate`."""
         return calibrate(self.model, observed, **settings)

@@ -8,13 +8,21 @@ transformations, and keep BLAS on one thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import difflib
 import functools
 import inspect
 import os
 import sys
 import threading
-from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
+from typing import (
+    Any,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    dataclass_transform,
+    overload,
+)
 import warnings
 
 from threadpoolctl import threadpool_limits
@@ -43,6 +51,10 @@ _ELSEWHERE = {
     "candidates": ("designs", "Did you mean 'designs'? "),
     "data": ("observed", "Did you mean 'observed'? "),
     "inputs": ("bounds", "Pass the bounds, {rate: ig.MI(inputs, outputs)}. "),
+    "seed": ("rng_key", "Pass rng_key=jax.random.key(seed). "),
+    "args": ("model_args", "Did you mean 'model_args'? "),
+    "kwargs": ("model_kwargs", "Did you mean 'model_kwargs'? "),
+    "constraints": ("subject_to", "Did you mean 'subject_to'? "),
     "constraint": (
         "projection",
         "Write it in the model, numpyro.param(name, value, constraint=...), or pass "
@@ -76,6 +88,10 @@ class _Call(NamedTuple):
         parameters = parameters[is_method:]
         takes = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         kinds = {p.kind for p in parameters}
+        # Settings of a method are found in their module, all other names in `ig`.
+        room = function.__module__.split(".")[1]
+        is_class = function.__qualname__.endswith(".__init__")
+        is_apart = room == "diagnostics" or is_class and not room.startswith("_")
         stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         if settings_of:
@@ -93,7 +109,7 @@ class _Call(NamedTuple):
             is_method=is_method,
             is_open=stars[0] in kinds,
             any_name=stars[1] in kinds and not settings_of,
-            module="ig.diagnostics" if ".diagnostics" in function.__module__ else "ig",
+            module=f"ig.{room}" if is_apart else "ig",
         )
 
     @property
@@ -151,7 +167,11 @@ class _Call(NamedTuple):
             objective = f"ig.MI({', '.join(map(repr, args[1:]))})"
             call = f"{self.module}.{self.name}(model, {objective})"
             return f"Write {call}: the objective is one argument."
-        return "Give all others by name." if self.takes else f"Write {self.shown}."
+        if self.takes:
+            return "Give all others by name."
+        if "model_args" in self.known:
+            return "Give arguments of the model as model_args=(...)."
+        return f"Write {self.shown}."
 
 
 @overload
@@ -199,6 +219,19 @@ def public(
             return function(*args, **kwargs)
 
     return call
+
+
+@dataclass_transform(frozen_default=True)
+def settings_class(cls: type | None = None, **options: Any) -> Any:
+    """A frozen dataclass whose constructor checks how it is called, as `public` does.
+
+    The options are those of `dataclasses.dataclass`.
+    """
+    if cls is None:
+        return functools.partial(settings_class, **options)
+    made: Any = dataclasses.dataclass(frozen=True, **options)(cls)
+    made.__init__ = public(inside=True)(made.__init__)
+    return made
 
 
 def _is_model(value: Any) -> bool:

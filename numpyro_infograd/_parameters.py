@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -64,17 +65,18 @@ def complete(
     Parameters in `pairs` are complex, and become pairs of real numbers.
     """
     if params is not None and not isinstance(params, Mapping):
+        first = next(iter(initial), "a")
         raise ParameterError(
-            "params (init_params of an ascent) must be a dict from names of "
-            f"parameters to values, got {params!r:.80}. Write {{'a': 1.0}}."
+            "params (init_params of an ascent) must be a dict from names of parameters "
+            f"to values, got {params!r:.80}. Write {{{first!r}: value}}."
         )
     given = dict(params or {})
     for name in given:
         if name not in initial:
             known = ", ".join(initial) or "none"
             raise ParameterError(
-                f"params has {name!r}, but the model has no such parameter "
-                f"(it has: {known}). Use the names in numpyro.param."
+                f"{name!r} got a value, but the model has no such parameter (it has: "
+                f"{known}). Use the names in numpyro.param."
             )
     paired = with_pairs(pairs, given)
     numbers = {name: given.get(name, 0j) for name in pairs}
@@ -103,6 +105,9 @@ def _like(name: str, value: Any, initial: Any, numbers: Any) -> Any:
     If these are pairs, `numbers` are the complex numbers that the user gave.
     """
     expected: Any = jax.tree.structure(initial)
+    if isinstance(value, (list, tuple)) and jax.tree.leaves(initial) == [initial]:
+        with contextlib.suppress(ValueError):  # of rows of different lengths
+            value = np.asarray(value)
     got: Any = jax.tree.structure(value)
     if got != expected:
         raise ParameterError(

@@ -14,10 +14,13 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
+from numpyro.distributions import Distribution
+
 from numpyro_infograd._arguments import as_parameter, explain_trace_errors, line_of
 from numpyro_infograd._doors import public
 from numpyro_infograd._messenger import Generate, isolated, warn_of_handlers
 from numpyro_infograd._noise import noise_like
+from numpyro_infograd._parameters import check_inside
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import site_noise
 from numpyro_infograd._structure import StructuralModel
@@ -130,7 +133,7 @@ def trace_model(
                 "the NumPyro model to trace it with other arguments."
             )
         return model
-    if not callable(model):
+    if not callable(model) or isinstance(model, Distribution):
         raise ArgumentError(
             f"model must be a NumPyro model (callable), got {model!r}. Pass the "
             "function itself, not the result of a call."
@@ -146,7 +149,8 @@ def trace_model(
         except InfogradError:
             raise
         except (TypeError, ValueError) as error:
-            _check_call(model, args, kwargs)
+            check_call(model, args, kwargs)
+            check_inside(messenger.constraints, messenger.param_values)
             if messenger.unset:
                 raise ParameterError(
                     f"parameter {messenger.unset!r} has no value. Give it one, "
@@ -229,9 +233,7 @@ def _reduce(sm: StructuralModel) -> tuple[Any, ...]:
 copyreg.pickle(StructuralModel, _reduce)  # type: ignore[arg-type]
 
 
-def _check_call(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
+def check_call(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raise if a model that failed cannot be called with these arguments."""
     try:
         signature = inspect.signature(model)

@@ -251,9 +251,9 @@ def posterior(model):
     return grad(amplifier, scores=Posterior(model=model))
 
 
-def begun(model=affine):
+def begun(model=affine, optimizer=None):
     """An ascent that has a state, and the state."""
-    ascent = ig.InfoMax(model, XY)
+    ascent = ig.InfoMax(model, XY, optimizer)
     return ascent, ascent.init(KEY)
 
 
@@ -434,8 +434,18 @@ CASES: list[tuple] = [
         ModelError),
     ("after site 'x'.*scale.*constraint in numpyro.param",
         every(with_gain(lambda m: dist.Normal(m, -1.0))), ModelError),
-    ("a draw of site 'y'.*Use other values",
+    (r"site 'y': the loc of Normal is NaN or outside .* at 4\d\.\d+% of draws.*Use a f",
         every(with_gain(lambda m: dist.Normal(jnp.log(m), 1.0))), ModelError),
+    ("site 'y': the scale of Normal .* at 0.04% of draws",
+        every(with_gain(lambda m: dist.Normal(m, 1.0 + 0.3 * m))), ModelError),
+    ("site 'y': the rate of Poisson .* at 0.1.% of draws",
+        grad(with_gain(lambda m: dist.Poisson(3.0 + m))), ModelError),
+    ("site 'y': the scale of Laplace .* at 0.04% of draws", every(with_gain(
+        lambda m: dist.Laplace(m, jnp.ones(3).at[1].add(0.3 * m)).to_event(1))),
+        ModelError),
+    ("site 'h': the rate of Exponential .* at 0.1.% of draws", every(with_gain(
+        lambda m: dist.Normal(m, numpyro.sample("h", dist.Exponential(3.0 + m))))),
+        ModelError),
     ("'y'.*is observed.*Pass the model without",
         every(handlers.condition(affine, {"y": 0.5})), SiteError),
     ("'x'.*substituted", every(handlers.substitute(affine, {"x": 0.5})), SiteError),
@@ -443,7 +453,7 @@ CASES: list[tuple] = [
     (r"'y' \(Quantized\).*edges do not increase",
         every(thresholds, params={"edges": jnp.array([1.0, -1.0])}), ModelError),
     (r"'y' \(CategoricalProbs\).*do not add up to 1", every(unnormalised), ModelError),
-    (r"'y' \(BinomialProbs\).*not in \[0, 1\]",
+    ("site 'y': the probs of BinomialProbs is NaN or outside .*100.00%",
         every(with_gain(lambda m: dist.Binomial(2, 1.2 + 0.0 * m))), ModelError),
     ("'y'.*Quantized.*smooth step",
         grad(with_gain(lambda m: dist.Normal(jnp.floor(m), 1.0))), JumpError),
@@ -457,7 +467,7 @@ CASES: list[tuple] = [
         every(bounded(1.0, constraints.greater_than)), ParameterError),
     ("'w' has no value. Give it one",
         every(beside(lambda: 2 * numpyro.param("w"))), ParameterError),
-    ("log density at site 'y'", every(of_scale(1.0), params={"s": -1.0}), ModelError),
+    ("'y': the scale of Normal", every(of_scale(1.0), params={"s": -1.0}), ModelError),
     # gradient: arguments of the model
     (r"model_args.*'2'.*\(value,\)", every(gained, model_args="2")),
     (r"model argument \[0\]\[0\].*Clean", every(gained, model_args=(np.nan,))),
@@ -489,8 +499,14 @@ CASES: list[tuple] = [
     ("'s'.*number.*'one'",
         every(beside(lambda: numpyro.param("s", "one"))), ParameterError),
     ("'s' is not finite", every(bounded(np.nan)), ParameterError),
-    (r"'a' has another structure.*shapes: \(\)",
+    (r"'a' has shape \(\) in the model, got \(1,\)",
         every(params={"a": [1.0]}), ParameterError),
+    (r"'a' has another structure.*got \[1.0, \[2.0\]\] \(list\).*shapes: \(\)",
+        every(params={"a": [1.0, [2.0]]}), ParameterError),
+    ("'p' is outside its constraint UnitInterval.*: 1.5", every(beside(
+        lambda: numpyro.sample("b", dist.Bernoulli(numpyro.param(
+            "p", 1.5, constraint=constraints.unit_interval))))), ParameterError),
+    ("model must be a NumPyro model.*Normal object", every(dist.Normal(0.0, 1.0))),
     # gradient: settings
     ("scores must be one of.*got 'mixure'.*mean 'mixture'", grad(scores="mixure")),
     ("scores must be.*object of ig.values, for the argument method",
@@ -675,6 +691,8 @@ CASES: list[tuple] = [
         lambda: ig.InfoMax(affine, XY).get_params(begun()[1])),
     ("state must be an InfoMaxState.*Take",
         lambda: begun()[0].update(begun()[0].update(begun()[1]))),
+    ("state is of an InfoMax with another optimizer. Take",
+        lambda: begun()[0].update(begun(optimizer=optax.sgd(0.1))[1])),
     ("state must be an InfoMaxState.*None", lambda: begun()[0].get_params(None)),
     ("state must be.*of this model", lambda: begun()[0].update(begun(bounded(1.0))[1])),
     # rate_region
@@ -766,7 +784,7 @@ CASES: list[tuple] = [
     ("'y'.*type object", recordings(lambda y: y.astype(object))),
     (r"'y' have shape \(1000, 200\), expected .num_recordings,.",
         fit({"y": np.zeros((1000, 200))})),
-    ("'gain', but the model has no such parameter",
+    ("'gain' got a value, but the model has no such parameter",
         fit_with(init_params={"gain": 1.0}), ParameterError),
     # pretrain_scores
     ("over lacks parameter 'eta'.*Add bounds", pretrain({})),
@@ -985,6 +1003,7 @@ def test_the_model_comes_first(call: str) -> None:
 
 def test_errors_name_the_function_that_was_called() -> None:
     settings = {"inputs": "x", "outputs": "y"}
+    named = ig.channel(**settings)(affine)
     for function in (ig.maximize_mi, ig.mutual_information, ig.null_check):
         name = function.__name__
         with pytest.raises(ArgumentError, match=f"^{name} has no argument 'samples'."):
@@ -1013,6 +1032,20 @@ def test_errors_name_the_function_that_was_called() -> None:
         ig.channel(affine)
     with pytest.raises(ArgumentError, match="^structural_model needs model. Write ig"):
         ig.structural_model()
+    for call, words in (
+        (
+            lambda: ig.scores.Mixture(n_components=4),
+            "^Mixture has no .*'num_components",
+        ),
+        (lambda: ig.values.MCMC(tol=0.1), "^MCMC has no argument 'tol'. .*'tolerance'"),
+        (lambda: ig.scores.Denoising(3), r"^Denoising takes .*ig.scores.Denoising\(\)"),
+        (lambda: named.gradient(XY), "^Channel.gradient takes .*as model_args="),
+        (lambda: named.maximize_mi(steps=3), "^Channel.maximize_mi has .*'num_steps'"),
+        (lambda: ig.gradient(affine, XY, seed=1), "Pass rng_key=jax.random.key"),
+        (lambda: ig.maximize(affine, XY, constraints=()), "mean 'subject_to'"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            call()
     with pytest.raises(ArgumentError, match="^InfoMax.get_params needs state"):
         ig.InfoMax(affine, XY).get_params()
 

@@ -65,8 +65,8 @@ def design(
     Args:
         model: A NumPyro model, or the result of `structural_model`.
         designs: Candidates with a leading axis of designs. An array is the first
-            positional argument of the model; a dict holds keyword arguments of the
-            model, or values of parameters (`numpyro.param`).
+            positional argument of the model; a dict or a table holds keyword arguments
+            of the model, or values of parameters (`numpyro.param`).
         inputs: The sites to learn about. A computed site may take few values, or be one
             number, which is grouped into 32 cells of equal probability if no density is
             known.
@@ -98,12 +98,13 @@ def design(
         >>> int(found.best), round(float(found.value.max()), 3)
         (7, 0.231)
     """
-    key, objective = as_key(rng_key), MI(inputs, outputs, given)
+    key = as_key(rng_key)
     components = as_power_of_two("num_components", num_components, 2)
     if num_samples is not None:
         num_samples = check_num_samples(num_samples, None)
     args, kwargs = as_args(model_args, model_kwargs)
     candidates = Candidates.of(model, designs, args, kwargs)
+    objective = MI(inputs, outputs, given)
     fixed = {**(params or {}), **jax.tree.map(lambda x: x[0], candidates.params)}
     traced = trace_model(candidates.model, args, kwargs)
     batch = candidates.like(traced.params)

@@ -17,6 +17,7 @@ import numpyro
 
 from numpyro_infograd._arguments import is_real
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._tracing import check_call
 from numpyro_infograd.errors import ArgumentError
 
 
@@ -47,6 +48,8 @@ class Candidates:
         found = _arguments(model)
         stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         arguments = [p.name for p in found or () if p.kind not in stars]
+        if hasattr(designs, "columns"):  # a table, as of pandas
+            designs = {name: np.asarray(designs[name]) for name in designs.columns}
         if not isinstance(designs, Mapping):
             if isinstance(model, StructuralModel):
                 raise ArgumentError(
@@ -61,6 +64,7 @@ class Candidates:
                 )
             name = next(iter(arguments), "design")
             array = _as_arrays("designs", designs)
+            check_call(model, (array[0], *model_args), model_kwargs)
             _check_lengths({name: array})
             model = _experiment(model, {name: array}, {})
             return Candidates(model, array, {_own(name): array}, (name,))
@@ -87,6 +91,7 @@ class Candidates:
             )
         params = {_own(n) if n in passed else n: x for n, x in named.items()}
         if passed:
+            check_call(model, model_args, {**passed, **model_kwargs})
             model = _experiment(model, {}, passed)
         return Candidates(model, named, params, tuple(named))
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 import functools
 import math
 from typing import Any
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._density import Density, Values, quantiles
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ScoreError
@@ -20,7 +20,7 @@ from numpyro_infograd.scores.base import ScoreMethod, Scores
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE, Mixture, expand
 
 
-@dataclass(frozen=True)
+@settings_class
 class Contrastive(ScoreMethod):
     """The score of a mixture that includes the noise that made the sample.
 

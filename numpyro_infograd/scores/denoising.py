@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 import math
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import as_number_tuple, check_numbers
 from numpyro_infograd._density import Density
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import Frame
@@ -20,7 +20,7 @@ from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch, score_matching
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class(kw_only=True)
 class Denoising(Learned):
     """Regression of the complete-data score on the values it is conditioned on.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Values, flatten
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._noise import NoiseSpec, noise_like
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._program import Program
@@ -21,7 +22,7 @@ from numpyro_infograd._terms import resolve
 Sites = tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@settings_class
 class Exact:
     """Closed form for models that are affine in Gaussian noise.
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import as_number_tuple
 from numpyro_infograd._density import Density
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import Frame
@@ -21,7 +21,7 @@ from numpyro_infograd.scores.quadratic import Batch
 _FIRST = 0.75  # earliest time at which a velocity is learned; values are at time 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class(kw_only=True)
 class FlowMatching(Learned):
     """Flow matching on straight lines from noise to values (Lipman et al., Liu et al.).
 

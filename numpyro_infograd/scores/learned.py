@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 import functools
 import math
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import check_counts, check_powers_of_two
 from numpyro_infograd._density import Density, Values, unflatten
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._noise import NoiseSource, student
 from numpyro_infograd._program import Program
 from numpyro_infograd.errors import ArgumentError
@@ -62,7 +62,7 @@ class Fitted(NamedTuple):
         return Fitted(networks, frame, sure, gain, gain, frame.base, zero, zero)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class(kw_only=True)
 class Learned(ScoreMethod):
     """Base class of learned scores; `Denoising` documents the settings."""
 

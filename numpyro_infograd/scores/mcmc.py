@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._chains import Walk, average
 from numpyro_infograd._density import Density, Values, simulate, unflatten
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._pilot import FEWEST_STEPS, pilot_size, tune
 from numpyro_infograd._program import Program
@@ -24,7 +24,7 @@ _STUCK = 0.01  # share of stuck chains that gives a warning
 _MOST = 1.0  # fit error over sampling error that gives a warning
 
 
-@dataclass(frozen=True)
+@settings_class
 class MCMC(ScoreMethod):
     """The conditional mean of Fisher's identity by Markov chains, without training.
 

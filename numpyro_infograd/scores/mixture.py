@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 import math
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._density import Density, Values, quantiles
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd.errors import VOUCH, DensityError
 from numpyro_infograd.scores.base import Measure, ScoreMethod, Scores
@@ -85,7 +85,7 @@ class LogDensity(NamedTuple):
         }
 
 
-@dataclass(frozen=True)
+@settings_class
 class Mixture(ScoreMethod):
     """The conditional mean of Fisher's identity by importance weights.
 

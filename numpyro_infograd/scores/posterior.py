@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from numpyro_infograd import _guides
 from numpyro_infograd._arguments import check_counts, check_powers_of_two
 from numpyro_infograd._density import Density, Values, flatten, simulate
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
@@ -49,7 +50,7 @@ class _Affine(NamedTuple):
     scale: jax.Array  # whitens the residuals, (dimensions, dimensions)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class(kw_only=True)
 class Posterior(ScoreMethod):
     """grad_y log q(x | y), with q an approximate posterior of inputs given outputs.
 

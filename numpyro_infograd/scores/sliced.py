@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from numpyro_infograd._density import Density
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import Frame
 from numpyro_infograd.scores.learned import Learned
@@ -13,7 +12,7 @@ from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch, score_matching
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class(kw_only=True)
 class Sliced(Learned):
     """Sliced score matching with its variance reduced (Song et al. 2019, SSM-VR).
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 
 from numpyro_infograd._arguments import as_power_of_two
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import REPLICATES
 from numpyro_infograd._structure import StructuralModel
@@ -25,7 +26,7 @@ from numpyro_infograd.values.nested import average_each
 _AT_ONCE = 64  # designs evaluated at once
 
 
-@dataclass(frozen=True)
+@settings_class
 class Exact:
     """Log determinants, for entropies that are linear-Gaussian given their conditions.
 

@@ -18,7 +18,7 @@ the value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 import math
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from numpyro_infograd._arguments import as_power_of_two, check_counts, check_wid
 from numpyro_infograd._checks import check_atoms
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, flatten, simulate
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._edits import append_noise
 from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._objectives import Objective
@@ -72,7 +73,7 @@ _SYMBOLS = 64  # a discrete condition with more values is used as a number
 _HEAVY = 9.0  # variance, in units of the one that the middle 68 % suggests
 
 
-@dataclass(frozen=True)
+@settings_class
 class DeBruijn:
     """De Bruijn's identity (eqs. 54-55), with one score network for all variances.
 

@@ -23,7 +23,7 @@ the mean 1 / m, so the bound holds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from numpyro_infograd._arguments import as_number, as_power_of_two
 from numpyro_infograd._chains import Chain, Tuning, Walk
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._hidden import Position, walkable
 from numpyro_infograd._noise import NoiseSource, squares, student
 from numpyro_infograd._objectives import Objective
@@ -66,7 +67,7 @@ _WIDE = 5.0  # gap of one sample, in nats, that is more than noise
 _FINE = 0.002  # goal of the error in nats, if that is larger
 
 
-@dataclass(frozen=True)
+@settings_class
 class MCMC:
     """Annealing from a reference to the posterior, and back from an exact draw.
 

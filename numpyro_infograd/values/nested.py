@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 import functools
 import math
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._noise import NoiseSource, squares, standard_error
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import REPLICATES, check_num_samples
@@ -41,7 +41,7 @@ _ALONE = 2.0  # correction in nats of a sample that only its own noise explains
 _STEP = math.log(2.0)  # largest correction by a jackknife over halves
 
 
-@dataclass(frozen=True)
+@settings_class
 class Nested:
     """Averages of log densities, each of which is an average over its hidden noise.
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 import math
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import as_power_of_two, check_powers_of_two
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, simulate
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._noise import NoiseSource, standard_error
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._particles import Filter
@@ -28,7 +28,7 @@ _CHUNK = 64  # samples that are filtered at once
 _SMALL = 0.5  # variance of a log density at which its bias is known, in nats^2
 
 
-@dataclass(frozen=True)
+@settings_class
 class Particles:
     """Averages of log densities, each by two particle filters.
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 import math
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_count, as_number, explain_trace_errors
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._edits import POSITION, restrict_to_path
 from numpyro_infograd._estimation import estimate_gradient
 from numpyro_infograd._gradient import pose_by
@@ -28,7 +28,7 @@ from numpyro_infograd.values.exact import Exact, why_not_closed
 from numpyro_infograd.values.nested import Nested
 
 
-@dataclass(frozen=True, eq=False)
+@settings_class(eq=False)
 class Path:
     """The path integral of the gradient from a reference (eq. 50).
 

@@ -14,7 +14,6 @@ sums bound the entropy in expectation:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ from jax.scipy.special import xlogy
 from numpyro_infograd._arguments import check_powers_of_two
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
+from numpyro_infograd._doors import settings_class
 from numpyro_infograd._noise import NoiseSource, standard_error
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import REPLICATES, check_num_samples
@@ -41,7 +41,7 @@ MOST_STATES = 512  # joint states of the sites of an entropy, at most
 _AT_ONCE = 2**19  # densities evaluated at once
 
 
-@dataclass(frozen=True)
+@settings_class
 class Sums:
     """Sums over all joint states of discrete sites, with no draws of these sites.
 
