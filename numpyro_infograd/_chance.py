@@ -151,12 +151,18 @@ class Chance:
                 )
         return found
 
-    def finer(self) -> Chance | None:
-        """The same with four times the components; None beyond `_MOST_COMPONENTS`."""
-        count = 4 * self.mixture.num_components
-        if count > _MOST_COMPONENTS:
+    def finer(self, evidence: Evidence) -> Chance | None:
+        """The same with four times the components; None if more are of no use.
+
+        The effective number of components grows in proportion to their number.
+        """
+        count = self.mixture.num_components
+        labels = map(_label, self.densities)
+        sizes = [about(evidence, label).get(LOWEST, math.inf) for label in labels]
+        most = min(sizes, default=math.inf) * _MOST_COMPONENTS / count
+        if 4 * count > _MOST_COMPONENTS or not most >= SOUND_SAMPLE_SIZE:
             return None
-        return self.with_mixture(replace(self.mixture, num_components=count))
+        return self.with_mixture(replace(self.mixture, num_components=4 * count))
 
     def with_mixture(self, mixture: Mixture) -> Chance:
         """The same with another mixture for the log densities."""

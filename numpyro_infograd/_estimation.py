@@ -201,9 +201,13 @@ def _with_shift(error: Any, shift: Any, shift_error: Any) -> Any:
 def _refined(problem: Problem, evidence: Evidence) -> Problem | None:
     """The problem with more components for drawn sites; None if these are enough."""
     chance = problem.chance
-    poor = chance and chance.warnings_for(evidence)
-    finer = chance.finer() if chance and poor else None
+    finer = chance.finer(evidence) if chance and _is_poor(problem, evidence) else None
     return replace(problem, chance=finer) if finer else None
+
+
+def _is_poor(problem: Problem, evidence: Evidence) -> bool:
+    """Whether the log densities of drawn sites may be wrong."""
+    return bool(problem.chance and problem.chance.warnings_for(evidence))
 
 
 @quick_jit
@@ -276,7 +280,9 @@ def _sample(
             break
         pairs = zip(states, better, strict=True)
         states = tuple(s if b is None else b for s, b in pairs)
-    while is_default and problem.chance and _needs_more(batches):
+    # A bias does not average out.
+    unbiased = problem.chance and not _is_poor(problem, batches[0].evidence)
+    while is_default and unbiased and _needs_more(batches):
         own = jax.random.fold_in(key, len(batches))
         batches.append(
             jax.device_get(_replicated(problem, states, params, source, own))

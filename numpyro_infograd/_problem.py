@@ -115,8 +115,9 @@ def enter(
     complex parameters always do. Returns the model, the objective without readouts that
     lose nothing, and all parameters.
 
-    Warns of a mask or a scale, which has no effect on information, and of an observed
-    site that depends on other sites, because fixing its value does not condition them.
+    Warns of a mask or a scale, which has no effect on information, of a constant, and
+    of an observed site that depends on other sites, because fixing its value does not
+    condition them.
     """
     sm = with_real_params(trace_model(model, args, kwargs))
     complete = sm.complete_params(params)
@@ -133,6 +134,12 @@ def enter(
             warn(
                 f"site {name!r} carries a scale (handlers.scale), which has no effect "
                 "on information. Remove the scale."
+            )
+        ends = any(name not in joint for joint in objective.entropies)
+        if ends and not sm.noise_of((name,)):
+            warn(
+                f"site {name!r} has no noise: it is a constant, which carries no "
+                "information. Draw it by numpyro.sample."
             )
     for name, site in sm.site_info.items():
         if site.state != "observed":

@@ -132,6 +132,19 @@ def test_a_mask_is_warned_about():
         ig.structural_model(model, mask)
 
 
+def test_a_constant_is_warned_about_unless_it_is_a_condition():
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        c = numpyro.deterministic("c", jax.random.normal(jax.random.key(0)))
+        numpyro.sample("y", dist.Normal(x + c, 1.0))
+
+    with pytest.warns(UserWarning, match="site 'c' has no noise: it is a constant"):
+        found = ig.mutual_information(model, "c", "y")
+    assert found.value == pytest.approx(0.0, abs=1e-6)
+    found = ig.mutual_information(model, "x", "y", given="c")  # without a warning
+    assert found.value == pytest.approx(np.log(2) / 2, abs=1e-6)
+
+
 def test_an_observed_site_does_not_condition():
     def model(at_x):
         w = numpyro.sample("w", dist.Normal(), obs=0.7)  # a root: held is conditioned

@@ -261,6 +261,13 @@ def test_a_large_parameter_that_matters_by_small_changes() -> None:
     assert result.estimate.value == pytest.approx(0.5 * np.log(5), abs=1e-5)
 
 
+def test_minimised_information_promises_no_more_than_it_has() -> None:
+    result = quiet.minimize(affine, ig.MI("x", "y"), num_steps=20)
+    (sentence,) = (w for w in result.warnings if "would gain" in w)
+    gain = float(sentence.split("would gain ")[1].split()[0])
+    assert 0 < gain <= 1.1 * result.estimate.value  # it is rounded
+
+
 def test_a_problem_without_a_maximum_says_so() -> None:
     result = ascend(affine)
     assert "still promised a rise" in result.status

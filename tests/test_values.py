@@ -109,6 +109,8 @@ def test_bits_scale_the_value_and_its_standard_error() -> None:
     assert bits.value == pytest.approx(nats.value / math.log(2))
     assert bits.standard_error == pytest.approx(nats.standard_error / math.log(2))
     assert bits.in_bits() == bits and "bits" in repr(bits)
+    cost = ig.estimate(links.link, ig.Expectation(lambda v: v["v1"]), num_samples=256)
+    assert cost.unit == "" and "nats" not in repr(cost)
 
 
 def test_a_discrete_condition() -> None:

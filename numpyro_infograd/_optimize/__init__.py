@@ -72,7 +72,9 @@ def maximize(
             nats if the whole gain is below one nat. An exact objective then ends with a
             climb by projected gradients.
         optimizer: An optax transformation or a numpyro optimizer; None is Adam with a
-            cosine decay and a rate scaled to the parameters.
+            cosine decay and a rate scaled to the parameters. With None, an ascent that
+            ends worse than its start is taken again with a tenth of this rate, up to
+            three times, unless it has a `checkpoint`.
         projection: Function of the parameter dict, in constrained space, that is
             applied after every step (`optax.projections`). Without one, parameters with
             a NumPyro constraint are optimised in unconstrained space, as in SVI.

@@ -26,6 +26,7 @@ from numpyro_infograd._problem import REPLICATES
 from numpyro_infograd._readouts import see_through
 from numpyro_infograd.errors import ConstraintError, InfogradError
 from numpyro_infograd.values import MCMC, Estimate, value_of
+from numpyro_infograd.values.bounds import information_of
 
 HIDDEN = 0.01  # gain that noise may hide without a warning, relative to the value
 _CHECKED = 2**15  # samples of a constraint's expectation
@@ -129,8 +130,9 @@ def _warnings_for(
     found = []
     if status.ending is Ending.BELOW_START:
         found.append(
-            f"{status}: the gradient is wrong, or smaller than its noise. Raise "
-            "num_samples, use other scores, or keep the start."
+            f"{status}: the gradient is wrong or smaller than its noise, or the rates "
+            "are too high. Raise num_samples, use other scores, pass an optimizer with "
+            "a lower rate, or keep the start."
         )
     elif status.ending not in sound or status != ended.status:
         found.append(str(status))
@@ -167,9 +169,12 @@ def _prospects(
     if estimate is None or ended.plan.subject_to:
         unit = max(unit, 1.0)
     noisy = not ahead.is_clear and ended.ascent.problem.is_sampled
-    if may_rise and ahead.is_rising and ahead.gain > max(NEGLIGIBLE * unit, error):
+    more = ahead.gain
+    if estimate is not None and information_of(-ended.plan.objective):
+        more = min(more, -estimate.value)  # information falls to zero at most
+    if may_rise and ahead.is_rising and more > max(NEGLIGIBLE * unit, error):
         # With constraints the gain is that of the augmented Lagrangian.
-        gain = f"more steps would gain {ahead.gain:.1g} nats, by order of magnitude"
+        gain = f"more steps would gain {more:.1g} nats, by order of magnitude"
         why = "the constraints still move it" if ended.plan.subject_to else gain
         found.append(
             f"the ascent is not finished: {why}. Raise num_steps, or start again from "

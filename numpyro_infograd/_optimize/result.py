@@ -132,12 +132,13 @@ class Result:
 
     def _notes(self) -> list[str]:
         """Objective, constraints, scores and status as text."""
-        scores, value = self.diagnostics.get("method", "?"), self.estimate
+        value, reason = self.estimate, self.diagnostics.get("reason")
+        scores = f"scores: {self.diagnostics.get('method', '?')}"
         shown = value and replace(value, warnings=())  # they are below
         return [
             f"objective: {shown}",
             *map(repr, self.constraints),
-            f"scores: {scores} ({self.diagnostics.get('reason', '')})",
+            f"{scores} ({reason})" if reason else scores,
             self.status,
             *warned(w for w in self.warnings if w != self.status),
         ]

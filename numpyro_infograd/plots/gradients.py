@@ -64,7 +64,7 @@ def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
     axes = as_axes("axes", axes, 2)
     estimate = result.estimate
     end = None if estimate is None else estimate.value
-    unit = "nats" if estimate is None else estimate.unit
+    unit = "nats" if estimate is None else estimate.unit or "its own unit"
     if len(result.histories) > 1:
         ends = result.diagnostics.get("restarts", [None] * len(result.histories))
         label: str | None = "restarts"

@@ -306,7 +306,8 @@ def value_of(
     warnings = found.warnings + noise_warnings(sm)
     if found.method not in ("exact", "sampled"):
         warnings += warnings_for(found, objective, sm, params)
-    return replace(found, warnings=warnings)
+    unit = found.unit if objective.sites else ""
+    return replace(found, warnings=warnings, unit=unit)
 
 
 def _resolve(method: Any) -> str | Estimator:

@@ -33,7 +33,7 @@ class Estimate:
         method: "exact", "sums", "nested", "mcmc", "particles", "fisher", "path"; or
             "sampled" if the objective has only expectations; "features" or "likelihood"
             for the distance of a `Calibration` from its recordings.
-        unit: "nats" or "bits".
+        unit: "nats" or "bits"; "" for expectations alone, in the unit of the function.
         reason: Why "auto" chose this method; "" if the caller chose it.
         sampled: Which part of an "exact" value is sampled: "averaged over h" for a
             condition that changes the closed form, or "expectations sampled".
@@ -68,7 +68,8 @@ class Estimate:
         error = f" +- {self.standard_error:.2g}" if self.standard_error else ""
         notes = "".join(f"\n  warning: {w}" for w in self.warnings)
         how = ", ".join(filter(None, (self.method, self.sampled)))
-        return f"{self.value:.6g}{error} {self.unit} ({how}){notes}"
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.value:.6g}{error}{unit} ({how}){notes}"
 
     def in_bits(self) -> Estimate:
         """The same estimate in bits: numbers in nats are divided by ln 2."""

@@ -37,9 +37,9 @@ def warnings_for(
             f"the value is {found.value} +- {found.standard_error}, not a finite "
             "number. Use another method, or enable x64.",
         )
-    if _information_of(-objective):  # what is minimised
+    if information_of(-objective):  # what is minimised
         return warnings_for(-found, -objective, sm, params)
-    information = _information_of(objective)
+    information = information_of(objective)
     if information is None:
         return ()
     slack = 2 * found.standard_error + 1e-5
@@ -110,7 +110,7 @@ def _contrastive(
 _Information = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
-def _information_of(objective: Objective) -> _Information | None:
+def information_of(objective: Objective) -> _Information | None:
     """The sets, if the objective is exactly one mutual information; else None."""
     plus = [s for s, c in objective.entropies.items() if c == 1.0]
     if len(plus) != 2 or objective.expectations or objective.causal:
