@@ -31,6 +31,8 @@ from numpyro_infograd.errors import ArgumentError, ParameterError, SiteError
 from numpyro_infograd.exogenous import Noise
 
 POSITION = "position"
+FEW = 64  # different values of a computed site that is discrete, at most
+_PROBES = 4096  # draws from which these values are known
 
 
 def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> StructuralModel:
@@ -189,6 +191,21 @@ def tabulate(
         choices=tuple(choices),
     )
     return _edited(sm, run, {name: site})
+
+
+def with_few_values(
+    sm: StructuralModel, sites: Iterable[str], params: Any
+) -> StructuralModel:
+    """The model in which computed sites that take at most 64 values are discrete."""
+    chosen = tuple(sites)
+    if not chosen:
+        return sm
+    values = simulate(sm.forward, params, probe_noise(sm.spec, 11, _PROBES))
+    for name in chosen:
+        choices = np.unique(np.asarray(values[name]))
+        if 1 < len(choices) <= FEW:
+            sm = tabulate(sm, name, choices.tolist())
+    return sm
 
 
 def _edited(

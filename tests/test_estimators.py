@@ -11,7 +11,7 @@ from models import channel
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import expit
+from scipy.special import expit, xlogy
 
 import jax
 import jax.numpy as jnp
@@ -394,19 +394,33 @@ def test_fisher_warns_of_heavy_tails() -> None:
     assert "tails so heavy" in found.warnings[0]
 
 
-def test_no_method_takes_whole_numbers_for_continuous_ones() -> None:
-    """Computed from noise and cast: no density, no score, and no number."""
+def test_computed_sites_of_few_values_are_discrete() -> None:
+    """A sign before and behind a noisy link."""
 
     def model():
         x = numpyro.sample("x", dist.Normal(0, 1))
-        n = numpyro.sample("n", dist.Normal(0, 1))
-        numpyro.deterministic("y", (x + n > 0).astype(int))
+        numpyro.deterministic("sent", x > 0)
+        y = numpyro.sample("y", dist.Normal(x, 1))
+        numpyro.deterministic("seen", jnp.where(y > 0, 0.5, -0.5))
 
-    with pytest.raises(ArgumentError, match="'y' is discrete"):
-        information(model, method="fisher")
-    for method in ("auto", "nested"):
-        with pytest.raises(DensityError, match="'y' is deterministic"):
-            information(model, method=method)
+    x = np.linspace(-9, 9, 4001)
+    p, q = stats.norm.cdf(x), stats.norm.cdf(x / 2**0.5)
+    half = np.log(2) + np.trapezoid(2 * stats.norm.pdf(x) * xlogy(p, p), x)
+    law = 2 * stats.norm.pdf(x, scale=2**0.5) * q  # of y, for x > 0
+    whole = np.trapezoid(law * np.log(2 * q), x)
+    quarter = np.array([3 / 8, 1 / 8])  # of (sent, seen)
+    both = 2 * np.sum(xlogy(quarter, quarter)) + 2 * np.log(2)
+    for inputs, outputs, truth in (
+        ("x", "seen", half),
+        ("sent", "y", whole),
+        ("sent", "seen", both),
+        ("sent", "x", np.log(2)),
+    ):
+        found = ig.mutual_information(model, inputs, outputs)
+        assert found.standard_error < 2e-3, (inputs, outputs, found)
+        check(found, truth, 3e-3)
+    with pytest.raises(ArgumentError, match="'seen' is discrete"):
+        ig.mutual_information(model, "x", "seen", method="fisher")
 
 
 # -- path ------------------------------------------------------------------------

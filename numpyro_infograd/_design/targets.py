@@ -11,14 +11,13 @@ import numpy as np
 import jax
 
 from numpyro_infograd._density import simulate
-from numpyro_infograd._edits import tabulate
+from numpyro_infograd._edits import FEW, tabulate
 from numpyro_infograd._noise import probe_noise
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import has_density, resolve
 from numpyro_infograd.errors import DensityError
 
-_FEW = 64  # values of a computed site that is discrete
 CELLS = 32  # cells of equal probability of a computed number, a power of two
 _PROBES, _PLACES = 4096, 64  # draws, and designs, from which values are known
 
@@ -60,7 +59,7 @@ def with_probabilities(
     for name in computed:
         seen = np.concatenate([np.asarray(v[name]) for v in drawn])
         choices = np.unique(seen)
-        if len(choices) <= _FEW:
+        if len(choices) <= FEW:
             sm = tabulate(sm, name, choices.tolist())
             continue
         if name not in inputs or sm.site_info[name].size > 1:

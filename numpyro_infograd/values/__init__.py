@@ -12,10 +12,11 @@ import jax
 from numpyro_infograd import _checks
 from numpyro_infograd._arguments import as_args, as_key, nearest, resolve_name, use_mesh
 from numpyro_infograd._doors import public
-from numpyro_infograd._edits import shuffle_inputs
+from numpyro_infograd._edits import shuffle_inputs, with_few_values
 from numpyro_infograd._objectives import MI, Objective, Sites, check_is_objective, names
 from numpyro_infograd._problem import check_num_samples, enter, noise_warnings
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._terms import has_density
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.values.base import Estimate, Estimator
 from numpyro_infograd.values.bounds import warnings_for
@@ -278,6 +279,8 @@ def value_of(
     check_is_objective(objective)
     _checks.check_laws(objective, sm)
     _checks.check_finite(objective, sm, params)
+    computed = (s for s in objective.sites if not has_density(sm, s))
+    sm = with_few_values(sm, computed, params)
     _checks.check_rank(objective, sm, params)
 
     def by(estimator: Any) -> Estimate:
