@@ -6,6 +6,7 @@ import math
 
 from links import normal_grid
 import numpy as np
+import pandas  # with xarray, a dependency of ArviZ
 import pytest
 from scipy import stats
 from scipy.special import entr, expit
@@ -96,6 +97,10 @@ def test_continuous_outcomes_are_sampled():
     assert found.method == "nested" and not found.warnings
     agrees(found, 0.5 * np.log1p(designs["x"] ** 2), 0.01)
     assert found.best == {"x": 2.0}
+    table = pandas.DataFrame(designs)
+    again = ig.design(sharp, table, "theta", "y", num_samples=2048)
+    np.testing.assert_array_equal(again.value, found.value)
+    assert again.best == found.best
     with pytest.raises(AssertionError):
         agrees(found, 0.48 * np.log1p(designs["x"] ** 2), 0.01)
 
