@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 import numpyro
 
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import (
     ArgumentError,
     InfogradError,
@@ -59,7 +60,7 @@ def as_key(rng_key: Any) -> jax.Array:
             rng_key = jax.random.wrap_key_data(rng_key)
     if not is_key(rng_key) or rng_key.shape != ():
         raise ArgumentError(
-            f"rng_key must be one JAX PRNG key, got {rng_key!r:.80}. Use "
+            f"rng_key must be one JAX PRNG key, got {brief(rng_key)}. Use "
             "jax.random.key(0), with a seed of your choice."
         )
     return rng_key
@@ -79,7 +80,7 @@ def use_mesh(mesh: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     if not isinstance(mesh, jax.sharding.Mesh):
         raise ArgumentError(
-            f"mesh must be a jax.sharding.Mesh, got {mesh!r:.80}. Use "
+            f"mesh must be a jax.sharding.Mesh, got {brief(mesh)}. Use "
             'jax.make_mesh((jax.device_count(),), ("samples",)).'
         )
     if mesh.size & (mesh.size - 1):
@@ -106,12 +107,12 @@ def as_parameter(name: str, value: Any, dtype: Any = None) -> jax.Array:
     if is_complex and dtype and not jnp.issubdtype(dtype, np.complexfloating):
         raise ParameterError(
             f"parameter {name!r} is real in the model, got the complex value "
-            f"{value!r:.80}. Give numpyro.param a complex initial value."
+            f"{brief(value)}. Give numpyro.param a complex initial value."
         )
     if not is_complex and not is_real(value) and not jnp.issubdtype(kind, np.bool_):
         raise ParameterError(
             f"parameter {name!r} must be a number or an array of numbers, got "
-            f"{value!r:.80}. Pass numbers."
+            f"{brief(value)}. Pass numbers."
         )
     with np.errstate(over="ignore"):  # infinite values raise an error later
         return jnp.asarray(value, dtype)
@@ -152,7 +153,8 @@ def as_number(
     """A number strictly between two others."""
     if not is_number(value) or not low < value < high:
         raise ArgumentError(
-            f"{name} must be a finite number in ({low:g}, {high:g}), got {value!r:.80}."
+            f"{name} must be a finite number in ({low:g}, {high:g}), got "
+            f"{brief(value)}."
         )
     return float(value)
 
@@ -160,7 +162,7 @@ def as_number(
 def as_flag(name: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise ArgumentError(f"{name} must be True or False, got {value!r:.80}.")
+        raise ArgumentError(f"{name} must be True or False, got {brief(value)}.")
     return bool(value)
 
 
@@ -172,7 +174,7 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
         count = least - 1
     if count < least:
         wanted = "a positive int" if least == 1 else f"an int of at least {least}"
-        raise ArgumentError(f"{name} must be {wanted}, got {value!r:.80}.")
+        raise ArgumentError(f"{name} must be {wanted}, got {brief(value)}.")
     return count
 
 
@@ -183,13 +185,13 @@ def as_power_of_two(name: str, value: Any, least: int) -> int:
     except TypeError:
         raise ArgumentError(
             f"{name} must be an int, a power of two of at least {least}, got "
-            f"{value!r:.80} ({type(value).__name__})."
+            f"{brief(value)} ({type(value).__name__})."
         ) from None
     if not least <= size <= _MOST or size & (size - 1):
         near = min(max(1 << max(size - 1, 0).bit_length(), least), _MOST)
         raise ArgumentError(
             f"{name} must be a power of two of at least {least} (and at most {_MOST}), "
-            f"got {value!r:.80}. Use {near}."
+            f"got {brief(value)}. Use {near}."
         )
     return size
 
@@ -278,18 +280,18 @@ def as_args(
     """A model's arguments as a tuple and a dict."""
     if not isinstance(model_args, (tuple, list)):
         raise ArgumentError(
-            f"model_args must be a tuple, got {model_args!r:.80}. Write "
+            f"model_args must be a tuple, got {brief(model_args)}. Write "
             "model_args=(value,) for a single argument."
         )
     if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
         raise ArgumentError(
-            f"model_kwargs must be a dict, got {model_kwargs!r:.80}. Write "
+            f"model_kwargs must be a dict, got {brief(model_kwargs)}. Write "
             "model_kwargs={'name': value}."
         )
     strange = [key for key in model_kwargs or {} if not isinstance(key, str)]
     if strange:
         raise ArgumentError(
-            f"model_kwargs must name arguments of the model, got {strange[0]!r:.80}. "
+            f"model_kwargs must name arguments of the model, got {brief(strange[0])}. "
             "Write model_kwargs={'name': value}."
         )
     return tuple(model_args), dict(model_kwargs or {})

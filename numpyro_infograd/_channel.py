@@ -15,6 +15,7 @@ from numpyro_infograd._gradient import gradient
 from numpyro_infograd._objectives import MI, Objective, Sites, names
 from numpyro_infograd._optimize import Result, maximize, maximize_mi
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._text import brief
 from numpyro_infograd._tracing import structural_model
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.values import Estimate, estimate, mutual_information
@@ -121,7 +122,7 @@ def channel(
         if not callable(model) or isinstance(model, StructuralModel):
             raise ArgumentError(
                 "channel decorates a NumPyro model, which is a function, got "
-                f"{model!r:.80}."
+                f"{brief(model)}."
             )
         return Channel(model, inputs, outputs, given)
 

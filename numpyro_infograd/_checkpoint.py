@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import is_key
 from numpyro_infograd._program import Program
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError, CheckpointError
 
 # Only runs with a checkpoint need it; `orbax` is a namespace without code.
@@ -48,7 +49,7 @@ class Checkpoint:
             is_file = self.path.exists() and not self.path.is_dir()
         except (OSError, TypeError, ValueError) as error:
             raise ArgumentError(
-                f"checkpoint must be the path of a folder, or None, got {path!r:.80} "
+                f"checkpoint must be the path of a folder, or None, got {brief(path)} "
                 f"({error!s:.80})."
             ) from None
         if is_file:

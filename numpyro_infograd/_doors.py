@@ -30,6 +30,7 @@ from threadpoolctl import threadpool_limits
 import jax
 from jax.extend.core import get_opaque_trace_state
 
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError, TransformationError
 
 P = ParamSpec("P")
@@ -152,7 +153,7 @@ class _Call(NamedTuple):
         if takes[1:3] == ["inputs", "outputs"] and hasattr(given, "entropies"):
             raise ArgumentError(
                 f"{name} takes inputs and outputs, which are names of sites, got "
-                f"{given!r:.80}. {_WITH_OBJECTIVE.get(name, 'Pass the sites.')}"
+                f"{brief(given)}. {_WITH_OBJECTIVE.get(name, 'Pass the sites.')}"
             )
         if missing := [k for k in self.needs[len(args) :] if k not in kwargs]:
             raise ArgumentError(

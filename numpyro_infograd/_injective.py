@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from numpyro.distributions.transforms import Transform
 
 from numpyro_infograd._doors import public
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 
 # Names of identity equations around the two functions, which a trace keeps in order.
@@ -88,7 +89,8 @@ def injective(
 def _as_array(value: Any, name: str) -> jax.Array:
     if not hasattr(value, "dtype") and not isinstance(value, (int, float, complex)):
         raise ArgumentError(
-            f"{name} of an injective function must return one array, got {value!r:.80}."
+            f"{name} of an injective function must return one array, got "
+            f"{brief(value)}."
         )
     return jnp.asarray(value)
 

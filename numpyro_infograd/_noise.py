@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._arguments import is_key, is_real
 from numpyro_infograd._compiling import pytree
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
 
@@ -196,7 +197,7 @@ def check_noise(spec: NoiseSpec, noise: Any) -> None:
     if not isinstance(noise, Mapping) or set(noise) != set(dict(spec)):
         raise ArgumentError(
             "noise must be a dict with entries for exactly these sites: "
-            f"{names or 'none'}; got {noise!r:.80}. Draw it with sample_noise."
+            f"{names or 'none'}; got {brief(noise)}. Draw it with sample_noise."
         )
     counts = {np.shape(draws)[:1] for draws in noise.values()}
     for name, law in spec:

@@ -21,6 +21,7 @@ import jax
 
 from numpyro_infograd._arguments import is_number
 from numpyro_infograd._doors import check_outside, public, warn
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 
 Sites = str | Iterable[str]
@@ -78,8 +79,8 @@ class Objective:
             if other == 0:
                 return self  # for the built-in sum
             raise ArgumentError(
-                f"{self!r:.80} has no constant, which would move no maximum. Leave the "
-                "number out, or move it to the bound of a constraint."
+                f"{brief(self)} has no constant, which would move no maximum. Leave "
+                "the number out, or move it to the bound of a constraint."
             )
         if not isinstance(other, Objective):
             return NotImplemented
@@ -134,7 +135,7 @@ class Objective:
 
     def __lt__(self, bound: Any) -> NoReturn:
         raise TypeError(
-            f"{self!r} cannot be constrained by < or > ({bound!r:.80}): write <= or >=."
+            f"{self!r} has no constraint < or > ({brief(bound)}): write <= or >=."
         )
 
     __gt__ = __lt__
@@ -364,7 +365,7 @@ def Expectation(fn: Callable[[dict[str, Any]], Any]) -> Objective:
     if not callable(fn):
         name = fn if isinstance(fn, str) else "x"
         raise ArgumentError(
-            f"Expectation needs a function of one sample, got {fn!r:.80}. Write "
+            f"Expectation needs a function of one sample, got {brief(fn)}. Write "
             f"Expectation(lambda v: v[{name!r}])."
         )
     return Objective({}, ((1.0, fn),), ((1.0, expectation_label(fn)),))
@@ -385,7 +386,7 @@ def names(value: Sites, argument: str, what: str = "site name") -> tuple[str, ..
         if not isinstance(item, str):
             hint = " Arguments of the model go into model_args=(...)."
             raise ArgumentError(
-                f"{argument} must be a {what} or a tuple of them, got {item!r:.80}."
+                f"{argument} must be a {what} or a tuple of them, got {brief(item)}."
                 f"{hint if is_number(item) else ''}"
             )
     return tuple(dict.fromkeys(listed))

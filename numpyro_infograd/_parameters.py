@@ -18,6 +18,7 @@ from numpyro.distributions.transforms import Transform
 
 from numpyro_infograd._arguments import as_parameter
 from numpyro_infograd._pairs import with_pairs
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ParameterError
 
 
@@ -68,7 +69,7 @@ def complete(
         first = next(iter(initial), "a")
         raise ParameterError(
             "params (init_params of an ascent) must be a dict from names of parameters "
-            f"to values, got {params!r:.80}. Write {{{first!r}: value}}."
+            f"to values, got {brief(params)}. Write {{{first!r}: value}}."
         )
     given = dict(params or {})
     for name in given:
@@ -112,8 +113,8 @@ def _like(name: str, value: Any, initial: Any, numbers: Any) -> Any:
     if got != expected:
         raise ParameterError(
             f"parameter {name!r} has another structure than the model's: got "
-            f"{value!r:.80} ({type(value).__name__}). Give jax arrays of these shapes: "
-            f"{jax.tree.map(jnp.shape, initial)}."
+            f"{brief(value)} ({type(value).__name__}). Give jax arrays of these "
+            f"shapes: {jax.tree.map(jnp.shape, initial)}."
         )
 
     def leaf(new: Any, old: Any) -> jax.Array:

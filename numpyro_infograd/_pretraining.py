@@ -24,6 +24,7 @@ from numpyro_infograd._objectives import Objective, check_is_objective
 from numpyro_infograd._problem import appends_noise, enter, pose
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.scores import resolve_method
 from numpyro_infograd.scores.base import sequence_after
@@ -176,7 +177,7 @@ def _check_names(over: Any, needed: frozenset[str], sm: StructuralModel) -> None
     if not isinstance(over, Mapping):
         raise ArgumentError(
             "over must be a dict from names of parameters to (low, high) or a NumPyro "
-            f"distribution, got {over!r:.80}."
+            f"distribution, got {brief(over)}."
         )
     for name in over:
         if name not in sm.params:
@@ -241,7 +242,7 @@ def _draw(
         if not np.all(low < high) or not np.isfinite([low, high]).all():
             raise ArgumentError(
                 f"over[{name!r}] must have low < high, both finite, got "
-                f"{over[name]!r:.80}."
+                f"{brief(over[name])}."
             )
         one, unravel = flats[name]
         drawn[name] = jax.vmap(unravel)(jnp.asarray(flat, one.dtype))
@@ -264,6 +265,6 @@ def _bounds(name: str, bounds: Any, leaves: list[Any]) -> tuple[np.ndarray, np.n
     except (TypeError, ValueError):
         raise ArgumentError(
             f"over[{name!r}] must be (low, high), numbers or arrays of the parameter's "
-            f"shape, or a NumPyro distribution, got {bounds!r:.80}."
+            f"shape, or a NumPyro distribution, got {brief(bounds)}."
         ) from None
     return low, high

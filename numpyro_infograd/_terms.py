@@ -20,6 +20,7 @@ from numpyro_infograd._objectives import Joint, Objective, expectation_label, pl
 from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError, ScoreError
 
 _NO_JOINT = (
@@ -174,7 +175,7 @@ def _trace_scalar(
             shape = f" of shape {jnp.shape(found)}" if number else ""
             raise ArgumentError(
                 f"{label} must return a real scalar for one sample, got "
-                f"{found!r:.80}{shape}. Sum or average inside the function."
+                f"{brief(found)}{shape}. Sum or average inside the function."
             )
         return found
 

@@ -14,6 +14,11 @@ import numpy as np
 import jax
 
 
+def brief(value: Any) -> str:
+    """The start of a value's repr, in one line, for a message."""
+    return " ".join(repr(value).split())[:80]
+
+
 def with_error(value: Any, error: Any = None) -> str:
     """A parameter as short text, with its standard error if there is one."""
     leaves, errors = ([*map(_floats, jax.tree.leaves(x))] for x in (value, error))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._sites import Site
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 
 FEWEST = 256  # recordings, at least
@@ -28,7 +29,7 @@ def as_tables(observed: Any) -> dict[str, Any]:
         raise ArgumentError(
             "observed must be a dict from names of sites to recordings of shape "
             "(num_recordings, *shape of the site), or a table with a column for each "
-            f"site, got {observed!r:.80}."
+            f"site, got {brief(observed)}."
         )
     return {name: observed[name] for name in names}
 

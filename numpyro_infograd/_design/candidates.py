@@ -17,6 +17,7 @@ import numpyro
 
 from numpyro_infograd._arguments import is_real
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._text import brief
 from numpyro_infograd._tracing import check_call
 from numpyro_infograd.errors import ArgumentError
 
@@ -136,7 +137,7 @@ def _as_arrays(name: str, value: Any) -> Any:
         if not good or not np.all(np.isfinite(array)):
             raise ArgumentError(
                 f"{name} must hold finite numbers with a leading axis of designs, got "
-                f"{x!r:.80}. Pass an array of shape (num_designs, ...)."
+                f"{brief(x)}. Pass an array of shape (num_designs, ...)."
             )
         return array
 

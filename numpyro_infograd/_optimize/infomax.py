@@ -30,6 +30,7 @@ from numpyro_infograd._optimize.step import Ascent, InfoMaxState, StepInfo, asce
 from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._problem import Posed
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores import resolve_method
 
@@ -283,8 +284,8 @@ class InfoMax:
         known = isinstance(state, InfoMaxState)
         if not known or jax.tree.structure(state.unconstrained_params) != ours:
             raise ArgumentError(
-                f"state must be an InfoMaxState of this model, got {state!r:.80}. Take "
-                "the state from init, or the first output of update."
+                f"state must be an InfoMaxState of this model, got {brief(state)}. "
+                "Take the state from init, or the first output of update."
             )
         if jax.tree.structure(state.opt_state) != self._opt_structure:
             raise ArgumentError(

@@ -20,6 +20,7 @@ from numpyro.distributions.transforms import IdentityTransform
 from numpyro_infograd._arguments import explain_trace_errors
 from numpyro_infograd._parameters import bijection, check_inside
 from numpyro_infograd._program import Program
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError, ParameterError
 from numpyro_infograd.exogenous.rows import innermost
 from numpyro_infograd.scores.base import floating_leaves
@@ -165,8 +166,8 @@ def project(projection: Projection, params: Any) -> dict[str, Any]:
     for name, value in moved.items():
         if not all(np.all(np.isfinite(x)) for x in jax.tree.leaves(value)):
             raise ArgumentError(
-                f"projection takes parameter {name!r} from {params[name]!r:.80} to "
-                f"{value!r:.80}, which is not finite. Guard its divisions and roots."
+                f"projection takes parameter {name!r} from {brief(params[name])} to "
+                f"{brief(value)}, which is not finite. Guard its divisions and roots."
             )
     return moved
 
@@ -193,7 +194,7 @@ def check_enforces(
                 finite = np.all(np.isfinite(leaf))
                 if finite and not _in_closure(constraint, leaf, start):
                     raise ArgumentError(
-                        f"projection takes parameter {name!r} to {leaf!r:.80}, which "
+                        f"projection takes parameter {name!r} to {brief(leaf)}, which "
                         f"is outside its constraint {constraint}. A projection "
                         "replaces the constraints, so make it enforce them too, or "
                         "remove constraint= from numpyro.param."

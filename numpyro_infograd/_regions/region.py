@@ -13,7 +13,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from numpyro_infograd._arguments import as_number, as_real
 from numpyro_infograd._optimize import Ending, Status
-from numpyro_infograd._text import draw, warned
+from numpyro_infograd._text import brief, draw, warned
 from numpyro_infograd.errors import ArgumentError
 
 
@@ -107,7 +107,7 @@ class RateRegion:
         if asked is None or not fits or not np.all(np.isfinite(asked)):
             raise ArgumentError(
                 f"rates must be finite numbers in {width} columns "
-                f"({', '.join(self.rates)}), got {rates!r:.200}."
+                f"({', '.join(self.rates)}), got {brief(rates)}."
             )
         asked = asked.astype(float)
         found = [self._reaches(row, slack) for row in asked.reshape(-1, width)]

@@ -13,6 +13,7 @@ import jax
 from numpyro_infograd._calibrate import Calibration
 from numpyro_infograd._optimize import Result
 from numpyro_infograd._parameters import named_leaves
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 
 
@@ -21,7 +22,7 @@ def to_inference_data(result: Result) -> Any:
     if not isinstance(result, Result):
         raise ArgumentError(
             "to_inference_data takes a Result, as maximize and calibrate return, got "
-            f"{result!r:.80}."
+            f"{brief(result)}."
         )
     histories = [history for history in result.histories if history]
     draws = result.draws if isinstance(result, Calibration) else {}

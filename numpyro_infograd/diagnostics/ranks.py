@@ -27,7 +27,7 @@ from numpyro_infograd._doors import public
 from numpyro_infograd._optimize import Ending
 from numpyro_infograd._parameters import named_leaves
 from numpyro_infograd._structure import StructuralModel
-from numpyro_infograd._text import draw, html_table, warned
+from numpyro_infograd._text import brief, draw, html_table, warned
 from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.errors import ArgumentError
 
@@ -178,7 +178,7 @@ def simulation_based_calibration(
     if not isinstance(twin, Calibration) or not twin.draws:
         raise ArgumentError(
             "simulation_based_calibration takes a Calibration with standard errors, "
-            f"got {twin!r:.80}. Pass what calibrate returned; its status and warnings "
+            f"got {brief(twin)}. Pass what calibrate returned; its status and warnings "
             "say why it has none."
         )
     if num_recordings is None:

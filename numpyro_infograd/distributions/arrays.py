@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from numpyro_infograd._arguments import is_real
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 
 
@@ -25,7 +26,7 @@ def is_known(value: Any) -> bool:
 def as_floats(name: str, value: Any, kind: type = float) -> Any:
     """Real or complex numbers as an array of this kind: of NumPy, or traced."""
     what = "finite real numbers" if kind is float else "finite numbers"
-    wrong = f"{name} must be {what}, got {value!r:.80}. Pass an array."
+    wrong = f"{name} must be {what}, got {brief(value)}. Pass an array."
     try:
         array = np.asarray(value) if is_known(value) else jnp.asarray(value)
     except (TypeError, ValueError):

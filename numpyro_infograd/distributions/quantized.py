@@ -14,6 +14,7 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import promote_shapes, validate_sample
 
+from numpyro_infograd._text import brief
 from numpyro_infograd.distributions.arrays import (
     as_floats,
     as_shape,
@@ -261,12 +262,12 @@ def _as_edges(edges: Any) -> Any:
     found = as_floats("edges", edges)
     if found.ndim == 0 or found.shape[-1] == 0:
         raise ArgumentError(
-            f"edges must be an array of at least one number, got {edges!r:.80}. Write "
+            f"edges must be an array of at least one number, got {brief(edges)}. Write "
             "[0.0] for a one-bit quantiser."
         )
     if is_known(found) and not np.all(found[..., 1:] > found[..., :-1]):
         raise ArgumentError(
-            f"edges must be strictly increasing, got {edges!r:.80}. Sort them, and "
+            f"edges must be strictly increasing, got {brief(edges)}. Sort them, and "
             "leave out repeated ones."
         )
     return found
@@ -281,7 +282,7 @@ def _as_levels(levels: Any, count: int) -> Any:
         )
     if is_known(found) and not np.all(np.diff(np.sort(found, axis=-1), axis=-1)):
         raise ArgumentError(
-            f"levels must differ from each other, got {levels!r:.80}. Remove the edge "
+            f"levels must differ from each other, got {brief(levels)}. Remove the edge "
             "between two cells of the same level."
         )
     return found

@@ -22,6 +22,7 @@ from jax.scipy.special import betainc, erfcx, gammainc, gammaincc, ndtr
 import numpyro.distributions as dist
 from numpyro.distributions import Distribution
 
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 
 _LOG_HALF = math.log(0.5)
@@ -51,7 +52,7 @@ def check_base(name: str, fn: Any) -> None:
     """Raise unless a distribution is univariate and continuous, and has a cdf."""
     if not isinstance(fn, Distribution):
         raise ArgumentError(
-            f"base of {name} must be a NumPyro distribution, got {fn!r:.80}. Call its "
+            f"base of {name} must be a NumPyro distribution, got {brief(fn)}. Call its "
             "class: dist.Normal(0.0, 1.0)."
         )
     leaf, tails = tails_of(fn)

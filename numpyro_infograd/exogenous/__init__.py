@@ -29,6 +29,7 @@ from typing import Any
 
 from numpyro.distributions import Distribution
 
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous.lookup import (
     noise_of,
@@ -106,11 +107,11 @@ def register(
     if not all(map(callable, filter(None, (base_noise, transform)))):
         raise ArgumentError(
             f"register({cls.__name__}) takes functions as base_noise and transform, "
-            f"got {base_noise!r:.80} and {transform!r:.80}."
+            f"got {brief(base_noise)} and {brief(transform)}."
         )
     if isinstance(boundary, str) or not all(isinstance(n, str) for n in boundary):
         raise ArgumentError(
-            f"boundary must be a tuple of names of attributes, got {boundary!r:.80}."
+            f"boundary must be a tuple of names of attributes, got {brief(boundary)}."
         )
 
     def ends(d):

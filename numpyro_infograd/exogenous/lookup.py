@@ -16,6 +16,7 @@ from numpyro.distributions import Distribution, constraints
 
 from numpyro_infograd._arguments import is_real
 from numpyro_infograd._jaxpr_walk import EXOGENOUS
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError, ModelError
 from numpyro_infograd.exogenous.rows import (
     TABLE,
@@ -101,7 +102,7 @@ def noise_of(fn: Distribution, sample_shape: tuple[int, ...] = ()) -> Noise:
     """
     if not isinstance(fn, Distribution):
         raise ArgumentError(
-            f"fn must be a NumPyro distribution, got {fn!r:.80}. Call its class: "
+            f"fn must be a NumPyro distribution, got {brief(fn)}. Call its class: "
             "dist.Normal(0.0, 1.0)."
         )
     leaf = leaf_of(fn, WRAPPERS)

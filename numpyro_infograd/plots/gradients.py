@@ -14,6 +14,7 @@ from numpyro_infograd._arguments import as_real
 from numpyro_infograd._estimation import Gradient
 from numpyro_infograd._optimize import Result
 from numpyro_infograd._parameters import named_leaves
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.plots.style import ASIDE, BARS, TRUTH, as_axes, indexed, look
 
@@ -57,7 +58,7 @@ def plot_ascent(result: Result, axes: Any = None) -> np.ndarray:
     """
     if not isinstance(result, Result):
         raise ArgumentError(
-            f"plot_ascent takes a Result, as maximize returns, got {result!r:.80}."
+            f"plot_ascent takes a Result, as maximize returns, got {brief(result)}."
         )
     if not result.history:
         raise ArgumentError("the result has no steps to draw. Its `status` says why.")
@@ -173,7 +174,7 @@ def plot_gradient_sweep(
     if errors is not None and not isinstance(errors, Mapping):
         raise ArgumentError(
             "standard_error must be a dict with the names of gradients, got "
-            f"{standard_error!r:.80}."
+            f"{brief(standard_error)}."
         )
     drawn = [
         (name, *_sweep(sweep, (errors or {}).get(name), len(places)))
@@ -277,6 +278,6 @@ def _numbers(name: str, value: Any) -> np.ndarray:
     array = as_real(value)
     if array is None:
         raise ArgumentError(
-            f"{name} must be an array of real numbers, got {value!r:.80}."
+            f"{name} must be an array of real numbers, got {brief(value)}."
         )
     return array.astype(float)

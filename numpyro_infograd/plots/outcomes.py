@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import binom
 
 from numpyro_infograd._calibrate import Calibration
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.plots.style import TRUTH, as_axes, indexed, look
 
@@ -45,7 +46,7 @@ def plot_score_check(check: Any, ax: Any = None) -> Any:
     """
     if not hasattr(check, "cotangents"):
         raise ArgumentError(
-            f"plot_score_check takes what check_scores returns, got {check!r:.80}."
+            f"plot_score_check takes what check_scores returns, got {brief(check)}."
         )
     if not check.cotangents:
         raise ArgumentError(
@@ -96,7 +97,7 @@ def plot_twin(calibration: Calibration, axes: Any = None) -> np.ndarray:
     if not isinstance(calibration, Calibration) or not calibration.recorded:
         raise ArgumentError(
             "plot_twin takes a Calibration with recordings, as calibrate returns, got "
-            f"{calibration!r:.80}."
+            f"{brief(calibration)}."
         )
     outputs = [
         (indexed(site, at), recorded[:, *at], calibration.simulated[site][:, :, *at])
@@ -146,7 +147,7 @@ def plot_ranks(check: Any, axes: Any = None) -> np.ndarray:
     if not hasattr(check, "ranks"):
         raise ArgumentError(
             "plot_ranks takes what simulation_based_calibration returns, got "
-            f"{check!r:.80}."
+            f"{brief(check)}."
         )
     pvalues = check.pvalue
     numbers = [

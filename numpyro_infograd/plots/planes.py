@@ -10,6 +10,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from numpyro_infograd._arguments import is_real
 from numpyro_infograd._regions import RateRegion
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.plots.style import BARS, as_axes, look
 
@@ -55,7 +56,7 @@ def plot_rate_region(region: RateRegion, ax: Any = None) -> Any:
     """
     if not isinstance(region, RateRegion):
         raise ArgumentError(
-            f"plot_rate_region takes what rate_region returns, got {region!r:.80}."
+            f"plot_rate_region takes what rate_region returns, got {brief(region)}."
         )
     if len(region.rates) not in (2, 3):
         raise ArgumentError(
@@ -184,7 +185,7 @@ def _plane(points: Any) -> tuple[np.ndarray, tuple[str, str]]:
     if array.shape[-1:] != (2,) or not is_real(array):
         raise ArgumentError(
             "points must be complex numbers or real ones in two columns, got "
-            f"{points!r:.80} of shape {array.shape}. Choose two columns, or add 0j to "
+            f"{brief(points)} of shape {array.shape}. Choose two columns, or add 0j to "
             "real numbers."
         )
     return array.reshape(-1, 2), ("first component", "second component")
@@ -199,6 +200,6 @@ def _law(probabilities: Any, count: int) -> np.ndarray:
     if law.shape != (count,) or not np.all(law >= 0) or abs(law.sum() - 1) > 1e-3:
         raise ArgumentError(
             f"probabilities must be {count} numbers of at least 0 that sum to one, one "
-            f"for each point, got {probabilities!r:.80}."
+            f"for each point, got {brief(probabilities)}."
         )
     return law

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 
 try:
@@ -75,7 +76,7 @@ def as_axes(
     most = most or number
     if not all(isinstance(each, matplotlib.axes.Axes) for each in given):
         raise ArgumentError(
-            f"{name} must be matplotlib axes, got {axes!r:.80}. Pass the axes from "
+            f"{name} must be matplotlib axes, got {brief(axes)}. Pass the axes from "
             "plt.subplots, or None for a new figure."
         )
     if not 1 <= len(given) <= most:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from numpyro_infograd._arguments import as_power_of_two, explain_trace_errors, is_real
 from numpyro_infograd._density import Density, Values
 from numpyro_infograd._objectives import names
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError, ScoreError
 from numpyro_infograd.scores.base import ScoreMethod, Scores
 
@@ -45,7 +46,7 @@ class Analytic(ScoreMethod):
         if not isinstance(functions, Mapping):
             raise ArgumentError(
                 "Analytic takes a dict from sets of sites to functions, such as "
-                f"{{'y': fn}}, got {functions!r:.80}."
+                f"{{'y': fn}}, got {brief(functions)}."
             )
         self.num_samples = as_power_of_two("num_samples", num_samples, 256)
         self.functions = {
@@ -55,7 +56,7 @@ class Analytic(ScoreMethod):
         for sites, fn in functions.items():
             if not callable(fn):
                 raise ArgumentError(
-                    f"Analytic needs a function for {sites!r}, got {fn!r:.80}. Write "
+                    f"Analytic needs a function for {sites!r}, got {brief(fn)}. Write "
                     "fn(params, values) for one sample."
                 )
 
@@ -98,7 +99,7 @@ class Analytic(ScoreMethod):
                 if len(density.moved_sites) != 1:
                     raise ScoreError(
                         f"{what} must return a dict with entries for "
-                        f"{density.moved_sites}, got {score!r:.80}."
+                        f"{density.moved_sites}, got {brief(score)}."
                     )
                 score = {density.moved_sites[0]: score}
             missing = [name for name in density.moved_sites if name not in score]
@@ -115,7 +116,7 @@ class Analytic(ScoreMethod):
                     )
                 if not is_real(each):
                     raise ScoreError(
-                        f"{what} must be real numbers, got {each!r:.80} for {name!r}."
+                        f"{what} must be real numbers, got {brief(each)} for {name!r}."
                     )
             return jax.tree.map(jnp.asarray, picked)
 

@@ -17,6 +17,7 @@ from numpyro_infograd._objectives import MI, Objective, Sites, check_is_objectiv
 from numpyro_infograd._problem import check_num_samples, enter, noise_warnings
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import has_density
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.values.base import Estimate, Estimator
 from numpyro_infograd.values.bounds import warnings_for
@@ -298,7 +299,7 @@ def value_of(
         found = estimator.value(sm, objective, params, rng_key)
         if not isinstance(found, Estimate):
             raise ArgumentError(
-                f"{name}.value must return a values.Estimate, got {found!r:.80}."
+                f"{name}.value must return a values.Estimate, got {brief(found)}."
             )
         return found
 

@@ -21,6 +21,7 @@ from numpyro_infograd._gradient import pose_by
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import check_num_samples
 from numpyro_infograd._structure import StructuralModel
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.scores import resolve_method
 from numpyro_infograd.values.base import Estimate, Estimator, report
@@ -150,7 +151,7 @@ class Path:
                     found = given(s)
                 if not isinstance(found, Mapping):
                     raise ArgumentError(
-                        f"way must return a dict of parameters, got {found!r:.80}."
+                        f"way must return a dict of parameters, got {brief(found)}."
                     )
                 return sm.complete_params({**params, **found})
 
