@@ -143,6 +143,7 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
     program = Program.trace(run, sm.params, noise_like(sm.spec))
     numbers = sum(math.prod(law.shape) for _, law in sm.spec)
     numbers += sum(site.size for site in sm.site_info.values())
+    numbers += sum(np.size(x) for x in jax.tree.leaves((params, program.consts)))
     size = int(np.clip(_PROBED // max(numbers, 1), 64, _MOST_PROBES))
     values, log_prob, broken = simulate(program, params, probe_noise(sm.spec, 5, size))
     for name, arguments in broken.items():
