@@ -9,7 +9,6 @@ a set of sites with too little noise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-import math
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from numpyro_infograd._sites import Site
 from numpyro_infograd._slopes import check_slopes
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import at_each, has_atoms, resolve, trace_expectations
-from numpyro_infograd._views import View
+from numpyro_infograd._views import View, sites_read
 from numpyro_infograd.errors import (
     VOUCH,
     ArgumentError,
@@ -42,7 +41,7 @@ from numpyro_infograd.errors import (
 
 _ATOM = 8  # equal values among 256 draws from which a site has no density
 # Draws on which arguments of distributions are checked: at most so many, and fewer if
-# these have many numbers.
+# a model computes large arrays.
 _MOST_PROBES, _PROBED = 2**14, 2**20
 
 
@@ -103,8 +102,9 @@ def check_real_params(sm: StructuralModel) -> None:
 
 def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None:
     """Check that draws of sites, log densities and expectations are finite."""
-    _check_values(sm, objective.sites, params)
     means = trace_expectations(objective, sm)
+    read = sites_read(means.programs, sm.sites)
+    _check_values(sm, tuple(dict.fromkeys((*objective.sites, *read))), params)
     if not means.programs:
         return
     noise = probe_noise(sm.spec, 5, 64)
@@ -141,10 +141,7 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
         return played.values, own, played.broken
 
     program = Program.trace(run, sm.params, noise_like(sm.spec))
-    numbers = sum(math.prod(law.shape) for _, law in sm.spec)
-    numbers += sum(site.size for site in sm.site_info.values())
-    numbers += sum(np.size(x) for x in jax.tree.leaves((params, program.consts)))
-    size = int(np.clip(_PROBED // max(numbers, 1), 64, _MOST_PROBES))
+    size = int(np.clip(_PROBED // program.largest(), 64, _MOST_PROBES))
     values, log_prob, broken = simulate(program, params, probe_noise(sm.spec, 5, size))
     for name, arguments in broken.items():
         for argument, is_broken in arguments.items():

@@ -127,6 +127,7 @@ class _Call(NamedTuple):
         if len(args) > len(takes) and not self.is_open:
             by_name = "named settings" if len(self.known) > len(takes) else ""
             all_takes = " and ".join(filter(None, (", ".join(takes), by_name)))
+            all_takes = all_takes or "no arguments"
             raise ArgumentError(
                 f"{name} takes {all_takes}, got {len(args)} arguments. "
                 f"{self._advice(args)}"
@@ -136,9 +137,10 @@ class _Call(NamedTuple):
             meant = f"Did you mean {near[0]!r}? " if near else ""
             other, advice = _ELSEWHERE.get(unknown[0], ("", ""))
             meant = advice if other in self.known else meant
+            known = ", ".join(self.known)
             raise ArgumentError(
-                f"{name} has no argument {unknown[0]!r}. {meant}Use one of "
-                f"{', '.join(self.known)}."
+                f"{name} has no argument {unknown[0]!r}. {meant}"
+                f"{f'Use one of {known}.' if known else 'Write ' + self.shown + '.'}"
             )
         others = [*args[1:], kwargs.get("model")]
         is_first = takes[:1] == ["model"] and len(args) > 0

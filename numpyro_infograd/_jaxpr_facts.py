@@ -42,6 +42,16 @@ def dependencies(jaxpr: Jaxpr) -> list[frozenset[int]]:
     return propagate(Domain(), jaxpr, inputs)
 
 
+def largest(jaxpr: Jaxpr) -> int:
+    """The number of entries of the largest array that it computes."""
+    found = 1
+    for eqn in jaxpr.eqns:
+        own = (getattr(out.aval, "size", 1) for out in eqn.outvars)
+        inner = (largest(open_jaxpr(body)) for body in sub_jaxprs(eqn.params))
+        found = max((found, *own, *inner))
+    return found
+
+
 def callbacks_that_cannot_batch(jaxpr: Jaxpr) -> Iterator[tuple[str, str]]:
     """Calls of Python that `jax.vmap` refuses: operation and name of the function."""
     for eqn in jaxpr.eqns:

@@ -106,7 +106,7 @@ def _like(name: str, value: Any, initial: Any, numbers: Any) -> Any:
     If these are pairs, `numbers` are the complex numbers that the user gave.
     """
     expected: Any = jax.tree.structure(initial)
-    if isinstance(value, (list, tuple)) and jax.tree.leaves(initial) == [initial]:
+    if isinstance(value, (list, tuple)) and jax.tree_util.all_leaves([initial]):
         with contextlib.suppress(ValueError):  # of rows of different lengths
             value = np.asarray(value)
     got: Any = jax.tree.structure(value)

@@ -207,6 +207,10 @@ class Program:
         """For each flat output, the flat inputs on which it depends."""
         return self.code.fact(_jaxpr_facts.dependencies)
 
+    def largest(self) -> int:
+        """The number of entries of the largest array that it computes."""
+        return self.code.fact(_jaxpr_facts.largest)
+
     def affine_outputs(self, wrt: Collection[int]) -> list[bool]:
         """For each flat output, whether it is certainly affine in the inputs `wrt`
         jointly.

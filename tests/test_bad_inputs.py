@@ -438,6 +438,8 @@ CASES: list[tuple] = [
         every(with_gain(lambda m: dist.Normal(jnp.log(m), 1.0))), ModelError),
     ("site 'y': the scale of Normal .* at 0.04% of draws",
         every(with_gain(lambda m: dist.Normal(m, 1.0 + 0.3 * m))), ModelError),
+    ("site 'y': the scale of Normal .* at 0.04% of draws",
+        every(with_gain(lambda m: dist.Normal(m, 1e-6 * (1.0 + 0.3 * m)))), ModelError),
     ("site 'y': the rate of Poisson .* at 0.1.% of draws",
         grad(with_gain(lambda m: dist.Poisson(3.0 + m))), ModelError),
     ("site 'y': the scale of Laplace .* at 0.04% of draws", every(with_gain(
@@ -1039,6 +1041,11 @@ def test_errors_name_the_function_that_was_called() -> None:
         ),
         (lambda: ig.values.MCMC(tol=0.1), "^MCMC has no argument 'tol'. .*'tolerance'"),
         (lambda: ig.scores.Denoising(3), r"^Denoising takes .*ig.scores.Denoising\(\)"),
+        (
+            lambda: ig.scores.Exact(3),
+            r"^Exact takes no arg.*Write ig.scores.Exact\(\)",
+        ),
+        (lambda: ig.scores.Exact(a=3), r"^Exact has no argument 'a'. Write ig.sc"),
         (lambda: named.gradient(XY), "^Channel.gradient takes .*as model_args="),
         (lambda: named.maximize_mi(steps=3), "^Channel.maximize_mi has .*'num_steps'"),
         (lambda: ig.gradient(affine, XY, seed=1), "Pass rng_key=jax.random.key"),

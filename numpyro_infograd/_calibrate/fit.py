@@ -341,7 +341,7 @@ class Fit(abc.ABC, Generic[Inner]):
         drawn = self.simulate(self.unconstrained_params, len(picked))
         a, b = map(self.coordinates, (self.recordings(picked), drawn))
         a, b = (x[self.near(x)] for x in (a, b))
-        if not len(a) or not len(b):  # they lie far apart
+        if min(len(a), len(b)) < 2:  # they lie far apart
             return TwoSample(math.inf, 0.0)
         return two_sample(a, b)
 

@@ -218,10 +218,18 @@ def _outliers(fit: Fit[Any]) -> list[str]:
     z, made = map(fit.coordinates, (rows, drawn))
     out = int(np.sum(~fit.near(z)))
     if out:
-        why = "robust" if fit.settings.robust else "heavy tails or outliers"
+        seen, shown = out / len(z), float(np.mean(~fit.near(made)))
+        far = f"{out} of {len(z)} recordings are far from the others and have weight "
+        if fit.settings.robust:
+            return [f"robust: {far}zero."]
+        noise = math.sqrt(seen / len(z) + shown / len(made))
+        if abs(seen - shown) < 3 * noise:
+            return [f"heavy tails: {far}zero, as {shown:.1%} of the twin's draws."]
         return [
-            f"{why}: {out} of {len(z)} recordings are far from the others and have "
-            "weight zero."
+            f"{far}zero, against {shown:.1%} of the twin's draws: the twin does "
+            "not make these recordings, and standard errors do not apply. Use other "
+            "init_params or another model, pass divergence='likelihood', or "
+            "robust=True if they are outliers."
         ]
     farthest = float(np.max(np.linalg.norm(made, axis=1)))
     out = int(np.sum(np.linalg.norm(z, axis=1) > _BEYOND * farthest))
@@ -241,7 +249,7 @@ def _count(number: int) -> str:
 
 
 def has_fallen(end: Calibration) -> bool:
-    """Whether a twin ended farther from its recordings than it began.
+    """Whether a twin ended farther from its recordings than it began, and unsettled.
 
     The rates of the default optimizer are too high for a parameter that is large, but
     matters by small changes, as an offset does.
@@ -249,8 +257,18 @@ def has_fallen(end: Calibration) -> bool:
     before, after = end.test_before, end.test_after
     assert before is not None and after is not None
     is_worse = after.statistic > before.statistic
-    interrupted = end.status.ending is Ending.INTERRUPTED
-    return is_worse and after.pvalue < _REJECTED and not interrupted
+    done = end.status.ending in (Ending.CONVERGED, Ending.INTERRUPTED)
+    settled = done and not end.undetermined
+    return is_worse and after.pvalue < _REJECTED and not settled
+
+
+def rank(end: Calibration) -> tuple[bool, float, float]:
+    """Sort key of twins, the best first; see `best_of`."""
+    assert end.after is not None and end.test_after is not None
+    value, missed = end.after.value, end.after.diagnostics.get("missed", 0.0)
+    rejected = end.test_after.pvalue < _REJECTED
+    out = missed if missed > _FEW_MISSED else 0.0
+    return rejected, out, math.inf if value != value else value
 
 
 def best_of(ends: Sequence[Calibration]) -> Calibration:
@@ -261,14 +279,6 @@ def best_of(ends: Sequence[Calibration]) -> Calibration:
     leaves out more of the recordings is worse too, because it cannot make them. Fewer
     than one in a thousand may be left out only because the draws are few.
     """
-
-    def rank(end: Calibration) -> tuple[bool, float, float]:
-        assert end.after is not None and end.test_after is not None
-        value, missed = end.after.value, end.after.diagnostics.get("missed", 0.0)
-        rejected = end.test_after.pvalue < _REJECTED
-        out = missed if missed > _FEW_MISSED else 0.0
-        return rejected, out, math.inf if value != value else value
-
     if len(ends) == 1:
         return ends[0]
     best = min(ends, key=rank)

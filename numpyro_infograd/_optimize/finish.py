@@ -94,6 +94,8 @@ def _status(
     norms = history.get("gradient_norm", np.ones(0))
     if len(norms) and norms[0] == 0:
         return _at_rest(ended, index, params)
+    if ended.status.ending is Ending.INTERRUPTED:
+        return ended.status
     fall = _fall(ended, estimate)
     if fall and ended.plan.is_default:
         return Status(
@@ -130,9 +132,9 @@ def _warnings_for(
     found = []
     if status.ending is Ending.BELOW_START:
         found.append(
-            f"{status}: the gradient is wrong or smaller than its noise, or the rates "
-            "are too high. Raise num_samples, use other scores, pass an optimizer with "
-            "a lower rate, or keep the start."
+            f"{status}: the gradient is wrong or smaller than its noise"
+            f"{', or the rates are too high' if ended.plan.slowdown == 1 else ''}. "
+            "Raise num_samples, use other scores, or keep the start."
         )
     elif status.ending not in sound or status != ended.status:
         found.append(str(status))

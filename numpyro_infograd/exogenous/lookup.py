@@ -30,7 +30,7 @@ from numpyro_infograd.exogenous.rows import (
 
 _DRAWN = keyed()  # distributions with a reason are drawn from a key
 _INEXACT = 1e-3  # how wrong probabilities may be
-_ROUNDING = 1e-5  # how far outside its bounds an argument may be, relative to itself
+_ROUNDING = 1e-5  # how far outside two bounds an argument may be, in their distance
 
 
 def row_of(fn) -> Row:
@@ -54,17 +54,20 @@ def broken_constraints(fn: Distribution) -> dict[str, Array]:
     """Whether each argument of a distribution is NaN or outside its bounds.
 
     Also the arguments of distributions inside it. A zero scale counts as inside, and
-    rounding is allowed.
+    so does a probability that is rounded to above one. Matrices are not checked.
     """
     found: dict[str, Array] = {}
     for name, value in fn.get_args().items() if fn._validate_args else ():
         rule = fn.arg_constraints[name]
-        if constraints.is_dependent(rule) or not is_real(value):
+        if constraints.is_dependent(rule) or not is_real(value) or rule.event_dim > 1:
             continue
         rule = getattr(rule, "base_constraint", rule)
         low = getattr(rule, "lower_bound", -jnp.inf)
         high = getattr(rule, "upper_bound", jnp.inf)
-        near = _ROUNDING * jnp.maximum(1.0, jnp.abs(value))
+        if isinstance(rule, type(constraints.circular)):
+            low, high = -jnp.inf, jnp.inf
+        width = jnp.asarray(high - low, float)
+        near = jnp.where(jnp.isfinite(width), _ROUNDING * width, 0.0)
         inside = (value >= low - near) & (value <= high + near)
         found[f"{name} of {type(fn).__name__}"] = ~jnp.all(inside)
     inner = jax.tree.leaves(fn, is_leaf=lambda x: x is not fn and _is_law(x))

@@ -72,8 +72,8 @@ class Estimate:
         return f"{self.value:.6g}{error}{unit} ({how}){notes}"
 
     def in_bits(self) -> Estimate:
-        """The same estimate in bits: numbers in nats are divided by ln 2."""
-        if self.unit == "bits":
+        """The same estimate in bits: nats are divided by ln 2, others stay."""
+        if self.unit != "nats":
             return self
         scale = 1.0 / math.log(2.0)
         return replace(
