@@ -83,6 +83,24 @@ def test_twins_of_heavy_tails(number: int) -> None:
 
 
 @pytest.mark.slow
+def test_a_mode_without_weight_is_warned_about() -> None:
+    """One recording in ten is a burst, as far out as a heavy tail."""
+
+    def bursts() -> None:
+        u = numpyro.sample("u", dist.Uniform(0, 1))
+        burst = jax.nn.sigmoid((u - 0.9) / 0.02)
+        s = numpyro.param("s", 0.6, constraint=constraints.positive)
+        numpyro.sample("y", dist.Normal(numpyro.param("A", 8.0) * burst, s))
+
+    rng = np.random.default_rng(0)
+    u, n = rng.uniform(size=4000), rng.normal(size=4000)
+    y = 10 / (1 + np.exp(-(u - 0.9) / 0.02)) + 0.5 * n
+    twin = quiet.calibrate(bursts, {"y": y}, divergence="kl")
+    assert abs(float(twin.params["A"]) - 10) > 1
+    assert any("does not make these recordings" in w for w in twin.warnings), twin
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.0, 200.0, 1000.0])
 def test_large_offsets_are_found(offset: float) -> None:
     """The default rates, a share of the offset, would leave the recordings behind."""

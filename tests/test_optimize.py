@@ -24,7 +24,7 @@ from numpyro.distributions import constraints
 
 from helpers import ascend, quiet
 import numpyro_infograd as ig
-from numpyro_infograd._optimize import Ending, Status, finish, move, run
+from numpyro_infograd._optimize import Ending, Status, finish, move, run, step
 from numpyro_infograd._optimize.annealing import cooled
 from numpyro_infograd._optimize.remaining import Steepness, outlook
 from numpyro_infograd.distributions import Quantized
@@ -248,15 +248,31 @@ def test_an_interrupted_estimate_at_the_end_loses_no_ascent(monkeypatch) -> None
     assert any("estimate was interrupted" in warning for warning in result.warnings)
 
 
+def detuned() -> None:
+    """A filter that its parameter, which is large, passes by small changes."""
+    x = numpyro.sample("x", dist.Normal())
+    off = numpyro.param("f", 100.0) - 100.7
+    numpyro.sample("y", dist.Normal(x * jnp.exp(-(off**2)), 0.5))
+
+
+def test_an_interruption_below_the_start_ends_the_ascent(monkeypatch) -> None:
+    chunks = []
+
+    def ascend_many(*args):
+        chunks.append(args)
+        if len(chunks) > 1:
+            raise KeyboardInterrupt
+        return step.ascend_many(*args)
+
+    monkeypatch.setattr(run, "ascend_many", ascend_many)
+    result = ascend(detuned)
+    assert result.status.ending is Ending.INTERRUPTED and len(chunks) == 2
+    assert result.estimate.value < 0.1 < 0.45  # at the start
+
+
 def test_a_large_parameter_that_matters_by_small_changes() -> None:
-    """A detuned filter: the first rates jump over the peak, to where all is flat."""
-
-    def model() -> None:
-        x = numpyro.sample("x", dist.Normal())
-        off = numpyro.param("f", 100.0) - 100.7
-        numpyro.sample("y", dist.Normal(x * jnp.exp(-(off**2)), 0.5))
-
-    result = ascend(model)
+    """The first rates jump over the peak, to where all is flat."""
+    result = ascend(detuned)
     assert float(result.params["f"]) == pytest.approx(100.7, abs=1e-3)
     assert result.estimate.value == pytest.approx(0.5 * np.log(5), abs=1e-5)
 
