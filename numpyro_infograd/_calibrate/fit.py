@@ -210,9 +210,8 @@ class Fit(abc.ABC, Generic[Inner]):
         """Steps of the optimizer, with a rate that falls to zero."""
         settings, start = self.settings, self.unconstrained_params
         scaled, optimizer = settings.optimizer is None, as_optax(settings.optimizer)
-        scale = None
-        if scaled:
-            scale = jax.tree.map(lambda s: s / settings.slowdown, self._scales())
+        scale = self._scales() if scaled else None
+        scale = jax.tree.map(lambda s: s / settings.slowdown, scale)
         projection = settings.projection
         move = Move.trace(start, optimizer, projection, self.constraints, scale)
         state = Descent(start, optimizer.init(start), jnp.zeros((), jnp.int32))
@@ -257,8 +256,7 @@ class Fit(abc.ABC, Generic[Inner]):
         down, steepness = directions.slope(
             here.gradient, information + _NOISE**2 * here.noise
         )
-        step = directions.solve(here.gradient) + down
-        step = limited(step, size, directions.error)
+        step = limited(directions.solve(here.gradient) + down, size, directions.error)
         moved = onto(self.settings.projection, self.unravel(flat + step))
         step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # after projection
         own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))
