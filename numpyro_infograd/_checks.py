@@ -16,7 +16,7 @@ import numpy as np
 import jax
 
 from numpyro_infograd._arguments import as_flag
-from numpyro_infograd._density import Density, simulate
+from numpyro_infograd._density import Density, num_draws, simulate
 from numpyro_infograd._edits import hold
 from numpyro_infograd._jumps import check_jumps
 from numpyro_infograd._linear import Linear
@@ -40,9 +40,7 @@ from numpyro_infograd.errors import (
 )
 
 _ATOM = 8  # equal values among 256 draws from which a site has no density
-# Draws on which arguments of distributions are checked: at most so many, and fewer if
-# a model computes large arrays.
-_MOST_PROBES, _PROBED = 2**14, 2**20
+_MOST_PROBES = 2**14  # draws on which arguments of distributions are checked, at most
 
 
 def check_objective(objective: Objective, sm: StructuralModel) -> None:
@@ -103,8 +101,7 @@ def check_real_params(sm: StructuralModel) -> None:
 def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None:
     """Check that draws of sites, log densities and expectations are finite."""
     means = trace_expectations(objective, sm)
-    read = sites_read(means.programs, sm.sites)
-    _check_values(sm, tuple(dict.fromkeys((*objective.sites, *read))), params)
+    _check_values(sm, objective, sites_read(means.programs, sm.sites), params)
     if not means.programs:
         return
     noise = probe_noise(sm.spec, 5, 64)
@@ -119,15 +116,19 @@ def check_finite(objective: Objective, sm: StructuralModel, params: Any) -> None
             )
 
 
-def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> None:
-    """Raise if the sites, or what they depend on, have draws that are not valid.
+def _check_values(
+    sm: StructuralModel, objective: Objective, averaged: Iterable[str], params: Any
+) -> None:
+    """Raise if a draw of the objective's sites, or its log density, is not finite.
 
-    An argument of a distribution breaks its constraint, or a draw of the sites or its
-    log density is not finite.
+    Also if an argument of a distribution breaks its constraint, at these sites, at
+    those that expectations average (`averaged`), and at all that they depend on.
     """
-    if not sites:
+    sites = objective.sites
+    read = {*sites, *averaged}
+    read |= sm.noise_of(read)
+    if not read:
         return
-    read = sm.noise_of(sites) | {*sites}
     laws = tuple(
         s
         for s, site in sm.site_info.items()
@@ -141,7 +142,7 @@ def _check_values(sm: StructuralModel, sites: tuple[str, ...], params: Any) -> N
         return played.values, own, played.broken
 
     program = Program.trace(run, sm.params, noise_like(sm.spec))
-    size = int(np.clip(_PROBED // program.largest(), 64, _MOST_PROBES))
+    size = num_draws(program, 64, _MOST_PROBES)
     values, log_prob, broken = simulate(program, params, probe_noise(sm.spec, 5, size))
     for name, arguments in broken.items():
         for argument, is_broken in arguments.items():

@@ -21,6 +21,7 @@ from numpyro_infograd._noise import NoiseSpec, noise_like
 from numpyro_infograd._program import Program, dependencies_by_name
 
 Values = dict[str, jax.Array]
+_AT_ONCE = 2**20  # numbers in one array of a check, unless its draws are fewest
 
 
 @pytree("program", "walk")
@@ -146,6 +147,11 @@ def summed(
 def simulate(forward: Program, params: Any, noise: Values) -> Values:
     """Values of all sites for a batch of noise."""
     return jax.vmap(forward, in_axes=(None, 0))(params, noise)
+
+
+def num_draws(program: Program, least: int, most: int) -> int:
+    """Number of draws for a check: fewer if the program computes large arrays."""
+    return max(least, min(most, _AT_ONCE // program.largest()))
 
 
 def quantiles(samples: Any, *shares: float) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from numpyro.distributions import constraints
 
-from numpyro_infograd._density import Values, simulate
+from numpyro_infograd._density import Values, num_draws, simulate
 from numpyro_infograd._noise import noise_like, probe_noise
 from numpyro_infograd._pairs import with_pairs, without_pairs
 from numpyro_infograd._program import Program
@@ -32,7 +32,6 @@ from numpyro_infograd.exogenous import Noise
 
 POSITION = "position"
 FEW = 64  # different values of a computed site that is discrete, at most
-_PROBES = 4096  # draws from which these values are known
 
 
 def append_noise(sm: StructuralModel, variances: Mapping[str, Any]) -> StructuralModel:
@@ -200,7 +199,8 @@ def with_few_values(
     chosen = tuple(sites)
     if not chosen:
         return sm
-    values = simulate(sm.forward, params, probe_noise(sm.spec, 11, _PROBES))
+    size = num_draws(sm.forward, 16 * FEW, 64 * FEW)
+    values = simulate(sm.forward, params, probe_noise(sm.spec, 11, size))
     for name in chosen:
         choices = np.unique(np.asarray(values[name]))
         if 1 < len(choices) <= FEW:

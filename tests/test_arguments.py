@@ -9,6 +9,7 @@ from methods import rest_slow
 from models import affine, channel, with_gain
 import numpy as np
 import pytest
+from scipy import stats
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from numpyro import handlers
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-from helpers import quiet, refuses, refuses_gradient
+from helpers import assert_found, quiet, refuses, refuses_gradient
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Expectation
 from numpyro_infograd._edits import append_noise
@@ -130,6 +131,19 @@ def test_a_mask_is_warned_about():
         assert float(found) == pytest.approx(0.75, rel=1e-5)  # all three are heard
     for mask in (True, np.ones(3, bool)):
         ig.structural_model(model, mask)
+
+
+def test_an_expectation_may_guard_a_value_that_is_not_finite():
+    def model():
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.deterministic("log", jnp.log(x))
+        numpyro.sample("y", dist.Normal(x, 1.0))
+
+    guarded = Expectation(lambda v: jnp.where(v["x"] > 1, v["log"], 0.0))
+    x = np.linspace(1.0, 9.0, 4001)
+    truth = np.trapezoid(np.log(x) * stats.norm.pdf(x), x)
+    for objective, rest in ((guarded, 0.0), (XY + guarded, np.log(2) / 2)):
+        assert_found(ig.estimate(model, objective), truth + rest, 1e-3)
 
 
 def test_a_constant_is_warned_about_unless_it_is_a_condition():
