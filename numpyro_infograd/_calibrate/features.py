@@ -27,12 +27,11 @@ import jax.numpy as jnp
 from numpyro_infograd._compiling import pytree, quick_jit
 from numpyro_infograd._density import Density, Values, quantiles
 from numpyro_infograd.scores.base import Layout
-from numpyro_infograd.scores.coordinates import CLIP, Frame, Free
+from numpyro_infograd.scores.coordinates import CLIP, HEAVY, Frame, Free, tails_of
 from numpyro_infograd.scores.network import Ensemble, Network
 from numpyro_infograd.scores.pool import Pool
 from numpyro_infograd.scores.quadratic import Batch, train
 
-_HEAVY = 3.0  # standard deviation, in those of the middle 68 %
 _WHOLE = 0.995  # share of a normal distribution with full weight
 _NEAR = 2.0  # distance to the median, in widths of the middle 68 %
 _END = 1.5  # distance at which the weight of a sample is zero, in reaches
@@ -208,7 +207,7 @@ def make_features(
     pick_key, key = jax.random.split(rng_key)
     mixed = jax.device_get(_mixed(density, recorded, pick_key))
     size = mixed.shape[1]
-    robust = robust or _has_heavy_tails(mixed)
+    robust = robust or tails_of(mixed) > HEAVY
     reach = float(chi2.ppf(_WHOLE, size) ** 0.5) if robust else np.inf
     frame = jax.device_get(_frame(density, _middle(mixed) if robust else mixed))
     blank = Features(
@@ -239,12 +238,6 @@ def _frame(density: Density, values: jax.Array) -> Frame:
 def coordinates(features: Features, values: Values) -> jax.Array:
     """`features.coordinates`, compiled."""
     return features.coordinates(values)
-
-
-def _has_heavy_tails(values: np.ndarray) -> bool:
-    """Whether a column varies far more than its middle 68 %."""
-    low, high = quantiles(values, 0.16, 0.84)
-    return bool(np.any(values.std(axis=0) > _HEAVY * 0.5 * (high - low)))
 
 
 def _middle(values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ from numpyro_infograd._density import Density, Values, flatten, quantiles
 from numpyro_infograd.scores.base import Layout, sequence_after, symmetric_powers
 
 CLIP = 8.0  # standard deviations at which the inputs of a network are clipped
+# Tails are heavy above this standard deviation, in units of that of the middle 68 %.
+HEAVY = 3.0
 
 
 class Free(NamedTuple):
@@ -59,6 +61,16 @@ def _distances(u: jax.Array, names: np.ndarray) -> tuple[jax.Array, jax.Array]:
     return above, below
 
 
+def tails_of(values: np.ndarray) -> float:
+    """The largest standard deviation of a column, in units of that of its middle 68 %.
+
+    It is 1 for a normal distribution. Columns whose middle is one value do not count.
+    """
+    low, high = quantiles(values, 0.16, 0.84)
+    middle = 0.5 * (high - low)
+    return float(np.max(values.std(axis=0) / np.where(middle > 0, middle, np.inf)))
+
+
 class Frame(NamedTuple):
     """A normal distribution with a batch's moments, and coordinates that whiten it.
 
@@ -80,16 +92,15 @@ class Frame(NamedTuple):
     ) -> Frame:
         """The frame of the moments of values (..., inputs), with any axes of samples.
 
-        A column has heavy tails if its standard deviation is more than three times that
-        of its middle 68 %. Then the variance says little, so the column is scaled by
-        quantiles and gets no Gaussian part.
+        The variance of a column with heavy tails says little, so the column is scaled
+        by quantiles and gets no Gaussian part.
         """
         values = values.reshape(-1, values.shape[-1])
         some = values[:512]  # sorting is slow
         low, middle, high = quantiles(some, 0.16, 0.5, 0.84)
         robust = 0.5 * (high - low)
         deviation = jnp.std(values, axis=0)
-        heavy = (deviation > 3.0 * robust) & (robust > 0)
+        heavy = (deviation > HEAVY * robust) & (robust > 0)
         mean = jnp.where(heavy, middle, jnp.mean(values, axis=0))
         scale = jnp.where(heavy, robust, deviation)
         scale = jnp.where(scale > 0, scale, 1.0)

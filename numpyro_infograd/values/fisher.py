@@ -48,6 +48,7 @@ from numpyro_infograd._terms import (
 from numpyro_infograd.errors import ArgumentError
 from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.scores.base import complete_data_scores
+from numpyro_infograd.scores.coordinates import HEAVY, tails_of
 from numpyro_infograd.scores.network import Ensemble, adam, check_training, perceptron
 from numpyro_infograd.values.base import Estimate, report
 from numpyro_infograd.values.nested import average_each
@@ -70,7 +71,6 @@ _FEW_BELOW = 8  # fewer than one in so many draws is below the lowest variance
 _MISSING = 1.5
 _RESOLVED = 0.05  # share of an entropy that may be missing without a warning
 _SYMBOLS = 64  # a discrete condition with more values is used as a number
-_HEAVY = 9.0  # variance, in units of the one that the middle 68 % suggests
 
 
 @settings_class
@@ -157,12 +157,12 @@ class DeBruijn:
                     "values.DeBruijn(num_steps=..., hidden=...), or write the site's "
                     "own noise as a sample site."
                 )
-            if found.tails > _HEAVY:
+            if found.tails > HEAVY:
                 warnings.append(
                     f"site {term.sites[0]!r} has tails so heavy that its variance is "
-                    f"{found.tails:.0f} times that of its middle, but method='fisher' "
-                    "needs a variance that describes the site. Use method='nested', or "
-                    "observe a bounded function of the site."
+                    f"{found.tails**2:.0f} times that of its middle, but "
+                    "method='fisher' needs a variance that describes the site. Use "
+                    "method='nested', or observe a bounded function of the site."
                 )
         error = math.sqrt(variance)
         return report(value, error, "fisher", tuple(warnings), diagnostics)
@@ -216,7 +216,7 @@ class DeBruijn:
             jackknife(whole + missing)[0],
             gained,
             math.exp(frame.lowest),
-            _tails(np.asarray(pool.values)),
+            tails_of(np.asarray(pool.values)),
             below,
         )
 
@@ -229,14 +229,6 @@ class _Entropy(NamedTuple):
     lowest_variance: float
     tails: float
     below: float  # estimate of the part below the lowest variance
-
-
-def _tails(values: np.ndarray) -> float:
-    """Largest ratio of a variance to that of the middle 68 %; 1 if normal."""
-    low, high = np.quantile(values, [0.16, 0.84], axis=0)
-    middle = 0.5 * (high - low)
-    ratio = np.var(values, axis=0) / np.where(middle > 0, middle, np.inf) ** 2
-    return float(np.max(ratio))
 
 
 def why_not_fisher(objective: Objective, sm: StructuralModel) -> str:
