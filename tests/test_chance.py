@@ -35,6 +35,7 @@ from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.distributions import Clipped, Quantized
 from numpyro_infograd.errors import DensityError, JumpError, ReparametrizationError
 from numpyro_infograd.scores import Mixture
+from numpyro_infograd.scores.base import Measure
 
 X, PRIOR = normal_grid(8)
 X_TO_Y = ig.MI("x", "y")
@@ -559,6 +560,27 @@ def test_steps_have_the_components_that_a_gradient_needs(scores):
     _, info = ascent.update(ascent.init(jax.random.key(0)))
     size = info.evidence["effective_sample_size_low(log p(n))"]
     assert (size > 200) == (scores == "auto")
+
+
+@pytest.mark.slow
+def test_components_are_refined_beside_scores_of_another_kind():
+    """They are too few for log p(n), whatever the number of samples of the chains."""
+    found = ig.gradient(counts, ig.MI("u", "n"), scores="mcmc", num_samples=512)
+    assert found.diagnostics["effective_sample_size_low(log p(n))"] > 200
+
+
+def test_components_are_not_refined_in_vain():
+    """The effective number grows as the number, of which there are 1024 to 16384."""
+    sm = ig.structural_model(counts)
+    chance = pose(sm, ig.MI("u", "n"), ig.scores.Mixture(), sm.params).problem.chance
+    names = ["effective_sample_size_low", "unexplained"]
+    for size, enough in ((1.0, False), (12.0, False), (13.0, True), (100.0, True)):
+        numbers = zip(names, (size, 0.0), strict=True)
+        evidence = {Measure(name, "log p(n)"): number for name, number in numbers}
+        assert chance.warnings_for(evidence)
+        finer = chance.finer(evidence)
+        assert bool(finer) == enough
+        assert not finer or finer.mixture.num_components == 4096
 
 
 @pytest.mark.slow
