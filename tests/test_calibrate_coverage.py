@@ -121,7 +121,7 @@ def test_large_offsets_are_found(offset: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["fisher", "likelihood"])
 def test_parameters_near_zero_are_determined(divergence: str) -> None:
-    """A location has no size of its own, and the scale depends on it."""
+    """The mean starts at zero, and errors of mean and scale depend on each other."""
 
     def cut() -> None:
         s = numpyro.param("s", 1.2, constraint=constraints.positive)

@@ -20,10 +20,10 @@ _VAGUE = 3.0  # largest standard error, in units of the parameters' size
 # The least size in standard errors with all others fixed, and its largest growth by it.
 _ERRORS, _GROWN = 3.0, 10.0
 _FARTHEST = 0.3  # largest correction, in units of the parameters' size
-# Slopes and curvatures below this share of those of a direction's single numbers are
-# rounding errors; so are slopes along unknown directions below _MIXED of the largest.
-_ROUNDING = 32.0  # in units of the machine's epsilon
-_MIXED = 1e-3
+# Rounding error of a curvature along a direction, as a share of what the curvatures of
+# the single numbers add up to, in units of the machine's epsilon.
+_ROUNDING = 32.0
+_MIXED = 1e-3  # share of the largest slope, below which others count as zero
 _RELABELLINGS = 499  # permutations of a two-sample test
 
 
@@ -107,7 +107,7 @@ def grown(
 ) -> np.ndarray:
     """Sizes of the parameters, at least a few of their errors with all others fixed.
 
-    A location has no size of its own: its value may be near zero.
+    Else a mean that happens to be near zero would have almost no size.
     """
     own = np.diagonal(curvatures, axis1=1, axis2=2)
     noise = standard_error(own) if len(own) > 1 else 0.0

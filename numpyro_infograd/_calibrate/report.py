@@ -224,7 +224,7 @@ def _outliers(fit: Fit[Any]) -> list[str]:
             return [f"robust: {far}zero."]
         noise = math.sqrt(seen / len(z) + shown / len(made))
         if abs(seen - shown) < 3 * noise:
-            return [f"heavy tails: {far}zero, as {shown:.1%} of the twin's draws."]
+            return [f"heavy tails: {far}zero, as have {shown:.1%} of the twin's draws."]
         return [
             f"{far}zero, against {shown:.1%} of the twin's draws: the twin does "
             "not make these recordings, and standard errors do not apply. Use other "

@@ -69,14 +69,17 @@ def doubled(value: Any) -> Any:
 
 
 def shape_of(var: Any) -> tuple[int, ...]:
+    """Shape of a value."""
     return var.aval.shape
 
 
 def is_complex(var: Any) -> bool:
+    """Whether a value is complex."""
     return bool(jnp.issubdtype(dtype_of(var), jnp.complexfloating))
 
 
 def is_real(var: Any) -> bool:
+    """Whether a value is a real floating-point number."""
     return bool(jnp.issubdtype(dtype_of(var), jnp.floating))
 
 

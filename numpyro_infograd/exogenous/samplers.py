@@ -35,11 +35,13 @@ half_cauchy = halves(
 
 
 def dagum(d, u):
+    """The inverse cdf at u, without overflow."""
     y = -jnp.log(u) / d.concentration  # below, log(expm1(y)) without overflow
     return d.scale * jnp.exp(-(y + jnp.log(-jnp.expm1(-y))) / d.sharpness)
 
 
 def kumaraswamy(d, u):
+    """The inverse cdf at u, kept inside (0, 1)."""
     power = -jnp.expm1(jnp.log1p(-u) / d.concentration0)
     x = power ** (1 / d.concentration1)
     info = jnp.finfo(x.dtype)  # the log density may be infinite at 0 and at 1
@@ -47,6 +49,7 @@ def kumaraswamy(d, u):
 
 
 def bernoulli(d, u):
+    """One if u is among the largest, whose share is `probs`."""
     return (u > 1 - d.probs).astype(jnp.result_type(int))
 
 
@@ -58,6 +61,7 @@ def categorical(d, u):
 
 
 def discrete_uniform(d, u):
+    """The inverse cdf at u."""
     count = d.high - d.low + 1
     step = jnp.floor(u * count).astype(jnp.result_type(d.low, int))
     return d.low + jnp.minimum(step, count - 1)
