@@ -132,8 +132,7 @@ def _check_values(
     laws = tuple(
         s
         for s, site in sm.site_info.items()
-        if s in read and site.kind == "sample" and not site.control_flow
-        if site.has_law
+        if s in read and site.kind == "sample" and site.has_law
     )
 
     def run(params: Any, noise: Any) -> tuple[Any, Any, Any]:

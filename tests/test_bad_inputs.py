@@ -131,6 +131,15 @@ def loop_of_traced_length(x):
     return dist.Normal(x[1], 1.0)
 
 
+def invalid_in_a_scan():
+    def step(gain, _):
+        x = numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", dist.Normal(gain * x, 1.0 + 0.3 * x))
+        return gain, None
+
+    scan(step, tuned(), None, length=4)
+
+
 def parameter_in_a_scan():
     def step(state, _):
         made = dist.Normal(numpyro.param("a", 1.0) * state, 1.0)
@@ -440,6 +449,8 @@ CASES: list[tuple] = [
         every(with_gain(lambda m: dist.Normal(m, 1.0 + 0.3 * m))), ModelError),
     ("site 'y': the scale of Normal .* at 0.04% of draws",
         every(with_gain(lambda m: dist.Normal(m, 1e-6 * (1.0 + 0.3 * m)))), ModelError),
+    ("site 'y': the scale of Normal .* at 0.1.% of draws",
+        every(invalid_in_a_scan), ModelError),
     ("site 'y': the rate of Poisson .* at 0.1.% of draws",
         grad(with_gain(lambda m: dist.Poisson(3.0 + m))), ModelError),
     ("site 'y': the scale of Laplace .* at 0.04% of draws", every(with_gain(

@@ -406,10 +406,8 @@ class Fit(abc.ABC, Generic[Inner]):
                     f"took {total} steps, without Newton steps: {why}", Ending.ALL_STEPS
                 )
             if length < self.settled and not self.is_drifting:
-                return Status(
-                    f"converged: the last Newton step was {length:.2g} standard errors",
-                    Ending.CONVERGED,
-                )
+                last = f"the last Newton step was {length:.2g} of a standard error"
+                return Status(f"converged: {last}", Ending.CONVERGED)
         self._step_back()
         if length is None:
             text = "Newton steps raised the divergence. Raise num_samples"

@@ -57,7 +57,10 @@ def broken_constraints(fn: Distribution) -> dict[str, Array]:
     so does a probability that is rounded to above one. Matrices are not checked.
     """
     found: dict[str, Array] = {}
-    for name, value in fn.get_args().items() if fn._validate_args else ():
+    validate = fn._validate_args
+    if validate is None:  # a distribution that a scan has stacked
+        validate = Distribution._validate_args
+    for name, value in fn.get_args().items() if validate else ():
         rule = fn.arg_constraints[name]
         if constraints.is_dependent(rule) or not is_real(value) or rule.event_dim > 1:
             continue
