@@ -224,7 +224,7 @@ def test_noise_asked_for_is_that_of_the_noisier_model() -> None:
 def test_the_noise_of_a_deterministic_output_is_extrapolated_away() -> None:
     found = ig.gradient(links.lagged, XY, params={"a": 1.0}, scores=LEARN)
     check(found, {"a": 1 / 2}, 0.02)
-    assert not found.warnings
+    assert all("learned nothing" in w or "no chain" in w for w in found.warnings)
 
 
 @pytest.mark.slow

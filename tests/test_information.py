@@ -28,9 +28,12 @@ import truths
 
 
 def check(objective, model, truth: dict[str, float], scores, params=None, **settings):
-    """Within three standard errors, each at most 1 % of the largest component."""
+    """Within three standard errors, each at most 1 % of the largest component.
+
+    Or 2 % for networks: errors include what the chains that check them left open.
+    """
     found = ig.gradient(model, objective, params=params, scores=scores, **settings)
-    sharp = 0.01 * max(map(abs, truth.values()))
+    sharp = (0.02 if scores is LEARN else 0.01) * max(map(abs, truth.values()))
     assert_found(found, truth, sharp, num_sigmas=3.0)
 
 
