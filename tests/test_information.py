@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from scipy.special import polygamma
 
+import jax
+import jax.extend
 import jax.numpy as jnp
 
 import numpyro
@@ -24,6 +26,7 @@ from numpyro_infograd import MI, Entropy
 from numpyro_infograd._linear import Linear, warn_of_parts
 from numpyro_infograd.errors import BoundaryError, DegenerateError
 from numpyro_infograd.scores import Analytic
+from numpyro_infograd.scores.exact import GaussianEntropies
 import truths
 
 
@@ -270,3 +273,28 @@ def test_ranks_of_parts_add_up(shared: float) -> None:
     assert linear.rank(("y",)) == 6
     with pytest.raises(DegenerateError, match=f"only {12 - lost} of noise"):
         ig.gradient(plate(6, shared, closed=(1, 4)), ig.MI("x", "y"))
+
+
+def test_decompositions_run_one_after_the_other() -> None:
+    """XLA runs independent ones in parallel, and batched ones then wait for each other
+    for ever if threads are few.
+    """
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(jnp.zeros(3), 1).to_event(1))
+        gains = numpyro.param("gains", jnp.eye(3) + 0.1)
+        numpyro.sample("y", dist.Normal(gains @ x, 1).to_event(1))
+
+    sm = ig.structural_model(model)
+    entropies = GaussianEntropies.of(MI("x", "y"), sm)
+    jaxpr = jax.make_jaxpr(entropies)(sm.params).jaxpr
+    reached: set[jax.extend.core.Var] = set()
+    number = 0
+    for eqn in jaxpr.eqns:
+        inputs = {x for x in eqn.invars if isinstance(x, jax.extend.core.Var)}
+        is_svd = "svd" in str(eqn.primitive) + str(eqn.params.get("name"))
+        assert not (is_svd and number) or inputs & reached
+        if is_svd or inputs & reached:
+            reached |= {*eqn.outvars}
+        number += is_svd
+    assert number == 2

@@ -311,7 +311,8 @@ def sequence_after(tree: Any, *others: Any) -> Any:
     before = [x for x in floating_leaves(others) if x.size]
     if not any(isinstance(x, jax.core.Tracer) for x in before):
         return tree
-    token = sum((0.0 * x.ravel()[-1] for x in before), jnp.zeros(()))
+    last = (jnp.nan_to_num(x.ravel()[-1]) for x in before)
+    token = sum((0.0 * x for x in last), jnp.zeros(()))
 
     def wait(x: jax.Array) -> jax.Array:
         moves = jnp.issubdtype(x.dtype, jnp.floating)

@@ -18,6 +18,7 @@ from numpyro_infograd._objectives import Objective
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import resolve
+from numpyro_infograd.scores.base import sequence_after
 
 Sites = tuple[str, ...]
 
@@ -137,7 +138,9 @@ class GaussianEntropies:
         values = self.forward(params, noise_like(self.spec))
         total = jnp.zeros(())
         for coefficient, term in zip(self.coefficients, self.terms, strict=True):
-            total += coefficient * term(params, values)
+            entropy = term(params, values)
+            total += coefficient * entropy
+            params = sequence_after(params, entropy)
         return total
 
 

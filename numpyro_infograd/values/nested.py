@@ -30,6 +30,7 @@ from numpyro_infograd._terms import (
 )
 from numpyro_infograd.errors import VOUCH, ArgumentError, DensityError
 from numpyro_infograd.scores import Mixture
+from numpyro_infograd.scores.base import sequence_after
 from numpyro_infograd.scores.exact import GaussianEntropy
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.values.base import Estimate, Sum
@@ -272,11 +273,13 @@ def _average(
         each = jnp.zeros((size, 3))  # the value, its lower and its upper bound
         removed, smallest = jnp.zeros(()), jnp.asarray(jnp.inf)
         unexplained, lost = jnp.zeros(()), jnp.zeros(2, bool)
+        entropy = jnp.zeros(0)
         for i, density in enumerate(total.densities):
             c = total.coefficients[i]
             if isinstance(density, GaussianEntropy):
                 held = {s: values[s] for s in density.given}
-                each += c * _over(density, params, held)[:, None]
+                entropy = _over(density, params, sequence_after(held, entropy))
+                each += c * entropy[:, None]
                 continue
             inside = density.pick(values)
             hidden = {n: noise[n] for n in density.hidden}
