@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
 from numpyro_infograd._arguments import as_parameter, explain_trace_errors, line_of
+from numpyro_infograd._density import Values
 from numpyro_infograd._doors import public
 from numpyro_infograd._messenger import Generate, isolated, warn_of_handlers
-from numpyro_infograd._noise import noise_like
+from numpyro_infograd._noise import noise_like, one_draw
 from numpyro_infograd._parameters import check_inside
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import site_noise
@@ -211,12 +212,47 @@ def trace_model(
         return messenger.played
 
     noise = noise_like(tuple(site_noise(seen.sites).items()))
-    forward = Program.trace(lambda p, n: run(p, n, {}).values, params, noise)
+    forward, again = (
+        Program.trace(lambda p, n: run(p, n, {}).values, params, noise)
+        for _ in range(2)
+    )
+    if not (forward.code is again.code and _same(forward.consts, again.consts)):
+        # Codes also differ by functions that the model makes, such as callbacks.
+        draw = {n: one_draw(law, seed=1) for n, law in site_noise(seen.sites).items()}
+        _check_same(*(jax.jit(f)(params, draw) for f in (forward, again)))
     forward.check_batches("the model")
     source = (model, args, kwargs)
     return StructuralModel(
         params, seen.constraints, seen.sites, run, forward, source=source
     )
+
+
+def _same(first: list[Any], second: list[Any]) -> bool:
+    """Whether arrays are equal; those of a trace around this one count as equal."""
+
+    def numbers(x: Any) -> Any:
+        is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(x) if is_key else x
+
+    pairs = [
+        (a, b)
+        for a, b in zip(first, second, strict=True)
+        if a is not b and not isinstance(b, jax.core.Tracer)
+    ]
+    return all(np.array_equal(numbers(a), numbers(b)) for a, b in pairs)
+
+
+def _check_same(first: Values, second: Values) -> None:
+    """Raise for a site whose value is not the same in two runs with the same noise."""
+    for name, value in first.items():
+        if not np.array_equal(value, second[name], equal_nan=True):
+            raise ModelError(
+                f"two runs of the model with the same parameters and noise give site "
+                f"{name!r} different values: the model reads random numbers from "
+                "outside (numpy.random, random), or changes an object that it reads. "
+                "Draw all random numbers by numpyro.sample, or draw them before and "
+                "pass them as arguments."
+            )
 
 
 def _reduce(sm: StructuralModel) -> tuple[Any, ...]:

@@ -71,6 +71,7 @@ def loud(v):
     return jnp.where(v["y"] > 1.0, 1.0, 0.0)
 
 
+OUTSIDE = np.random.default_rng(0)
 POWER = Expectation(power)
 # Scores of which that of the joint set should be a dict.
 BARE = {s: lambda p, v: -sum(v.values()) for s in ("x", "y", ("x", "y"))}
@@ -434,6 +435,11 @@ CASES: list[tuple] = [
         grad(with_gain(lambda m: dist.Normal(m * jnp.ones(0), 1.0))), SiteError),
     ("handlers.block hides.*is not hidden", every(hidden_site), ModelError),
     ("inside another.*Python loop", every(nested_scans), ModelError),
+    ("give site 'y' different values.*numpy.random.*pass them as arguments",
+        every(with_gain(lambda m: dist.Normal(m + OUTSIDE.normal(), 1.0))), ModelError),
+    ("give site 'y' different values", every(with_gain(
+        lambda m: dist.Normal(m + jnp.asarray(OUTSIDE.normal(size=2)).sum(), 1.0))),
+        ModelError),
     ("'z' is inside.*numpyro.plate", every(site_in_a_vmap), ModelError),
     ("a loop whose length.*jax.lax.scan",
         grad(channel(loop_of_traced_length)), ModelError),
