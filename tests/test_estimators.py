@@ -423,6 +423,20 @@ def test_computed_sites_of_few_values_are_discrete() -> None:
         ig.mutual_information(model, "x", "seen", method="fisher")
 
 
+def test_a_computed_condition_that_an_output_needs_alone_has_no_law() -> None:
+    """The density of the output given it is known, and its own cancels."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        sent = numpyro.deterministic("sent", jnp.clip(jnp.round(x), -2, 2))
+        numpyro.sample("heard", dist.Normal(sent, 1))
+        numpyro.sample("both", dist.Normal(sent + x, 1))
+
+    sm = ig.structural_model(model)
+    assert values._without_law(ig.MI("sent", "heard"), sm) == set()
+    assert values._without_law(ig.MI("sent", "both"), sm) == {"sent"}
+
+
 # -- path ------------------------------------------------------------------------
 @pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.5, 1.0])
