@@ -58,7 +58,12 @@ def as_key(rng_key: Any) -> jax.Array:
         # An array of another shape than a key stays, and raises below.
         with contextlib.suppress(TypeError):
             rng_key = jax.random.wrap_key_data(rng_key)
-    if not is_key(rng_key) or rng_key.shape != ():
+    if is_key(rng_key) and rng_key.shape != ():
+        raise ArgumentError(
+            f"rng_key must be one JAX PRNG key, got an array of shape {rng_key.shape}. "
+            "Pass one of its keys."
+        )
+    if not is_key(rng_key):
         raise ArgumentError(
             f"rng_key must be one JAX PRNG key, got {brief(rng_key)}. Use "
             "jax.random.key(0), with a seed of your choice."

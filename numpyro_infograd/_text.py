@@ -13,9 +13,14 @@ import numpy as np
 
 import jax
 
+_FEW = 8  # numbers of an array that are shown
+
 
 def brief(value: Any) -> str:
-    """The start of a value's repr, in one line, for a message."""
+    """The start of a value's repr, in one line, for a message; an array's shape."""
+    shape = getattr(value, "shape", ())
+    if isinstance(shape, tuple) and math.prod(shape) > _FEW:
+        return f"an array of shape {shape}"
     return " ".join(repr(value).split())[:80]
 
 

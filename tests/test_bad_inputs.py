@@ -644,7 +644,7 @@ CASES: list[tuple] = [
         lambda p: p if p["a"] > 0 else {"a": 0.0}),
     projected("jnp.tanh", lambda p: {"a": np.tanh(p["a"])}),
     projected("all of them", lambda p: {}),
-    ("designs is an array.*no arguments. Name a parameter",
+    ("designs is an array.*no arguments. Name one of its parameters",
         lambda: ig.design(affine, jnp.arange(3.0), "x", "y")),
     ("projection takes parameter 's'.*outside its constraint Positive.*enforce",
         ascend(bounded(1.0), projection=lambda p: {"s": -p["s"] ** 2})),

@@ -371,7 +371,7 @@ def test_refusals():
         ("num_samples", recall, lengths, {"num_samples": 100}),
         ("StructuralModel", ig.structural_model(sharp), lengths, {}),
         ("reaches none", idle, lengths, {}),
-        ("designs must hold finite numbers", recall, "theta", {}),
+        ("design(model, designs, inputs, outputs)", recall, "theta", {}),
         ("too many positional", recall, lengths, {"model_args": (1.0,)}),
     ):
         call = functools.partial(ig.design, model, designs, "theta", "y", **settings)

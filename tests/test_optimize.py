@@ -290,6 +290,15 @@ def test_a_problem_without_a_maximum_says_so() -> None:
     assert "projection" in result.status
 
 
+def test_an_end_of_unknown_value_has_not_converged(monkeypatch) -> None:
+    value = ig.values.Estimate(0.5, 1e7, 0.0, 1e8, "nested")
+    monkeypatch.setattr(finish, "value_of", lambda *args, **kwargs: value)
+    result = ascend(links.link, projection=SPHERE)
+    assert result.status.ending is Ending.UNFINISHED
+    assert "not known, +- 1e+07 nats: is a constraint" in result.status
+    assert str(result.status) in result.warnings
+
+
 # -- guards ------------------------------------------------------------------------
 def reflector(seed: int):
     """A link by 32 phases, its maximum in nats, and a random start."""

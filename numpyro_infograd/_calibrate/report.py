@@ -163,8 +163,9 @@ def _warnings_for(
     if fit.end is not None and fit.end.directions.rough:
         found.append(
             "derivatives of the twin's draws are too noisy to show what the "
-            "recordings determine, perhaps because of a step that is almost a jump. "
-            "Widen the step, or use divergence='kl' with noise_levels=(0.05, 0.2, 0.6)."
+            "recordings determine. Perhaps they do not determine some parameters: fix "
+            "these, or record more sites. Or a step is almost a jump: widen it, or use "
+            "divergence='kl' with noise_levels=(0.05, 0.2, 0.6)."
         )
     elif undetermined:
         found.append(
@@ -197,16 +198,17 @@ def _warnings_for(
     near = likely or after.lower <= 0
     if far or test.pvalue < 0.01 or (test.pvalue < 0.05 and not near):
         number = f"{after.value:.3g} +- {after.standard_error:.2g}"
-        what = "" if likely else f"divergence {number} nats; "
+        signs = [f"the divergence is {number} nats, not zero"] if far else []
+        if test.pvalue < 0.05:
+            signs.append(f"a two-sample test has p = {test.pvalue:.2g}")
         why: str = status
         if fit.end is not None and fit.end.edges:
             why = "the projection prevents a better fit"
         elif converged:
             why = "the descent converged, so the model may be misspecified"
         found.append(
-            f"the twin's distribution differs from that of the recordings ({what}a "
-            f"two-sample test has p = {test.pvalue:.2g}): {why}. Standard errors do "
-            "not apply."
+            "the twin's distribution differs from that of the recordings "
+            f"({' and '.join(signs)}): {why}. Standard errors do not apply."
         )
     return tuple(found)
 

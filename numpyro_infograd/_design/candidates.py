@@ -51,6 +51,11 @@ class Candidates:
         arguments = [p.name for p in found or () if p.kind not in stars]
         if hasattr(designs, "columns"):  # a table, as of pandas
             designs = {name: np.asarray(designs[name]) for name in designs.columns}
+        if isinstance(designs, str):
+            raise ArgumentError(
+                f"designs must hold candidates, got {designs!r}. The order of "
+                "arguments is design(model, designs, inputs, outputs)."
+            )
         if not isinstance(designs, Mapping):
             if isinstance(model, StructuralModel):
                 raise ArgumentError(
@@ -61,7 +66,8 @@ class Candidates:
             if found == ():
                 raise ArgumentError(
                     "designs is an array for the first argument of the model, but the "
-                    "model takes no arguments. Name a parameter: {'x': candidates}."
+                    "model takes no arguments. Name one of its parameters: {'name': "
+                    "candidates}."
                 )
             name = next(iter(arguments), "design")
             array = _as_arrays("designs", designs)
@@ -137,7 +143,8 @@ def _as_arrays(name: str, value: Any) -> Any:
         if not good or not np.all(np.isfinite(array)):
             raise ArgumentError(
                 f"{name} must hold finite numbers with a leading axis of designs, got "
-                f"{brief(x)}. Pass an array of shape (num_designs, ...)."
+                f"{brief(x)}. Pass an array of shape (num_designs, ...), a dict of "
+                "such arrays, or a table of numbers."
             )
         return array
 

@@ -27,6 +27,7 @@ from numpyro_infograd._noise import draw_noise
 from numpyro_infograd._objectives import Constraint, Objective
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Means, at_each, trace_expectations
+from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
 
 PENALTY = 10.0  # w above, in nats
@@ -124,7 +125,8 @@ def check_constraints(subject_to: Any) -> tuple[Constraint, ...]:
         if not isinstance(item, Constraint):
             raise ArgumentError(
                 "subject_to must hold comparisons such as Expectation(f) <= 1.0, got "
-                f"{item!r}. Write an equality as two comparisons, <= and >=."
+                f"{brief(item)}. Compare an expectation of a function of the sites "
+                "with a number; write an equality as two comparisons, <= and >=."
             )
     return found
 

@@ -108,6 +108,14 @@ def _status(
             f"start, {fall}. Lower the learning rate of the optimizer",
             Ending.DIVERGED,
         )
+    error = estimate.standard_error if estimate is not None else 0.0
+    known = estimate is None or error <= max(1.0, abs(estimate.value))
+    if ended.status.ending is Ending.CONVERGED and not known:
+        return Status(
+            f"stopped after {len(norms)} steps where the objective is not known, +- "
+            f"{error:.1g} nats: is a constraint or a projection missing?",
+            Ending.UNFINISHED,
+        )
     if ended.status.ending is Ending.UNFINISHED:
         gain = ended.outlooks[index].gain
         told = gain > 0 and not ended.plan.subject_to
