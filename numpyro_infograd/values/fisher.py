@@ -56,6 +56,7 @@ from numpyro_infograd.values.regression import (
     Draws,
     Frame,
     Regression,
+    explained,
     jackknife,
     least_squares,
     leave_one_out,
@@ -63,8 +64,9 @@ from numpyro_infograd.values.regression import (
     solve,
 )
 
+_GROWING = 0.01  # share of a negentropy that the second half of the training may add
 _POOLS = 4  # training samples, in units of the size of a replicate
-_PLAIN = 2**15  # of these, for the features' Gram matrix
+_PLAIN = 2**15  # samples for the features' Gram matrix, and for what training adds
 _FEW_BELOW = 8  # fewer than one in so many draws is below the lowest variance
 # Estimate of what missing features would add, in units of what the second half of the
 # features added. For models with a known value it was between one and two.
@@ -80,7 +82,8 @@ class DeBruijn:
     For deterministic outputs, and for information that is too high for nested averages.
     Entropies that hide no noise are averaged directly. The standard error includes
     sampling and fit (a jackknife over 16 replicates), the correction for features that
-    the networks lack, and the part below the lowest variance.
+    the networks lack, what the second half of their training added, and the part below
+    the lowest variance.
 
     Args:
         num_samples: Samples of the least squares problem, a power of two.
@@ -157,6 +160,14 @@ class DeBruijn:
                     "values.DeBruijn(num_steps=..., hidden=...), or write the site's "
                     "own noise as a sample site."
                 )
+            if found.grown > _GROWING * max(1.0, abs(found.negentropy)):
+                warnings.append(
+                    f"the networks of {density.label!r} still learned at the end of "
+                    f"their training: its second half added {found.grown:.2g} nats, "
+                    "and much more may be missing. Raise values.DeBruijn(num_steps="
+                    f"{self.num_steps}), or write the sites' own noise as sample "
+                    "sites."
+                )
             if found.tails > HEAVY:
                 warnings.append(
                     f"site {term.sites[0]!r} has tails so heavy that its variance is "
@@ -194,11 +205,18 @@ class DeBruijn:
         fresh = jax.tree.map(lambda x: x[_POOLS:], draws)
         frame = Frame.of(pool)
         networks, plain = _train(self, frame, pool, init_key, train_key)
-        width = len(plain)
-        turn = jnp.asarray(orthogonal(np.asarray(plain)), frame.mean.dtype)
-        gram, cross, square, floor = (
-            np.asarray(x, np.float64) for x in _sums(self, frame, networks, fresh, turn)
+        turns = [orthogonal(np.asarray(each)) for each in plain]
+        turned = jnp.asarray(np.stack(turns), frame.mean.dtype)
+        sums = _sums(self, frame, networks, fresh, turned)
+        gram, cross, square, floor = (np.asarray(x, np.float64) for x in sums)
+        # What the second half of the training adds, at the same draws.
+        few = len(gram) - REPLICATES
+        before, after = (
+            explained(gram[part].mean(0), cross[part].mean(0))
+            for part in (slice(few), slice(few, 2 * few))
         )
+        gram, cross, square, floor = (x[few:] for x in (gram, cross, square, floor))
+        width = gram.shape[1]
         constant = 0.5 * dimensions * math.log(2 * math.pi) + float(frame.log_volume)
         # The same problem with only the features of the first half of the networks.
         half = slice(width // 2 + 1)
@@ -207,14 +225,16 @@ class DeBruijn:
         part = least_squares(gram[:, half, half], cross[:, half])
         missing = _MISSING * (whole - part)
         value, error = jackknife(gaussian - whole - missing)
+        grown = after - before
         gained, _ = jackknife(whole - part)
         solved, floor = solve(gram.mean(0), cross.mean(0)), floor.mean(0)
         below = float(np.sum(solved * (floor @ solved)))
         return _Entropy(
             value,
-            math.sqrt(error**2 + (_MISSING * gained) ** 2 + below**2),
+            math.sqrt(error**2 + (_MISSING * gained) ** 2 + below**2 + grown**2),
             jackknife(whole + missing)[0],
             gained,
+            grown,
             math.exp(frame.lowest),
             tails_of(np.asarray(pool.values)),
             below,
@@ -225,7 +245,8 @@ class _Entropy(NamedTuple):
     value: float
     error: float
     negentropy: float
-    gained: float
+    gained: float  # by the second half of the features
+    grown: float  # by the second half of the training
     lowest_variance: float
     tails: float
     below: float  # estimate of the part below the lowest variance
@@ -360,26 +381,36 @@ def _train(
         return jax.tree.map(lambda x: x.reshape(members, batch, *x.shape[1:]), at)
 
     start, step = adam(loss, at, method.learning_rate, method.num_steps)
-    first = start(ensemble.init(init_key, members))
-    keys = jax.random.split(train_key, method.num_steps)
-    networks = jax.lax.scan(step, first, keys)[0][0]
+    keys = jax.random.split(train_key, (2, -(-method.num_steps // 2)))
     some = jax.tree.map(lambda x: x[:_PLAIN], pool)
-    features = _features(method, frame, networks, some)[1]
-    return networks, features.T @ features
+
+    def half(carry: Any, keys: jax.Array) -> Any:
+        carry, _ = jax.lax.scan(step, carry, keys)
+        features = _features(method, frame, carry[0], some)[1]
+        return carry, (carry[0], features.T @ features)
+
+    return jax.lax.scan(half, start(ensemble.init(init_key, members)), keys)[1]
 
 
 @quick_jit(static_argnames="method")
 def _sums(
-    method: DeBruijn, frame: Frame, networks: Any, fresh: Draws, turn: jax.Array
+    method: DeBruijn, frame: Frame, networks: Any, fresh: Draws, turns: jax.Array
 ) -> tuple[jax.Array, ...]:
     """For each replicate: normal equations of the last layer, E|w|^2, and the part of
-    the Gram matrix below the lowest variance."""
+    the Gram matrix below the lowest variance.
 
-    def one(draws: Draws) -> tuple[jax.Array, ...]:
+    Before these, the same of the networks in the middle of their training, at the first
+    few replicates.
+    """
+
+    def one(which: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        half, replicate = which
+        trained, turn = jax.tree.map(lambda x: x[half], (networks, turns))
+        draws = jax.tree.map(lambda x: x[replicate], fresh)
         # Draws below the lowest variance come first.
         order = jnp.argsort(draws.position)
         at, raw = _features(
-            method, frame, networks, jax.tree.map(lambda x: x[order], draws)
+            method, frame, trained, jax.tree.map(lambda x: x[order], draws)
         )
         features, scale = raw @ turn, jnp.sqrt(0.5 * frame.span / len(raw))
         low = features[: max(len(raw) // _FEW_BELOW, 1)]
@@ -390,4 +421,7 @@ def _sums(
             (at.below[: len(low), None] * low).T @ low,
         )
 
-    return jax.lax.map(one, fresh)
+    few = min(max(_PLAIN // fresh.values.shape[1], 1), REPLICATES)
+    order = jnp.arange(few + REPLICATES)
+    is_late = (order >= few).astype(int)
+    return jax.lax.map(one, (is_late, order - few * is_late))

@@ -143,13 +143,15 @@ def solve(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
     return found
 
 
+def explained(gram: np.ndarray, cross: np.ndarray) -> float:
+    """What a regression explains, from its normal equations."""
+    solved = solve(gram, cross)
+    return float(2 * np.sum(solved * cross) - np.sum(solved * (gram @ solved)))
+
+
 def least_squares(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
     """What a regression explains, for all replicates and with each left out."""
-    found = []
-    for a, b in zip(leave_one_out(gram), leave_one_out(cross), strict=True):
-        solved = solve(a, b)
-        found.append(2 * np.sum(solved * b) - np.sum(solved * (a @ solved)))
-    return np.array(found)
+    return np.array([*map(explained, leave_one_out(gram), leave_one_out(cross))])
 
 
 def leave_one_out(each: np.ndarray) -> np.ndarray:
