@@ -7,6 +7,7 @@ from methods import rest_slow
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.signal import lfilter
 from scipy.special import gammaln, logsumexp
 from scipy.stats import exponnorm, norm, poisson
 
@@ -303,6 +304,22 @@ def test_an_outcome_that_the_twin_cannot_make_is_counted() -> None:
     kept = np.asarray(twin.recorded["y"])
     kept = kept[kept < 4]
     assert float(twin.params["p"]) == pytest.approx(kept.mean() / 1.5, abs=0.02)
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.98])
+def test_recordings_with_a_long_memory_are_warned_about(memory: float) -> None:
+    """A normal distribution from an autoregression of 2000 steps; a block has 16."""
+
+    def model():
+        numpyro.sample("y", dist.Normal(numpyro.param("m", 0.3), positive("s", 1.5)))
+
+    said = []
+    for seed in range(4):
+        noise = np.random.default_rng(seed).normal(size=2000)
+        y = lfilter([(1 - memory**2) ** 0.5], [1, -memory], noise)
+        found = quiet.calibrate(model, {"y": y}, divergence="likelihood", num_steps=50)
+        said += [w for w in found.warnings if "correlated" in w]
+    assert len(said) == (4 if memory else 0)
 
 
 def test_no_recording_is_lost_because_sets_of_draws_differ_much() -> None:

@@ -54,7 +54,7 @@ LEVELS: tuple[float, ...] = (0.0, 0.05, 0.2, 0.6)
 NUM_STEPS = 150  # the features are trained again after half of them
 _BLOCKS = 125  # blocks of consecutive recordings, at most
 _FEWEST_BLOCKS = 75
-_HELD_OUT = 5  # one of so many blocks is held out
+HELD_OUT = 5  # one of so many blocks is held out
 _CHUNK = 25  # steps of one compiled scan
 _FAR = 1 / 3  # of the parameters' size: a step that no parabola can be trusted for
 _CORRECTIONS = 12  # Newton steps, at most
@@ -159,7 +159,9 @@ class Fit(abc.ABC, Generic[Inner]):
         """Whether the divergence rose from one place to the other."""
 
     @abc.abstractmethod
-    def resampled(self, place: Place[Inner], num_draws: int) -> np.ndarray:
+    def resampled(
+        self, place: Place[Inner], num_draws: int, joined: int = 1
+    ) -> np.ndarray:
         """Gradients there for resamples of the recordings, (num_draws, numbers)."""
 
     @abc.abstractmethod
@@ -188,11 +190,13 @@ class Fit(abc.ABC, Generic[Inner]):
         """The recordings with these indices."""
         return {n: v[index] for n, v in self.recorded.items()}
 
-    def shares(self, num_draws: int) -> np.ndarray:
-        """Share of each block of the fit in resamples of them, (num_draws, blocks)."""
-        count = len(self.train)
+    def shares(self, num_draws: int, joined: int = 1) -> np.ndarray:
+        """Share of each block of the fit in resamples of them, (num_draws, blocks);
+        so many neighbours are `joined` to one.
+        """
+        count = len(self.train) // joined
         counts = self.rng.multinomial(count, np.full(count, 1 / count), num_draws)
-        return counts / count
+        return np.repeat(counts / (count * joined), joined, axis=1)
 
     def simulate(self, unconstrained_params: Any, size: int) -> Values:
         """Independent draws of the recorded sites: quasi-random ones would be too even
@@ -426,10 +430,8 @@ def _split(rng_key: jax.Array, number: int) -> Iterator[jax.Array]:
 
 
 def drifts(old: np.ndarray, new: np.ndarray) -> bool:
-    """Whether two steps in sequence, in standard errors, lead away together.
-
-    Steps of noise go back and forth. Where a divergence is far from a parabola, steps
-    are short at first and then become longer.
+    """Whether two steps in sequence, in standard errors, lead away together: noise goes
+    back and forth, and far from a parabola steps become longer.
     """
     together = np.abs(old + new).max(initial=0.0)
     is_longer = np.linalg.norm(new) > np.linalg.norm(old)
@@ -441,8 +443,8 @@ def into_blocks(number: int) -> tuple[np.ndarray, np.ndarray]:
 
     As many blocks as lose the fewest rows, which do not fill a block.
     """
-    counts = range(_BLOCKS, _FEWEST_BLOCKS - 1, -_HELD_OUT)
+    counts = range(_BLOCKS, _FEWEST_BLOCKS - 1, -HELD_OUT)
     blocks = min(counts, key=lambda count: number % count)
     rows = np.arange(number // blocks * blocks).reshape(blocks, -1)
-    held = np.arange(blocks) % _HELD_OUT == _HELD_OUT - 1
+    held = np.arange(blocks) % HELD_OUT == HELD_OUT - 1
     return rows[~held], rows[held]

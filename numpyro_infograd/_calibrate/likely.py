@@ -195,8 +195,10 @@ class LikelihoodFit(Fit[Inside]):
         same = here.inside.draws == last.inside.draws
         return bool(same and rise * self.train.size > 0.5)
 
-    def resampled(self, place: Place[Inside], num_draws: int) -> np.ndarray:
-        return self.shares(num_draws) @ place.inside.slopes
+    def resampled(
+        self, place: Place[Inside], num_draws: int, joined: int = 1
+    ) -> np.ndarray:
+        return self.shares(num_draws, joined) @ place.inside.slopes
 
     def measure(self, num_draws: int) -> Estimate:
         """Minus the mean log likelihood of the held-out recordings, in nats."""

@@ -152,21 +152,23 @@ class MatchedFit(Fit[Inside]):
         return np.asarray(draw_weights(self.whole, here, keys, source))
 
     def resample(
-        self, weights: np.ndarray, num_draws: int
+        self, weights: np.ndarray, num_draws: int, joined: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """W_p of resampled blocks of recordings, and G_p (W_q - W_p)."""
         mean, *whole = _double(weights.mean(axis=0), *self.blocks)
         parts = math.ceil(num_draws * whole[0][0].size / _AT_ONCE)
         targets, pulls = [], []
-        for shares in np.array_split(self.shares(num_draws), parts):
+        for shares in np.array_split(self.shares(num_draws, joined), parts):
             law = Moments(*(np.tensordot(shares, x, 1) for x in whole))
             targets.append(self.whole.features.weights(law))
             pulls.append(law.gram @ (mean - targets[-1]))
         return np.concatenate(targets), np.concatenate(pulls)
 
-    def resampled(self, place: Place[Inside], num_draws: int) -> np.ndarray:
+    def resampled(
+        self, place: Place[Inside], num_draws: int, joined: int = 1
+    ) -> np.ndarray:
         local, whole, weights = place.inside
-        targets, pulls = self.resample(whole, num_draws)
+        targets, pulls = self.resample(whole, num_draws, joined)
         index = self.whole.features.index(self.settings.used)
         mean, slopes, flow = (x.mean(0) for x in _double(weights, *local))
         (shares,) = _double(self.match.shares)

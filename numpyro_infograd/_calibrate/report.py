@@ -16,7 +16,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._calibrate.fit import Fit
+from numpyro_infograd._calibrate.fit import HELD_OUT, Fit
 from numpyro_infograd._calibrate.result import Calibration, TwoSample
 from numpyro_infograd._optimize import Ending, Status
 from numpyro_infograd._optimize.move import constrained, onto, unconstrained
@@ -29,6 +29,7 @@ _COMPARED = 16384  # draws of the twin against which outliers are seen
 _BEYOND = 1.25  # distance of an outlier, in distances of the farthest draw
 _REJECTED = 0.01  # p-value below which a two-sample test rejects a twin
 _FEW_MISSED = 1e-3  # share of recordings that few draws may leave out
+_CHECKED = 100  # resamples that show how errors grow with the length of a block
 _LOST = 0.05  # largest undetermined part of a parameter with a finite error
 
 
@@ -135,6 +136,24 @@ def _spread(fit: Fit[Any]) -> tuple[Any, Any, tuple[Any, ...]]:
     return jax.tree.map(jnp.asarray, draws), errors, undetermined
 
 
+def _growth(fit: Fit[Any]) -> float:
+    """By how much errors grow from blocks to four blocks in one; 1 if by no more than
+    chance makes likely.
+
+    A deviation of 25 blocks is known to 14 %, and one of 100 to 7 %.
+    """
+    assert fit.end is not None
+    known = fit.end.directions.known
+    if not known.size:
+        return 1.0
+    fine, coarse = (
+        np.std(fit.resampled(fit.end.place, _CHECKED, joined) @ known, axis=0)
+        for joined in (1, HELD_OUT - 1)
+    )
+    growth = float(np.exp(np.mean(np.log(coarse / fine))))
+    return growth if growth > 1.1 + 0.4 / len(fine) ** 0.5 else 1.0
+
+
 def _warnings_for(
     fit: Fit[Any],
     status: Status,
@@ -179,6 +198,13 @@ def _warnings_for(
             "the projection holds the parameters at an edge of its set, along "
             f"{_count(fit.end.edges)}: standard errors are only of moves along the "
             "edge (NaN if no other exists)."
+        )
+    if fit.end is not None and (growth := _growth(fit)) > 1.0:
+        found.append(
+            "the recordings are correlated over more than a block of the bootstrap: "
+            f"with blocks four times as long, errors are {growth:.2g} times as large. "
+            "Standard errors are too small. Record for longer, or take fewer of these "
+            "recordings, farther apart."
         )
     converged = status.ending is Ending.CONVERGED
     if fit.end is not None and not converged:
