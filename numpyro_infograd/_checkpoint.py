@@ -105,11 +105,14 @@ class Checkpoint:
                 "then continues from the save before, or starts again."
             ) from error
         for name, mine in self.identity.items():
-            if identity.get(name) != mine:
+            if (saved := identity.get(name)) != mine:
+                differs = f"is {saved!r:.300}, not {mine!r:.300}"
+                if isinstance(mine, Digest):
+                    differs = "is another one"
                 raise CheckpointError(
-                    f"checkpoint {self.path} is of another run: its {name} is "
-                    f"{identity.get(name)!r:.300}, not {mine!r:.300}. Name another "
-                    "path, or remove the folder."
+                    f"checkpoint {self.path} is of another run: its {name} {differs}. "
+                    "Name another path, or remove the folder. For more steps, pass the "
+                    "parameters of its result as init_params, and another path."
                 )
         return arrays, facts
 
@@ -178,7 +181,11 @@ def unpack(arrays: dict[str, Any], like: Any) -> Any:
     return jax.tree.unflatten(structure, [one(str(i), x) for i, x in enumerate(leaves)])
 
 
-def digest(tree: Any) -> str:
+class Digest(str):
+    """A hash, which says nothing to a reader."""
+
+
+def digest(tree: Any) -> Digest:
     """A hash of a tree of programs and arrays, equal in all processes.
 
     It depends on the computation of a program, not on its source.
@@ -192,7 +199,7 @@ def digest(tree: Any) -> str:
             array = _plain(leaf)
             found.update(f"{array.dtype}{array.shape}".encode())
             found.update(array.tobytes())
-    return found.hexdigest()[:16]
+    return Digest(found.hexdigest()[:16])
 
 
 def _plain(x: Any) -> np.ndarray:

@@ -107,6 +107,15 @@ def hidden_site():
     numpyro.sample("y", dist.Normal(tuned() * x + z, 1.0))
 
 
+class Unscored(dist.Distribution):
+    """A distribution that can be drawn, without a `log_prob`."""
+
+    support = constraints.real
+
+    def sample(self, key, sample_shape=()):
+        return jax.random.normal(key, sample_shape)
+
+
 def nested_scans():
     def inner(state, _):
         return numpyro.sample("z", dist.Normal(state, 1.0)), None
@@ -435,6 +444,9 @@ CASES: list[tuple] = [
         grad(with_gain(lambda m: dist.Normal(m * jnp.ones(0), 1.0))), SiteError),
     ("handlers.block hides.*is not hidden", every(hidden_site), ModelError),
     ("inside another.*Python loop", every(nested_scans), ModelError),
+    ("site 'z': Unscored has no log_prob.*Write one",
+        every(beside(lambda: numpyro.sample("z", Unscored())),
+              objective=MI("x", "z")), ModelError),
     ("give site 'y' different values.*numpy.random.*pass them as arguments",
         every(with_gain(lambda m: dist.Normal(m + OUTSIDE.normal(), 1.0))), ModelError),
     ("give site 'y' different values", every(with_gain(
