@@ -294,6 +294,11 @@ def check_rank(objective: Objective, sm: StructuralModel, params: Any) -> None:
 def _check_size(sm: StructuralModel, name: str, linear: Linear) -> None:
     """Raise for a computed site that has more values than dimensions of noise."""
     size, rank = sm.site_info[name].size, linear.rank((name,))
+    if not rank:
+        raise DegenerateError(
+            f"site {name!r} has no noise: it is a constant, whose entropy is minus "
+            "infinity. Leave it out."
+        )
     if rank < size:
         raise DegenerateError(
             f"site {name!r} is computed and has {size} values, but only {rank} "

@@ -20,7 +20,7 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 import jax.numpy as jnp
 
-from numpyro.distributions import MaskedDistribution, Unit, constraints
+from numpyro.distributions import Delta, MaskedDistribution, Unit, constraints
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from numpyro_infograd._arguments import is_real
@@ -169,11 +169,12 @@ class Generate(Messenger):
 
     def _on_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
-        if isinstance(lookup.density(fn), Unit):
+        if _is_factor(fn, bool(msg.get("_control_flow_done"))):
             raise ModelError(
-                f"site {name!r} is a numpyro.factor (or Unit) statement. A factor "
-                "reweights runs of a model, but draws of a generative model have no "
-                "weights. Express it as a sample site, or remove it."
+                f"site {name!r} is a factor: a numpyro.factor statement, a Unit, or a "
+                "Delta with a log_density. A factor reweights runs of a model, but "
+                "draws of a generative model have no weights. Express it as a sample "
+                "site, or remove it."
             )
         if msg.get("_control_flow_done"):
             state = self._states.get(name, "observed")
@@ -238,7 +239,7 @@ class Generate(Messenger):
             support="mixed" if lookup.has_atoms(fn) else _support(fn.support),
             state=state,
             masked=_is_masked(fn),
-            scaled=msg.get("scale") is not None and not _is_one(msg["scale"]),
+            scaled=msg.get("scale") is not None and not _is_all(msg["scale"], 1),
             control_flow=bool(msg.get("_control_flow_done")),
             unconstrain=_unconstrain(fn),
             choices=_choices(fn),
@@ -422,16 +423,26 @@ def _class_name(fn: Any) -> str:
     return type(leaf_of(fn)).__name__
 
 
+def _is_factor(fn: Any, control_flow: bool) -> bool:
+    """Whether a distribution draws nothing, but weighs a run of the model.
+
+    A scan stacks the log density of a Delta, so that its value is not known.
+    """
+    leaf = leaf_of(fn)
+    weighs = isinstance(leaf, Delta) and not _is_all(leaf.log_density, 0)
+    return isinstance(lookup.density(fn), Unit) or (weighs and not control_flow)
+
+
 def _is_masked(fn: Any) -> bool:
     """Whether the distribution has a mask that is not known to be all true."""
     while hasattr(fn, "base_dist"):
-        if isinstance(fn, MaskedDistribution) and not _is_one(fn._mask):
+        if isinstance(fn, MaskedDistribution) and not _is_all(fn._mask, 1):
             return True
         fn = fn.base_dist
     return False
 
 
-def _is_one(weight: Any) -> bool:
-    return not isinstance(weight, jax.core.Tracer) and bool(
-        np.all(np.asarray(weight) == 1)
-    )
+def _is_all(array: Any, number: float) -> bool:
+    """Whether an array is known to hold this number alone."""
+    is_known = not isinstance(array, jax.core.Tracer)
+    return is_known and bool(np.all(np.asarray(array) == number))

@@ -444,6 +444,9 @@ CASES: list[tuple] = [
         grad(with_gain(lambda m: dist.Normal(m * jnp.ones(0), 1.0))), SiteError),
     ("handlers.block hides.*is not hidden", every(hidden_site), ModelError),
     ("inside another.*Python loop", every(nested_scans), ModelError),
+    ("'z' is a factor: .*a Delta with a log_density", every(with_gain(
+        lambda m: dist.Normal(numpyro.sample("z", dist.Delta(m, log_density=-m)), 1))),
+        ModelError),
     ("site 'z': Unscored has no log_prob.*Write one",
         every(beside(lambda: numpyro.sample("z", Unscored())),
               objective=MI("x", "z")), ModelError),

@@ -306,6 +306,22 @@ def test_an_outcome_that_the_twin_cannot_make_is_counted() -> None:
     assert float(twin.params["p"]) == pytest.approx(kept.mean() / 1.5, abs=0.02)
 
 
+def test_a_known_density_that_ends_in_a_jump_is_fitted_by_likelihood() -> None:
+    """Scores miss what lies behind the jump."""
+
+    def model():
+        numpyro.sample("y", dist.Pareto(1.0, positive("a", 4.0)))
+
+    recorded = {"y": 1 + np.random.default_rng(0).pareto(3.0, 2000)}
+    found = quiet.calibrate(model, recorded, num_steps=50)
+    fitted = found.recorded["y"].astype(float)
+    best = 1 / np.mean(np.log(fitted))
+    assert found.params["a"] == pytest.approx(best, rel=1e-3)
+    assert found.standard_error["a"] == pytest.approx(
+        best / len(fitted) ** 0.5, rel=0.2
+    )
+
+
 @pytest.mark.parametrize("memory", [0.0, 0.98])
 def test_recordings_with_a_long_memory_are_warned_about(memory: float) -> None:
     """A normal distribution from an autoregression of 2000 steps; a block has 16."""

@@ -85,12 +85,12 @@ def calibrate(
 ) -> Calibration:
     """Find parameters for which a model's outputs have the recorded distribution.
 
-    Recordings are of outputs only, in any order, without the inputs that made them. Let
-    q be the distribution of the model (the twin), and p that of the recordings. The
-    descent minimises the Fisher divergence E_p |s_p - s_q|^2 / 2, or KL(q || p), in
-    nats, with the scores s_p and s_q of both (eqs. 88, 89 of the paper). The scores are
-    linear in features that are learned from both distributions, so the twin's score is
-    a function of its parameters.
+    Recordings are of outputs only, without the inputs that made them. Let q be the
+    distribution of the model (the twin), and p that of the recordings. The descent
+    minimises the Fisher divergence E_p |s_p - s_q|^2 / 2, or KL(q || p), in nats, with
+    the scores s_p and s_q of both (eqs. 88, 89 of the paper). The scores are linear in
+    features that are learned from both distributions, so the twin's score is a function
+    of its parameters.
 
     Args:
         model: A NumPyro model, or the result of `structural_model`.
@@ -106,7 +106,8 @@ def calibrate(
             faster and better for many parameters; or "likelihood" for maximum
             likelihood, KL(p || q), by a sum over draws of the hidden noise. None is
             "likelihood" if a recorded site is discrete, rounded or clipped, or depends
-            on draws without a derivative; else "fisher". If the model is misspecified,
+            on draws without a derivative, or if the density is known and ends in a
+            jump; else "fisher". If the model is misspecified,
             "kl" fits the part that it can fit well, and the others fit the average.
         noise_levels: Variances of noise appended to both distributions, relative to the
             covariance of the recordings (in log or logit coordinates for positive or
@@ -183,7 +184,9 @@ def calibrate(
     tables = as_tables(observed)
     sm = trace_model(model, args, kwargs)
     sm = as_pairs(sm, [name for name in tables if name in sm.sites])
-    divergence = divergence or _choose(sm, tables)
+    if divergence is None:
+        prefers = noise_levels is None and not robust  # what a likelihood does not take
+        divergence = _choose(sm, tables, prefers)
     recorded, warnings = as_recordings(tables, sm, divergence == "likelihood")
     sites = Entropy(tuple(recorded))
     sm, _, params = enter(sm, sites, (), {}, init_params, keeps_readouts=True)
@@ -242,11 +245,19 @@ def calibrate(
     return found
 
 
-def _choose(sm: StructuralModel, names: Iterable[str]) -> str:
-    """ "likelihood" if a recorded site has no score, else "fisher"."""
+def _choose(sm: StructuralModel, names: Iterable[str], prefers: bool) -> str:
+    """ "likelihood" if a recorded site has no score, else "fisher".
+
+    With `prefers` also for a known density that jumps at a fixed place: a score misses
+    what lies behind the jump.
+    """
     known = [name for name in names if name in sm.site_info]
-    drawn = sm.noise_of(known).intersection(sm.drawn)
-    return "likelihood" if drawn or any(has_atoms(sm, s) for s in known) else "fisher"
+    if sm.noise_of(known) & {*sm.drawn} or any(has_atoms(sm, s) for s in known):
+        return "likelihood"
+    whole = sm.density(known, whole=True)
+    jumps = whole.hard_boundaries and not whole.moving_boundary
+    known_law = not whole.hidden and whole.log_prob_sites == whole.sites
+    return "likelihood" if prefers and jumps and known_law else "fisher"
 
 
 def _choose_levels(

@@ -105,8 +105,11 @@ def _by_densities(
         return replace(other, reason=f"{why}; {first_sentence(error)}")
     if filtered is not None and filtered.standard_error < chains.standard_error:
         return replace(filtered, reason=f"{reason}; the hidden noise is in a scan")
-    best = chains if nested is None else _sharper(nested, chains)
-    return replace(best, reason=reason)
+    if nested is None:
+        return replace(chains, reason=reason)
+    if not math.isfinite(chains.value):
+        return replace(nested, reason=f"{reason}; chains left what numbers can hold")
+    return replace(_sharper(nested, chains), reason=reason)
 
 
 def _sharper(nested: Estimate, chains: Estimate) -> Estimate:
