@@ -61,7 +61,7 @@ def as_key(rng_key: Any) -> jax.Array:
     if is_key(rng_key) and rng_key.shape != ():
         raise ArgumentError(
             f"rng_key must be one JAX PRNG key, got an array of shape {rng_key.shape}. "
-            "Pass one of its keys."
+            "Pass one of them, as keys[0]."
         )
     if not is_key(rng_key):
         raise ArgumentError(

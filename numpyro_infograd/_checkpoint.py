@@ -108,7 +108,7 @@ class Checkpoint:
             if (saved := identity.get(name)) != mine:
                 differs = f"is {saved!r:.300}, not {mine!r:.300}"
                 if isinstance(mine, Digest):
-                    differs = "is another one"
+                    differs = "differs"
                 raise CheckpointError(
                     f"checkpoint {self.path} is of another run: its {name} {differs}. "
                     "Name another path, or remove the folder. For more steps, pass the "

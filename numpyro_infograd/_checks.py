@@ -138,6 +138,12 @@ def _check_values(
     def run(params: Any, noise: Any) -> tuple[Any, Any, Any]:
         played = sm.run(params, noise, {}, log_prob_sites=laws)
         own = {s: x for s, x in played.log_prob.items() if s in sites}
+        for name in {*laws} & {*sites} - own.keys():
+            raise ModelError(
+                f"site {name!r}: {sm.site_info[name].distribution} has no log_prob, "
+                "which the information needs. Add this method to the class, or use "
+                "another distribution."
+            )
         return played.values, own, played.broken
 
     program = Program.trace(run, sm.params, noise_like(sm.spec))
@@ -297,7 +303,7 @@ def _check_size(sm: StructuralModel, name: str, linear: Linear) -> None:
     if not rank:
         raise DegenerateError(
             f"site {name!r} has no noise: it is a constant, whose entropy is minus "
-            "infinity. Leave it out."
+            "infinity. Leave it out of the objective."
         )
     if rank < size:
         raise DegenerateError(

@@ -244,7 +244,7 @@ def _is_model(value: Any) -> bool:
 
 def check_outside(name: str) -> None:
     """Raise inside a JAX transformation; `name` is what was called."""
-    if get_opaque_trace_state() != _outside():
+    if is_inside():
         raise TransformationError(
             f"{name} was called inside a JAX transformation (jax.jit, jax.vmap, "
             "jax.grad, jax.lax.scan), but it inspects the model and returns plain "
@@ -252,6 +252,11 @@ def check_outside(name: str) -> None:
             "samples, or InfoMax.update(state) for steps along the information "
             "gradient. The derivative of an information is ig.gradient."
         )
+
+
+def is_inside() -> bool:
+    """Whether this is inside a JAX transformation."""
+    return get_opaque_trace_state() != _outside()
 
 
 @functools.cache

@@ -211,17 +211,14 @@ class Generate(Messenger):
 
     def _score(self, name: str, fn: Any, value: jax.Array) -> None:
         law = lookup.density(fn)
-        try:
+        with contextlib.suppress(
+            NotImplementedError
+        ):  # `_checks` says so if it matters
             self.played.log_prob[name] = lookup.log_probs(law, value)
-        except NotImplementedError as error:
-            raise ModelError(
-                f"site {name!r}: {_class_name(fn)} has no log_prob, which the "
-                "information needs. Write one, or use another distribution."
-            ) from error
         self.played.boundary[name] = lookup.boundary(law)
         self.played.broken[name] = lookup.broken_constraints(fn)
         numbers = [x for x in jax.tree.leaves(fn) if is_real(x)]
-        self.played.arguments[name] = numbers or [self.played.log_prob[name]]
+        self.played.arguments[name] = numbers or [self.played.log_prob.get(name, 0.0)]
 
     def _describe(self, name: str, fn: Any, msg: Any, state: str) -> None:
         value = jnp.asarray(msg["value"])

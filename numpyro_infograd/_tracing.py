@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
 from numpyro_infograd._arguments import as_parameter, explain_trace_errors, line_of
-from numpyro_infograd._density import Values
-from numpyro_infograd._doors import public
+from numpyro_infograd._density import simulate
+from numpyro_infograd._doors import is_inside, public
 from numpyro_infograd._messenger import Generate, isolated, warn_of_handlers
-from numpyro_infograd._noise import noise_like, one_draw
+from numpyro_infograd._noise import NoiseSpec, noise_like, probe_noise
 from numpyro_infograd._parameters import check_inside
 from numpyro_infograd._program import Program
 from numpyro_infograd._sites import site_noise
@@ -212,14 +212,12 @@ def trace_model(
         return messenger.played
 
     noise = noise_like(tuple(site_noise(seen.sites).items()))
-    forward, again = (
-        Program.trace(lambda p, n: run(p, n, {}).values, params, noise)
-        for _ in range(2)
-    )
-    if not (forward.code is again.code and _same(forward.consts, again.consts)):
-        # Codes also differ by functions that the model makes, such as callbacks.
-        draw = {n: one_draw(law, seed=1) for n, law in site_noise(seen.sites).items()}
-        _check_same(*(jax.jit(f)(params, draw) for f in (forward, again)))
+
+    def trace() -> Program:
+        return Program.trace(lambda p, n: run(p, n, {}).values, params, noise)
+
+    forward = trace()
+    _check_same(forward, trace, params, tuple(site_noise(seen.sites).items()))
     forward.check_batches("the model")
     source = (model, args, kwargs)
     return StructuralModel(
@@ -242,17 +240,43 @@ def _same(first: list[Any], second: list[Any]) -> bool:
     return all(np.array_equal(numbers(a), numbers(b)) for a, b in pairs)
 
 
-def _check_same(first: Values, second: Values) -> None:
-    """Raise for a site whose value is not the same in two runs with the same noise."""
-    for name, value in first.items():
-        if not np.array_equal(value, second[name], equal_nan=True):
-            raise ModelError(
-                f"two runs of the model with the same parameters and noise give site "
-                f"{name!r} different values: the model reads random numbers from "
-                "outside (numpy.random, random), or changes an object that it reads. "
-                "Draw all random numbers by numpyro.sample, or draw them before and "
-                "pass them as arguments."
-            )
+def _check_same(
+    first: Program, trace: Callable[[], Program], params: Any, spec: NoiseSpec
+) -> None:
+    """Raise for a model whose runs differ with the same parameters and noise.
+
+    If traces differ, as by callbacks that a model makes, values at 64 draws decide.
+    """
+    try:
+        second = trace()
+        if first.code is second.code and _same(first.consts, second.consts):
+            return
+        if is_inside():
+            return  # no values are known
+        draws = probe_noise(spec, 1, 64)
+        a, b = (jax.device_get(simulate(f, params, draws)) for f in (first, second))
+        differ = {n for n in {*a, *b} if not (n in a and n in b and _near(a[n], b[n]))}
+        name = next((n for n in [*a, *b] if n in differ), None)
+        if name is None:
+            return
+        what, cause = f"give site {name!r} different values", None
+    except InfogradError as error:
+        what, cause = "do not compute the same", error
+    raise ModelError(
+        f"two runs of the model with the same parameters and noise {what}: the model "
+        "reads random numbers from outside (numpy.random, random), or an object that "
+        "it changes, such as a counter. Draw all random numbers by numpyro.sample, or "
+        "draw them before and pass them as arguments."
+    ) from cause
+
+
+def _near(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether arrays are equal up to rounding."""
+    if a.shape != b.shape:
+        return False
+    a, b = (np.asarray(x, np.result_type(x, float)) for x in (a, b))
+    size = np.max(np.abs(np.nan_to_num(a)), initial=0.0)
+    return np.allclose(a, b, rtol=0.0, atol=1e-5 * size, equal_nan=True)
 
 
 def _reduce(sm: StructuralModel) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ a row each; the slow tests ask all of them.
 from collections.abc import Callable
 import dataclasses
 import functools
+import itertools
 import operator
 import pathlib
 import re
@@ -71,6 +72,7 @@ def loud(v):
     return jnp.where(v["y"] > 1.0, 1.0, 0.0)
 
 
+COUNTER = itertools.count()
 OUTSIDE = np.random.default_rng(0)
 POWER = Expectation(power)
 # Scores of which that of the joint set should be a dict.
@@ -447,11 +449,14 @@ CASES: list[tuple] = [
     ("'z' is a factor: .*a Delta with a log_density", every(with_gain(
         lambda m: dist.Normal(numpyro.sample("z", dist.Delta(m, log_density=-m)), 1))),
         ModelError),
-    ("site 'z': Unscored has no log_prob.*Write one",
+    ("site 'z': Unscored has no log_prob.*Add this",
         every(beside(lambda: numpyro.sample("z", Unscored())),
               objective=MI("x", "z")), ModelError),
     ("give site 'y' different values.*numpy.random.*pass them as arguments",
         every(with_gain(lambda m: dist.Normal(m + OUTSIDE.normal(), 1.0))), ModelError),
+    ("give site 'z' different values.*a counter", every(beside(
+        lambda: next(COUNTER) % 2 and numpyro.deterministic("z", jnp.ones(2)))),
+        ModelError),
     ("give site 'y' different values", every(with_gain(
         lambda m: dist.Normal(m + jnp.asarray(OUTSIDE.normal(size=2)).sum(), 1.0))),
         ModelError),

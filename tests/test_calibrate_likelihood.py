@@ -322,7 +322,7 @@ def test_a_known_density_that_ends_in_a_jump_is_fitted_by_likelihood() -> None:
     )
 
 
-@pytest.mark.parametrize("memory", [0.0, 0.98])
+@pytest.mark.parametrize("memory", [0.0, 0.995])
 def test_recordings_with_a_long_memory_are_warned_about(memory: float) -> None:
     """A normal distribution from an autoregression of 2000 steps; a block has 16."""
 

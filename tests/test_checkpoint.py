@@ -127,7 +127,7 @@ def test_other_runs_are_refused(tmp_path) -> None:
         (links.link, {"rng_key": jax.random.key(1)}, "rng_key"),
         (links.link, {"init_params": {"b": 0.5}}, "start"),
         (links.link, {"num_restarts": 2}, "num_restarts"),
-        (links.link, {"optimizer": optax.sgd(0.1)}, "optimizer is another one"),
+        (links.link, {"optimizer": optax.sgd(0.1)}, "optimizer differs"),
         (links.link, {"scores": "mixture"}, "scores"),
         (links.link, {"projection": None}, "start|computation"),
         (links.amplifier, {}, "sites"),

@@ -220,6 +220,23 @@ def test_a_callback_without_derivative_is_refused(function, words) -> None:
 
 
 @pytest.mark.slow
+def test_a_new_callback_in_each_run_is_no_other_model() -> None:
+    """The runs differ in code, not in values, which a trace around them hides."""
+
+    class Host:
+        def __call__(self, value):
+            return np.sin(value)
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        shape = jax.typeof(x)
+        seen = jax.pure_callback(Host(), shape, x, vmap_method="expand_dims")
+        numpyro.sample("y", dist.Normal(seen, 1))
+
+    assert ig.structural_model(model).sites == ("x", "y")
+    assert jax.jit(lambda a: (ig.structural_model(model), a)[1])(1.0) == 1.0
+
+
 def test_a_callback_with_a_derivative_works() -> None:
     model = with_gain(lambda m: dist.Normal(with_derivative(m), 0.5))
     found, right = (

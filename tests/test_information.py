@@ -275,14 +275,16 @@ def test_ranks_of_parts_add_up(shared: float) -> None:
         ig.gradient(plate(6, shared, closed=(1, 4)), ig.MI("x", "y"))
 
 
-def test_decompositions_run_one_after_the_other() -> None:
+@pytest.mark.parametrize("tuned", [True, False])
+def test_decompositions_run_one_after_the_other(tuned: bool) -> None:
     """XLA runs independent ones in parallel, and batched ones then wait for each other
     for ever if threads are few.
     """
 
     def model() -> None:
         x = numpyro.sample("x", dist.Normal(jnp.zeros(3), 1).to_event(1))
-        gains = numpyro.param("gains", jnp.eye(3) + 0.1)
+        gains = jnp.eye(3) + 0.1
+        gains = numpyro.param("gains", gains) if tuned else gains
         numpyro.sample("y", dist.Normal(gains @ x, 1).to_event(1))
 
     sm = ig.structural_model(model)

@@ -106,8 +106,9 @@ def calibrate(
             faster and better for many parameters; or "likelihood" for maximum
             likelihood, KL(p || q), by a sum over draws of the hidden noise. None is
             "likelihood" if a recorded site is discrete, rounded or clipped, or depends
-            on draws without a derivative, or if the density is known and ends in a
-            jump; else "fisher". If the model is misspecified,
+            on draws without a derivative; also, without `noise_levels` and `robust`, if
+            its density is known and cut off at a fixed place other than zero; else
+            "fisher". If the model is misspecified,
             "kl" fits the part that it can fit well, and the others fit the average.
         noise_levels: Variances of noise appended to both distributions, relative to the
             covariance of the recordings (in log or logit coordinates for positive or
@@ -248,8 +249,8 @@ def calibrate(
 def _choose(sm: StructuralModel, names: Iterable[str], prefers: bool) -> str:
     """ "likelihood" if a recorded site has no score, else "fisher".
 
-    With `prefers` also for a known density that jumps at a fixed place: a score misses
-    what lies behind the jump.
+    If `prefers`, also if the density is known and jumps at a fixed place: a score
+    misses what lies behind the jump.
     """
     known = [name for name in names if name in sm.site_info]
     if sm.noise_of(known) & {*sm.drawn} or any(has_atoms(sm, s) for s in known):

@@ -192,7 +192,7 @@ class Fit(abc.ABC, Generic[Inner]):
 
     def shares(self, num_draws: int, joined: int = 1) -> np.ndarray:
         """Share of each block of the fit in resamples of them, (num_draws, blocks);
-        so many neighbours are `joined` to one.
+        `joined` neighbours count as one block.
         """
         count = len(self.train) // joined
         counts = self.rng.multinomial(count, np.full(count, 1 / count), num_draws)

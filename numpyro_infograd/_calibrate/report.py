@@ -30,6 +30,7 @@ _BEYOND = 1.25  # distance of an outlier, in distances of the farthest draw
 _REJECTED = 0.01  # p-value below which a two-sample test rejects a twin
 _FEW_MISSED = 1e-3  # share of recordings that few draws may leave out
 _CHECKED = 100  # resamples that show how errors grow with the length of a block
+_GROWN = 1.5  # growth of errors that chance makes unlikely, in any number of directions
 _LOST = 0.05  # largest undetermined part of a parameter with a finite error
 
 
@@ -137,8 +138,7 @@ def _spread(fit: Fit[Any]) -> tuple[Any, Any, tuple[Any, ...]]:
 
 
 def _growth(fit: Fit[Any]) -> float:
-    """By how much errors grow from blocks to four blocks in one; 1 if by no more than
-    chance makes likely.
+    """By how much errors grow from blocks to four blocks in one.
 
     A deviation of 25 blocks is known to 14 %, and one of 100 to 7 %.
     """
@@ -150,8 +150,7 @@ def _growth(fit: Fit[Any]) -> float:
         np.std(fit.resampled(fit.end.place, _CHECKED, joined) @ known, axis=0)
         for joined in (1, HELD_OUT - 1)
     )
-    growth = float(np.exp(np.mean(np.log(coarse / fine))))
-    return growth if growth > 1.1 + 0.4 / len(fine) ** 0.5 else 1.0
+    return float(np.exp(np.mean(np.log(np.maximum(coarse, 1e-30) / (fine + 1e-30)))))
 
 
 def _warnings_for(
@@ -199,12 +198,12 @@ def _warnings_for(
             f"{_count(fit.end.edges)}: standard errors are only of moves along the "
             "edge (NaN if no other exists)."
         )
-    if fit.end is not None and (growth := _growth(fit)) > 1.0:
+    if fit.end is not None and (growth := _growth(fit)) > _GROWN:
         found.append(
             "the recordings are correlated over more than a block of the bootstrap: "
             f"with blocks four times as long, errors are {growth:.2g} times as large. "
-            "Standard errors are too small. Record for longer, or take fewer of these "
-            "recordings, farther apart."
+            "Standard errors are too small. Record for longer, or keep "
+            "every n-th recording, with n larger than their correlation time."
         )
     converged = status.ending is Ending.CONVERGED
     if fit.end is not None and not converged:

@@ -108,21 +108,23 @@ def _status(
             f"start, {fall}. Lower the learning rate of the optimizer",
             Ending.DIVERGED,
         )
-    error = estimate.standard_error if estimate is not None else 0.0
-    known = estimate is None or error <= max(1.0, abs(estimate.value))
-    if ended.status.ending is Ending.CONVERGED and not known:
+    value = error = 0.0
+    if estimate is not None and ended.clean.objective.sites:
+        value, error = estimate.value, estimate.standard_error
+    unknown = error > max(1.0, abs(value))
+    free = ended.plan.projection is None and not ended.plan.subject_to
+    hint = ": is a constraint or a projection missing?" if free else ""
+    if ended.status.ending is Ending.CONVERGED and unknown:
         return Status(
             f"stopped after {len(norms)} steps where the objective is not known, +- "
-            f"{error:.1g} nats: is a constraint or a projection missing?",
+            f"{error:.1g} nats{hint}",
             Ending.UNFINISHED,
         )
     if ended.status.ending is Ending.UNFINISHED:
         gain = ended.outlooks[index].gain
         told = gain > 0 and not ended.plan.subject_to
         status = ended.status + (f" of about {gain:.1g} nats" if told else "")
-        if ended.plan.projection is None and not ended.plan.subject_to:
-            status += ": is a constraint or a projection missing?"
-        return Status(status, Ending.UNFINISHED)
+        return Status(status + hint, Ending.UNFINISHED)
     return ended.status
 
 

@@ -93,8 +93,8 @@ class GaussianEntropy:
         moving = tuple(sorted(sm.noise_given(given, sites)))
         return GaussianEntropy(sm.forward_given(given), sites, given, moving, sm.spec)
 
-    def __call__(self, params: Any, values: Values) -> jax.Array:
-        """The entropy at these values of `given`, a scalar."""
+    def __call__(self, params: Any, values: Values, after: Any = ()) -> jax.Array:
+        """The entropy at these values of `given`, a scalar; computed `after` others."""
         inert = noise_like(self.spec)
         rest = {n: v for n, v in inert.items() if n not in self.moving}
         held = {name: values[name] for name in self.given}
@@ -105,7 +105,7 @@ class GaussianEntropy:
 
         columns = jax.jacobian(made)({n: inert[n] for n in self.moving})
         parts = [c.reshape(c.shape[0], -1) for c in columns.values()]
-        return _entropy(jnp.concatenate(parts, axis=1))
+        return _entropy(sequence_after(jnp.concatenate(parts, axis=1), after))
 
 
 @pytree("coefficients", "terms", "forward")
@@ -136,11 +136,10 @@ class GaussianEntropies:
     def __call__(self, params: Any) -> jax.Array:
         """The value at these parameters, a scalar."""
         values = self.forward(params, noise_like(self.spec))
-        total = jnp.zeros(())
+        total, entropy = jnp.zeros(()), jnp.zeros(0)
         for coefficient, term in zip(self.coefficients, self.terms, strict=True):
-            entropy = term(params, values)
+            entropy = term(params, values, entropy)
             total += coefficient * entropy
-            params = sequence_after(params, entropy)
         return total
 
 

@@ -103,12 +103,13 @@ def _by_densities(
         if other is None:
             raise
         return replace(other, reason=f"{why}; {first_sentence(error)}")
-    if filtered is not None and filtered.standard_error < chains.standard_error:
+    failed = not math.isfinite(chains.value)
+    if filtered and (failed or filtered.standard_error < chains.standard_error):
         return replace(filtered, reason=f"{reason}; the hidden noise is in a scan")
     if nested is None:
         return replace(chains, reason=reason)
-    if not math.isfinite(chains.value):
-        return replace(nested, reason=f"{reason}; chains left what numbers can hold")
+    if failed:
+        return replace(nested, reason=f"{reason}; chains gave no finite value")
     return replace(_sharper(nested, chains), reason=reason)
 
 

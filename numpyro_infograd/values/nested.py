@@ -30,7 +30,6 @@ from numpyro_infograd._terms import (
 )
 from numpyro_infograd.errors import VOUCH, ArgumentError, DensityError
 from numpyro_infograd.scores import Mixture
-from numpyro_infograd.scores.base import sequence_after
 from numpyro_infograd.scores.exact import GaussianEntropy
 from numpyro_infograd.scores.mixture import SOUND_SAMPLE_SIZE
 from numpyro_infograd.values.base import Estimate, Sum
@@ -278,7 +277,7 @@ def _average(
             c = total.coefficients[i]
             if isinstance(density, GaussianEntropy):
                 held = {s: values[s] for s in density.given}
-                entropy = _over(density, params, sequence_after(held, entropy))
+                entropy = _over(density, params, held, entropy)
                 each += c * entropy[:, None]
                 continue
             inside = density.pick(values)
@@ -342,11 +341,13 @@ def _average(
     )
 
 
-def _over(entropy: GaussianEntropy, params: Any, held: Values) -> jax.Array:
+def _over(
+    entropy: GaussianEntropy, params: Any, held: Values, after: jax.Array
+) -> jax.Array:
     """The entropy at each of a batch of conditions; one number without conditions."""
     if not held:
-        return entropy(params, {})[None]
-    return jax.lax.map(lambda at: entropy(params, at), held, batch_size=_CHUNK)
+        return entropy(params, {}, after)[None]
+    return jax.lax.map(lambda at: entropy(params, at, after), held, batch_size=_CHUNK)
 
 
 def _in_chunks(run: Callable[[Values], Any], values: Values) -> Any:
