@@ -29,7 +29,7 @@ from numpyro_infograd._noise import one_draw
 from numpyro_infograd._parameters import bijection, constraint_of
 from numpyro_infograd._sites import Site
 from numpyro_infograd._structure import Played
-from numpyro_infograd.errors import ModelError
+from numpyro_infograd.errors import UNSTEADY, ArgumentError, ModelError
 from numpyro_infograd.exogenous import Noise, lookup
 from numpyro_infograd.exogenous.rows import innermost, leaf_of
 
@@ -355,6 +355,10 @@ def _noise_of(name: str, fn: Any, sample_shape: tuple[int, ...]) -> Noise:
 def _transform(name: str, fn: Any, noise: Any, sample_shape: tuple[int, ...]) -> Any:
     try:
         return lookup.transform(fn, noise, sample_shape)
+    except ArgumentError as error:  # the shape of noise that another run asked for
+        raise ModelError(
+            f"two runs of the model give site {name!r} different shapes: {UNSTEADY}"
+        ) from error
     except (ImportError, NotImplementedError) as error:  # of NumPyro's own sampler
         missing = str(error).rstrip(".") or "a part of it has no sampler or no icdf"
         raise ModelError(

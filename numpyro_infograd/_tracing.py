@@ -26,6 +26,7 @@ from numpyro_infograd._program import Program
 from numpyro_infograd._sites import site_noise
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import (
+    UNSTEADY,
     ArgumentError,
     InfogradError,
     ModelError,
@@ -247,27 +248,19 @@ def _check_same(
 
     If traces differ, as by callbacks that a model makes, values at 64 draws decide.
     """
-    try:
-        second = trace()
-        if first.code is second.code and _same(first.consts, second.consts):
-            return
-        if is_inside():
-            return  # no values are known
-        draws = probe_noise(spec, 1, 64)
-        a, b = (jax.device_get(simulate(f, params, draws)) for f in (first, second))
-        differ = {n for n in {*a, *b} if not (n in a and n in b and _near(a[n], b[n]))}
-        name = next((n for n in [*a, *b] if n in differ), None)
-        if name is None:
-            return
-        what, cause = f"give site {name!r} different values", None
-    except InfogradError as error:
-        what, cause = "do not compute the same", error
-    raise ModelError(
-        f"two runs of the model with the same parameters and noise {what}: the model "
-        "reads random numbers from outside (numpy.random, random), or an object that "
-        "it changes, such as a counter. Draw all random numbers by numpyro.sample, or "
-        "draw them before and pass them as arguments."
-    ) from cause
+    second = trace()
+    if first.code is second.code and _same(first.consts, second.consts):
+        return
+    if is_inside():
+        return  # no values are known
+    draws = probe_noise(spec, 1, 64)
+    a, b = (jax.device_get(simulate(f, params, draws)) for f in (first, second))
+    for name in (*a, *b):
+        if name not in a or name not in b or not _near(a[name], b[name]):
+            raise ModelError(
+                "two runs of the model with the same parameters and noise give site "
+                f"{name!r} different values: {UNSTEADY}"
+            )
 
 
 def _near(a: np.ndarray, b: np.ndarray) -> bool:

@@ -16,6 +16,12 @@ Example:
 
 from typing import Any
 
+# Why runs of a model differ, and what to do.
+UNSTEADY = (
+    "the model reads random numbers from outside (numpy.random, random), or an object "
+    "that it changes, such as a counter. Draw all random numbers by numpyro.sample, or "
+    "draw them before and pass them as arguments."
+)
 VOUCH = (
     "If the function that makes it loses nothing, mark the function: "
     "ig.injective(fn, inverse=...)."

@@ -454,6 +454,8 @@ CASES: list[tuple] = [
               objective=MI("x", "z")), ModelError),
     ("give site 'y' different values.*numpy.random.*pass them as arguments",
         every(with_gain(lambda m: dist.Normal(m + OUTSIDE.normal(), 1.0))), ModelError),
+    ("give site 'z' different shapes.*a counter", every(beside(lambda: numpyro.sample(
+        "z", dist.Normal(jnp.zeros(next(COUNTER) + 1), 1).to_event(1)))), ModelError),
     ("give site 'z' different values.*a counter", every(beside(
         lambda: next(COUNTER) % 2 and numpyro.deterministic("z", jnp.ones(2)))),
         ModelError),

@@ -108,8 +108,8 @@ def calibrate(
             "likelihood" if a recorded site is discrete, rounded or clipped, or depends
             on draws without a derivative; also, without `noise_levels` and `robust`, if
             its density is known and cut off at a fixed place other than zero; else
-            "fisher". If the model is misspecified,
-            "kl" fits the part that it can fit well, and the others fit the average.
+            "fisher". If the model is misspecified, "kl" fits the part that it can fit
+            well, and the others fit the average.
         noise_levels: Variances of noise appended to both distributions, relative to the
             covariance of the recordings (in log or logit coordinates for positive or
             unit-interval sites). Several levels are averaged; for "fisher" by the
@@ -255,10 +255,12 @@ def _choose(sm: StructuralModel, names: Iterable[str], prefers: bool) -> str:
     known = [name for name in names if name in sm.site_info]
     if sm.noise_of(known) & {*sm.drawn} or any(has_atoms(sm, s) for s in known):
         return "likelihood"
+    if not prefers:
+        return "fisher"
     whole = sm.density(known, whole=True)
     jumps = whole.hard_boundaries and not whole.moving_boundary
-    known_law = not whole.hidden and whole.log_prob_sites == whole.sites
-    return "likelihood" if prefers and jumps and known_law else "fisher"
+    is_known = not whole.hidden and whole.log_prob_sites == whole.sites
+    return "likelihood" if jumps and is_known else "fisher"
 
 
 def _choose_levels(

@@ -29,7 +29,6 @@ _COMPARED = 16384  # draws of the twin against which outliers are seen
 _BEYOND = 1.25  # distance of an outlier, in distances of the farthest draw
 _REJECTED = 0.01  # p-value below which a two-sample test rejects a twin
 _FEW_MISSED = 1e-3  # share of recordings that few draws may leave out
-_CHECKED = 100  # resamples that show how errors grow with the length of a block
 _GROWN = 1.5  # growth of errors that chance makes unlikely, in any number of directions
 _LOST = 0.05  # largest undetermined part of a parameter with a finite error
 
@@ -46,8 +45,9 @@ def make_report(
     draws: dict[str, Any] = {}
     errors = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan), params)
     undetermined: tuple[dict[str, Any], ...] = ()
+    growth = 1.0
     if fit.end is not None:
-        draws, errors, undetermined = _spread(fit)
+        draws, errors, undetermined, growth = _spread(fit)
         errors = {name: errors[name] for name in params}  # JAX sorts dicts
     test_after = fit.test()
     simulated = _replicates(fit, draws)
@@ -79,7 +79,8 @@ def make_report(
         undetermined=undetermined,
         recorded={n: v[fit.train.ravel()] for n, v in fit.recorded.items()},
         simulated=simulated,
-        warnings=said + _warnings_for(fit, status, after, test_after, undetermined),
+        warnings=said
+        + _warnings_for(fit, status, after, test_after, undetermined, growth),
     )
 
 
@@ -98,8 +99,10 @@ def _replicates(fit: Fit[Any], draws: dict[str, Any]) -> dict[str, np.ndarray]:
     return jax.tree.map(lambda *x: np.stack(x), *made)
 
 
-def _spread(fit: Fit[Any]) -> tuple[Any, Any, tuple[Any, ...]]:
-    """Draws of the parameters, their errors, and the undetermined directions."""
+def _spread(fit: Fit[Any]) -> tuple[Any, Any, tuple[Any, ...], float]:
+    """Draws of the parameters, their errors, the undetermined directions, and by how
+    much errors grow from blocks to four blocks in one.
+    """
     assert fit.end is not None
     place, directions, _ = fit.end
     flat = fit.flat
@@ -109,6 +112,8 @@ def _spread(fit: Fit[Any]) -> tuple[Any, Any, tuple[Any, ...]]:
         return constrained(moved, fit.constraints)
 
     found = fit.resampled(place, fit.settings.num_draws)
+    coarse = fit.resampled(place, fit.settings.num_draws, HELD_OUT - 1)
+    growth = _growth(*(x @ directions.known for x in (found, coarse)))
     found, noise = found - found.mean(0), place.noise
     found += fit.rng.multivariate_normal(np.zeros(len(noise)), noise, len(found))
     moved = np.asarray(flat) + directions.solve(found)
@@ -134,23 +139,18 @@ def _spread(fit: Fit[Any]) -> tuple[Any, Any, tuple[Any, ...]]:
         jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), moves)
         for i in range(rank, rank + unknown.shape[1])
     )
-    return jax.tree.map(jnp.asarray, draws), errors, undetermined
+    return jax.tree.map(jnp.asarray, draws), errors, undetermined, growth
 
 
-def _growth(fit: Fit[Any]) -> float:
-    """By how much errors grow from blocks to four blocks in one.
+def _growth(fine: np.ndarray, coarse: np.ndarray) -> float:
+    """By how much deviations grow, on average over columns.
 
     A deviation of 25 blocks is known to 14 %, and one of 100 to 7 %.
     """
-    assert fit.end is not None
-    known = fit.end.directions.known
-    if not known.size:
+    if not fine.size:
         return 1.0
-    fine, coarse = (
-        np.std(fit.resampled(fit.end.place, _CHECKED, joined) @ known, axis=0)
-        for joined in (1, HELD_OUT - 1)
-    )
-    return float(np.exp(np.mean(np.log(np.maximum(coarse, 1e-30) / (fine + 1e-30)))))
+    before, after = (np.maximum(np.std(x, axis=0), 1e-30) for x in (fine, coarse))
+    return float(np.exp(np.mean(np.log(after / before))))
 
 
 def _warnings_for(
@@ -159,6 +159,7 @@ def _warnings_for(
     after: Estimate,
     test: TwoSample,
     undetermined: tuple[Any, ...],
+    growth: float,
 ) -> tuple[str, ...]:
     """Sentences that say why results may be wrong."""
     found = []
@@ -198,7 +199,7 @@ def _warnings_for(
             f"{_count(fit.end.edges)}: standard errors are only of moves along the "
             "edge (NaN if no other exists)."
         )
-    if fit.end is not None and (growth := _growth(fit)) > _GROWN:
+    if growth > _GROWN:
         found.append(
             "the recordings are correlated over more than a block of the bootstrap: "
             f"with blocks four times as long, errors are {growth:.2g} times as large. "
