@@ -138,7 +138,7 @@ def _check_values(
     def run(params: Any, noise: Any) -> tuple[Any, Any, Any]:
         played = sm.run(params, noise, {}, log_prob_sites=laws)
         own = {s: x for s, x in played.log_prob.items() if s in sites}
-        for name in {*laws} & {*sites} - own.keys():
+        for name in sorted({*laws} & {*sites} - own.keys()):
             raise ModelError(
                 f"site {name!r}: {sm.site_info[name].distribution} has no log_prob, "
                 "which the information needs. Add this method to the class, or use "

@@ -211,9 +211,8 @@ class Generate(Messenger):
 
     def _score(self, name: str, fn: Any, value: jax.Array) -> None:
         law = lookup.density(fn)
-        with contextlib.suppress(
-            NotImplementedError
-        ):  # `_checks` says so if it matters
+        # `_checks` raises an error if the objective needs what is missing.
+        with contextlib.suppress(NotImplementedError):
             self.played.log_prob[name] = lookup.log_probs(law, value)
         self.played.boundary[name] = lookup.boundary(law)
         self.played.broken[name] = lookup.broken_constraints(fn)

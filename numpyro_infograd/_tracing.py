@@ -218,7 +218,7 @@ def trace_model(
         return Program.trace(lambda p, n: run(p, n, {}).values, params, noise)
 
     forward = trace()
-    _check_same(forward, trace, params, tuple(site_noise(seen.sites).items()))
+    _check_same(forward, trace(), params, tuple(site_noise(seen.sites).items()))
     forward.check_batches("the model")
     source = (model, args, kwargs)
     return StructuralModel(
@@ -241,14 +241,11 @@ def _same(first: list[Any], second: list[Any]) -> bool:
     return all(np.array_equal(numbers(a), numbers(b)) for a, b in pairs)
 
 
-def _check_same(
-    first: Program, trace: Callable[[], Program], params: Any, spec: NoiseSpec
-) -> None:
+def _check_same(first: Program, second: Program, params: Any, spec: NoiseSpec) -> None:
     """Raise for a model whose runs differ with the same parameters and noise.
 
     If traces differ, as by callbacks that a model makes, values at 64 draws decide.
     """
-    second = trace()
     if first.code is second.code and _same(first.consts, second.consts):
         return
     if is_inside():
