@@ -2,7 +2,7 @@
 """The log density of a set of sites, given the noise of all other sites.
 
 It is a function of the sites' values, at fixed noise of all other sites; a score is its
-gradient. `simulate` makes values.
+gradient. `simulate` makes values of given noise, `draw_values` of fresh noise.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._compiling import pytree
-from numpyro_infograd._noise import NoiseSpec, noise_like
+from numpyro_infograd._compiling import pytree, quick_jit
+from numpyro_infograd._noise import (
+    NoiseSource,
+    NoiseSpec,
+    gather_samples,
+    noise_like,
+)
 from numpyro_infograd._program import Program, dependencies_by_name
 
 Values = dict[str, jax.Array]
@@ -147,6 +152,15 @@ def summed(
 def simulate(forward: Program, params: Any, noise: Values) -> Values:
     """Values of all sites for a batch of noise."""
     return jax.vmap(forward, in_axes=(None, 0))(params, noise)
+
+
+@quick_jit
+def draw_values(
+    forward: Program, params: Any, source: NoiseSource, rng_key: jax.Array
+) -> Values:
+    """Values of all sites for a batch of fresh noise, by one compiled program."""
+    values = simulate(forward, params, source(rng_key))
+    return jax.tree.map(gather_samples, values)
 
 
 def num_draws(program: Program, least: int, most: int) -> int:

@@ -204,7 +204,7 @@ def make_features(
     With heavy tails, as with `robust`, values far out have weight zero: the derivatives
     of draws grow without bound there, but features do not fall.
     """
-    pick_key, key = jax.random.split(rng_key)
+    pick_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
     mixed = jax.device_get(_mixed(density, recorded, pick_key))
     size = mixed.shape[1]
     robust = robust or tails_of(mixed) > HEAVY

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
 from dataclasses import dataclass
+import itertools
 import math
 from typing import Any, Generic, NamedTuple
 
@@ -30,8 +30,8 @@ from numpyro_infograd._calibrate.inference import (
 )
 from numpyro_infograd._calibrate.matching import Descent
 from numpyro_infograd._calibrate.result import TwoSample
-from numpyro_infograd._density import Density, Values, simulate
-from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._density import Density, Values, draw_values
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._optimize import Ending, Status
 from numpyro_infograd._optimize.move import (
     RATE,
@@ -117,7 +117,7 @@ class Fit(abc.ABC, Generic[Inner]):
     ) -> None:
         self.sm, self.density, self.recorded = sm, density, recorded
         self.settings, self.warnings = settings, warnings
-        self.keys = _split(rng_key, 64)
+        self.keys = (jax.random.fold_in(rng_key, i) for i in itertools.count())
         self.constraints = sm.constraints if settings.projection is None else None
         self.unconstrained_params = unconstrained(params, self.constraints)
         self.train, self.held = into_blocks(len(next(iter(recorded.values()))))
@@ -203,9 +203,10 @@ class Fit(abc.ABC, Generic[Inner]):
         for a two-sample test."""
         params = constrained(unconstrained_params, self.constraints)
         key, parts = next(self.keys), []
+        source = NoiseSource(None, self.sm.spec, _AT_ONCE)
         for start in range(0, size, _AT_ONCE):  # all of one size: they compile once
-            noise = draw_noise(self.sm.spec, jax.random.fold_in(key, start), _AT_ONCE)
-            values = simulate(self.sm.forward, params, noise)
+            own = jax.random.fold_in(key, start)
+            values = draw_values(self.sm.forward, params, source, own)
             drawn = jax.device_get({n: values[n] for n in self.recorded})
             parts.append({n: v[: size - start] for n, v in drawn.items()})
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -420,13 +421,6 @@ class Fit(abc.ABC, Generic[Inner]):
             text = f"{last}. Raise num_steps or num_samples"
         text = f"not converged: {text}, or use other init_params"
         return Status(text, Ending.UNFINISHED)
-
-
-def _split(rng_key: jax.Array, number: int) -> Iterator[jax.Array]:
-    """Keys, one by one; to unpack an array of them takes JAX half a second."""
-    data = np.asarray(jax.random.key_data(jax.random.split(rng_key, number)))
-    kind = jax.random.key_impl(rng_key)
-    return (jax.random.wrap_key_data(each, impl=kind) for each in data)
 
 
 def drifts(old: np.ndarray, new: np.ndarray) -> bool:

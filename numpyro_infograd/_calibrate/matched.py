@@ -32,7 +32,6 @@ from numpyro_infograd._optimize.move import Move
 from numpyro_infograd.values import Estimate
 from numpyro_infograd.values.base import report
 
-_DRAWS = 4  # independent sets of draws of the twin near the end
 _FINAL_SAMPLES = 16384  # draws of the twin for features, and near the end
 _FEW_SAMPLES = 8192  # draws for derivatives in several numbers
 _AT_ONCE = 2**20  # numbers in the moments of resamples that are solved together
@@ -146,10 +145,9 @@ class MatchedFit(Fit[Inside]):
 
     def draw_weights(self) -> Any:
         """W_q of independent draws at the present parameters."""
-        keys = jax.random.split(next(self.keys), _DRAWS)
         source = NoiseSource.of(self.spec, _FINAL_SAMPLES)
         here = self.unconstrained_params
-        return np.asarray(draw_weights(self.whole, here, keys, source))
+        return np.asarray(draw_weights(self.whole, here, next(self.keys), source))
 
     def resample(
         self, weights: np.ndarray, num_draws: int, joined: int = 1

@@ -33,6 +33,7 @@ from numpyro_infograd.exogenous import Noise
 from numpyro_infograd.scores.base import sequence_after
 
 BLUR = "+blur"
+_DRAWS = 4  # independent sets of draws of the twin near the end
 
 
 def shares_of(levels: tuple[float, ...], divergence: str) -> np.ndarray:
@@ -233,11 +234,12 @@ def descend(
 
 @quick_jit
 def draw_weights(
-    match: Match, unconstrained_params: Any, keys: jax.Array, source: NoiseSource
+    match: Match, unconstrained_params: Any, rng_key: jax.Array, source: NoiseSource
 ) -> jax.Array:
     """W_q from independent draws, (draws, levels, width, dimensions)."""
     return jax.lax.map(
-        lambda key: match.weights(unconstrained_params, key, source), keys
+        lambda key: match.weights(unconstrained_params, key, source),
+        jax.random.split(rng_key, _DRAWS),
     )
 
 

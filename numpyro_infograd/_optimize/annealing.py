@@ -15,9 +15,9 @@ import numpy as np
 
 import jax
 
-from numpyro_infograd._density import simulate
+from numpyro_infograd._density import draw_values
 from numpyro_infograd._edits import append_noise
-from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._problem import Posed, pose
 from numpyro_infograd.errors import ArgumentError
 
@@ -54,7 +54,8 @@ def initial_variances(
             )
     if isinstance(annealing, Mapping):
         return asked
-    values = simulate(sm.forward, params, draw_noise(sm.spec, jax.random.key(4), 1024))
+    source = NoiseSource(None, sm.spec, 1024)
+    values = draw_values(sm.forward, params, source, jax.random.key(4))
     spread = {s: float(np.mean(np.var(values[s], axis=0))) for s in asked}
     return {s: float(v) * spread[s] for s, v in asked.items()}
 

@@ -22,8 +22,8 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._density import simulate
-from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._density import draw_values
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._objectives import Constraint, Objective
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Means, at_each, trace_expectations
@@ -161,8 +161,9 @@ def trace_budgets(
     means = Means(coefficients, programs)
     scales = np.ones(0)
     if constraints:
-        noise = draw_noise(sm.spec, jax.random.key(9), 1024)
-        each = np.asarray(at_each(means, simulate(sm.forward, params, noise)))
+        source = NoiseSource(None, sm.spec, 1024)
+        values = draw_values(sm.forward, params, source, jax.random.key(9))
+        each = np.asarray(at_each(means, values))
         scales = _scales(weights @ each, bounds)
     return means, Budgets(*map(jnp.asarray, (weights, bounds, scales)))
 

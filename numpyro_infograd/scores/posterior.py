@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from numpyro_infograd import _guides
 from numpyro_infograd._arguments import check_counts, check_powers_of_two
-from numpyro_infograd._density import Density, Values, flatten, simulate
+from numpyro_infograd._density import Density, Values, draw_values, flatten, simulate
 from numpyro_infograd._doors import settings_class
-from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
@@ -120,8 +120,8 @@ class Posterior(ScoreMethod):
         sites = {s for d in densities for s in d.sites}
         discrete = frozenset(s for s in sites if sm.site_info[s].discrete)
         if self.model is not None:
-            noise = draw_noise(sm.spec, jax.random.key(4), _CHECKED)
-            values = simulate(sm.forward, params, noise)
+            source = NoiseSource(None, sm.spec, _CHECKED)
+            values = draw_values(sm.forward, params, source, jax.random.key(4))
             for density in densities:
                 own = {s: values[s] for s in density.sites}
                 given = {s: values[s] for s in density.given}
@@ -134,8 +134,8 @@ class Posterior(ScoreMethod):
                 f"of discrete inputs, got {sorted(sites)}. Pass your own posterior: "
                 "scores.Posterior(model=...)."
             )
-        noise = draw_noise(sm.spec, jax.random.key(4), 16384)
-        values = simulate(sm.forward, params, noise)
+        source = NoiseSource(None, sm.spec, 16384)
+        values = draw_values(sm.forward, params, source, jax.random.key(4))
         columns = [np.asarray(values[s]).reshape(16384, -1) for s in densities[0].sites]
         seen = np.unique(np.concatenate(columns, axis=1).astype(float), axis=0)
         if len(seen) > _SYMBOLS:

@@ -11,10 +11,9 @@ import numpy as np
 import jax
 
 from numpyro_infograd._compiling import quick_jit
-from numpyro_infograd._density import Density, Values, flatten, simulate
-from numpyro_infograd._noise import NoiseSource, gather_samples
+from numpyro_infograd._density import Density, Values, draw_values, flatten
+from numpyro_infograd._noise import NoiseSource
 from numpyro_infograd._objectives import MI, Objective
-from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import has_atoms, has_density, resolve, trace_expectations
 from numpyro_infograd.scores.exact import GaussianEntropies, why_not_exact
@@ -49,7 +48,8 @@ def warnings_for(
             f"the information is {found.value:.4g}, but information is never negative: "
             "the standard error is too small. Use another method or more samples."
         )
-    values = _simulate(sm.forward, params, NoiseSource.of(sm.spec, _SAMPLES))
+    source = NoiseSource.of(sm.spec, _SAMPLES)
+    values = draw_values(sm.forward, params, source, jax.random.key(7))
     for name, bound in (
         ("the Gaussian upper bound", _gaussian(objective, sm, params, values)),
         ("the entropy of the discrete sites", _discrete(information, values)),
@@ -63,13 +63,6 @@ def warnings_for(
     if found.method in ("fisher", "path"):
         broken += _contrastive(found, objective, sm, params)
     return tuple(broken)
-
-
-@quick_jit
-def _simulate(forward: Program, params: Any, source: NoiseSource) -> Values:
-    """Values of all sites for quasi-random noise."""
-    values = simulate(forward, params, source(jax.random.key(7)))
-    return jax.tree.map(gather_samples, values)
 
 
 def _contrastive(
