@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
-from numpyro_infograd._noise import NoiseSource, standard_error
+from numpyro_infograd._noise import NoiseSource, standard_error, subkeys
 from numpyro_infograd._problem import (
     REPLICATES,
     Posed,
@@ -65,7 +65,7 @@ def certify(
     chains = _chained(posed, params)
     if chains is None:
         return None
-    fit_key, key = jax.random.split(rng_key)
+    fit_key, key = subkeys(rng_key, 2)
     tunings = fit_anew(chains, params, fit_key)
     source = NoiseSource.of(posed.problem.spec, CHAINS.num_samples // REPLICATES)
     error, *rest = _compare(posed.problem, states, chains, tunings, params, source, key)
@@ -115,8 +115,8 @@ def _compare(
     densities, method = problem.densities, problem.method
     assert method is not None
 
-    def replicate(key: jax.Array) -> Any:
-        noise_key, score_key, pair_key = jax.random.split(key, 3)
+    def replicate(keys: jax.Array) -> Any:
+        noise_key, score_key, *pair = keys
         noise = source(noise_key)
 
         def run(params: Any) -> tuple[Values, Values]:
@@ -139,7 +139,7 @@ def _compare(
                 for i, (d, s) in enumerate(zip(chained.densities, tunings, strict=True))
             ]
 
-        both = jax.vmap(chains)(jax.random.split(pair_key))
+        both = jax.vmap(chains)(jnp.stack(pair))
 
         def by_set(of: Problem, found: list[Scores]) -> dict[str, Values]:
             """The cotangents of each set; their sum if outputs are conditions."""
@@ -167,7 +167,7 @@ def _compare(
             sums[label] = jnp.stack([error, power]) / source.size
         return pullback(shift)[0], sums, shown
 
-    keys = jax.random.split(rng_key, REPLICATES)
+    keys = jax.random.split(rng_key, (REPLICATES, 4))
     shifts, sums, shown = jax.vmap(replicate)(keys)
     error, spread = {}, {}
     for label, each in sums.items():

@@ -23,6 +23,7 @@ import optax
 
 from numpyro_infograd._density import Values, flatten
 from numpyro_infograd._hidden import Hidden, Position
+from numpyro_infograd._noise import spare_key
 
 blackjax = lazy_loader.load("blackjax")  # only chains need it
 
@@ -191,8 +192,7 @@ class Walk(NamedTuple):
 
     def begin(self, rng_key: jax.Array) -> Position:
         """A draw from the reference."""
-        free_key, key = jax.random.split(rng_key)
-        normal = jax.random.normal(free_key, self.mean.shape)
+        normal, key = jax.random.normal(rng_key, self.mean.shape), spare_key(rng_key)
         return self.tuning.reference.draw(normal, key, self.hidden, self.mean)
 
     def step(

@@ -18,7 +18,7 @@ from numpyro_infograd._certificate import certify
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, simulate
 from numpyro_infograd._doors import warn
-from numpyro_infograd._noise import NoiseSource, standard_error
+from numpyro_infograd._noise import NoiseSource, standard_error, subkeys
 from numpyro_infograd._problem import (
     REPLICATES,
     Posed,
@@ -115,19 +115,19 @@ def _replicated(
 ) -> Batch:
     """The gradient from 16 replicates, whose scatter gives the error."""
 
-    def replicate(key: jax.Array, deviation_index: jax.Array) -> Pulled:
-        noise_key, score_key = jax.random.split(key)
+    def replicate(keys: jax.Array, deviation_index: jax.Array) -> Pulled:
+        noise_key, score_key = keys
         noise = source(noise_key)
         return pull_back(problem, states, params, noise, score_key, deviation_index)
 
-    keys = jax.random.split(rng_key, REPLICATES), jnp.arange(REPLICATES)
+    given = jax.random.split(rng_key, (REPLICATES, 2)), jnp.arange(REPLICATES)
     numbers = sum(math.prod(law.shape) for _, law in problem.spec)
     if problem.chance:
         numbers *= problem.chance.num_states
     if REPLICATES * source.size * numbers <= _AT_ONCE:
-        pulled = jax.vmap(replicate)(*keys)
+        pulled = jax.vmap(replicate)(*given)
     else:  # one after the other, which limits memory
-        pulled = jax.lax.map(lambda each: replicate(*each), keys)
+        pulled = jax.lax.map(lambda each: replicate(*each), given)
     value = jax.tree.map(lambda g: jnp.mean(g, axis=0), pulled.gradient)
     error = jax.tree.map(standard_error, pulled.gradient)
     missed = jax.tree.map(jnp.zeros_like, error)
@@ -267,7 +267,7 @@ def _sample(
     components also beside scores of another kind, which have no number of them.
     """
     refines = is_default or not isinstance(problem.method, Mixture)
-    fit_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
+    fit_key, key = subkeys(rng_key, 2)
     states = fit_anew(problem, params, fit_key)
     source = NoiseSource.of(problem.spec, size // REPLICATES)
     while True:

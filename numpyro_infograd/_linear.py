@@ -18,7 +18,7 @@ from numpyro_infograd._arguments import explain_grad_errors
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._doors import warn
-from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._noise import probe_noise
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import DegenerateError
@@ -91,8 +91,9 @@ class Linear(NamedTuple):
             return Linear({s: {} for s in sites}, sizes, True)
         forward = sm.forward_given(opaque) if opaque else None
         with explain_grad_errors():
+            noise = probe_noise(sm.spec, 1, _DRAWS)
             found = _jacobians(
-                sm.forward, forward, params, sm.spec, sites, columns, opaque
+                sm.forward, forward, params, noise, sites, columns, opaque
             )
         return Linear(
             {
@@ -199,18 +200,17 @@ def _volume(jacobian: np.ndarray) -> float:
         return float(np.sum(np.log(np.linalg.svd(jacobian, compute_uv=False))))
 
 
-@quick_jit(static_argnames=("spec", "sites", "columns", "opaque"))
+@quick_jit(static_argnames=("sites", "columns", "opaque"))
 def _jacobians(
     whole: Program,
     forward: Program | None,
     params: Any,
-    spec: Any,
+    noise: Values,
     sites: tuple[str, ...],
     columns: tuple[str, ...],
     opaque: tuple[str, ...],
 ) -> dict[str, Values]:
     """For each site and noise, (3, site size, noise size)."""
-    noise = draw_noise(spec, jax.random.key(1), _DRAWS)
     values = simulate(whole, params, noise)
     given = {name: values[name] for name in opaque}
 

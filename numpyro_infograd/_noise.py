@@ -69,28 +69,39 @@ def draw_noise(
     pure and traceable; `spec` and `num_samples` are static.
     """
     noise: dict[str, jax.Array] = {}
-    shift_key, *keys = jax.random.split(rng_key, len(spec) + 1)
-    if points is not None:
-        shift = jax.random.bits(shift_key, (points.shape[1],), jnp.uint32)
-        uniforms = _uniform_from_bits(jnp.asarray(points) ^ shift)
-    column = 0
-    for (name, law), key in zip(spec, keys, strict=True):
-        if law.kind == "key":
+    keyed = [(name, law) for name, law in spec if law.kind == "key"]
+    if keyed:
+        rng_key, *keys = jax.random.split(rng_key, len(keyed) + 1)
+        for (name, law), key in zip(keyed, keys, strict=True):
             # One key for each site, or for each step of a scan.
-            count = math.prod(law.shape)
-            flat = jax.random.split(key, num_samples * count)
-            noise[name] = flat.reshape((num_samples, *law.shape))
-        elif law.kind in _EXPLICIT and points is not None:
-            size = math.prod(law.shape)
-            u = uniforms[:, column : column + size].reshape(num_samples, *law.shape)
+            noise[name] = jax.random.split(key, (num_samples, *law.shape))
+    explicit = [(name, law) for name, law in spec if law.kind in _EXPLICIT]
+    sizes = [math.prod(law.shape) for _, law in explicit]
+    if explicit:
+        # All bits at once: each call takes XLA 50 ms to compile.
+        shape = (sum(sizes),) if points is not None else (num_samples, sum(sizes))
+        bits = jax.random.bits(rng_key, shape, jnp.uint32)
+        uniforms = _uniform_from_bits(bits if points is None else points ^ bits)
+        parts = jnp.split(uniforms, np.cumsum(sizes)[:-1], axis=1)
+        for (name, law), part in zip(explicit, parts, strict=True):
+            u = part.reshape(num_samples, *law.shape)
             noise[name] = _normal(u) if law.kind == "normal" else u
-            column += size
-        elif law.kind == "normal":
-            noise[name] = jax.random.normal(key, (num_samples, *law.shape))
-        elif law.kind == "uniform":
-            bits = jax.random.bits(key, (num_samples, *law.shape), jnp.uint32)
-            noise[name] = _uniform_from_bits(bits)
     return jax.tree.map(shard_samples, noise)
+
+
+def permutation(rng_key: jax.Array, size: int) -> jax.Array:
+    """A random order, which compiles in a third of the time of JAX's own."""
+    return jnp.argsort(jax.random.bits(rng_key, (size,)))
+
+
+def subkeys(rng_key: jax.Array, count: int) -> list[jax.Array]:
+    """Independent keys on the host; `jax.random.split` compiles for each count."""
+    return [jax.random.fold_in(rng_key, index) for index in range(count)]
+
+
+def spare_key(rng_key: jax.Array) -> jax.Array:
+    """A key beside one that draws noise; unlike a split, free if it is not used."""
+    return jax.random.fold_in(rng_key, 2**31 - 1)
 
 
 @pytree("points")

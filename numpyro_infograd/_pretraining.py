@@ -19,7 +19,7 @@ from numpyro_infograd._arguments import as_args, as_key, as_power_of_two, is_rea
 from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import public
-from numpyro_infograd._noise import NoiseSource, sobol_points
+from numpyro_infograd._noise import NoiseSource, sobol_points, subkeys
 from numpyro_infograd._objectives import Objective, check_is_objective
 from numpyro_infograd._problem import appends_noise, enter, pose
 from numpyro_infograd._program import Program
@@ -105,7 +105,7 @@ def pretrain_scores(
     needed = sm.params_of(objective.sites)
     _check_names(over, needed, sm)
     names = tuple(name for name in sm.params if name in over)
-    draw_key, fit_key = jax.random.split(key)
+    draw_key, fit_key = subkeys(key, 2)
     drawn, ranges = _draw(over, names, initial, num_points, draw_key)
     first = {n: jax.tree.map(lambda x: x[0], v) for n, v in drawn.items()}
     params = initial | first

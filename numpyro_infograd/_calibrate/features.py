@@ -26,10 +26,11 @@ import jax.numpy as jnp
 
 from numpyro_infograd._compiling import pytree, quick_jit
 from numpyro_infograd._density import Density, Values, quantiles
+from numpyro_infograd._noise import draw_noise, permutation, spare_key, subkeys
 from numpyro_infograd.scores.base import Layout
 from numpyro_infograd.scores.coordinates import CLIP, HEAVY, Frame, Free, tails_of
 from numpyro_infograd.scores.network import Ensemble, Network
-from numpyro_infograd.scores.pool import Pool
+from numpyro_infograd.scores.pool import Pool, extra_noise
 from numpyro_infograd.scores.quadratic import Batch, train
 
 _WHOLE = 0.995  # share of a normal distribution with full weight
@@ -118,8 +119,8 @@ class Features:
     def moments(self, z: jax.Array, blur: jax.Array, rng_key: jax.Array) -> Moments:
         """Moments of the distribution of z, (num_samples, dimensions).
 
-        `blur` is standard normal noise of the same shape. The key is for random
-        directions, if there are many dimensions.
+        `blur` is standard normal noise of the same shape. The key may be that of
+        `blur`; it is for random directions, if there are many dimensions.
         """
 
         def at(level: jax.Array) -> Moments:
@@ -151,7 +152,8 @@ class Features:
         if size <= _DIRECTIONS:
             along = jnp.sqrt(size) * jnp.eye(size)[:, None]
         else:
-            along = jax.random.rademacher(rng_key, (_DIRECTIONS, *z.shape), z.dtype)
+            key = spare_key(rng_key)
+            along = jax.random.rademacher(key, (_DIRECTIONS, *z.shape), z.dtype)
         phi, push = jax.linearize(lambda z: self(z, level), z + level**0.5 * blur)
         slope = jnp.zeros((phi.shape[1], size))
         for each in along:
@@ -204,7 +206,7 @@ def make_features(
     With heavy tails, as with `robust`, values far out have weight zero: the derivatives
     of draws grow without bound there, but features do not fall.
     """
-    pick_key, key = (jax.random.fold_in(rng_key, i) for i in (0, 1))
+    pick_key, key = subkeys(rng_key, 2)
     mixed = jax.device_get(_mixed(density, recorded, pick_key))
     size = mixed.shape[1]
     robust = robust or tails_of(mixed) > HEAVY
@@ -226,7 +228,7 @@ def make_features(
 def _mixed(density: Density, recorded: Values, rng_key: jax.Array) -> jax.Array:
     """Recordings in random order, in unbounded coordinates."""
     free = Free.of(density, recorded).values
-    return free[jax.random.permutation(rng_key, len(free))]
+    return free[permutation(rng_key, len(free))]
 
 
 @quick_jit
@@ -249,11 +251,10 @@ def _middle(values: np.ndarray) -> np.ndarray:
 @quick_jit
 def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features:
     """The features with networks trained on (2, 1, num_samples, dimensions)."""
-    keys = jax.random.split(rng_key, 5)
-    noise = jax.random.normal(keys[0], values.shape)
-    position = jax.random.uniform(keys[1], values.shape[:-1])
-    slices = jax.random.rademacher(keys[2], values.shape, values.dtype)
-    pool = Pool(values, values, noise, position, slices)
+    draw_key, init_key, train_key = jax.random.split(rng_key, 3)
+    drawn = draw_noise(extra_noise(blank.dimensions), draw_key, values[..., 0].size)
+    shaped = {name: x.reshape(2, 1, _POOL, *x.shape[1:]) for name, x in drawn.items()}
+    pool = Pool.of(values, values, shaped)
     levels = jnp.asarray(blank.levels)
 
     def problem(_: Any, part: Pool) -> Batch:
@@ -266,7 +267,7 @@ def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features
         return Batch(see(z, level), one, z / (1 + level), part.slices, tangent)
 
     ensemble = blank.ensemble
-    networks = ensemble.init(keys[3], 2)
+    networks = ensemble.init(init_key, 2)
     networks = ensemble.place(networks, jnp.clip(values[0, 0, :4096], -CLIP, CLIP))
     networks = train(
         ensemble,
@@ -274,14 +275,14 @@ def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features
         None,  # the coordinates are white already
         pool,
         networks,
-        keys[4],
+        train_key,
         steps=_NUM_STEPS,
         batch=_BATCH,
         peak=_RATE,
         whole=False,
     )
     features = replace(blank, networks=networks)
-    z, noise = values[0, 0, :4096], noise[0, 0, :4096]
+    z, noise = values[0, 0, :4096], pool.noise[0, 0, :4096]
 
     def power(level: float) -> jax.Array:
         return jnp.mean(features(z + level**0.5 * noise, level) ** 2, axis=0) + 1e-6
@@ -296,10 +297,9 @@ def block_moments(features: Features, values: Values, rng_key: jax.Array) -> Mom
     def one(block: tuple[Values, jax.Array]) -> Moments:
         values, key = block
         z = features.coordinates(values)
-        keys = jax.random.split(key)
-        noise = jax.random.normal(keys[0], (2, *z.shape))
+        noise = jax.random.normal(key, (2, *z.shape))
         blur = jnp.concatenate([noise, -noise]).reshape(-1, z.shape[1])
-        return features.moments(jnp.tile(z, (4, 1)), blur, keys[1])
+        return features.moments(jnp.tile(z, (4, 1)), blur, key)
 
     count = len(jax.tree.leaves(values)[0])
     return jax.lax.map(one, (values, jax.random.split(rng_key, count)))

@@ -117,7 +117,8 @@ class Fit(abc.ABC, Generic[Inner]):
     ) -> None:
         self.sm, self.density, self.recorded = sm, density, recorded
         self.settings, self.warnings = settings, warnings
-        self.keys = (jax.random.fold_in(rng_key, i) for i in itertools.count())
+        key = jax.random.fold_in(rng_key, 0)
+        self.keys = (jax.random.fold_in(key, i) for i in itertools.count())
         self.constraints = sm.constraints if settings.projection is None else None
         self.unconstrained_params = unconstrained(params, self.constraints)
         self.train, self.held = into_blocks(len(next(iter(recorded.values()))))

@@ -83,9 +83,9 @@ class Match:
         self, unconstrained_params: Any, rng_key: jax.Array, source: NoiseSource
     ) -> jax.Array:
         """W_q from fresh draws of the twin, (levels, width, dimensions)."""
-        noise, blur, key = draw(source, rng_key)
+        noise, blur = draw(source, rng_key)
         moments = self.features.moments(
-            self.outputs(unconstrained_params, noise), blur, key
+            self.outputs(unconstrained_params, noise), blur, rng_key
         )
         return self.features.weights(moments)
 
@@ -106,11 +106,10 @@ def with_blur(spec: NoiseSpec, dimensions: int) -> NoiseSpec:
     return (*spec, (BLUR, Noise("normal", (dimensions,))))
 
 
-def draw(source: NoiseSource, rng_key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-    """The twin's noise, the noise appended to its outputs, and another key."""
-    noise_key, key = jax.random.split(rng_key)
-    noise = source(noise_key)
-    return noise, noise.pop(BLUR), key
+def draw(source: NoiseSource, rng_key: jax.Array) -> tuple[Any, jax.Array]:
+    """The twin's noise, and the noise appended to its outputs."""
+    noise = source(rng_key)
+    return noise, noise.pop(BLUR)
 
 
 def fisher_gradient(
@@ -125,7 +124,7 @@ def fisher_gradient(
     features, keys = match.features, jax.random.split(rng_key)
 
     def law(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        noise, blur, key = draw(source, key)
+        noise, blur = draw(source, key)
         outputs = match.outputs(unconstrained_params, noise)
         moments = features.moments(outputs, blur, key)
         return moments.gram, features.weights(moments)
@@ -136,7 +135,7 @@ def fisher_gradient(
 
     def pulled(given: tuple[jax.Array, ...]) -> Any:
         key, gram, weights, pull = given
-        noise, blur, key = draw(source, key)
+        noise, blur = draw(source, key)
         z, back = jax.vjp(lambda at: match.outputs(at, noise), unconstrained_params)
         factor = features.solve(gram, pull)
 
@@ -169,9 +168,9 @@ def kl_gradient(
     weights from other draws.
     """
     features = match.features
-    noise, blur, key = draw(source, rng_key)
+    noise, blur = draw(source, rng_key)
     z, back = jax.vjp(lambda at: match.outputs(at, noise), unconstrained_params)
-    gap = features.weights(features.moments(z, blur, key)) - match.target
+    gap = features.weights(features.moments(z, blur, rng_key)) - match.target
 
     def push(total: jax.Array, at: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         share, level, gap = at
@@ -271,9 +270,8 @@ def look_around(
     numbers = jnp.eye(len(flat), dtype=flat.dtype)
 
     def one(given: tuple[jax.Array, jax.Array]) -> Local:
-        weights, key = given
-        keys = jax.random.split(key)
-        noise, blur, _ = draw(many, keys[0])
+        weights, (key, few_key) = given
+        noise, blur = draw(many, key)
         z = match.outputs(unconstrained_params, noise)
         levels = jnp.asarray(features.levels)
         phi = jax.lax.map(lambda t: features(z + t**0.5 * blur, t), levels)
@@ -284,19 +282,20 @@ def look_around(
             return jnp.swapaxes(phi, 1, 2) @ moved / many.size
 
         flow = jax.lax.map(stream, numbers)
-        noise, blur, key = draw(few, keys[1])
+        noise, blur = draw(few, few_key)
 
         def defect(flat: jax.Array) -> jax.Array:
             z = match.outputs(unravel(flat), noise)
             return jax.lax.map(
-                lambda at: features.defect(z, blur, key, *at), (levels, weights)
+                lambda at: features.defect(z, blur, few_key, *at), (levels, weights)
             )
 
         right = jax.lax.map(lambda n: jax.jvp(defect, (flat,), (n,))[1], numbers)
         z = match.outputs(unconstrained_params, sequence_after(noise, right))
-        gram = features.moments(z, blur, key).gram
+        gram = features.moments(z, blur, few_key).gram
         columns = jnp.moveaxis(right, 0, -1).reshape(*gram.shape[:2], -1)
         slopes = features.solve(gram, columns).reshape(*weights.shape, len(flat))
         return Local(jnp.moveaxis(slopes, -1, 0), flow)
 
-    return jax.lax.map(one, (weights, jax.random.split(rng_key, len(weights))))
+    keys = jax.random.split(rng_key, (len(weights), 2))
+    return jax.lax.map(one, (weights, keys))

@@ -19,7 +19,7 @@ from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._doors import public
 from numpyro_infograd._estimation import estimate_gradient, unchecked
 from numpyro_infograd._gradient import pose_by
-from numpyro_infograd._noise import draw_noise
+from numpyro_infograd._noise import draw_noise, subkeys
 from numpyro_infograd._objectives import Objective, check_is_objective
 from numpyro_infograd._problem import (
     Posed,
@@ -215,7 +215,7 @@ def check_scores(
     sm, objective, complete = enter_tunable(
         model, objective, args, kwargs, params, method, allow_jumps
     )
-    fit_key, sample_key, other_key = jax.random.split(key, 3)
+    fit_key, sample_key, other_key = subkeys(key, 3)
     posed = pose_by(sm, objective, method, complete, fit_key)
     problem = posed.problem
     report = ScoreCheck("exact", ())

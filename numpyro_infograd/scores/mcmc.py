@@ -156,21 +156,20 @@ class MCMC(ScoreMethod):
         half = tuning.num_steps // 2
         lengths = jnp.stack([half // 2, half // 2, half])
 
-        def one(key: jax.Array, noise: Values, values: Values) -> Any:
+        def one(keys: jax.Array, noise: Values, values: Values) -> Any:
             walk = Walk.of(hidden, params, values, tuning)
             starts = hidden.start(noise, values)
             if not self.both_ends:
-                found = average(walk, starts, jnp.asarray(False), key, lengths)
+                found = average(walk, starts, jnp.asarray(False), keys[0], lengths)
                 return jax.tree.map(lambda x: x[None], found)
-            begin_key, *keys = jax.random.split(key, 3)
-            other = walk.begin(begin_key)
+            other = walk.begin(keys[2])
             starts = jax.tree.map(lambda *x: jnp.stack(x), starts, other)
             over = jax.vmap(average, (None, 0, 0, 0, None))
             led = jnp.asarray([False, True])
-            return over(walk, starts, led, jnp.stack(keys), lengths)
+            return over(walk, starts, led, keys[:2], lengths)
 
         num_samples = next(iter(values.values())).shape[0]
-        keys = jax.random.split(rng_key, num_samples)
+        keys = jax.random.split(rng_key, (num_samples, 3 if self.both_ends else 1))
         means, accepted, states = jax.vmap(one)(keys, noise, values)
         last = means[:, :, -1]
         found = jnp.mean(last, axis=1)

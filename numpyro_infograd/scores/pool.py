@@ -25,16 +25,25 @@ class Pool(NamedTuple):
     position: jax.Array  # uniform, chooses the variance, (..., num_samples)
     slices: jax.Array  # random signs, (..., num_samples, outputs)
 
+    @staticmethod
+    def of(values: jax.Array, target: jax.Array, extra: dict[str, jax.Array]) -> Pool:
+        """A pool with the draws of `extra_noise`."""
+        signs = jnp.where(extra["+slices"] < 0.5, -1.0, 1.0)
+        return Pool(values, target, extra["+noise"], extra["+position"], signs)
+
+
+def extra_noise(outputs: int) -> NoiseSpec:
+    """The distributions of the draws of a `Pool` besides its samples."""
+    return (
+        ("+noise", Noise("normal", (outputs,))),
+        ("+position", Noise("uniform", ())),
+        ("+slices", Noise("uniform", (outputs,))),
+    )
+
 
 def with_noise(density: Density) -> NoiseSpec:
     """The distributions of the model's noise and of the other draws of a `Pool`."""
-    outputs = (len(Layout.of(density).outputs),)
-    return (
-        *density.spec,
-        ("+noise", Noise("normal", outputs)),
-        ("+position", Noise("uniform", ())),
-        ("+slices", Noise("uniform", outputs)),
-    )
+    return *density.spec, *extra_noise(len(Layout.of(density).outputs))
 
 
 class Learning(NamedTuple):
@@ -68,13 +77,12 @@ def draw_pool(
 
     def one(key: jax.Array) -> Pool:
         noise = source(key)
-        extra, position = noise.pop("+noise"), noise.pop("+position")
-        signs = jnp.where(noise.pop("+slices") < 0.5, -1.0, 1.0)
+        extra = {name: noise.pop(name) for name, _ in extra_noise(1)}
         values = simulate(forward, params, noise)
         target = complete_data_scores(density, params, noise, values)
         free = Free.of(density, values)
         own = free.slope * flatten(target, density.moved_sites) + free.bend
-        return Pool(free.values, own, extra, position, signs)
+        return Pool.of(free.values, own, extra)
 
     keys = jax.random.split(rng_key, members)
     return jax.lax.stop_gradient(jax.vmap(one)(keys))

@@ -16,7 +16,7 @@ from numpyro_infograd import _guides
 from numpyro_infograd._arguments import check_counts, check_powers_of_two
 from numpyro_infograd._density import Density, Values, draw_values, flatten, simulate
 from numpyro_infograd._doors import settings_class
-from numpyro_infograd._noise import NoiseSource
+from numpyro_infograd._noise import NoiseSource, permutation
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import ArgumentError, ScoreError
@@ -209,7 +209,7 @@ class Posterior(ScoreMethod):
             )
         steps = self.num_warm_steps if warm else self.num_steps
         batch = min(share_of(self.batch_size, _MEMBERS), size)
-        order = jax.random.permutation(order_key, size)
+        order = permutation(order_key, size)
         shuffled = jax.tree.map(lambda x: x[:, order], pool)
 
         def likelihoods(fits: Any, part: Values) -> jax.Array:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from numpyro_infograd._noise import permutation
 from numpyro_infograd.scores.base import Layout, sequence_after
 from numpyro_infograd.scores.coordinates import CLIP, Frame
 from numpyro_infograd.scores.network import Ensemble, adam
@@ -93,7 +94,7 @@ def train(
 
         return jnp.sum(jax.vmap(member)(networks, part))
 
-    order = jax.random.permutation(rng_key, size)
+    order = permutation(rng_key, size)
     shuffled = jax.tree.map(lambda x: x[:, :, order], pool)
 
     def at(index: jax.Array) -> tuple[Frame | None, Pool]:

@@ -33,7 +33,7 @@ from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, flatten, simulate
 from numpyro_infograd._doors import settings_class
 from numpyro_infograd._edits import append_noise
-from numpyro_infograd._noise import NoiseSource
+from numpyro_infograd._noise import NoiseSource, draw_noise, subkeys
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import REPLICATES
 from numpyro_infograd._program import Program
@@ -136,7 +136,7 @@ class DeBruijn:
             (known if own and not density.hidden else learned).append((term, density))
         named = {s for term, _ in learned for s in term.sites}
         check_atoms(sm, sorted(s for s in named if not has_density(sm, s)), params)
-        first_key, *keys = jax.random.split(rng_key, 1 + len(learned))
+        first_key, *keys = subkeys(rng_key, 1 + len(learned))
         averaged, means = tuple(t for t, _ in known), trace_expectations(objective, sm)
         rest = average_each(averaged, means, sm, params, {}, first_key, 2**16)
         value, variance = rest.value, rest.error**2
@@ -190,7 +190,7 @@ class DeBruijn:
             ("+noise", Noise("normal", (dimensions,))),
         )
         size = self.num_samples // REPLICATES
-        draw_key, init_key, train_key = jax.random.split(rng_key, 3)
+        draw_key, init_key, train_key = subkeys(rng_key, 3)
         draws = _draw(
             sm.forward,
             replace(density, moved_sites=density.sites),
@@ -363,21 +363,22 @@ def _train(
     """
     ensemble = _ensemble(method, pool)
     members, batch = method.num_networks, method.batch_size // method.num_networks
+    spec = (
+        ("pick", Noise("uniform", ())),
+        ("level", Noise("uniform", ())),
+        ("noise", Noise("normal", pool.noise.shape[1:])),
+    )
 
     def loss(networks: Any, at: Regression) -> jax.Array:
         residual = at.gain * jax.vmap(ensemble)(networks, at.seen) - at.target
         return jnp.sum(jnp.mean(residual**2, axis=(1, 2)))
 
     def at(key: jax.Array) -> Regression:
-        pick_key, level_key, noise_key = jax.random.split(key, 3)
-        picked = jax.random.randint(
-            pick_key, (members * batch,), 0, pool.values.shape[0]
-        )
+        drawn = draw_noise(spec, key, members * batch)
+        picked = (drawn["pick"] * len(pool.values)).astype(int)
         draws = jax.tree.map(lambda x: x[picked], pool)
-        spread = jax.random.uniform(level_key, (members, batch))
-        levels = (jnp.arange(batch) + spread).ravel() / batch
-        noise = jax.random.normal(noise_key, draws.noise.shape)
-        at = frame.regression(draws._replace(position=levels, noise=noise))
+        levels = (jnp.tile(jnp.arange(batch), members) + drawn["level"]) / batch
+        at = frame.regression(draws._replace(position=levels, noise=drawn["noise"]))
         return jax.tree.map(lambda x: x.reshape(members, batch, *x.shape[1:]), at)
 
     start, step = adam(loss, at, method.learning_rate, method.num_steps)

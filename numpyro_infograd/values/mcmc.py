@@ -40,7 +40,7 @@ from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._doors import settings_class
 from numpyro_infograd._hidden import Position, walkable
-from numpyro_infograd._noise import NoiseSource, squares, student
+from numpyro_infograd._noise import NoiseSource, squares, student, subkeys
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._pilot import FEWEST_STEPS
 from numpyro_infograd._problem import REPLICATES
@@ -121,7 +121,7 @@ class MCMC:
                     f"{density.label!r} hides, because {density.why_no_walk}. Use "
                     "method='fisher'."
                 )
-        tune_key, rng_key = jax.random.split(rng_key)
+        tune_key, rng_key = subkeys(rng_key, 2)
         tunings = tuple(
             self._tuned(density, sm.forward, params, jax.random.fold_in(tune_key, i))
             for i, density in enumerate(densities)

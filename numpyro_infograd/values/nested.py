@@ -265,8 +265,8 @@ def _average(
     """
     size = source.size
 
-    def replicate(key: jax.Array) -> Any:
-        noise_key, inner_key = jax.random.split(key)
+    def replicate(keys: jax.Array) -> Any:
+        noise_key, inner_key = keys
         noise = source(noise_key)
         values = simulate(total.forward, params, noise)
         each = jnp.zeros((size, 3))  # the value, its lower and its upper bound
@@ -318,7 +318,7 @@ def _average(
         sums = means, jnp.mean(known, axis=0), gram, cross
         return sums, (removed, smallest, unexplained, lost)
 
-    keys = jax.random.split(rng_key, REPLICATES)
+    keys = jax.random.split(rng_key, (REPLICATES, 2))
     sums, (removed, smallest, unexplained, lost) = jax.lax.map(replicate, keys)
     totals, known, gram, cross = sums
     if known.shape[1]:

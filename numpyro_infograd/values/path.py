@@ -18,6 +18,7 @@ from numpyro_infograd._doors import settings_class
 from numpyro_infograd._edits import POSITION, restrict_to_path
 from numpyro_infograd._estimation import estimate_gradient
 from numpyro_infograd._gradient import pose_by
+from numpyro_infograd._noise import subkeys
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._problem import check_num_samples
 from numpyro_infograd._structure import StructuralModel
@@ -92,7 +93,7 @@ class Path:
         self, sm: StructuralModel, objective: Objective, params: Any, rng_key: jax.Array
     ) -> Estimate:
         """The value at the end of the path."""
-        first_key, key = jax.random.split(rng_key)
+        first_key, key = subkeys(rng_key, 2)
         way = self._way(sm, params)
         if self.reference_value is None:
             _checks.check_finite(objective, sm, way(0.0))
@@ -109,7 +110,7 @@ class Path:
         roots, weights = np.polynomial.legendre.leggauss(self.num_nodes)
         nodes = 0.5 * (roots + 1.0)
         found = []
-        for node, own in zip(nodes, jax.random.split(key, len(nodes)), strict=True):
+        for node, own in zip(nodes, subkeys(key, len(nodes)), strict=True):
             at = {POSITION: jnp.asarray(node**2, jnp.result_type(float))}
             sm.check_constraints(way(at[POSITION]))
             slope = estimate_gradient(posed, at, self.num_samples, own).gradient
