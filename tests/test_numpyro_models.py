@@ -648,7 +648,7 @@ def test_another_law_is_told(model):
 # --- the derivative ---------------------------------------------------------------
 @families(lambda family: family.target)
 def test_the_derivative_is_that_of_a_central_difference(model):
-    seen, step = look(model), 0.02
+    seen, step = look(model), 0.005
     (above, _), _ = seen.run(scaled(seen.sm.params, 1 + step), seen.noise)
     (below, _), _ = seen.run(scaled(seen.sm.params, 1 - step), seen.noise)
     difference = (float(above) - float(below)) / (2 * step)

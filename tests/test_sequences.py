@@ -157,7 +157,7 @@ def test_gradients_in_a_transition_and_in_a_noise_level():
         along = functools.partial(lambda n, v: flips_truth(**at | {n: v}), name)
         truth = slope(along, value, 1e-5)
         error = found.standard_error[name]
-        sharp = 0.02 * abs(truth)
+        sharp = 0.025 * abs(truth)
         assert_within(found.value[name], error, truth, max_standard_error=sharp)
     assert not found.warnings
 
@@ -405,12 +405,12 @@ def test_a_filter_is_unbiased():
     y = np.asarray(sm.sample(jax.random.key(0), 16)["y"], float)
     found = Filter.of(sm, sm.density(("y",), whole=True), 32)
     assert [name for name, _ in found.before] == ["h"]
-    keys = jax.random.split(jax.random.key(1), (16, 256))
+    keys = jax.random.split(jax.random.key(1), (16, 1024))
     each = jax.vmap(found.log_density, (None, None, 0))
     log_p, _ = jax.jit(jax.vmap(each, (None, 0, 0)))({}, {"y": jnp.asarray(y)}, keys)
     ratio = np.exp(np.asarray(log_p, float) - tracked_log_prob(y)[:, None])
-    error = ratio.mean(axis=0).std() / 16
-    assert_within(ratio.mean(), error, 1.0, max_standard_error=0.01)
+    error = ratio.mean(axis=0).std() / 32
+    assert_within(ratio.mean(), error, 1.0, max_standard_error=0.005)
     assert np.mean(np.log(ratio)) < -5 * error  # negative control: the log is not
 
 
