@@ -353,3 +353,37 @@ def test_no_recording_is_lost_because_sets_of_draws_differ_much() -> None:
     rows = sm.sample(jax.random.key(1), 100)["y"]
     each = jax.jit(jax.vmap(lambda row: twin(sm.params, draws, {"y": row})[0]))(rows)
     assert np.ptp(each, axis=1).max() > 100 and np.isfinite(each).all()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_complex_parameter(held: bool) -> None:
+    def model() -> None:
+        c, s = numpyro.param("c", jnp.array(1 + 0j)), positive("s", 0.5)
+        x = numpyro.sample("x", ig.distributions.ComplexNormal(0.0, 1.0))
+        numpyro.sample("y", ig.distributions.ComplexNormal(c * x, s))
+
+    rng, number = np.random.default_rng(0), 4000
+    x, noise = rng.normal(size=(2, number, 2)).view(complex)[..., 0] / np.sqrt(2)
+    y = (0.8 - 0.5j) * x + 0.2 * noise
+    observed, settings = {"x": x, "y": y}, {"num_steps": 60}
+    if held:  # the gain is real
+        real = lambda p: {"c": p["c"].real + 0j, "s": jnp.maximum(p["s"], 0.01)}  # noqa: E731
+        settings["projection"] = real
+    twin = quiet.calibrate(model, observed, divergence="likelihood", **settings)
+    found, error = np.asarray(twin.params["c"]), np.asarray(twin.standard_error["c"])
+    x, y = (twin.recorded[name] @ [1, 1j] for name in "xy")  # recorded as pairs
+    fitted = (np.vdot(x, y) / np.vdot(x, x)).item()
+    residual = y - (fitted.real if held else fitted) * x
+    noisy = np.std((x.conj() * residual).real)
+    bound = noisy / np.sqrt(len(x)) / np.mean(np.abs(x) ** 2)
+    assert error.real == pytest.approx(bound, rel=0.2)
+    assert abs(found.real - fitted.real) < 0.2 * bound
+    if held:
+        assert found.imag == 0
+        assert np.isnan(error.imag)
+    else:
+        assert error.imag == pytest.approx(bound, rel=0.2)
+        assert abs(found.imag - fitted.imag) < 0.2 * bound  # the conjugate is far off
+        assert twin.draws["c"].shape == (200,)
+        assert twin.to_inference_data().posterior["c"].shape == (1, 200, 2)
+    assert twin.history["params"]["c"].dtype.kind == "c"

@@ -31,7 +31,13 @@ from numpyro_infograd._calibrate.fit import LEVELS, NUM_STEPS, Settings
 from numpyro_infograd._calibrate.likely import LikelihoodFit, check_likelihood
 from numpyro_infograd._calibrate.matched import MatchedFit
 from numpyro_infograd._calibrate.recordings import as_recordings, as_tables
-from numpyro_infograd._calibrate.report import best_of, has_fallen, make_report, rank
+from numpyro_infograd._calibrate.report import (
+    as_given,
+    best_of,
+    has_fallen,
+    make_report,
+    rank,
+)
 from numpyro_infograd._calibrate.result import Calibration, TwoSample
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import public
@@ -46,6 +52,7 @@ from numpyro_infograd._optimize.move import (
     constrained,
     is_mapped,
     project,
+    projection_of,
     scales,
     unconstrained,
 )
@@ -191,12 +198,12 @@ def calibrate(
     recorded, warnings = as_recordings(tables, sm, divergence == "likelihood")
     sites = Entropy(tuple(recorded))
     sm, _, params = enter(sm, sites, (), {}, init_params, keeps_readouts=True)
-    _checks.check_real_params(sm)
     if not sm.params_of(tuple(recorded)):
         raise ArgumentError(
             f"no parameter reaches {', '.join(map(repr, recorded))}: mark what is to "
             "be fitted with numpyro.param."
         )
+    projection = projection_of(projection, sm.pairs)
     params = as_start(projection, params, sm.constraints)
     _checks.check_finite(sites, sm, params)
     _checks.check_gradient(sites, sm, params, allow_jumps)
@@ -243,7 +250,7 @@ def calibrate(
     if used[:1] == (0.0,) and (why := _why_rough(sm, density, found.params)):
         doubt = f"at the end {why}: pass positive noise_levels."
         found = replace(found, warnings=(*found.warnings, doubt))
-    return found
+    return as_given(found, sm.pairs)
 
 
 def _choose(sm: StructuralModel, names: Iterable[str], prefers: bool) -> str:

@@ -6,8 +6,9 @@ Also the choice between several starts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+import functools
 import math
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpyro_infograd._calibrate.fit import HELD_OUT, Fit
 from numpyro_infograd._calibrate.result import Calibration, TwoSample
 from numpyro_infograd._optimize import Ending, Status
 from numpyro_infograd._optimize.move import constrained, onto, unconstrained
+from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd.scores.coordinates import CLIP
 from numpyro_infograd.values import Estimate
 
@@ -297,6 +299,25 @@ def rank(end: Calibration) -> tuple[bool, float, float]:
     rejected = end.test_after.pvalue < _REJECTED
     out = missed if missed > _FEW_MISSED else 0.0
     return rejected, out, math.inf if value != value else value
+
+
+def as_given(found: Calibration, pairs: Collection[str]) -> Calibration:
+    """The calibration with complex parameters in place of these pairs."""
+
+    seen = functools.partial(without_pairs, pairs)
+
+    def steps(history: dict[str, Any]) -> dict[str, Any]:
+        return history and history | {"params": seen(history["params"])}
+
+    return replace(
+        found,
+        params=seen(found.params),
+        history=steps(found.history),
+        histories=tuple(map(steps, found.histories)),
+        standard_error=seen(found.standard_error),
+        draws=seen(found.draws),
+        undetermined=tuple(map(seen, found.undetermined)),
+    )
 
 
 def best_of(ends: Sequence[Calibration]) -> Calibration:

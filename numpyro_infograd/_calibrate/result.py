@@ -41,7 +41,8 @@ class Calibration(Result):
             bootstrap over recordings and the sampling of the twin. It is infinite for
             parameters that the recordings do not determine. It is NaN for a parameter
             that a projection holds, for more than 64 numbers, and after an
-            interruption.
+            interruption. That of a complex parameter has the errors of its real and
+            imaginary parts.
         draws: Bootstrap draws of every parameter, (num_draws, *shape). They do not vary
             along undetermined directions. So functions that the recordings determine,
             such as the product of two factors, can be computed from them.
@@ -127,7 +128,8 @@ class Calibration(Result):
     def to_inference_data(self) -> Any:
         """The calibration as ArviZ data: an `InferenceData`, from ArviZ 1 a `DataTree`.
 
-        `posterior` holds the bootstrap draws, NaN for undetermined parameters.
+        `posterior` holds the bootstrap draws, NaN for undetermined parameters; a
+        complex parameter has its real and imaginary parts in a new last axis.
         `descent` and `descent_stats` hold the history, `observed_data` the recordings,
         and `posterior_predictive` the twin's replicates. The function `arviz.plot_ppc`
         (from ArviZ 1 `arviz.plot_ppc_dist`) compares the last two.

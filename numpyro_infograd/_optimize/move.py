@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import functools
 import math
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import IdentityTransform
 
 from numpyro_infograd._arguments import explain_trace_errors
+from numpyro_infograd._pairs import with_pairs, without_pairs
 from numpyro_infograd._parameters import bijection, check_inside
 from numpyro_infograd._program import Program
 from numpyro_infograd._text import brief
@@ -135,6 +136,23 @@ def check_projection(projection: Any) -> None:
         raise ArgumentError(
             f"projection must be a function of the parameter dict, got {projection!r}."
         )
+
+
+def projection_of(user: Projection | None, pairs: Collection[str]) -> Projection | None:
+    """The user's projection, for complex parameters that are given as pairs."""
+    if user is None or not pairs:
+        return user
+
+    def on_pairs(params: Any) -> Any:
+        start = without_pairs(pairs, params)
+        check_projected(moved := user(start), start)
+        whole = {
+            name: jax.tree.map(lambda x: x + 0j, p) if name in pairs else p
+            for name, p in moved.items()
+        }
+        return with_pairs(pairs, whole)
+
+    return on_pairs
 
 
 def check_projected(projected: Any, params: Any) -> None:

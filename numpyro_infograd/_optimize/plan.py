@@ -21,14 +21,13 @@ from numpyro_infograd._optimize.move import (
     Move,
     Projection,
     as_start,
-    check_projected,
     constrained,
     project,
+    projection_of,
     scales,
     unconstrained,
 )
 from numpyro_infograd._optimize.step import Ascent, InfoMaxState
-from numpyro_infograd._pairs import with_pairs, without_pairs
 from numpyro_infograd._problem import (
     Posed,
     appends_noise,
@@ -66,7 +65,9 @@ class Plan:
         """The posed problem and where the ascent starts."""
         sm, seen, params = self._enter(self.model, args, kwargs, init_params)
         _checks.check_tunable(sm)
-        params = as_start(self._projection(sm), params, sm.constraints)
+        params = as_start(
+            projection_of(self.projection, sm.pairs), params, sm.constraints
+        )
         self._check(sm, seen, params)
         return pose_by(sm, seen, self.scores, params, rng_key), params
 
@@ -95,23 +96,6 @@ class Plan:
         seen = with_constraints(objective, self.subject_to)
         _checks.check_finite(seen, sm, params)
         _checks.check_gradient(seen, sm, params, self.allow_jumps)
-
-    def _projection(self, sm: StructuralModel) -> Projection | None:
-        """The projection of parameters as the model takes them."""
-        user = self.projection
-        if user is None or not sm.pairs:
-            return user
-
-        def on_pairs(params: Any) -> Any:
-            start = without_pairs(sm.pairs, params)
-            check_projected(moved := user(start), start)
-            whole = {
-                name: jax.tree.map(lambda x: x + 0j, p) if name in sm.pairs else p
-                for name, p in moved.items()
-            }
-            return with_pairs(sm.pairs, whole)
-
-        return on_pairs
 
     def constraints(self, posed: Posed) -> dict[str, Any] | None:
         """Constraints of the parameters; None with a projection."""
@@ -148,7 +132,11 @@ class Plan:
             budgets,
             NoiseSource.of(posed.sm.spec, self.num_samples or size),
             Move.trace(
-                start, self.optimizer, self._projection(posed.sm), constraints, scale
+                start,
+                self.optimizer,
+                projection_of(self.projection, posed.sm.pairs),
+                constraints,
+                scale,
             ),
         )
 
@@ -163,5 +151,5 @@ class Plan:
         sizes = jax.tree.map(lambda s: s / RATE, scales(given, constraints))
         normal = optax.tree.random_like(key, given, jax.random.normal)
         start = constrained(jax.tree.map(jnp.multiply, sizes, normal), constraints)
-        projection = self._projection(posed.sm)
+        projection = projection_of(self.projection, posed.sm.pairs)
         return project(projection, start) if projection else start

@@ -12,6 +12,7 @@ import jax
 
 from numpyro_infograd._calibrate import Calibration
 from numpyro_infograd._optimize import Result
+from numpyro_infograd._pairs import to_pair
 from numpyro_infograd._parameters import named_leaves
 from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError
@@ -41,8 +42,8 @@ def to_inference_data(result: Result) -> Any:
         if draws:
             chain = jax.tree.map(
                 lambda x, error: np.where(np.isinf(error), np.nan, x)[None],
-                draws,
-                result.standard_error,
+                jax.tree.map(to_pair, draws),
+                jax.tree.map(to_pair, result.standard_error),
             )
             groups["posterior"] = named_leaves(chain)
         groups["observed_data"] = result.recorded

@@ -25,6 +25,7 @@ from numpyro_infograd._arguments import as_args, as_count, as_key
 from numpyro_infograd._calibrate import Calibration, calibrate
 from numpyro_infograd._doors import public
 from numpyro_infograd._optimize import Ending
+from numpyro_infograd._pairs import to_pair
 from numpyro_infograd._parameters import named_leaves
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._text import brief, draw, html_table, warned
@@ -224,10 +225,10 @@ def _each(
 def _compare(truth: Any, fit: Calibration) -> dict[str, list[np.ndarray]]:
     """Rank and z-score of each true value in a fit; NaN without a standard error."""
     made = fit.draws or jax.tree.map(lambda x: np.asarray(x)[None], fit.params)
-    trees = fit.params, fit.standard_error, made
-    values, errors, draws = map(named_leaves, trees)
+    trees = jax.tree.map(to_pair, (fit.params, fit.standard_error, made, truth))
+    values, errors, draws, truths = map(named_leaves, trees)
     found = {}
-    for name, true in named_leaves(truth).items():
+    for name, true in truths.items():
         rank = (np.sum(draws[name] < true, axis=0) + 0.5) / (len(draws[name]) + 1)
         zscore = (values[name] - true) / errors[name]
         known = np.isfinite(errors[name])
