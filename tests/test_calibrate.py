@@ -459,7 +459,7 @@ def test_skipped_steps_are_a_warning() -> None:
 
 
 def test_a_start_far_from_all_recordings_says_so(monkeypatch) -> None:
-    monkeypatch.setattr("numpyro_infograd._calibrate.fit._CORRECTIONS", 1)
+    monkeypatch.setattr(Fit, "corrections", 1)
     rows = 1000 + np.random.default_rng(11).normal(size=500)
     twin = quick(normal(m=0.0), rows, num_steps=10)
     assert not twin.status.startswith("converged")

@@ -387,3 +387,29 @@ def test_a_complex_parameter(held: bool) -> None:
         assert twin.draws["c"].shape == (200,)
         assert twin.to_inference_data().posterior["c"].shape == (1, 200, 2)
     assert twin.history["params"]["c"].dtype.kind == "c"
+
+
+def test_a_known_density_is_fitted_by_its_likelihood() -> None:
+    """Powers up to the seventh: the curvature is indefinite far from the end."""
+
+    def powers(x):
+        return jnp.stack([x, x**3, x**5, x**7], axis=-1)
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal())
+        c = numpyro.param("c", jnp.array([1.0, 0.0, 0.0, 0.0]))
+        numpyro.sample("y", dist.Normal(powers(x) @ c, positive("s", 0.5)))
+
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(2, 3000))
+    y = x * 1.1 - 0.08 * x**3 + 0.002 * x**5 + 0.03 * noise
+    twin = quiet.calibrate(model, {"x": x, "y": y}, num_steps=60)
+    assert twin.diagnostics["divergence"] == "likelihood"
+    assert twin.status.ending is ig.Ending.CONVERGED
+    assert not twin.warnings
+    seen = np.asarray(powers(twin.recorded["x"]), float)
+    fitted, (square,), *_ = np.linalg.lstsq(seen, twin.recorded["y"])
+    error = np.asarray(twin.standard_error["c"])
+    assert np.abs((twin.params["c"] - fitted) / error).max() < 0.05
+    covariance = square / len(seen) * np.linalg.inv(seen.T @ seen)
+    np.testing.assert_allclose(error, np.sqrt(np.diag(covariance)), rtol=0.35)

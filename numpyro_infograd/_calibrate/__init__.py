@@ -114,7 +114,7 @@ def calibrate(
             likelihood, KL(p || q), by a sum over draws of the hidden noise. None is
             "likelihood" if a recorded site is discrete, rounded or clipped, or depends
             on draws without a derivative; also, without `noise_levels` and `robust`, if
-            its density is known and cut off at a fixed place other than zero; else
+            the density of the recorded sites is known, because they hide no noise; else
             "fisher". If the model is misspecified, "kl" fits the part that it can fit
             well, and the others fit the average.
         noise_levels: Variances of noise appended to both distributions, relative to the
@@ -256,8 +256,7 @@ def calibrate(
 def _choose(sm: StructuralModel, names: Iterable[str], prefers: bool) -> str:
     """ "likelihood" if a recorded site has no score, else "fisher".
 
-    If `prefers`, also if the density is known and jumps at a fixed place: a score
-    misses what lies behind the jump.
+    If `prefers`, also if the density is known: nothing is to be learned then.
     """
     known = [name for name in names if name in sm.site_info]
     if sm.noise_of(known) & {*sm.drawn} or any(has_atoms(sm, s) for s in known):
@@ -265,9 +264,8 @@ def _choose(sm: StructuralModel, names: Iterable[str], prefers: bool) -> str:
     if not prefers:
         return "fisher"
     whole = sm.density(known, whole=True)
-    jumps = whole.hard_boundaries and not whole.moving_boundary
-    is_known = not whole.hidden and whole.log_prob_sites == whole.sites
-    return "likelihood" if jumps and is_known else "fisher"
+    has_log_prob = whole.log_prob_sites == whole.sites and not whole.moving_boundary
+    return "fisher" if whole.hidden or not has_log_prob else "likelihood"
 
 
 def _choose_levels(

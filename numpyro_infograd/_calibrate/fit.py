@@ -57,7 +57,6 @@ _FEWEST_BLOCKS = 75
 HELD_OUT = 5  # one of so many blocks is held out
 _CHUNK = 25  # steps of one compiled scan
 _FAR = 1 / 3  # of the parameters' size: a step that no parabola can be trusted for
-_CORRECTIONS = 12  # Newton steps, at most
 _NOISE = 3.0  # a gradient below so many of its errors over draws counts as zero
 _RESAMPLES = 50  # bootstrap draws for the error of the first divergence
 _AT_ONCE = 16384  # draws of the twin that are made at once
@@ -104,6 +103,8 @@ class Fit(abc.ABC, Generic[Inner]):
 
     settled = 1.0  # length of the last correction at convergence, in standard errors
     doubt = ""  # what else may be the cause if a direction is not determined
+    corrections = 12  # Newton steps, at most
+    stride = 1.0  # factor of the longest correction after one that went down
 
     def __init__(
         self,
@@ -129,6 +130,7 @@ class Fit(abc.ABC, Generic[Inner]):
         self.largest: Any = None  # largest rates of the parameters so far
         self.last: Place[Inner] | None = None  # start of the last correction
         self.is_drifting = True  # whether the last two corrections lead away
+        self.reach = 1.0  # length of the longest correction, in units of the default
 
     @property
     def flat(self) -> jax.Array:
@@ -251,10 +253,12 @@ class Fit(abc.ABC, Generic[Inner]):
         if self.last is not None and (here is None or self.rises(self.last, here)):
             half = self.unravel((self.last.flat + flat) / 2)
             self.unconstrained_params = onto(self.settings.projection, half)
+            self.reach = 1.0
             return None
         if here is None:
             return math.nan
         previous, self.last = self.last, here
+        self.reach *= self.stride if previous else 1.0
         allowed, edges = self._ways()
         information = np.atleast_2d(np.cov(self.resampled(here, _RESAMPLES).T))
         size = grown(self.sizes(), here.curvatures, information)
@@ -262,7 +266,8 @@ class Fit(abc.ABC, Generic[Inner]):
         down, steepness = directions.slope(
             here.gradient, information + _NOISE**2 * here.noise
         )
-        step = limited(directions.solve(here.gradient) + down, size, directions.error)
+        step = directions.solve(here.gradient) + self.reach * down
+        step = limited(step, size, directions.error, self.reach)
         moved = onto(self.settings.projection, self.unravel(flat + step))
         step = np.asarray(ravel_pytree(moved)[0] - flat, float)  # after projection
         own = np.sqrt(np.diag(directions.known.T @ here.noise @ directions.known))
@@ -388,7 +393,7 @@ class Fit(abc.ABC, Generic[Inner]):
                 "there are no Newton steps and no standard errors.",
             )
             return Status(f"took {total} steps", Ending.ALL_STEPS)
-        for _ in range(_CORRECTIONS):
+        for _ in range(self.corrections):
             length = self.correct()
             if length is None:
                 continue

@@ -127,12 +127,14 @@ class Place(NamedTuple, Generic[Inner]):
     inside: Inner  # what else the divergence was computed from
 
 
-def limited(step: np.ndarray, size: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """A correction, shortened to a share of the parameters' size, or to the largest of
-    their standard errors in units of their size.
+def limited(
+    step: np.ndarray, size: np.ndarray, errors: np.ndarray, reach: float
+) -> np.ndarray:
+    """A correction, shortened to `reach` times a share of the parameters' size, or to
+    the largest of their standard errors in units of their size.
     """
     length = np.sqrt(np.mean((step / size) ** 2))
-    farthest = max(_FARTHEST, errors.max(initial=0.0))
+    farthest = max(reach * _FARTHEST, errors.max(initial=0.0))
     return step * min(1.0, farthest / max(length, 1e-30))
 
 

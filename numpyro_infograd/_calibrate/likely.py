@@ -107,6 +107,9 @@ class LikelihoodFit(Fit[Inside]):
             self.doubt = (
                 ", or too few draws of hidden noise show it (raise num_samples)"
             )
+        else:
+            # The likelihood is exact and quick, and a step too far is seen.
+            self.corrections, self.stride = 40, 2.0
         self.count = self._fit(_FIRST)
         self.key = next(self.keys)
 
