@@ -116,7 +116,7 @@ def _compare(
     assert method is not None
 
     def replicate(keys: jax.Array) -> Any:
-        noise_key, score_key, *pair = keys
+        noise_key, score_key = keys[:2]
         noise = source(noise_key)
 
         def run(params: Any) -> tuple[Values, Values]:
@@ -139,7 +139,7 @@ def _compare(
                 for i, (d, s) in enumerate(zip(chained.densities, tunings, strict=True))
             ]
 
-        both = jax.vmap(chains)(jnp.stack(pair))
+        both = jax.vmap(chains)(keys[2:])
 
         def by_set(of: Problem, found: list[Scores]) -> dict[str, Values]:
             """The cotangents of each set; their sum if outputs are conditions."""

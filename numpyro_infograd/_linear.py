@@ -90,8 +90,8 @@ class Linear(NamedTuple):
         if not sites or not columns and not opaque:  # only discrete noise
             return Linear({s: {} for s in sites}, sizes, True)
         forward = sm.forward_given(opaque) if opaque else None
+        noise = probe_noise(sm.spec, 1, _DRAWS)
         with explain_grad_errors():
-            noise = probe_noise(sm.spec, 1, _DRAWS)
             found = _jacobians(
                 sm.forward, forward, params, noise, sites, columns, opaque
             )

@@ -27,6 +27,7 @@ NoiseSpec = tuple[tuple[str, Noise], ...]
 # In more dimensions than this, making a Sobol set is too slow.
 MAX_SOBOL_DIMENSIONS = 4096
 _EXPLICIT = ("normal", "uniform")
+_AT_ONCE = 2**22  # pseudo-random numbers that are drawn in one call, at most
 
 
 @functools.lru_cache(maxsize=16)
@@ -42,6 +43,10 @@ def _uniform_from_bits(bits: jax.Array) -> jax.Array:
     if dtype == jnp.float64:
         return (bits.astype(dtype) + 0.5) * 2.0**-32
     return ((bits >> 9).astype(dtype) + 0.5) * dtype.type(2.0**-23)
+
+
+def _bits(rng_key: jax.Array, rows: int, columns: int) -> jax.Array:
+    return jax.random.bits(rng_key, (rows, columns), jnp.uint32)
 
 
 def _normal(uniform: jax.Array) -> jax.Array:
@@ -65,8 +70,9 @@ def draw_noise(
     """Draw exogenous noise, each array of shape (num_samples, *shape).
 
     With `points` (see `base_points`) explicit noise is quasi-random: a random digital
-    shift moves the point set, so each key gives an unbiased replicate. The function is
-    pure and traceable; `spec` and `num_samples` are static.
+    shift moves the point set, so each key gives an unbiased replicate. Every number
+    has 32 random bits, or 23 in single precision; what one site draws depends on all of
+    `spec`. The function is pure and traceable; `spec` and `num_samples` are static.
     """
     noise: dict[str, jax.Array] = {}
     keyed = [(name, law) for name, law in spec if law.kind == "key"]
@@ -78,15 +84,19 @@ def draw_noise(
     explicit = [(name, law) for name, law in spec if law.kind in _EXPLICIT]
     sizes = [math.prod(law.shape) for _, law in explicit]
     if explicit:
-        # All bits at once: each call takes XLA 50 ms to compile.
-        shape = (sum(sizes),) if points is not None else (num_samples, sum(sizes))
-        bits = jax.random.bits(rng_key, shape, jnp.uint32)
-        uniforms = _uniform_from_bits(bits if points is None else points ^ bits)
-        parts = jnp.split(uniforms, np.cumsum(sizes)[:-1], axis=1)
+        # All bits at once, where these are few: each call takes XLA 50 ms to compile.
+        if points is None and num_samples * sum(sizes) > _AT_ONCE:
+            own = jax.random.split(rng_key, len(sizes))
+            parts = [_bits(k, num_samples, n) for k, n in zip(own, sizes, strict=True)]
+        else:
+            rows = num_samples if points is None else 1
+            bits = _bits(rng_key, rows, sum(sizes))
+            bits = bits if points is None else points ^ bits
+            parts = jnp.split(bits, np.cumsum(sizes)[:-1], axis=1)
         for (name, law), part in zip(explicit, parts, strict=True):
-            u = part.reshape(num_samples, *law.shape)
+            u = _uniform_from_bits(part).reshape(num_samples, *law.shape)
             noise[name] = _normal(u) if law.kind == "normal" else u
-    return jax.tree.map(shard_samples, noise)
+    return noise
 
 
 def permutation(rng_key: jax.Array, size: int) -> jax.Array:
@@ -95,7 +105,7 @@ def permutation(rng_key: jax.Array, size: int) -> jax.Array:
 
 
 def subkeys(rng_key: jax.Array, count: int) -> list[jax.Array]:
-    """Independent keys on the host; `jax.random.split` compiles for each count."""
+    """Independent keys, without a program for each count as `jax.random.split` has."""
     return [jax.random.fold_in(rng_key, index) for index in range(count)]
 
 
@@ -114,12 +124,18 @@ class NoiseSource:
     size: int
 
     @staticmethod
+    def independent(spec: NoiseSpec, size: int) -> NoiseSource:
+        """Batches of independent draws."""
+        return NoiseSource(None, spec, size)
+
+    @staticmethod
     def of(spec: NoiseSpec, size: int) -> NoiseSource:
         return NoiseSource(base_points(spec, size), spec, size)
 
     def __call__(self, rng_key: jax.Array) -> dict[str, jax.Array]:
         """A batch, each array of shape (size, *shape)."""
-        return draw_noise(self.spec, rng_key, self.size, self.points)
+        noise = draw_noise(self.spec, rng_key, self.size, self.points)
+        return jax.tree.map(shard_samples, noise)
 
 
 def probe_noise(spec: NoiseSpec, seed: int, num_samples: int) -> dict[str, Any]:
@@ -129,8 +145,8 @@ def probe_noise(spec: NoiseSpec, seed: int, num_samples: int) -> dict[str, Any]:
     for name, law in spec:
         shape = (num_samples, *law.shape)
         if law.kind == "key":
-            keys = jax.random.split(jax.random.key(seed), math.prod(shape))
-            noise[name] = keys.reshape(shape)
+            key = jax.random.key(rng.integers(2**31))
+            noise[name] = jax.random.split(key, shape)
         elif law.kind == "normal":
             noise[name] = rng.standard_normal(shape).astype(dtype)
         elif law.kind == "uniform":
@@ -194,8 +210,7 @@ def noise_like(spec: NoiseSpec) -> dict[str, jax.Array]:
     inert: dict[str, jax.Array] = {}
     for name, law in spec:
         if law.kind == "key":
-            flat = jax.random.split(jax.random.key(0), math.prod(law.shape))
-            inert[name] = flat.reshape(law.shape)
+            inert[name] = jax.random.split(jax.random.key(0), law.shape)
         elif law.kind != "none":
             middle = 0.5 if law.kind == "uniform" else 0.0
             inert[name] = jnp.full(law.shape, middle, float)

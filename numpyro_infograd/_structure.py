@@ -24,6 +24,7 @@ from numpyro_infograd._noise import (
     check_noise,
     draw_noise,
     noise_like,
+    spare_key,
 )
 from numpyro_infograd._parameters import check_inside, complete
 from numpyro_infograd._program import Program, dependencies_by_name
@@ -146,7 +147,8 @@ class StructuralModel:
                 f"Use {1 << num_samples.bit_length()}."
             )
         points = base_points(self.spec, num_samples) if qmc else None
-        return draw_noise(self.spec, rng_key, num_samples, points)
+        # Not the key itself, from which a user may draw too.
+        return draw_noise(self.spec, spare_key(rng_key), num_samples, points)
 
     def evaluate(self, params: Mapping[str, Any], noise: Values) -> Values:
         """Values of all sites: a deterministic function.

@@ -328,7 +328,7 @@ def test_gradient_of_the_fisher_divergence_is_its_derivative() -> None:
     @jax.jit
     def divergence(params):
         first, second = (
-            match.weights(params, each, source) - match.target
+            match.features.weights(match.moments(params, each, source)) - match.target
             for each in jax.random.split(key)
         )
         gram = match.law.gram

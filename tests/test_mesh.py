@@ -41,9 +41,9 @@ quick = {"mesh": mesh, "progress_bar": False}
 ASCENT = """
 if mesh is not None:  # the samples are where they are said to be
     from numpyro_infograd._arguments import use_mesh
-    from numpyro_infograd._noise import draw_noise
+    from numpyro_infograd._noise import NoiseSource
     spec = ig.structural_model(links.amplifier).spec
-    draw = jax.jit(lambda key: draw_noise(spec, key, 1024))
+    draw = jax.jit(NoiseSource.independent(spec, 1024))
     with use_mesh(mesh):
         drawn = draw(jax.random.key(0))
     assert all(len(x.addressable_shards[0].data) == 1024 // size

@@ -107,12 +107,8 @@ class Features:
     def __call__(self, z: jax.Array, level: jax.Array | float) -> jax.Array:
         """All features: coordinates, steps, networks and a constant, (..., width)."""
         seen = see(z, level)
-        first, second = (
-            self.ensemble.features(
-                jax.tree.map(lambda x, i=i: x[i], self.networks), seen
-            )
-            for i in range(2)
-        )
+        over = jax.vmap(self.ensemble.features, (0, None))
+        first, second = over(self.networks, seen)
         own = self.ensemble.knots[0] * self.ensemble.knots[1]  # steps, taken only once
         return jnp.concatenate([seen[..., :-1], first, second[..., own:-1]], axis=-1)
 
@@ -259,8 +255,7 @@ def _trained(blank: Features, values: jax.Array, rng_key: jax.Array) -> Features
 
     def problem(_: Any, part: Pool) -> Batch:
         """Score matching of the score minus that of a standard normal."""
-        index = (part.position * len(levels)).astype(int)
-        level = levels[jnp.clip(index, 0, len(levels) - 1)][:, None]
+        level = levels[(part.position * len(levels)).astype(int)][:, None]
         z = part.values + jnp.sqrt(level) * part.noise
         tangent = jnp.pad(part.slices * (jnp.abs(z) < CLIP), ((0, 0), (0, 1)))
         one = jnp.ones((len(z), 1))

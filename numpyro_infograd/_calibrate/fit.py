@@ -118,7 +118,7 @@ class Fit(abc.ABC, Generic[Inner]):
     ) -> None:
         self.sm, self.density, self.recorded = sm, density, recorded
         self.settings, self.warnings = settings, warnings
-        key = jax.random.fold_in(rng_key, 0)
+        key = jax.random.fold_in(rng_key, 0)  # other starts have 1, 2, ...
         self.keys = (jax.random.fold_in(key, i) for i in itertools.count())
         self.constraints = sm.constraints if settings.projection is None else None
         self.unconstrained_params = unconstrained(params, self.constraints)
@@ -206,7 +206,7 @@ class Fit(abc.ABC, Generic[Inner]):
         for a two-sample test."""
         params = constrained(unconstrained_params, self.constraints)
         key, parts = next(self.keys), []
-        source = NoiseSource(None, self.sm.spec, _AT_ONCE)
+        source = NoiseSource.independent(self.sm.spec, _AT_ONCE)
         for start in range(0, size, _AT_ONCE):  # all of one size: they compile once
             own = jax.random.fold_in(key, start)
             values = draw_values(self.sm.forward, params, source, own)

@@ -79,15 +79,13 @@ class Match:
         params = constrained(unconstrained_params, self.constraints)
         return self.features.coordinates(simulate(self.forward, params, noise))
 
-    def weights(
+    def moments(
         self, unconstrained_params: Any, rng_key: jax.Array, source: NoiseSource
-    ) -> jax.Array:
-        """W_q from fresh draws of the twin, (levels, width, dimensions)."""
+    ) -> Moments:
+        """Moments of fresh draws of the twin."""
         noise, blur = draw(source, rng_key)
-        moments = self.features.moments(
-            self.outputs(unconstrained_params, noise), blur, rng_key
-        )
-        return self.features.weights(moments)
+        z = self.outputs(unconstrained_params, noise)
+        return self.features.moments(z, blur, rng_key)
 
     def factor(self, local: Local) -> Any:
         """Factor of the gap W_q - W_p in the gradient, of the shape of `slopes`.
@@ -124,9 +122,7 @@ def fisher_gradient(
     features, keys = match.features, jax.random.split(rng_key)
 
     def law(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        noise, blur = draw(source, key)
-        outputs = match.outputs(unconstrained_params, noise)
-        moments = features.moments(outputs, blur, key)
+        moments = match.moments(unconstrained_params, key, source)
         return moments.gram, features.weights(moments)
 
     grams, weights = jax.lax.map(law, keys)
@@ -236,10 +232,11 @@ def draw_weights(
     match: Match, unconstrained_params: Any, rng_key: jax.Array, source: NoiseSource
 ) -> jax.Array:
     """W_q from independent draws, (draws, levels, width, dimensions)."""
-    return jax.lax.map(
-        lambda key: match.weights(unconstrained_params, key, source),
+    laws = jax.lax.map(
+        lambda key: match.moments(unconstrained_params, key, source),
         jax.random.split(rng_key, _DRAWS),
     )
+    return jax.lax.map(match.features.weights, laws)
 
 
 class Local(NamedTuple):

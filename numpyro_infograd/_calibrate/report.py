@@ -224,7 +224,7 @@ def _warnings_for(
     likely = fit.settings.divergence == "likelihood"  # its value is no divergence
     far = not likely and after.value > 3 * after.standard_error
     near = likely or after.lower <= 0
-    if far or test.pvalue < 0.01 or (test.pvalue < 0.05 and not near):
+    if far or test.pvalue < _REJECTED or (test.pvalue < 0.05 and not near):
         number = f"{after.value:.3g} +- {after.standard_error:.2g}"
         signs = [f"the divergence is {number} nats, not zero"] if far else []
         if test.pvalue < 0.05:

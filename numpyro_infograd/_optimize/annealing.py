@@ -54,7 +54,7 @@ def initial_variances(
             )
     if isinstance(annealing, Mapping):
         return asked
-    source = NoiseSource(None, sm.spec, 1024)
+    source = NoiseSource.independent(sm.spec, 1024)
     values = draw_values(sm.forward, params, source, jax.random.key(4))
     spread = {s: float(np.mean(np.var(values[s], axis=0))) for s in asked}
     return {s: float(v) * spread[s] for s, v in asked.items()}

@@ -161,7 +161,7 @@ def trace_budgets(
     means = Means(coefficients, programs)
     scales = np.ones(0)
     if constraints:
-        source = NoiseSource(None, sm.spec, 1024)
+        source = NoiseSource.independent(sm.spec, 1024)
         values = draw_values(sm.forward, params, source, jax.random.key(9))
         each = np.asarray(at_each(means, values))
         scales = _scales(weights @ each, bounds)

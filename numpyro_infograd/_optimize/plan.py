@@ -13,7 +13,7 @@ import optax
 
 from numpyro_infograd import _checks
 from numpyro_infograd._gradient import pose_by
-from numpyro_infograd._noise import NoiseSource
+from numpyro_infograd._noise import NoiseSource, spare_key
 from numpyro_infograd._objectives import Constraint, Objective
 from numpyro_infograd._optimize.budgets import trace_budgets, with_constraints
 from numpyro_infograd._optimize.move import (
@@ -103,7 +103,7 @@ class Plan:
 
     def start(self, posed: Posed, rng_key: jax.Array, params: Any) -> InfoMaxState:
         """The state before the first step."""
-        key = jax.random.fold_in(rng_key, 2**31 - 1)
+        key = spare_key(rng_key)
         start = unconstrained(params, self.constraints(posed))
         problem = posed.problem
         return InfoMaxState(

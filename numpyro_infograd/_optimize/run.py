@@ -299,10 +299,9 @@ class Run:
         return [constrained(f, constraints) for f in self._each_unconstrained()]
 
     def _each_unconstrained(self) -> list[Any]:
-        count = self.states.step.shape[0]
         return [
             jax.tree.map(lambda x, i=i: x[i], self.states.unconstrained_params)
-            for i in range(count)
+            for i in range(len(self.starts))
         ]
 
     # -- when to stop -----------------------------------------------------------------

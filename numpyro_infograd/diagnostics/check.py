@@ -215,7 +215,7 @@ def check_scores(
     sm, objective, complete = enter_tunable(
         model, objective, args, kwargs, params, method, allow_jumps
     )
-    fit_key, sample_key, other_key = subkeys(key, 3)
+    fit_key, sample_key, score_key, other_key = subkeys(key, 4)
     posed = pose_by(sm, objective, method, complete, fit_key)
     problem = posed.problem
     report = ScoreCheck("exact", ())
@@ -225,7 +225,7 @@ def check_scores(
         noise = draw_noise(problem.spec, sample_key, num_samples)
         values = simulate(problem.forward, complete, noise)
         ran = _as_in_gradient(posed, complete, fit_key)
-        sets = _look(problem, states, complete, noise, values, sample_key, found, ran)
+        sets = _look(problem, states, complete, noise, values, score_key, found, ran)
         shown = {} if found is None else jax.device_get(found.cotangents)
         report = ScoreCheck(posed.method_name, sets, shown)
     if verbose:

@@ -107,7 +107,7 @@ class Denoising(Learned):
             return Batch(seen, jnp.ones((len(seen), 1)), wanted)
         # Integration by parts turns the target -z / sqrt(t) of the noise into the
         # divergence of score matching, whose variance stays bounded for small t.
-        index = jnp.clip(pool.position * len(levels), 0, len(levels) - 1).astype(int)
+        index = (pool.position * len(levels)).astype(int)
         level, layout = jnp.asarray(levels)[index, None], Layout.of(density)
         moved = frame.moved(centred, layout, pool.noise, level)
         seen, gaussian = self.see(frame, moved, level), frame.gaussian(moved)

@@ -161,9 +161,8 @@ class Learned(ScoreMethod):
         drift = jnp.mean((change @ frame.fisher_inv_sqrt) ** 2)
         loss = self.loss(density, here[0])
         shrink, (gain, _) = held_out_gain(*loss, *here, last.networks)
-        kept = shrink, gain
         if self.refit == "auto":
-            stale = (drift > DRIFTED) | (kept[1] < last.trained_gain - LOST)
+            stale = (drift > DRIFTED) | (gain < last.trained_gain - LOST)
         else:
             stale = last.age + 1 >= self.refit
 
@@ -178,7 +177,7 @@ class Learned(ScoreMethod):
             return new, shrink, gain
 
         networks, shrink, gain = jax.lax.cond(
-            stale, retrain, lambda networks: (networks, *kept), last.networks
+            stale, retrain, lambda networks: (networks, shrink, gain), last.networks
         )
         fitted = Fitted(
             networks,

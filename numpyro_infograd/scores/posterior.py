@@ -120,7 +120,7 @@ class Posterior(ScoreMethod):
         sites = {s for d in densities for s in d.sites}
         discrete = frozenset(s for s in sites if sm.site_info[s].discrete)
         if self.model is not None:
-            source = NoiseSource(None, sm.spec, _CHECKED)
+            source = NoiseSource.independent(sm.spec, _CHECKED)
             values = draw_values(sm.forward, params, source, jax.random.key(4))
             for density in densities:
                 own = {s: values[s] for s in density.sites}
@@ -134,7 +134,7 @@ class Posterior(ScoreMethod):
                 f"of discrete inputs, got {sorted(sites)}. Pass your own posterior: "
                 "scores.Posterior(model=...)."
             )
-        source = NoiseSource(None, sm.spec, 16384)
+        source = NoiseSource.independent(sm.spec, 16384)
         values = draw_values(sm.forward, params, source, jax.random.key(4))
         columns = [np.asarray(values[s]).reshape(16384, -1) for s in densities[0].sites]
         seen = np.unique(np.concatenate(columns, axis=1).astype(float), axis=0)

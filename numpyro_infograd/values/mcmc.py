@@ -40,7 +40,7 @@ from numpyro_infograd._compiling import quick_jit
 from numpyro_infograd._density import Density, Values, simulate
 from numpyro_infograd._doors import settings_class
 from numpyro_infograd._hidden import Position, walkable
-from numpyro_infograd._noise import NoiseSource, squares, student, subkeys
+from numpyro_infograd._noise import NoiseSource, squares, standard_error, subkeys
 from numpyro_infograd._objectives import Objective
 from numpyro_infograd._pilot import FEWEST_STEPS
 from numpyro_infograd._problem import REPLICATES
@@ -230,9 +230,8 @@ class Ends(NamedTuple):
         gram, cross = self.gram.sum(0), self.cross.sum(0)
         slope = np.linalg.lstsq(gram, cross)[0]
         totals = self.totals - self.known @ slope
-        count = len(totals)
         value, lower, upper = totals.mean(0)
-        errors = student(count) * totals.std(0, ddof=1) / math.sqrt(count)
+        errors = standard_error(totals)
         warnings: tuple[str, ...] = ()
         if self.bias > max(errors[0], _FINE, 0.01 * abs(value)):
             warnings = (

@@ -11,7 +11,7 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._noise import student
+from numpyro_infograd._noise import standard_error
 
 _HIGHEST = 100.0  # highest noise variance, in units of the values' variance
 _LOWEST = 1e-3  # lowest noise variance, in units of the model's own smoothing
@@ -164,5 +164,4 @@ def jackknife(found: np.ndarray) -> tuple[float, float]:
     """Value and standard error of a statistic, without its first-order bias."""
     count = len(found) - 1
     pseudo = count * found[0] - (count - 1) * found[1:]
-    error = student(count) * np.std(pseudo, ddof=1) / math.sqrt(count)
-    return float(np.mean(pseudo)), float(error)
+    return float(np.mean(pseudo)), float(standard_error(pseudo))
