@@ -148,7 +148,11 @@ def _entropy(jacobian: jax.Array) -> jax.Array:
     rows, columns = jacobian.shape
     if rows > columns:  # less noise than dimensions
         return jnp.asarray(-jnp.inf)
+    # Rows of length one: sites may have units that differ by many orders.
+    size = jax.lax.stop_gradient(jnp.linalg.norm(jacobian, axis=1))
+    size = jnp.where(size > 0, size, 1.0)
     # Singular values keep twice as many digits as the covariance matrix.
-    singular = jnp.linalg.svd(jacobian, full_matrices=False, compute_uv=False)
-    log_det = jnp.sum(jnp.log(singular))
+    unit = jacobian / size[:, None]
+    singular = jnp.linalg.svd(unit, full_matrices=False, compute_uv=False)
+    log_det = jnp.sum(jnp.log(singular)) + jnp.sum(jnp.log(size))
     return log_det + 0.5 * rows * (jnp.log(2 * jnp.pi) + 1.0)
