@@ -442,8 +442,9 @@ def test_complex_parameters_that_are_refused() -> None:
 
     call = functools.partial(ig.gradient, channel(law), ig.MI("x", "y"))
     refuses(ParameterError, "'a'", "constraint", call=call)
-    recorded = RNG.normal(size=(600, 2)) + 1j * RNG.normal(size=(600, 2))
-    call = functools.partial(quiet.calibrate, precoded, {"y": recorded})
+    call = functools.partial(
+        ig.pretrain_scores, precoded, ig.MI("x", "y"), {"W": (0, 1)}
+    )
     refuses(ParameterError, "'W'", "Use two", call=call)
 
 

@@ -58,6 +58,29 @@ def test_eight_antennas_are_exact(alpha) -> None:
     check(found, truths.mimo_information(alpha, links.MATRIX), 0.0, rounding=5e-6)
 
 
+@pytest.mark.parametrize("unit", [1e-8, 1e-3, 1e6])
+def test_units_do_not_matter(unit: float) -> None:
+    """Two outputs, one of them in another unit, with the same hidden noise."""
+
+    def model() -> None:
+        x, h = (numpyro.sample(name, dist.Normal()) for name in "xh")
+        mean = jnp.stack([numpyro.param("a", 1.0) * x + h, unit * (x - 0.5 * h)])
+        scale = 0.5 * jnp.array([1.0, unit])
+        numpyro.sample("y", dist.Normal(mean, scale).to_event(1))
+
+    def truth(a: float) -> float:
+        noise = np.outer([1, -0.5], [1, -0.5]) + 0.25 * np.eye(2)
+        both = noise + np.outer([a, 1], [a, 1])
+        return 0.5 * np.log(np.linalg.det(both) / np.linalg.det(noise))
+
+    found = ig.mutual_information(model, "x", "y")
+    assert found.method == "exact"
+    assert found.value == pytest.approx(truth(1.0), abs=5e-6)
+    gradient = ig.gradient(model, ig.MI("x", "y")).value["a"]
+    slope = (truth(1.001) - truth(0.999)) / 0.002
+    assert float(gradient) == pytest.approx(slope, abs=5e-6)
+
+
 @pytest.mark.parametrize("fixed", [False, True])
 def test_a_condition_without_noise_is_held_at_its_value(fixed) -> None:
     """I(x; y | g) = log(1 + g^2) / 2 with a gain g that no noise moves."""
@@ -128,6 +151,37 @@ def test_value_of_an_expectation() -> None:
     check(alone, 5.0, 0.05)
     priced = ig.estimate(links.link, ig.MI("x", "y") - 0.1 * cost, params=point)
     check(priced, truths.multipath_information(2.0, 1.0) - 0.5, 0.01)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.001, 0.0005])
+def test_errors_of_rare_values_are_not_zero(share: float) -> None:
+    """All quasi-random sets may have equally many draws of a rare value."""
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Bernoulli(numpyro.param("p", share)))
+        numpyro.sample("y", dist.Normal(3.0 * x, 1.0))
+
+    mean = ig.Expectation(lambda v: 1.0 * v["x"])
+    zscores = []
+    for key in jax.random.split(jax.random.key(0), 8):
+        found = ig.estimate(model, mean, rng_key=key)
+        assert found.standard_error < 0.1 * share
+        zscores.append((found.value - share) / found.standard_error)
+    assert np.abs(zscores).max() < 3.5
+    assert np.abs(zscores).max() > 0.2  # and they are not far too large
+
+
+def test_a_rare_symbol_does_not_exceed_a_bound() -> None:
+    def model() -> None:
+        x = numpyro.sample("x", dist.Bernoulli(numpyro.param("p", 0.001)))
+        numpyro.sample("y", dist.Bernoulli(jnp.where(x == 1, 0.999, 0.001)))
+
+    law = np.array([0.999, 0.001])
+    joint = law[:, None] * np.array([law, law[::-1]])
+    apart = joint.sum(0) * joint.sum(1)[:, None]
+    found = ig.mutual_information(model, "x", "y")
+    check(found, np.sum(joint * np.log(joint / apart)), 1e-6)
+    assert not found.warnings
 
 
 def test_negative_of_an_estimate_swaps_its_bounds() -> None:

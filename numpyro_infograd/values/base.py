@@ -16,6 +16,7 @@ from numpyro_infograd._objectives import Objective
 from numpyro_infograd._program import Program
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import Means, Term, at_each
+from numpyro_infograd._views import sites_read
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Sum(NamedTuple):
     densities: tuple[Any, ...]
     coefficients: jax.Array
     expectations: Means
+    counts: jax.Array  # one if the expectations depend on a discrete site, else zero
 
     @staticmethod
     def of(
@@ -139,7 +141,9 @@ class Sum(NamedTuple):
     ) -> Sum:
         """The sum for the density of each term."""
         coefficients = jnp.asarray([term.coefficient for term in terms])
-        return Sum(sm.forward, densities, coefficients, expectations)
+        seen = sites_read(expectations.programs, sm.sites)
+        counts = jnp.asarray(float(any(sm.site_info[s].discrete for s in seen)))
+        return Sum(sm.forward, densities, coefficients, expectations, counts)
 
     def expectations_at(self, values: Values) -> jax.Array:
         """The weighted expectations at each of a batch of values, (num_samples,)."""

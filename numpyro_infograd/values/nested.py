@@ -311,21 +311,28 @@ def _average(
             unexplained += jnp.abs(c) * jnp.mean(alone)
             removed -= c * jnp.mean(correction)
             smallest = jnp.minimum(smallest, 1 / jnp.mean(1 / effective))
-        each += total.expectations_at(values)[:, None]
+        expected = total.expectations_at(values)
+        each += expected[:, None]
         known = squares(source.spec, noise, min(REPLICATES * size // 64, 256))
         gram, cross = known.T @ known, known.T @ (each - jnp.mean(each, axis=0))
         means = jnp.mean(each, axis=0)
         sums = means, jnp.mean(known, axis=0), gram, cross
-        return sums, (removed, smallest, unexplained, lost)
+        reach = jnp.max(expected) - jnp.min(expected)
+        return sums, (removed, smallest, unexplained, lost, reach)
 
     keys = jax.random.split(rng_key, (REPLICATES, 2))
-    sums, (removed, smallest, unexplained, lost) = jax.lax.map(replicate, keys)
+    sums, others = jax.lax.map(replicate, keys)
+    removed, smallest, unexplained, lost, reach = others
     totals, known, gram, cross = sums
     if known.shape[1]:
         slope = jnp.linalg.solve(jnp.sum(gram, axis=0), jnp.sum(cross, axis=0))
         totals -= known @ slope
     value, low, high = jnp.mean(totals, axis=0)
     errors = standard_error(totals)
+    # All quasi-random sets may have equally many draws of a rare value: a part of the
+    # weight of one draw is missed then, which their scatter does not show.
+    least = total.counts * jnp.max(reach) / (REPLICATES * size)
+    errors = jnp.hypot(errors, least)
     correction = jnp.mean(removed)
     bias = jnp.hypot(0.5 * correction, _ALONE * jnp.mean(unexplained))
     without = jnp.any(lost, axis=0)  # bounds that are infinite for some sample
