@@ -69,8 +69,8 @@ def pretrain_scores(
         model_kwargs: Keyword arguments of the model.
 
     Returns:
-        A score method. For parameters outside the range it raises an error; an ascent
-        stops there, and its status says so.
+        A score method. For parameters outside the range it raises an error. An ascent
+        that leaves the range stops soon after, and its status says so.
 
     Raises:
         InfogradError: A subclass that names the site or argument at fault.

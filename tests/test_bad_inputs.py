@@ -741,6 +741,7 @@ CASES: list[tuple] = [
     ("bounds must be a dict", region([MI("x1", "y")])),
     (r"bound of \('r',\).*built from MI", region({"r": 1.0})),
     (r"bound of \('r',\).*Expectation", region({"r": POWER})),
+    (r"bound of \('r',\).*from MI", region({"r": MI("x1", "y") - 0.1 * POWER})),
     (r"bound of \('r',\).*Entropy\('y'\). Use an information",
         region({"r": Entropy("y")})),
     (r"bound of \('r',\).*-MI.*positive", region({"r": -MI("x1", "y")})),

@@ -145,8 +145,8 @@ def rate_region(
             break
     if not ends:
         raise ArgumentError(
-            f"no direction gave a point; {trouble}. If a scale falls to zero, make an "
-            "amplitude the parameter instead; or use other init_params."
+            f"no direction gave a point; {trouble} If a scale fell to zero, make an "
+            "amplitude the parameter instead. Else use other init_params."
         )
     return _region(rates, ends, _missing_sums(named) + _warnings_for(ends))
 
@@ -280,7 +280,8 @@ def _is_information(bound: Objective) -> bool:
         for site in bound.sites
     )
     positive = any(coefficient > 0 for coefficient, _ in bound.terms)
-    return bool(bound.sites) and positive and all(abs(c) < 1e-9 for c in shifts)
+    pure = bool(bound.sites) and positive and not bound.expectations
+    return pure and all(abs(c) < 1e-9 for c in shifts)
 
 
 def _values(
