@@ -148,9 +148,10 @@ def _entropy(jacobian: jax.Array) -> jax.Array:
     rows, columns = jacobian.shape
     if rows > columns:  # less noise than dimensions
         return jnp.asarray(-jnp.inf)
-    # Rows of length one: sites may have units that differ by many orders.
-    size = jax.lax.stop_gradient(jnp.linalg.norm(jacobian, axis=1))
-    size = jnp.where(size > 0, size, 1.0)
+    # Rows of one size: sites may have units that differ by many orders. Powers of two
+    # cause no rounding.
+    norm = jax.lax.stop_gradient(jnp.linalg.norm(jacobian, axis=1))
+    size = jnp.ldexp(jnp.ones(rows), jnp.frexp(jnp.where(norm > 0, norm, 1.0))[1] - 1)
     # Singular values keep twice as many digits as the covariance matrix.
     unit = jacobian / size[:, None]
     singular = jnp.linalg.svd(unit, full_matrices=False, compute_uv=False)
