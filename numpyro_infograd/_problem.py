@@ -19,7 +19,12 @@ from numpyro_infograd._chance import Chance
 from numpyro_infograd._compiling import pytree
 from numpyro_infograd._density import Density
 from numpyro_infograd._doors import warn
-from numpyro_infograd._edits import append_noise, as_pairs, with_real_params
+from numpyro_infograd._edits import (
+    append_noise,
+    as_pairs,
+    with_few_values,
+    with_real_params,
+)
 from numpyro_infograd._hidden import walkable
 from numpyro_infograd._noise import NoiseSpec
 from numpyro_infograd._objectives import Objective
@@ -32,6 +37,7 @@ from numpyro_infograd._terms import (
     resolve,
     resolve_reversed,
     trace_expectations,
+    without_density,
     without_moving_conditions,
 )
 from numpyro_infograd._tracing import trace_model
@@ -200,6 +206,7 @@ def pose(
         wanted = {s for t in moving_terms(objective, sm) for s in t.sites}
         noisy = sorted(s for s in wanted if sm.moves(s))
         sm = append_noise(sm, dict.fromkeys(noisy, float(method.noise_variance)))
+    sm = _with_discrete(sm, objective, params)
     terms = moving_terms(objective, sm)
     if method.samples_only:
         terms = without_moving_conditions(terms, sm)
@@ -215,14 +222,26 @@ def pose(
     return _assemble(sm, objective, terms, densities, method, reason)
 
 
-def pose_again(posed: Posed, sm: StructuralModel) -> Posed:
+def pose_again(posed: Posed, sm: StructuralModel, params: Any) -> Posed:
     """The same problem on the same model with other values of its arguments."""
     if posed.sm.appended:
         sm = append_noise(sm, posed.sm.appended)
+    sm = _with_discrete(sm, posed.objective, params)
     method, terms = posed.problem.method, posed.terms
     densities = () if method is None else _densities(sm, terms)
     new = _assemble(sm, posed.objective, terms, densities, method, posed.reason)
     return as_fine(new, posed)
+
+
+def _with_discrete(
+    sm: StructuralModel, objective: Objective, params: Any
+) -> StructuralModel:
+    """The model in which computed sites that only drawn sites change are discrete."""
+    if not (drawn := {*sm.drawn}):
+        return sm
+    computed = without_density(objective, sm)
+    still = (s for s in computed if not sm.moves(s) and sm.noise_of((s,)) & drawn)
+    return with_few_values(sm, still, params)
 
 
 def as_fine(new: Posed, old: Posed) -> Posed:

@@ -201,6 +201,18 @@ def has_density(sm: StructuralModel, site: str) -> bool:
     return sm.site_info[site].kind == "sample" or site in sm.appended
 
 
+def without_density(objective: Objective, sm: StructuralModel) -> set[str]:
+    """Computed sites whose distribution an entropy needs.
+
+    A condition is one if the entropy hides noise that the condition depends on.
+    """
+    found = set()
+    for term in resolve(objective, sm):
+        hidden = {*sm.density(term.sites, term.given, whole=True).hidden}
+        found |= {*term.sites} | {g for g in term.given if sm.noise_of((g,)) & hidden}
+    return {s for s in found if not has_density(sm, s)}
+
+
 def has_atoms(sm: StructuralModel, site: str) -> bool:
     """Whether single values of a site have positive probability, so it has no score."""
     info = sm.site_info[site]

@@ -669,7 +669,7 @@ def test_a_linear_gaussian_value_has_hardly_a_gap() -> None:
 def test_a_loose_tolerance_stops_sooner() -> None:
     found = [
         information(rotated(4, 0.5), method=ig.values.MCMC(tolerance=goal))
-        for goal in (0.05, 0.005)
+        for goal in (0.05, 0.002)
     ]
     loose, sharp = (each.diagnostics for each in found)
     work = [d["levels"] * d["num_samples"] for d in (loose, sharp)]

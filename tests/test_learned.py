@@ -256,7 +256,7 @@ def test_a_posterior_of_the_users() -> None:
 
 @pytest.mark.slow
 def test_discrete_inputs_by_a_classifier_and_others_by_a_mixture() -> None:
-    method = Posterior(hidden=(32,), num_steps=300, num_samples=4096)
+    method = Posterior(hidden=(32,), num_steps=1000, num_samples=4096)
     found = ig.gradient(links.pam, ig.MI("symbol", "y"), scores=method)
     check(found, {"a": links.pam_derivative(1.0)}, 0.03)
     found = ig.gradient(links.black_box, XY, scores=method)
@@ -411,11 +411,12 @@ def test_sound_scores_are_trusted(capsys) -> None:
 
 @pytest.mark.slow
 def test_chains_are_checked_as_a_gradient_runs_them() -> None:
-    """Ten values of each input explain an output, and short chains keep to one."""
-    folded = with_gain(lambda m: dist.Normal(jnp.sin(m), 0.05), "gain", 6.0, 4)
-    found = checked(folded, scores=MCMC(max_steps=16))
-    assert any("still depend on their start" in warning for warning in found.warnings)
+    """Long chains give the score of a square; short ones do not, at any key."""
+    square = with_gain(lambda m: dist.Normal(m**2, 0.05), size=4)
+    found = checked(square, scores=MCMC(max_steps=16))
+    assert any("missed Stein's identity" in warning for warning in found.warnings)
     assert not found.trusted
+    assert checked(square, scores=MCMC()).trusted
 
 
 @pytest.mark.slow

@@ -286,7 +286,7 @@ def test_minimised_information_promises_no_more_than_it_has() -> None:
 
 def test_a_problem_without_a_maximum_says_so() -> None:
     result = ascend(affine)
-    assert "still promised a rise" in result.status
+    assert "still promised a gain" in result.status
     assert "projection" in result.status
 
 

@@ -76,7 +76,7 @@ class Plan:
         sm = trace_model(self.model, args, kwargs)
         same = sm.forward.code == (old.sm.clean or old.sm).forward.code
         if same and old.objective is self.objective:
-            return pose_again(old, sm)
+            return pose_again(old, sm, params)
         sm, seen, _ = self._enter(sm, (), {}, params)
         self._check(sm, seen, params)
         new = pose(sm, seen, old.method, params, old.reason)

@@ -223,7 +223,7 @@ class Run:
             return True
         if self.cycle + 1 < MAX_CYCLES:
             return False
-        text = f"stopped after {done} steps while the gradient still promised a rise"
+        text = f"stopped after {done} steps while the gradient still promised a gain"
         self.status = Status(text, Ending.UNFINISHED)
         return True
 

@@ -16,7 +16,7 @@ from numpyro_infograd._edits import shuffle_inputs, with_few_values
 from numpyro_infograd._objectives import MI, Objective, Sites, check_is_objective, names
 from numpyro_infograd._problem import check_num_samples, enter, noise_warnings
 from numpyro_infograd._structure import StructuralModel
-from numpyro_infograd._terms import has_density, resolve
+from numpyro_infograd._terms import without_density
 from numpyro_infograd._text import brief
 from numpyro_infograd.errors import ArgumentError, DensityError
 from numpyro_infograd.values.base import Estimate, Estimator
@@ -280,7 +280,7 @@ def value_of(
     check_is_objective(objective)
     _checks.check_laws(objective, sm)
     _checks.check_finite(objective, sm, params)
-    sm = with_few_values(sm, _without_law(objective, sm), params)
+    sm = with_few_values(sm, without_density(objective, sm), params)
     _checks.check_rank(objective, sm, params)
 
     def by(estimator: Any) -> Estimate:
@@ -323,15 +323,3 @@ def _resolve(method: Any) -> str | Estimator:
         "an object of numpyro_infograd.values",
     )
     return found
-
-
-def _without_law(objective: Objective, sm: StructuralModel) -> set[str]:
-    """Computed sites whose distribution an entropy needs.
-
-    A condition is one if the entropy hides noise that the condition depends on.
-    """
-    found = set()
-    for term in resolve(objective, sm):
-        hidden = {*sm.density(term.sites, term.given, whole=True).hidden}
-        found |= {*term.sites} | {g for g in term.given if sm.noise_of((g,)) & hidden}
-    return {s for s in found if not has_density(sm, s)}
