@@ -60,7 +60,7 @@ def test_scaled_analytic_scores_are_put_right() -> None:
     found = ig.gradient(links.link, XY, params={"a": 2.0, "b": 1.0}, scores=method)
     check(found, {"a": 0.25, "b": 0.25}, 0.01)
     assert found.diagnostics["stein_residual(y)"] == pytest.approx(-0.3, abs=0.05)
-    assert any("Stein's identity by -30" in warning for warning in found.warnings)
+    assert any("missed Stein's identity by -" in text for text in found.warnings)
 
 
 @named_and_slow

@@ -83,6 +83,20 @@ def is_settled(excess: np.ndarray, multipliers: np.ndarray) -> bool:
     return bool(np.all(np.abs(open_gap) <= SLACK))
 
 
+def multipliers_from(
+    normals: np.ndarray, gradients: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Multipliers of constraints at an optimum, and their standard errors.
+
+    There, the gradient of the objective is a sum of multipliers times the gradients of
+    the constraints. `normals` are the latter, (num_constraints, num_parameters), and
+    `gradients` independent estimates of the former, (num_estimates, num_parameters).
+    """
+    each = gradients @ np.linalg.pinv(normals, rcond=1e-6)
+    error = np.std(each, axis=0) / np.sqrt(max(len(each) - 1, 1))
+    return np.maximum(np.mean(each, axis=0), 0.0), error
+
+
 class ConstraintReport(NamedTuple):
     """A constraint at the end of an ascent.
 
@@ -96,6 +110,7 @@ class ConstraintReport(NamedTuple):
         tolerance: Largest violation that counts as met: two standard errors, and
             rounding.
         multiplier: Nats gained for each unit by which the bound is relaxed.
+        multiplier_error: Standard error of the multiplier.
     """
 
     constraint: Constraint
@@ -105,6 +120,7 @@ class ConstraintReport(NamedTuple):
     violation: float
     tolerance: float
     multiplier: float
+    multiplier_error: float
 
     @property
     def is_met(self) -> bool:

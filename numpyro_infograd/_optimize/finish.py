@@ -12,14 +12,14 @@ import numpy as np
 import jax
 import jax.numpy as jnp
 
-from numpyro_infograd._optimize.budgets import ConstraintReport
-from numpyro_infograd._optimize.landing import land
+from numpyro_infograd._optimize.budgets import ConstraintReport, multipliers_from
+from numpyro_infograd._optimize.landing import land, slopes
 from numpyro_infograd._optimize.log import join
 from numpyro_infograd._optimize.move import constrained
 from numpyro_infograd._optimize.polish import is_below_others
 from numpyro_infograd._optimize.remaining import flat
 from numpyro_infograd._optimize.result import Ending, Result, Status
-from numpyro_infograd._optimize.run import CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
+from numpyro_infograd._optimize.run import CHUNK, CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
 from numpyro_infograd._optimize.step import StepInfo, ascend_many
 from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._problem import REPLICATES
@@ -39,7 +39,7 @@ End = tuple[Any, Estimate | None, str]
 def finish(ended: Run) -> Result:
     """Choose the best restart, and estimate the objective at its end."""
     ends = [_end(ended, index) for index in range(len(ended.starts))]
-    reports = [_report(ended, index, end[0]) for index, end in enumerate(ends)]
+    reports = _reports(ended, [params for params, *_ in ends])
     best = max(range(len(ends)), key=lambda i: _rank(ends[i][1], reports[i]))
     params, estimate, _ = ends[best]
     histories = _histories(ended, bool(reports[best]))
@@ -252,9 +252,20 @@ def _missed(reports: tuple[ConstraintReport, ...]) -> list[ConstraintReport]:
     return [report for report in reports if not report.is_met]
 
 
-def _report(ended: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]:
+def _reports(ended: Run, ends: list[Any]) -> list[tuple[ConstraintReport, ...]]:
+    """The reports of the constraints where each restart ended."""
+    if not ended.plan.subject_to:
+        return [()] * len(ends)
+    gradients = _free_gradients(ended)
+    return [_report(ended, i, at, gradients[i]) for i, at in enumerate(ends)]
+
+
+def _report(
+    ended: Run, index: int, params: Any, gradients: np.ndarray
+) -> tuple[ConstraintReport, ...]:
     """The report of each constraint."""
     budgets, reports = ended.ascent.budgets, []
+    multipliers, errors = _multipliers(ended, index, gradients)
     found = _constrained(ended, params, jax.random.fold_in(ended.rng_key, 8))
     for i, constraint in enumerate(ended.plan.subject_to):
         value, error = found[i].value, found[i].standard_error
@@ -267,10 +278,43 @@ def _report(ended: Run, index: int, params: Any) -> tuple[ConstraintReport, ...]
                 bound=bound,
                 violation=max(constraint.sign * (value - bound), 0.0),
                 tolerance=scale * float(budgets.rounding[i]) + 2 * error,
-                multiplier=float(ended.states.multipliers[index, i]) / scale,
+                multiplier=float(multipliers[i]) / scale,
+                multiplier_error=float(errors[i]) / scale,
             )
         )
     return tuple(reports)
+
+
+def _free_gradients(ended: Run) -> np.ndarray:
+    """Gradients of the objective alone where each restart ended, in units of the rates;
+    (num_restarts, num_gradients, num_parameters).
+    """
+    budgets = ended.ascent.budgets
+    nowhere = budgets._replace(bounds=jnp.full_like(budgets.bounds, jnp.inf))
+    free = replace(ended.ascent, budgets=nowhere)
+    _, infos = ascend_many(free, ended.states, jnp.zeros(CHUNK))  # moves nothing
+    return flat(infos.gradient, 2) * ended.flat_scale()
+
+
+def _multipliers(
+    ended: Run, index: int, gradients: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Multipliers of the relative excesses at the end, and their standard errors.
+
+    The ascent's own multipliers suffice to hold the bounds. But they follow products of
+    a noisy excess and a noisy gradient, whose mean is not the product of the means. The
+    distance from these is a part of the error, because the end is not quite an optimum.
+    """
+    own = np.asarray(ended.states.multipliers[index], float)
+    holds = own > 0
+    found, errors = np.zeros((2, len(own)))
+    if np.any(holds):
+        here = jax.tree.map(lambda x: x[index], ended.states.unconstrained_params)
+        key = jax.random.fold_in(ended.rng_key, 9)
+        normals = flat(slopes(ended.ascent, here, key), 1) * ended.flat_scale()
+        found[holds], errors[holds] = multipliers_from(normals[holds], gradients)
+        errors = np.hypot(errors, found - own)
+    return found, errors
 
 
 def _constrained(ended: Run, params: Any, rng_key: jax.Array) -> list[Estimate]:

@@ -29,7 +29,7 @@ _RIDGE = 1e-6  # of the normal equations, relative to their trace
 
 
 @quick_jit
-def _slopes(ascent: Ascent, params: Any, rng_key: jax.Array) -> Any:
+def slopes(ascent: Ascent, params: Any, rng_key: jax.Array) -> Any:
     """Gradient of each relative excess, along what the projection allows."""
     budgets, move = ascent.budgets, ascent.move
     problem, noise = ascent.problem.without_entropies(), ascent.source(rng_key)
@@ -84,8 +84,7 @@ def land(
         mean, error = (each / units for each in measure(here))
         if not np.all(np.isfinite(mean + error)):
             break
-        slopes = jax.device_get(_slopes(ascent, here, rng_key))
-        normals = flat(slopes, 1) * scale
+        normals = flat(jax.device_get(slopes(ascent, here, rng_key)), 1) * scale
         gap = mean + _within(normals, mean, _MARGIN * error + rounding)
         near = _NEAR * error + rounding
         active = (gap > near) | (np.asarray(multipliers) > PENALTY * np.abs(gap))

@@ -350,17 +350,17 @@ class Run:
             last = [flat(c.gradient, 2)[i] for c in self.chunks[-2:]]
             gradients = np.concatenate(last)[-steps:]
             moved = flat(self.states.unconstrained_params, 1)[i] - there
-            scale = self._flat_scale()
+            scale = self.flat_scale()
             found.append(outlook(gradients, before, moved, scale, ratio))
         return found
 
     def _are_clear(self, infos: StepInfo) -> list[bool]:
         """Whether the first gradients of each restart can be told from their noise."""
-        gradients = flat(infos.gradient, 2)[:, :FIRST] * self._flat_scale()
+        gradients = flat(infos.gradient, 2)[:, :FIRST] * self.flat_scale()
         few = gradients.shape[1] < FIRST
         return [few or Steepness.of(each).is_clear for each in gradients]
 
-    def _flat_scale(self) -> np.ndarray:
+    def flat_scale(self) -> np.ndarray:
         """The peak rate of each number."""
         scale, start = self.ascent.move.scale, self._each_unconstrained()[0]
         return flat(
