@@ -48,6 +48,8 @@ class Estimate:
         0.5 +- 0.01 nats (nested)
         >>> found.in_bits()
         0.721348 +- 0.014 bits (nested)
+        >>> float(found)
+        0.5
     """
 
     value: float
@@ -60,6 +62,10 @@ class Estimate:
     warnings: tuple[str, ...] = ()
     diagnostics: dict[str, Any] = field(default_factory=dict, compare=False)
     sampled: str = ""
+
+    def __float__(self) -> float:
+        """The value alone, in the unit of the estimate."""
+        return float(self.value)
 
     def __neg__(self) -> Estimate:
         """The estimate of the negative objective."""
