@@ -166,6 +166,8 @@ class Generate(Messenger):
             if constraint is not None:
                 self.param_values[name] = value
                 self.constraints[name] = constraint
+                if isinstance(value, np.ndarray):  # which a traced number cannot index
+                    msg["value"] = jnp.asarray(value)
 
     def _on_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]

@@ -236,11 +236,8 @@ def pose_again(posed: Posed, sm: StructuralModel, params: Any) -> Posed:
 def _with_discrete(
     sm: StructuralModel, objective: Objective, params: Any
 ) -> StructuralModel:
-    """The model in which computed sites that only drawn sites change are discrete."""
-    if not (drawn := {*sm.drawn}):
-        return sm
-    computed = without_density(objective, sm)
-    still = (s for s in computed if not sm.moves(s) and sm.noise_of((s,)) & drawn)
+    """The model in which computed sites with few values that stay are discrete."""
+    still = (s for s in without_density(objective, sm) if not sm.moves(s))
     return with_few_values(sm, still, params)
 
 

@@ -491,6 +491,30 @@ def test_computed_sites_of_few_values_are_discrete():
         ig.gradient(adder, ig.MI("a", "moved"))
 
 
+def test_bits_of_a_label() -> None:
+    """No draw depends on a parameter, but the points move: the noise has few states."""
+    start, label = np.array([-3.0, -1.0, 1.2, 3.0]), np.array([0, 1, 3, 2])
+
+    def model() -> None:
+        points = numpyro.param("points", start)
+        k = numpyro.sample("k", dist.Categorical(probs=jnp.ones(4) / 4))
+        numpyro.deterministic("bit", jnp.asarray(label)[k] // 2)
+        numpyro.sample("y", dist.Normal(points[k], 1))
+
+    y = np.linspace(-10, 10, 4001)
+
+    def truth(points: Any) -> float:
+        law = stats.norm.pdf(y, np.asarray(points)[:, None]) * (y[1] - y[0])
+        halves = np.stack([law[:2].mean(axis=0), law[2:].mean(axis=0)])
+        return table_information(halves, np.array([0.5, 0.5]))
+
+    found = ig.gradient(model, ig.MI("bit", "y"))
+    steps = 1e-4 * np.eye(4)
+    slopes = [(truth(start + e) - truth(start - e)) / 2e-4 for e in steps]
+    assert_found(found, {"points": np.array(slopes)}, 0.001)
+    assert not found.warnings
+
+
 def test_their_arguments_may_change_in_an_ascent():
     search = ig.InfoMax(adder, ig.MI("a", "sum"), optax.sgd(0.0))
     state = search.init(jax.random.key(0), 0.3)
