@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 import runpy
 from types import SimpleNamespace
+from typing import Any
 
 import links
 import numpy as np
@@ -63,8 +64,9 @@ def test_outliers_do_not_move_a_robust_twin(number: int, divergence: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("divergence", ["fisher", "likelihood"])
 @pytest.mark.parametrize("number", [500, 4000])
-def test_twins_of_heavy_tails(number: int) -> None:
+def test_twins_of_heavy_tails(number: int, divergence: str) -> None:
     """Cauchy recordings, which have no variance; their Fisher information is known."""
 
     def cauchy() -> None:
@@ -72,10 +74,13 @@ def test_twins_of_heavy_tails(number: int) -> None:
         numpyro.sample("y", dist.Cauchy(numpyro.param("m", 0.0), s))
 
     least = 0.7 * (2 / (0.8 * number)) ** 0.5  # the fit uses 80 % of the recordings
+    settings: dict[str, Any] = {"divergence": divergence}
     for seed in range(4):
         y = 0.5 + 0.7 * np.random.default_rng(seed).standard_cauchy(number)
-        twin = quiet.calibrate(cauchy, {"y": y}, rng_key=jax.random.key(seed))
-        assert any("heavy tails" in warning for warning in twin.warnings)
+        settings["rng_key"] = jax.random.key(seed)
+        twin = quiet.calibrate(cauchy, {"y": y}, **settings)
+        is_weighted = any("heavy tails" in warning for warning in twin.warnings)
+        assert is_weighted == (divergence == "fisher")
         for name, truth in (("m", 0.5), ("s", 0.7)):
             error = float(twin.standard_error[name])
             assert abs(float(twin.params[name]) - truth) < 3.5 * error, twin
