@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What public functions do around their call.
 
-They refuse wrong arguments, and warn with the line of the caller. Most also refuse JAX
-transformations, and keep BLAS on one thread.
+They refuse wrong arguments, and warn with the line of the caller. They keep JAX's rules
+for debugging out. Most also refuse JAX transformations, and keep BLAS on one thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -214,14 +215,31 @@ def public(
         if not inside:
             check_outside(expected.name)
         expected.check(args[expected.is_method :], kwargs)
-        if inside:
-            return function(*args, **kwargs)
-        # Many small systems are solved. On more threads this takes twice the time, and
-        # ten times on a busy machine. Does nothing if another thread set the number.
-        with threadpool_limits(1, user_api="blas"):
-            return function(*args, **kwargs)
+        with _standard_rules():
+            if inside:
+                return function(*args, **kwargs)
+            # Many small systems are solved. On more threads this takes twice the time,
+            # and ten times on a busy machine. Does nothing if another thread set it.
+            with threadpool_limits(1, user_api="blas"):
+                return function(*args, **kwargs)
 
     return call
+
+
+@contextlib.contextmanager
+def _standard_rules() -> Iterator[None]:
+    """JAX's standard rules, whatever the caller has chosen for other code.
+
+    Here NaN stands for what is unknown, and equal keys give equal noise on purpose.
+    """
+    with (
+        jax.debug_nans(False),
+        jax.debug_infs(False),
+        jax.debug_key_reuse(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
 
 
 @dataclass_transform(frozen_default=True)

@@ -150,6 +150,27 @@ def test_a_step_has_no_derivative_but_makes_a_term_of_a_loss() -> None:
         assert float(way(term)(params)["a"]) == pytest.approx(0.4 + 4.0, rel=1e-5)
 
 
+def test_rules_for_debugging_do_not_reach_this_package() -> None:
+    """NaN stands for an unknown value, and arrays of unlike ranks are combined."""
+
+    def answers() -> tuple[float, float]:
+        found = ig.gradient(tanh_channel, XY, scores=SMALL).value["a"]
+        search = ig.InfoMax(tanh_channel, XY, scores=SMALL)
+        state, info = search.update(search.init(KEY))
+        assert np.isnan(info.objective)
+        return float(found), float(state.unconstrained_params["a"])
+
+    plain = answers()
+    with (
+        jax.debug_nans(True),
+        jax.debug_key_reuse(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        assert answers() == plain
+        assert jax.config.jax_debug_nans
+
+
 def test_no_traced_value_outlives_its_trace() -> None:
     def computed():
         a = numpyro.param("a", lambda key: 1.0 + 0.0 * jax.random.normal(key))
