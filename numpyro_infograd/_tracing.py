@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
 from numpyro_infograd._arguments import as_parameter, explain_trace_errors, line_of
-from numpyro_infograd._density import simulate
+from numpyro_infograd._density import Values, simulate
 from numpyro_infograd._doors import is_inside, public
 from numpyro_infograd._messenger import Generate, isolated, warn_of_handlers
 from numpyro_infograd._noise import NoiseSpec, noise_like, probe_noise
@@ -33,6 +33,10 @@ from numpyro_infograd.errors import (
     ParameterError,
 )
 
+_CHANGED = (
+    "something that the model reads has changed since structural_model traced it. Call "
+    "structural_model again, or pass what changes as an argument of the model."
+)
 # NumPyro's errors for invalid distributions, and what to do.
 _NO_LAW = {
     "_matrix parameter": "The matrix must be symmetric and positive definite. If it is "
@@ -134,6 +138,10 @@ def trace_model(
                 "a StructuralModel is traced already, so it takes no arguments. Pass "
                 "the NumPyro model to trace it with other arguments."
             )
+        if model.source is not None:
+            params, noise, _ = model.example_inputs()
+            again = _forward(model.run, params, noise)
+            _check_same(model.forward, again, params, model.spec, _CHANGED)
         return model
     if not callable(model) or isinstance(model, Distribution):
         raise ArgumentError(
@@ -212,18 +220,19 @@ def trace_model(
         play(messenger)
         return messenger.played
 
-    noise = noise_like(tuple(site_noise(seen.sites).items()))
-
-    def trace() -> Program:
-        return Program.trace(lambda p, n: run(p, n, {}).values, params, noise)
-
-    forward = trace()
-    _check_same(forward, trace(), params, tuple(site_noise(seen.sites).items()))
+    spec = tuple(site_noise(seen.sites).items())
+    forward, again = (_forward(run, params, noise_like(spec)) for _ in range(2))
+    _check_same(forward, again, params, spec, UNSTEADY)
     forward.check_batches("the model")
     source = (model, args, kwargs)
     return StructuralModel(
         params, seen.constraints, seen.sites, run, forward, source=source
     )
+
+
+def _forward(run: Callable[..., Any], params: Any, noise: Values) -> Program:
+    """The map from parameters and noise to the values of all sites."""
+    return Program.trace(lambda p, n: run(p, n, {}).values, params, noise)
 
 
 def _same(first: list[Any], second: list[Any]) -> bool:
@@ -241,7 +250,9 @@ def _same(first: list[Any], second: list[Any]) -> bool:
     return all(np.array_equal(numbers(a), numbers(b)) for a, b in pairs)
 
 
-def _check_same(first: Program, second: Program, params: Any, spec: NoiseSpec) -> None:
+def _check_same(
+    first: Program, second: Program, params: Any, spec: NoiseSpec, why: str
+) -> None:
     """Raise for a model whose runs differ with the same parameters and noise.
 
     If traces differ, as by callbacks that a model makes, values at 64 draws decide.
@@ -256,7 +267,7 @@ def _check_same(first: Program, second: Program, params: Any, spec: NoiseSpec) -
         if name not in a or name not in b or not _near(a[name], b[name]):
             raise ModelError(
                 "two runs of the model with the same parameters and noise give site "
-                f"{name!r} different values: {UNSTEADY}"
+                f"{name!r} different values: {why}"
             )
 
 

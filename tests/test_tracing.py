@@ -554,3 +554,20 @@ def test_a_mean_that_has_no_value_at_zero_is_traced() -> None:
     assert sm.parents["y"] == ("x", "weights")
     values = sm.evaluate(sm.params, sm.sample_noise(jax.random.key(0), 16))
     assert np.all(np.isfinite(np.asarray(values["y"])))
+
+
+def test_what_a_traced_model_reads_must_not_change() -> None:
+    """Its densities would follow the new value, and its draws the old one."""
+    noise = {"scale": 0.5}
+
+    def model() -> None:
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        y = jnp.tanh(numpyro.param("a", 1.0) * x)
+        numpyro.sample("y", dist.Normal(y, noise["scale"]))
+
+    sm = ig.structural_model(model)
+    ig.estimate(sm, ig.Entropy("y", given="x"))
+    noise["scale"] = 0.1
+    with pytest.raises(ModelError, match=r"site 'y' .* Call structural_model again"):
+        ig.estimate(sm, ig.Entropy("y", given="x"))
+    assert ig.estimate(model, ig.Entropy("y", given="x")).value < 0
