@@ -407,3 +407,16 @@ def test_a_design_whose_counts_were_not_drawn_has_no_value() -> None:
     assert 1 in found.contenders  # nothing is known about it
     alone = ig.design(model, jnp.asarray(rates[:2]), "u", "y", num_samples=256)
     assert not alone.warnings and alone.value[1] > 0.6
+
+
+def test_the_end_of_a_count_may_move_with_the_design() -> None:
+    """The list of values covers all designs, also if the first has the fewest."""
+
+    def trials(n: jax.Array) -> None:
+        theta = numpyro.sample("theta", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Binomial(n, logits=theta))
+
+    z, w = normal_grid(9)
+    law = {n: stats.binom.pmf(np.arange(n + 1), n, expit(z)[:, None]) for n in (3, 12)}
+    truth = [from_table(w[:, None] * each) for each in law.values()]
+    agrees(ig.design(trials, jnp.array([3, 12]), "theta", "y"), truth, 0.001)

@@ -14,10 +14,13 @@ from numpyro_infograd._density import simulate
 from numpyro_infograd._edits import FEW, tabulate
 from numpyro_infograd._noise import probe_noise
 from numpyro_infograd._objectives import Objective
+from numpyro_infograd._sites import Site
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd._terms import has_density, resolve
 from numpyro_infograd.errors import DensityError
 
+# Distributions whose number of values is a shape, which no design changes.
+_FIXED = ("Bernoulli", "Categorical", "OrderedLogistic", "Quantized", "Delta")
 CELLS = 32  # cells of equal probability of a computed number, a power of two
 _PROBES, _PLACES = 4096, 64  # draws, and designs, from which values are known
 
@@ -33,12 +36,13 @@ def with_probabilities(
     """The model in which each set of sites has a density, and the grouped sites.
 
     A computed site whose distribution given the rest is needed becomes discrete. A
-    count without an upper end gets a list of values, with some beyond those drawn.
+    count without an upper end, or with one that a design moves, gets a list of values,
+    with some beyond those drawn.
     """
     needed = {s for t in resolve(objective, sm) for s in t.sites}
     sites = {s: sm.site_info[s] for s in sm.sites if s in needed}
     computed = [s for s in sites if not has_density(sm, s)]
-    counts = [s for s, site in sites.items() if site.discrete and site.choices == ()]
+    counts = [s for s, site in sites.items() if _is_count(site)]
     grouped: tuple[str, ...] = ()
     if not computed and not counts:
         return sm, grouped
@@ -50,6 +54,10 @@ def with_probabilities(
         drawn.append(simulate(sm.forward, at, noise))
     for name in counts:
         seen = np.concatenate([np.asarray(v[name]).ravel() for v in drawn])
+        if known := sites[name].choices:
+            if np.all(np.isin(seen, known)):
+                continue
+            seen = np.append(seen, known)
         low, high = int(np.min(seen)), int(np.max(seen))
         beyond = (high - low) // 2 + 2
         first = max(low - beyond, 0) if low >= 0 else low - beyond
@@ -72,3 +80,10 @@ def with_probabilities(
         sm = tabulate(sm, name, range(cells), np.unique(edges))
         grouped += (name,)
     return sm, grouped
+
+
+def _is_count(site: Site) -> bool:
+    """Whether a design may change the list of a discrete site's values."""
+    if not site.discrete or site.choices is None:
+        return False
+    return not (site.choices and site.distribution.startswith(_FIXED))
