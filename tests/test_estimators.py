@@ -337,8 +337,8 @@ def with_symbols():
     ("model", "given", "size", "truth", "sharp", "share"),
     [
         (three_inputs, (), 2**18, 0.5 * math.log(1 + 5.25), 0.002, None),
-        (four_outputs, (), 2**16, 10.60661, 0.02, 0.003),
-        (noiseless_link, "v", 2**16, 0.5 * math.log(1.5), 0.01, None),
+        (four_outputs, (), 2**17, 10.60661, 0.02, 0.003),
+        (noiseless_link, "v", 2**17, 0.5 * math.log(1.5), 0.01, None),
         (with_symbols, "k", 2**16, 0.5 * math.log(2), 0.02, None),
     ],
 )
