@@ -23,6 +23,7 @@ from helpers import assert_within, quiet
 import numpyro_infograd as ig
 from numpyro_infograd import MI, Expectation
 from numpyro_infograd._optimize import finish
+from numpyro_infograd._optimize.budgets import multipliers_from
 from numpyro_infograd.errors import ConstraintError, ModelError
 from numpyro_infograd.scores import Mixture
 import truths
@@ -94,6 +95,22 @@ def check_multiplier(report: Any, truth: float, sharp: float) -> None:
     assert_within(*found, truth, max_standard_error=sharp)
     with pytest.raises(AssertionError, match="standard errors"):
         assert_within(*found, truth + 5 * sharp, max_standard_error=sharp)
+
+
+def test_multipliers_make_the_gradient_a_sum_of_normals() -> None:
+    normals = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]])
+    exact = np.array([0.5, 0.25]) @ normals
+    off = np.array([2.0, 0.0, -1.0])  # along both bounds
+    found, error = multipliers_from(normals, np.stack([exact + off, exact - off]))
+    np.testing.assert_allclose(found, [0.5, 0.25])
+    np.testing.assert_allclose(error, 0.0, atol=1e-12)
+    noisy = exact + np.random.default_rng(0).normal(size=(400, 3))
+    found, error = multipliers_from(normals, noisy)
+    np.testing.assert_allclose(error, [0.05 / 5**0.5, 0.05], rtol=0.1)
+    assert_within(found, error, np.array([0.5, 0.25]), max_standard_error=0.06)
+    _, error = multipliers_from(normals, exact[None])
+    assert np.all(np.isinf(error))
+    assert np.all(np.isnan(multipliers_from(normals, np.full((2, 3), np.nan))))
 
 
 def photons() -> None:

@@ -83,18 +83,19 @@ def is_settled(excess: np.ndarray, multipliers: np.ndarray) -> bool:
     return bool(np.all(np.abs(open_gap) <= SLACK))
 
 
-def multipliers_from(
-    normals: np.ndarray, gradients: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def multipliers_from(normals: np.ndarray, gradients: np.ndarray) -> Any:
     """Multipliers of constraints at an optimum, and their standard errors.
 
     There, the gradient of the objective is a sum of multipliers times the gradients of
     the constraints. `normals` are the latter, (num_constraints, num_parameters), and
     `gradients` independent estimates of the former, (num_estimates, num_parameters).
+    NaN if a gradient is not finite; one estimate alone has an infinite error.
     """
-    each = gradients @ np.linalg.pinv(normals, rcond=1e-6)
-    error = np.std(each, axis=0) / np.sqrt(max(len(each) - 1, 1))
-    return np.maximum(np.mean(each, axis=0), 0.0), error
+    if not (np.all(np.isfinite(normals)) and np.all(np.isfinite(gradients))):
+        return np.full((2, len(normals)), np.nan)
+    each, others = gradients @ np.linalg.pinv(normals, rcond=1e-6), len(gradients) - 1
+    error = np.std(each, axis=0) / np.sqrt(others) if others else np.inf
+    return np.maximum(np.mean(each, axis=0), 0.0), error + np.zeros(len(normals))
 
 
 class ConstraintReport(NamedTuple):

@@ -19,7 +19,7 @@ from numpyro_infograd._optimize.move import constrained
 from numpyro_infograd._optimize.polish import is_below_others
 from numpyro_infograd._optimize.remaining import flat
 from numpyro_infograd._optimize.result import Ending, Result, Status
-from numpyro_infograd._optimize.run import CHUNK, CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
+from numpyro_infograd._optimize.run import CYCLE, MAX_CYCLES, NEGLIGIBLE, Run
 from numpyro_infograd._optimize.step import StepInfo, ascend_many
 from numpyro_infograd._pairs import without_pairs
 from numpyro_infograd._problem import REPLICATES
@@ -256,12 +256,13 @@ def _reports(ended: Run, ends: list[Any]) -> list[tuple[ConstraintReport, ...]]:
     """The reports of the constraints where each restart ended."""
     if not ended.plan.subject_to:
         return [()] * len(ends)
-    gradients = _free_gradients(ended)
+    has_steps = ended.chunks and not ended.is_stopped
+    gradients = _free_gradients(ended) if has_steps else [None] * len(ends)
     return [_report(ended, i, at, gradients[i]) for i, at in enumerate(ends)]
 
 
 def _report(
-    ended: Run, index: int, params: Any, gradients: np.ndarray
+    ended: Run, index: int, params: Any, gradients: np.ndarray | None
 ) -> tuple[ConstraintReport, ...]:
     """The report of each constraint."""
     budgets, reports = ended.ascent.budgets, []
@@ -292,12 +293,13 @@ def _free_gradients(ended: Run) -> np.ndarray:
     budgets = ended.ascent.budgets
     nowhere = budgets._replace(bounds=jnp.full_like(budgets.bounds, jnp.inf))
     free = replace(ended.ascent, budgets=nowhere)
-    _, infos = ascend_many(free, ended.states, jnp.zeros(CHUNK))  # moves nothing
+    steps = ended.chunks[-1].finite.shape[1]  # for which it is compiled
+    _, infos = ascend_many(free, ended.states, jnp.zeros(steps))  # moves nothing
     return flat(infos.gradient, 2) * ended.flat_scale()
 
 
 def _multipliers(
-    ended: Run, index: int, gradients: np.ndarray
+    ended: Run, index: int, gradients: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Multipliers of the relative excesses at the end, and their standard errors.
 
@@ -306,6 +308,8 @@ def _multipliers(
     distance from these is a part of the error, because the end is not quite an optimum.
     """
     own = np.asarray(ended.states.multipliers[index], float)
+    if gradients is None:
+        return own, np.full(len(own), np.inf)
     holds = own > 0
     found, errors = np.zeros((2, len(own)))
     if np.any(holds):
