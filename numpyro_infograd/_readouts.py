@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from numpyro_infograd._edits import add_site
 from numpyro_infograd._noise import probe_noise
 from numpyro_infograd._objectives import Expectation, Joint, Objective, plus
+from numpyro_infograd._pairs import with_pairs, without_pairs
 from numpyro_infograd._recovery import NotInverseError, Recovery
 from numpyro_infograd._structure import StructuralModel
 from numpyro_infograd.errors import VOUCH, ArgumentError, DensityError
@@ -248,14 +249,15 @@ def _jacobian(sm: StructuralModel, swap: Swap) -> Any:
 
     def jacobian(params: Any, noise: Any, values: Any) -> jax.Array:
         others = {s: values[s] for s in settable}
+        pairs = frozenset(s for s in sources if jnp.iscomplexobj(values[s]))
 
         def made(given: Any) -> jax.Array:
-            found = program(params, noise, others | given)
+            found = program(params, noise, others | without_pairs(pairs, given))
             return jnp.concatenate([found[s].ravel() for s in readouts])
 
-        columns = jax.jacfwd(made)({s: values[s] for s in sources})
-        size = _size(sm, swap.readouts)
-        parts = [columns[s].reshape(size, -1) for s in sources]
+        at = with_pairs(pairs, {s: values[s] for s in sources})
+        columns = jax.jacfwd(made)(at)
+        parts = [columns[s].reshape(len(columns[s]), -1) for s in sources]
         return jnp.concatenate(parts, axis=1)
 
     return jacobian

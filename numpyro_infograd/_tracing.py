@@ -196,14 +196,18 @@ def trace_model(
 
     def trace_only() -> None:
         found = explore()
+        listed.update((name, site.choices) for name, site in found.sites.items())
         facts = jax.tree.leaves((found.param_values, found.constraints))
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in facts):
             explored.append(found)
 
     explored: list[Generate] = []
+    listed: dict[str, Any] = {}  # values of discrete sites that no draw changes
     jax.eval_shape(trace_only)
     # Without tracing, if the model computes an initial value or a bound.
     seen = explored[0] if explored else explore()
+    for name, site in seen.sites.items():
+        seen.sites[name] = site._replace(choices=listed.get(name, site.choices))
     shared = [name for name in seen.param_values if name in seen.sites]
     if shared:
         raise ModelError(

@@ -20,7 +20,8 @@ from numpyro.distributions import transforms
 
 from helpers import assert_found, assert_within, quiet, refuses
 import numpyro_infograd as ig
-from numpyro_infograd._readouts import see_through
+from numpyro_infograd._readouts import check_readouts, see_through
+from numpyro_infograd._tracing import trace_model
 from numpyro_infograd.distributions import ComplexNormal
 from numpyro_infograd.errors import (
     ArgumentError,
@@ -483,3 +484,17 @@ def test_solution_is_not_linear_in_the_matrix():
     sm = ig.structural_model(model)
     _, objective = see_through(sm, ig.MI("y", "d"), sm.params)
     assert "d" in objective.sites
+
+
+def test_a_computed_number_of_a_hidden_complex_site_can_be_checked() -> None:
+    """The phase of a symbol in complex noise: its Jacobian is that of two numbers."""
+
+    def model() -> None:
+        a = numpyro.param("a", 1.5)
+        k = numpyro.sample("k", dist.Categorical(probs=jnp.ones(4) / 4))
+        mean = a * jnp.exp(0.5j * jnp.pi * k)
+        y = numpyro.sample("y", ig.distributions.ComplexNormal(mean, 1.0))
+        numpyro.deterministic("phase", jnp.angle(y))
+
+    sm = trace_model(model, (), {})
+    check_readouts(sm, ig.MI("k", "phase"), sm.params)

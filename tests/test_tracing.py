@@ -571,3 +571,17 @@ def test_what_a_traced_model_reads_must_not_change() -> None:
     with pytest.raises(ModelError, match=r"site 'y' .* Call structural_model again"):
         ig.estimate(sm, ig.Entropy("y", given="x"))
     assert ig.estimate(model, ig.Entropy("y", given="x")).value < 0
+
+
+def test_counts_without_a_fixed_end_have_no_list_of_values() -> None:
+    """Also if the start of a parameter is computed, and the model runs untraced."""
+
+    def thinned() -> None:
+        rate = numpyro.param("rate", jnp.exp(jnp.ones(())))
+        n = numpyro.sample("n", dist.Poisson(rate))
+        numpyro.sample("y", dist.Binomial(n, 0.6))
+        numpyro.sample("z", dist.Binomial(5, 0.6))
+
+    sites = ig.structural_model(thinned).site_info
+    assert sites["y"].choices == ()
+    assert len(sites["z"].choices) == 6

@@ -139,6 +139,11 @@ def _as_arrays(name: str, value: Any) -> Any:
             array = np.asarray(x)
         except ValueError:
             array = np.asarray(None)
+        if np.iscomplexobj(array):
+            raise ArgumentError(
+                f"{name} must hold real numbers, got {brief(x)}. Pass real and "
+                "imaginary parts as two arguments, and combine them in the model."
+            )
         good = (is_real(array) or array.dtype == bool) and array.ndim and len(array)
         if not good or not np.all(np.isfinite(array)):
             raise ArgumentError(

@@ -89,13 +89,20 @@ def multipliers_from(normals: np.ndarray, gradients: np.ndarray) -> Any:
     There, the gradient of the objective is a sum of multipliers times the gradients of
     the constraints. `normals` are the latter, (num_constraints, num_parameters), and
     `gradients` independent estimates of the former, (num_estimates, num_parameters).
-    NaN if a gradient is not finite; one estimate alone has an infinite error.
+    The error includes what no multiplier explains, because then the place is not the
+    optimum. NaN if a gradient is not finite; one alone has an infinite error.
     """
     if not (np.all(np.isfinite(normals)) and np.all(np.isfinite(gradients))):
         return np.full((2, len(normals)), np.nan)
-    each, others = gradients @ np.linalg.pinv(normals, rcond=1e-6), len(gradients) - 1
-    error = np.std(each, axis=0) / np.sqrt(others) if others else np.inf
-    return np.maximum(np.mean(each, axis=0), 0.0), error + np.zeros(len(normals))
+    back, others = np.linalg.pinv(normals, rcond=1e-6), len(gradients) - 1
+    each = gradients @ back
+    found = np.maximum(np.mean(each, axis=0), 0.0)
+    if not others:
+        return found, np.full(len(found), np.inf)
+    left = gradients - each @ normals
+    square = np.sum(np.mean(left, axis=0) ** 2) - np.sum(np.var(left, axis=0)) / others
+    size = np.sqrt(max(square, 0.0)) * np.linalg.norm(back, axis=0)
+    return found, np.hypot(np.std(each, axis=0) / np.sqrt(others), size)
 
 
 class ConstraintReport(NamedTuple):
